@@ -1,0 +1,37 @@
+# make demo    train the lane detector with parity measured at every validation, print the table
+# make test    the whole test suite
+# make lint    format, lint and types
+# make bench   the long benchmarks
+# Each makes .venv at the first use. EXTRAS adds to what is installed, e.g. EXTRAS=dev,rtx.
+
+PYTHON ?= python3
+EXTRAS ?= dev
+DEMO_ARGS ?=
+BIN := .venv/bin
+STAMP := .venv/installed-$(EXTRAS)
+
+.PHONY: demo test lint bench clean
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
+	rm -f .venv/installed-* && touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/lightning-robust fit -c configs/lanes.yaml -c configs/techniques/deployment_parity.yaml $(DEMO_ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/parity_cost.py
+	$(BIN)/python benchmarks/rendering_speed.py
+
+clean:
+	rm -rf .venv build dist *.egg-info runs
