@@ -1,0 +1,127 @@
+"""Batches and outputs of any shape: tensors inside dicts, lists, tuples, NamedTuples and dataclasses.
+
+What a Trainer does with them does not belong here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+Key = int | str
+
+
+def get_item(batch: Any, key: Key) -> Any:
+    """One part of a batch, by position, by key or by field name.
+
+    Args:
+        batch: What the loader gave: a dict, list, tuple, NamedTuple, dataclass, or a tensor (then ``key`` 0 is the
+            tensor itself).
+        key: Position (int) or name (str).
+
+    Raises:
+        KeyError: If the batch has no such part; the message lists what it has.
+
+    Example:
+        >>> get_item({"image": 1, "label": 2}, "label")
+        2
+    """
+    if isinstance(batch, Tensor) and key == 0:
+        return batch
+    parts = _parts(batch)
+    if isinstance(key, int) and not isinstance(batch, Mapping):
+        names = list(parts)
+        if -len(names) <= key < len(names):
+            return parts[names[key]]
+    elif key in parts:
+        return parts[key]
+    raise KeyError(
+        f"Expected the batch to have a part {key!r}, but got {type(batch).__name__} with {list(parts)}. "
+        "Set `input_key` / `target_key` to one of them."
+    )
+
+
+def flatten(value: Any, name: str = "output") -> dict[str, Tensor]:
+    """Every tensor of a structure, in order, named by the path to it.
+
+    Args:
+        value: A tensor or a (nested) dict, list, tuple, NamedTuple or dataclass. Anything else is skipped.
+        name: The name of a lone tensor, and the stem of names that come from positions.
+
+    Raises:
+        ValueError: If there is no tensor at all.
+
+    Example:
+        >>> import torch
+        >>> list(flatten({"boxes": torch.zeros(2), "heads": [torch.zeros(1), torch.zeros(1)]}))
+        ['boxes', 'heads.0', 'heads.1']
+    """
+    if isinstance(value, Tensor):
+        return {name: value}
+    found = dict(_walk(value, ""))
+    if not found:
+        raise ValueError(f"Expected tensors in {name!r}, but got {type(value).__name__} without any.")
+    return {(f"{name}.{path}" if path[0].isdigit() else path): tensor for path, tensor in found.items()}
+
+
+def rebuild(value: Any, tensors: Iterator[Tensor]) -> Any:
+    """The same structure with its tensors replaced, in the order of :func:`flatten`. The original is left alone.
+
+    Example:
+        >>> import torch
+        >>> rebuild({"a": torch.zeros(1), "n": 3}, iter([torch.ones(1)]))
+        {'a': tensor([1.]), 'n': 3}
+    """
+    if isinstance(value, Tensor):
+        return next(tensors)
+    if _is_dataclass(value):
+        new = {f.name: rebuild(getattr(value, f.name), tensors) for f in dataclasses.fields(value) if f.init}
+        return dataclasses.replace(value, **new)
+    if isinstance(value, Mapping):
+        return _like(value, {key: rebuild(item, tensors) for key, item in value.items()})
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(rebuild(item, tensors) for item in value))
+    if isinstance(value, list | tuple):
+        return type(value)(rebuild(item, tensors) for item in value)
+    return value
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """The same structure with ``function`` applied to every tensor.
+
+    Example:
+        >>> import torch
+        >>> map_tensors(torch.neg, (torch.ones(1), "label"))
+        (tensor([-1.]), 'label')
+    """
+    return rebuild(value, iter([function(tensor) for _, tensor in _walk(value, "x")]))
+
+
+def _is_dataclass(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def _like(original: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
+    return items if type(original) is dict else type(original)(items)  # type: ignore[call-arg]
+
+
+def _parts(value: Any) -> dict[Any, Any]:
+    if _is_dataclass(value):
+        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return dict(zip(value._fields, value, strict=True))
+    if isinstance(value, list | tuple):
+        return dict(enumerate(value))
+    return {}
+
+
+def _walk(value: Any, path: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield path, value
+    for key, item in _parts(value).items():
+        yield from _walk(item, f"{path}.{key}" if path else str(key))

@@ -1,0 +1,25 @@
+"""What techniques ask of a Trainer before they start: strategies they refuse, warnings they share."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+
+class NoEffectWarning(UserWarning):
+    """A technique that was switched on changed or measured nothing."""
+
+
+def refuse_sharded(trainer: pl.Trainer, technique: str) -> None:
+    """Refuse strategies in which no rank holds whole weights.
+
+    Raises:
+        MisconfigurationException: Under FSDP, DeepSpeed and model parallelism.
+    """
+    if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy):
+        raise MisconfigurationException(
+            f"Expected a strategy in which each rank holds the whole model, but got "
+            f"{type(trainer.strategy).__name__}, which {technique} cannot work with. Use strategy='ddp', or take "
+            f"{technique} out of the callbacks."
+        )
