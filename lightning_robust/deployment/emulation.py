@@ -108,9 +108,7 @@ class _Emulation:
         return self._model
 
     def _add(self, node: onnx.NodeProto, outputs: set[str]) -> None:
-        reads_rounded = node.name not in self._keep and (
-            self._precision != "tf32" or node.op_type in _TENSOR_CORE
-        )
+        reads_rounded = node.name not in self._keep and (self._precision != "tf32" or node.op_type in _TENSOR_CORE)
         if reads_rounded:
             operands = 2 if self._precision == "tf32" else len(node.input)  # a bias is added in fp32
             for index, name in enumerate(node.input[:operands]):

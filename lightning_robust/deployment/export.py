@@ -131,7 +131,7 @@ def export(module: nn.Module, args: tuple[Any, ...], *, opset: int = 20, max_bat
     batch = next(iter(tensors.values())).shape[0]
     if batch < 2:
         raise ValueError(f"Expected a batch of at least 2 samples to export with a dynamic batch, but got {batch}.")
-    dimension = torch.export.Dim("batch", min=1, max=max_batch)
+    dimension = torch.export.Dim("batch", min=1, max=max(batch, max_batch))
     shapes = tuple({0: dimension} if t.ndim and t.shape[0] == batch else {} for t in tensors.values())
     flat = Flat(module, args)
     with torch.no_grad():

@@ -1,0 +1,307 @@
+"""How far the deployed model is from the trained one: targets, perturbed inputs, and the split into causes.
+
+Works on any module without a Trainer; ``callbacks/deployment_parity.py`` calls it at every validation.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_robust.deployment.compare import compare, compare_decoded
+from lightning_robust.deployment.preprocessing import Perturbation
+from lightning_robust.deployment.runtimes import Built, Runner, Runtime, Subject, TorchRuntime
+from lightning_robust.functional.pixels import PixelSpace
+from lightning_robust.utilities.structures import flatten, map_tensors, rebuild
+
+Decode = Callable[[Any], Mapping[str, Tensor]]
+Status = Literal["measured", "built", "skipped", "unavailable", "failed"]
+STATUS_CODES: dict[str, int] = {"measured": 0, "built": 1, "skipped": 2, "unavailable": 3, "failed": 4}
+CAUSES = ("export", "tf32", "fp16", "engine", "preprocessing")
+
+
+@dataclass(frozen=True)
+class TargetResult:
+    """What became of one target.
+
+    Args:
+        status: ``"measured"``; ``"built"`` (an engine exists that cannot be executed here: it has no parity numbers);
+            ``"skipped"`` (the time was up); ``"unavailable"`` (a package or device is missing); ``"failed"``.
+        metrics: Distances to the reference, only if measured.
+        note: Why, in one line.
+        size: Bytes of the engine.
+        seconds: What it took to build and run.
+    """
+
+    status: Status
+    metrics: dict[str, float] = field(default_factory=dict)
+    note: str = ""
+    size: int | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """The numbers of one parity pass.
+
+    Args:
+        targets: Target -> :class:`TargetResult`.
+        sensitivity: Perturbation -> metrics of what it does to the outputs.
+        attribution: Cause -> its share of the distance, in ``unit``.
+        unit: The metric in which causes are counted: the first decoded value's p99, else ``"rel_l2"``.
+        reference: What the distances are measured from, ``"torch-fp64"`` where the module can do that.
+        samples: Number of inputs.
+        seconds: What the pass took.
+        notes: Lines that a reader should see.
+    """
+
+    targets: dict[str, TargetResult]
+    sensitivity: dict[str, dict[str, float]]
+    attribution: dict[str, float]
+    unit: str
+    reference: str
+    samples: int
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+    def scalars(self) -> dict[str, float]:
+        """All numbers under their TensorBoard tags."""
+        tags = {"parity/status": float(max((STATUS_CODES[t.status] for t in self.targets.values()), default=0))}
+        for name, target in self.targets.items():
+            tags[f"parity/{name}/status"] = float(STATUS_CODES[target.status])
+            tags |= {f"parity/{name}/{metric}": value for metric, value in target.metrics.items()}
+        for name, metrics in self.sensitivity.items():
+            tags |= {f"sensitivity/{name}/{metric}": value for metric, value in metrics.items()}
+        tags |= {f"attribution/{cause}": value for cause, value in self.attribution.items()}
+        return tags | {"parity/seconds": self.seconds}
+
+    def worst_perturbation(self) -> str | None:
+        """The perturbation that moves the outputs most, in ``unit``."""
+        return max(self.sensitivity, key=lambda name: self.sensitivity[name][self.unit], default=None)
+
+
+def measure_parity(
+    subject: Subject,
+    runtimes: Sequence[Runtime],
+    *,
+    decode: Decode | None = None,
+    perturbations: Sequence[Perturbation] = (),
+    pixels: PixelSpace | None = None,
+    time_limit: float = 120.0,
+) -> ParityReport:
+    """Run the same samples through every runtime and compare with PyTorch in fp64.
+
+    A runtime that fails becomes a line in the report; the others go on.
+
+    Args:
+        subject: The model and the samples.
+        runtimes: What to compare, from :func:`~.runtimes.available`.
+        decode: Turns the model's outputs into named values in the task's own units.
+        perturbations: What the car may do differently to the pixels.
+        pixels: How the samples were normalised; needed for perturbations.
+        time_limit: Seconds after which nothing new is started.
+
+    Example:
+        >>> from lightning_robust.deployment.runtimes import available
+        >>> subject = Subject(torch.nn.Linear(3, 1).eval(), (torch.ones(4, 3),))
+        >>> report = measure_parity(subject, available(["torch-fp32", "torch-bf16"]))
+        >>> report.targets["torch-fp32"].metrics["max_abs"] < 1e-6
+        True
+    """
+    return _Pass(subject, decode, time_limit).report(runtimes, perturbations, pixels)
+
+
+class _Pass:
+    """One parity pass: the reference outputs, the clock, and the notes that gather on the way."""
+
+    def __init__(self, subject: Subject, decode: Decode | None, time_limit: float) -> None:
+        self._start = time.monotonic()
+        self._subject = subject
+        self._limit = time_limit
+        self._notes: list[str] = []
+        self._samples = next(iter(flatten(subject.example).values())).shape[0]
+        with torch.no_grad():
+            self._template = subject.module(*subject.example)
+        self._decode = decode
+        self._fp32 = TorchRuntime("torch", "fp32").build(subject).run
+        self._name, self._reference = self._make_reference()
+        self._decoded = self._try_decode()
+        self._unit = self._choose_unit()
+
+    def report(
+        self, runtimes: Sequence[Runtime], perturbations: Sequence[Perturbation], pixels: PixelSpace | None
+    ) -> ParityReport:
+        targets = {made.name: self._target(made) for made in runtimes}
+        fp16 = next((targets[n].metrics for n in _FP16 if n in targets and targets[n].metrics), None)
+        sensitivity = self._sensitivity(perturbations, pixels, fp16)
+        return ParityReport(
+            targets,
+            sensitivity,
+            _attribute(targets, sensitivity, self._unit),
+            self._unit,
+            self._name,
+            self._samples,
+            time.monotonic() - self._start,
+            tuple(self._notes),
+        )
+
+    def _make_reference(self) -> tuple[str, list[Tensor]]:
+        if self._fp32 is None:
+            raise RuntimeError("PyTorch has no runner.")
+        try:
+            runner = TorchRuntime("torch", "fp64").build(self._subject).run
+            if runner is not None:
+                return "torch-fp64", self._run(runner, self._subject.example)
+        except Exception as error:
+            self._notes.append(f"The module does not run in fp64 ({_line(error)}); the reference is PyTorch in fp32.")
+        return "torch-fp32", self._run(self._fp32, self._subject.example)
+
+    def _run(self, runner: Runner, args: tuple[Any, ...]) -> list[Tensor]:
+        chunks = []
+        for start in range(0, self._samples, self._subject.max_batch):
+            stop = start + self._subject.max_batch
+            chunks.append(runner(map_tensors(lambda t, a=start, b=stop: self._slice(t, a, b), args)))
+        return [self._join(parts) for parts in zip(*chunks, strict=True)]
+
+    def _slice(self, tensor: Tensor, start: int, stop: int) -> Tensor:
+        return tensor[start:stop] if tensor.ndim and tensor.shape[0] == self._samples else tensor
+
+    def _join(self, parts: tuple[Tensor, ...]) -> Tensor:
+        return torch.cat(parts) if len(parts) > 1 and parts[0].ndim else parts[0]
+
+    def _decoded_from(self, outputs: list[Tensor]) -> dict[str, Tensor]:
+        if self._decode is None:
+            return {}
+        values = self._decode(rebuild(self._template, iter(outputs)))
+        if not isinstance(values, Mapping) or not all(isinstance(v, Tensor) for v in values.values()):
+            raise TypeError(f"Expected `decode` to return a dict of tensors, but got {type(values).__name__}.")
+        return dict(values)
+
+    def _try_decode(self) -> dict[str, Tensor]:
+        try:
+            return self._decoded_from(self._reference)
+        except Exception as error:
+            self._notes.append(f"`decode` failed and is left out: {_line(error)}")
+            self._decode = None
+            return {}
+
+    def _choose_unit(self) -> str:
+        floating = [name for name, value in self._decoded.items() if value.is_floating_point()]
+        return f"{floating[0]}_p99" if floating else "rel_l2"
+
+    def _distance(self, reference: list[Tensor], decoded: dict[str, Tensor], outputs: list[Tensor]) -> dict[str, float]:
+        return compare(reference, outputs) | compare_decoded(decoded, self._decoded_from(outputs))
+
+    def _late(self) -> bool:
+        return time.monotonic() - self._start > self._limit
+
+    def _target(self, made: Runtime) -> TargetResult:
+        able = made.can_build()
+        if not able:
+            return TargetResult("unavailable", note=able.reason)
+        if self._late():
+            return TargetResult("skipped", note=f"the time limit of {self._limit:g} s was reached")
+        start = time.monotonic()
+        try:
+            built = made.build(self._subject)
+            if built.run is None:
+                return TargetResult("built", note=built.note, size=built.size, seconds=time.monotonic() - start)
+            return self._measured(built, built.run, start)
+        except Exception as error:
+            return TargetResult("failed", note=_line(error), seconds=time.monotonic() - start)
+
+    def _measured(self, built: Built, runner: Runner, start: float) -> TargetResult:
+        outputs = self._run(runner, self._subject.example)
+        metrics = self._distance(self._reference, self._decoded, outputs)
+        return TargetResult("measured", metrics, built.note, built.size, time.monotonic() - start)
+
+    def _sensitivity(
+        self, perturbations: Sequence[Perturbation], pixels: PixelSpace | None, fp16: dict[str, float] | None
+    ) -> dict[str, dict[str, float]]:
+        if not perturbations:
+            return {}
+        images = self._images()
+        if images is None or pixels is None:
+            self._notes.append("Preprocessing was not perturbed: the first input is no image batch (N, 1 or 3, H, W).")
+            return {}
+        try:
+            pixels.check(images)
+        except ValueError as error:
+            self._notes.append(f"Preprocessing was not perturbed: {error}")
+            return {}
+        rounded = (pixels.to_pixels(images) * 255).round().clamp(0, 255) / 255
+        cache: dict[Any, tuple[list[Tensor], dict[str, Tensor]]] = {}
+        results = {}
+        for perturbation in perturbations:
+            if self._late():
+                self._notes.append(f"Perturbations from {perturbation.name!r} on were skipped: the time was up.")
+                break
+            if perturbation.applies_to(images.shape[1]):
+                try:
+                    results[perturbation.name] = self._perturb(perturbation, rounded, pixels, cache, fp16)
+                except Exception as error:
+                    self._notes.append(f"Perturbation {perturbation.name!r} failed: {_line(error)}")
+        return results
+
+    def _perturb(
+        self,
+        perturbation: Perturbation,
+        rounded: Tensor,
+        pixels: PixelSpace,
+        cache: dict[Any, tuple[list[Tensor], dict[str, Tensor]]],
+        fp16: dict[str, float] | None,
+    ) -> dict[str, float]:
+        if perturbation.trained not in cache:
+            outputs = self._on_images(pixels.from_pixels(perturbation.trained(rounded)))
+            cache[perturbation.trained] = outputs, self._decoded_from(outputs)
+        outputs = self._on_images(pixels.from_pixels(perturbation.deployed(rounded)))
+        metrics = self._distance(*cache[perturbation.trained], outputs)
+        if fp16 and fp16.get(self._unit, 0.0) > 0:
+            metrics["times_fp16"] = metrics[self._unit] / fp16[self._unit]
+        return metrics
+
+    def _images(self) -> Tensor | None:
+        first = next(iter(flatten(self._subject.example).values()))
+        is_image = first.ndim == 4 and first.shape[1] in (1, 3) and first.is_floating_point()
+        return first if is_image else None
+
+    def _on_images(self, images: Tensor) -> list[Tensor]:
+        tensors = iter([images, *list(flatten(self._subject.example).values())[1:]])
+        if self._fp32 is None:
+            raise RuntimeError("PyTorch has no runner.")
+        return self._run(self._fp32, rebuild(self._subject.example, tensors))
+
+
+_FP16 = ("tensorrt-fp16", "tensorrt_rtx-fp16", "torch-fp16", "emulated-fp16")
+
+
+def _attribute(
+    targets: Mapping[str, TargetResult], sensitivity: Mapping[str, Mapping[str, float]], unit: str
+) -> dict[str, float]:
+    """Cause -> distance: what the export, TF32, fp16, the engine beyond its precision, and pixels account for."""
+
+    def distance(name: str) -> float | None:
+        return targets[name].metrics.get(unit) if name in targets else None
+
+    shares: dict[str, float | None] = {
+        "export": distance("onnxruntime-fp32"),
+        "tf32": distance("emulated-tf32"),
+        "fp16": distance("emulated-fp16"),
+    }
+    engine = next((d for d in map(distance, _FP16[:2]) if d is not None), None)
+    if engine is not None and shares["fp16"] is not None:
+        shares["engine"] = max(0.0, engine - shares["fp16"])
+    moved = sorted(metrics[unit] for metrics in sensitivity.values())
+    if moved:
+        shares["preprocessing"] = moved[len(moved) // 2]
+    return {cause: share for cause, share in shares.items() if share is not None}
+
+
+def _line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:400] if lines else 'no message'}"
