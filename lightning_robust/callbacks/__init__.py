@@ -1,0 +1,3 @@
+"""What a Trainer takes: hooks, state and logging. The work itself is done in ``functional`` and ``deployment``."""
+
+from lightning_robust.callbacks.deployment_parity import DeploymentParityCallback as DeploymentParityCallback

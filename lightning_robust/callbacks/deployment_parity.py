@@ -1,0 +1,382 @@
+"""DeploymentParityCallback: at validation end, how far the deployed model is from the trained one, and why.
+
+Hooks, state and logging only; the measuring is done by ``deployment/parity.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_robust.deployment.compare import DEFAULT_TOLERANCES
+from lightning_robust.deployment.export import frozen_copy, to_args
+from lightning_robust.deployment.figures import draw_parity
+from lightning_robust.deployment.parity import STATUS_CODES, Decode, ParityReport, measure_parity
+from lightning_robust.deployment.preprocessing import perturbations as named_perturbations
+from lightning_robust.deployment.report import perturbation_rows, summary, target_rows
+from lightning_robust.deployment.runtimes import Subject, available, runtime
+from lightning_robust.functional.pixels import PixelSpace
+from lightning_robust.utilities.logging import add_layout, log_figure, log_table, write_layout
+from lightning_robust.utilities.structures import flatten, get_item, map_tensors
+from lightning_robust.utilities.trainers import NoEffectWarning, refuse_sharded
+
+_STATUS = "parity/status"
+
+
+@dataclass
+class _Outcome:
+    """What rank 0 tells the others: numbers, or why there are none."""
+
+    scalars: dict[str, float] = field(default_factory=dict)
+    complaints: list[str] = field(default_factory=list)
+    failure: str = ""
+
+
+class DeploymentParityCallback(pl.Callback):
+    r"""Measure at every validation how far the deployed model is from the trained one, and log the causes.
+
+    The weights that were just validated (averaged ones included, whatever the order of callbacks) are copied, exported
+    to ONNX, put through every target, and compared with PyTorch in fp64 on the first validation samples:
+
+    .. math:: \mathrm{rel\_l2} = \|y_\text{target} - y_\text{fp64}\| \,/\, \|y_\text{fp64} - \overline{y}_\text{fp64}\|
+
+    If the LightningModule has a method ``decode(outputs) -> dict of tensors``, distances are also given in its units
+    (pixels, metres): floating values as mean, p99, max and bias, integers and bools as share of flips. NaN means
+    "nothing there".
+
+    Logged: ``parity/<target>/<metric>``, ``sensitivity/<perturbation>/<metric>``, ``attribution/<cause>``, one figure
+    and one table. They are ordinary metrics: ``ModelCheckpoint(monitor="parity/emulated-fp16/rel_l2",
+    auto_insert_metric_name=False)`` keeps the most deployable epoch. Between two passes the last values stay visible
+    to such monitors, but are not logged again.
+
+    Training is bit-identical with and without it. A failure becomes one warning and a status
+    (``parity/<target>/status``: 0 measured, 1 built but not run, 2 skipped, 3 unavailable, 4 failed). Cost: one copy
+    of the model on the CPU and a few seconds a pass, on rank 0 (``parity/seconds``). Resumes with its history.
+
+    Args:
+        targets: ``"auto"`` (all that this machine has) or a list of ``"<runtime>-<precision>"``: ``torch-fp32``,
+            ``torch-fp16``, ``torch-bf16``, ``onnxruntime-fp32``, ``emulated-tf32``, ``emulated-fp16``,
+            ``emulated-bf16``, ``tensorrt-fp32``, ``tensorrt-fp16``, ``tensorrt-bf16``, ``tensorrt_rtx-fp32``,
+            ``tensorrt_rtx-fp16``.
+        every_n_epochs: Measure at every n-th epoch's validation, and at the first and the last.
+        num_samples: Validation inputs to measure on.
+        max_batch: The largest batch that engines are built for.
+        time_limit: Seconds for one pass; what does not fit is reported as skipped. Also the limit of one engine build.
+        perturbations: ``"all"``, ``"none"``, or names out of ``lightning_robust.deployment.preprocessing.CATALOGUE``.
+        mean: Mean that the pixels were normalised with, for pixels in [0, 1]; one number or one a channel. None takes
+            ``mean`` of the Trainer's data module if it has one, else 0.
+        std: Standard deviation likewise; None takes the data module's, else 1.
+        input_key: Which part of a batch goes into ``forward``: position or name; a list gives several arguments.
+        decode: Method of the LightningModule that turns outputs into named values; None for no task units.
+        tolerance: ``"<target>"`` or ``"<target>/<metric>"`` -> largest allowed value; the former means ``rel_l2``.
+            None takes the defaults of ``lightning_robust.deployment.compare.DEFAULT_TOLERANCES``.
+        on_violation: What to do beyond a tolerance: ``"log"``, ``"warn"``, ``"stop"`` the training, or ``"raise"``.
+        on_failure: ``"warn"`` and go on, or ``"raise"``.
+        weakly_typed: Build ``tensorrt-fp16`` with the fp16 flag of TensorRT 10, which chooses precisions itself.
+
+    Raises:
+        ValueError: For an unknown target, perturbation, metric limit, or a number out of range.
+        MisconfigurationException: Under strategies in which no rank has the whole model.
+
+    Example:
+        >>> callback = DeploymentParityCallback(["onnxruntime-fp32", "emulated-fp16"], every_n_epochs=2)
+        >>> trainer = pl.Trainer(callbacks=[callback], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(
+        self,
+        targets: Literal["auto"] | list[str] = "auto",
+        *,
+        every_n_epochs: int = 1,
+        num_samples: int = 16,
+        max_batch: int = 16,
+        time_limit: float = 120.0,
+        perturbations: Literal["all", "none"] | list[str] = "all",
+        mean: float | list[float] | None = None,
+        std: float | list[float] | None = None,
+        input_key: int | str | list[int | str] = 0,
+        decode: str | None = "decode",
+        tolerance: dict[str, float] | None = None,
+        on_violation: Literal["log", "warn", "stop", "raise"] = "log",
+        on_failure: Literal["warn", "raise"] = "warn",
+        weakly_typed: bool = False,
+    ) -> None:
+        super().__init__()
+        _check_positive(
+            every_n_epochs=every_n_epochs, num_samples=num_samples, max_batch=max_batch, time_limit=time_limit
+        )
+        if isinstance(targets, list):
+            for target in targets:
+                runtime(target)
+        for key in tolerance or {}:
+            runtime(key.split("/")[0])
+        self.targets = targets
+        self.every_n_epochs = every_n_epochs
+        self.num_samples = num_samples
+        self.max_batch = max_batch
+        self.time_limit = time_limit
+        self.perturbations = perturbations
+        self.mean, self.std = mean, std
+        self.input_key = input_key
+        self.decode = decode
+        self.tolerance = tolerance
+        self.on_violation = on_violation
+        self.on_failure = on_failure
+        self.weakly_typed = weakly_typed
+        self.report: ParityReport | None = None
+        self._perturbations = named_perturbations(perturbations)
+        self._history: list[tuple[int, dict[str, float]]] = []
+        self._last: dict[str, float] = {}
+        self._warned: set[str] = set()
+        self._due = False
+        self._snapshot: dict[str, Tensor] | None = None
+        self._inputs: list[tuple[Any, ...]] = []
+        self._unusable = ""
+        self._attempted = False
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse what cannot work and say at once which targets are missing here."""
+        refuse_sharded(trainer, "DeploymentParityCallback")
+        add_layout(
+            trainer,
+            "deployment parity",
+            {
+                "distance to PyTorch": [r"parity/.*/rel_l2"],
+                "attribution": [r"attribution/.*"],
+                "preprocessing, as a multiple of fp16": [r"sensitivity/.*/times_fp16"],
+            },
+        )
+        if isinstance(self.targets, list):
+            for made in map(runtime, self.targets):
+                able = made.can_build()
+                if not able:
+                    self._fail(f"{made.name} cannot be measured here: {able.reason}")
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the page of custom scalars."""
+        write_layout(trainer)
+
+    @override
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Decide whether this validation is measured."""
+        self._due = self._is_due(trainer)
+        self._snapshot = None
+        self._inputs = []
+
+    @override
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the weights as validated (averages are swapped back later), and the first inputs."""
+        if not self._due or not trainer.is_global_zero or dataloader_idx > 0:
+            return
+        if self._snapshot is None:
+            self._snapshot = {k: v.detach().to("cpu", copy=True) for k, v in pl_module.state_dict().items()}
+        if self._kept() < self._wanted(trainer):
+            self._keep_inputs(batch)
+
+    @override
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measure on rank 0, log on every rank."""
+        if not self._due:
+            self._carry(trainer)
+            return
+        self._attempted = True
+        outcome = self._measure(trainer, pl_module) if trainer.is_global_zero else _Outcome()
+        outcome = trainer.strategy.broadcast(outcome, 0)
+        self._snapshot, self._inputs = None, []
+        if outcome.failure:
+            self._carry(trainer)
+            pl_module.log(_STATUS, float(STATUS_CODES["failed"]), add_dataloader_idx=False)
+            self._fail(outcome.failure)
+            return
+        self._last |= outcome.scalars
+        pl_module.log_dict(outcome.scalars, add_dataloader_idx=False)
+        for complaint in outcome.complaints:
+            self._fail(complaint)
+        self._judge(trainer, outcome.scalars)
+
+    @override
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print the last pass: one table, the worst perturbation, and where to read more."""
+        if not self._attempted:
+            rank_zero_warn(
+                "DeploymentParityCallback measured nothing: no validation batch was seen. "
+                "Give the Trainer a validation loader with at least one batch.",
+                category=NoEffectWarning,
+            )
+        self._announce(trainer)
+
+    @override
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """After a lone ``trainer.validate()``, print the table."""
+        if trainer.state.fn == "validate":
+            self._announce(trainer)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """The history of the figure and the last numbers, for a resumed run."""
+        return {"history": [[epoch, dict(shares)] for epoch, shares in self._history], "last": dict(self._last)}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the history of the interrupted run."""
+        self._history = [(int(epoch), dict(shares)) for epoch, shares in state_dict["history"]]
+        self._last = dict(state_dict["last"])
+
+    def _announce(self, trainer: pl.Trainer) -> None:
+        if self.report is not None:
+            rank_zero_info(f"\n{summary(self.report)}")
+            if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
+                rank_zero_info(f"\nSee it all:  tensorboard --logdir {trainer.log_dir}\n")
+
+    def _is_due(self, trainer: pl.Trainer) -> bool:
+        if trainer.sanity_checking:
+            return False
+        if trainer.state.fn != "fit":
+            return True
+        epoch = trainer.current_epoch + 1
+        return not self._last or epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs
+
+    def _wanted(self, trainer: pl.Trainer) -> int:
+        return min(self.num_samples, 2) if trainer.fast_dev_run else self.num_samples
+
+    def _kept(self) -> int:
+        return sum(next(iter(flatten(args).values())).shape[0] for args in self._inputs)
+
+    def _keep_inputs(self, batch: Any) -> None:
+        keys = self.input_key if isinstance(self.input_key, list) else [self.input_key]
+        try:
+            args = tuple(get_item(batch, key) for key in keys)
+            args = map_tensors(lambda tensor: tensor.detach().to("cpu", copy=True), args)
+            if not self._inputs or _shapes(args) == _shapes(self._inputs[0]):
+                self._inputs.append(args)
+        except (KeyError, ValueError) as error:
+            self._unusable = str(error.args[0])
+
+    def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> _Outcome:
+        try:
+            with isolate_rng(), torch.inference_mode(False), torch.no_grad():
+                report = self._report(trainer, pl_module)
+        except Exception as error:
+            return _Outcome(failure=f"the parity pass failed: {type(error).__name__}: {error}.")
+        self.report = report
+        self._history.append((trainer.current_epoch, report.attribution))
+        outcome = _Outcome(report.scalars(), self._complaints(report))
+        try:
+            self._show(trainer, report)
+        except Exception as error:
+            outcome.complaints.append(f"the figure or a table could not be logged: {type(error).__name__}: {error}.")
+        return outcome
+
+    def _complaints(self, report: ParityReport) -> list[str]:
+        """What went wrong in a pass, each line once in a run."""
+        failed = {name: target for name, target in report.targets.items() if target.status == "failed"}
+        for note in self._new(report.notes):
+            rank_zero_warn(f"Deployment parity: {note}")
+        return self._new(f"{name} failed: {target.note}" for name, target in failed.items())
+
+    def _new(self, lines: Iterable[str]) -> list[str]:
+        """The lines whose part before the colon was not seen before."""
+        new = {line.split(":")[0]: line for line in lines if line.split(":")[0] not in self._warned}
+        self._warned |= new.keys()
+        return list(new.values())
+
+    def _report(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> ParityReport:
+        if not self._inputs or self._snapshot is None:
+            raise ValueError(self._unusable or "no validation batch was seen")
+        module = frozen_copy(pl_module, self._snapshot)
+        example = to_args(_concatenate(self._inputs, self._wanted(trainer)), torch.float32)
+        subject = Subject(
+            module,
+            example,
+            max_batch=self.max_batch,
+            device=str(pl_module.device),
+            time_limit=self.time_limit,
+            weakly_typed=self.weakly_typed,
+        )
+        return measure_parity(
+            subject,
+            available(self.targets),
+            decode=self._decoder(module),
+            perturbations=self._perturbations,
+            pixels=self._pixels(trainer),
+            time_limit=self.time_limit,
+        )
+
+    def _decoder(self, module: torch.nn.Module) -> Decode | None:
+        return getattr(module, self.decode, None) if self.decode else None
+
+    def _pixels(self, trainer: pl.Trainer) -> PixelSpace:
+        data = getattr(trainer, "datamodule", None)
+        mean = self.mean if self.mean is not None else getattr(data, "mean", 0.0)
+        std = self.std if self.std is not None else getattr(data, "std", 1.0)
+        return PixelSpace(mean, std)
+
+    def _show(self, trainer: pl.Trainer, report: ParityReport) -> None:
+        log_figure(trainer, "parity/overview", draw_parity(self._history, report))
+        log_table(trainer, "parity/targets", *target_rows(report))
+        log_table(trainer, "sensitivity/perturbations", *perturbation_rows(report))
+
+    def _fail(self, message: str) -> None:
+        if self.on_failure == "raise":
+            raise RuntimeError(f"Deployment parity: {message}")
+        rank_zero_warn(f"Deployment parity: {message} Training goes on.")
+
+    def _carry(self, trainer: pl.Trainer) -> None:
+        """Keep the last numbers visible to monitors without logging them twice."""
+        if not trainer.sanity_checking:
+            last = {tag: torch.tensor(value) for tag, value in self._last.items() if tag != _STATUS}
+            trainer.callback_metrics.update(last)
+
+    def _judge(self, trainer: pl.Trainer, scalars: dict[str, float]) -> None:
+        limits = DEFAULT_TOLERANCES if self.tolerance is None else self.tolerance
+        broken = []
+        for key, limit in limits.items():
+            tag = f"parity/{key}" if "/" in key else f"parity/{key}/rel_l2"
+            if tag in scalars and not scalars[tag] <= limit:
+                broken.append(f"{tag} is {scalars[tag]:.3g}, allowed {limit:.3g}")
+        if not broken or self.on_violation == "log":
+            return
+        message = "Deployment parity is violated: " + "; ".join(broken) + "."
+        if self.on_violation == "raise":
+            raise MisconfigurationException(message)
+        rank_zero_warn(message)
+        if self.on_violation == "stop":
+            trainer.should_stop = True
+
+
+def _check_positive(**values: float) -> None:
+    for name, value in values.items():
+        if value <= 0:
+            raise ValueError(f"Expected `{name}` to be positive, but got {value}.")
+
+
+def _shapes(args: tuple[Any, ...]) -> list[torch.Size]:
+    return [tensor.shape[1:] for tensor in flatten(args).values()]
+
+
+def _concatenate(batches: list[tuple[Any, ...]], count: int) -> tuple[Any, ...]:
+    """The first ``count`` samples of several batches of one structure."""
+    columns = [list(flatten(args).values()) for args in batches]
+    joined = iter([torch.cat(parts)[:count] if parts[0].ndim else parts[0] for parts in zip(*columns, strict=True)])
+    merged: tuple[Any, ...] = map_tensors(lambda _: next(joined), batches[0])
+    return merged

@@ -1,0 +1,115 @@
+"""A tiny LightningModule with everything that techniques trip over: BatchNorm, Dropout, any batch form."""
+
+from collections import namedtuple
+from dataclasses import dataclass
+
+import lightning.pytorch as pl
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+Pair = namedtuple("Pair", "image label")
+BATCH_FORMS = {"tuple": (0, 1), "list": (0, 1), "dict": ("image", "label"), "namedtuple": (0, 1), "dataclass": (0, 1)}
+
+
+@dataclass
+class Sample:
+    image: torch.Tensor
+    label: torch.Tensor
+
+
+def make_batch(form, images, labels):
+    return {
+        "tuple": lambda: (images, labels),
+        "list": lambda: [images, labels],
+        "dict": lambda: {"image": images, "label": labels},
+        "namedtuple": lambda: Pair(images, labels),
+        "dataclass": lambda: Sample(images, labels),
+    }[form]()
+
+
+class Pictures(Dataset):
+    """64 random pictures of four classes; class k is brighter in quadrant k."""
+
+    def __init__(self, count=64, size=8):
+        generator = torch.Generator().manual_seed(0)
+        self.labels = torch.arange(count) % 4
+        self.images = torch.rand(count, 3, size, size, generator=generator) * 0.5
+        half = size // 2
+        for index, label in enumerate(self.labels.tolist()):
+            row, column = divmod(label, 2)
+            self.images[index, :, row * half : (row + 1) * half, column * half : (column + 1) * half] += 0.5
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return self.images[index], self.labels[index]
+
+
+class Boring(pl.LightningModule):
+    """A classifier of 8 x 8 pictures."""
+
+    def __init__(self, batch_form="tuple", lr=0.05):
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = nn.Sequential(
+            nn.Conv2d(3, 4, 3, padding=1),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Dropout(0.1),
+            nn.Linear(256, 4),
+        )
+
+    def forward(self, images):
+        return self.net(images)
+
+    def _loss(self, batch):
+        form = self.hparams.batch_form
+        if form == "dict":
+            images, labels = batch["image"], batch["label"]
+        elif form == "dataclass":
+            images, labels = batch.image, batch.label
+        else:
+            images, labels = batch
+        return nn.functional.cross_entropy(self(images), labels)
+
+    def training_step(self, batch, batch_idx):
+        loss = self._loss(batch)
+        self.log("train/loss", loss)
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/loss", self._loss(batch), sync_dist=True)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), self.hparams.lr, momentum=0.9)
+
+    def _loader(self, shuffle):
+        form = self.hparams.batch_form
+
+        def collate(samples):
+            images, labels = zip(*samples, strict=True)
+            return make_batch(form, torch.stack(images), torch.stack(labels))
+
+        return DataLoader(Pictures(), 16, shuffle=shuffle, collate_fn=collate)
+
+    def train_dataloader(self):
+        return self._loader(shuffle=False)
+
+    def val_dataloader(self):
+        return self._loader(shuffle=False)
+
+
+def make_trainer(folder, callbacks=(), **settings):
+    defaults = {
+        "max_epochs": 2,
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+    }
+    return pl.Trainer(default_root_dir=folder, callbacks=list(callbacks), **(defaults | settings))
