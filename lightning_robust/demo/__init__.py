@@ -1,0 +1,1 @@
+"""Two small problems that ship: lanes on rendered roads, and Fashion-MNIST."""

@@ -1,0 +1,99 @@
+"""A small convolutional classifier; where its pictures come from is ``data.py``'s business."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+Batch = tuple[Tensor, Tensor]
+
+
+class ImageClassifier(pl.LightningModule):
+    """Three convolution blocks and one linear layer, AdamW with a one-cycle schedule.
+
+    Args:
+        classes: Number of classes.
+        channels: Channels of the input.
+        width: Channels of the first block; the others have two and four times as many.
+        learning_rate: Peak of the schedule.
+        weight_decay: Of AdamW.
+        label_smoothing: Share of probability spread over all classes.
+        **kwargs: Passed on, so that mixins may follow in the bases.
+
+    Example:
+        >>> ImageClassifier()(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(
+        self,
+        *,
+        classes: int = 10,
+        channels: int = 1,
+        width: int = 16,
+        learning_rate: float = 3e-3,
+        weight_decay: float = 0.02,
+        label_smoothing: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.save_hyperparameters()
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.trunk = nn.Sequential(
+            _block(channels, width), _block(width, 2 * width), _block(2 * width, 4 * width), nn.AdaptiveAvgPool2d(1)
+        )
+        self.head = nn.Linear(4 * width, classes)
+        self.loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        self.val_accuracy = MulticlassAccuracy(classes, average="micro")
+        self.test_accuracy = MulticlassAccuracy(classes, average="micro")
+
+    def features(self, images: Tensor) -> Tensor:
+        """Images ``(N, C, H, W)`` to features ``(N, 4 * width)``."""
+        pooled: Tensor = self.trunk(images)
+        return pooled.flatten(1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images ``(N, C, H, W)`` to logits ``(N, classes)``."""
+        logits: Tensor = self.head(self.features(images))
+        return logits
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Cross entropy."""
+        images, labels = batch
+        loss: Tensor = self.loss(self(images), labels)
+        self.log("train/loss", loss)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log ``val/loss`` and ``val/acc``."""
+        self._evaluate(batch, "val", self.val_accuracy)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log ``test/loss`` and ``test/acc``."""
+        self._evaluate(batch, "test", self.test_accuracy)
+
+    def _evaluate(self, batch: Batch, stage: str, accuracy: MulticlassAccuracy) -> None:
+        images, labels = batch
+        logits = self(images)
+        accuracy(logits, labels)
+        self.log(f"{stage}/loss", self.loss(logits, labels), sync_dist=True)
+        self.log(f"{stage}/acc", accuracy, prog_bar=True)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW with a one-cycle schedule over the whole run."""
+        optimizer = torch.optim.AdamW(self.parameters(), self.learning_rate, weight_decay=self.weight_decay)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, steps, pct_start=0.25)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _block(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)
+    )

@@ -1,0 +1,138 @@
+"""Fashion-MNIST as a LightningDataModule. Where the four files are found and how they are read is ``files.py``."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_robust.demo.fashion_mnist.files import find_files, read_idx
+
+Batch = tuple[Tensor, Tensor]
+MEAN, STD = (0.2860,), (0.3530,)
+"""Mean and standard deviation of the training pixels in [0, 1]."""
+
+
+class Clothes(Dataset[Batch]):
+    """Pictures in memory as bytes, fetched a batch at a time.
+
+    Args:
+        images: ``(N, 1, 28, 28)`` uint8.
+        labels: ``(N,)`` int64.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Batch:
+        """One picture ``(1, 28, 28)`` and its label."""
+        return self.images[index], self.labels[index]
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        """Several pictures ``(N, 1, 28, 28)`` and their labels ``(N,)``."""
+        return self.images[indices], self.labels[indices]
+
+
+class FashionMNISTData(pl.LightningDataModule):
+    """Batches ``(images, labels)``: float32 ``(N, 1, 28, 28)``, normalised, and int64 ``(N,)``.
+
+    55,000 pictures to train on, the last 5,000 of the training files to validate on, 10,000 to test on. Training
+    pictures are flipped left to right at random.
+
+    Args:
+        root: Folder of the four IDX files, ``.gz`` or not. None looks where Debian's package
+            ``dataset-fashion-mnist`` puts them, then in the cache, then fetches them once.
+        batch_size: Pictures in a batch.
+        num_train: Use only the first so many training pictures; all if None.
+        flip: Whether to flip.
+        num_workers: Loader processes; the pictures are in memory, so 0 is fastest.
+        mean: Mean that pixels in [0, 1] are normalised with.
+        std: Standard deviation likewise.
+
+    Raises:
+        FileNotFoundError: If the files are nowhere and cannot be fetched; the message says all three ways.
+        ValueError: If a file is not what it should be.
+    """
+
+    def __init__(
+        self,
+        root: str | None = None,
+        *,
+        batch_size: int = 128,
+        num_train: int | None = None,
+        flip: bool = True,
+        num_workers: int = 0,
+        mean: tuple[float, ...] = MEAN,
+        std: tuple[float, ...] = STD,
+    ) -> None:
+        super().__init__()
+        self.root = root
+        self.batch_size = batch_size
+        self.num_train = num_train
+        self.flip = flip
+        self.num_workers = num_workers
+        self.mean, self.std = tuple(mean), tuple(std)
+        self._parts: dict[str, Clothes] = {}
+
+    def prepare_data(self) -> None:
+        """Find or fetch the files, on one process."""
+        find_files(self.root)
+
+    def setup(self, stage: str) -> None:
+        """Read the files into memory."""
+        if self._parts:
+            return
+        files = find_files(self.root)
+        images, labels = _pictures(files, "train")
+        self._parts["train"] = Clothes(images[:-5000][: self.num_train], labels[:-5000][: self.num_train])
+        self._parts["val"] = Clothes(images[-5000:], labels[-5000:])
+        self._parts["test"] = Clothes(*_pictures(files, "t10k"))
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled; the last, smaller batch is left out."""
+        return self._loader("train", shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """The last 5,000 of the training files, in order."""
+        return self._loader("val", shuffle=False)
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """The 10,000 test pictures, in order."""
+        return self._loader("test", shuffle=False)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Bytes to normalised floats; flips while training, from torch's global generator."""
+        images, labels = batch
+        pixels = images.float() / 255
+        if self.flip and self.trainer is not None and self.trainer.training:
+            turned = torch.rand(len(pixels), 1, 1, 1, device=pixels.device) < 0.5
+            pixels = torch.where(turned, pixels.flip(3), pixels)
+        mean, std = (pixels.new_tensor(values).reshape(-1, 1, 1) for values in (self.mean, self.std))
+        return (pixels - mean) / std, labels
+
+    def _loader(self, part: str, *, shuffle: bool) -> DataLoader[Batch]:
+        return DataLoader(
+            self._parts[part],
+            self.batch_size,
+            shuffle=shuffle,
+            drop_last=shuffle,
+            num_workers=self.num_workers,
+            collate_fn=_as_is,
+        )
+
+
+def _as_is(batch: Batch) -> Batch:
+    return batch
+
+
+def _pictures(files: dict[str, bytes], part: str) -> Batch:
+    images = read_idx(files[f"{part}-images-idx3-ubyte"], f"{part}-images-idx3-ubyte", 3)
+    labels = read_idx(files[f"{part}-labels-idx1-ubyte"], f"{part}-labels-idx1-ubyte", 1)
+    if len(images) != len(labels):
+        raise ValueError(f"Expected as many labels as pictures, but got {len(labels)} and {len(images)} in {part!r}.")
+    return images.unsqueeze(1), labels.long()

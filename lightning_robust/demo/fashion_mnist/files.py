@@ -1,0 +1,113 @@
+"""The four IDX files of Fashion-MNIST: where they are, fetching them once, reading them."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import math
+import os
+import struct
+import urllib.request
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+ADDRESS = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
+# SHA-256 of the files without compression, computed from Debian's package; the compressed ones differ in their headers.
+SHA256 = {
+    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+
+
+def find_files(root: str | None = None) -> dict[str, bytes]:
+    """Contents of the four files, by name, without compression.
+
+    Args:
+        root: Folder to read them from; None looks in Debian's, then in the cache (``$XDG_CACHE_HOME`` or
+            ``~/.cache``), then fetches them from the official address into the cache and verifies them.
+
+    Raises:
+        FileNotFoundError: If they are nowhere; the message says all three ways to get them.
+        ValueError: If a fetched file's checksum is wrong.
+    """
+    folders = [Path(root).expanduser()] if root is not None else [DEBIAN, _cache()]
+    for folder in folders:
+        found = {name: _read(folder, name) for name in SHA256}
+        if all(content is not None for content in found.values()):
+            return {name: content for name, content in found.items() if content is not None}
+    if root is not None:
+        raise FileNotFoundError(f"Expected {sorted(SHA256)} (.gz or not) in {root}. {_ways()}")
+    try:
+        return {name: _fetch(name) for name in SHA256}
+    except OSError as error:
+        raise FileNotFoundError(f"Fashion-MNIST could not be fetched ({error}). {_ways()}") from error
+
+
+def read_idx(content: bytes, name: str, dimensions: int) -> Tensor:
+    """Read an IDX file of bytes.
+
+    Args:
+        content: The file: two zero bytes, the type (8 for unsigned bytes), the number of dimensions, their sizes as
+            big-endian 32-bit integers, the values.
+        name: For error messages.
+        dimensions: How many there should be.
+
+    Returns:
+        uint8 tensor.
+
+    Raises:
+        ValueError: If the header or the length is wrong.
+
+    Example:
+        >>> read_idx(bytes([0, 0, 8, 1, 0, 0, 0, 2, 7, 9]), "labels", 1)
+        tensor([7, 9], dtype=torch.uint8)
+    """
+    head = 4 + 4 * dimensions
+    if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) < head:
+        raise ValueError(
+            f"Expected {name} to begin like an IDX file of bytes in {dimensions} dimensions "
+            f"(00 00 08 {dimensions:02x}), but got {content[:4].hex(' ')}. Is it the right file?"
+        )
+    shape = struct.unpack(f">{dimensions}I", content[4:head])
+    if len(content) - head != math.prod(shape):
+        raise ValueError(f"Expected {math.prod(shape)} values in {name}, but got {len(content) - head}. Is it whole?")
+    return torch.frombuffer(bytearray(content[head:]), dtype=torch.uint8).reshape(shape)
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning_robust" / "fashion-mnist"
+
+
+def _read(folder: Path, name: str) -> bytes | None:
+    plain, packed = folder / name, folder / f"{name}.gz"
+    if plain.is_file():
+        return plain.read_bytes()
+    return gzip.decompress(packed.read_bytes()) if packed.is_file() else None
+
+
+def _fetch(name: str) -> bytes:
+    with urllib.request.urlopen(f"{ADDRESS}/{name}.gz", timeout=60) as answer:  # noqa: S310 - a constant address
+        packed: bytes = answer.read()
+    content = gzip.decompress(packed)
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != SHA256[name]:
+        raise ValueError(f"Expected {name} with SHA-256 {SHA256[name]}, but got {digest} from {ADDRESS}. {_ways()}")
+    folder = _cache()
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f".{name}.{os.getpid()}"
+    part.write_bytes(packed)
+    part.replace(folder / f"{name}.gz")
+    return content
+
+
+def _ways() -> str:
+    return (
+        "Get it in one of three ways: (1) on Debian or Ubuntu, apt-get install dataset-fashion-mnist; (2) put the four "
+        f"files into a folder and pass it as `root` (--data.root=...); (3) let it be fetched from {ADDRESS}, once, "
+        "which needs a connection."
+    )
