@@ -6,6 +6,7 @@ What a technique does stands in its class; a new one joins here by one line of :
 from __future__ import annotations
 
 import difflib
+import inspect
 import re
 import sys
 import warnings
@@ -13,9 +14,9 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, NoReturn
 
 import jsonargparse
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_robust.callbacks import DeploymentParityCallback
 
@@ -51,10 +52,7 @@ class RobustParser(LightningArgumentParser):
     def _keys(self, parser: jsonargparse.ArgumentParser) -> Iterator[str]:
         yield from (action.dest for action in parser._actions)
         for slot in TECHNIQUES:
-            yield from slot.cls.__init__.__annotations__
-        if getattr(parser, "_subcommands_action", None):
-            for child in parser._subcommands_action._name_parser_map.values():
-                yield from (action.dest for action in child._actions)
+            yield from (slot.key, *inspect.signature(slot.cls).parameters)
 
 
 class RobustCLI(LightningCLI):
@@ -90,8 +88,10 @@ class RobustCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, then write out what ``true`` stands for, so that a saved file does not depend on later defaults."""
-        is_object = isinstance(args, dict | jsonargparse.Namespace)
-        self.config = parser.parse_object(args) if is_object else parser.parse_args(args)
+        if isinstance(args, dict | jsonargparse.Namespace):
+            self.config = parser.parse_object(args)
+        else:
+            self.config = parser.parse_args(args)
         section = self._section(self.config)
         for key, cls in TECHNIQUES:
             if section.get(key) is True:

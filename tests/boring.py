@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import lightning.pytorch as pl
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 Pair = namedtuple("Pair", "image label")
 BATCH_FORMS = {"tuple": (0, 1), "list": (0, 1), "dict": ("image", "label"), "namedtuple": (0, 1), "dataclass": (0, 1)}
@@ -86,20 +86,21 @@ class Boring(pl.LightningModule):
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), self.hparams.lr, momentum=0.9)
 
-    def _loader(self, shuffle):
+    def _loader(self, pictures):
         form = self.hparams.batch_form
 
         def collate(samples):
             images, labels = zip(*samples, strict=True)
             return make_batch(form, torch.stack(images), torch.stack(labels))
 
-        return DataLoader(Pictures(), 16, shuffle=shuffle, collate_fn=collate)
+        return DataLoader(pictures, 16, collate_fn=collate)
 
     def train_dataloader(self):
-        return self._loader(shuffle=False)
+        """Four equal batches, so that a loader that cannot be resumed inside an epoch does no harm."""
+        return self._loader(ConcatDataset([Pictures(16)] * 4))
 
     def val_dataloader(self):
-        return self._loader(shuffle=False)
+        return self._loader(Pictures())
 
 
 def make_trainer(folder, callbacks=(), **settings):

@@ -40,4 +40,4 @@ def pytest_sessionfinish(session, exitstatus):
     selected = any(item.get_closest_marker("rtx") for item in session.items)
     if RTX_EXPECTED and selected and session.config.stash.get(_RAN, 0) < 5:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        print("\nExpected at least 5 TensorRT-RTX tests to run and pass.", file=sys.stderr)
+        sys.stderr.write("\nExpected at least 5 TensorRT-RTX tests to run and pass.\n")

@@ -10,9 +10,9 @@ import jsonargparse
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_robust import DeploymentParityCallback
 from lightning_robust import cli as cli_module
@@ -106,14 +106,15 @@ def test_off_is_bit_identical(technique, tmp_path):
 
 
 @each
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
 @pytest.mark.parametrize("step", [4, 6], ids=["at an epoch", "inside an epoch"])
 def test_resume(technique, tmp_path, step):
     """Training 2 epochs of 4 steps equals training, stopping and going on, bit for bit."""
     whole_callback, part_callback, resumed_callback = (technique.make() for _ in range(3))
     _, whole = train(tmp_path, [whole_callback, _RngKeeper()])
-    keeper = ModelCheckpoint(tmp_path, "stopped", every_n_train_steps=step, save_on_train_epoch_end=False)
-    train(tmp_path, [part_callback, _RngKeeper(), keeper], max_steps=step, enable_checkpointing=True)
-    _, resumed = train(tmp_path, [resumed_callback, _RngKeeper()], ckpt_path=tmp_path / "stopped.ckpt")
+    path = tmp_path / "stopped.ckpt"
+    train(tmp_path, [part_callback, _RngKeeper(), _Saver(path, step)], max_steps=step)
+    _, resumed = train(tmp_path, [resumed_callback, _RngKeeper()], ckpt_path=path)
     assert_equal_states(whole.state_dict(), resumed.state_dict())
     assert _without_clock(whole_callback.state_dict()) == _without_clock(resumed_callback.state_dict())
 
@@ -132,6 +133,21 @@ class _RngKeeper(pl.Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         torch.manual_seed(1000 + trainer.global_step)
+
+
+class _Saver(pl.Callback):
+    """Writes a checkpoint after a step, as a job that is about to be stopped does."""
+
+    def __init__(self, path, step):
+        self.path, self.step = path, step
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step and not trainer.is_last_batch:
+            trainer.save_checkpoint(self.path)
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        if trainer.global_step == self.step and not self.path.exists():
+            trainer.save_checkpoint(self.path)
 
 
 @each

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from typing_extensions import override
@@ -28,7 +28,7 @@ from lightning_robust.deployment.runtimes import Subject, available, runtime
 from lightning_robust.functional.pixels import PixelSpace
 from lightning_robust.utilities.logging import add_layout, log_figure, log_table, write_layout
 from lightning_robust.utilities.structures import flatten, get_item, map_tensors
-from lightning_robust.utilities.trainers import NoEffectWarning, refuse_sharded
+from lightning_robust.utilities.trainers import NoEffectWarning, is_fast_dev_run, refuse_sharded
 
 _STATUS = "parity/status"
 
@@ -257,7 +257,7 @@ class DeploymentParityCallback(pl.Callback):
         return not self._last or epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs
 
     def _wanted(self, trainer: pl.Trainer) -> int:
-        return min(self.num_samples, 2) if trainer.fast_dev_run else self.num_samples
+        return min(self.num_samples, 2) if is_fast_dev_run(trainer) else self.num_samples
 
     def _kept(self) -> int:
         return sum(next(iter(flatten(args).values())).shape[0] for args in self._inputs)

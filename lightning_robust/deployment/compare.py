@@ -37,9 +37,8 @@ def compare(reference: Sequence[Tensor], deployed: Sequence[Tensor]) -> dict[str
     - ``max_abs``, ``p99_abs``, ``rmse``: of :math:`|e|`; ``bias``: the mean of :math:`e`. A bias bends a line, noise
       does not.
     - ``nonfinite``: share of elements that are finite in the reference and not in the deployed outputs. Where there is
-      one, ``rel_l2``, ``max_abs``, ``p99_abs`` and ``rmse`` are infinite; so they are where the reference has no
-      finite element to compare with: a network that gives NaN only is not a perfect deployment.
-      ``bias`` stays that of the finite pairs.
+      one, ``rel_l2``, ``max_abs``, ``p99_abs`` and ``rmse`` are infinite and ``bias`` is that of the finite pairs.
+      They are infinite also where the reference has no finite element: NaN throughout is no perfect deployment.
     - ``flip_rate``: share of differing decisions: of the largest class for floating outputs of shape
       ``(batch, classes > 1)``, of the elements for integers and bools. Absent where no output decides anything.
 
@@ -51,6 +50,7 @@ def compare(reference: Sequence[Tensor], deployed: Sequence[Tensor]) -> dict[str
         ValueError: If numbers of outputs or shapes differ, or an output is empty.
 
     Example:
+        >>> import torch
         >>> round(compare([torch.tensor([0.0, 2.0])], [torch.tensor([0.0, 2.1])])["rel_l2"], 4)
         0.0707
     """
@@ -75,7 +75,8 @@ def compare_decoded(reference: Mapping[str, Tensor], deployed: Mapping[str, Tens
     For a floating value: ``<name>_mean``, ``<name>_p99``, ``<name>_max`` of the absolute and ``<name>_bias`` of the
     signed deviation where both sides have a value (NaN means there is none), and ``<name>_lost``, the share of places
     that have a value on one side only. Where the reference has values and the deployed side none of them, the absolute
-    deviations are infinite; where the reference has none, they are 0 and ``<name>_lost`` tells. For integers and bools: ``<name>_flips``, the share of differing elements.
+    deviations are infinite; where the reference has none, they are 0 and ``<name>_lost`` tells.
+    For integers and bools: ``<name>_flips``, the share of differing elements.
 
     Args:
         reference: Name -> tensor.
@@ -85,6 +86,7 @@ def compare_decoded(reference: Mapping[str, Tensor], deployed: Mapping[str, Tens
         ValueError: If names or shapes differ, or a value is empty.
 
     Example:
+        >>> import torch
         >>> moved = compare_decoded({"x_px": torch.tensor([1.0, 2.0])}, {"x_px": torch.tensor([1.0, 2.5])})
         >>> moved["x_px_max"], moved["x_px_lost"]
         (0.5, 0.0)
@@ -148,8 +150,8 @@ def _distance(reference: Tensor, deployed: Tensor) -> dict[str, float]:
 
 
 def _relative(error: Tensor, exact: Tensor) -> float:
-    distance, size = error.norm().item(), exact.norm().item()
-    spread = (exact - exact.mean()).norm().item()
+    distance, size = float(error.norm().item()), float(exact.norm().item())
+    spread = float((exact - exact.mean()).norm().item())
     if spread <= _CONSTANT * size:
         spread = size
     if spread > 0:
@@ -164,7 +166,7 @@ def _p99(values: Tensor) -> float:
 
 
 def _share(mask: Tensor) -> float:
-    return mask.double().mean().item()
+    return float(mask.double().mean().item())
 
 
 def _check(reference: Tensor, deployed: Tensor) -> None:

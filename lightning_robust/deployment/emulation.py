@@ -18,8 +18,27 @@ Precision = Literal["fp16", "bf16", "tf32"]
 
 # Operators that only move values: their results are as rounded as their inputs.
 _MOVES = frozenset(
-    "Concat DepthToSpace Expand Flatten Gather GatherElements GatherND Identity Pad Reshape Shape Slice SpaceToDepth "
-    "Split Squeeze Tile Transpose Unsqueeze Where".split()
+    [
+        "Concat",
+        "DepthToSpace",
+        "Expand",
+        "Flatten",
+        "Gather",
+        "GatherElements",
+        "GatherND",
+        "Identity",
+        "Pad",
+        "Reshape",
+        "Shape",
+        "Slice",
+        "SpaceToDepth",
+        "Split",
+        "Squeeze",
+        "Tile",
+        "Transpose",
+        "Unsqueeze",
+        "Where",
+    ]
 )
 # Operators that an engine computes on tensor cores when TF32 is allowed.
 _TENSOR_CORE = frozenset(["Conv", "ConvTranspose", "Gemm", "MatMul"])

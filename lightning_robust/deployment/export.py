@@ -46,6 +46,7 @@ class Origin:
     source: str
 
     def __str__(self) -> str:
+        """As in a report: ``neck.up2 (neck.py:41)``."""
         name = self.module or "(model)"
         return f"{name} ({self.source})" if self.source else name
 
@@ -188,7 +189,7 @@ def _translate(
 ) -> onnx.ModelProto:
     try:
         translated = torch.onnx.export(
-            program,  # type: ignore[arg-type]
+            program,
             tensors,
             dynamo=True,
             opset_version=opset,

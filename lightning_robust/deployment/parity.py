@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -164,12 +165,12 @@ class _Pass:
     def _run(self, runner: Runner, args: tuple[Any, ...]) -> list[Tensor]:
         chunks = []
         for start in range(0, self._samples, self._subject.max_batch):
-            stop = start + self._subject.max_batch
-            chunks.append(runner(map_tensors(lambda t, a=start, b=stop: self._slice(t, a, b), args)))
+            window = slice(start, start + self._subject.max_batch)
+            chunks.append(runner(map_tensors(partial(self._take, window), args)))
         return [self._join(parts) for parts in zip(*chunks, strict=True)]
 
-    def _slice(self, tensor: Tensor, start: int, stop: int) -> Tensor:
-        return tensor[start:stop] if tensor.ndim and tensor.shape[0] == self._samples else tensor
+    def _take(self, window: slice, tensor: Tensor) -> Tensor:
+        return tensor[window] if tensor.ndim and tensor.shape[0] == self._samples else tensor
 
     def _join(self, parts: tuple[Tensor, ...]) -> Tensor:
         return torch.cat(parts) if len(parts) > 1 and parts[0].ndim else parts[0]

@@ -1,8 +1,8 @@
 """The catalogue of what a car's preprocessing does differently from training's, in pixels before normalisation.
 
 Each entry is a pair of functions on pictures ``(N, C, H, W)`` in [0, 1]: what training did, and what the car does.
-Both take multiples of 1/255 in fp32 or fp64 and return the same shape and type; nothing is drawn at random, and a picture
-comes out the same in whatever batch it goes in. How far a model's outputs move is measured in ``parity.py``.
+Both take multiples of 1/255 in fp32 or fp64 and return the same shape and type; nothing is drawn at random, and a
+picture comes out the same in whatever batch it goes in. How far a model's outputs move is measured in ``parity.py``.
 """
 
 from __future__ import annotations
@@ -73,7 +73,17 @@ def perturbations(names: Literal["all", "none"] | list[str] = "all") -> tuple[Pe
 
 def to_levels(pixels: Tensor) -> Tensor:
     """Round to the 256 levels of 8 bits, as a frame buffer does."""
-    return (pixels * 255).round_().clamp_(0, 255).div_(255)
+    return _rounded(pixels * 255)
+
+
+def _levels(pixels: Tensor) -> Tensor:
+    """Whole numbers from 0 to 255: weights like 1/4 or 3/16 are exact on them, and so are ties when rounding."""
+    return (pixels * 255).round_()
+
+
+def _rounded(levels: Tensor) -> Tensor:
+    """Back to pixels; takes the tensor over, so that no frame is held twice."""
+    return levels.round_().clamp_(0, 255).div_(255)
 
 
 def unchanged(pixels: Tensor) -> Tensor:
@@ -93,7 +103,7 @@ def camera_frame(pixels: Tensor) -> Tensor:
 def _area(frame: Tensor, size: tuple[int, int]) -> Tensor:
     """Mean over the area each output pixel covers, with fractions of pixels at its edges (OpenCV's ``INTER_AREA``).
 
-    ``interpolate(mode="area")`` gives whole weight to pixels that are covered in part: 1.2 levels off on average.
+    ``interpolate(mode="area")`` gives whole weight to pixels that are covered in part, and is a level or more off.
     """
     rows, columns = (_coverage(inner, outer) for inner, outer in zip(frame.shape[-2:], size, strict=True))
     return (rows.to(frame.device) @ frame.double() @ columns.T.to(frame.device)).to(frame.dtype)
@@ -117,7 +127,8 @@ _FILTERS: dict[str, Callable[..., Tensor]] = {
 
 
 def _downsized(pixels: Tensor, filter: str) -> Tensor:  # noqa: A002 - the field's word
-    return _FILTERS[filter](camera_frame(pixels), size=tuple(pixels.shape[-2:]))
+    """Levels, not rounded yet."""
+    return _FILTERS[filter](_levels(camera_frame(pixels)), size=tuple(pixels.shape[-2:]))
 
 
 def resize(pixels: Tensor, filter: str) -> Tensor:  # noqa: A002
@@ -126,7 +137,7 @@ def resize(pixels: Tensor, filter: str) -> Tensor:  # noqa: A002
     ``"antialias"`` is PIL's bilinear (also ``antialias=True`` in torch), ``"bilinear"`` OpenCV's ``INTER_LINEAR``,
     ``"nearest"``, ``"area"`` and ``"bicubic"`` are OpenCV's, ``"align_corners"`` is bilinear between corner pixels.
     """
-    return to_levels(_downsized(pixels, filter))
+    return _rounded(_downsized(pixels, filter))
 
 
 def truncated_resize(pixels: Tensor) -> Tensor:
@@ -134,15 +145,15 @@ def truncated_resize(pixels: Tensor) -> Tensor:
 
     Flat regions keep their level: a thousandth of one is added first, more than fp32 loses on the way.
     """
-    return (_downsized(pixels, "antialias") * 255 + 1e-3).floor_().clamp_(0, 255).div_(255)
+    return _rounded((_downsized(pixels, "antialias") + 1e-3).floor_())
 
 
 def shift(pixels: Tensor, by: float) -> Tensor:
     """Content moved right and down by ``by`` pixels (0 to 1), bilinear, the border repeated."""
     height, width = pixels.shape[-2:]
-    padded = pad(pixels, (1, 0, 1, 0), mode="replicate")
+    padded = pad(_levels(pixels), (1, 0, 1, 0), mode="replicate")
     rows = (1 - by) * padded[..., 1:, :] + by * padded[..., :height, :]
-    return to_levels((1 - by) * rows[..., 1:] + by * rows[..., :width])
+    return _rounded((1 - by) * rows[..., 1:] + by * rows[..., :width])
 
 
 def _luma(kr: float, kb: float) -> Tensor:
@@ -192,7 +203,7 @@ def nv12(pixels: Tensor) -> Tensor:
 def jpeg(pixels: Tensor, quality: int) -> Tensor:
     """Through libjpeg (by way of Pillow) at a quality of 1 to 100, chroma subsampled 4:2:0.
 
-    Not kornia's JPEG: at quality 90 that is 1.7 levels on average from libjpeg, a fifth of what is to be measured.
+    Not kornia's JPEG: that one is differentiable, and at quality 90 a level or two away from libjpeg on average.
     """
     from PIL import Image
 
@@ -212,7 +223,8 @@ def swap_channels(pixels: Tensor) -> Tensor:
 
 def brighten(pixels: Tensor, gain: float) -> Tensor:
     """All pixels times ``gain``, clipped."""
-    return to_levels(pixels * gain)
+    bright = _levels(pixels).double() * gain  # in fp32 the error of 1.1 itself would decide the ties
+    return _rounded(bright).to(pixels.dtype)
 
 
 _TRAINED_RESIZE = partial(resize, filter="antialias")

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 Images = Float[Tensor, "batch channel height width"]
-# A fortieth of an 8-bit level: a thousand times what normalising in fp32 and back loses, far below any wrong mean or std.
+# A fortieth of an 8-bit level: a thousand times what normalising in fp32 and back loses, far below a wrong mean or std.
 _SLACK = 1e-4
 # In half precision p, mean, p - mean, std and the quotient are each rounded by at most eps / 2 of the range: 2.5 eps.
 _SLACK_IN_EPS = 4
@@ -73,8 +73,9 @@ class PixelSpace:
         """Refuse inputs that were not normalised as stated.
 
         Raises:
-            ValueError: If a pixel lies outside ``[low, high]`` by more than the larger of a ten-thousandth of the range
-                and four units in the last place of the inputs' type (one 8-bit level in fp16, eight in bf16), or is NaN.
+            ValueError: If a pixel is NaN or lies outside ``[low, high]`` by more than a ten-thousandth of the range, or
+                four times the machine epsilon of the inputs' type if larger (one 8-bit level in fp16, eight in bf16).
+            TypeError: If the inputs are not floating.
         """
         self._constants(inputs)
         wide = inputs.detach().double()

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_robust.utilities.tables import markdown
+from lightning_robust.utilities.trainers import is_fast_dev_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -128,7 +129,7 @@ def write_layout(trainer: pl.Trainer) -> None:
 
 
 def _to_all(trainer: pl.Trainer, send: Callable[[Logger, int], None]) -> None:
-    if not trainer.is_global_zero or trainer.fast_dev_run:
+    if not trainer.is_global_zero or is_fast_dev_run(trainer):
         return
     step = log_step(trainer)
     for logger in trainer.loggers:

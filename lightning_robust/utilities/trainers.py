@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import lightning.pytorch as pl
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 
 class NoEffectWarning(UserWarning):
@@ -23,3 +23,8 @@ def refuse_sharded(trainer: pl.Trainer, technique: str) -> None:
             f"{type(trainer.strategy).__name__}, which {technique} cannot work with. Use strategy='ddp', or take "
             f"{technique} out of the callbacks."
         )
+
+
+def is_fast_dev_run(trainer: pl.Trainer) -> bool:
+    """Whether the Trainer only tries one batch of everything; the attribute is set outside its class's sight."""
+    return bool(getattr(trainer, "fast_dev_run", False))

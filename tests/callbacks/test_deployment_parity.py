@@ -6,9 +6,9 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -198,7 +198,7 @@ class Structures(Boring):
         outputs = self(batch["frames"], batch["gain"])
         return nn.functional.cross_entropy(next(iter(flatten(outputs).values())), batch["label"])
 
-    def _loader(self, shuffle):
+    def _loader(self, pictures):
         def collate(samples):
             images, labels = zip(*samples, strict=True)
             return {
@@ -207,7 +207,7 @@ class Structures(Boring):
                 "label": torch.stack(labels),
             }
 
-        return DataLoader(Pictures(), 16, collate_fn=collate)
+        return DataLoader(pictures, 16, collate_fn=collate)
 
 
 @pytest.mark.parametrize("kind", ["tuple", "dict", "dataclass"])
@@ -282,7 +282,7 @@ def test_operator_unknown_to_onnx(tmp_path):
 CHILDREN = {
     "crashes": ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "crash|SIGSEGV|signal"),
     "hangs": ("import time; time.sleep(600)", "killed after its time limit"),
-    "returns garbage": ("import sys; open('engine', 'w').write('nonsense')", "left"),
+    "returns garbage": ("import json, sys; spec = json.load(open(sys.argv[2])); open(spec['engine'], 'w').write('nonsense')", "left"),
 }
 
 

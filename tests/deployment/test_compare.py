@@ -34,8 +34,48 @@ def test_equal_is_zero_also_for_constants():
         assert all(v == 0 for v in compare([value], [value.clone()]).values())
 
 
-def test_constant_reference_that_differs_is_infinitely_far():
+@pytest.mark.parametrize("value", [0.1, -5.0, 3e8])
+def test_constant_reference_is_measured_by_its_size(value):
+    """0.1 has no exact binary form: subtracting the mean leaves 1e-17, which must not become the denominator."""
+    reference = torch.full((7, 1), value, dtype=torch.float64)
+    assert compare([reference], [reference * 1.001])["rel_l2"] == pytest.approx(1e-3)
+
+
+def test_zero_reference_that_differs_is_infinitely_far():
     assert compare([torch.zeros(3, 1)], [torch.full((3, 1), 1e-3)])["rel_l2"] == math.inf
+
+
+def test_small_spread_about_a_large_mean_is_centred():
+    """Columns at 800 +- 1 px that move by 0.1 px are a tenth of their spread away, not 1e-4 of their size."""
+    reference = torch.tensor([799.0, 801.0], dtype=torch.float64)
+    assert compare([reference], [reference + 0.1])["rel_l2"] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("count", [1, 2, 99, 100, 101, 700, 12345])
+def test_p99_matches_numpy(count):
+    reference, deployed = torch.zeros(count), torch.randn(count)
+    expected = np.sort(deployed.abs().double().numpy())[(99 * count + 99) // 100 - 1]
+    assert compare([reference], [deployed])["p99_abs"] == expected
+
+
+def test_a_network_that_gives_nan_only_is_no_perfect_deployment():
+    broken = torch.full((4, 3), math.nan)
+    for deployed in (broken, torch.ones(4, 3)):
+        assert compare([broken], [deployed])["rel_l2"] == math.inf
+
+
+def test_masked_infinities_on_both_sides_do_not_count():
+    reference = torch.tensor([[1.0, -math.inf], [-math.inf, 3.0]])
+    metrics = compare([reference], [reference.clone()])
+    assert metrics["rel_l2"] == metrics["nonfinite"] == metrics["flip_rate"] == 0
+
+
+def test_half_precision_is_compared_in_fp64():
+    """Squares of 300 overflow fp16; the distance does not."""
+    reference = torch.tensor([0.0, 600.0], dtype=torch.float64)
+    assert compare([reference], [torch.tensor([300.0, 600.0]).half()])["rel_l2"] == pytest.approx(
+        300 / math.sqrt(180000)
+    )
 
 
 def test_flips():
@@ -86,6 +126,14 @@ def test_decoded_infinity_stays_infinite_and_all_absent_is_zero():
     assert compare_decoded({"x": torch.tensor([1.0])}, {"x": torch.tensor([math.inf])})["x_max"] == math.inf
     empty = torch.full((2, 2), math.nan)
     assert compare_decoded({"x": empty}, {"x": empty})["x_p99"] == 0
+
+
+def test_decoded_losing_every_value_is_infinitely_far():
+    nothing, something = torch.full((4,), math.nan), torch.arange(4.0)
+    lost = compare_decoded({"x": something}, {"x": nothing})
+    assert lost == {"x_mean": math.inf, "x_p99": math.inf, "x_max": math.inf, "x_bias": 0.0, "x_lost": 1.0}
+    invented = compare_decoded({"x": nothing}, {"x": something})
+    assert (invented["x_max"], invented["x_lost"]) == (0.0, 1.0)
 
 
 def test_every_target_has_a_default_tolerance():

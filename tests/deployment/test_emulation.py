@@ -145,5 +145,5 @@ def test_rejects_subgraphs():
     node = helper.make_node("If", ["x"], ["y"], "branch", then_branch=body, else_branch=body)
     model = binary("Mul", 1.0)
     model.graph.node[0].CopyFrom(node)
-    with pytest.raises(ValueError, match="'branch' .If. has one"):
+    with pytest.raises(ValueError, match=r"'branch' .If. has one"):
         emulate(model, "fp16")

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -16,6 +18,22 @@ def test_closed_form_and_round_trip(mean, std):
     space.check(inputs)
 
 
+def test_pixels_are_in_the_unit_interval_whatever_the_units():
+    """Values of 0 to 255 and their mean and std make the same pixels and the same inputs as values of 0 to 1."""
+    wide, unit = (
+        PixelSpace((123.0, 117.0, 104.0), 58.0, high=255),
+        PixelSpace((123 / 255, 117 / 255, 104 / 255), 58 / 255),
+    )
+    pixels = torch.rand(2, 3, 4, 5, dtype=torch.float64)
+    torch.testing.assert_close(wide.from_pixels(pixels), unit.from_pixels(pixels))
+    torch.testing.assert_close(wide.to_pixels(wide.from_pixels(pixels)), pixels)
+    wide.check(wide.from_pixels(pixels))
+    signed = PixelSpace(low=-1.0)
+    assert signed.from_pixels(torch.tensor([0.0, 0.5, 1.0]).reshape(1, 1, 1, 3)).flatten().tolist() == [-1.0, 0.0, 1.0]
+    with pytest.raises(ValueError, match=r"in \[0, 255\].*got \[-2, 300\]"):
+        PixelSpace(high=255).check(torch.tensor([-2.0, 300.0]).reshape(1, 1, 1, 2))
+
+
 def test_dtype_and_original_are_kept():
     x = torch.rand(1, 3, 2, 2).bfloat16()
     before = x.clone()
@@ -26,7 +44,29 @@ def test_dtype_and_original_are_kept():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_rounding_is_no_mistake(dtype):
     space = PixelSpace((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    space.check(space.from_pixels(torch.linspace(0, 1, 300).reshape(1, 3, 10, 10)).to(dtype))
+    pixels = torch.linspace(0, 1, 300).reshape(1, 3, 10, 10)
+    space.check(space.from_pixels(pixels).to(dtype))
+    space.check(space.from_pixels(pixels.to(dtype)))  # normalised in low precision
+
+
+def test_tolerance_is_a_ten_thousandth_of_the_range():
+    PixelSpace().check(torch.tensor([-0.9e-4, 1 + 0.9e-4]).reshape(1, 1, 1, 2))
+    with pytest.raises(ValueError, match="Expected pixels"):
+        PixelSpace().check(torch.tensor([0.0, 1 + 1.1e-4]).reshape(1, 1, 1, 2))
+
+
+def test_rejects_a_batch_normalised_otherwise():
+    """Inputs of mean 0.5 and std 0.5 (in [-1, 1]) declared as plain pixels, and plain pixels declared as ImageNet's."""
+    pixels = torch.linspace(0, 1, 300).reshape(1, 3, 10, 10)
+    with pytest.raises(ValueError, match=r"got \[-1, 1\]"):
+        PixelSpace().check(PixelSpace(0.5, 0.5).from_pixels(pixels))
+    with pytest.raises(ValueError, match=r"got \[0, 255\]"):
+        PixelSpace().check(pixels * 255)
+
+
+def test_rejects_integers():
+    with pytest.raises(TypeError, match=r"floating-point images, but got torch.uint8"):
+        PixelSpace(0.5, 0.5).to_pixels(torch.zeros(1, 3, 2, 2, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize("value", [-0.01, 1.01, float("nan")])
@@ -41,6 +81,9 @@ def test_rejects_pixels_out_of_range(value):
     [
         ({"std": 0.0}, "`std` to be positive"),
         ({"std": (0.1, -1.0, 0.1)}, "`std` to be positive"),
+        ({"std": ()}, "`std` to be positive, one number or one a channel"),
+        ({"std": math.nan}, "`std` to be positive"),
+        ({"mean": (0.5, math.nan, 0.5)}, "`mean` to be one finite number"),
         ({"low": 1.0}, "`low` below `high`"),
         ({"mean": (0.1, 0.2), "std": (1.0, 1.0, 1.0)}, "one length, but got 2 and 3"),
     ],

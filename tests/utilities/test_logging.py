@@ -106,5 +106,5 @@ def test_log_step_is_the_one_lightning_uses(tmp_path):
 
 @pytest.mark.parametrize("shape", [(3, 4, 4), (2, 4, 4, 4)])
 def test_rejects_what_is_no_picture(trainer, shape):
-    with pytest.raises(ValueError, match="shape .N, 1 or 3, H, W., but got"):
+    with pytest.raises(ValueError, match=r"shape .N, 1 or 3, H, W., but got"):
         log.log_images(trainer, "a", torch.zeros(shape))

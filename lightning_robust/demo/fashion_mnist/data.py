@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
@@ -126,7 +128,8 @@ class FashionMNISTData(pl.LightningDataModule):
         )
 
 
-def _as_is(batch: Batch) -> Batch:
+def _as_is(batch: Any) -> Any:
+    """What ``__getitems__`` made is a batch already."""
     return batch
 
 

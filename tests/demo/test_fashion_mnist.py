@@ -1,0 +1,117 @@
+import gzip
+import hashlib
+import io
+import struct
+
+import pytest
+import torch
+
+from lightning_robust.demo.fashion_mnist import FashionMNISTData, ImageClassifier, files
+from lightning_robust.demo.fashion_mnist.files import DEBIAN, SHA256, find_files, read_idx
+
+needs_files = pytest.mark.skipif(
+    not DEBIAN.is_dir(), reason="Fashion-MNIST is not installed (apt-get install dataset-fashion-mnist)"
+)
+
+
+def idx(values, *shape):
+    return bytes([0, 0, 8, len(shape)]) + struct.pack(f">{len(shape)}I", *shape) + bytes(values)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """5,010 training and 20 test pictures whose every pixel is the picture's number modulo 256."""
+    for part, count in (("train", 5010), ("t10k", 20)):
+        pixels = b"".join(bytes([number % 256]) * 784 for number in range(count))
+        (tmp_path / f"{part}-images-idx3-ubyte").write_bytes(idx(pixels, count, 28, 28))
+        labels = idx([number % 10 for number in range(count)], count)
+        (tmp_path / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
+    return tmp_path
+
+
+def test_idx_closed_form():
+    assert read_idx(idx(range(12), 2, 2, 3), "x", 3).tolist() == [[[0, 1, 2], [3, 4, 5]], [[6, 7, 8], [9, 10, 11]]]
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (idx(range(4), 4), "begin like an IDX file of bytes in 3 dimensions"),
+        (b"\x1f\x8b\x08\x00", "got 1f 8b 08 00"),
+        (idx(range(11), 2, 2, 3), "Expected 12 values in x, but got 11"),
+        (b"", "begin like an IDX file"),
+    ],
+)
+def test_rejects_what_is_no_idx_file(content, match):
+    with pytest.raises(ValueError, match=match):
+        read_idx(content, "x", 3)
+
+
+def test_split_shape_and_normalisation(folder):
+    data = FashionMNISTData(str(folder), batch_size=10, flip=False)
+    data.prepare_data()
+    data.setup("fit")
+    loaders = (data.train_dataloader(), data.val_dataloader(), data.test_dataloader())
+    assert [len(loader.dataset) for loader in loaders] == [10, 5000, 20]
+    images, labels = data.on_after_batch_transfer(next(iter(loaders[2])), 0)
+    assert (images.shape, images.dtype, labels.dtype) == ((10, 1, 28, 28), torch.float32, torch.int64)
+    expected = (torch.arange(10) / 255 - data.mean[0]) / data.std[0]
+    torch.testing.assert_close(images[:, 0, 5, 7], expected)
+    assert labels.tolist() == list(range(10))
+
+
+def test_every_training_picture_comes_once(folder):
+    data = FashionMNISTData(str(folder), batch_size=5, flip=False)
+    data.setup("fit")
+    seen = torch.cat([images[:, 0, 0, 0] for images, _ in data.train_dataloader()])
+    assert sorted(seen.tolist()) == list(range(10))
+
+
+def test_nowhere_says_all_three_ways(tmp_path, monkeypatch):
+    def no_connection(*_, **__):
+        raise OSError("no connection")
+
+    monkeypatch.setattr(files, "DEBIAN", tmp_path / "none")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(files.urllib.request, "urlopen", no_connection)
+    with pytest.raises(FileNotFoundError, match=r"no connection.*\(1\).*apt-get.*\(2\).*`root`.*\(3\)"):
+        find_files()
+    with pytest.raises(FileNotFoundError, match="Expected .* in .*nowhere"):
+        find_files(str(tmp_path / "nowhere"))
+
+
+def test_fetched_once_and_verified(tmp_path, monkeypatch):
+    content = {name: name.encode() for name in SHA256}
+    asked = []
+
+    def serve(address, timeout):
+        asked.append(address)
+        return io.BytesIO(gzip.compress(content[address.rsplit("/", 1)[1].removesuffix(".gz")]))
+
+    monkeypatch.setattr(files, "DEBIAN", tmp_path / "none")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(files.urllib.request, "urlopen", serve)
+    with pytest.raises(ValueError, match="SHA-256"):
+        find_files()
+    monkeypatch.setattr(files, "SHA256", {name: hashlib.sha256(c).hexdigest() for name, c in content.items()})
+    assert find_files() == content
+    assert find_files() == content
+    assert len(asked) == 1 + 4
+
+
+@needs_files
+def test_the_real_files_have_the_stated_checksums_and_statistics():
+    found = find_files()
+    assert {name: hashlib.sha256(content).hexdigest() for name, content in found.items()} == SHA256
+    data = FashionMNISTData()
+    data.setup("fit")
+    pixels = data.train_dataloader().dataset.images.float() / 255
+    assert pixels.mean().item() == pytest.approx(data.mean[0], abs=5e-4)
+    assert pixels.std().item() == pytest.approx(data.std[0], abs=5e-4)
+
+
+def test_classifier_shapes_and_loss():
+    model = ImageClassifier(width=4)
+    images = torch.randn(3, 1, 28, 28)
+    assert model.features(images).shape == (3, 16)
+    torch.testing.assert_close(model(images), model.head(model.features(images)))

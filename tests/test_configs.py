@@ -1,0 +1,46 @@
+"""Every YAML under configs/ is found, opens with its header, and runs."""
+
+from pathlib import Path
+
+import pytest
+
+from lightning_robust.cli import RobustCLI
+from lightning_robust.demo.fashion_mnist.files import DEBIAN
+
+ROOT = Path(__file__).parents[1] / "configs"
+CONFIGS = sorted(ROOT.rglob("*.yaml"))
+BASES = {"lanes.yaml", "fashion_mnist.yaml"}
+TECHNIQUES = sorted((ROOT / "techniques").glob("*.yaml"))
+SMALL = {
+    "lanes.yaml": ["--data.num_train=32", "--data.num_val=16", "--data.batch_size=8"],
+    "fashion_mnist.yaml": ["--data.num_train=64", "--data.batch_size=16"],
+}
+
+
+def test_all_are_found():
+    assert len(CONFIGS) == 3
+    assert {path.name for path in ROOT.glob("*.yaml")} == BASES
+    assert len(TECHNIQUES) == 1
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_header_says_command_purpose_number_hardware_time(path):
+    lines = path.read_text().splitlines()
+    for line, word in zip(lines, ("Command:", "Purpose:", "Measured:", "Hardware:", "Time:"), strict=False):
+        assert line.startswith(f"# {word}")
+        assert len(line.split(":", 1)[1].strip()) > 3
+    assert "to be measured" not in path.read_text()
+
+
+@pytest.mark.parametrize("base", sorted(BASES))
+@pytest.mark.parametrize("technique", [None, *TECHNIQUES], ids=lambda path: path.stem if path else "alone")
+def test_runs(base, technique, tmp_path, monkeypatch):
+    if base == "fashion_mnist.yaml" and not DEBIAN.is_dir():
+        pytest.skip("Fashion-MNIST is not installed (apt-get install dataset-fashion-mnist)")
+    monkeypatch.chdir(tmp_path)
+    files = [f"--config={ROOT / base}", *([f"--config={technique}"] if technique else [])]
+    cli = RobustCLI(args=["fit", *files, *SMALL[base], "--trainer.fast_dev_run=true", "--trainer.accelerator=cpu"])
+    assert cli.trainer.global_step == 1
+    if technique is not None:
+        assert cli.config.fit[technique.stem] is not False
+        assert cli.trainer.callback_metrics["parity/status"] <= 1
