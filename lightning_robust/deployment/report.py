@@ -17,7 +17,7 @@ def target_rows(report: ParityReport) -> tuple[list[str], list[list[str]]]:
     rows = []
     for name, target in report.targets.items():
         numbers = [f"{target.metrics[key]:.3g}" if key in target.metrics else "-" for key in keys]
-        rows.append([name, *numbers, target.status + (f": {target.note}" if target.note else "")])
+        rows.append([name, *numbers, target.status])
     return ["target", *keys, "status"], rows
 
 
@@ -35,6 +35,7 @@ def summary(report: ParityReport) -> str:
         "",
         plain_table(*target_rows(report)),
     ]
+    lines += [f"{name}: {t.note}" for name, t in report.targets.items() if t.note and t.status != "measured"]
     worst = report.worst_perturbation()
     if worst is not None:
         moved = report.sensitivity[worst]

@@ -187,7 +187,7 @@ class TensorRTRuntime(Runtime):
         )
         able = self.can_run()
         if not able:
-            return Built(None, engine.size, f"built, not run: {able.reason}")
+            return Built(None, engine.size, f"not run: {able.reason}")
 
         def run(args: tuple[Any, ...]) -> list[Tensor]:
             results = builder.run_engine(engine, _feed(args, exported), time_limit=subject.time_limit)

@@ -38,7 +38,7 @@ class PixelSpace:
     Example:
         >>> PixelSpace(0.5, 0.25).to_pixels(torch.full((1, 1, 1, 1), 2.0)).item()
         1.0
-        >>> PixelSpace(127.5, 127.5, high=255).to_pixels(torch.ones(1, 1, 1, 1)).item()
+        >>> PixelSpace(127.5, 127.5, high=255.0).to_pixels(torch.ones(1, 1, 1, 1)).item()
         1.0
     """
 

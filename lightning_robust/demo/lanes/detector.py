@@ -1,0 +1,139 @@
+"""The lane detector as a LightningModule: loss, metrics, optimiser.
+
+The network and its decoding stand in `network.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from lightning_robust.demo.lanes.anchors import rescale, row_anchors
+from lightning_robust.demo.lanes.metrics import Bend, Found, LateralError, Swing
+from lightning_robust.demo.lanes.network import LaneNetwork, LaneOutput, lane_loss, soft_columns
+
+
+class LaneDetector(pl.LightningModule):
+    """Finds the left and the right line of the lane the camera is in.
+
+    The graph of `forward` ends in pixel columns of the original frame: a soft-argmax over cells. Trained with AdamW
+    and a one-cycle schedule on batches ``(images, columns)`` as `LaneData` gives them.
+
+    Logs `train/loss`, `val/loss`, `val/lateral_px`, `val/bend_px`, `val/swing_px` and `val/found`.
+
+    Args:
+        frame_height: Height of the original frame in pixels.
+        frame_width: Width of the original frame in pixels.
+        height: Height of the network's input, a multiple of 16.
+        width: Width of the network's input, a multiple of 16.
+        channels: Channels at a quarter of the resolution.
+        hidden: Width of the layer that sees the whole picture.
+        learning_rate: Peak of the one-cycle schedule.
+        weight_decay: Of AdamW, on weights of two or more dimensions.
+        warmup: Share of the steps until the peak.
+        sequence_length: Frames in a validation sequence, for `val/swing_px`.
+    """
+
+    def __init__(
+        self,
+        frame_height: int = 540,
+        frame_width: int = 960,
+        height: int = 144,
+        width: int = 256,
+        channels: int = 32,
+        hidden: int = 256,
+        learning_rate: float = 4e-3,
+        weight_decay: float = 0.02,
+        warmup: float = 0.15,
+        sequence_length: int = 8,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.frame_height, self.frame_width = frame_height, frame_width
+        self.height, self.width, self.sequence_length = height, width, sequence_length
+        self.learning_rate, self.weight_decay, self.warmup = learning_rate, weight_decay, warmup
+        self.network = LaneNetwork(height, width, channels, hidden)
+        self.example_input_array = torch.zeros(2, 3, height, width)
+        self.lateral, self.found, self.bend, self.swing = LateralError(), Found(), Bend(), Swing()
+        self._seen = 0
+
+    @property
+    def rows(self) -> Tensor:
+        """Row anchors in pixels of the original frame, float64, (R,)."""
+        return rescale(row_anchors(self.height), self.height, self.frame_height)
+
+    def forward(self, images: Tensor) -> LaneOutput:
+        """Pixel columns in the original frame and presence, each (N, 2, R), of normalised pictures (N, 3, H, W)."""
+        return soft_columns(self.logits(images), self.frame_width)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Scores of every cell and of "absent", (N, 2, R, W + 1)."""
+        logits: Tensor = self.network(images)
+        return logits
+
+    def features(self, images: Tensor) -> Tensor:
+        """The hidden vector that sees the whole picture, (N, hidden)."""
+        return self.network.features(images)
+
+    def loss(self, logits: Tensor, columns: Tensor) -> Tensor:
+        """The training loss of logits (N, 2, R, W + 1) against true columns (N, 2, R), a scalar."""
+        return lane_loss(logits, columns, self.frame_width)
+
+    def decode(self, outputs: LaneOutput | tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """What a user of the detector acts on, in the task's own units.
+
+        Args:
+            outputs: What `forward` returned, or the same two tensors from an engine.
+
+        Returns:
+            `lateral_px`, the columns in pixels with NaN where there is no line; `present`, bool; each (N, 2, R).
+        """
+        columns, presence = outputs
+        present = presence >= 0.5
+        return {"lateral_px": columns.masked_fill(~present, torch.nan), "present": present}
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The loss of a batch."""
+        images, columns = batch
+        loss = self.loss(self.logits(images), columns)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Counts frames from zero, to tell sequences apart."""
+        self._seen = 0
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Loss and metrics of a batch."""
+        images, columns = batch
+        logits = self.logits(images)
+        lines = self.decode(soft_columns(logits, self.frame_width))["lateral_px"]
+        sequence = (torch.arange(len(images)) + self._seen) // self.sequence_length
+        self._seen += len(images)
+        self.lateral.update(lines, columns)
+        self.found.update(lines, columns)
+        self.bend.update(lines, columns)
+        self.swing.update(lines, columns, sequence)
+        self.log("val/loss", self.loss(logits, columns), sync_dist=True, batch_size=len(images))
+        metrics = {"lateral_px": self.lateral, "bend_px": self.bend, "swing_px": self.swing, "found": self.found}
+        self.log_dict({f"val/{name}": metric for name, metric in metrics.items()}, batch_size=len(images))
+
+    def predict_step(self, batch: Any, batch_idx: int) -> LaneOutput:
+        """Columns and presence of a batch, or of pictures alone."""
+        return self.forward(batch[0] if isinstance(batch, (tuple, list)) else batch)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW without decay on biases and norms; one cycle over the estimated steps of the run."""
+        weights = [p for p in self.parameters() if p.ndim > 1]
+        others = [p for p in self.parameters() if p.ndim <= 1]
+        groups = [{"params": weights, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate)
+        steps = max(int(self.trainer.estimated_stepping_batches), 2)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, self.learning_rate, total_steps=steps, pct_start=self.warmup, final_div_factor=1e3
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
