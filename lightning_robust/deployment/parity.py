@@ -5,6 +5,7 @@ Works on any module without a Trainer; ``callbacks/deployment_parity.py`` calls 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -262,7 +263,7 @@ class _Pass:
             cache[perturbation.trained] = outputs, self._decoded_from(outputs)
         outputs = self._on_images(pixels.from_pixels(perturbation.deployed(rounded)))
         metrics = self._distance(*cache[perturbation.trained], outputs)
-        if fp16 and fp16.get(self._unit, 0.0) > 0:
+        if fp16 and 0 < fp16.get(self._unit, 0.0) < math.inf:
             metrics["times_fp16"] = metrics[self._unit] / fp16[self._unit]
         return metrics
 

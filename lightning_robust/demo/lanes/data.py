@@ -17,6 +17,7 @@ from lightning_robust.demo.lanes.loading import BlockSampler, CountingLoader, Ep
 from lightning_robust.demo.lanes.rendering import Roads, render_roads
 
 _CHUNK = 64
+_FEW = 4
 Batch = tuple[Tensor, Tensor]
 
 MEAN = (0.44, 0.48, 0.52)
@@ -140,8 +141,9 @@ class LaneData(pl.LightningDataModule):
 
     def _render(self, indices: Tensor, frame: Tensor, flips: bool) -> RoadDataset:
         rendering = _Rendering(indices, frame, self.seed, (self.height, self.width))
-        workers = min(self.render_workers, len(rendering) - 1)
-        parts = list(DataLoader(rendering, batch_size=None, num_workers=workers))
+        workers = self.render_workers if len(rendering) > _FEW else 0
+        # its own generator, so that rendering does not advance the global one
+        parts = list(DataLoader(rendering, batch_size=None, num_workers=workers, generator=torch.Generator()))
         images, columns = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         columns = rescale(columns, self.width, self.frame_width)
         return RoadDataset(Roads(images, columns), self.frame_width, flips, self.seed)

@@ -108,9 +108,9 @@ def fit(data, path=None, callbacks=()):
 
 
 def test_resume(tmp_path):
-    """Five batches an epoch: taken up in the middle of the first and of the second."""
+    """Five batches an epoch: taken up in the middle of the first, after its last batch, in the middle of the second."""
     data = LaneData(num_train=40, num_val=8, batch_size=8, height=64, width=64, render_workers=0)
-    saves = [SaveAt(step, tmp_path / f"{step}.ckpt") for step in (3, 7)]
+    saves = [SaveAt(step, tmp_path / f"{step}.ckpt") for step in (3, 5, 7)]
     _, whole = fit(data, callbacks=saves)
     for save in saves:
         resumed, model = fit(data, str(save.path))
