@@ -282,7 +282,10 @@ def test_operator_unknown_to_onnx(tmp_path):
 CHILDREN = {
     "crashes": ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "crash|SIGSEGV|signal"),
     "hangs": ("import time; time.sleep(600)", "killed after its time limit"),
-    "returns garbage": ("import json, sys; spec = json.load(open(sys.argv[2])); open(spec['engine'], 'w').write('nonsense')", "left"),
+    "returns garbage": (
+        "import json, sys; spec = json.load(open(sys.argv[2])); open(spec['engine'], 'w').write('nonsense')",
+        "left",
+    ),
 }
 
 

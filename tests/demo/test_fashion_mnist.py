@@ -76,7 +76,7 @@ def test_nowhere_says_all_three_ways(tmp_path, monkeypatch):
     monkeypatch.setattr(files.urllib.request, "urlopen", no_connection)
     with pytest.raises(FileNotFoundError, match=r"no connection.*\(1\).*apt-get.*\(2\).*`root`.*\(3\)"):
         find_files()
-    with pytest.raises(FileNotFoundError, match="Expected .* in .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"Expected .* in .*nowhere"):
         find_files(str(tmp_path / "nowhere"))
 
 
