@@ -17,7 +17,7 @@ import onnx.parser
 import pytest
 from onnx import numpy_helper
 
-from lightning_robust.deployment import builder
+from lightning_robust.deployment import _child_process, builder
 from lightning_robust.deployment.builder import EngineError, build_engine, can_build, can_run, run_engine
 from lightning_robust.deployment.conversion import to_half
 
@@ -182,7 +182,7 @@ def test_a_full_disk_in_the_child(tmp_path):
     settings = {"backend": "tensorrt_rtx", "profile": PROFILE, "tf32": False, "weakly_typed": None, "stand_in": False}
     files = {"model": str(tmp_path / "model.onnx"), "engine": "/dev/full", "target": "SM89"}
     with pytest.raises(EngineError) as caught:
-        builder._run_child("build", settings | files, tmp_path, 120.0)
+        _child_process.run_child(builder._CHILD, "build", settings | files, tmp_path, 120.0)
     assert caught.value.kind == "disk"
     assert "No space left" in str(caught.value)
 
@@ -493,4 +493,4 @@ def test_message_says_what_why_and_what_to_do():
 
 @pytest.mark.parametrize(("code", "words"), [(1, "status 1"), (-signal.SIGSEGV, "signal SIGSEGV"), (-99, "signal -99")])
 def test_exit_in_words(code, words):
-    assert builder._name_exit(code) == words.replace("-", "")
+    assert _child_process._name_exit(code) == words.replace("-", "")
