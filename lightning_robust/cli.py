@@ -10,7 +10,6 @@ import inspect
 import re
 import sys
 import warnings
-from collections.abc import Iterator
 from typing import Any, NamedTuple, NoReturn
 
 import jsonargparse
@@ -38,32 +37,23 @@ class RobustParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the complaint and exit with 2."""
-        unknown = re.search(r"(?:Key '|nrecognized arguments: --|Option ')([\w.]+)", message)
-        complaint = f"{message.splitlines()[0]}.{self._hint(unknown[1])}" if unknown else message
+        unknown = re.search(r"(?:Key '|nrecognized arguments: --|[Oo]ption ')([\w.]+)", message)
+        complaint = f"{message.splitlines()[0]}.{_hint(unknown[1])}" if unknown else message
         sys.stderr.write(f"error: {complaint}\nRun with --help for all keys.\n")
         raise SystemExit(2)
-
-    def _hint(self, unknown: str) -> str:
-        name = unknown.rsplit(".", 1)[-1]
-        known = {key.rsplit(".", 1)[-1] for key in self._keys(self)}
-        near = difflib.get_close_matches(name, known, 1)
-        return f" Did you mean {near[0]!r}?" if near else ""
-
-    def _keys(self, parser: jsonargparse.ArgumentParser) -> Iterator[str]:
-        yield from (action.dest for action in parser._actions)
-        for slot in TECHNIQUES:
-            yield from (slot.key, *inspect.signature(slot.cls).parameters)
 
 
 class RobustCLI(LightningCLI):
     """LightningCLI with the techniques as keys: ``true``, ``false``, or a mapping of the callback's arguments.
 
-    Keys compose over several ``-c`` files in any order and are edited from the shell; the saved ``config.yaml`` holds
-    every argument and reloads to an equal object. The same classes may stand under ``trainer.callbacks`` instead; a
+    Keys compose over several ``-c`` files in any order and are edited from the shell. Within one key later values
+    refine earlier ones, while a later ``true`` begins again from the defaults. The saved ``config.yaml`` holds every
+    argument and reloads to an equal object. The same classes may stand under ``trainer.callbacks`` instead; a
     technique in both places is an error.
 
     Example:
-        >>> cli = RobustCLI(args=["--model", "BoringModel", "--deployment_parity=true"], run=False)
+        >>> model = "--model=lightning.pytorch.demos.boring_classes.BoringModel"
+        >>> cli = RobustCLI(args=[model, "--deployment_parity=true"], run=False)
         >>> [type(c).__name__ for c in cli.trainer.callbacks if isinstance(c, DeploymentParityCallback)]
         ['DeploymentParityCallback']
     """
@@ -96,6 +86,8 @@ class RobustCLI(LightningCLI):
         for key, cls in TECHNIQUES:
             if section.get(key) is True:
                 section[key] = _with_defaults(cls)
+            elif section.get(key) is None:
+                parser.error(f"Expected `{key}` to be true, false or a mapping, but its value is empty.")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the Trainer with the techniques after its own callbacks, in the order of :data:`TECHNIQUES`.
@@ -106,14 +98,14 @@ class RobustCLI(LightningCLI):
         section = self._section(self.config_init)
         listed = section["trainer"].get("callbacks") or []
         listed = listed if isinstance(listed, list) else [listed]
-        techniques = [section[key] for key, _ in TECHNIQUES if isinstance(section.get(key), Callback)]
-        for (key, cls), technique in ((slot, t) for slot in TECHNIQUES for t in techniques if isinstance(t, slot.cls)):
-            if any(isinstance(callback, cls) for callback in listed):
+        switched_on = [(slot, section[slot.key]) for slot in TECHNIQUES if isinstance(section.get(slot.key), Callback)]
+        for slot, technique in switched_on:
+            if any(isinstance(callback, slot.cls) for callback in listed):
                 raise MisconfigurationException(
-                    f"Expected {type(technique).__name__} once, but got it as `{key}` and under `trainer.callbacks`. "
-                    f"Take it out of the list, or set `{key}: false`."
+                    f"Expected {type(technique).__name__} once, but got it as `{slot.key}` and under "
+                    f"`trainer.callbacks`. Take it out of the list, or set `{slot.key}: false`."
                 )
-        return super().instantiate_trainer(**kwargs, callbacks=[*listed, *techniques])
+        return super().instantiate_trainer(**kwargs, callbacks=[*listed, *(technique for _, technique in switched_on)])
 
     @staticmethod
     def _section(config: Any) -> Any:
@@ -127,11 +119,21 @@ def _with_defaults(cls: type[Callback]) -> jsonargparse.Namespace:
     return parser.parse_object({"technique": {"class_path": f"{cls.__module__}.{cls.__name__}"}}).technique
 
 
+def _hint(unknown: str) -> str:
+    """The known key nearest to a misspelt one."""
+    known = {"model", "data", "optimizer", "lr_scheduler", "seed_everything", *inspect.signature(Trainer).parameters}
+    for slot in TECHNIQUES:
+        known |= {slot.key, *inspect.signature(slot.cls).parameters}
+    near = difflib.get_close_matches(unknown.rsplit(".", 1)[-1], sorted(known), 1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
 def main(args: ArgsType = None) -> None:
     """Run the command line, see ``lightning-robust --help``."""
     with warnings.catch_warnings():
-        # LightningCLI itself uses what jsonargparse deprecates, and torch's exporter what torch deprecates
-        warnings.filterwarnings("ignore", category=FutureWarning)
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        # LightningCLI itself uses what jsonargparse deprecates, Lightning and the exporter what torch deprecates;
+        # what the user's own modules use stays visible
+        for category in (FutureWarning, DeprecationWarning):
+            warnings.filterwarnings("ignore", category=category, module=r"(lightning|torch|onnxscript)\.")
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         RobustCLI(args)

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import warnings
 
 import pytest
 import yaml
@@ -8,7 +9,7 @@ from lightning.pytorch import Callback
 
 from lightning_robust import DeploymentParityCallback
 from lightning_robust import cli as cli_module
-from lightning_robust.cli import RobustCLI, Slot
+from lightning_robust.cli import RobustCLI, Slot, main
 
 MODEL = ["--seed_everything=0", "--model=tests.boring.Boring"]
 
@@ -29,6 +30,12 @@ class Alpha(Callback):
 class Beta(Callback):
     def __init__(self, strength: float = 2.0):
         self.strength = strength
+
+
+class Thorough(DeploymentParityCallback):
+    def __init__(self, extra: int = 7, **kwargs):
+        super().__init__(**kwargs)
+        self.extra = extra
 
 
 def write(folder, name, **content):
@@ -55,6 +62,18 @@ def test_true_and_mapping_and_class_path(tmp_path):
     assert spelled.num_samples == 3
 
 
+def test_a_subclass_by_class_path_is_edited_like_the_class(tmp_path):
+    subclass = {"class_path": "tests.test_cli.Thorough", "init_args": {"num_samples": 3}}
+    named = write(tmp_path, "a", deployment_parity=subclass)
+    edits = ["--deployment_parity.extra=1", "--deployment_parity.every_n_epochs=2"]
+    (made,) = techniques(parse(named, *edits))
+    assert type(made).__name__ == "Thorough"
+    assert (made.extra, made.num_samples, made.every_n_epochs) == (1, 3, 2)
+    refined = write(tmp_path, "b", deployment_parity={"num_samples": 8})
+    (made,) = techniques(parse(named, refined))
+    assert (type(made).__name__, made.num_samples) == ("Thorough", 8)
+
+
 @pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
 def test_keys_compose_over_files_in_any_order(tmp_path, monkeypatch, order):
     monkeypatch.setattr(cli_module, "TECHNIQUES", (Slot("alpha", Alpha), Slot("beta", Beta)))
@@ -70,6 +89,32 @@ def test_later_values_refine_and_switch_off(tmp_path):
     assert techniques(parse(first, "--deployment_parity=false")) == []
     (edited,) = techniques(parse("--deployment_parity=true", "--deployment_parity.num_samples=5"))
     assert edited.num_samples == 5
+    off, on = write(tmp_path, "b", deployment_parity=False), write(tmp_path, "c", deployment_parity=True)
+    assert techniques(parse(first, off)) == []
+    (back,) = techniques(parse(off, first))
+    assert (back.every_n_epochs, back.num_samples) == (4, 8)
+    (from_defaults,) = techniques(parse(first, on))
+    assert (from_defaults.every_n_epochs, from_defaults.num_samples) == (1, 16)
+
+
+def test_techniques_follow_the_listed_callbacks_in_the_order_of_the_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli_module, "TECHNIQUES", (Slot("beta", Beta), Slot("alpha", Alpha)))
+    listed = {"callbacks": [{"class_path": "lightning.pytorch.callbacks.LearningRateMonitor"}]}
+    made = parse("--alpha=true", "--beta=true", write(tmp_path, "a", trainer=listed)).trainer.callbacks
+    names = [type(callback).__name__ for callback in made]
+    assert [name for name in names if name in {"LearningRateMonitor", "Alpha", "Beta"}] == [
+        "LearningRateMonitor",
+        "Beta",
+        "Alpha",
+    ]
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_every_command_with_a_trainer_has_the_keys(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        RobustCLI(args=[command, "--help"])
+    assert stopped.value.code == 0
+    assert "--deployment_parity" in capsys.readouterr().out
 
 
 def test_saved_config_is_complete_and_reloads_equal(tmp_path):
@@ -81,6 +126,20 @@ def test_saved_config_is_complete_and_reloads_equal(tmp_path):
     assert stored["init_args"]["tolerance"] == {"emulated-fp16": 0.01}
     again = RobustCLI(args=[f"--config={saved}"], run=False)
     assert again.config.deployment_parity == cli.config.deployment_parity
+
+
+def test_the_file_that_a_run_saves_gives_the_same_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli_module, "TECHNIQUES", (Slot("alpha", Alpha), Slot("beta", Beta)))
+    settings = ["--trainer.max_steps=1", "--trainer.accelerator=cpu", "--trainer.limit_val_batches=0"]
+    settings += [f"--trainer.default_root_dir={tmp_path}", "--trainer.enable_progress_bar=false"]
+    logger = [f"--trainer.logger={{class_path: CSVLogger, init_args: {{save_dir: {tmp_path}}}}}"]
+    cli = RobustCLI(args=["fit", *MODEL, *settings, *logger, "--alpha=true", "--beta.strength=5"])
+    (saved,) = tmp_path.rglob("config.yaml")
+    stored = yaml.safe_load(saved.read_text())
+    assert (stored["alpha"]["init_args"], stored["beta"]["init_args"]) == ({"strength": 1.0}, {"strength": 5.0})
+    again = RobustCLI(args=["fit", f"--config={saved}"])
+    differing = {key for key in cli.config.fit.keys() if cli.config.fit[key] != again.config.fit[key]}  # noqa: SIM118
+    assert differing == {"config"}
 
 
 def test_trainer_callbacks_work_too_but_not_twice(tmp_path):
@@ -117,6 +176,20 @@ def test_a_misspelt_key_in_a_file_is_named(tmp_path, capsys):
     assert "num_sample" in capsys.readouterr().err
 
 
+def test_a_misspelt_key_in_a_file_of_a_command_gets_the_nearest(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        RobustCLI(args=["fit", *MODEL, write(tmp_path, "a", deploymnet_parity=True)])
+    assert "Did you mean 'deployment_parity'?" in capsys.readouterr().err
+
+
+def test_rejects_an_empty_key(tmp_path, capsys):
+    """A key whose values are all commented out must not switch the technique off in silence."""
+    (tmp_path / "a.yaml").write_text("deployment_parity:\n  # num_samples: 3\n")
+    with pytest.raises(SystemExit):
+        parse(f"--config={tmp_path / 'a.yaml'}")
+    assert "`deployment_parity` to be true, false or a mapping" in capsys.readouterr().err
+
+
 def test_rejects_wrong_value(capsys):
     with pytest.raises(SystemExit):
         parse("--deployment_parity.num_samples=many")
@@ -128,3 +201,15 @@ def test_the_command_and_the_module_are_one():
     command = [sys.executable, "-W", "ignore", "-m", "lightning_robust", "fit", "--help"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "--deployment_parity" in text
+
+
+def test_main_hides_what_lightning_deprecates_and_nothing_of_the_user(monkeypatch):
+    def run(*_, **__):
+        for module in ("lightning.pytorch.cli", "torch.onnx", "lightning_robust.callbacks", "mymodel"):
+            warnings.warn_explicit(f"from {module}", FutureWarning, "file.py", 1, module=module)
+
+    monkeypatch.setattr(cli_module, "RobustCLI", run)
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        main([])
+    assert [str(warning.message) for warning in shown] == ["from lightning_robust.callbacks", "from mymodel"]

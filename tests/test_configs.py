@@ -32,6 +32,18 @@ def test_header_says_command_purpose_number_hardware_time(path):
     assert "to be measured" not in path.read_text()
 
 
+def values(section):
+    """All keys with their values, but for the list of files that they came from."""
+    return {key: section[key] for key in section.keys() if key != "config"}  # noqa: SIM118 - iterating gives no leaves
+
+
+def saved_and_parsed(cli, folder):
+    """The configuration after it was written to a file and read again."""
+    saved = folder / "saved.yaml"
+    saved.write_text(cli.parser.dump(cli.config, skip_none=False))
+    return values(cli.parser.parse_path(saved).fit)
+
+
 @pytest.mark.parametrize("base", sorted(BASES))
 @pytest.mark.parametrize("technique", [None, *TECHNIQUES], ids=lambda path: path.stem if path else "alone")
 def test_runs(base, technique, tmp_path, monkeypatch):
@@ -41,6 +53,7 @@ def test_runs(base, technique, tmp_path, monkeypatch):
     files = [f"--config={ROOT / base}", *([f"--config={technique}"] if technique else [])]
     cli = RobustCLI(args=["fit", *files, *SMALL[base], "--trainer.fast_dev_run=true", "--trainer.accelerator=cpu"])
     assert cli.trainer.global_step == 1
+    assert saved_and_parsed(cli, tmp_path) == values(cli.config.fit)
     if technique is not None:
         assert cli.config.fit[technique.stem] is not False
         assert cli.trainer.callback_metrics["parity/status"] <= 1

@@ -2,11 +2,14 @@ import gzip
 import hashlib
 import io
 import struct
+from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_robust.demo.fashion_mnist import FashionMNISTData, ImageClassifier, files
+from lightning_robust.demo.fashion_mnist.data import moved
 from lightning_robust.demo.fashion_mnist.files import DEBIAN, SHA256, find_files, read_idx
 
 needs_files = pytest.mark.skipif(
@@ -67,6 +70,53 @@ def test_every_training_picture_comes_once(folder):
     assert sorted(seen.tolist()) == list(range(10))
 
 
+def test_moved_closed_form():
+    picture = torch.arange(1, 7).reshape(1, 1, 2, 3)
+    offsets = torch.tensor([[0, 0], [1, 0], [-1, 0], [0, 2], [0, -1], [1, 1]])
+    assert moved(picture.expand(6, 2, 2, 3), offsets)[:, 1].tolist() == [
+        [[1, 2, 3], [4, 5, 6]],
+        [[0, 0, 0], [1, 2, 3]],
+        [[4, 5, 6], [0, 0, 0]],
+        [[0, 0, 1], [0, 0, 4]],
+        [[2, 3, 0], [5, 6, 0]],
+        [[0, 0, 0], [0, 1, 2]],
+    ]
+
+
+def test_augments_training_batches_alone_and_by_seed(folder):
+    data = FashionMNISTData(str(folder), flip=True, shift=2)
+    batch = (torch.randint(0, 256, (64, 1, 28, 28), dtype=torch.uint8), torch.arange(64))
+    plain, _ = data.on_after_batch_transfer(batch, 0)
+    data.trainer = SimpleNamespace(training=True)
+    drawn = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        drawn.append(data.on_after_batch_transfer(batch, 0)[0])
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    # 64 pictures, 2 ways round, 25 places: about 64 / 50 stay as they are
+    assert sum(torch.equal(a, b) for a, b in zip(plain, drawn[0], strict=True)) < 8
+    data.trainer = SimpleNamespace(training=False)
+    assert torch.equal(data.on_after_batch_transfer(batch, 0)[0], plain)
+
+
+@pytest.mark.parametrize(("settings", "match"), [({"num_train": 0}, "num_train"), ({"shift": -1}, "shift")])
+def test_rejects_numbers_out_of_range(settings, match):
+    with pytest.raises(ValueError, match=match):
+        FashionMNISTData(**settings)
+
+
+def test_a_missing_file_is_named_and_a_damaged_one_refused(folder):
+    (folder / "t10k-images-idx3-ubyte").rename(folder / "aside")
+    with pytest.raises(FileNotFoundError, match=r"Expected \['t10k-images-idx3-ubyte'\]"):
+        find_files(str(folder))
+    packed = gzip.compress(bytes(1000))
+    for damaged in (packed[:-9], b"<html>", packed[:12] + b"\xff" * 20):
+        (folder / "t10k-images-idx3-ubyte.gz").write_bytes(damaged)
+        with pytest.raises(ValueError, match="Expected a whole gzip file"):
+            find_files(str(folder))
+
+
 def test_nowhere_says_all_three_ways(tmp_path, monkeypatch):
     def no_connection(*_, **__):
         raise OSError("no connection")
@@ -115,3 +165,30 @@ def test_classifier_shapes_and_loss():
     images = torch.randn(3, 1, 28, 28)
     assert model.features(images).shape == (3, 16)
     torch.testing.assert_close(model(images), model.head(model.features(images)))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 40])
+def test_schedule_of_any_length_peaks_once_and_ends_low(steps):
+    model = ImageClassifier(width=2, learning_rate=0.1)
+    model.trainer = SimpleNamespace(estimated_stepping_batches=steps)
+    made = model.configure_optimizers()
+    optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert max(rates) <= 0.1
+    if steps == 40:
+        # a rise over the first quarter from a 25th of the peak, a fall to a 250,000th of it
+        assert rates.index(max(rates)) == 9
+        assert rates[0] == pytest.approx(0.1 / 25)
+        assert rates[9] == pytest.approx(0.1)
+        assert rates[-1] == pytest.approx(0.1 / 25 / 1e4)
+
+
+def test_rejects_a_run_of_unknown_length():
+    model = ImageClassifier(width=2)
+    model.trainer = SimpleNamespace(estimated_stepping_batches=float("inf"))
+    with pytest.raises(MisconfigurationException, match="max_steps"):
+        model.configure_optimizers()

@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
@@ -86,10 +87,21 @@ class ImageClassifier(pl.LightningModule):
         self.log(f"{stage}/acc", accuracy, prog_bar=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with a one-cycle schedule over the whole run."""
+        """AdamW with a one-cycle schedule over the whole run.
+
+        Raises:
+            MisconfigurationException: If the length of the run is not known beforehand.
+        """
         optimizer = torch.optim.AdamW(self.parameters(), self.learning_rate, weight_decay=self.weight_decay)
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, steps, pct_start=0.25)
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise MisconfigurationException(
+                "Expected a run of known length for the one-cycle schedule, but got neither `max_epochs` nor "
+                "`max_steps`. Set one of them; `max_time` may stay as well."
+            )
+        # with a rise of a quarter, OneCycleLR divides by zero at four steps
+        length = max(5, int(steps))
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, length, pct_start=0.25)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

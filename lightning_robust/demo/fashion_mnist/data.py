@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_robust.demo.fashion_mnist.files import find_files, read_idx
@@ -44,7 +44,7 @@ class FashionMNISTData(pl.LightningDataModule):
     """Batches ``(images, labels)``: float32 ``(N, 1, 28, 28)``, normalised, and int64 ``(N,)``.
 
     55,000 pictures to train on, the last 5,000 of the training files to validate on, 10,000 to test on. Training
-    pictures are flipped left to right at random.
+    pictures are flipped left to right and moved by a few pixels at random, from torch's global generator.
 
     Args:
         root: Folder of the four IDX files, ``.gz`` or not. None looks where Debian's package
@@ -52,13 +52,14 @@ class FashionMNISTData(pl.LightningDataModule):
         batch_size: Pictures in a batch.
         num_train: Use only the first so many training pictures; all if None.
         flip: Whether to flip.
+        shift: How many pixels to move by at most, in each direction; what comes in from outside is black.
         num_workers: Loader processes; the pictures are in memory, so 0 is fastest.
         mean: Mean that pixels in [0, 1] are normalised with.
         std: Standard deviation likewise.
 
     Raises:
         FileNotFoundError: If the files are nowhere and cannot be fetched; the message says all three ways.
-        ValueError: If a file is not what it should be.
+        ValueError: If a file is not what it should be, ``num_train`` is below 1 or ``shift`` below 0.
     """
 
     def __init__(
@@ -68,15 +69,21 @@ class FashionMNISTData(pl.LightningDataModule):
         batch_size: int = 128,
         num_train: int | None = None,
         flip: bool = True,
+        shift: int = 0,
         num_workers: int = 0,
         mean: tuple[float, ...] = MEAN,
         std: tuple[float, ...] = STD,
     ) -> None:
         super().__init__()
+        if num_train is not None and num_train < 1:
+            raise ValueError(f"Expected `num_train` to be at least 1, or None for all, but got {num_train}.")
+        if shift < 0:
+            raise ValueError(f"Expected `shift` to be at least 0, but got {shift}.")
         self.root = root
         self.batch_size = batch_size
         self.num_train = num_train
         self.flip = flip
+        self.shift = shift
         self.num_workers = num_workers
         self.mean, self.std = tuple(mean), tuple(std)
         self._parts: dict[str, Clothes] = {}
@@ -108,14 +115,22 @@ class FashionMNISTData(pl.LightningDataModule):
         return self._loader("test", shuffle=False)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Bytes to normalised floats; flips while training, from torch's global generator."""
+        """Bytes to normalised floats; flips and moves while training."""
         images, labels = batch
         pixels = images.float() / 255
-        if self.flip and self.trainer is not None and self.trainer.training:
-            turned = torch.rand(len(pixels), 1, 1, 1, device=pixels.device) < 0.5
-            pixels = torch.where(turned, pixels.flip(3), pixels)
+        if self.trainer is not None and self.trainer.training:
+            pixels = self._augmented(pixels)
         mean, std = (pixels.new_tensor(values).reshape(-1, 1, 1) for values in (self.mean, self.std))
         return (pixels - mean) / std, labels
+
+    def _augmented(self, pixels: Tensor) -> Tensor:
+        if self.flip:
+            turned = torch.rand(len(pixels), 1, 1, 1, device=pixels.device) < 0.5
+            pixels = torch.where(turned, pixels.flip(3), pixels)
+        if self.shift:
+            offsets = torch.randint(-self.shift, self.shift + 1, (len(pixels), 2), device=pixels.device)
+            pixels = moved(pixels, offsets)
+        return pixels
 
     def _loader(self, part: str, *, shuffle: bool) -> DataLoader[Batch]:
         return DataLoader(
@@ -126,6 +141,26 @@ class FashionMNISTData(pl.LightningDataModule):
             num_workers=self.num_workers,
             collate_fn=_as_is,
         )
+
+
+def moved(pixels: Tensor, offsets: Tensor) -> Tensor:
+    """Move each picture by its own number of rows and columns; zeros come in from outside.
+
+    Args:
+        pixels: ``(N, C, H, W)``.
+        offsets: ``(N, 2)`` integers, down and right.
+
+    Example:
+        >>> moved(torch.tensor([[[[1, 2], [3, 4]]]]), torch.tensor([[0, 1]])).tolist()
+        [[[[0, 1], [0, 3]]]]
+    """
+    count, _, height, width = pixels.shape
+    margin = int(offsets.abs().max())
+    padded = nn.functional.pad(pixels, [margin] * 4)
+    rows = torch.arange(height, device=pixels.device) + margin - offsets[:, :1]
+    columns = torch.arange(width, device=pixels.device) + margin - offsets[:, 1:]
+    picture = torch.arange(count, device=pixels.device).reshape(-1, 1, 1)
+    return padded.movedim(1, 3)[picture, rows[:, :, None], columns[:, None, :]].movedim(3, 1)
 
 
 def _as_is(batch: Any) -> Any:

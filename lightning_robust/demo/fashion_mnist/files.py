@@ -8,6 +8,7 @@ import math
 import os
 import struct
 import urllib.request
+import zlib
 from pathlib import Path
 
 import torch
@@ -33,7 +34,7 @@ def find_files(root: str | None = None) -> dict[str, bytes]:
 
     Raises:
         FileNotFoundError: If they are nowhere; the message says all three ways to get them.
-        ValueError: If a fetched file's checksum is wrong.
+        ValueError: If a compressed file is damaged, or a fetched file's checksum is wrong.
     """
     folders = [Path(root).expanduser()] if root is not None else [DEBIAN, _cache()]
     for folder in folders:
@@ -41,7 +42,8 @@ def find_files(root: str | None = None) -> dict[str, bytes]:
         if all(content is not None for content in found.values()):
             return {name: content for name, content in found.items() if content is not None}
     if root is not None:
-        raise FileNotFoundError(f"Expected {sorted(SHA256)} (.gz or not) in {root}. {_ways()}")
+        missing = [name for name, content in found.items() if content is None]
+        raise FileNotFoundError(f"Expected {missing} (.gz or not) in {root}, but they are not there. {_ways()}")
     try:
         return {name: _fetch(name) for name in SHA256}
     except OSError as error:
@@ -87,13 +89,20 @@ def _read(folder: Path, name: str) -> bytes | None:
     plain, packed = folder / name, folder / f"{name}.gz"
     if plain.is_file():
         return plain.read_bytes()
-    return gzip.decompress(packed.read_bytes()) if packed.is_file() else None
+    return _unpack(packed.read_bytes(), str(packed)) if packed.is_file() else None
+
+
+def _unpack(packed: bytes, source: str) -> bytes:
+    try:
+        return gzip.decompress(packed)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"Expected a whole gzip file from {source}, but got {error!r}. {_ways()}") from error
 
 
 def _fetch(name: str) -> bytes:
     with urllib.request.urlopen(f"{ADDRESS}/{name}.gz", timeout=60) as answer:  # noqa: S310 - a constant address
         packed: bytes = answer.read()
-    content = gzip.decompress(packed)
+    content = _unpack(packed, f"{ADDRESS}/{name}.gz")
     digest = hashlib.sha256(content).hexdigest()
     if digest != SHA256[name]:
         raise ValueError(f"Expected {name} with SHA-256 {SHA256[name]}, but got {digest} from {ADDRESS}. {_ways()}")
