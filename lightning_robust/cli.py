@@ -53,7 +53,7 @@ class RobustCLI(LightningCLI):
 
     Example:
         >>> model = "--model=lightning.pytorch.demos.boring_classes.BoringModel"
-        >>> cli = RobustCLI(args=[model, "--deployment_parity=true"], run=False)
+        >>> cli = RobustCLI(args=["--seed_everything=0", model, "--deployment_parity=true"], run=False)
         >>> [type(c).__name__ for c in cli.trainer.callbacks if isinstance(c, DeploymentParityCallback)]
         ['DeploymentParityCallback']
     """

@@ -66,10 +66,11 @@ def test_files_where_a_logger_takes_none(trainer, figure, tmp_path):
     log.log_table(trainer, "a/d", ["x", "y"], [[1, 2]])
     folder = Path(trainer.log_dir) / "figures" / "a"
     assert {path.name for path in folder.iterdir()} == {"b-0.png", "c-0.png", "d-0.csv"}
-    assert list(csv.reader((folder / "d-0.csv").open())) == [["x", "y"], ["1", "2"]]
+    assert list(csv.reader((folder / "d-0.csv").read_text().splitlines())) == [["x", "y"], ["1", "2"]]
     from PIL import Image
 
-    assert Image.open(folder / "c-0.png").size == (10, 4)
+    with Image.open(folder / "c-0.png") as picture:
+        assert picture.size == (10, 4)
 
 
 def test_other_ranks_and_fast_dev_run_draw_nothing(tmp_path, figure, monkeypatch):
