@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_robust.deployment.compare import compare, compare_decoded
 from lightning_robust.deployment.preprocessing import Perturbation
-from lightning_robust.deployment.runtimes import Built, Runner, Runtime, Subject, TorchRuntime
+from lightning_robust.deployment.runtimes import Built, Runner, Runtime, Subject, TorchRuntime, run_module
 from lightning_robust.functional.pixels import PixelSpace
 from lightning_robust.utilities.structures import flatten, map_tensors, rebuild
 
@@ -130,7 +130,7 @@ class _Pass:
         with torch.no_grad():
             self._template = subject.module(*subject.example)
         self._decode = decode
-        self._fp32 = TorchRuntime("torch", "fp32").build(subject).run
+        self._fp32 = partial(run_module, subject.module)
         self._name, self._reference = self._make_reference()
         self._decoded = self._try_decode()
         self._unit = self._choose_unit()
@@ -153,8 +153,6 @@ class _Pass:
         )
 
     def _make_reference(self) -> tuple[str, list[Tensor]]:
-        if self._fp32 is None:
-            raise RuntimeError("PyTorch has no runner.")
         try:
             runner = TorchRuntime("torch", "fp64").build(self._subject).run
             if runner is not None:
@@ -274,8 +272,6 @@ class _Pass:
 
     def _on_images(self, images: Tensor) -> list[Tensor]:
         tensors = iter([images, *list(flatten(self._subject.example).values())[1:]])
-        if self._fp32 is None:
-            raise RuntimeError("PyTorch has no runner.")
         return self._run(self._fp32, rebuild(self._subject.example, tensors))
 
 

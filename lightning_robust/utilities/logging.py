@@ -95,16 +95,6 @@ def log_table(trainer: pl.Trainer, tag: str, columns: Sequence[str], rows: Seque
     _to_all(trainer, send)
 
 
-def log_scalars(trainer: pl.Trainer, scalars: Mapping[str, float]) -> None:
-    """Log numbers where ``pl_module.log`` is forbidden (after the fit), and show them in ``callback_metrics``."""
-    import torch
-
-    trainer.callback_metrics.update({name: torch.tensor(value) for name, value in scalars.items()})
-    if trainer.is_global_zero:
-        for logger in trainer.loggers:
-            logger.log_metrics(dict(scalars), step=log_step(trainer))
-
-
 def add_layout(trainer: pl.Trainer, category: str, charts: Mapping[str, Sequence[str]]) -> None:
     """Contribute charts to the custom-scalars page of TensorBoard; call it in ``setup``.
 
