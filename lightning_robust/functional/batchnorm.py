@@ -1,0 +1,205 @@
+"""Exact statistics for BatchNorm layers whose weights were averaged. Where the batches come from is not known here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+@dataclass
+class _Moments:
+    """Number, mean and sum of squared deviations of each channel, in fp64, merged batch by batch (Chan et al. 1979)."""
+
+    count: float = 0.0
+    mean: Tensor | float = 0.0
+    squares: Tensor | float = 0.0
+
+    def add(self, inputs: Tensor) -> None:
+        dims = [0, *range(2, inputs.ndim)]
+        count = inputs.numel() / inputs.shape[1]
+        variance, mean = (m.double() for m in torch.var_mean(inputs.detach().float(), dims, correction=0))
+        delta, total = mean - self.mean, self.count + count
+        self.squares = self.squares + variance * count + delta**2 * (self.count * count / total)
+        self.mean = self.mean + delta * (count / total)
+        self.count = total
+
+    def reduced(self, reduce: Callable[[Tensor], Tensor]) -> _Moments:
+        """The moments of all ranks together; ``reduce`` sums a tensor over them."""
+        mean, squares = torch.as_tensor(self.mean), torch.as_tensor(self.squares)
+        count = mean.new_tensor([self.count])
+        flat = reduce(torch.cat([count, mean * count, squares]))
+        total, size = flat[0], mean.numel()
+        pooled = flat[1 : 1 + size] / total
+        between = reduce(count * (mean - pooled) ** 2)
+        return _Moments(total.item(), pooled, flat[1 + size :] + between)
+
+
+class _ReachedError(Exception):
+    """Ends a forward pass at the layer whose inputs were wanted."""
+
+
+@torch.no_grad()
+def refresh_batchnorm(
+    module: nn.Module,
+    batches: Callable[[], Iterable[Any]],
+    *,
+    forward: Callable[[Any], Any] | None = None,
+    layers: Collection[nn.Module] | None = None,
+    layerwise: bool = False,
+    reduce: Callable[[Tensor], Tensor] | None = None,
+) -> int:
+    r"""Set the running statistics of BatchNorm layers to those of the data, exactly.
+
+    With batches of :math:`n_b` values, means :math:`\mu_b` and variances :math:`\sigma_b^2` in a channel, :math:`N` in
+    all:
+
+    .. math:: \mu = \tfrac1N \sum_b n_b \mu_b, \qquad
+              \sigma^2 = \tfrac1{N-1} \sum_b n_b \left(\sigma_b^2 + (\mu_b - \mu)^2\right)
+
+    that is, the variance within and between batches, weighted by size, as one pass over all data in one batch would
+    give it. ``torch.optim.swa_utils.update_bn`` takes the unweighted mean of the variances within batches instead.
+
+    All other layers are in evaluation mode (no dropout). No gradient is computed and no parameter changes; modes and
+    settings are restored, also after an error, in which case the statistics are left as they were.
+
+    Args:
+        module: The module.
+        batches: Called for an iterable over the data, once a pass; the same data each time.
+        forward: Called with each batch; the module itself by default.
+        layers: The BatchNorm layers to refresh; by default all that keep running statistics.
+        layerwise: In one pass, each layer sees its predecessors normalise by the statistics of the batch, as in
+            training; what the first layer of a network gets is exact, what deeper ones get is what is customary. With
+            ``layerwise``, one pass is made for each layer, its predecessors already refreshed and in evaluation mode:
+            exact at any depth and for any batch size. A pass ends at its layer, so ``n`` layers cost about ``n / 2``
+            passes over the data.
+        reduce: Sums a tensor over ranks.
+
+    Returns:
+        The number of layers refreshed.
+
+    Raises:
+        ValueError: If there is no batch.
+
+    Example:
+        >>> layer = nn.BatchNorm1d(1)
+        >>> refresh_batchnorm(layer, lambda: [torch.tensor([[0.0]]), torch.tensor([[2.0], [4.0]])])
+        1
+        >>> layer.running_mean, layer.running_var
+        (tensor([2.]), tensor([4.]))
+    """
+    chosen = [layer for layer in batchnorm_layers(module) if layers is None or layer in layers]
+    if not chosen:
+        return 0
+    run = module if forward is None else forward
+    with _all_or_nothing(chosen), _evaluating(module, chosen):
+        if layerwise:
+            for layer in _order(chosen, batches, run):
+                _collect([layer], batches, run, reduce, stop=True)
+                layer.eval()
+                layer.track_running_stats = True
+        else:
+            _collect(chosen, batches, run, reduce, stop=False)
+    return len(chosen)
+
+
+def batchnorm_layers(module: nn.Module) -> list[_BatchNorm]:
+    """The layers that keep running statistics."""
+    return [part for part in module.modules() if isinstance(part, _BatchNorm) and part.running_mean is not None]
+
+
+def _collect(
+    layers: list[_BatchNorm],
+    batches: Callable[[], Iterable[Any]],
+    run: Callable[[Any], Any],
+    reduce: Callable[[Tensor], Tensor] | None,
+    *,
+    stop: bool,
+) -> None:
+    moments = {layer: _Moments() for layer in layers}
+
+    def watch(layer: nn.Module, args: tuple[Any, ...]) -> None:
+        inputs: Tensor = args[0]
+        moments[layer].add(inputs)  # type: ignore[index]
+        # a single value cannot be normalised by itself
+        layer.training = inputs.numel() > inputs.shape[1]
+        if stop:
+            raise _ReachedError
+
+    with _hooked(layers, watch):
+        for batch in batches():
+            try:
+                run(batch)
+            except _ReachedError:
+                continue
+    if not any(found.count for found in moments.values()):
+        raise ValueError(
+            "Expected batches to take BatchNorm statistics from, but no BatchNorm layer saw any. Give a loader with at "
+            "least one batch."
+        )
+    for layer, found in moments.items():
+        if found.count:
+            _write(layer, found if reduce is None else found.reduced(reduce))
+
+
+def _write(layer: _BatchNorm, found: _Moments) -> None:
+    if layer.running_mean is not None and layer.running_var is not None:
+        layer.running_mean.copy_(torch.as_tensor(found.mean))
+        layer.running_var.copy_(torch.as_tensor(found.squares) / max(found.count - 1, 1))
+
+
+def _order(
+    layers: list[_BatchNorm], batches: Callable[[], Iterable[Any]], run: Callable[[Any], Any]
+) -> list[_BatchNorm]:
+    """The layers in the order in which a forward pass comes to them."""
+    seen: dict[nn.Module, None] = {}
+    with _hooked(layers, lambda layer, _: seen.setdefault(layer)):
+        for batch in batches():
+            run(batch)
+            break
+    return [layer for layer in seen if isinstance(layer, _BatchNorm)]
+
+
+@contextmanager
+def _hooked(layers: Iterable[nn.Module], hook: Callable[[nn.Module, tuple[Any, ...]], Any]) -> Iterator[None]:
+    handles = [layer.register_forward_pre_hook(hook) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _all_or_nothing(layers: list[_BatchNorm]) -> Iterator[None]:
+    buffers = [buffer for layer in layers for buffer in (layer.running_mean, layer.running_var) if buffer is not None]
+    kept = [(buffer, buffer.clone()) for buffer in buffers]
+    try:
+        yield
+    except BaseException:
+        for buffer, before in kept:
+            buffer.copy_(before)
+        raise
+
+
+@contextmanager
+def _evaluating(module: nn.Module, layers: list[_BatchNorm]) -> Iterator[None]:
+    """Evaluation mode everywhere but in ``layers``, which normalise by the batch and keep no statistics of it."""
+    modes = [(part, part.training) for part in module.modules()]
+    tracking = [(layer, layer.track_running_stats) for layer in layers]
+    module.eval()
+    try:
+        for layer in layers:
+            layer.train()
+            layer.track_running_stats = False
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+        for layer, kept in tracking:
+            layer.track_running_stats = kept

@@ -1,0 +1,99 @@
+"""The weights of a module as a list of tensors that can be exchanged for others. What the others are is not known here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class Weights:
+    """The parameters and saved buffers of a module, each tensor once, to be averaged and exchanged.
+
+    Tied tensors appear once, under their first name. Exchanging moves no data: parameters and buffers are pointed at
+    the other tensors and back. Where that would be wrong (tensors that are no plain ones, compiled modules, whose
+    graphs may hold addresses) or impossible (another type or device), values are copied instead.
+
+    Args:
+        module: The module. Buffers that are not saved in its ``state_dict`` are left alone.
+
+    Raises:
+        ValueError: If the module has no floating tensor to average.
+
+    Example:
+        >>> layer = nn.Linear(1, 1, bias=False)
+        >>> weights = Weights(layer)
+        >>> weights.names
+        ['weight']
+        >>> with weights.exchanged([torch.tensor([[7.0]])]):
+        ...     print(layer.weight.item())
+        7.0
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        saved = set(module.state_dict())
+        parameters = [name for name, _ in module.named_parameters() if name in saved]
+        buffers = [name for name, _ in module.named_buffers() if name in saved]
+        self.names = parameters + buffers
+        self._parameters: list[Tensor] = [module.get_parameter(name) for name in parameters]
+        self._owners = [_owner(module, name) for name in buffers]
+        if not any(tensor.is_floating_point() for tensor in self.tensors()):
+            raise ValueError(
+                f"Expected floating-point parameters or buffers in {type(module).__name__}, but it has none: there is "
+                "nothing to average. Take weight averaging out of its callbacks."
+            )
+        self._plain = all(type(p) in (Tensor, nn.Parameter) for p in self.tensors()) and not _is_compiled(module)
+
+    def tensors(self) -> list[Tensor]:
+        """The live tensors; buffers are looked up anew, since modules may replace them."""
+        return [*self._parameters, *(getattr(owner, name) for owner, name in self._owners)]
+
+    @contextmanager
+    def exchanged(self, values: Sequence[Tensor]) -> Iterator[None]:
+        """The module holds ``values`` inside the block, and what it held before after it, also after an error."""
+        held = self.put(values)
+        try:
+            yield
+        finally:
+            self.restore(held)
+
+    @torch.no_grad()
+    def put(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """Point the module at ``values``; returns what it held, for :meth:`restore`."""
+        held = []
+        for live, value in zip(self.tensors(), values, strict=True):
+            if self._plain:
+                held.append(live.data)
+                live.data = value if value.dtype == live.dtype and value.device == live.device else value.to(live)
+            else:
+                held.append(live.detach().clone())
+                live.copy_(value)
+        return held
+
+    @torch.no_grad()
+    def restore(self, held: Sequence[Tensor]) -> None:
+        """Undo :meth:`put`."""
+        for live, tensor in zip(self.tensors(), held, strict=True):
+            if self._plain:
+                live.data = tensor
+            else:
+                live.copy_(tensor)
+
+    @torch.no_grad()
+    def copy_in(self, values: Iterable[Tensor]) -> None:
+        """Copy values into the module for good."""
+        for live, value in zip(self.tensors(), values, strict=True):
+            live.copy_(value)
+
+
+def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, leaf = name.rpartition(".")
+    return module.get_submodule(path), leaf
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return any("_orig_mod" in name for name, _ in module.named_parameters()) or any(
+        getattr(part, "_compiled_call_impl", None) is not None for part in module.modules()
+    )
