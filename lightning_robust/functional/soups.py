@@ -140,7 +140,8 @@ def greedy_soup(
 def stock_soup(states: Sequence[Ingredient], base: Mapping[str, Tensor]) -> Soup:
     r"""Model Stock: the mean, pulled towards the initial weights.
 
-    `Jang et al. 2024 <https://arxiv.org/abs/2403.19522>`_. For each tensor, with :math:`N` ingredients and the mean cosine :math:`c` between their differences from ``base``:
+    `Jang et al. 2024 <https://arxiv.org/abs/2403.19522>`_. For each tensor, with :math:`N`
+    ingredients and the mean cosine :math:`c` between their differences from ``base``:
 
     .. math:: t = \frac{N c}{1 + (N-1) c}, \qquad \theta = t\,\bar\theta + (1 - t)\,\theta_0
 

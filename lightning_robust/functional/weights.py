@@ -1,4 +1,4 @@
-"""The weights of a module as a list of tensors that can be exchanged for others. What the others are is not known here."""
+"""The weights of a module as a list of tensors that can be exchanged for others, whatever those are."""
 
 from __future__ import annotations
 
