@@ -27,7 +27,7 @@ from lightning_robust.deployment.report import perturbation_rows, summary, targe
 from lightning_robust.deployment.runtimes import Subject, available, runtime
 from lightning_robust.functional.pixels import PixelSpace
 from lightning_robust.utilities.logging import add_layout, log_figure, log_table, write_layout
-from lightning_robust.utilities.structures import flatten, get_item, map_tensors
+from lightning_robust.utilities.structures import flatten, get_args, map_tensors
 from lightning_robust.utilities.trainers import NoEffectWarning, is_fast_dev_run, refuse_sharded
 
 _STATUS = "parity/status"
@@ -263,9 +263,8 @@ class DeploymentParityCallback(pl.Callback):
         return sum(next(iter(flatten(args).values())).shape[0] for args in self._inputs)
 
     def _keep_inputs(self, batch: Any) -> None:
-        keys = self.input_key if isinstance(self.input_key, list) else [self.input_key]
         try:
-            args = tuple(get_item(batch, key) for key in keys)
+            args = get_args(batch, self.input_key)
             args = map_tensors(lambda tensor: tensor.detach().to("cpu", copy=True), args)
             if not self._inputs or _shapes(args) == _shapes(self._inputs[0]):
                 self._inputs.append(args)

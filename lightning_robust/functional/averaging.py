@@ -110,7 +110,7 @@ class RunningAverage:
 
     def to(self, tensors: Sequence[Tensor]) -> None:
         """Move the average to where ``tensors`` are."""
-        for shadows in (self._tensors, *self._snapshots):
+        for shadows in filter(None, (self._tensors, *self._snapshots)):
             shadows[:] = [s.to(t.device) for s, t in zip(shadows, tensors, strict=True)]
 
     def _weight(self, steps: int) -> float:

@@ -7,7 +7,8 @@ is read when its turn comes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -347,27 +348,38 @@ class _Judge:
 
     def score(self, state: State, what: str) -> float:
         score, share = None, 0.0
-        for score, share in self._progress(state):  # noqa: B007 - the last pair counts
-            self._check_bound(score)
+        with self._progress(state) as progress:
+            for score, share in progress:  # noqa: B007 - the last pair counts
+                self._check_bound(score)
         self.evaluated += share
         return _finite(math.nan if score is None else score, what)
 
     def contest(self, state: State, best: float, *, strict: bool | None = None) -> tuple[float | None, float]:
         """The score if it wins, else None; and how much of the data that took."""
         score, share = math.nan, 0.0
-        for score, share in self._progress(state):
-            self._check_bound(score)
-            if self._is_lost(score, share, best, strict):
-                self.evaluated += share
-                return None, share
+        with self._progress(state) as progress:
+            for score, share in progress:
+                self._check_bound(score)
+                if self._is_lost(score, share, best, strict):
+                    self.evaluated += share
+                    return None, share
         self.evaluated += share
         _finite(score, "a candidate")
         return (score if self.wins(score, best, strict=strict) else None), share
 
-    def _progress(self, state: State) -> Running:
+    @contextmanager
+    def _progress(self, state: State) -> Iterator[Running]:
+        """The running score; a generator is closed at once, so that it can clean up before the next one begins."""
         self.evaluations += 1
         result = self.evaluate(state)
-        return iter([(float(result), 1.0)]) if isinstance(result, (int, float, Tensor)) else result
+        if isinstance(result, (int, float, Tensor)):
+            yield iter([(float(result), 1.0)])
+            return
+        try:
+            yield result
+        finally:
+            if isinstance(result, Generator):
+                result.close()
 
     def _is_lost(self, score: float, share: float, best: float, strict: bool | None) -> bool:
         if self.best_possible is None or share >= 1:

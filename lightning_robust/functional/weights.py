@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -33,6 +33,7 @@ class Weights:
     """
 
     def __init__(self, module: nn.Module) -> None:
+        self._module = module
         saved = set(module.state_dict())
         parameters = [name for name, _ in module.named_parameters() if name in saved]
         buffers = [name for name, _ in module.named_buffers() if name in saved]
@@ -82,10 +83,20 @@ class Weights:
                 live.copy_(tensor)
 
     @torch.no_grad()
-    def copy_in(self, values: Iterable[Tensor]) -> None:
-        """Copy values into the module for good."""
-        for live, value in zip(self.tensors(), values, strict=True):
-            live.copy_(value)
+    def read_buffers(self, values: Sequence[Tensor]) -> None:
+        """Bring ``values`` up to date with the module's buffers, where :meth:`put` had to copy them."""
+        first = len(self._parameters)
+        for live, value in zip(self.tensors()[first:], values[first:], strict=True):
+            if live.data_ptr() != value.data_ptr():
+                value.copy_(live)
+
+    def state_dict(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The module's ``state_dict`` as it would be with ``values``; shares memory with them where it can."""
+        with self.exchanged(values):
+            state = self._module.state_dict()
+            if self._plain:
+                return state
+            return {key: item.detach().clone() if isinstance(item, Tensor) else item for key, item in state.items()}
 
 
 def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:

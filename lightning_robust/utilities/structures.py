@@ -44,6 +44,16 @@ def get_item(batch: Any, key: Key) -> Any:
     )
 
 
+def get_args(batch: Any, keys: Key | list[Key]) -> tuple[Any, ...]:
+    """The positional arguments that ``forward`` takes from a batch: one part, or several for a list of keys.
+
+    Example:
+        >>> get_args({"image": 1, "mask": 2, "label": 3}, ["image", "mask"])
+        (1, 2)
+    """
+    return tuple(get_item(batch, key) for key in (keys if isinstance(keys, list) else [keys]))
+
+
 def flatten(value: Any, name: str = "output") -> dict[str, Tensor]:
     """Every tensor of a structure, in order, named by the path to it.
 

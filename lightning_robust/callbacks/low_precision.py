@@ -1,0 +1,108 @@
+"""Training in block floating point, as SWACallback switches it on. The rounding itself is in ``functional``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from lightning_robust.functional.quantization import quantize_block
+
+_FIRST_MOMENTS = ("momentum_buffer", "exp_avg")
+_LARGE = 1_000_003
+
+
+class LowPrecision:
+    """Rounds everything that a training step of SWALP keeps in few bits, stochastically.
+
+    Gradients before the optimizer's step; weights and momentum (``momentum_buffer``, ``exp_avg``) after it, in hooks
+    of the optimizer, so that any optimizer works; activations behind linear layers and convolutions and the errors that
+    come back to them, in hooks of the layers, but for the last such layer of the module, whose outputs are the logits.
+    One exponent for each index of the first dimension of matrices and kernels; one for a vector; one for a whole
+    activation. The weights are the accumulator: rounded again to the same grid it would not change. Second moments of
+    Adam stay in fp32: rounded to 8 bits next to larger ones they become 0, and the step infinite.
+
+    The dither depends on the seed, the step and the rank alone, which makes runs resumable; that of weights, gradients
+    and momentum is the same on all ranks, so that replicas stay equal.
+
+    Args:
+        word_length: Bits.
+        seed: Of the dither.
+    """
+
+    def __init__(self, word_length: int, seed: int) -> None:
+        quantize_block(torch.zeros(1), word_length)  # refuses a bad word length
+        self.word_length = word_length
+        self.seed = seed
+        self._handles: list[RemovableHandle] = []
+        self._shared = torch.Generator()
+        self._own = torch.Generator()
+
+    def attach(self, module: nn.Module, optimizers: Iterable[Optimizer], rank: int, *, resumed: bool) -> None:
+        """Begin: place the hooks and round the weights, unless they come from a resumed run and are rounded already."""
+        device = next(module.parameters()).device
+        self._shared, self._own = torch.Generator(device), torch.Generator(device)
+        self._rank = rank
+        self.begin_step(0)
+        layers = [part for part in module.modules() if isinstance(part, nn.Linear | _ConvNd)]
+        for layer in layers[:-1]:
+            self._handles.append(layer.register_forward_hook(self._round_output))
+        for optimizer in optimizers:
+            self._handles.append(optimizer.register_step_post_hook(self._after_step))
+            if not resumed:
+                self._round_all(_parameters(optimizer))
+
+    def detach(self) -> None:
+        """Take the hooks away."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def begin_step(self, step: int) -> None:
+        """Draw the dither of this step."""
+        self._shared.manual_seed(self.seed + _LARGE * step)
+        self._own.manual_seed(self.seed + _LARGE * step + 1 + self._rank)
+
+    def round_gradients(self, optimizer: Optimizer) -> None:
+        """Before the optimizer's step; inside its closure, so that a hook of the optimizer would come too early."""
+        self._round_all(parameter.grad for parameter in _parameters(optimizer) if parameter.grad is not None)
+
+    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        parameters = list(_parameters(optimizer))
+        self._round_all(parameters)
+        states = (optimizer.state.get(parameter, {}) for parameter in parameters)
+        self._round_all(state[key] for state in states for key in _FIRST_MOMENTS if state.get(key) is not None)
+
+    def _round_all(self, tensors: Iterable[Tensor]) -> None:
+        for tensor in tensors:
+            block = 0 if tensor.ndim > 1 else None
+            quantize_block(tensor, self.word_length, block_dim=block, generator=self._shared, out=tensor)
+
+    def _round_output(self, layer: nn.Module, _: Any, output: Tensor) -> Tensor | None:
+        if not layer.training:
+            return None
+        rounded: Tensor = _RoundBothWays.apply(output, self.word_length, self._own)  # type: ignore[no-untyped-call]
+        return rounded
+
+
+class _RoundBothWays(torch.autograd.Function):
+    """Rounds activations on the way forward and errors on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, word_length: int, generator: torch.Generator) -> Tensor:
+        ctx.settings = word_length, generator
+        return quantize_block(tensor, word_length, generator=generator)
+
+    @staticmethod
+    def backward(ctx: Any, *errors: Tensor) -> tuple[Tensor, None, None]:
+        word_length, generator = ctx.settings
+        return quantize_block(errors[0], word_length, generator=generator), None, None
+
+
+def _parameters(optimizer: Optimizer) -> Iterable[Tensor]:
+    return (parameter for group in optimizer.param_groups for parameter in group["params"])

@@ -1,0 +1,142 @@
+"""Batches of the Trainer outside of its loops, and the BatchNorm statistics that training batches give.
+
+What is measured on them stands elsewhere.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.data import extract_batch_size
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import nn
+from torch.utils.data import DataLoader
+
+from lightning_robust.functional.batchnorm import refresh_batchnorm
+from lightning_robust.utilities.structures import Key, get_args
+
+
+@contextmanager
+def isolated_rng() -> Iterator[None]:
+    """Random numbers drawn inside the block do not count, also after an error in it."""
+    isolation = isolate_rng()
+    isolation.__enter__()
+    try:
+        yield
+    finally:
+        # Lightning's own does not come to its end when an error passes through it
+        isolation.__exit__(None, None, None)
+
+
+@contextmanager
+def stage(trainer: pl.Trainer, stage: str) -> Iterator[None]:
+    """The Trainer says that it is training (or validating), which data modules augment by."""
+    before = trainer.state.stage
+    setattr(trainer, stage, True)
+    try:
+        yield
+    finally:
+        trainer.state.stage = before
+
+
+def twins(loaders: Any) -> Any:
+    """Copies of loaders, so that the iterators and counters of the ones in use are left alone."""
+    if isinstance(loaders, Mapping):
+        return {key: twins(loader) for key, loader in loaders.items()}
+    if isinstance(loaders, list | tuple):
+        return [twins(loader) for loader in loaders]
+    if type(loaders) is DataLoader and loaders.persistent_workers:
+        return DataLoader(
+            loaders.dataset,
+            batch_sampler=loaders.batch_sampler,
+            num_workers=loaders.num_workers,
+            collate_fn=loaders.collate_fn,
+            worker_init_fn=loaders.worker_init_fn,
+            multiprocessing_context=loaders.multiprocessing_context,
+        )
+    return copy.copy(loaders)
+
+
+def _training_loaders(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
+    if trainer.train_dataloader is not None:
+        return trainer.train_dataloader
+    data = _data_module(trainer)
+    if data is not None and is_overridden("train_dataloader", data):
+        data.setup("fit")
+        return data.train_dataloader()
+    if is_overridden("train_dataloader", pl_module):
+        return pl_module.train_dataloader()
+    raise ValueError(
+        "Expected a training loader to take BatchNorm statistics from, but there is none. Set bn_refresh=False."
+    )
+
+
+def transferred(trainer: pl.Trainer, module: pl.LightningModule, batch: Any, loader: int) -> Any:
+    """The batch after the transfer hooks of the data module or the module."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    data = _data_module(trainer)
+    owner = data if data is not None and is_overridden("on_before_batch_transfer", data) else module
+    batch = owner.on_before_batch_transfer(batch, loader)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=loader)
+
+
+def refresh_statistics(
+    trainer: pl.Trainer,
+    pl_module: pl.LightningModule,
+    *,
+    input_key: Key | list[Key] = 0,
+    layers: list[nn.Module] | None = None,
+    layerwise: bool = False,
+    samples: int | None = None,
+) -> int:
+    """Exact BatchNorm statistics from the Trainer's training batches, as training sees them (augmented).
+
+    Random numbers are drawn from a fixed seed and put back afterwards: the same weights give the same statistics.
+
+    Args:
+        trainer: The Trainer.
+        pl_module: The module.
+        input_key: Which part of a batch goes into ``forward``; a list gives several arguments.
+        layers: As in :func:`~lightning_robust.functional.batchnorm.refresh_batchnorm`.
+        layerwise: Likewise.
+        samples: Use only about so many training samples on each rank; all if None.
+
+    Returns:
+        The number of layers refreshed.
+    """
+    loaders = _training_loaders(trainer, pl_module)
+
+    def batches() -> Iterator[Any]:
+        torch.manual_seed(0)
+        seen = 0
+        for index, (batch, _, _) in enumerate(CombinedLoader(twins(loaders), "max_size_cycle")):
+            if index >= trainer.num_training_batches > 0 or (samples is not None and seen >= samples):
+                return
+            seen += extract_batch_size(batch)
+            yield transferred(trainer, pl_module, batch, 0)
+
+    def forward(batch: Any) -> Any:
+        with trainer.precision_plugin.forward_context():
+            return pl_module(*get_args(batch, input_key))
+
+    with isolated_rng(), torch.inference_mode(False), stage(trainer, "training"):
+        return refresh_batchnorm(
+            pl_module,
+            batches,
+            forward=forward,
+            layers=layers,
+            layerwise=layerwise,
+            reduce=lambda tensor: trainer.strategy.reduce(tensor, reduce_op="sum"),
+        )
+
+
+def _data_module(trainer: pl.Trainer) -> pl.LightningDataModule | None:
+    """The Trainer sets the attribute outside its class's sight."""
+    return getattr(trainer, "datamodule", None)

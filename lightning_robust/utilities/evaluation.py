@@ -1,0 +1,300 @@
+"""Judge the weights that a module holds now by the Trainer's own validation, run quietly.
+
+Nothing here changes the module: what is measured with other weights is put there by the caller.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.data import extract_batch_size
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import nn
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import BinaryAccuracy, MulticlassAccuracy, MultilabelAccuracy
+
+from lightning_robust.utilities.batches import isolated_rng, stage, transferred, twins
+
+_LOG = inspect.signature(pl.LightningModule.log)
+_LOG_DICT = inspect.signature(pl.LightningModule.log_dict)
+
+
+@dataclass
+class _Entry:
+    """One logged name: a metric object, or numbers with how they are reduced."""
+
+    reduce_fx: Any
+    metric: Metric | None = None
+    values: list[float] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+
+    @property
+    def weight(self) -> float:
+        return sum(self.weights)
+
+    def mean(self) -> float:
+        if self.metric is not None:
+            return float(self.metric.compute())
+        return sum(v * w for v, w in zip(self.values, self.weights, strict=True)) / self.weight
+
+    def result(self, trainer: pl.Trainer) -> float:
+        if self.metric is not None:
+            return float(self.metric.compute())  # torchmetrics synchronises ranks itself
+        if self.reduce_fx == "mean":
+            pair = torch.tensor([self.mean() * self.weight, self.weight], dtype=torch.float64)
+            total = trainer.strategy.reduce(pair.to(_wide_device(trainer)), reduce_op="sum").cpu()
+            return (total[0] / total[1]).item()
+        return _reduced(self.reduce_fx, self.values)
+
+    @property
+    def is_mean_over_samples(self) -> bool:
+        """Whether the final value is the mean of what each sample adds, so that a part of the data bounds it."""
+        if self.metric is None:
+            return self.reduce_fx == "mean"
+        accuracy = isinstance(self.metric, (BinaryAccuracy, MulticlassAccuracy, MultilabelAccuracy))
+        return accuracy and self.metric.average == "micro" and self.metric.ignore_index is None
+
+
+class Evaluator:
+    """Runs the module's ``validation_step`` over the Trainer's validation loaders, without leaving a trace.
+
+    ``log`` and ``log_dict`` are caught, torchmetrics objects replaced by twins, loggers by ones that do nothing; modes,
+    random numbers, the Trainer's stage and gradients' mode come back as they were, also after an error. Module hooks
+    ``on_validation_epoch_start`` and ``..._end`` run, those of callbacks do not. ``limit_val_batches`` holds. Means are
+    weighted by batch size and reduced over ranks, so that all ranks see the same numbers.
+
+    Args:
+        trainer: The Trainer, within ``fit`` or ``validate``.
+        pl_module: The module.
+
+    Raises:
+        ValueError: If there is no validation loader or no ``validation_step``.
+    """
+
+    def __init__(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not is_overridden("validation_step", pl_module):
+            raise ValueError(
+                f"Expected {type(pl_module).__name__} to have a `validation_step`, which candidates are judged by."
+            )
+        if trainer.val_dataloaders is None:
+            trainer.fit_loop.epoch_loop.val_loop.setup_data()
+        if trainer.val_dataloaders is None or sum(trainer.num_val_batches) == 0:
+            raise ValueError(
+                "Expected validation loaders to judge candidates by, but the Trainer has none. Give it some, and leave "
+                "`limit_val_batches` above 0."
+            )
+        self.trainer, self.module = trainer, pl_module
+        self.batches = 0
+        """Batches evaluated so far, over all passes."""
+        self.samples: list[int] = []
+        """Samples of each loader in the last whole pass."""
+        self._weights: dict[str, float] = {}
+        self._best: dict[str, float] = {}
+
+    def metrics(self) -> dict[str, float]:
+        """Everything that a validation of the present weights logs, by name."""
+        entries: dict[str, _Entry] = {}
+        for entries in self._run():  # noqa: B007 - the last ones are complete
+            pass
+        self._weights = {name: entry.weight for name, entry in entries.items() if entry.is_mean_over_samples}
+        self._best = {name: 1.0 for name in self._weights if entries[name].metric is not None}
+        return {name: entry.result(self.trainer) for name, entry in entries.items()}
+
+    def score(self, monitor: str) -> float:
+        """One of :meth:`metrics`.
+
+        Raises:
+            ValueError: If it is not among them; the message lists them.
+        """
+        return pick(self.metrics(), monitor)
+
+    def running_score(self, monitor: str) -> Iterator[tuple[float, float]]:
+        """Pairs (mean so far, share of the data), the last of them (final score, 1.0).
+
+        Gives only the last pair where a part of the data says nothing about the rest: several processes, a metric
+        that is no mean over samples, or no whole pass seen before.
+        """
+        total = self._weights.get(monitor)
+        if total is None or self.trainer.world_size > 1:
+            yield self.score(monitor), 1.0
+            return
+        run = self._run()
+        try:
+            for entries in run:
+                entry = entries.get(monitor)
+                if entry is not None and entry.weight < total:
+                    yield entry.mean(), entry.weight / total
+            yield pick({name: entry.result(self.trainer) for name, entry in entries.items()}, monitor), 1.0
+        finally:
+            run.close()
+
+    def best_possible(self, monitor: str) -> float | None:
+        """1 for accuracies, which no part of the data can exceed; None for what is not known."""
+        return self._best.get(monitor)
+
+    def _run(self) -> Generator[dict[str, _Entry], None, None]:
+        """Evaluate; after each batch, what was logged so far."""
+        trainer, module = self.trainer, self.module
+        loaders = CombinedLoader(twins(trainer.val_dataloaders), "sequential")
+        loaders.limits = list(trainer.num_val_batches)
+        samples = [0] * len(loaders.flattened)
+        recorder = _Recorder(len(samples))
+        with _quietly(trainer, module, recorder), trainer.precision_plugin.val_step_context():
+            module.on_validation_epoch_start()
+            for batch, index, loader in loaders:
+                recorder.enter(batch, loader)
+                samples[loader] += recorder.batch_size
+                _call_step(module, transferred(trainer, module, batch, loader), index, loader, len(samples))
+                self.batches += 1
+                yield recorder.entries
+            recorder.leave_loaders()
+            module.on_validation_epoch_end()
+            yield recorder.entries
+        self.samples = samples
+
+
+def pick(metrics: Mapping[str, float], monitor: str) -> float:
+    """One metric by name.
+
+    Raises:
+        ValueError: If it is missing; the message lists what there is.
+    """
+    if monitor not in metrics:
+        raise ValueError(
+            f"Expected a validation metric {monitor!r}, but validation logs {sorted(metrics)}. "
+            "Set `monitor` to one of them."
+        )
+    return metrics[monitor]
+
+
+class _Recorder:
+    """Stands in for ``log`` and ``log_dict`` of a module."""
+
+    def __init__(self, loaders: int) -> None:
+        self.entries: dict[str, _Entry] = {}
+        self.batch_size = 1
+        self._loaders = loaders
+        self._loader: int | None = None
+
+    def enter(self, batch: Any, loader: int) -> None:
+        self.batch_size, self._loader = extract_batch_size(batch), loader
+
+    def leave_loaders(self) -> None:
+        self.batch_size, self._loader = 1, None
+
+    def log(self, *args: Any, **settings: Any) -> None:
+        given = _LOG.bind(None, *args, **settings)
+        given.apply_defaults()
+        self._keep(**{key: value for key, value in given.arguments.items() if key != "self"})
+
+    def log_dict(self, *args: Any, **settings: Any) -> None:
+        given = _LOG_DICT.bind(None, *args, **settings)
+        given.apply_defaults()
+        common = {key: value for key, value in given.arguments.items() if key not in ("self", "dictionary")}
+        for name, value in given.arguments["dictionary"].items():
+            self._keep(name=name, value=value, **common)
+
+    def _keep(self, name: str, value: Any, reduce_fx: Any, add_dataloader_idx: bool, **settings: Any) -> None:
+        if self._loaders > 1 and add_dataloader_idx and self._loader is not None:
+            name = f"{name}/dataloader_idx_{self._loader}"
+        entry = self.entries.setdefault(name, _Entry("mean" if reduce_fx is torch.mean else reduce_fx))
+        entry.weights.append(float(settings.get("batch_size") or self.batch_size))
+        if isinstance(value, Metric):
+            entry.metric = value
+        else:
+            entry.values.append(float(value))
+
+
+@contextmanager
+def _quietly(trainer: pl.Trainer, module: pl.LightningModule, recorder: _Recorder) -> Iterator[None]:
+    modes = [(part, part.training) for part in module.modules()]
+    loggers = trainer.loggers
+    with ExitStack() as stack:
+        stack.enter_context(isolated_rng())
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(stage(trainer, "validating"))
+        stack.enter_context(_twin_metrics(module))
+        stack.enter_context(_attribute(module, "log", recorder.log))
+        stack.enter_context(_attribute(module, "log_dict", recorder.log_dict))
+        module.eval()
+        trainer.loggers = [DummyLogger() for _ in loggers]
+        try:
+            yield
+        finally:
+            trainer.loggers = loggers
+            for part, mode in modes:
+                part.training = mode
+
+
+@contextmanager
+def _attribute(thing: Any, name: str, value: Any) -> Iterator[None]:
+    """An attribute of the instance, inside the block."""
+    own = vars(thing).get(name)
+    object.__setattr__(thing, name, value)
+    try:
+        yield
+    finally:
+        if own is None:
+            object.__delattr__(thing, name)
+        else:
+            object.__setattr__(thing, name, own)
+
+
+@contextmanager
+def _twin_metrics(module: nn.Module) -> Iterator[None]:
+    """Fresh copies of all metric objects inside the block, so that the ones in use keep what they gathered."""
+    originals = list(_metrics(module))
+    for parent, name, metric in originals:
+        twin = copy.deepcopy(metric)
+        twin.reset()
+        setattr(parent, name, twin)
+    try:
+        yield
+    finally:
+        for parent, name, metric in originals:
+            setattr(parent, name, metric)
+
+
+def _metrics(module: nn.Module) -> Iterator[tuple[nn.Module, str, Metric | MetricCollection]]:
+    for name, child in module.named_children():
+        if isinstance(child, (Metric, MetricCollection)):
+            yield module, name, child
+        else:
+            yield from _metrics(child)
+
+
+def _call_step(module: pl.LightningModule, batch: Any, index: int, loader: int, loaders: int) -> None:
+    step: Callable[..., Any] = module.validation_step
+    parameters = inspect.signature(step).parameters
+    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    extra: dict[str, int] = {}
+    if "batch_idx" in parameters or anything:
+        extra["batch_idx"] = index
+    if loaders > 1:
+        extra["dataloader_idx"] = loader
+    step(batch, **extra)
+
+
+def _reduced(reduce_fx: Any, values: list[float]) -> float:
+    known: dict[Any, Callable[[list[float]], float]] = {"sum": sum, "max": max, "min": min}
+    for name in ("sum", "max", "min"):
+        known[getattr(torch, name)] = known[name]
+    if reduce_fx in known:
+        return float(known[reduce_fx](values))
+    return float(reduce_fx(torch.tensor(values)))
+
+
+def _wide_device(trainer: pl.Trainer) -> torch.device:
+    """Where fp64 exists and ranks can reduce it."""
+    device: torch.device = trainer.strategy.root_device
+    return torch.device("cpu") if device.type == "mps" else device
