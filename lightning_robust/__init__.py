@@ -1,6 +1,10 @@
 """Train robustly with PyTorch Lightning, and measure how far the deployed model is from the trained one."""
 
 from lightning_robust.callbacks import DeploymentParityCallback as DeploymentParityCallback
+from lightning_robust.callbacks import GreedySoupCallback as GreedySoupCallback
+from lightning_robust.callbacks import SWACallback as SWACallback
+from lightning_robust.callbacks import WiSEFTCallback as WiSEFTCallback
 from lightning_robust.deployment.parity import ParityReport as ParityReport
 from lightning_robust.deployment.parity import measure_parity as measure_parity
+from lightning_robust.utilities.checkpoints import load_averaged as load_averaged
 from lightning_robust.utilities.trainers import NoEffectWarning as NoEffectWarning

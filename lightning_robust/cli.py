@@ -10,14 +10,14 @@ import inspect
 import re
 import sys
 import warnings
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import jsonargparse
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from lightning_robust.callbacks import DeploymentParityCallback
+from lightning_robust.callbacks import DeploymentParityCallback, GreedySoupCallback, SWACallback, WiSEFTCallback
 
 
 class Slot(NamedTuple):
@@ -29,7 +29,78 @@ class Slot(NamedTuple):
 
 # In the order of instantiation: adversarial, layer_criticality, lazy_training, datapath, swa, greedy_soup, wise_ft,
 # deployment_parity.
-TECHNIQUES: tuple[Slot, ...] = (Slot("deployment_parity", DeploymentParityCallback),)
+TECHNIQUES: tuple[Slot, ...] = (
+    Slot("swa", SWACallback),
+    Slot("greedy_soup", GreedySoupCallback),
+    Slot("wise_ft", WiSEFTCallback),
+    Slot("deployment_parity", DeploymentParityCallback),
+)
+
+
+class RobustTrainer(Trainer):
+    """A Trainer that also cooks soups out of finished runs."""
+
+    def soup(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        *,
+        ingredients: str | list[str],
+        recipe: Literal["greedy", "uniform", "learned", "stock"] = "greedy",
+        monitor: str | None = None,
+        mode: Literal["max", "min"] | None = None,
+        strict: bool = True,
+        drop: bool = False,
+        best_possible: float | None = None,
+        bn_refresh: bool = True,
+        bn_samples: int | None = None,
+        dirpath: str = "soup",
+    ) -> None:
+        """Average checkpoints of finished runs into one, as far as that helps on the validation data, and validate it.
+
+        Arguments as of :class:`~lightning_robust.GreedySoupCallback`; the stock recipe takes its initial weights from
+        the module as it is built.
+
+        Args:
+            model: The module that the checkpoints belong to.
+            datamodule: The data.
+            ingredients: Paths and globs of .ckpt, .pt or .safetensors files.
+            recipe: How to mix.
+            monitor: Metric to judge by.
+            mode: Whether larger or smaller is better.
+            strict: Accept only improvements.
+            drop: Afterwards take out what is better left out.
+            best_possible: The best value that any sample can have.
+            bn_refresh: Recompute BatchNorm statistics of mixtures.
+            bn_samples: From about so many training samples.
+            dirpath: Folder for soup.ckpt and soup.json.
+        """
+        callback = GreedySoupCallback(
+            recipe,
+            ingredients=[ingredients] if isinstance(ingredients, str) else ingredients,
+            monitor=monitor,
+            mode=mode,
+            strict=strict,
+            drop=drop,
+            best_possible=best_possible,
+            bn_refresh=bn_refresh,
+            bn_samples=bn_samples,
+            dirpath=dirpath,
+            on_failure="raise",
+        )
+        callback.on_fit_start(self, model)
+        self.callbacks.append(_Cook(callback))  # type: ignore[attr-defined]
+        self.validate(model, datamodule=datamodule)
+
+
+class _Cook(Callback):
+    """Puts the soup into the module before it is validated."""
+
+    def __init__(self, soup: GreedySoupCallback) -> None:
+        self.soup = soup
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.soup.cook(trainer, pl_module)
 
 
 class RobustParser(LightningArgumentParser):
@@ -62,8 +133,14 @@ class RobustCLI(LightningCLI):
         defaults: dict[str, Any] = {
             "save_config_kwargs": {"overwrite": True},
             "parser_class": RobustParser,
+            "trainer_class": RobustTrainer,
         }
         super().__init__(args=args, run=run, **(defaults | settings))
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Those of LightningCLI, and ``soup``."""
+        return {**LightningCLI.subcommands(), "soup": {"model", "datamodule"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """One key for each technique."""

@@ -14,7 +14,6 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from typing_extensions import override
 
@@ -26,6 +25,7 @@ from lightning_robust.deployment.preprocessing import perturbations as named_per
 from lightning_robust.deployment.report import perturbation_rows, summary, target_rows
 from lightning_robust.deployment.runtimes import Subject, available, runtime
 from lightning_robust.functional.pixels import PixelSpace
+from lightning_robust.utilities.batches import isolated_rng, validation_batches
 from lightning_robust.utilities.logging import add_layout, log_figure, log_table, write_layout
 from lightning_robust.utilities.structures import flatten, get_args, map_tensors
 from lightning_robust.utilities.trainers import NoEffectWarning, is_fast_dev_run, refuse_sharded
@@ -214,6 +214,33 @@ class DeploymentParityCallback(pl.Callback):
             self._fail(complaint)
         self._judge(trainer, outcome.scalars)
 
+    def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, float]:
+        """Parity of the weights that the module holds now, by tag, on the first validation samples; logs nothing.
+
+        Call it on every rank, within ``fit`` or ``validate``. Model soups are chosen by it.
+
+        Raises:
+            RuntimeError: If the pass failed; the message says why.
+        """
+        outcome = _Outcome()
+        if trainer.is_global_zero:
+            self._snapshot = {k: v.detach().to("cpu", copy=True) for k, v in pl_module.state_dict().items()}
+            self._inputs = []
+            for batch in validation_batches(trainer, pl_module):
+                self._keep_inputs(batch)
+                if self._kept() >= self._wanted(trainer):
+                    break
+            try:
+                with isolated_rng(), torch.inference_mode(False), torch.no_grad():
+                    outcome.scalars = self._report(trainer, pl_module).scalars()
+            except Exception as error:
+                outcome.failure = f"The parity pass failed: {type(error).__name__}: {error}."
+        self._snapshot, self._inputs = None, []
+        outcome = trainer.strategy.broadcast(outcome, 0)
+        if outcome.failure:
+            raise RuntimeError(outcome.failure)
+        return outcome.scalars
+
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the last pass: one table, the worst perturbation, and where to read more."""
@@ -273,7 +300,7 @@ class DeploymentParityCallback(pl.Callback):
 
     def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> _Outcome:
         try:
-            with isolate_rng(), torch.inference_mode(False), torch.no_grad():
+            with isolated_rng(), torch.inference_mode(False), torch.no_grad():
                 report = self._report(trainer, pl_module)
         except Exception as error:
             return _Outcome(failure=f"the parity pass failed: {type(error).__name__}: {error}.")

@@ -22,12 +22,10 @@ from lightning_robust.functional.averaging import Kind
 from lightning_robust.functional.batchnorm import batchnorm_layers
 from lightning_robust.functional.weights import Weights
 from lightning_robust.utilities.batches import refresh_statistics
+from lightning_robust.utilities.checkpoints import RAW_KEY
 from lightning_robust.utilities.evaluation import Evaluator
 from lightning_robust.utilities.schedule import Period
 from lightning_robust.utilities.trainers import NoEffectWarning, find_callbacks, refuse_sharded
-
-RAW_KEY = "raw_state_dict"
-"""Where a full checkpoint keeps the weights that training goes on from."""
 
 
 class SWACallback(pl.Callback):

@@ -87,6 +87,17 @@ def transferred(trainer: pl.Trainer, module: pl.LightningModule, batch: Any, loa
     return trainer.strategy.batch_to_device(batch, dataloader_idx=loader)
 
 
+def validation_batches(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[Any]:
+    """Batches of the first validation loader after transfer, from its beginning."""
+    loaders = CombinedLoader(twins(trainer.val_dataloaders), "sequential")
+    loaders.limits = list(trainer.num_val_batches)
+    with isolated_rng(), stage(trainer, "validating"):
+        for batch, _, loader in loaders:
+            if loader > 0:
+                return
+            yield transferred(trainer, pl_module, batch, loader)
+
+
 def refresh_statistics(
     trainer: pl.Trainer,
     pl_module: pl.LightningModule,

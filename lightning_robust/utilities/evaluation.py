@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +34,7 @@ class _Entry:
 
     reduce_fx: Any
     metric: Metric | None = None
+    settled: float | None = None
     values: list[float] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
 
@@ -42,11 +43,15 @@ class _Entry:
         return sum(self.weights)
 
     def mean(self) -> float:
+        if self.settled is not None:
+            return self.settled
         if self.metric is not None:
             return float(self.metric.compute())
         return sum(v * w for v, w in zip(self.values, self.weights, strict=True)) / self.weight
 
     def result(self, trainer: pl.Trainer) -> float:
+        if self.settled is not None:
+            return self.settled
         if self.metric is not None:
             return float(self.metric.compute())  # torchmetrics synchronises ranks itself
         if self.reduce_fx == "mean":
@@ -59,7 +64,7 @@ class _Entry:
     def is_mean_over_samples(self) -> bool:
         """Whether the final value is the mean of what each sample adds, so that a part of the data bounds it."""
         if self.metric is None:
-            return self.reduce_fx == "mean"
+            return self.settled is None and self.reduce_fx == "mean"
         accuracy = isinstance(self.metric, (BinaryAccuracy, MulticlassAccuracy, MultilabelAccuracy))
         return accuracy and self.metric.average == "micro" and self.metric.ignore_index is None
 
@@ -141,6 +146,10 @@ class Evaluator:
         """1 for accuracies, which no part of the data can exceed; None for what is not known."""
         return self._best.get(monitor)
 
+    def quietly(self) -> AbstractContextManager[None]:
+        """Inside the block the module runs without a trace, its logging caught, as during an evaluation."""
+        return _quietly(self.trainer, self.module, _Recorder(1))
+
     def _run(self) -> Generator[dict[str, _Entry], None, None]:
         """Evaluate; after each batch, what was logged so far."""
         trainer, module = self.trainer, self.module
@@ -186,10 +195,19 @@ class _Recorder:
         self._loader: int | None = None
 
     def enter(self, batch: Any, loader: int) -> None:
+        if self._loader is not None and loader != self._loader:
+            self._settle()
         self.batch_size, self._loader = extract_batch_size(batch), loader
 
     def leave_loaders(self) -> None:
         self.batch_size, self._loader = 1, None
+
+    def _settle(self) -> None:
+        """As Lightning does, take the value of a metric object before the next loader goes into the same one."""
+        for entry in self.entries.values():
+            if entry.metric is not None:
+                entry.settled = float(entry.metric.compute())
+                entry.metric = None
 
     def log(self, *args: Any, **settings: Any) -> None:
         given = _LOG.bind(None, *args, **settings)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
@@ -30,6 +31,12 @@ _layouts: WeakKeyDictionary[pl.Trainer, Layout] = WeakKeyDictionary()
 def log_step(trainer: pl.Trainer) -> int:
     """The step under which Lightning itself writes validation scalars, so that pictures and curves line up."""
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+
+def log_scalars(trainer: pl.Trainer, scalars: Mapping[str, float]) -> None:
+    """Send numbers to every logger and to ``trainer.callback_metrics``, where ``pl_module.log`` is not allowed."""
+    trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in scalars.items()})
+    _to_all(trainer, lambda logger, step: logger.log_metrics(dict(scalars), step))
 
 
 def log_figure(trainer: pl.Trainer, tag: str, figure: Figure) -> None:

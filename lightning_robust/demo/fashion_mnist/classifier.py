@@ -9,7 +9,8 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy
+
+from lightning_robust.utilities.checkpoints import read_state
 
 Batch = tuple[Tensor, Tensor]
 
@@ -23,6 +24,7 @@ class ImageClassifier(pl.LightningModule):
         width: Channels of the first block; the others have two and four times as many.
         learning_rate: Peak of the schedule.
         weight_decay: Of AdamW.
+        weights: Checkpoint to begin from; None begins from random weights.
         label_smoothing: Share of probability spread over all classes.
         **kwargs: Passed on, so that mixins may follow in the bases.
 
@@ -40,6 +42,7 @@ class ImageClassifier(pl.LightningModule):
         learning_rate: float = 3e-3,
         weight_decay: float = 0.02,
         label_smoothing: float = 0.0,
+        weights: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -51,8 +54,8 @@ class ImageClassifier(pl.LightningModule):
         )
         self.head = nn.Linear(4 * width, classes)
         self.loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
-        self.val_accuracy = MulticlassAccuracy(classes, average="micro")
-        self.test_accuracy = MulticlassAccuracy(classes, average="micro")
+        if weights is not None:
+            self.load_state_dict(read_state(weights))
 
     def features(self, images: Tensor) -> Tensor:
         """Images ``(N, C, H, W)`` to features ``(N, 4 * width)``."""
@@ -71,20 +74,19 @@ class ImageClassifier(pl.LightningModule):
         self.log("train/loss", loss)
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log ``val/loss`` and ``val/acc``."""
-        self._evaluate(batch, "val", self.val_accuracy)
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Log ``val/loss`` and ``val/acc``, for each loader."""
+        self._evaluate(batch, "val")
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log ``test/loss`` and ``test/acc``."""
-        self._evaluate(batch, "test", self.test_accuracy)
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Log ``test/loss`` and ``test/acc``, for each loader."""
+        self._evaluate(batch, "test")
 
-    def _evaluate(self, batch: Batch, stage: str, accuracy: MulticlassAccuracy) -> None:
+    def _evaluate(self, batch: Batch, stage: str) -> None:
         images, labels = batch
         logits = self(images)
-        accuracy(logits, labels)
         self.log(f"{stage}/loss", self.loss(logits, labels), sync_dist=True)
-        self.log(f"{stage}/acc", accuracy, prog_bar=True)
+        self.log(f"{stage}/acc", (logits.argmax(1) == labels).float().mean(), sync_dist=True, prog_bar=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with a one-cycle schedule over the whole run.

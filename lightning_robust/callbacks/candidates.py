@@ -1,0 +1,154 @@
+"""Candidate weights in a module during ``fit`` or ``validate``: put in, judged, installed for good.
+
+Which candidates there are and which one wins is the business of the soup and WiSE-FT callbacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from torch import Tensor
+
+from lightning_robust.callbacks.deployment_parity import DeploymentParityCallback
+from lightning_robust.functional.averaging import State
+from lightning_robust.functional.batchnorm import batchnorm_layers
+from lightning_robust.functional.weights import Weights
+from lightning_robust.utilities.batches import refresh_statistics
+from lightning_robust.utilities.evaluation import Evaluator, pick
+from lightning_robust.utilities.structures import Key
+from lightning_robust.utilities.trainers import find_callbacks, is_fast_dev_run
+
+_PARITY = ("parity/", "sensitivity/", "attribution/")
+
+
+class Candidates:
+    """Judges states on the Trainer's validation loaders, or by the parity of their deployment.
+
+    Args:
+        trainer: Within ``fit`` or ``validate``.
+        pl_module: The module; it holds what it held after every method but :meth:`install`.
+        bn_refresh: Recompute BatchNorm statistics of mixed weights from the training data.
+        bn_samples: From about so many samples on each rank; all if None.
+        input_key: Which part of a batch goes into ``forward`` for it.
+    """
+
+    def __init__(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        *,
+        bn_refresh: bool = True,
+        bn_samples: int | None = None,
+        input_key: Key | list[Key] = 0,
+    ) -> None:
+        self.trainer, self.module = trainer, pl_module
+        self.evaluator = Evaluator(trainer, pl_module)
+        self._weights = Weights(pl_module)
+        self._refreshes = bn_refresh and bool(batchnorm_layers(pl_module))
+        self._bn_samples, self._input_key = bn_samples, input_key
+
+    def present(self) -> State:
+        """A copy of what the module holds now, by the names of its state dict."""
+        return {name: tensor.detach().clone() for name, tensor in self.module.state_dict().items()}
+
+    @contextmanager
+    def holding(self, state: Mapping[str, Tensor], *, mixed: bool) -> Iterator[None]:
+        """The module holds a state inside the block; statistics of a mixed one are refreshed, in place where it can."""
+        with self._weights.exchanged([state[name] for name in self._weights.names]):
+            if mixed:
+                self._refresh()
+            yield
+
+    def metrics(self, state: Mapping[str, Tensor], *, mixed: bool) -> dict[str, float]:
+        """All validation metrics of a state."""
+        with self.holding(state, mixed=mixed):
+            return self.evaluator.metrics()
+
+    def running_score(self, state: Mapping[str, Tensor], monitor: str, *, mixed: bool) -> Iterator[tuple[float, float]]:
+        """The monitored metric of a state as it becomes known: pairs (so far, share of the data)."""
+        with self.holding(state, mixed=mixed):
+            if monitor.startswith(_PARITY):
+                yield pick(self._parity().measure(self.trainer, self.module), monitor), 1.0
+            else:
+                yield from self.evaluator.running_score(monitor)
+
+    def install(self, state: Mapping[str, Tensor], *, mixed: bool) -> None:
+        """The module keeps a state."""
+        self._weights.put([state[name].clone() for name in self._weights.names])
+        if mixed:
+            self._refresh()
+
+    def _refresh(self) -> None:
+        if self._refreshes:
+            refresh_statistics(self.trainer, self.module, input_key=self._input_key, samples=self._bn_samples)
+
+    def _parity(self) -> DeploymentParityCallback:
+        found = find_callbacks(self.trainer, DeploymentParityCallback)
+        if not found:
+            raise ValueError(
+                "Expected a DeploymentParityCallback among the callbacks to choose weights by a parity metric, but "
+                "there is none. Add it (deployment_parity: true), or monitor a validation metric."
+            )
+        callback: DeploymentParityCallback = found[0]
+        return callback
+
+
+def judged_by(
+    trainer: pl.Trainer, monitor: str | None, mode: Literal["max", "min"] | None
+) -> tuple[str, Literal["max", "min"]]:
+    """The metric to judge by and its mode; what is not given comes from a ModelCheckpoint or EarlyStopping callback.
+
+    Raises:
+        MisconfigurationException: If that says nothing either.
+    """
+    watchers = [w for w in find_callbacks(trainer, ModelCheckpoint | EarlyStopping) if w.monitor is not None]
+    name = monitor or next((watcher.monitor for watcher in watchers), None)
+    mode = mode or next((watcher.mode for watcher in watchers if watcher.monitor == name), None)
+    if name is None or mode is None:
+        raise MisconfigurationException(
+            f"Expected a metric to judge weights by, but got monitor={name!r} with mode={mode!r}. Set `monitor` to a "
+            "validation metric and `mode` to 'max' or 'min'."
+        )
+    return name, mode
+
+
+def require_last(trainer: pl.Trainer, callback: pl.Callback, others: Any) -> None:
+    """Refuse an order in which another callback would replace the weights that this one chooses.
+
+    Raises:
+        MisconfigurationException: Naming both.
+    """
+    order = find_callbacks(trainer, pl.Callback)
+    for other in find_callbacks(trainer, others):
+        if callback in order and order.index(other) > order.index(callback):
+            raise MisconfigurationException(
+                f"Expected {type(other).__name__} before {type(callback).__name__}, but it comes after and would "
+                "replace the chosen weights. Change their order in `callbacks`."
+            )
+
+
+def output_folder(trainer: pl.Trainer, dirpath: str | None, name: str) -> Path:
+    """Where a callback's files go: the given folder, or one in that of the run; the same on all ranks."""
+    folder = Path(dirpath) if dirpath is not None else Path(trainer.log_dir or trainer.default_root_dir) / name
+    return Path(str(trainer.strategy.broadcast(str(folder), 0)))
+
+
+def save_chosen(trainer: pl.Trainer, path: Path, *, monitor: str, score: float | None) -> None:
+    """Save what the module holds as a weights-only checkpoint that ``ckpt_path="best"`` then means.
+
+    It takes the place of the best checkpoint where a ModelCheckpoint monitors the same metric.
+    """
+    if is_fast_dev_run(trainer):
+        return
+    trainer.save_checkpoint(path, weights_only=True)
+    for keeper in find_callbacks(trainer, ModelCheckpoint):
+        if keeper.monitor == monitor:
+            keeper.best_model_path = str(path)
+            if score is not None and keeper.best_model_score is not None:
+                keeper.best_model_score = keeper.best_model_score.new_tensor(score)

@@ -1,0 +1,132 @@
+"""Read weights from files: Lightning checkpoints, plain state dicts, safetensors. Only tensors, never code."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+State = dict[str, Tensor]
+RAW_KEY = "raw_state_dict"
+"""Where a full checkpoint of SWACallback keeps the weights that training goes on from."""
+_ADVICE = "Give Lightning checkpoints (.ckpt), state dicts (.pt) or .safetensors that hold tensors."
+
+
+def read_state(path: str | Path, key: str = "state_dict") -> State:
+    """The weights in a file, memory-mapped: nothing is read until it is used, and pages can be dropped again.
+
+    Args:
+        path: ``.safetensors``, or what ``torch.save`` wrote: a Lightning checkpoint or a plain state dict. Read with
+            ``weights_only=True``.
+        key: Which entry of a checkpoint.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged, holds other Python objects than tensors, or no weights.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"Expected a checkpoint at {path}, but there is no such file.")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    state = content.get(key, content if key == "state_dict" else None)
+    if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"Expected {key!r} with tensors in {path}, but it holds {sorted(content)[:8]}. {_ADVICE}")
+    return dict(state)
+
+
+def load_averaged(path: str | Path, which: str = "averaged") -> State:
+    """Weights out of a checkpoint of a run with ``SWACallback``, without a Trainer.
+
+    Args:
+        path: The checkpoint.
+        which: ``"averaged"`` (what was validated), ``"raw"`` (what training goes on from; full checkpoints only), or
+            the name of a further average.
+
+    Returns:
+        A state dict for ``module.load_state_dict``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the checkpoint does not hold it; the message says what it holds.
+    """
+    if which == "averaged":
+        return read_state(path)
+    content = _read_torch(Path(path))
+    saved = content.get("callbacks", {}).get("SWACallback", {})
+    known = {"averaged", *(["raw"] if RAW_KEY in content else []), *saved.get("averages", {})}
+    if which not in known:
+        raise ValueError(
+            f"Expected {which!r} in {path}, but it holds {sorted(known)}. Raw weights and further averages are in full "
+            "checkpoints of runs with SWACallback, from its start on."
+        )
+    if which == "raw":
+        return dict(content[RAW_KEY])
+    tensors: State = dict(zip(saved["names"], saved["averages"][which]["running"]["tensors"], strict=True))
+    if not tensors:
+        raise ValueError(f"Expected a snapshot of {which!r} in {path}, but none had been taken when it was written.")
+    # ties are saved under every name, averaged under the first
+    raw: State = content[RAW_KEY] if RAW_KEY in content else content["state_dict"]
+    first: dict[int, str] = {value.data_ptr(): name for name, value in reversed(list(raw.items()))}
+    averaged: State = {name: tensors.get(name, tensors.get(first[t.data_ptr()], t)) for name, t in raw.items()}
+    return averaged
+
+
+def expand(patterns: Sequence[str]) -> list[Path]:
+    """Files that paths and globs name, in natural order (``9.ckpt`` before ``10.ckpt``), each once.
+
+    Raises:
+        ValueError: If nothing matches.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        matches = [pattern] if Path(pattern).is_file() else glob.glob(pattern, recursive=True)
+        if not matches:
+            raise ValueError(f"Expected files at {pattern!r}, but nothing matches. Quote globs in the shell.")
+        found |= dict.fromkeys(Path(match) for match in sorted(matches, key=_natural))
+    return list(found)
+
+
+def sha256(path: Path) -> str:
+    """Checksum of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _read_torch(path: Path) -> dict[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        found = re.search(r"Unsupported global: GLOBAL ([\w.]+)", str(error))
+        foreign = found[1] if found else "others"
+        raise ValueError(
+            f"Expected only tensors and plain values in {path}, but it holds {foreign}. "
+            f"Such objects are never loaded, since that can run code; save with save_weights_only=True. {_ADVICE}"
+        ) from error
+    except Exception as error:
+        reason = str(error).split(".")[0] or "it is empty"
+        raise ValueError(f"Expected a whole file that torch.save wrote at {path}, but: {reason}. {_ADVICE}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"Expected a checkpoint in {path}, but got a {type(content).__name__}. {_ADVICE}")
+    return content
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except SafetensorError as error:
+        raise ValueError(f"Expected a whole .safetensors file at {path}, but {error}. {_ADVICE}") from error
+
+
+def _natural(text: str) -> list[Any]:
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]
