@@ -314,7 +314,8 @@ def test_rejects_sharded_strategies(technique, tmp_path, monkeypatch):
 @each
 def test_two_processes(technique, tmp_path):
     """Both ranks see the same numbers and the job ends; ModelCheckpoint monitors them on both."""
-    keeper = ModelCheckpoint(tmp_path, "{epoch}", monitor=technique.logs, auto_insert_metric_name=False)
+    monitor = "val/loss" if technique.at_end else technique.logs
+    keeper = ModelCheckpoint(tmp_path, "{epoch}", monitor=monitor, auto_insert_metric_name=False)
     trainer = make_trainer(
         tmp_path,
         [technique.make(), keeper, _WriteRank(tmp_path, technique.logs)],

@@ -39,9 +39,10 @@ class LowPrecision:
         quantize_block(torch.zeros(1), word_length)  # refuses a bad word length
         self.word_length = word_length
         self.seed = seed
+        self._rank = 0
         self._handles: list[RemovableHandle] = []
-        self._shared = torch.Generator()
-        self._own = torch.Generator()
+        self._shared: torch.Generator | None = None
+        self._own: torch.Generator | None = None
 
     def attach(self, module: nn.Module, optimizers: Iterable[Optimizer], rank: int, *, resumed: bool) -> None:
         """Begin: place the hooks and round the weights, unless they come from a resumed run and are rounded already."""
@@ -61,12 +62,13 @@ class LowPrecision:
         """Take the hooks away."""
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        self._handles, self._shared, self._own = [], None, None
 
     def begin_step(self, step: int) -> None:
         """Draw the dither of this step."""
-        self._shared.manual_seed(self.seed + _LARGE * step)
-        self._own.manual_seed(self.seed + _LARGE * step + 1 + self._rank)
+        if self._shared is not None and self._own is not None:
+            self._shared.manual_seed(self.seed + _LARGE * step)
+            self._own.manual_seed(self.seed + _LARGE * step + 1 + self._rank)
 
     def round_gradients(self, optimizer: Optimizer) -> None:
         """Before the optimizer's step; inside its closure, so that a hook of the optimizer would come too early."""
@@ -94,7 +96,7 @@ class _RoundBothWays(torch.autograd.Function):
     """Rounds activations on the way forward and errors on the way back."""
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, word_length: int, generator: torch.Generator) -> Tensor:
+    def forward(ctx: Any, tensor: Tensor, word_length: int, generator: torch.Generator | None) -> Tensor:
         ctx.settings = word_length, generator
         return quantize_block(tensor, word_length, generator=generator)
 
