@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from lightning_robust import load_averaged
 from lightning_robust.cli import RobustCLI
 
 BASE = ["-c", "configs/fashion_mnist_sgd.yaml"]
@@ -28,6 +29,7 @@ ROWS = {
     "8-bit SGD": ["--swa.word_length=8", "--swa.start=1000"],
     "SWALP, 8 bits": [*AVERAGED, "--swa.word_length=8"],
 }
+AVERAGES = ("SWA", "EMA", "SWALP, 8 bits")
 RATES = (0.003, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.2)
 JUDGE = ["--monitor=val/acc", "--mode=max"]
 
@@ -70,16 +72,18 @@ def checkpoint(folder: Path) -> str:
     return str(path)
 
 
-def averaging(results: Results, row: str, seed: int) -> dict[str, float]:
+def averaging(results: Results, row: str, seed: int) -> None:
     """A row of the first table."""
     folder = results.folder / row.replace(" ", "_").replace(",", "") / str(seed)
 
-    def fit() -> dict[str, float]:
-        cli = run("fit", seed, folder, *ROWS[row])
-        raw = cli.trainer.callback_metrics.get("swa/raw/val/acc")
-        return accuracies(cli) | ({} if raw is None else {"val_raw": float(raw)})
+    def raw() -> dict[str, float]:
+        cli = run("validate", seed, folder / "raw")
+        cli.model.load_state_dict(load_averaged(checkpoint(folder), "raw"))
+        return accuracies(cli)
 
-    return results.get(row, seed, fit)
+    results.get(row, seed, lambda: accuracies(run("fit", seed, folder, *ROWS[row])))
+    if row in AVERAGES:
+        results.get(f"{row}, its raw weights", seed, raw)
 
 
 def soup(results: Results, seed: int) -> None:
@@ -96,7 +100,8 @@ def soup(results: Results, seed: int) -> None:
 
         def fit(index: int = index, arguments: list[str] = arguments) -> dict[str, float]:
             cli = run("fit", 100 * seed + index, folder / f"run{index}", *arguments)
-            return accuracies(cli) | {"val": float(cli.trainer.callback_metrics["val/acc"])}
+            val = float(cli.trainer.callback_metrics["val/acc"])
+            return accuracies(cli) | {"val": val}
 
         results.get(f"ingredient {index} (lr {rate})", seed, fit)
     for recipe in ("uniform", "greedy"):
@@ -132,7 +137,7 @@ def wise_ft(results: Results, seed: int) -> None:
         short = ["--trainer.max_epochs=5", "--lr_scheduler.T_max=5", "--optimizer.lr=0.05"]
         judge = ["--wise_ft.monitor=val/acc", "--wise_ft.mode=max", "--wise_ft.bn_samples=5000"]
         cli = run("fit", seed, folder / "fit", *corrupted, *short, *judge)
-        numbers = accuracies(cli) | {"alpha": float(cli.trainer.callback_metrics["wise_ft/alpha"])}
+        numbers = {"alpha": float(cli.trainer.callback_metrics["wise_ft/alpha"])} | accuracies(cli)
         fine_tuned = accuracies(cli, checkpoint(folder / "fit"))
         return numbers | {f"fine_tuned {key}": value for key, value in fine_tuned.items()}
 
@@ -160,7 +165,8 @@ def main() -> None:
         soup(results, seed)
         wise_ft(results, seed)
     print("\n| row | test accuracy, % |\n| --- | --- |")
-    for row in [*ROWS, "uniform soup", "greedy soup"]:
+    averaged = [name for row in ROWS for name in (row, f"{row}, its raw weights")[: 2 if row in AVERAGES else 1]]
+    for row in [*averaged, "uniform soup", "greedy soup"]:
         print(f"| {row} | {summary([results.content[f'{row} | {seed}']['acc'] for seed in seeds])} |")
     best = [
         max(

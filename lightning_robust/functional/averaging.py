@@ -69,6 +69,7 @@ class RunningAverage:
         self._mass = 0.0
         self._tensors: list[Tensor] = []
         self._snapshots: list[list[Tensor]] = []
+        self._kinds: list[tuple[torch.dtype, torch.device]] = []
 
     @torch.no_grad()
     def update(self, tensors: Sequence[Tensor], steps: int = 1) -> None:
@@ -85,7 +86,7 @@ class RunningAverage:
         if self.kind == "lawa":
             self._keep_snapshot(tensors)
         else:
-            blend(self._tensors, tensors, self._weight(steps))
+            self._blend(tensors, self._weight(steps))
         self.count += 1
 
     def values(self) -> list[Tensor]:
@@ -107,11 +108,27 @@ class RunningAverage:
         self._mass = float(state["mass"])
         self._tensors = [tensor.clone() for tensor in state["tensors"]]
         self._snapshots = [[tensor.clone() for tensor in snapshot] for snapshot in state["snapshots"]]
+        self._kinds = []
 
     def to(self, tensors: Sequence[Tensor]) -> None:
         """Move the average to where ``tensors`` are."""
         for shadows in filter(None, (self._tensors, *self._snapshots)):
             shadows[:] = [s.to(t.device) for s, t in zip(shadows, tensors, strict=True)]
+        self._kinds = []
+
+    def _blend(self, tensors: Sequence[Tensor], weight: float) -> None:
+        """As :func:`blend`, with what can be fused looked up once."""
+        kinds = [(tensor.dtype, tensor.device) for tensor in tensors]
+        if kinds != self._kinds:
+            pairs = enumerate(zip(self._tensors, tensors, strict=True))
+            self._kinds = kinds
+            self._fused = [index for index, pair in pairs if _is_fusable(*pair)]
+            self._rest = [index for index in range(len(tensors)) if index not in set(self._fused)]
+            self._fused_tensors = [self._tensors[index] for index in self._fused]
+        if self._fused:
+            torch._foreach_lerp_(self._fused_tensors, [tensors[index] for index in self._fused], weight)
+        for index in self._rest:
+            _blend_one(self._tensors[index], tensors[index], weight)
 
     def _weight(self, steps: int) -> float:
         if self.kind == "uniform":
@@ -140,20 +157,14 @@ def blend(into: Sequence[Tensor], tensors: Sequence[Tensor], weight: float) -> N
         >>> average
         [tensor([0.2500])]
     """
-    alike: list[tuple[Tensor, Tensor]] = []
-    rest: list[tuple[Tensor, Tensor]] = []
-    for pair in zip(into, tensors, strict=True):
-        mine, other = pair
-        fused = mine.dtype == other.dtype and mine.device == other.device and mine.is_floating_point()
-        (alike if fused else rest).append(pair)
+    pairs = list(zip(into, tensors, strict=True))
+    alike = [pair for pair in pairs if _is_fusable(*pair)]
     if alike:
         # a private name of torch, used by all of its optimizers; one kernel for the whole list
-        torch._foreach_lerp_([mine for mine, _ in alike], [other.detach() for _, other in alike], weight)
-    for mine, other in rest:
-        if mine.is_floating_point():
-            mine.lerp_(other.to(mine), weight)
-        else:
-            mine.copy_(other)
+        torch._foreach_lerp_([mine for mine, _ in alike], [other for _, other in alike], weight)
+    for mine, other in pairs:
+        if not _is_fusable(mine, other):
+            _blend_one(mine, other, weight)
 
 
 def interpolate(start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: float) -> State:
@@ -226,6 +237,17 @@ def require_same(first: Mapping[str, Tensor], other: Mapping[str, Tensor], name:
             + (f" (and {len(wrong) - 1} more differ)." if len(wrong) > 1 else ".")
             + " Only checkpoints of one architecture can be averaged."
         )
+
+
+def _is_fusable(mine: Tensor, other: Tensor) -> bool:
+    return mine.dtype == other.dtype and mine.device == other.device and mine.is_floating_point()
+
+
+def _blend_one(mine: Tensor, other: Tensor, weight: float) -> None:
+    if mine.is_floating_point():
+        mine.lerp_(other.to(mine), weight)
+    else:
+        mine.copy_(other)
 
 
 def _shadow(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -304,31 +304,35 @@ def cosine(first: Mapping[str, Tensor], other: Mapping[str, Tensor], base: Mappi
 
 
 class _Pot:
-    """The running sum of what is in the soup."""
+    """The running sum of what is in the soup, in fp64; tensors that are not floating point come from the first."""
 
     def __init__(self, state: Mapping[str, Tensor], index: int) -> None:
-        self.first = {name: tensor.detach().clone() for name, tensor in state.items()}
-        self.sums = {name: t.detach().double() for name, t in state.items() if t.is_floating_point()}
+        self.dtypes = {name: tensor.dtype for name, tensor in state.items()}
+        self.tensors = {
+            name: tensor.detach().double() if tensor.is_floating_point() else tensor.detach().clone()
+            for name, tensor in state.items()
+        }
         self.ingredients = [index]
 
     def add(self, state: Mapping[str, Tensor], index: int, sign: int = 1) -> None:
-        require_same(self.first, state, f"ingredient {index}")
-        for name, total in self.sums.items():
-            total.add_(state[name].to(total.device), alpha=sign)
+        require_same(self.tensors, state, f"ingredient {index}")
+        for name, total in self.tensors.items():
+            if self.dtypes[name].is_floating_point:
+                total.add_(state[name].to(total.device), alpha=sign)
         self.ingredients = [*self.ingredients, index] if sign > 0 else [i for i in self.ingredients if i != index]
 
     def mean(self, plus: Mapping[str, Tensor] | None = None, sign: int = 1, name: str = "") -> State:
         """The soup, or the candidate with one ingredient more (or less); a soup of one is that one, bit for bit."""
         if plus is not None:
-            require_same(self.first, plus, name)
+            require_same(self.tensors, plus, name)
         count = len(self.ingredients) + (sign if plus is not None else 0)
         state = {}
-        for key, tensor in self.first.items():
-            if key not in self.sums:
-                state[key] = tensor.clone()
+        for key, total in self.tensors.items():
+            if not self.dtypes[key].is_floating_point:
+                state[key] = total.clone()
                 continue
-            total = self.sums[key] if plus is None else self.sums[key] + sign * plus[key].to(self.sums[key])
-            state[key] = (total / count).to(tensor.dtype)
+            summed = total if plus is None else total.add(plus[key].to(total.device), alpha=sign)
+            state[key] = (summed / count).to(self.dtypes[key])
         return state
 
 
