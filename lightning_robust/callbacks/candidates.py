@@ -74,7 +74,7 @@ class Candidates:
         """The monitored metric of a state as it becomes known: pairs (so far, share of the data)."""
         with self.holding(state, mixed=mixed):
             if monitor.startswith(_PARITY):
-                yield pick(self._parity().measure(self.trainer, self.module), monitor), 1.0
+                yield pick(self._parity().measure(self.trainer, self.module, monitor), monitor), 1.0
             else:
                 yield from self.evaluator.running_score(monitor)
 

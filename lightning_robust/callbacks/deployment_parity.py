@@ -214,14 +214,23 @@ class DeploymentParityCallback(pl.Callback):
             self._fail(complaint)
         self._judge(trainer, outcome.scalars)
 
-    def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, float]:
-        """Parity of the weights that the module holds now, by tag, on the first validation samples; logs nothing.
+    def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, tag: str) -> dict[str, float]:
+        """Parity of the weights that the module holds now, on the first validation samples; logs nothing.
 
         Call it on every rank, within ``fit`` or ``validate``. Model soups are chosen by it.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: The module.
+            tag: The metric that is wanted; for ``parity/<target>/...`` only that target is measured.
+
+        Returns:
+            What was measured, by tag.
 
         Raises:
             RuntimeError: If the pass failed; the message says why.
         """
+        target = tag.split("/")[1] if tag.startswith("parity/") else None
         outcome = _Outcome()
         if trainer.is_global_zero:
             self._snapshot = {k: v.detach().to("cpu", copy=True) for k, v in pl_module.state_dict().items()}
@@ -232,7 +241,7 @@ class DeploymentParityCallback(pl.Callback):
                     break
             try:
                 with isolated_rng(), torch.inference_mode(False), torch.no_grad():
-                    outcome.scalars = self._report(trainer, pl_module).scalars()
+                    outcome.scalars = self._report(trainer, pl_module, target).scalars()
             except Exception as error:
                 outcome.failure = f"The parity pass failed: {type(error).__name__}: {error}."
         self._snapshot, self._inputs = None, []
@@ -326,7 +335,8 @@ class DeploymentParityCallback(pl.Callback):
         self._warned |= new.keys()
         return list(new.values())
 
-    def _report(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> ParityReport:
+    def _report(self, trainer: pl.Trainer, pl_module: pl.LightningModule, target: str | None = None) -> ParityReport:
+        """Measure everything, or one target without perturbations."""
         if not self._inputs or self._snapshot is None:
             raise ValueError(self._unusable or "no validation batch was seen")
         module = frozen_copy(pl_module, self._snapshot)
@@ -341,9 +351,9 @@ class DeploymentParityCallback(pl.Callback):
         )
         return measure_parity(
             subject,
-            available(self.targets),
+            available(self.targets if target is None else [target]),
             decode=self._decoder(module),
-            perturbations=self._perturbations,
+            perturbations=self._perturbations if target is None else [],
             pixels=self._pixels(trainer),
             time_limit=self.time_limit,
         )
