@@ -32,6 +32,8 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/parity_cost.py
 	$(BIN)/python benchmarks/rendering_speed.py
+	$(BIN)/python benchmarks/weights.py
+	$(BIN)/python benchmarks/weight_space.py
 
 clean:
 	rm -rf .venv build dist *.egg-info runs

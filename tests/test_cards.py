@@ -1,0 +1,43 @@
+"""Every technique of the weight space has a card whose Python runs and whose YAML is understood."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lightning_robust.cli import TECHNIQUES
+
+FOLDER = Path(__file__).parents[1] / "lightning_robust" / "callbacks"
+CARDS = sorted(FOLDER.glob("*.md"))
+SECTIONS = ("**When.**", "**YAML.**", "**Python.**", "**Cost.**", "**With others.**", "**Measured.**", "**Reference")
+
+
+def test_all_are_found():
+    assert [card.stem for card in CARDS] == ["greedy_soup", "swa", "swalp", "wise_ft"]
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.stem)
+def test_sections_links_and_no_left_over_marks(card):
+    text = card.read_text()
+    assert [section for section in SECTIONS if section not in text] == []
+    assert not re.search(r"MEASURED|SPEED|TBD", text)
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        assert link.startswith("https://") or (FOLDER / link).exists(), link
+
+
+@pytest.mark.filterwarnings("ignore::lightning_robust.NoEffectWarning")
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.stem)
+def test_python_runs(card, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", card.read_text(), re.DOTALL)
+    exec(code, {})
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.stem)
+def test_yaml_is_understood(card):
+    (text,) = re.findall(r"```yaml\n(.*?)```", card.read_text(), re.DOTALL)
+    ((key, settings),) = yaml.safe_load(text).items()
+    (slot,) = [slot for slot in TECHNIQUES if slot.key == key]
+    made = slot.cls(**settings)
+    assert all(getattr(made, name) == value for name, value in settings.items())
