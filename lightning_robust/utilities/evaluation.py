@@ -24,6 +24,7 @@ from torchmetrics.classification import BinaryAccuracy, MulticlassAccuracy, Mult
 
 from lightning_robust.utilities.batches import isolated_rng, stage, transferred, twins
 
+Transform = Callable[[Any, int, int], Any]
 _LOG = inspect.signature(pl.LightningModule.log)
 _LOG_DICT = inspect.signature(pl.LightningModule.log_dict)
 
@@ -72,29 +73,36 @@ class _Entry:
 class Evaluator:
     """Runs the module's ``validation_step`` over the Trainer's validation loaders, without leaving a trace.
 
+    Within ``trainer.test()`` it is ``test_step`` and the test loaders.
+
     ``log`` and ``log_dict`` are caught, torchmetrics objects replaced by twins, loggers by ones that do nothing; modes,
     random numbers, the Trainer's stage and gradients' mode come back as they were, also after an error. Module hooks
     ``on_validation_epoch_start`` and ``..._end`` run, those of callbacks do not. ``limit_val_batches`` holds. Means are
     weighted by batch size and reduced over ranks, so that all ranks see the same numbers.
 
     Args:
-        trainer: The Trainer, within ``fit`` or ``validate``.
+        trainer: The Trainer, within ``fit``, ``validate`` or ``test``.
         pl_module: The module.
 
     Raises:
-        ValueError: If there is no validation loader or no ``validation_step``.
+        ValueError: If there is no such loader or step.
     """
 
     def __init__(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not is_overridden("validation_step", pl_module):
+        testing = trainer.state.fn == "test"
+        self._stage = "testing" if testing else "validating"
+        self._step = "test_step" if testing else "validation_step"
+        if not is_overridden(self._step, pl_module):
             raise ValueError(
-                f"Expected {type(pl_module).__name__} to have a `validation_step`, which candidates are judged by."
+                f"Expected {type(pl_module).__name__} to have a `{self._step}`, which weights are judged by."
             )
-        if trainer.val_dataloaders is None:
+        if not testing and trainer.val_dataloaders is None:
             trainer.fit_loop.epoch_loop.val_loop.setup_data()
-        if trainer.val_dataloaders is None or sum(trainer.num_val_batches) == 0:
+        self._loaders = trainer.test_dataloaders if testing else trainer.val_dataloaders
+        self._limits = list(trainer.num_test_batches if testing else trainer.num_val_batches)
+        if self._loaders is None or sum(self._limits) == 0:
             raise ValueError(
-                "Expected validation loaders to judge candidates by, but the Trainer has none. Give it some, and leave "
+                "Expected held-out loaders to judge weights by, but the Trainer has none. Give it some, and leave "
                 "`limit_val_batches` above 0."
             )
         self.trainer, self.module = trainer, pl_module
@@ -105,10 +113,15 @@ class Evaluator:
         self._weights: dict[str, float] = {}
         self._best: dict[str, float] = {}
 
-    def metrics(self) -> dict[str, float]:
-        """Everything that a validation of the present weights logs, by name."""
+    def metrics(self, transform: Transform | None = None, limit: int | None = None) -> dict[str, float]:
+        """Everything that a validation of the present weights logs, by name.
+
+        Args:
+            transform: Applied to each batch after transfer, with its index and that of its loader.
+            limit: Use only so many batches of each loader; all if None.
+        """
         entries: dict[str, _Entry] = {}
-        for entries in self._run():  # noqa: B007 - the last ones are complete
+        for entries in self._run(transform, limit):  # noqa: B007 - the last ones are complete
             pass
         self._weights = {name: entry.weight for name, entry in entries.items() if entry.is_mean_over_samples}
         self._best = {name: 1.0 for name in self._weights if entries[name].metric is not None}
@@ -148,25 +161,34 @@ class Evaluator:
 
     def quietly(self) -> AbstractContextManager[None]:
         """Inside the block the module runs without a trace, its logging caught, as during an evaluation."""
-        return _quietly(self.trainer, self.module, _Recorder(1))
+        return quietly(self.trainer, self.module, "training")
 
-    def _run(self) -> Generator[dict[str, _Entry], None, None]:
+    def _run(
+        self, transform: Transform | None = None, limit: int | None = None
+    ) -> Generator[dict[str, _Entry], None, None]:
         """Evaluate; after each batch, what was logged so far."""
         trainer, module = self.trainer, self.module
-        loaders = CombinedLoader(twins(trainer.val_dataloaders), "sequential")
-        loaders.limits = list(trainer.num_val_batches)
+        loaders = CombinedLoader(twins(self._loaders), "sequential")
+        loaders.limits = [most if limit is None else min(most, limit) for most in self._limits]
         samples = [0] * len(loaders.flattened)
-        recorder = _Recorder(len(samples))
-        with _quietly(trainer, module, recorder), trainer.precision_plugin.val_step_context():
-            module.on_validation_epoch_start()
+        recorder = Recorder(len(samples))
+        prefix = "on_test" if self._stage == "testing" else "on_validation"
+        with (
+            quietly(trainer, module, self._stage, recorder),
+            torch.no_grad(),
+            trainer.precision_plugin.val_step_context(),
+        ):
+            getattr(module, f"{prefix}_epoch_start")()
             for batch, index, loader in loaders:
                 recorder.enter(batch, loader)
                 samples[loader] += recorder.batch_size
-                _call_step(module, transferred(trainer, module, batch, loader), index, loader, len(samples))
+                batch = transferred(trainer, module, batch, loader)
+                batch = batch if transform is None else transform(batch, index, loader)
+                _call_step(getattr(module, self._step), batch, index, loader, len(samples))
                 self.batches += 1
                 yield recorder.entries
             recorder.leave_loaders()
-            module.on_validation_epoch_end()
+            getattr(module, f"{prefix}_epoch_end")()
             yield recorder.entries
         self.samples = samples
 
@@ -185,7 +207,7 @@ def pick(metrics: Mapping[str, float], monitor: str) -> float:
     return metrics[monitor]
 
 
-class _Recorder:
+class Recorder:
     """Stands in for ``log`` and ``log_dict`` of a module."""
 
     def __init__(self, loaders: int) -> None:
@@ -195,11 +217,13 @@ class _Recorder:
         self._loader: int | None = None
 
     def enter(self, batch: Any, loader: int) -> None:
+        """A batch begins."""
         if self._loader is not None and loader != self._loader:
             self._settle()
         self.batch_size, self._loader = extract_batch_size(batch), loader
 
     def leave_loaders(self) -> None:
+        """What follows belongs to no loader."""
         self.batch_size, self._loader = 1, None
 
     def _settle(self) -> None:
@@ -210,11 +234,13 @@ class _Recorder:
                 entry.metric = None
 
     def log(self, *args: Any, **settings: Any) -> None:
+        """As ``LightningModule.log``."""
         given = _LOG.bind(None, *args, **settings)
         given.apply_defaults()
         self._keep(**{key: value for key, value in given.arguments.items() if key != "self"})
 
     def log_dict(self, *args: Any, **settings: Any) -> None:
+        """As ``LightningModule.log_dict``."""
         given = _LOG_DICT.bind(None, *args, **settings)
         given.apply_defaults()
         common = {key: value for key, value in given.arguments.items() if key not in ("self", "dictionary")}
@@ -233,17 +259,23 @@ class _Recorder:
 
 
 @contextmanager
-def _quietly(trainer: pl.Trainer, module: pl.LightningModule, recorder: _Recorder) -> Iterator[None]:
+def quietly(
+    trainer: pl.Trainer, module: pl.LightningModule, stage_name: str, recorder: Recorder | None = None
+) -> Iterator[None]:
+    """The module in evaluation mode, without a trace of what is run inside the block.
+
+    What it logs goes to the recorder, or nowhere; metric objects are twins, loggers do nothing; modes, random numbers
+    and the Trainer's stage come back as they were, also after an error.
+    """
     modes = [(part, part.training) for part in module.modules()]
     loggers = trainer.loggers
     with ExitStack() as stack:
         stack.enter_context(isolated_rng())
         stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(stage(trainer, "validating"))
+        stack.enter_context(stage(trainer, stage_name))
         stack.enter_context(_twin_metrics(module))
-        stack.enter_context(_attribute(module, "log", recorder.log))
-        stack.enter_context(_attribute(module, "log_dict", recorder.log_dict))
+        stack.enter_context(_attribute(module, "log", recorder.log if recorder else _ignore))
+        stack.enter_context(_attribute(module, "log_dict", recorder.log_dict if recorder else _ignore))
         module.eval()
         trainer.loggers = [DummyLogger() for _ in loggers]
         try:
@@ -252,6 +284,10 @@ def _quietly(trainer: pl.Trainer, module: pl.LightningModule, recorder: _Recorde
             trainer.loggers = loggers
             for part, mode in modes:
                 part.training = mode
+
+
+def _ignore(*_: Any, **__: Any) -> None:
+    pass
 
 
 @contextmanager
@@ -291,8 +327,7 @@ def _metrics(module: nn.Module) -> Iterator[tuple[nn.Module, str, Metric | Metri
             yield from _metrics(child)
 
 
-def _call_step(module: pl.LightningModule, batch: Any, index: int, loader: int, loaders: int) -> None:
-    step: Callable[..., Any] = module.validation_step
+def _call_step(step: Callable[..., Any], batch: Any, index: int, loader: int, loaders: int) -> None:
     parameters = inspect.signature(step).parameters
     anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     extra: dict[str, int] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -87,6 +88,26 @@ def parse_period(value: float | str) -> Period:
     if number <= 0:
         raise ValueError(f"Expected a positive length, but got {value!r}.")
     return Period(number, epochs=unit == "epoch")
+
+
+def parse_fraction(value: float | str, name: str = "eps") -> float:
+    """A number, or a quotient as users write it: ``"8/255"``.
+
+    Raises:
+        ValueError: If it is no number, negative or not finite.
+
+    Example:
+        >>> round(parse_fraction("8/255"), 4)
+        0.0314
+    """
+    try:
+        top, _, bottom = str(value).partition("/")
+        number = float(top) / float(bottom or 1)
+    except (ValueError, ZeroDivisionError):
+        number = math.nan
+    if not (math.isfinite(number) and number >= 0):
+        raise ValueError(f"Expected `{name}` as a number from 0 or a quotient such as '8/255', but got {value!r}.")
+    return number
 
 
 def _split(text: str) -> tuple[float, str]:

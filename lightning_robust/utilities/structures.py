@@ -54,6 +54,28 @@ def get_args(batch: Any, keys: Key | list[Key]) -> tuple[Any, ...]:
     return tuple(get_item(batch, key) for key in (keys if isinstance(keys, list) else [keys]))
 
 
+def replace_items(batch: Any, new: Mapping[Key, Any]) -> Any:
+    """The same batch with other parts, by position or name. The original and its tensors are left alone.
+
+    Example:
+        >>> replace_items(("image", "label"), {0: "other"})
+        ('other', 'label')
+    """
+    if isinstance(batch, Tensor):
+        return new[0]
+    if _is_dataclass(batch):
+        names = [f.name for f in dataclasses.fields(batch)]
+        return dataclasses.replace(batch, **{names[k] if isinstance(k, int) else k: v for k, v in new.items()})
+    if isinstance(batch, Mapping):
+        return _like(batch, {**batch, **new})
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        fields: tuple[str, ...] = batch._fields
+        named = {fields[k] if isinstance(k, int) else k: v for k, v in new.items()}
+        return type(batch)(**{**dict(zip(fields, batch, strict=True)), **named})
+    places = {k % len(batch): v for k, v in new.items() if isinstance(k, int)}
+    return type(batch)(places.get(index, item) for index, item in enumerate(batch))
+
+
 def flatten(value: Any, name: str = "output") -> dict[str, Tensor]:
     """Every tensor of a structure, in order, named by the path to it.
 

@@ -1,0 +1,366 @@
+"""AdversarialCallback: train any LightningModule on perturbed inputs, and validate it on them.
+
+Hooks, state and logging only; attacks are in ``functional``, the loss they climb in ``attack_objective.py``.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_robust.callbacks.attack_objective import AttackInputs, AttackObjective, AttackPrecision
+from lightning_robust.functional.attacks import AttackRecord, fgsm, nfgsm, pgd
+from lightning_robust.functional.embeddings import freelb_loss, perturb_embedding
+from lightning_robust.utilities.evaluation import Evaluator
+from lightning_robust.utilities.schedule import parse_fraction
+from lightning_robust.utilities.structures import Key
+from lightning_robust.utilities.trainers import NoEffectWarning, refuse_sharded
+
+Method = Literal["fgsm", "fgsm_rs", "nfgsm", "pgd", "fgm", "freelb"]
+_LARGE = 1_000_003
+
+
+class AdversarialCallback(pl.Callback):
+    r"""Adversarial training for any LightningModule, without a change to it.
+
+    .. math:: \min_\theta \mathbb{E}\left[(1 - r)\,L_\theta(x) + r \max_{\|\delta\| \le \epsilon} L_\theta(x +
+    \delta)\right]
+
+    ``training_step`` is wrapped on the instance and called with a batch whose inputs are perturbed; so it runs inside
+    autocast and inside DDP's forward, and the loss is the module's own, whatever the task. The perturbation climbs
+    ``pl_module.attack_loss(batch)`` where the module defines it, else its ``training_step``, run quietly in evaluation
+    mode: nothing is logged, no metric or BatchNorm statistic updated, no random number drawn, no ``.grad`` touched. The
+    caller's batch is never changed.
+
+    ``eps`` is in units of pixels in [0, 1]: ``mean`` and ``std`` say how the batch was normalised. The ball and the
+    range of pixels hold exactly.
+
+    Logged: ``adversarial/<metric>@<eps>`` at validation and in ``trainer.validate`` and ``trainer.test``, for each of
+    ``val_eps``, with the slashes of the metric as underscores (``adversarial/val_acc@0.1``): any ModelCheckpoint can
+    monitor it. At the end of an epoch ``adversarial/eps``, ``adversarial/zero_gradients`` (a share; above a few percent
+    robustness is masked, and a warning says so), ``adversarial/passes`` (forward and input-gradient passes a step) and
+    ``adversarial/time_share`` of the epoch.
+
+    Cost: one pass a step for the single-step methods, ``steps`` for pgd, each about two thirds of a training step;
+    half of that with ``attack_precision="bf16"`` where the processor computes in it. Training is resumable bit for bit:
+    random starts depend on the seed, the step and the rank alone.
+
+    Args:
+        method: ``"fgsm"``, ``"fgsm_rs"`` (random start, step 1.25 eps), ``"nfgsm"`` (noise of 2 eps, no clipping),
+            ``"pgd"``; for text ``"fgm"``, ``"pgd"`` and ``"freelb"`` on ``embedding``.
+        eps: Radius: a number or ``"8/255"``; or one for each of several inputs.
+        steps: Of pgd and freelb.
+        step_size: None is the method's own.
+        norm: ``"linf"`` or ``"l2"``.
+        ratio: Share :math:`r` of the adversarial loss; below 1 the clean loss is computed too.
+        embedding: Path of the embedding module to perturb instead of the inputs, e.g. ``"encoder.embeddings"``.
+        every_n_steps: Attack only every n-th batch.
+        warmup_epochs: Over so many epochs eps rises from 0.
+        mean: Mean that pixels in [0, 1] were normalised with; one number or one a channel. None takes ``mean`` of the
+            data module if it has one, else 0.
+        std: Standard deviation likewise; else 1.
+        bounds: Smallest and largest pixel; None perturbs inputs as they are, without normalisation or range.
+        input_key: Which part of a batch is perturbed: position or name; a list for several.
+        attack_precision: ``"bf16"`` where the device computes in it, ``"32"``, or ``"same"`` as training.
+        val_eps: Radii to validate with; None is ``eps``, an empty list none.
+        val_steps: Steps of the PGD that validates; 0 validates with a single FGSM step.
+        val_batches: How many batches of each loader are attacked; all if None.
+        seed: Of the random starts.
+
+    Raises:
+        ValueError: For arguments out of range, inputs that were not normalised as stated, or a loss that does not
+            depend on them.
+        MisconfigurationException: Under strategies in which no rank has the whole model; for manual optimisation
+            without ``attack_loss``; for an embedding that is not there.
+
+    Example:
+        >>> adversarial = AdversarialCallback("fgsm_rs", eps="8/255", val_batches=4)
+        >>> trainer = pl.Trainer(callbacks=[adversarial], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(
+        self,
+        method: Method = "fgsm_rs",
+        *,
+        eps: float | str | list[float | str] = "8/255",
+        steps: int = 7,
+        step_size: float | str | None = None,
+        norm: Literal["linf", "l2"] = "linf",
+        ratio: float = 1.0,
+        embedding: str | None = None,
+        every_n_steps: int = 1,
+        warmup_epochs: float = 0.0,
+        mean: float | list[float] | None = None,
+        std: float | list[float] | None = None,
+        bounds: list[float] | None = [0.0, 1.0],  # noqa: B006 - never changed, and visible in the YAML
+        input_key: int | str | list[int | str] = 0,
+        attack_precision: AttackPrecision = "bf16",
+        val_eps: list[float | str] | None = None,
+        val_steps: int = 10,
+        val_batches: int | None = 8,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if method not in ("fgsm", "fgsm_rs", "nfgsm", "pgd", "fgm", "freelb"):
+            raise ValueError(f"Expected `method` to be fgsm, fgsm_rs, nfgsm, pgd, fgm or freelb, but got {method!r}.")
+        if method in ("fgm", "freelb") and embedding is None:
+            raise ValueError(f"Expected `embedding`, the path of the module to perturb, for method={method!r}.")
+        if not 0 <= ratio <= 1:
+            raise ValueError(f"Expected `ratio` between 0 and 1, but got {ratio}.")
+        if steps < 1 or every_n_steps < 1 or val_steps < 0 or warmup_epochs < 0:
+            raise ValueError(
+                "Expected `steps` and `every_n_steps` of at least 1, `val_steps` and `warmup_epochs` of at least 0, but "
+                f"got {steps}, {every_n_steps}, {val_steps} and {warmup_epochs}."
+            )
+        keys: list[Key] = input_key if isinstance(input_key, list) else [input_key]
+        radii = [parse_fraction(value) for value in (eps if isinstance(eps, list) else [eps])]
+        if len(radii) not in (1, len(keys)):
+            raise ValueError(f"Expected `eps` as one value or one for each of {len(keys)} inputs, got {len(radii)}.")
+        self.method, self.eps, self.steps, self.norm, self.ratio = method, eps, steps, norm, ratio
+        self.step_size, self.embedding = step_size, embedding
+        self.every_n_steps, self.warmup_epochs = every_n_steps, warmup_epochs
+        self.mean, self.std, self.bounds, self.input_key = mean, std, bounds, input_key
+        self.attack_precision = attack_precision
+        self.val_eps, self.val_steps, self.val_batches, self.seed = val_eps, val_steps, val_batches, seed
+        self._radii = radii * (len(keys) if len(radii) == 1 else 1)
+        first = max(radii[0], 1e-30)
+        self._relative_step = None if step_size is None else parse_fraction(step_size, "step_size") / first
+        self._val_radii = [parse_fraction(r, "val_eps") for r in ([radii[0]] if val_eps is None else val_eps)]
+        self._inputs = AttackInputs(keys, mean, std, bounds)
+        self._original: Callable[..., Any] | None = None
+        self._own: Any = None
+        self._record = AttackRecord()
+        self._attacks, self._seconds, self._epoch_start = 0, 0.0, 0.0
+        self._warned: set[str] = set()
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse what cannot work, and wrap the training step."""
+        refuse_sharded(trainer, "AdversarialCallback")
+        self._inputs.find_normalisation(trainer)
+        if self.embedding is not None:
+            self._embedding(pl_module)
+        if stage != "fit":
+            return
+        if not pl_module.automatic_optimization and not is_overridden("attack_loss", pl_module, pl.LightningModule):
+            raise MisconfigurationException(
+                "Expected a method `attack_loss(batch)` on a module with manual optimisation, since its `training_step` "
+                "cannot be run without training. Define it; it returns the loss that the attack climbs."
+            )
+        if max(self._radii) == 0:
+            self._warn("eps is 0: training is as without this callback.", NoEffectWarning)
+        self._wrap(trainer, pl_module)
+
+    @override
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin to count."""
+        self._record, self._attacks, self._seconds, self._epoch_start = AttackRecord(), 0, 0.0, time.perf_counter()
+
+    @override
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the bill."""
+        if not self._attacks:
+            return
+        share = self._seconds / max(time.perf_counter() - self._epoch_start, 1e-9)
+        pl_module.log_dict(
+            {
+                "adversarial/eps": self._scale(trainer) * self._radii[0],
+                "adversarial/zero_gradients": self._record.zero_share,
+                "adversarial/passes": self._record.passes / self._attacks,
+                "adversarial/time_share": share,
+            },
+            sync_dist=True,
+        )
+        if self._record.zero_share > 0.05:
+            self._warn(
+                f"{self._record.zero_share:.0%} of the gradients are zero: the attack finds nothing to climb, and robustness "
+                "that is measured by it is not real. Take attack_precision='32', and look for saturated outputs."
+            )
+        if self._record.nonfinite:
+            self._warn(f"{self._record.nonfinite} gradients were not finite; those samples were left as they are.")
+
+    @override
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Validate on attacked batches."""
+        self._validate(trainer, pl_module)
+
+    @override
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Test on attacked batches."""
+        self._validate(trainer, pl_module)
+
+    @override
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Leave the module as it was."""
+        self._unwrap(pl_module)
+
+    @override
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Leave the module as it was."""
+        self._unwrap(pl_module)
+
+    def _wrap(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        original = pl_module.training_step
+
+        @functools.wraps(original)
+        def training_step(batch: Any, *args: Any, **kwargs: Any) -> Any:
+            if not self._is_due(trainer):
+                return original(batch, *args, **kwargs)
+            return self._train(trainer, pl_module, batch, args, kwargs)
+
+        self._own, self._original = vars(pl_module).get("training_step"), original
+        object.__setattr__(pl_module, "training_step", training_step)
+
+    def _unwrap(self, pl_module: pl.LightningModule) -> None:
+        if self._original is None:
+            return
+        if self._own is None:
+            object.__delattr__(pl_module, "training_step")
+        else:
+            object.__setattr__(pl_module, "training_step", self._own)
+        self._own = self._original = None
+
+    def _is_due(self, trainer: pl.Trainer) -> bool:
+        return max(self._radii) > 0 and trainer.fit_loop.total_batch_idx % self.every_n_steps == 0
+
+    def _train(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, args: tuple[Any, ...], kwargs: Any
+    ) -> Any:
+        start = time.perf_counter()
+        self._attacks += 1
+
+        def step(part: Any) -> Any:
+            return self._original(part, *args, **kwargs) if self._original else None
+
+        if self.embedding is not None:
+            return self._train_on_embedding(trainer, pl_module, batch, step)
+        objective = AttackObjective(trainer, pl_module, step, batch, self._inputs, self.attack_precision)
+        radii = [radius * self._scale(trainer) for radius in self._radii]
+        perturbed = objective.attacked(functools.partial(self._perturb, trainer), radii)
+        self._seconds += time.perf_counter() - start
+        if self.ratio == 1:
+            return step(perturbed)
+        return _mixed(step(batch), step(perturbed), self.ratio)
+
+    def _perturb(self, trainer: pl.Trainer, loss: Callable[[Tensor], Tensor], inputs: Tensor, radius: Tensor) -> Tensor:
+        settings: dict[str, Any] = {"record": self._record, "generator": self._generator(trainer, inputs.device)}
+        if self.method == "nfgsm":
+            return nfgsm(loss, inputs, radius, **settings)
+        size = None if self._relative_step is None else radius * self._relative_step
+        settings |= {"norm": self.norm, "bounds": self._inputs.range}
+        if self.method == "pgd":
+            return pgd(loss, inputs, radius, steps=self.steps, step_size=size, **settings)
+        random = self.method == "fgsm_rs"
+        size = radius * 1.25 if random and size is None else size
+        return fgsm(loss, inputs, radius, step_size=size, random_start=random, **settings)
+
+    def _train_on_embedding(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, step: Callable[[Any], Any]
+    ) -> Any:
+        embedding = self._embedding(pl_module)
+        objective = AttackObjective(trainer, pl_module, step, batch, self._inputs, self.attack_precision)
+        radius = self._scale(trainer) * self._radii[0]
+        size = None if self.step_size is None else parse_fraction(self.step_size, "step_size")
+        if self.method == "freelb":
+            generator = self._generator(trainer, pl_module.device)
+            settings = {} if size is None else {"step_size": size}
+            adversarial = freelb_loss(
+                lambda: _loss(step(batch)),
+                embedding,
+                steps=self.steps,
+                magnitude=radius,
+                generator=generator,
+                **settings,
+            )
+            return adversarial if self.ratio == 1 else _mixed(step(batch), adversarial, self.ratio)
+        steps = 1 if self.method == "fgm" else self.steps
+        with objective.quiet():
+            deltas = perturb_embedding(lambda: objective.loss_of(batch), embedding, radius, steps=steps, step_size=size)
+        with deltas.applied():
+            adversarial = step(batch)
+        return adversarial if self.ratio == 1 else _mixed(step(batch), adversarial, self.ratio)
+
+    def _embedding(self, pl_module: pl.LightningModule) -> torch.nn.Module:
+        try:
+            return pl_module.get_submodule(str(self.embedding))
+        except AttributeError as error:
+            names = [name for name, part in pl_module.named_modules() if isinstance(part, torch.nn.Embedding)]
+            raise MisconfigurationException(
+                f"Expected a module at embedding={self.embedding!r}, but there is none. Embeddings are at {names}."
+            ) from error
+
+    def _scale(self, trainer: pl.Trainer) -> float:
+        """How much of eps has been reached."""
+        if self.warmup_epochs == 0:
+            return 1.0
+        batches = max(trainer.num_training_batches, 1)
+        done = trainer.current_epoch + (trainer.fit_loop.batch_idx + 1) / batches
+        return min(done / self.warmup_epochs, 1.0)
+
+    def _generator(self, trainer: pl.Trainer, device: torch.device) -> torch.Generator:
+        step = trainer.fit_loop.total_batch_idx + 1
+        return torch.Generator(device).manual_seed(self.seed + _LARGE * step + trainer.global_rank)
+
+    def _validate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking or self.embedding is not None:
+            return
+        for radius in self._val_radii:
+            try:
+                metrics = self._attacked_metrics(trainer, pl_module, radius)
+            except Exception as error:
+                self._warn(f"robust validation failed ({type(error).__name__}: {error}). Training goes on.")
+                return
+            named = {f"adversarial/{name.replace('/', '_')}@{radius:g}": value for name, value in metrics.items()}
+            pl_module.log_dict(named, sync_dist=True, add_dataloader_idx=False)
+
+    def _attacked_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule, radius: float) -> dict[str, float]:
+        record = AttackRecord()
+
+        first = self._radii[0]
+        radii = [radius * r / first if first > 0 else radius for r in self._radii]
+        step = self._original or pl_module.training_step
+
+        def transform(batch: Any, index: int, loader: int) -> Any:
+            generator = torch.Generator(pl_module.device).manual_seed(self.seed + index)
+
+            def perturb(loss: Callable[[Tensor], Tensor], inputs: Tensor, reach: Tensor) -> Tensor:
+                common: dict[str, Any] = {"norm": self.norm, "bounds": self._inputs.range, "record": record}
+                if self.val_steps == 0:
+                    return fgsm(loss, inputs, reach, **common)
+                return pgd(loss, inputs, reach, steps=self.val_steps, generator=generator, **common)
+
+            objective = AttackObjective(trainer, pl_module, lambda part: step(part, index), batch, self._inputs, "same")
+            return objective.attacked(perturb, radii)
+
+        metrics = Evaluator(trainer, pl_module).metrics(transform, self.val_batches)
+        if record.zero_share > 0.05:
+            self._warn(f"{record.zero_share:.0%} of the gradients are zero at validation: robustness is masked.")
+        return metrics
+
+    def _warn(self, message: str, category: type[Warning] = UserWarning) -> None:
+        if message[-40:] not in self._warned:
+            self._warned.add(message[-40:])
+            rank_zero_warn(f"AdversarialCallback: {message}", category=category)
+
+
+def _loss(output: Any) -> Tensor:
+    """The loss in what a training step returned."""
+    loss: Tensor = output["loss"] if isinstance(output, dict) else output
+    return loss
+
+
+def _mixed(clean: Any, adversarial: Any, ratio: float) -> Any:
+    if clean is None or adversarial is None:
+        return clean
+    loss = (1 - ratio) * _loss(clean) + ratio * _loss(adversarial)
+    return {**clean, "loss": loss} if isinstance(clean, dict) else loss

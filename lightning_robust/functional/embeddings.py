@@ -1,0 +1,204 @@
+"""Adversarial perturbations behind an embedding, for inputs that are indices: FGM, PGD and FreeLB.
+
+The output of an embedding module is perturbed by a forward hook; no model is changed, and an output head that shares
+the matrix is not touched. What the loss is and where batches come from is not known here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Loss = Callable[[], Tensor]
+
+
+class EmbeddingDeltas:
+    """Perturbations of what an embedding gives in one forward pass, one for each time it is called.
+
+    Tokens that are padding (``padding_idx`` of the embedding) are never perturbed.
+
+    Args:
+        embedding: The module, for instance ``nn.Embedding``; called with indices ``(batch, tokens)``, it gives
+            ``(batch, tokens, dim)``.
+    """
+
+    def __init__(self, embedding: nn.Module) -> None:
+        self.embedding = embedding
+        self.deltas: list[Tensor] = []
+        self._masks: list[Tensor | None] = []
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside the block, the embedding's outputs are perturbed; the first time, by zeros that take a gradient."""
+        calls = 0
+
+        def add(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            nonlocal calls
+            if calls == len(self.deltas):
+                self.deltas.append(torch.zeros_like(output, dtype=torch.float32).requires_grad_())
+                self._masks.append(_not_padding(module, args))
+            perturbed = output + self.deltas[calls].to(output)
+            calls += 1
+            return perturbed
+
+        handle = self.embedding.register_forward_hook(add)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def loss(self, loss_fn: Loss) -> Tensor:
+        """The loss with the present perturbations.
+
+        Raises:
+            ValueError: If the embedding was not called.
+        """
+        with self.applied(), torch.enable_grad():
+            loss = loss_fn()
+        if not self.deltas:
+            raise ValueError(
+                f"Expected the loss to use the embedding {type(self.embedding).__name__}, but it was never called. "
+                "Name the module that turns the indices of this batch into vectors."
+            )
+        return loss
+
+    def gradients(self, loss: Tensor, *, retain_graph: bool = False) -> list[Tensor]:
+        """With respect to the perturbations; zero for padding and where not finite."""
+        found = torch.autograd.grad(loss, self.deltas, retain_graph=retain_graph)
+        return [
+            self._masked(torch.nan_to_num(g, 0.0, 0.0, 0.0), mask) for g, mask in zip(found, self._masks, strict=True)
+        ]
+
+    def draw(self, magnitude: float, generator: torch.Generator | None = None) -> None:
+        r"""Begin uniformly in :math:`\pm m / \sqrt{n d}` for ``n`` tokens that are no padding, as FreeLB does."""
+        for index, (delta, mask) in enumerate(zip(self.deltas, self._masks, strict=True)):
+            tokens = delta.shape[1] if mask is None else mask.sum(1).clamp(min=1)
+            limit = magnitude / (torch.as_tensor(tokens, device=delta.device) * delta.shape[-1]).sqrt()
+            drawn = torch.empty_like(delta).uniform_(-1, 1, generator=generator)
+            self.deltas[index] = self._masked(drawn * limit.reshape(-1, 1, 1), mask).requires_grad_()
+
+    def climb(self, gradients: list[Tensor], step_size: float, radius: float | None) -> None:
+        """One step along the gradient, which is divided by its norm over a sample; then into the ball of ``radius``."""
+        for index, gradient in enumerate(gradients):
+            moved = self.deltas[index].detach() + step_size * gradient / _sample_norms(gradient)
+            if radius is not None:
+                moved = moved * (radius / _sample_norms(moved)).clamp(max=1)
+            self.deltas[index] = moved.requires_grad_()
+
+    @staticmethod
+    def _masked(tensor: Tensor, mask: Tensor | None) -> Tensor:
+        return tensor if mask is None else tensor * mask.unsqueeze(-1).to(tensor)
+
+
+def perturb_embedding(
+    loss_fn: Loss,
+    embedding: nn.Module,
+    eps: float,
+    *,
+    steps: int = 1,
+    step_size: float | None = None,
+) -> EmbeddingDeltas:
+    r"""Perturbations that raise the loss most: FGM for one step, PGD for several.
+
+    .. math:: \delta_{t+1} = \Pi_\epsilon\!\left(\delta_t + \alpha\, g / \|g\|\right)
+
+    with the norm over a sample, so that neither the scale of the loss nor that of the batch matters. The random numbers
+    of each pass are the same, so that dropout masks agree. FGM: `Miyato et al. 2016
+    <https://arxiv.org/abs/1605.07725>`_.
+
+    Args:
+        loss_fn: Runs the model and gives a scalar.
+        embedding: The module whose output is perturbed.
+        eps: Radius of the ball, in units of the embedding, for each sample.
+        steps: Number of steps.
+        step_size: None is ``eps`` for one step, else 2.5 eps / steps.
+
+    Raises:
+        ValueError: For a negative ``eps``, fewer than one step, or an embedding that is not used.
+    """
+    _check(eps, steps)
+    size = (eps if steps == 1 else 2.5 * eps / steps) if step_size is None else step_size
+    deltas = EmbeddingDeltas(embedding)
+    for _ in range(steps):
+        with replayed_rng():
+            loss = deltas.loss(loss_fn)
+        deltas.climb(deltas.gradients(loss), size, eps)
+    return deltas
+
+
+def freelb_loss(
+    loss_fn: Loss,
+    embedding: nn.Module,
+    *,
+    steps: int = 3,
+    step_size: float = 0.1,
+    magnitude: float = 0.1,
+    radius: float | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    r"""The mean loss over the steps of an ascent in the embedding, each of which trains the weights.
+
+    `FreeLB, Zhu et al. 2019 <https://arxiv.org/abs/1909.11764>`_: from a uniform start of length ``magnitude``,
+    ``steps`` passes, each moving the perturbation by ``step_size`` along its gradient, and the mean of their losses.
+    Dropout masks are the same in all of them, as the paper demands. Memory: the graphs of all steps.
+
+    Args:
+        loss_fn: Runs the model and gives a scalar.
+        embedding: The module whose output is perturbed.
+        steps: Number of passes.
+        step_size: Of the ascent.
+        magnitude: Length of the start.
+        radius: Of the ball that the perturbation is kept in; None keeps it in none.
+        generator: Source of the start, on the embedding's device.
+
+    Raises:
+        ValueError: For fewer than one step, or an embedding that is not used.
+    """
+    _check(magnitude, steps)
+    deltas = EmbeddingDeltas(embedding)
+    with replayed_rng(), torch.no_grad():
+        deltas.loss(loss_fn)
+    deltas.draw(magnitude, generator)
+    total: Tensor | float = 0.0
+    for step in range(steps):
+        with replayed_rng(keep=step == steps - 1):
+            loss = deltas.loss(loss_fn)
+        total = total + loss / steps
+        if step < steps - 1:
+            deltas.climb(deltas.gradients(loss, retain_graph=True), step_size, radius)
+    return torch.as_tensor(total)
+
+
+@contextmanager
+def replayed_rng(*, keep: bool = False) -> Iterator[None]:
+    """Random numbers drawn inside the block are drawn again afterwards, unless ``keep``."""
+    if keep:
+        yield
+        return
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        yield
+
+
+def _check(eps: float, steps: int) -> None:
+    if not (math.isfinite(eps) and eps >= 0):
+        raise ValueError(f"Expected `eps` to be finite and not negative, but got {eps}.")
+    if steps < 1:
+        raise ValueError(f"Expected at least one step, but got {steps}.")
+
+
+def _not_padding(module: nn.Module, args: tuple[Any, ...]) -> Tensor | None:
+    padding = getattr(module, "padding_idx", None)
+    tokens = args[0] if args else None
+    if padding is None or not isinstance(tokens, Tensor) or tokens.is_floating_point():
+        return None
+    return tokens != padding
+
+
+def _sample_norms(tensor: Tensor) -> Tensor:
+    return tensor.flatten(1).norm(dim=1).clamp(min=1e-12).reshape(-1, *[1] * (tensor.ndim - 1))
