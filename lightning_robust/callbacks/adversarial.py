@@ -119,8 +119,8 @@ class AdversarialCallback(pl.Callback):
             raise ValueError(f"Expected `ratio` between 0 and 1, but got {ratio}.")
         if steps < 1 or every_n_steps < 1 or val_steps < 0 or warmup_epochs < 0:
             raise ValueError(
-                "Expected `steps` and `every_n_steps` of at least 1, `val_steps` and `warmup_epochs` of at least 0, but "
-                f"got {steps}, {every_n_steps}, {val_steps} and {warmup_epochs}."
+                "Expected `steps` and `every_n_steps` of at least 1, `val_steps` and `warmup_epochs` of at least 0, "
+                f"but got {steps}, {every_n_steps}, {val_steps} and {warmup_epochs}."
             )
         keys: list[Key] = input_key if isinstance(input_key, list) else [input_key]
         radii = [parse_fraction(value) for value in (eps if isinstance(eps, list) else [eps])]
@@ -154,8 +154,8 @@ class AdversarialCallback(pl.Callback):
             return
         if not pl_module.automatic_optimization and not is_overridden("attack_loss", pl_module, pl.LightningModule):
             raise MisconfigurationException(
-                "Expected a method `attack_loss(batch)` on a module with manual optimisation, since its `training_step` "
-                "cannot be run without training. Define it; it returns the loss that the attack climbs."
+                "Expected a method `attack_loss(batch)` on a module with manual optimisation, since its "
+                "`training_step` cannot be run without training. Define it; it returns the loss that the attack climbs."
             )
         if max(self._radii) == 0:
             self._warn("eps is 0: training is as without this callback.", NoEffectWarning)
@@ -183,8 +183,8 @@ class AdversarialCallback(pl.Callback):
         )
         if self._record.zero_share > 0.05:
             self._warn(
-                f"{self._record.zero_share:.0%} of the gradients are zero: the attack finds nothing to climb, and robustness "
-                "that is measured by it is not real. Take attack_precision='32', and look for saturated outputs."
+                f"{self._record.zero_share:.0%} of the gradients are zero: the attack finds nothing to climb, and "
+                "robustness that is measured by it is not real. Take attack_precision='32', and look for saturated outputs."
             )
         if self._record.nonfinite:
             self._warn(f"{self._record.nonfinite} gradients were not finite; those samples were left as they are.")

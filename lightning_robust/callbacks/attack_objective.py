@@ -68,8 +68,8 @@ class AttackInputs:
             if not isinstance(part, Tensor) or not part.is_floating_point():
                 kind = part.dtype if isinstance(part, Tensor) else type(part).__name__
                 raise TypeError(
-                    f"Expected a floating-point tensor at input_key={key!r} to perturb, but got {kind}. For token indices "
-                    "set `embedding` to the module that embeds them; scale 8-bit pictures with / 255."
+                    f"Expected a floating-point tensor at input_key={key!r} to perturb, but got {kind}. For token "
+                    "indices set `embedding` to the module that embeds them; scale 8-bit pictures with / 255."
                 )
             if self.pixels is not None and part.ndim >= 3:
                 self.pixels.check(part)
@@ -126,7 +126,7 @@ class AttackObjective:
             if len(shapes) == 1:
                 return [tensor]
             sizes = [shape[1:].numel() for shape in shapes]
-            return [part.reshape(shape) for part, shape in zip(tensor.split(sizes, 1), shapes, strict=True)]
+            return [part.reshape(shape) for part, shape in zip(torch.split(tensor, sizes, 1), shapes, strict=True)]
 
         def with_inputs(tensor: Tensor) -> Any:
             new = [self.inputs.from_pixels(part).to(old.dtype) for part, old in zip(split(tensor), parts, strict=True)]
@@ -144,8 +144,8 @@ class AttackObjective:
         loss = output["loss"] if isinstance(output, dict) else output
         if not isinstance(loss, Tensor):
             raise ValueError(
-                f"Expected `training_step` or `attack_loss` to return a loss, but got {type(loss).__name__}. Batches without "
-                "a loss cannot be attacked."
+                f"Expected `training_step` or `attack_loss` to return a loss, but got {type(loss).__name__}. Batches "
+                "without a loss cannot be attacked."
             )
         return loss.float() * (len(get_args(batch, self.inputs.keys)[0]) if loss.ndim == 0 else 1)
 

@@ -23,7 +23,9 @@ class _Moments:
     def add(self, inputs: Tensor) -> None:
         dims = [0, *range(2, inputs.ndim)]
         count = inputs.numel() / inputs.shape[1]
-        variance, mean = (m.double() for m in torch.var_mean(inputs.detach().float(), dims, correction=0))
+        # Apple's GPUs have no fp64
+        wide = inputs.detach().float() if inputs.device.type == "mps" else inputs.detach().double()
+        variance, mean = torch.var_mean(wide, dims, correction=0)
         delta, total = mean - self.mean, self.count + count
         self.squares = self.squares + variance * count + delta**2 * (self.count * count / total)
         self.mean = self.mean + delta * (count / total)
@@ -77,7 +79,8 @@ def refresh_batchnorm(
             training; what the first layer of a network gets is exact, what deeper ones get is what is customary. With
             ``layerwise``, one pass is made for each layer, its predecessors already refreshed and in evaluation mode:
             exact at any depth and for any batch size. A pass ends at its layer, so ``n`` layers cost about ``n / 2``
-            passes over the data.
+            passes over the data. A layer that is called several times takes its statistics from the first call then,
+            from all of them otherwise.
         reduce: Sums a tensor over ranks.
 
     Returns:
@@ -97,14 +100,17 @@ def refresh_batchnorm(
     if not chosen:
         return 0
     run = module if forward is None else forward
-    with _all_or_nothing(chosen), _evaluating(module, chosen):
-        if layerwise:
-            for layer in _order(chosen, batches, run):
-                _collect([layer], batches, run, reduce, stop=True)
-                layer.eval()
-                layer.track_running_stats = True
+    with _all_or_nothing(chosen), _evaluating(module, [] if layerwise else chosen):
+        if not layerwise:
+            found = _collect(chosen, batches, run, reduce, stop=False)
         else:
-            _collect(chosen, batches, run, reduce, stop=False)
+            found = {}
+            for layer in _order(chosen, batches, run):
+                found |= _collect([layer], batches, run, reduce, stop=True)
+                # a batch is normalised by the variance over n, while n - 1 is for keeping
+                _write(layer, found[layer], lost=0)
+    for layer, moments in found.items():
+        _write(layer, moments, lost=1)
     return len(chosen)
 
 
@@ -120,16 +126,16 @@ def _collect(
     reduce: Callable[[Tensor], Tensor] | None,
     *,
     stop: bool,
-) -> None:
+) -> dict[_BatchNorm, _Moments]:
     moments = {layer: _Moments() for layer in layers}
 
     def watch(layer: nn.Module, args: tuple[Any, ...]) -> None:
         inputs: Tensor = args[0]
         moments[layer].add(inputs)  # type: ignore[index]
-        # a single value cannot be normalised by itself
-        layer.training = inputs.numel() > inputs.shape[1]
         if stop:
             raise _ReachedError
+        # a single value cannot be normalised by itself
+        layer.training = inputs.numel() > inputs.shape[1]
 
     with _hooked(layers, watch):
         for batch in batches():
@@ -142,15 +148,15 @@ def _collect(
             "Expected batches to take BatchNorm statistics from, but no BatchNorm layer saw any. Give a loader with at "
             "least one batch."
         )
-    for layer, found in moments.items():
-        if found.count:
-            _write(layer, found if reduce is None else found.reduced(reduce))
+    seen = {layer: found for layer, found in moments.items() if found.count}
+    return seen if reduce is None else {layer: found.reduced(reduce) for layer, found in seen.items()}
 
 
-def _write(layer: _BatchNorm, found: _Moments) -> None:
+def _write(layer: _BatchNorm, found: _Moments, *, lost: int) -> None:
+    """Mean and variance, the latter with as many degrees of freedom lost."""
     if layer.running_mean is not None and layer.running_var is not None:
         layer.running_mean.copy_(torch.as_tensor(found.mean))
-        layer.running_var.copy_(torch.as_tensor(found.squares) / max(found.count - 1, 1))
+        layer.running_var.copy_(torch.as_tensor(found.squares) / max(found.count - lost, 1))
 
 
 def _order(

@@ -1,0 +1,210 @@
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_robust.functional.soups import (
+    barriers,
+    cosine,
+    greedy_soup,
+    learned_soup,
+    stock_soup,
+    uniform_soup,
+)
+
+
+class Problem:
+    """Linear classifiers around a true one, with an accuracy that is known batch by batch."""
+
+    def __init__(self, seed, count=8, noise=0.6):
+        generator = torch.Generator().manual_seed(seed)
+        truth = torch.randn(4, 6, generator=generator)
+        self.inputs = torch.randn(240, 6, generator=generator)
+        self.labels = (self.inputs @ truth.T).argmax(1)
+        self.states = [
+            {"w": truth + noise * (1 + i / 3) * torch.randn(4, 6, generator=generator), "n": torch.tensor(i)}
+            for i in range(count)
+        ]
+        self.batches = 0
+
+    def running(self, state):
+        right = 0
+        for number, (x, y) in enumerate(zip(self.inputs.split(16), self.labels.split(16), strict=True), 1):
+            self.batches += 1
+            right += ((x @ state["w"].T).argmax(1) == y).sum().item()
+            yield right / (16 * number), number / 15
+
+    def accuracy(self, state):
+        return list(self.running(state))[-1][0]
+
+
+def plain(states, evaluate, strict=True):
+    """The authors' loop: evaluate all, sort, add, rescale the running mean; ties in the given order."""
+    scores = [evaluate(state) for state in states]
+    order = sorted(range(len(states)), key=lambda index: -scores[index])
+    chosen, soup, best = [order[0]], states[order[0]]["w"], scores[order[0]]
+    for index in order[1:]:
+        candidate = soup * len(chosen) / (len(chosen) + 1) + states[index]["w"] / (len(chosen) + 1)
+        score = evaluate({"w": candidate})
+        if score > best or (score == best and not strict):
+            chosen, soup, best = [*chosen, index], candidate, score
+    return chosen, soup, best
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("seed", range(12))
+def test_matches_the_plain_algorithm_and_is_never_below_the_best(seed, strict):
+    problem = Problem(seed)
+    chosen, state, best = plain(problem.states, problem.accuracy, strict)
+    soup = greedy_soup(problem.states, problem.accuracy, strict=strict)
+    assert soup.ingredients == chosen
+    assert soup.evaluations == 2 * len(problem.states) - 1
+    torch.testing.assert_close(soup.state["w"], state, rtol=1e-5, atol=1e-6)
+    assert soup.score == best >= max(soup.scores)
+
+
+@pytest.mark.parametrize("drop", [False, True])
+@pytest.mark.parametrize("seed", range(12))
+def test_stopping_early_never_changes_the_soup(seed, drop):
+    problem = Problem(seed)
+    whole = greedy_soup(problem.states, problem.running, drop=drop)
+    spent, problem.batches = problem.batches, 0
+    early = greedy_soup(problem.states, problem.running, best_possible=1.0, drop=drop)
+    assert early.ingredients == whole.ingredients
+    assert torch.equal(early.state["w"], whole.state["w"])
+    assert problem.batches < spent
+    assert early.evaluated == pytest.approx(problem.batches / 15)
+
+
+def test_known_scores_are_not_measured_and_each_ingredient_is_read_once():
+    problem, reads = Problem(3), []
+    scores = [problem.accuracy(state) for state in problem.states]
+    lazy = [lambda index=index: reads.append(index) or problem.states[index] for index in range(8)]
+    soup = greedy_soup(lazy, problem.accuracy, scores=scores)
+    assert sorted(reads) == list(range(8))
+    assert soup.evaluations == 7
+    assert soup.ingredients == greedy_soup(problem.states, problem.accuracy).ingredients
+
+
+def test_soup_of_one_is_that_one():
+    state = {"w": torch.randn(5, dtype=torch.bfloat16), "n": torch.tensor(4)}
+    for soup in (uniform_soup([state]), greedy_soup([state], lambda _: 1.0)):
+        assert torch.equal(soup.state["w"], state["w"])
+        assert soup.state["n"] == 4
+
+
+def test_strictness_ties_and_mode():
+    states = [{"w": torch.tensor(w)} for w in (1.0, 2.0, 3.0)]
+    assert greedy_soup(states, lambda _: 0.5).ingredients == [0]
+    assert greedy_soup(states, lambda _: 0.5, strict=False).ingredients == [0, 1, 2]
+    distance = greedy_soup(states, lambda state: abs(state["w"].item() - 2.6), mode="min")
+    assert (distance.ingredients, distance.state["w"].item()) == ([2, 1], 2.5)
+
+
+def test_a_sum_in_fp64_does_not_drift():
+    """64 half-precision ingredients: the correctly rounded mean, where rescaling in that type is off."""
+    states = [{"w": torch.randn(200).half()} for _ in range(64)]
+    exact = torch.stack([state["w"].double() for state in states]).mean(0).half()
+    drifted = states[0]["w"]
+    for count, state in enumerate(states[1:], 1):
+        drifted = drifted * (count / (count + 1)) + state["w"] / (count + 1)
+    assert torch.equal(uniform_soup(states).state["w"], exact)
+    assert not torch.equal(drifted, exact)
+
+
+def test_integers_come_from_the_best():
+    problem = Problem(0)
+    soup = greedy_soup(problem.states, problem.accuracy)
+    assert soup.state["n"].item() == soup.ingredients[0]
+
+
+def test_drop_takes_out_what_harms():
+    """0.4, -1.0 and 1.4 mix to 0.27; without the first, with which the soup began, to 0.2."""
+    states = [{"w": torch.tensor(w)} for w in (0.4, -2.9, 1.4, -1.0)]
+
+    def score(state):
+        return -abs(state["w"].item())
+
+    assert greedy_soup(states, score).ingredients == [0, 3, 2]
+    soup = greedy_soup(states, score, drop=True)
+    assert soup.ingredients == [3, 2]
+    assert soup.score == pytest.approx(-0.2)
+
+
+def test_stock_formula_by_pairs():
+    base = {"w": torch.randn(4, 3), "n": torch.tensor(1)}
+    states = [{"w": base["w"] + 1 + 0.3 * torch.randn(4, 3), "n": torch.tensor(2)} for _ in range(4)]
+    deltas = [(state["w"] - base["w"]).flatten() for state in states]
+    pairs = [nn.functional.cosine_similarity(a, b, dim=0).item() for a, b in itertools.combinations(deltas, 2)]
+    c = sum(pairs) / len(pairs)
+    ratio = 4 * c / (1 + 3 * c)
+    soup = stock_soup(states, base)
+    assert soup.coefficients["w"].item() == pytest.approx(ratio, rel=1e-5)
+    expected = base["w"] + ratio * torch.stack(deltas).mean(0).view(4, 3)
+    torch.testing.assert_close(soup.state["w"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_stock_ratio_is_clamped_and_one_for_equal_models():
+    base = {"w": torch.zeros(2)}
+    apart = [{"w": torch.tensor([1.0, 0.0])}, {"w": torch.tensor([-1.0, 0.1])}]
+    assert torch.equal(stock_soup(apart, base).state["w"], base["w"])
+    same = {"w": torch.tensor([3.0, 4.0])}
+    torch.testing.assert_close(stock_soup([same, same], base).state["w"], same["w"])
+
+
+@pytest.mark.parametrize("per", ["model", "tensor"])
+@pytest.mark.parametrize("temperature", [True, False])
+def test_learned_coefficients_reach_the_known_optimum(per, temperature):
+    """Targets that are a fixed mixture (0.2, 0.5, 0.3) of the ingredients."""
+    states = [{name: torch.randn(5) for name in "ab"} for _ in range(3)]
+    shares = torch.tensor([0.2, 0.5, 0.3])
+    target = {name: sum(s * state[name] for s, state in zip(shares, states, strict=True)) for name in "ab"}
+
+    def loss(state, _):
+        return sum((state[name] - target[name]).square().sum() for name in "ab")
+
+    soup = learned_soup(states, loss, lambda: range(300), per=per, epochs=1, temperature=temperature)
+    assert set(soup.coefficients) == ({"model"} if per == "model" else {"a", "b"})
+    for found in soup.coefficients.values():
+        torch.testing.assert_close(found, shares, rtol=0, atol=0.01)
+        assert found.sum().item() == pytest.approx(1)
+
+
+def test_barrier_of_a_bowl_is_negative_and_of_a_double_well_known():
+    states = [{"w": torch.tensor([[-1.0]])}, {"w": torch.tensor([[1.0]])}]
+    (bowl,) = barriers(states, lambda s: -(s["w"].item() ** 2), [-1.0, -1.0])
+    (wells,) = barriers(states, lambda s: (s["w"].item() ** 2 - 1) ** 2, [0.0, 0.0], mode="min")
+    assert (bowl.height, wells.height, wells.cosine) == (-1.0, 1.0, -1.0)
+
+
+def test_independent_weights_are_orthogonal_and_shared_starts_are_not():
+    """The cosine of independent vectors of length n is normal with spread 1 / sqrt(n): within 5 of them."""
+    start, one, two = (torch.randn(50, 40) for _ in range(3))
+    assert abs(cosine({"w": one}, {"w": two})) < 5 / math.sqrt(2000)
+    shared = cosine({"w": start + 0.5 * one}, {"w": start + 0.5 * two})
+    assert shared == pytest.approx(1 / 1.25, abs=0.05)
+    assert cosine({"w": start + one}, {"w": start + one}, base={"w": start}) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("recipe", [uniform_soup, lambda s: greedy_soup(s, lambda _: 1.0)])
+def test_rejects_what_does_not_mix(recipe):
+    with pytest.raises(ValueError, match="at least one ingredient"):
+        recipe([])
+    with pytest.raises(ValueError, match=r"ingredient 1.*lacks w and has v"):
+        recipe([{"w": torch.zeros(1)}, {"v": torch.zeros(1)}])
+    with pytest.raises(ValueError, match=r"Expected w of shape \(1,\) in ingredient 1, but got \(2,\)"):
+        recipe([{"w": torch.zeros(1)}, {"w": torch.zeros(2)}])
+
+
+def test_rejects_bad_scores():
+    states = [{"w": torch.zeros(1)}] * 2
+    with pytest.raises(ValueError, match="finite held-out score for ingredient 0"):
+        greedy_soup(states, lambda _: math.nan)
+    with pytest.raises(ValueError, match="best_possible"):
+        greedy_soup(states, lambda _: 1.5, best_possible=1.0)
+    with pytest.raises(ValueError, match="a score for each of 2"):
+        greedy_soup(states, lambda _: 1.0, scores=[1.0])
+    with pytest.raises(ValueError, match="two ingredients"):
+        stock_soup(states[:1], states[0])

@@ -1,0 +1,99 @@
+import pytest
+import torch
+from torch import nn
+
+from lightning_robust.functional.weights import Weights
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+        self.two.weight = self.one.weight
+        self.norm = nn.BatchNorm1d(3)
+        self.register_buffer("cache", torch.zeros(2), persistent=False)
+
+    def forward(self, x):
+        return self.norm(self.two(self.one(x)))
+
+
+def other_values(weights):
+    return [torch.full_like(t, 7) if t.is_floating_point() else torch.full_like(t, 3) for t in weights.tensors()]
+
+
+def test_ties_once_and_only_what_is_saved():
+    assert Weights(Tied()).names == [
+        "one.weight",
+        "norm.weight",
+        "norm.bias",
+        "norm.running_mean",
+        "norm.running_var",
+        "norm.num_batches_tracked",
+    ]
+
+
+def test_exchange_moves_nothing_and_comes_back_after_an_error():
+    module = Tied()
+    weights = Weights(module)
+    values, before = other_values(weights), [t.data_ptr() for t in weights.tensors()]
+
+    def fail():
+        with weights.exchanged(values):
+            assert [t.data_ptr() for t in weights.tensors()] == [v.data_ptr() for v in values]
+            assert module.two.weight[0, 0] == 7
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert [t.data_ptr() for t in weights.tensors()] == before
+
+
+@pytest.mark.parametrize("kind", ["bf16", "compiled"])
+def test_copies_where_pointers_would_be_wrong(kind):
+    module = Tied().bfloat16() if kind == "bf16" else Tied()
+    if kind == "compiled":
+        module.compile(backend="eager")
+    weights = Weights(module)
+    before = [t.detach().clone() for t in weights.tensors()]
+    values = [v.float() if v.is_floating_point() else v for v in other_values(weights)]
+    with weights.exchanged(values):
+        assert module.one.weight.dtype == before[0].dtype
+        assert (module.one.weight == 7).all()
+        if kind == "compiled":
+            assert module.one.weight.data_ptr() != values[0].data_ptr()
+    assert all(torch.equal(live, kept) for live, kept in zip(weights.tensors(), before, strict=True))
+
+
+def test_a_replaced_buffer_is_found():
+    module = Tied()
+    weights = Weights(module)
+    module.norm.running_mean = torch.full((3,), 5.0)
+    assert weights.tensors()[3].tolist() == [5.0] * 3
+
+
+def test_training_goes_on_with_the_live_weights():
+    module = Tied()
+    weights, optimizer = Weights(module), torch.optim.SGD(module.parameters(), 1.0)
+    start = module.one.weight.detach().clone()
+    values = other_values(weights)
+    with torch.inference_mode(), weights.exchanged(values):
+        module(torch.randn(4, 3))
+    module.one.weight.grad = torch.ones(3, 3)
+    optimizer.step()
+    assert torch.equal(module.one.weight.detach(), start - 1)
+    assert (values[0] == 7).all()
+
+
+def test_state_dict_with_other_values_has_every_tied_name():
+    module = Tied()
+    state = Weights(module).state_dict(other_values(Weights(module)))
+    assert (state["one.weight"] == 7).all()
+    assert torch.equal(state["one.weight"], state["two.weight"])
+    assert not (module.one.weight == 7).any()
+
+
+def test_rejects_modules_of_integers():
+    module = nn.Module()
+    module.register_buffer("counts", torch.zeros(3, dtype=torch.long))
+    with pytest.raises(ValueError, match="nothing to average"):
+        Weights(module)
