@@ -184,7 +184,7 @@ class AdversarialCallback(pl.Callback):
         if self._record.zero_share > 0.05:
             self._warn(
                 f"{self._record.zero_share:.0%} of the gradients are zero: the attack finds nothing to climb, and "
-                "robustness that is measured by it is not real. Take attack_precision='32', and look for saturated outputs."
+                "robustness that is measured by it is not real. Take attack_precision='32'; look for saturated outputs."
             )
         if self._record.nonfinite:
             self._warn(f"{self._record.nonfinite} gradients were not finite; those samples were left as they are.")

@@ -24,8 +24,13 @@ from lightning_robust.utilities.structures import Key, get_args
 
 
 @contextmanager
-def isolated_rng() -> Iterator[None]:
-    """Random numbers drawn inside the block do not count, also after an error in it."""
+def isolated_rng(loaders: Any = None) -> Iterator[None]:
+    """Random numbers drawn inside the block do not count, also after an error in it.
+
+    Args:
+        loaders: Structure of loaders whose own generators come back as well.
+    """
+    generators = [(generator, generator.get_state()) for generator in _generators(loaders)]
     isolation = isolate_rng()
     isolation.__enter__()
     try:
@@ -33,6 +38,8 @@ def isolated_rng() -> Iterator[None]:
     finally:
         # Lightning's own does not come to its end when an error passes through it
         isolation.__exit__(None, None, None)
+        for generator, state in generators:
+            generator.set_state(state)
 
 
 @contextmanager
@@ -44,6 +51,20 @@ def stage(trainer: pl.Trainer, stage: str) -> Iterator[None]:
         yield
     finally:
         trainer.state.stage = before
+
+
+def _generators(loaders: Any) -> Iterator[torch.Generator]:
+    """Those that loaders and their samplers draw from, other than torch's global one."""
+    if isinstance(loaders, Mapping):
+        loaders = list(loaders.values())
+    if isinstance(loaders, list | tuple):
+        for loader in loaders:
+            yield from _generators(loader)
+        return
+    for owner in (loaders, getattr(loaders, "sampler", None)):
+        generator = getattr(owner, "generator", None)
+        if isinstance(generator, torch.Generator):
+            yield generator
 
 
 def twins(loaders: Any) -> Any:
@@ -91,7 +112,7 @@ def validation_batches(trainer: pl.Trainer, pl_module: pl.LightningModule) -> It
     """Batches of the first validation loader after transfer, from its beginning."""
     loaders = CombinedLoader(twins(trainer.val_dataloaders), "sequential")
     loaders.limits = list(trainer.num_val_batches)
-    with isolated_rng(), stage(trainer, "validating"):
+    with isolated_rng(trainer.val_dataloaders), stage(trainer, "validating"):
         for batch, _, loader in loaders:
             if loader > 0:
                 return
@@ -137,7 +158,7 @@ def refresh_statistics(
         with trainer.precision_plugin.forward_context():
             return pl_module(*get_args(batch, input_key))
 
-    with isolated_rng(), torch.inference_mode(False), stage(trainer, "training"):
+    with isolated_rng(loaders), torch.inference_mode(False), stage(trainer, "training"):
         return refresh_batchnorm(
             pl_module,
             batches,

@@ -173,8 +173,10 @@ class Evaluator:
         samples = [0] * len(loaders.flattened)
         recorder = Recorder(len(samples))
         prefix = "on_test" if self._stage == "testing" else "on_validation"
+        if trainer.world_size > 1:
+            _share_buffers(module)
         with (
-            quietly(trainer, module, self._stage, recorder),
+            quietly(trainer, module, self._stage, recorder, self._loaders),
             torch.no_grad(),
             trainer.precision_plugin.val_step_context(),
         ):
@@ -260,7 +262,11 @@ class Recorder:
 
 @contextmanager
 def quietly(
-    trainer: pl.Trainer, module: pl.LightningModule, stage_name: str, recorder: Recorder | None = None
+    trainer: pl.Trainer,
+    module: pl.LightningModule,
+    stage_name: str,
+    recorder: Recorder | None = None,
+    loaders: Any = None,
 ) -> Iterator[None]:
     """The module in evaluation mode, without a trace of what is run inside the block.
 
@@ -270,7 +276,7 @@ def quietly(
     modes = [(part, part.training) for part in module.modules()]
     loggers = trainer.loggers
     with ExitStack() as stack:
-        stack.enter_context(isolated_rng())
+        stack.enter_context(isolated_rng(loaders))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(stage(trainer, stage_name))
         stack.enter_context(_twin_metrics(module))
@@ -284,6 +290,12 @@ def quietly(
             trainer.loggers = loggers
             for part, mode in modes:
                 part.training = mode
+
+
+def _share_buffers(module: nn.Module) -> None:
+    """Rank 0's buffers on all ranks, as DDP shares them at every forward pass of its own."""
+    for buffer in module.buffers():
+        torch.distributed.broadcast(buffer, 0)
 
 
 def _ignore(*_: Any, **__: Any) -> None:
