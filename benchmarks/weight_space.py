@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import shutil
 import statistics
 import warnings
 from collections.abc import Callable
@@ -25,11 +26,12 @@ AVERAGED = ["--swa.start=8", "--swa.lr=0.05", "--swa.bn_samples=5000"]
 ROWS = {
     "SGD, cosine schedule": [],
     "SWA": AVERAGED,
+    "SWA, lr 0.02": ["--swa.start=8", "--swa.lr=0.02", "--swa.bn_samples=5000"],
     "EMA": ["--swa.kind=ema", "--swa.start=0", "--swa.every=1", "--swa.half_life=0.5 epochs", "--swa.bn_samples=5000"],
     "8-bit SGD": ["--swa.word_length=8", "--swa.start=1000"],
     "SWALP, 8 bits": [*AVERAGED, "--swa.word_length=8"],
 }
-AVERAGES = ("SWA", "EMA", "SWALP, 8 bits")
+AVERAGES = ("SWA", "SWA, lr 0.02", "EMA", "SWALP, 8 bits")
 RATES = (0.003, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.2)
 JUDGE = ["--monitor=val/acc", "--mode=max"]
 
@@ -53,7 +55,8 @@ class Results:
 
 
 def run(command: str, seed: int, folder: Path, *arguments: str) -> RobustCLI:
-    """One command of ``lightning-robust``."""
+    """One command of ``lightning-robust``; what an interrupted one left behind goes first."""
+    shutil.rmtree(folder, ignore_errors=True)
     args = [command, *BASE, *QUIET, f"--seed_everything={seed}", f"--trainer.logger.save_dir={folder}", *arguments]
     return RobustCLI(args=args)
 
@@ -107,7 +110,7 @@ def soup(results: Results, seed: int) -> None:
     for recipe in ("uniform", "greedy"):
 
         def cook(recipe: str = recipe) -> dict[str, float]:
-            where = f"--dirpath={folder / recipe}"
+            where = f"--dirpath={folder / recipe / 'soup'}"
             cli = run(
                 "soup",
                 seed,
@@ -117,7 +120,7 @@ def soup(results: Results, seed: int) -> None:
                 where,
                 *JUDGE,
             )
-            content = json.loads((folder / recipe / "soup.json").read_text())
+            content = json.loads((folder / recipe / "soup" / "soup.json").read_text())
             return accuracies(cli) | {"val": content["score"], "ingredients": len(content["order"])}
 
         results.get(f"{recipe} soup", seed, cook)
@@ -133,16 +136,17 @@ def wise_ft(results: Results, seed: int) -> None:
         cli = run("validate", seed, folder / "zero_shot", *corrupted)
         return accuracies(cli)
 
-    def fit() -> dict[str, float]:
+    def fit(name: str, *settings: str) -> dict[str, float]:
         short = ["--trainer.max_epochs=5", "--lr_scheduler.T_max=5", "--optimizer.lr=0.05"]
-        judge = ["--wise_ft.monitor=val/acc", "--wise_ft.mode=max", "--wise_ft.bn_samples=5000"]
-        cli = run("fit", seed, folder / "fit", *corrupted, *short, *judge)
+        judge = ["--wise_ft.monitor=val/acc", "--wise_ft.mode=max", *settings]
+        cli = run("fit", seed, folder / name, *corrupted, *short, *judge)
         numbers = {"alpha": float(cli.trainer.callback_metrics["wise_ft/alpha"])} | accuracies(cli)
-        fine_tuned = accuracies(cli, checkpoint(folder / "fit"))
+        fine_tuned = accuracies(cli, checkpoint(folder / name))
         return numbers | {f"fine_tuned {key}": value for key, value in fine_tuned.items()}
 
     results.get("zero-shot", seed, zero_shot)
-    results.get("WiSE-FT", seed, fit)
+    results.get("WiSE-FT", seed, lambda: fit("fit", "--wise_ft.bn_samples=5000"))
+    results.get("WiSE-FT, mixed BatchNorm", seed, lambda: fit("mixed", "--wise_ft.bn_refresh=false"))
 
 
 def summary(values: list[float]) -> str:
@@ -181,9 +185,11 @@ def main() -> None:
             ("zero-shot", "zero-shot", loader),
             ("fine-tuned", "WiSE-FT", f"fine_tuned {loader}"),
             ("WiSE-FT", "WiSE-FT", loader),
+            ("WiSE-FT, mixed BatchNorm", "WiSE-FT, mixed BatchNorm", loader),
         ):
             print(f"| {label}, {loader} | {summary([results.content[f'{row} | {seed}'][key] for seed in seeds])} |")
-    print([results.content[f"WiSE-FT | {seed}"]["alpha"] for seed in seeds])
+    for row in ("WiSE-FT", "WiSE-FT, mixed BatchNorm"):
+        print(f"alpha of {row}:", [round(results.content[f"{row} | {seed}"]["alpha"], 2) for seed in seeds])
 
 
 if __name__ == "__main__":

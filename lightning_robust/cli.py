@@ -17,7 +17,13 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from lightning_robust.callbacks import DeploymentParityCallback, GreedySoupCallback, SWACallback, WiSEFTCallback
+from lightning_robust.callbacks import (
+    AdversarialCallback,
+    DeploymentParityCallback,
+    GreedySoupCallback,
+    SWACallback,
+    WiSEFTCallback,
+)
 
 
 class Slot(NamedTuple):
@@ -30,6 +36,7 @@ class Slot(NamedTuple):
 # In the order of instantiation: adversarial, layer_criticality, lazy_training, datapath, swa, greedy_soup, wise_ft,
 # deployment_parity.
 TECHNIQUES: tuple[Slot, ...] = (
+    Slot("adversarial", AdversarialCallback),
     Slot("swa", SWACallback),
     Slot("greedy_soup", GreedySoupCallback),
     Slot("wise_ft", WiSEFTCallback),

@@ -84,6 +84,7 @@ def test_public_names_are_importable_and_typed():
     modules = {"callbacks", "deployment", "functional", "utilities", "cli", "demo"}
     names = {name for name in vars(lightning_robust) if not name.startswith("_")} - modules
     assert names == {
+        "AdversarialCallback",
         "DeploymentParityCallback",
         "GreedySoupCallback",
         "NoEffectWarning",

@@ -14,7 +14,13 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy
 
-from lightning_robust import DeploymentParityCallback, GreedySoupCallback, SWACallback, WiSEFTCallback
+from lightning_robust import (
+    AdversarialCallback,
+    DeploymentParityCallback,
+    GreedySoupCallback,
+    SWACallback,
+    WiSEFTCallback,
+)
 from lightning_robust import cli as cli_module
 
 from .boring import BATCH_FORMS, Boring, make_trainer
@@ -44,6 +50,16 @@ def _parity(**settings):
     return DeploymentParityCallback(**(small | settings))
 
 
+def _adversarial(**settings):
+    return AdversarialCallback(**({"eps": 0.1, "val_steps": 2, "val_batches": 1} | settings))
+
+
+def _pgd(**settings):
+    return _adversarial(
+        method="pgd", steps=2, ratio=0.5, norm="l2", warmup_epochs=1.5, val_eps=["8/255", 0.1], **settings
+    )
+
+
 def _swa(**settings):
     return SWACallback(**({"start": 0, "every": 1, "lr": [0.05, 0.01]} | settings))
 
@@ -61,6 +77,13 @@ def _wise_ft(**settings):
 
 
 TECHNIQUES = [
+    Technique(
+        "adversarial",
+        _adversarial,
+        "adversarial/val_loss@0.1",
+        settings={"eps": "8/255", "method": "pgd", "mean": [0.5, 0.4, 0.3], "std": 0.2, "val_eps": ["4/255", 0.1]},
+    ),
+    Technique("adversarial", _pgd, "adversarial/val_loss@0.1", settings={"eps": [0.1], "bounds": "none"}),
     Technique(
         "swa",
         _swa,

@@ -69,7 +69,8 @@ class AdversarialCallback(pl.Callback):
         mean: Mean that pixels in [0, 1] were normalised with; one number or one a channel. None takes ``mean`` of the
             data module if it has one, else 0.
         std: Standard deviation likewise; else 1.
-        bounds: Smallest and largest pixel; None perturbs inputs as they are, without normalisation or range.
+        bounds: Smallest and largest pixel; ``"pixels"`` is [0, 1], ``"none"`` perturbs inputs as they are, without
+            normalisation or range.
         input_key: Which part of a batch is perturbed: position or name; a list for several.
         attack_precision: ``"bf16"`` where the device computes in it, ``"32"``, or ``"same"`` as training.
         val_eps: Radii to validate with; None is ``eps``, an empty list none.
@@ -102,7 +103,7 @@ class AdversarialCallback(pl.Callback):
         warmup_epochs: float = 0.0,
         mean: float | list[float] | None = None,
         std: float | list[float] | None = None,
-        bounds: list[float] | None = [0.0, 1.0],  # noqa: B006 - never changed, and visible in the YAML
+        bounds: list[float] | Literal["pixels", "none"] = "pixels",
         input_key: int | str | list[int | str] = 0,
         attack_precision: AttackPrecision = "bf16",
         val_eps: list[float | str] | None = None,

@@ -26,7 +26,7 @@ class AttackInputs:
         keys: Their positions or names.
         mean: Mean that pixels were normalised with; None takes the data module's.
         std: Standard deviation likewise.
-        bounds: Smallest and largest pixel; None takes inputs as they are.
+        bounds: Smallest and largest pixel; ``"pixels"`` is [0, 1], ``"none"`` takes inputs as they are.
     """
 
     def __init__(
@@ -34,11 +34,13 @@ class AttackInputs:
         keys: list[Key],
         mean: float | list[float] | None,
         std: float | list[float] | None,
-        bounds: list[float] | None,
+        bounds: list[float] | Literal["pixels", "none"],
     ) -> None:
-        if bounds is not None and (len(bounds) != 2 or not bounds[0] < bounds[1]):
-            raise ValueError(f"Expected `bounds` as [smallest, largest], or null, but got {bounds}.")
-        self.keys, self.mean, self.std, self.bounds = keys, mean, std, bounds
+        limits = [0.0, 1.0] if bounds == "pixels" else bounds
+        if isinstance(limits, list) and (len(limits) != 2 or not limits[0] < limits[1]):
+            raise ValueError(f"Expected `bounds` as [smallest, largest], 'pixels' or 'none', but got {bounds}.")
+        self.keys, self.mean, self.std = keys, mean, std
+        self.bounds = limits if isinstance(limits, list) else None
         self.pixels: PixelSpace | None = None
         self.find_normalisation(None)
 

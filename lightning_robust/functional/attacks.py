@@ -220,11 +220,14 @@ class _Ball:
             point = torch.where(self.mask != 0, point, self.center)
         if self.norm == "linf":
             return torch.minimum(torch.maximum(point, self.low), self.high)
-        delta = point - self.center
+        delta = (point - self.center).to(torch.promote_types(point.dtype, torch.float32))
         # a few units in the last place less than the radius, so that its norm is not more whoever computes it
         slack = 1 - 8 * torch.finfo(delta.dtype).eps
-        shrink = (self.radius.flatten() * slack / _norms(delta)).clamp(max=1)
-        point = self.center + delta * _rows(shrink, delta)
+        delta = delta * _rows((self.radius.flatten() * slack / _norms(delta)).clamp(max=1), delta)
+        point = (self.center + delta).to(self.center.dtype)
+        # what rounding has moved away from the centre goes back by one value
+        beyond = (point.to(delta) - self.center.to(delta)).abs() > delta.abs()
+        point = torch.where(beyond, _toward(point, self.center), point)
         return point if self.bounds is None else point.clamp(*self.bounds)
 
 
@@ -321,15 +324,16 @@ def _reach(center: Tensor, radius: Tensor, sign: int) -> Tensor:
     """The farthest value in a direction whose difference from the centre is not more than the radius when computed."""
     wide = center if center.dtype in (torch.float32, torch.float64) else center.float()
     far = (wide + sign * radius.to(wide)).to(center)
-    toward = torch.nextafter if center.dtype in (torch.float32, torch.float64) else _one_step
     for _ in range(2):
-        beyond = (far - center).abs() > radius.to(far)
-        far = torch.where(beyond, toward(far, center), far)
+        beyond = (far.to(wide) - wide).abs() > radius.to(wide)
+        far = torch.where(beyond, _toward(far, center), far)
     return far
 
 
-def _one_step(value: Tensor, toward: Tensor) -> Tensor:
-    """The next value of a half-precision type on the way."""
+def _toward(value: Tensor, toward: Tensor) -> Tensor:
+    """The next value of its type on the way."""
+    if value.dtype in (torch.float32, torch.float64):
+        return torch.nextafter(value, toward)
     bits = value.view(torch.int16)
     away_from_zero = (toward > value) == (value >= 0)
     stepped = torch.where(away_from_zero, bits + 1, bits - 1)
