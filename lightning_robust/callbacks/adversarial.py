@@ -14,7 +14,6 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from typing_extensions import override
 
@@ -153,7 +152,7 @@ class AdversarialCallback(pl.Callback):
             self._embedding(pl_module)
         if stage != "fit":
             return
-        if not pl_module.automatic_optimization and not is_overridden("attack_loss", pl_module, pl.LightningModule):
+        if not pl_module.automatic_optimization and not hasattr(pl_module, "attack_loss"):
             raise MisconfigurationException(
                 "Expected a method `attack_loss(batch)` on a module with manual optimisation, since its "
                 "`training_step` cannot be run without training. Define it; it returns the loss that the attack climbs."
