@@ -15,18 +15,24 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.nn.functional import cross_entropy, kl_div
 from typing_extensions import override
 
 from lightning_robust.callbacks.attack_objective import AttackInputs, AttackObjective, AttackPrecision
+from lightning_robust.callbacks.overfitting_guard import OnCollapse, OverfittingGuard
 from lightning_robust.functional.attacks import AttackRecord, fgsm, nfgsm, pgd
 from lightning_robust.functional.embeddings import freelb_loss, perturb_embedding
 from lightning_robust.utilities.evaluation import Evaluator
 from lightning_robust.utilities.schedule import parse_fraction
-from lightning_robust.utilities.structures import Key
+from lightning_robust.utilities.structures import Key, get_item, map_tensors
 from lightning_robust.utilities.trainers import NoEffectWarning, refuse_sharded
 
-Method = Literal["fgsm", "fgsm_rs", "nfgsm", "pgd", "fgm", "freelb"]
+Method = Literal["fgsm", "fgsm_rs", "nfgsm", "pgd", "trades", "fgm", "freelb"]
+_METHODS = ("fgsm", "fgsm_rs", "nfgsm", "pgd", "trades", "fgm", "freelb")
+_SINGLE_STEP = ("fgsm", "fgsm_rs", "nfgsm")
 _LARGE = 1_000_003
+_PROBED = 64
+"""Samples of a batch that the guard looks at."""
 
 
 class AdversarialCallback(pl.Callback):
@@ -56,13 +62,22 @@ class AdversarialCallback(pl.Callback):
 
     Args:
         method: ``"fgsm"``, ``"fgsm_rs"`` (random start, step 1.25 eps), ``"nfgsm"`` (noise of 2 eps, no clipping),
-            ``"pgd"``; for text ``"fgm"``, ``"pgd"`` and ``"freelb"`` on ``embedding``.
+            ``"pgd"``, ``"trades"`` (for classifiers: cross entropy of the clean inputs and ``beta`` times the
+            divergence between the predictions on both); for text ``"fgm"``, ``"pgd"`` and ``"freelb"`` on
+            ``embedding``.
         eps: Radius: a number or ``"8/255"``; or one for each of several inputs.
         steps: Of pgd and freelb.
         step_size: None is the method's own.
         norm: ``"linf"`` or ``"l2"``.
         ratio: Share :math:`r` of the adversarial loss; below 1 the clean loss is computed too.
         embedding: Path of the embedding module to perturb instead of the inputs, e.g. ``"encoder.embeddings"``.
+        beta: Weight of the divergence in trades.
+        target_key: Where trades finds the classes in a batch.
+        guard_every_n_steps: How often single-step methods are probed for catastrophic overfitting with PGD on a part of
+            the batch; 0 never.
+        guard_limit: Largest sound quotient of the losses under PGD and under the training attack.
+        on_collapse: ``"warn"``; or also go on with ``"pgd"``, ``"shrink"`` the step, or ``"rollback"`` to the weights
+            of the last sound probe and go on with pgd.
         every_n_steps: Attack only every n-th batch.
         warmup_epochs: Over so many epochs eps rises from 0.
         mean: Mean that pixels in [0, 1] were normalised with; one number or one a channel. None takes ``mean`` of the
@@ -98,6 +113,11 @@ class AdversarialCallback(pl.Callback):
         norm: Literal["linf", "l2"] = "linf",
         ratio: float = 1.0,
         embedding: str | None = None,
+        beta: float = 6.0,
+        target_key: int | str = 1,
+        guard_every_n_steps: int = 50,
+        guard_limit: float = 2.0,
+        on_collapse: OnCollapse = "warn",
         every_n_steps: int = 1,
         warmup_epochs: float = 0.0,
         mean: float | list[float] | None = None,
@@ -111,8 +131,8 @@ class AdversarialCallback(pl.Callback):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if method not in ("fgsm", "fgsm_rs", "nfgsm", "pgd", "fgm", "freelb"):
-            raise ValueError(f"Expected `method` to be fgsm, fgsm_rs, nfgsm, pgd, fgm or freelb, but got {method!r}.")
+        if method not in _METHODS:
+            raise ValueError(f"Expected `method` to be one of {', '.join(_METHODS)}, but got {method!r}.")
         if method in ("fgm", "freelb") and embedding is None:
             raise ValueError(f"Expected `embedding`, the path of the module to perturb, for method={method!r}.")
         if not 0 <= ratio <= 1:
@@ -131,6 +151,9 @@ class AdversarialCallback(pl.Callback):
         self.every_n_steps, self.warmup_epochs = every_n_steps, warmup_epochs
         self.mean, self.std, self.bounds, self.input_key = mean, std, bounds, input_key
         self.attack_precision = attack_precision
+        self.beta, self.target_key = beta, target_key
+        self.guard_every_n_steps, self.guard_limit, self.on_collapse = guard_every_n_steps, guard_limit, on_collapse
+        self._guard = OverfittingGuard(guard_limit, on_collapse)
         self.val_eps, self.val_steps, self.val_batches, self.seed = val_eps, val_steps, val_batches, seed
         self._radii = radii * (len(keys) if len(radii) == 1 else 1)
         first = max(radii[0], 1e-30)
@@ -157,6 +180,7 @@ class AdversarialCallback(pl.Callback):
                 "Expected a method `attack_loss(batch)` on a module with manual optimisation, since its "
                 "`training_step` cannot be run without training. Define it; it returns the loss that the attack climbs."
             )
+        self._guard = OverfittingGuard(self.guard_limit, self.on_collapse)
         if max(self._radii) == 0:
             self._warn("eps is 0: training is as without this callback.", NoEffectWarning)
         self._wrap(trainer, pl_module)
@@ -178,6 +202,7 @@ class AdversarialCallback(pl.Callback):
                 "adversarial/zero_gradients": self._record.zero_share,
                 "adversarial/passes": self._record.passes / self._attacks,
                 "adversarial/time_share": share,
+                **({"adversarial/guard_ratio": self._guard.ratio} if self._guard.ratio else {}),
             },
             sync_dist=True,
         )
@@ -208,6 +233,16 @@ class AdversarialCallback(pl.Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave the module as it was."""
         self._unwrap(pl_module)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """What the guard has decided."""
+        return {"guard": self._guard.state_dict()}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with what the guard has decided."""
+        self._guard.load_state_dict(state_dict["guard"])
 
     def _wrap(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         original = pl_module.training_step
@@ -246,6 +281,10 @@ class AdversarialCallback(pl.Callback):
             return self._train_on_embedding(trainer, pl_module, batch, step)
         objective = AttackObjective(trainer, pl_module, step, batch, self._inputs, self.attack_precision)
         radii = [radius * self._scale(trainer) for radius in self._radii]
+        if self.method == "trades":
+            return self._trades(trainer, pl_module, objective, radii)
+        if self._is_probed(trainer):
+            self._probe(trainer, pl_module, batch, step, radii)
         perturbed = objective.attacked(functools.partial(self._perturb, trainer), radii)
         self._seconds += time.perf_counter() - start
         if self.ratio == 1:
@@ -258,11 +297,58 @@ class AdversarialCallback(pl.Callback):
             return nfgsm(loss, inputs, radius, **settings)
         size = None if self._relative_step is None else radius * self._relative_step
         settings |= {"norm": self.norm, "bounds": self._inputs.range}
-        if self.method == "pgd":
+        if self.method in ("pgd", "trades") or self._guard.use_pgd:
             return pgd(loss, inputs, radius, steps=self.steps, step_size=size, **settings)
         random = self.method == "fgsm_rs"
-        size = radius * 1.25 if random and size is None else size
+        size = (radius * (1.25 if random else 1.0) if size is None else size) * self._guard.step_scale
         return fgsm(loss, inputs, radius, step_size=size, random_start=random, **settings)
+
+    def _is_probed(self, trainer: pl.Trainer) -> bool:
+        every = self.guard_every_n_steps
+        return self.method in _SINGLE_STEP and every > 0 and trainer.fit_loop.total_batch_idx % every == 0
+
+    def _probe(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        batch: Any,
+        step: Callable[[Any], Any],
+        radii: list[float],
+    ) -> None:
+        """Attack a part of the batch with the method in use and with PGD, and let the guard compare the losses."""
+        part = map_tensors(lambda tensor: tensor[:_PROBED] if tensor.ndim else tensor, batch)
+        objective = AttackObjective(trainer, pl_module, step, part, self._inputs, self.attack_precision)
+
+        def strong(loss: Callable[[Tensor], Tensor], inputs: Tensor, radius: Tensor) -> Tensor:
+            generator = self._generator(trainer, inputs.device)
+            return pgd(loss, inputs, radius, steps=10, norm=self.norm, bounds=self._inputs.range, generator=generator)
+
+        attacks = (functools.partial(self._perturb, trainer), strong)
+        perturbed = [objective.attacked(attack, radii) for attack in attacks]
+        with objective.quiet(), torch.no_grad():
+            losses = [objective.loss_of(each).mean() for each in perturbed]
+        self._guard.judge(trainer, pl_module, *losses)
+
+    def _trades(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, objective: AttackObjective, radii: list[float]
+    ) -> Tensor:
+        r"""Cross entropy on clean inputs and the divergence to attacked ones, in one forward pass of both."""
+        (key,) = self._inputs.keys
+        inputs, classes = get_item(objective.batch, key), get_item(objective.batch, self.target_key)
+        with objective.quiet(), torch.no_grad():
+            goal = pl_module(inputs).log_softmax(1)
+
+        def divergence(batch: Any) -> Tensor:
+            found = pl_module(get_item(batch, key)).log_softmax(1)
+            return kl_div(found, goal, reduction="none", log_target=True).flatten(1).sum(1)
+
+        attacked = objective.attacked(functools.partial(self._perturb, trainer), radii, divergence)
+        logits = pl_module(torch.cat([inputs, get_item(attacked, key)]))
+        clean, moved = logits.chunk(2)
+        natural = cross_entropy(clean, classes)
+        robust = kl_div(moved.log_softmax(1), clean.log_softmax(1), reduction="batchmean", log_target=True)
+        pl_module.log_dict({"adversarial/natural_loss": natural, "adversarial/divergence": robust})
+        return natural + self.beta * robust
 
     def _train_on_embedding(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, step: Callable[[Any], Any]

@@ -112,8 +112,9 @@ class AttackObjective:
         self.batch = map_tensors(_outside_inference, batch)
         self.precision = precision
 
-    def attacked(self, perturb: Perturb, radii: list[float]) -> Any:
-        """The batch with perturbed inputs."""
+    def attacked(self, perturb: Perturb, radii: list[float], loss_of: Callable[[Any], Tensor] | None = None) -> Any:
+        """The batch with perturbed inputs, which climb the module's loss or another function of the batch."""
+        climbed = loss_of or self.loss_of
         parts = self.inputs.read(self.batch)
         shapes = [part.shape for part in parts]
         pixels = [self.inputs.to_pixels(part.detach()) for part in parts]
@@ -135,7 +136,7 @@ class AttackObjective:
             return replace_items(self.batch, dict(zip(self.inputs.keys, new, strict=True)))
 
         with self.quiet():
-            found = perturb(lambda tensor: self.loss_of(with_inputs(tensor)), joint, radius)
+            found = perturb(lambda tensor: climbed(with_inputs(tensor)), joint, radius)
         return with_inputs(found)
 
     def loss_of(self, batch: Any) -> Tensor:

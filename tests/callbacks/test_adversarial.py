@@ -11,8 +11,9 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_robust import AdversarialCallback, NoEffectWarning
 from lightning_robust.callbacks.attack_objective import AttackInputs, AttackObjective
+from lightning_robust.callbacks.overfitting_guard import OverfittingGuard
 from lightning_robust.demo.lanes import LaneData, LaneDetector
-from lightning_robust.functional.attacks import fgsm
+from lightning_robust.functional.attacks import fgsm, pgd
 
 from ..boring import BATCH_FORMS, Boring, Pictures, make_trainer
 
@@ -44,7 +45,8 @@ def test_trains_on_the_attack_that_functional_gives(tmp_path):
     """The first step's inputs are fgsm on the module in evaluation mode, at its initial weights."""
     module = Seen()
     start = {k: v.clone() for k, v in module.state_dict().items()}
-    train(tmp_path, AdversarialCallback("fgsm", eps=0.1, val_eps=[], attack_precision="32"), module)
+    callback = AdversarialCallback("fgsm", eps=0.1, val_eps=[], attack_precision="32", guard_every_n_steps=0)
+    train(tmp_path, callback, module)
     images, labels = next(iter(module.train_dataloader()))
     reference = Boring().eval()
     reference.load_state_dict(start)
@@ -365,6 +367,85 @@ def test_indices_are_sent_to_the_embedding(tmp_path):
         train(tmp_path, AdversarialCallback("fgsm", eps=0.1), Words())
     with pytest.raises(MisconfigurationException, match=r"Embeddings are at \['embedding'\]"):
         train(tmp_path, AdversarialCallback("fgm", eps=0.1, embedding="encoder.embed"), Words())
+
+
+def test_trades_is_its_definition(tmp_path):
+    """The first loss: cross entropy + beta KL(clean || attacked), the attack climbing the same divergence."""
+
+    class Plain(Boring):
+        def __init__(self):
+            super().__init__()
+            self.net[1], self.net[4] = nn.Identity(), nn.Identity()
+
+    module = Plain()
+    start = {k: v.clone() for k, v in module.state_dict().items()}
+    callback = AdversarialCallback("trades", eps=0.1, steps=2, beta=3.0, val_eps=[], attack_precision="32")
+    trainer, _ = train(tmp_path, callback, module, max_steps=1, limit_val_batches=0)
+    reference = Plain()
+    reference.load_state_dict(start)
+    images, labels = next(iter(module.train_dataloader()))
+    clean = reference(images).softmax(1)
+
+    def divergence(x):
+        return (clean.detach() * (clean.detach().log() - reference(x).log_softmax(1))).sum(1)
+
+    generator = torch.Generator().manual_seed(1_000_003)
+    attacked = pgd(divergence, images, 0.1, steps=2, bounds=(0, 1), generator=generator)
+    natural = nn.functional.cross_entropy(reference(images), labels)
+    robust = (clean * (clean.log() - reference(attacked).log_softmax(1))).sum(1).mean()
+    metrics = trainer.callback_metrics
+    assert metrics["adversarial/natural_loss"].item() == pytest.approx(natural.item(), rel=1e-5)
+    assert metrics["adversarial/divergence"].item() == pytest.approx(robust.item(), rel=1e-3)
+    (natural + 3 * robust).backward()
+    step = start["net.5.weight"] - 0.05 * reference.net[5].weight.grad
+    torch.testing.assert_close(module.net[5].weight.detach(), step, rtol=1e-4, atol=1e-6)
+
+
+class FakeTrainer:
+    global_step = 7
+
+    class strategy:
+        @staticmethod
+        def reduce(tensor, reduce_op):
+            return tensor
+
+
+@pytest.mark.parametrize(
+    ("action", "expected"),
+    [("warn", (False, 1.0)), ("pgd", (True, 1.0)), ("shrink", (False, 0.5)), ("rollback", (True, 1.0))],
+)
+def test_the_guard_fires_and_acts_once_the_losses_part(action, expected):
+    module, guard = Boring(), OverfittingGuard(2.0, action)
+    good = {k: v.clone() for k, v in module.state_dict().items()}
+    guard.judge(FakeTrainer, module, torch.tensor(2.0), torch.tensor(2.3))
+    # a quotient of 10 of losses that are small means nothing
+    guard.judge(FakeTrainer, module, torch.tensor(0.001), torch.tensor(0.01))
+    assert (guard.collapses, guard.ratio) == (0, pytest.approx(10))
+    with torch.no_grad():
+        module.net[5].weight.zero_()
+    with pytest.warns(UserWarning, match=r"catastrophic overfitting at step 7: .* is 10\.0 times"):
+        guard.judge(FakeTrainer, module, torch.tensor(0.5), torch.tensor(5.0))
+    assert (guard.use_pgd, guard.step_scale) == expected
+    assert torch.equal(module.net[5].weight, good["net.5.weight"]) is (action == "rollback")
+    again = OverfittingGuard(2.0, action)
+    again.load_state_dict(guard.state_dict())
+    assert (again.use_pgd, again.step_scale, again.collapses) == (*expected, 1)
+
+
+def test_the_guard_is_silent_where_training_is_sound_and_measures_a_planted_collapse(tmp_path):
+    """A module that recognises single steps: its loss under the probe is what PGD finds."""
+    trainer, _ = train(tmp_path, AdversarialCallback("fgsm", eps=0.05, val_eps=[], guard_every_n_steps=2), max_epochs=3)
+    assert 0.9 < trainer.callback_metrics["adversarial/guard_ratio"].item() < 2
+
+    class Masked(Boring):
+        """The gradient that a single step sees points the other way."""
+
+        def forward(self, images):
+            return super().forward(images + 2 * (images.detach() - images) * (images.detach() * 50).sin().sign())
+
+    callback = AdversarialCallback("fgsm", eps=0.3, val_eps=[], guard_every_n_steps=1, guard_limit=1.01)
+    with pytest.warns(UserWarning, match="catastrophic overfitting"):
+        train(tmp_path, callback, Masked(), max_epochs=2)
 
 
 def test_attack_loss_of_the_module_is_climbed(tmp_path):

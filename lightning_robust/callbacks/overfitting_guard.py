@@ -1,0 +1,85 @@
+"""Watches single-step adversarial training for catastrophic overfitting; what is attacked and how stands elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+OnCollapse = Literal["warn", "pgd", "shrink", "rollback"]
+
+
+class OverfittingGuard:
+    """Compares the loss under a strong attack with that under the training attack.
+
+    A network that has learned to withstand a single step but not several
+    (`Wong et al. 2020 <https://arxiv.org/abs/2001.03994>`_) has a loss under PGD many times that under the step; a
+    sound one has nearly the same. It has collapsed where the quotient exceeds ``limit`` and the loss under PGD is more
+    than half of what it was at the first probe: small losses of a sound network have quotients that mean nothing.
+
+    Args:
+        limit: Largest sound quotient of the losses.
+        on_collapse: ``"warn"``; or besides, train with ``"pgd"`` from then on, ``"shrink"`` the step to half, or
+            ``"rollback"`` to the weights at the last sound probe and go on with pgd.
+    """
+
+    def __init__(self, limit: float, on_collapse: OnCollapse) -> None:
+        if limit <= 1:
+            raise ValueError(f"Expected `guard_limit` above 1, but got {limit}.")
+        self.limit, self.on_collapse = limit, on_collapse
+        self.ratio = 0.0
+        self._first = 0.0
+        self.use_pgd = False
+        self.step_scale = 1.0
+        self.collapses = 0
+        self._good: dict[str, Tensor] = {}
+
+    def judge(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step_loss: Tensor, strong_loss: Tensor) -> None:
+        """Take in the two losses of a probe; all ranks decide alike."""
+        pair = torch.stack([step_loss, strong_loss]).detach().float()
+        both = trainer.strategy.reduce(pair, reduce_op="mean")
+        self.ratio = (both[1] / both[0].clamp(min=1e-12)).item()
+        strong = both[1].item()
+        self._first = self._first or strong
+        if self.ratio <= self.limit or strong <= self._first / 2:
+            if self.on_collapse == "rollback":
+                self._good = {k: v.detach().to("cpu", copy=True) for k, v in pl_module.state_dict().items()}
+            return
+        self.collapses += 1
+        action = self._act(pl_module)
+        if self.collapses == 1:
+            rank_zero_warn(
+                f"AdversarialCallback: catastrophic overfitting at step {trainer.global_step}: the loss under PGD is "
+                f"{self.ratio:.1f} times that under the training attack (sound: below {self.limit:g}). {action}"
+            )
+
+    def _act(self, pl_module: pl.LightningModule) -> str:
+        if self.on_collapse == "warn":
+            return "Robustness is lost unless you change method to pgd or lower eps; set on_collapse to have it done."
+        if self.on_collapse == "shrink":
+            self.step_scale /= 2
+            return "The step is halved from here on."
+        self.use_pgd = True
+        if self.on_collapse == "rollback" and self._good:
+            pl_module.load_state_dict(self._good)
+            return "The weights go back to the last sound probe, and training goes on with PGD."
+        return "Training goes on with PGD."
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it has decided, and the last sound weights."""
+        return {
+            "ratio": self.ratio,
+            "first": self._first,
+            "use_pgd": self.use_pgd,
+            "step_scale": self.step_scale,
+            "collapses": self.collapses,
+            "good": dict(self._good),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with it."""
+        self.ratio, self._first, self.use_pgd = state["ratio"], state["first"], state["use_pgd"]
+        self.step_scale, self.collapses, self._good = state["step_scale"], state["collapses"], dict(state["good"])
