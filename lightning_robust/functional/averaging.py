@@ -69,7 +69,7 @@ class RunningAverage:
         self._mass = 0.0
         self._tensors: list[Tensor] = []
         self._snapshots: list[list[Tensor]] = []
-        self._kinds: list[tuple[torch.dtype, torch.device]] = []
+        self._kind: tuple[torch.dtype, torch.device] | None = None
 
     @torch.no_grad()
     def update(self, tensors: Sequence[Tensor], steps: int = 1) -> None:
@@ -108,25 +108,27 @@ class RunningAverage:
         self._mass = float(state["mass"])
         self._tensors = [tensor.clone() for tensor in state["tensors"]]
         self._snapshots = [[tensor.clone() for tensor in snapshot] for snapshot in state["snapshots"]]
-        self._kinds = []
+        self._kind = None
 
     def to(self, tensors: Sequence[Tensor]) -> None:
         """Move the average to where ``tensors`` are."""
         for shadows in filter(None, (self._tensors, *self._snapshots)):
             shadows[:] = [s.to(t.device) for s, t in zip(shadows, tensors, strict=True)]
-        self._kinds = []
+        self._kind = None
 
     def _blend(self, tensors: Sequence[Tensor], weight: float) -> None:
         """As :func:`blend`, with what can be fused looked up once."""
-        kinds = [(tensor.dtype, tensor.device) for tensor in tensors]
-        if kinds != self._kinds:
+        # casting or moving a module changes all of its tensors, so that one of them tells
+        kind = (tensors[0].dtype, tensors[0].device)
+        if kind != self._kind:
             pairs = enumerate(zip(self._tensors, tensors, strict=True))
-            self._kinds = kinds
+            self._kind = kind
             self._fused = [index for index, pair in pairs if _is_fusable(*pair)]
             self._rest = [index for index in range(len(tensors)) if index not in set(self._fused)]
             self._fused_tensors = [self._tensors[index] for index in self._fused]
         if self._fused:
-            torch._foreach_lerp_(self._fused_tensors, [tensors[index] for index in self._fused], weight)
+            live = [tensors[index] for index in self._fused] if self._rest else list(tensors)
+            torch._foreach_lerp_(self._fused_tensors, live, weight)
         for index in self._rest:
             _blend_one(self._tensors[index], tensors[index], weight)
 
