@@ -1,4 +1,4 @@
-"""Every technique of the weight space has a card whose Python runs and whose YAML is understood."""
+"""Every technique that changes training has a card whose Python runs and whose YAML is understood."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ SECTIONS = ("**When.**", "**YAML.**", "**Python.**", "**Cost.**", "**With others
 
 
 def test_all_are_found():
-    assert [card.stem for card in CARDS] == ["greedy_soup", "swa", "swalp", "wise_ft"]
+    assert [card.stem for card in CARDS] == ["adversarial", "greedy_soup", "swa", "swalp", "wise_ft"]
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.stem)

@@ -21,6 +21,7 @@ SMALL = {
 # so that a run of one step shows them
 EARLY = {"swa": ["--swa.start=0", "--swa.every=1"]}
 SHOWS = {
+    "adversarial": "adversarial/eps",
     "swa": "swa/snapshots",
     "greedy_soup": "soup/score",
     "wise_ft": "wise_ft/alpha",
@@ -29,9 +30,9 @@ SHOWS = {
 
 
 def test_all_are_found():
-    assert len(CONFIGS) == 9
+    assert len(CONFIGS) == 10
     assert {path.name for path in ROOT.glob("*.yaml")} == BASES
-    assert len(TECHNIQUES) == 6
+    assert len(TECHNIQUES) == 7
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
