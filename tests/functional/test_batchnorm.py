@@ -70,6 +70,25 @@ def test_variance_between_batches_is_kept_where_torch_loses_it():
     assert theirs.running_var.item() == 0
 
 
+def test_differs_from_the_authors_pass_by_the_variance_between_batches():
+    """Izmailov et al.'s loop weights batches by size; its mean is the same, its variance lacks what lies between them."""
+    batches = [torch.randn(9, 3) + 2, torch.randn(20, 3), torch.randn(6, 3) - 1]
+    theirs, mine, seen = nn.BatchNorm1d(3), nn.BatchNorm1d(3), 0
+    theirs.reset_running_stats()
+    for batch in batches:
+        theirs.momentum = len(batch) / (seen + len(batch))
+        theirs(batch)
+        seen += len(batch)
+    refresh_batchnorm(mine, lambda: batches)
+    torch.testing.assert_close(mine.running_mean, theirs.running_mean, rtol=1e-5, atol=1e-6)
+    mean = torch.cat(batches).mean(0)
+    between = sum(len(batch) * (batch.mean(0) - mean) ** 2 for batch in batches)
+    within = sum((len(batch) - 1) * batch.var(0) for batch in batches)
+    torch.testing.assert_close(mine.running_var, (within + between) / 34)
+    expected = sum(len(batch) * batch.var(0) for batch in batches) / 35
+    torch.testing.assert_close(theirs.running_var, expected)
+
+
 def test_batches_count_by_their_size():
     layer = nn.BatchNorm1d(1)
     refresh_batchnorm(layer, lambda: [torch.zeros(9, 1), torch.full((1, 1), 10.0)])
