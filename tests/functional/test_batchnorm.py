@@ -71,7 +71,7 @@ def test_variance_between_batches_is_kept_where_torch_loses_it():
 
 
 def test_differs_from_the_authors_pass_by_the_variance_between_batches():
-    """Izmailov et al.'s loop weights batches by size; its mean is the same, its variance lacks what lies between them."""
+    """Their loop weights batches by size; its mean is the same, its variance lacks what lies between batches."""
     batches = [torch.randn(9, 3) + 2, torch.randn(20, 3), torch.randn(6, 3) - 1]
     theirs, mine, seen = nn.BatchNorm1d(3), nn.BatchNorm1d(3), 0
     theirs.reset_running_stats()
