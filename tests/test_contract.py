@@ -60,6 +60,10 @@ def _pgd(**settings):
     )
 
 
+def _free(**settings):
+    return _adversarial(method="free", steps=3, **settings)
+
+
 def _swa(**settings):
     return SWACallback(**({"start": 0, "every": 1, "lr": [0.05, 0.01]} | settings))
 
@@ -83,6 +87,7 @@ TECHNIQUES = [
         "adversarial/val_loss@0.1",
         settings={"eps": "8/255", "method": "pgd", "mean": [0.5, 0.4, 0.3], "std": 0.2, "val_eps": ["4/255", 0.1]},
     ),
+    Technique("adversarial", _free, "adversarial/val_loss@0.1", settings={"method": "free", "steps": 4}),
     Technique("adversarial", _pgd, "adversarial/val_loss@0.1", settings={"eps": [0.1], "bounds": "none"}),
     Technique(
         "swa",

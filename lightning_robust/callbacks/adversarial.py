@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy, kl_div
 from typing_extensions import override
 
 from lightning_robust.callbacks.attack_objective import AttackInputs, AttackObjective, AttackPrecision
+from lightning_robust.callbacks.free_training import FreeTraining
 from lightning_robust.callbacks.overfitting_guard import OnCollapse, OverfittingGuard
 from lightning_robust.functional.attacks import AttackRecord, fgsm, nfgsm, pgd
 from lightning_robust.functional.embeddings import freelb_loss, perturb_embedding
@@ -27,8 +28,8 @@ from lightning_robust.utilities.schedule import parse_fraction
 from lightning_robust.utilities.structures import Key, get_item, map_tensors
 from lightning_robust.utilities.trainers import NoEffectWarning, refuse_sharded
 
-Method = Literal["fgsm", "fgsm_rs", "nfgsm", "pgd", "trades", "fgm", "freelb"]
-_METHODS = ("fgsm", "fgsm_rs", "nfgsm", "pgd", "trades", "fgm", "freelb")
+Method = Literal["fgsm", "fgsm_rs", "nfgsm", "pgd", "free", "trades", "fgm", "freelb"]
+_METHODS = ("fgsm", "fgsm_rs", "nfgsm", "pgd", "free", "trades", "fgm", "freelb")
 _SINGLE_STEP = ("fgsm", "fgsm_rs", "nfgsm")
 _LARGE = 1_000_003
 _PROBED = 64
@@ -62,11 +63,11 @@ class AdversarialCallback(pl.Callback):
 
     Args:
         method: ``"fgsm"``, ``"fgsm_rs"`` (random start, step 1.25 eps), ``"nfgsm"`` (noise of 2 eps, no clipping),
-            ``"pgd"``, ``"trades"`` (for classifiers: cross entropy of the clean inputs and ``beta`` times the
-            divergence between the predictions on both); for text ``"fgm"``, ``"pgd"`` and ``"freelb"`` on
-            ``embedding``.
+            ``"pgd"``, ``"free"`` (each batch is trained on ``steps`` times in a row), ``"trades"`` (for classifiers:
+            cross entropy of the clean inputs and ``beta`` times the divergence between the predictions on both); for
+            text ``"fgm"``, ``"pgd"`` and ``"freelb"`` on ``embedding``.
         eps: Radius: a number or ``"8/255"``; or one for each of several inputs.
-        steps: Of pgd and freelb.
+        steps: Of pgd, trades and freelb; replays of a batch for free.
         step_size: None is the method's own.
         norm: ``"linf"`` or ``"l2"``.
         ratio: Share :math:`r` of the adversarial loss; below 1 the clean loss is computed too.
@@ -160,6 +161,7 @@ class AdversarialCallback(pl.Callback):
         self._relative_step = None if step_size is None else parse_fraction(step_size, "step_size") / first
         self._val_radii = [parse_fraction(r, "val_eps") for r in ([radii[0]] if val_eps is None else val_eps)]
         self._inputs = AttackInputs(keys, mean, std, bounds)
+        self._free = FreeTraining(self._inputs, steps)
         self._original: Callable[..., Any] | None = None
         self._own: Any = None
         self._record = AttackRecord()
@@ -181,6 +183,7 @@ class AdversarialCallback(pl.Callback):
                 "`training_step` cannot be run without training. Define it; it returns the loss that the attack climbs."
             )
         self._guard = OverfittingGuard(self.guard_limit, self.on_collapse)
+        self._free = FreeTraining(self._inputs, self.steps)
         if max(self._radii) == 0:
             self._warn("eps is 0: training is as without this callback.", NoEffectWarning)
         self._wrap(trainer, pl_module)
@@ -189,6 +192,12 @@ class AdversarialCallback(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin to count."""
         self._record, self._attacks, self._seconds, self._epoch_start = AttackRecord(), 0, 0.0, time.perf_counter()
+
+    @override
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Free training: the perturbation takes the same gradient."""
+        if self.method == "free":
+            self._free.update([radius * self._scale(trainer) for radius in self._radii])
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -236,13 +245,14 @@ class AdversarialCallback(pl.Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """What the guard has decided."""
-        return {"guard": self._guard.state_dict()}
+        """What the guard has decided, and what free training carries on."""
+        return {"guard": self._guard.state_dict(), "free": self._free.state_dict()}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with what the guard has decided."""
+        """Go on with both."""
         self._guard.load_state_dict(state_dict["guard"])
+        self._free.load_state_dict(state_dict["free"])
 
     def _wrap(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         original = pl_module.training_step
@@ -277,6 +287,8 @@ class AdversarialCallback(pl.Callback):
         def step(part: Any) -> Any:
             return self._original(part, *args, **kwargs) if self._original else None
 
+        if self.method == "free":
+            return step(self._free.perturbed(batch))
         if self.embedding is not None:
             return self._train_on_embedding(trainer, pl_module, batch, step)
         objective = AttackObjective(trainer, pl_module, step, batch, self._inputs, self.attack_precision)

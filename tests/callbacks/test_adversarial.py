@@ -401,6 +401,34 @@ def test_trades_is_its_definition(tmp_path):
     torch.testing.assert_close(module.net[5].weight.detach(), step, rtol=1e-4, atol=1e-6)
 
 
+def test_free_replays_a_batch_and_moves_its_perturbation_by_the_same_gradient(tmp_path):
+    """Two replays: the first of all is clean, the second is FGSM at the weights of the first step, then carried on."""
+
+    class Plain(Seen):
+        def __init__(self):
+            super().__init__()
+            self.net[1], self.net[4] = nn.Identity(), nn.Identity()
+
+        def train_dataloader(self):
+            return DataLoader(Pictures(64), 16)
+
+    module = Plain()
+    start = {k: v.clone() for k, v in module.state_dict().items()}
+    callback = AdversarialCallback("free", eps=0.1, steps=2, val_eps=[])
+    train(tmp_path, callback, module, max_epochs=1)
+    first, third = Pictures(64).images[:16], Pictures(64).images[32:48]
+    assert len(module.inputs) == 4
+    assert torch.equal(module.inputs[0], first)
+    reference = Plain()
+    reference.load_state_dict(start)
+    labels = Pictures(64).labels[:16]
+    step = fgsm(lambda x: nn.functional.cross_entropy(reference(x), labels), first, 0.1, bounds=(0, 1))
+    torch.testing.assert_close(module.inputs[1], step, rtol=0, atol=1e-6)
+    # the third step takes the third batch of the loader, with the perturbation carried on
+    assert 0 < (module.inputs[2] - third).abs().max() <= 0.1 + 1e-6
+    assert (module.inputs[3] - third).abs().max() <= 0.1 + 1e-6
+
+
 class FakeTrainer:
     global_step = 7
 
