@@ -21,9 +21,9 @@ from typing_extensions import override
 from lightning_robust.callbacks.attack_objective import AttackInputs, AttackObjective, AttackPrecision
 from lightning_robust.callbacks.free_training import FreeTraining
 from lightning_robust.callbacks.overfitting_guard import OnCollapse, OverfittingGuard
+from lightning_robust.callbacks.robust_validation import RobustValidation
 from lightning_robust.functional.attacks import AttackRecord, fgsm, nfgsm, pgd
 from lightning_robust.functional.embeddings import freelb_loss, perturb_embedding
-from lightning_robust.utilities.evaluation import Evaluator
 from lightning_robust.utilities.schedule import parse_fraction
 from lightning_robust.utilities.structures import Key, get_item, map_tensors
 from lightning_robust.utilities.trainers import NoEffectWarning, refuse_sharded
@@ -410,40 +410,23 @@ class AdversarialCallback(pl.Callback):
         return torch.Generator(device).manual_seed(self.seed + _LARGE * step + trainer.global_rank)
 
     def _validate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.sanity_checking or self.embedding is not None:
+        if trainer.sanity_checking or self.embedding is not None or not self._val_radii:
             return
-        for radius in self._val_radii:
-            try:
-                metrics = self._attacked_metrics(trainer, pl_module, radius)
-            except Exception as error:
-                self._warn(f"robust validation failed ({type(error).__name__}: {error}). Training goes on.")
-                return
+        first = self._radii[0]
+        wanted = sorted(self._val_radii)
+        radii = [[radius * own / first if first > 0 else radius for own in self._radii] for radius in wanted]
+        checked = RobustValidation(self._inputs, self.norm, self.val_steps, self.val_batches, self.seed)
+        try:
+            found = checked.metrics(trainer, pl_module, self._original or pl_module.training_step, radii)
+        except Exception as error:
+            self._warn(f"robust validation failed ({type(error).__name__}: {error}). Training goes on.")
+            return
+        for radius, metrics in zip(wanted, found, strict=True):
             named = {f"adversarial/{name.replace('/', '_')}@{radius:g}": value for name, value in metrics.items()}
             pl_module.log_dict(named, sync_dist=True, add_dataloader_idx=False)
-
-    def _attacked_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule, radius: float) -> dict[str, float]:
-        record = AttackRecord()
-
-        first = self._radii[0]
-        radii = [radius * r / first if first > 0 else radius for r in self._radii]
-        step = self._original or pl_module.training_step
-
-        def transform(batch: Any, index: int, loader: int) -> Any:
-            generator = torch.Generator(pl_module.device).manual_seed(self.seed + index)
-
-            def perturb(loss: Callable[[Tensor], Tensor], inputs: Tensor, reach: Tensor) -> Tensor:
-                common: dict[str, Any] = {"norm": self.norm, "bounds": self._inputs.range, "record": record}
-                if self.val_steps == 0:
-                    return fgsm(loss, inputs, reach, **common)
-                return pgd(loss, inputs, reach, steps=self.val_steps, generator=generator, **common)
-
-            objective = AttackObjective(trainer, pl_module, lambda part: step(part, index), batch, self._inputs, "same")
-            return objective.attacked(perturb, radii)
-
-        metrics = Evaluator(trainer, pl_module).metrics(transform, self.val_batches)
-        if record.zero_share > 0.05:
-            self._warn(f"{record.zero_share:.0%} of the gradients are zero at validation: robustness is masked.")
-        return metrics
+        if checked.record.zero_share > 0.05:
+            share = checked.record.zero_share
+            self._warn(f"{share:.0%} of the gradients are zero at validation: robustness is masked.")
 
     def _warn(self, message: str, category: type[Warning] = UserWarning) -> None:
         if message[-40:] not in self._warned:
