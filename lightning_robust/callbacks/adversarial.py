@@ -424,6 +424,8 @@ class AdversarialCallback(pl.Callback):
         for radius, metrics in zip(wanted, found, strict=True):
             named = {f"adversarial/{name.replace('/', '_')}@{radius:g}": value for name, value in metrics.items()}
             pl_module.log_dict(named, sync_dist=True, add_dataloader_idx=False)
+        for doubt in checked.doubts:
+            self._warn(f"robust metrics may mean little: {doubt}.")
         if checked.record.zero_share > 0.05:
             share = checked.record.zero_share
             self._warn(f"{share:.0%} of the gradients are zero at validation: robustness is masked.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from lightning_robust.callbacks.attack_objective import AttackInputs, AttackObjective
 from lightning_robust.functional.attacks import AttackRecord, Norm, fgsm, pgd
 from lightning_robust.utilities.evaluation import Evaluator
+from lightning_robust.utilities.structures import get_args
 
 
 @dataclass
@@ -30,6 +32,8 @@ class RobustValidation:
     """Of each loader; all if None."""
     seed: int
     record: AttackRecord = field(default_factory=AttackRecord)
+    doubts: list[str] = field(default_factory=list)
+    """Why the numbers may not mean robustness, in words; found on the first batch at the largest radius."""
 
     def metrics(
         self,
@@ -55,9 +59,38 @@ class RobustValidation:
                 objective = AttackObjective(
                     trainer, pl_module, lambda part: step(part, index), batch, self.inputs, "same"
                 )
-                return objective.attacked(perturb, reach)
+                attacked = objective.attacked(perturb, reach)
+                if (loader, index) == (0, 0) and reach == max(radii):
+                    self.doubts = self._doubts(pl_module, objective, attacked, reach)
+                return attacked
 
             found.append(Evaluator(trainer, pl_module).metrics(transform, self.batches))
+        return found
+
+    def _doubts(
+        self, pl_module: pl.LightningModule, objective: AttackObjective, attacked: Any, reach: list[float]
+    ) -> list[str]:
+        """The flags that AutoAttack raises, as far as they can be told for any task."""
+
+        def single(loss: Callable[[Tensor], Tensor], inputs: Tensor, radius: Tensor) -> Tensor:
+            return fgsm(loss, inputs, radius, norm=self.norm, bounds=self.inputs.range)
+
+        stepped = objective.attacked(single, reach)
+        with objective.quiet(), torch.no_grad():
+            losses = [objective.loss_of(each).mean().item() for each in (attacked, attacked, stepped)]
+            outputs = None
+            # a forward that takes other parts of the batch than the perturbed ones is not looked at
+            with suppress(Exception):
+                outputs = pl_module(*get_args(objective.batch, self.inputs.keys))
+        found = []
+        if abs(losses[0] - losses[1]) > 1e-3 * abs(losses[0]):
+            found.append("the loss of one batch differs between two passes: random outputs hide the gradient")
+        if losses[2] > 1.05 * losses[0] and self.steps > 1:
+            found.append(
+                f"a single step reaches a higher loss ({losses[2]:.3g}) than {self.steps} steps do ({losses[0]:.3g})"
+            )
+        if _are_probabilities(outputs):
+            found.append("outputs are probabilities; a loss that takes them for logits has hardly any gradient")
         return found
 
     def _attack(
@@ -72,3 +105,11 @@ class RobustValidation:
         if self.steps == 0:
             return fgsm(loss, inputs, radius, **common)
         return pgd(loss, inputs, radius, steps=self.steps, start=start, generator=generator, **common)
+
+
+def _are_probabilities(outputs: Any) -> bool:
+    """Whether rows lie in [0, 1] and sum to one."""
+    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or outputs.shape[1] < 2:
+        return False
+    inside = bool((outputs >= 0).all()) and bool((outputs <= 1).all())
+    return inside and bool(((outputs.float().sum(1) - 1).abs() < 1e-3).all())

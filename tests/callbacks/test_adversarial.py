@@ -274,6 +274,26 @@ def test_masked_gradients_are_warned_about(tmp_path):
         train(tmp_path, AdversarialCallback("fgsm", eps=0.1, val_eps=[]), Saturated())
 
 
+class Random(Boring):
+    """Draws noise also in evaluation mode."""
+
+    def forward(self, images):
+        return super().forward(images) + torch.randn(len(images), 4)
+
+
+class Probable(Boring):
+    """Takes probabilities for logits."""
+
+    def forward(self, images):
+        return super().forward(images).softmax(1)
+
+
+@pytest.mark.parametrize(("module", "doubt"), [(Random, "random outputs"), (Probable, "outputs are probabilities")])
+def test_doubts_about_robust_metrics_are_said(tmp_path, module, doubt):
+    with pytest.warns(UserWarning, match=f"may mean little: .*{doubt}"):
+        train(tmp_path, AdversarialCallback("fgsm", eps=0.1), module(), max_epochs=1)
+
+
 class Segmenter(pl.LightningModule):
     """Two inputs in a dict, a loss for each pixel."""
 
