@@ -117,7 +117,7 @@ class AdversarialCallback(pl.Callback):
         beta: float = 6.0,
         target_key: int | str = 1,
         guard_every_n_steps: int = 50,
-        guard_limit: float = 2.0,
+        guard_limit: float = 3.0,
         on_collapse: OnCollapse = "warn",
         every_n_steps: int = 1,
         warmup_epochs: float = 0.0,
