@@ -9,6 +9,7 @@ Rounds are interleaved; ratios to the limit, their median and spread over rounds
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib.util
 import logging
 import tempfile
@@ -122,6 +123,32 @@ def implementations(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Callabl
     return found
 
 
+def agreement(model: nn.Module, x: Tensor) -> None:
+    """Largest difference from torchattacks' PGD without a random start, in fp64.
+
+    In fp32 some gradients are so near zero that the mean there and the sum here differ in their sign.
+    """
+    if not importlib.util.find_spec("torchattacks"):
+        return
+    import torchattacks
+
+    model, x, y = copy.deepcopy(model).double(), x.double(), torch.randint(10, (len(x),))
+    theirs = torchattacks.PGD(model, eps=EPS, alpha=STEP, steps=STEPS, random_start=False)(x, y)
+    ours = pgd(
+        lambda z: cross_entropy(model(z), y, reduction="none"),
+        x,
+        EPS,
+        steps=STEPS,
+        step_size=STEP,
+        bounds=(0, 1),
+        random_start=False,
+    )
+    apart = (ours - theirs).abs()
+    print(
+        f"largest difference from torchattacks: {apart.max():.2g}; beyond 1e-6 at {(apart > 1e-6).float().mean():.2%}"
+    )
+
+
 class Classifier(pl.LightningModule):
     """The small network in Lightning."""
 
@@ -189,6 +216,7 @@ def main() -> None:
         ("small CNN, 256 x 1 x 28 x 28", small(), torch.rand(256, 1, 28, 28)),
         ("ResNet-18, 32 x 3 x 32 x 32", resnet18(), torch.rand(32, 3, 32, 32)),
     ):
+        agreement(model.eval(), x)
         table(f"PGD-10, {name}", race(implementations(model.eval(), x, torch.randint(10, (len(x),))), options.rounds))
     overhead(options.rounds)
 
