@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
@@ -114,3 +115,16 @@ def make_trainer(folder, callbacks=(), **settings):
         "num_sanity_val_steps": 0,
     }
     return pl.Trainer(default_root_dir=folder, callbacks=list(callbacks), **(defaults | settings))
+
+
+class TwoProcesses(DDPStrategy):
+    """Spawned processes that leave their group together: gloo's threads abort one that ends after its peer is gone."""
+
+    def __init__(self):
+        super().__init__(start_method="spawn")
+
+    def teardown(self):
+        super().teardown()
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+            torch.distributed.destroy_process_group()

@@ -23,7 +23,7 @@ from lightning_robust import (
 )
 from lightning_robust import cli as cli_module
 
-from .boring import BATCH_FORMS, Boring, make_trainer
+from .boring import BATCH_FORMS, Boring, TwoProcesses, make_trainer
 
 # runs of two epochs are too short for a soup of several ingredients
 pytestmark = pytest.mark.filterwarnings("ignore::lightning_robust.NoEffectWarning")
@@ -347,7 +347,7 @@ def test_two_processes(technique, tmp_path):
     trainer = make_trainer(
         tmp_path,
         [technique.make(), keeper, _WriteRank(tmp_path, technique.logs)],
-        strategy="ddp_spawn",
+        strategy=TwoProcesses(),
         devices=2,
         enable_checkpointing=True,
     )

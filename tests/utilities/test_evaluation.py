@@ -11,7 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from lightning_robust.utilities.evaluation import Evaluator
 
-from ..boring import Boring, Pictures, make_trainer
+from ..boring import Boring, Pictures, TwoProcesses, make_trainer
 
 
 class Rich(Boring):
@@ -192,7 +192,7 @@ class Both(pl.Callback):
 
 
 def test_two_processes_pool_their_samples(tmp_path):
-    trainer = make_trainer(tmp_path, [Both(tmp_path)], strategy="ddp_spawn", devices=2, max_epochs=1)
+    trainer = make_trainer(tmp_path, [Both(tmp_path)], strategy=TwoProcesses(), devices=2, max_epochs=1)
     trainer.fit(Boring())
     values = [float((tmp_path / f"rank{rank}").read_text()) for rank in range(2)]
     assert values[0] == values[1] == pytest.approx(float(trainer.callback_metrics["val/loss"]), rel=1e-5)
