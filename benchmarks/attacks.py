@@ -26,6 +26,7 @@ from weights import race, table
 
 from lightning_robust import AdversarialCallback
 from lightning_robust.functional.attacks import pgd
+from lightning_robust.functional.weights import channels_last
 
 EPS, STEP, STEPS = 0.1, 0.025, 10
 
@@ -88,15 +89,14 @@ def implementations(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Callabl
     def ours() -> Tensor:
         return pgd(loss, x, EPS, steps=STEPS, step_size=STEP, bounds=(0, 1))
 
-    wide = x.contiguous(memory_format=torch.channels_last)
-
     def half() -> Tensor:
         def loss_in_bf16(z: Tensor) -> Tensor:
             with torch.autocast("cpu", torch.bfloat16):
                 logits = model(z)
             return cross_entropy(logits.float(), y, reduction="none")
 
-        return pgd(loss_in_bf16, wide, EPS, steps=STEPS, step_size=STEP, bounds=(0, 1))
+        with channels_last(model):
+            return pgd(loss_in_bf16, x, EPS, steps=STEPS, step_size=STEP, bounds=(0, 1))
 
     found: dict[str, Callable[[], Any]] = {"limit": limit, "lightning_robust": ours, "lightning_robust, bf16": half}
     if importlib.util.find_spec("torchattacks"):

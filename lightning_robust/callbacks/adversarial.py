@@ -18,15 +18,15 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 from typing_extensions import override
 
-from lightning_robust.callbacks.attack_objective import AttackInputs, AttackObjective, AttackPrecision
+from lightning_robust.callbacks.attack_objective import AttackInputs, AttackObjective, AttackPrecision, NoLossError
 from lightning_robust.callbacks.free_training import FreeTraining
 from lightning_robust.callbacks.overfitting_guard import OnCollapse, OverfittingGuard
 from lightning_robust.callbacks.robust_validation import RobustValidation
 from lightning_robust.functional.attacks import AttackRecord, fgsm, nfgsm, pgd
 from lightning_robust.functional.embeddings import freelb_loss, perturb_embedding
 from lightning_robust.utilities.schedule import parse_fraction
-from lightning_robust.utilities.structures import Key, get_item, map_tensors
-from lightning_robust.utilities.trainers import NoEffectWarning, refuse_sharded
+from lightning_robust.utilities.structures import Key, get_item, loss_in, take_rows
+from lightning_robust.utilities.trainers import NoEffectWarning, Replaced, refuse_sharded
 
 Method = Literal["fgsm", "fgsm_rs", "nfgsm", "pgd", "free", "trades", "fgm", "freelb"]
 _METHODS = ("fgsm", "fgsm_rs", "nfgsm", "pgd", "free", "trades", "fgm", "freelb")
@@ -43,7 +43,8 @@ class AdversarialCallback(pl.Callback):
     \delta)\right]
 
     ``training_step`` is wrapped on the instance and called with a batch whose inputs are perturbed; so it runs inside
-    autocast and inside DDP's forward, and the loss is the module's own, whatever the task. The perturbation climbs
+    autocast and inside DDP's forward, and the loss is the module's own, whatever the task; a batch for which it returns
+    None is left out as ever. The perturbation climbs
     ``pl_module.attack_loss(batch)`` where the module defines it, else its ``training_step``, run quietly in evaluation
     mode: nothing is logged, no metric or BatchNorm statistic updated, no random number drawn, no ``.grad`` touched. The
     caller's batch is never changed.
@@ -73,7 +74,7 @@ class AdversarialCallback(pl.Callback):
         ratio: Share :math:`r` of the adversarial loss; below 1 the clean loss is computed too.
         embedding: Path of the embedding module to perturb instead of the inputs, e.g. ``"encoder.embeddings"``.
         beta: Weight of the divergence in trades.
-        target_key: Where trades finds the classes in a batch.
+        target_key: Where trades and ``val_drop_solved`` find the classes in a batch.
         guard_every_n_steps: How often single-step methods are probed for catastrophic overfitting with PGD on a part of
             the batch; 0 never.
         guard_limit: Largest sound quotient of the losses under PGD and under the training attack.
@@ -90,7 +91,12 @@ class AdversarialCallback(pl.Callback):
         attack_precision: ``"bf16"`` where the device computes in it, ``"32"``, or ``"same"`` as training.
         val_eps: Radii to validate with; None is ``eps``, an empty list none.
         val_steps: Steps of the PGD that validates; 0 validates with a single FGSM step.
+        val_restarts: Attack so often from random points and keep the highest loss: that of each sample where
+            ``attack_loss`` gives one for each, else of the batch.
         val_batches: How many batches of each loader are attacked; all if None.
+        val_drop_solved: For classifiers: attack samples no further once they are taken for another class. Accuracies
+            are those of the worst iterate, so never higher; losses stop rising there; the fewer samples withstand, the
+            less it costs.
         seed: Of the random starts.
 
     Raises:
@@ -128,7 +134,9 @@ class AdversarialCallback(pl.Callback):
         attack_precision: AttackPrecision = "bf16",
         val_eps: list[float | str] | None = None,
         val_steps: int = 10,
+        val_restarts: int = 1,
         val_batches: int | None = 8,
+        val_drop_solved: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -155,7 +163,13 @@ class AdversarialCallback(pl.Callback):
         self.beta, self.target_key = beta, target_key
         self.guard_every_n_steps, self.guard_limit, self.on_collapse = guard_every_n_steps, guard_limit, on_collapse
         self._guard = OverfittingGuard(guard_limit, on_collapse)
+        if val_restarts < 1 or (val_steps == 0 and (val_drop_solved or val_restarts > 1)):
+            raise ValueError(
+                "Expected `val_restarts` of at least 1, and `val_steps` of at least 1 for restarts and "
+                f"`val_drop_solved`, but got {val_restarts} and {val_steps}."
+            )
         self.val_eps, self.val_steps, self.val_batches, self.seed = val_eps, val_steps, val_batches, seed
+        self.val_restarts, self.val_drop_solved = val_restarts, val_drop_solved
         self._radii = radii * (len(keys) if len(radii) == 1 else 1)
         first = max(radii[0], 1e-30)
         self._relative_step = None if step_size is None else parse_fraction(step_size, "step_size") / first
@@ -163,7 +177,7 @@ class AdversarialCallback(pl.Callback):
         self._inputs = AttackInputs(keys, mean, std, bounds)
         self._free = FreeTraining(self._inputs, steps)
         self._original: Callable[..., Any] | None = None
-        self._own: Any = None
+        self._replaced: Replaced | None = None
         self._record = AttackRecord()
         self._attacks, self._seconds, self._epoch_start = 0, 0.0, 0.0
         self._warned: set[str] = set()
@@ -261,19 +275,18 @@ class AdversarialCallback(pl.Callback):
         def training_step(batch: Any, *args: Any, **kwargs: Any) -> Any:
             if not self._is_due(trainer):
                 return original(batch, *args, **kwargs)
-            return self._train(trainer, pl_module, batch, args, kwargs)
+            try:
+                return self._train(trainer, pl_module, batch, args, kwargs)
+            except NoLossError:
+                # the module leaves this batch out; so it does with the inputs as they are
+                return original(batch, *args, **kwargs)
 
-        self._own, self._original = vars(pl_module).get("training_step"), original
-        object.__setattr__(pl_module, "training_step", training_step)
+        self._original, self._replaced = original, Replaced(pl_module, "training_step", training_step)
 
     def _unwrap(self, pl_module: pl.LightningModule) -> None:
-        if self._original is None:
-            return
-        if self._own is None:
-            object.__delattr__(pl_module, "training_step")
-        else:
-            object.__setattr__(pl_module, "training_step", self._own)
-        self._own = self._original = None
+        if self._replaced is not None:
+            self._replaced.restore(pl_module)
+        self._original = self._replaced = None
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
         return max(self._radii) > 0 and trainer.fit_loop.total_batch_idx % self.every_n_steps == 0
@@ -328,7 +341,7 @@ class AdversarialCallback(pl.Callback):
         radii: list[float],
     ) -> None:
         """Attack a part of the batch with the method in use and with PGD, and let the guard compare the losses."""
-        part = map_tensors(lambda tensor: tensor[:_PROBED] if tensor.ndim else tensor, batch)
+        part = take_rows(batch, slice(_PROBED), len(self._inputs.read(batch)[0]))
         objective = AttackObjective(trainer, pl_module, step, part, self._inputs, self.attack_precision)
 
         def strong(loss: Callable[[Tensor], Tensor], inputs: Tensor, radius: Tensor) -> Tensor:
@@ -373,7 +386,7 @@ class AdversarialCallback(pl.Callback):
             generator = self._generator(trainer, pl_module.device)
             settings = {} if size is None else {"step_size": size}
             adversarial = freelb_loss(
-                lambda: _loss(step(batch)),
+                lambda: loss_in(step(batch)),
                 embedding,
                 steps=self.steps,
                 magnitude=radius,
@@ -415,7 +428,10 @@ class AdversarialCallback(pl.Callback):
         first = self._radii[0]
         wanted = sorted(self._val_radii)
         radii = [[radius * own / first if first > 0 else radius for own in self._radii] for radius in wanted]
-        checked = RobustValidation(self._inputs, self.norm, self.val_steps, self.val_batches, self.seed)
+        solved = self.target_key if self.val_drop_solved else None
+        checked = RobustValidation(
+            self._inputs, self.norm, self.val_steps, self.val_restarts, self.val_batches, self.seed, solved
+        )
         try:
             found = checked.metrics(trainer, pl_module, self._original or pl_module.training_step, radii)
         except Exception as error:
@@ -436,14 +452,8 @@ class AdversarialCallback(pl.Callback):
             rank_zero_warn(f"AdversarialCallback: {message}", category=category)
 
 
-def _loss(output: Any) -> Tensor:
-    """The loss in what a training step returned."""
-    loss: Tensor = output["loss"] if isinstance(output, dict) else output
-    return loss
-
-
 def _mixed(clean: Any, adversarial: Any, ratio: float) -> Any:
     if clean is None or adversarial is None:
         return clean
-    loss = (1 - ratio) * _loss(clean) + ratio * _loss(adversarial)
+    loss = (1 - ratio) * loss_in(clean) + ratio * loss_in(adversarial)
     return {**clean, "loss": loss} if isinstance(clean, dict) else loss

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -12,11 +13,19 @@ import torch
 from torch import Tensor
 
 from lightning_robust.functional.pixels import PixelSpace
+from lightning_robust.functional.weights import channels_last
+from lightning_robust.utilities.batches import pixel_space
 from lightning_robust.utilities.evaluation import quietly
-from lightning_robust.utilities.structures import Key, get_args, map_tensors, replace_items
+from lightning_robust.utilities.structures import Key, get_args, loss_in, map_tensors, replace_items, take_rows
 
 AttackPrecision = Literal["bf16", "32", "same"]
-Perturb = Callable[[Callable[[Tensor], Tensor], Tensor, Tensor], Tensor]
+Perturb = Callable[[Callable[..., Tensor], Tensor, Tensor], Tensor]
+"""Takes the loss of perturbed inputs (and, as a second argument, of which rows of the batch they are), these inputs and
+radii; gives the perturbed inputs."""
+
+
+class NoLossError(ValueError):
+    """A batch for which the module gives no loss, as a training step that returns None to leave it out."""
 
 
 class AttackInputs:
@@ -53,10 +62,7 @@ class AttackInputs:
         """Take from the data module what was not given."""
         if self.bounds is None:
             return
-        data = getattr(trainer, "datamodule", None)
-        mean = self.mean if self.mean is not None else getattr(data, "mean", 0.0)
-        std = self.std if self.std is not None else getattr(data, "std", 1.0)
-        self.pixels = PixelSpace(mean, std, *self.bounds)
+        self.pixels = pixel_space(trainer, self.mean, self.std, *self.bounds)
 
     def read(self, batch: Any) -> list[Tensor]:
         """The inputs, checked.
@@ -111,6 +117,7 @@ class AttackObjective:
         # tensors of inference mode cannot take part in autograd
         self.batch = map_tensors(_outside_inference, batch)
         self.precision = precision
+        self._in_bf16 = precision == "bf16" and computes_in_bf16(pl_module.device)
 
     def attacked(self, perturb: Perturb, radii: list[float], loss_of: Callable[[Any], Tensor] | None = None) -> Any:
         """The batch with perturbed inputs, which climb the module's loss or another function of the batch."""
@@ -129,24 +136,30 @@ class AttackObjective:
             if len(shapes) == 1:
                 return [tensor]
             sizes = [shape[1:].numel() for shape in shapes]
-            return [part.reshape(shape) for part, shape in zip(torch.split(tensor, sizes, 1), shapes, strict=True)]
+            cut = zip(torch.split(tensor, sizes, 1), shapes, strict=True)
+            return [part.reshape(-1, *shape[1:]) for part, shape in cut]
 
-        def with_inputs(tensor: Tensor) -> Any:
+        def with_inputs(tensor: Tensor, rows: Tensor | None = None) -> Any:
             new = [self.inputs.from_pixels(part).to(old.dtype) for part, old in zip(split(tensor), parts, strict=True)]
-            return replace_items(self.batch, dict(zip(self.inputs.keys, new, strict=True)))
+            batch = self.batch if rows is None else take_rows(self.batch, rows, len(joint))
+            return replace_items(batch, dict(zip(self.inputs.keys, new, strict=True)))
 
-        with self.quiet():
-            found = perturb(lambda tensor: climbed(with_inputs(tensor)), joint, radius)
+        with self.quiet(), channels_last(self.module) if self._in_bf16 else nullcontext():
+            found = perturb(lambda *given: climbed(with_inputs(*given)), joint, radius)
         return with_inputs(found)
 
     def loss_of(self, batch: Any) -> Tensor:
-        """A scalar or one value a sample, in full precision."""
+        """A scalar or one value a sample, in full precision.
+
+        Raises:
+            NoLossError: If the module gives none for this batch.
+        """
         with self._arithmetic():
             own = getattr(self.module, "attack_loss", None)
             output = own(batch) if own is not None else self.step(batch)
-        loss = output["loss"] if isinstance(output, dict) else output
+        loss = loss_in(output)
         if not isinstance(loss, Tensor):
-            raise ValueError(
+            raise NoLossError(
                 f"Expected `training_step` or `attack_loss` to return a loss, but got {type(loss).__name__}. Batches "
                 "without a loss cannot be attacked."
             )
@@ -162,12 +175,13 @@ class AttackObjective:
         context: AbstractContextManager[Any] = nullcontext()
         if self.precision == "32":
             context = torch.autocast(kind, enabled=False)
-        elif self.precision == "bf16" and computes_in_bf16(self.module.device):
+        elif self._in_bf16:
             context = torch.autocast(kind, torch.bfloat16)
         with context:
             yield
 
 
+@functools.cache
 def computes_in_bf16(device: torch.device) -> bool:
     """Whether the device multiplies in bf16 faster than in fp32."""
     if device.type == "cuda":

@@ -22,7 +22,6 @@ class ScheduledAverage:
 
     def __init__(
         self,
-        name: str,
         *,
         kind: Kind,
         start: float | str,
@@ -33,7 +32,7 @@ class ScheduledAverage:
     ) -> None:
         if every != "epoch" and not (isinstance(every, int) and every >= 1):
             raise ValueError(f"Expected `every` to be 'epoch' or a number of steps from 1, but got {every!r}.")
-        self.name, self.every = name, every
+        self.every = every
         self.start: Moment = parse_moment(start)
         self.half_life: Period | None = None if half_life is None else parse_period(half_life)
         length = None if self.half_life is None else self.half_life.length
@@ -88,7 +87,7 @@ def plan_averages(
     Raises:
         ValueError: For unknown settings or a name that is taken.
     """
-    averages = {MAIN: ScheduledAverage(MAIN, dtype=dtype, **main)}
+    averages = {MAIN: ScheduledAverage(dtype=dtype, **main)}
     common = {"kind": "uniform", "start": main["start"], "every": main["every"], "half_life": None, "window": None}
     for name, settings in (also or {}).items():
         unknown = set(settings) - _SETTINGS
@@ -97,5 +96,5 @@ def plan_averages(
                 f"Expected `also` to map a new name to some of {sorted(_SETTINGS)}, but got {name!r} with "
                 f"{sorted(unknown) or 'a name that is taken'}."
             )
-        averages[name] = ScheduledAverage(name, dtype=dtype, **(common | dict(settings)))
+        averages[name] = ScheduledAverage(dtype=dtype, **(common | dict(settings)))
     return averages

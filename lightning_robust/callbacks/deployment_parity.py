@@ -24,8 +24,8 @@ from lightning_robust.deployment.parity import STATUS_CODES, Decode, ParityRepor
 from lightning_robust.deployment.preprocessing import perturbations as named_perturbations
 from lightning_robust.deployment.report import perturbation_rows, summary, target_rows
 from lightning_robust.deployment.runtimes import Subject, available, runtime
-from lightning_robust.functional.pixels import PixelSpace
-from lightning_robust.utilities.batches import isolated_rng, validation_batches
+from lightning_robust.functional.weights import state_on_cpu
+from lightning_robust.utilities.batches import isolated_rng, pixel_space, validation_batches
 from lightning_robust.utilities.logging import add_layout, log_figure, log_table, write_layout
 from lightning_robust.utilities.structures import flatten, get_args, map_tensors
 from lightning_robust.utilities.trainers import NoEffectWarning, is_fast_dev_run, refuse_sharded
@@ -189,7 +189,7 @@ class DeploymentParityCallback(pl.Callback):
         if not self._due or not trainer.is_global_zero or dataloader_idx > 0:
             return
         if self._snapshot is None:
-            self._snapshot = {k: v.detach().to("cpu", copy=True) for k, v in pl_module.state_dict().items()}
+            self._snapshot = state_on_cpu(pl_module)
         if self._kept() < self._wanted(trainer):
             self._keep_inputs(batch)
 
@@ -233,7 +233,7 @@ class DeploymentParityCallback(pl.Callback):
         target = tag.split("/")[1] if tag.startswith("parity/") else None
         outcome = _Outcome()
         if trainer.is_global_zero:
-            self._snapshot = {k: v.detach().to("cpu", copy=True) for k, v in pl_module.state_dict().items()}
+            self._snapshot = state_on_cpu(pl_module)
             self._inputs = []
             for batch in validation_batches(trainer, pl_module):
                 self._keep_inputs(batch)
@@ -354,18 +354,12 @@ class DeploymentParityCallback(pl.Callback):
             available(self.targets if target is None else [target]),
             decode=self._decoder(module),
             perturbations=self._perturbations if target is None else [],
-            pixels=self._pixels(trainer),
+            pixels=pixel_space(trainer, self.mean, self.std),
             time_limit=self.time_limit,
         )
 
     def _decoder(self, module: torch.nn.Module) -> Decode | None:
         return getattr(module, self.decode, None) if self.decode else None
-
-    def _pixels(self, trainer: pl.Trainer) -> PixelSpace:
-        data = getattr(trainer, "datamodule", None)
-        mean = self.mean if self.mean is not None else getattr(data, "mean", 0.0)
-        std = self.std if self.std is not None else getattr(data, "std", 1.0)
-        return PixelSpace(mean, std)
 
     def _show(self, trainer: pl.Trainer, report: ParityReport) -> None:
         log_figure(trainer, "parity/overview", draw_parity(self._history, report))

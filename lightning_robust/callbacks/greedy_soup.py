@@ -31,8 +31,11 @@ from lightning_robust.functional.soups import (
     stock_soup,
     uniform_soup,
 )
+from lightning_robust.functional.weights import state_on_cpu
 from lightning_robust.utilities.batches import validation_batches
 from lightning_robust.utilities.checkpoints import expand, read_state
+from lightning_robust.utilities.evaluation import quietly
+from lightning_robust.utilities.structures import loss_in
 from lightning_robust.utilities.trainers import find_callbacks, is_fast_dev_run, refuse_sharded
 
 Recipe = Literal["greedy", "uniform", "learned", "stock"]
@@ -148,7 +151,7 @@ class GreedySoupCallback(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the initial weights, if the recipe needs them."""
         if self.recipe == "stock" and not self._base:
-            self._base = {name: t.detach().to("cpu", copy=True) for name, t in pl_module.state_dict().items()}
+            self._base = state_on_cpu(pl_module)
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -266,7 +269,7 @@ class GreedySoupCallback(pl.Callback):
         for ingredient in pantry:
             if ingredient.score is None:
                 state = ingredient()
-                require_same(candidates.present(), state, ingredient.label)
+                require_same(candidates.module.state_dict(), state, ingredient.label)
                 *_, (ingredient.score, _) = candidates.running_score(state, monitor, mixed=False)
             if ingredient.score is not None and math.isfinite(ingredient.score):
                 usable.append(ingredient)
@@ -296,16 +299,15 @@ class GreedySoupCallback(pl.Callback):
                 best_possible=bound,
                 drop=self.drop,
             )
-        if len(pantry) == 1:
-            soup = uniform_soup(pantry)
-        elif self.recipe == "learned":
+        several = len(pantry) > 1
+        if several and self.recipe == "learned":
             soup = self._learned(pantry, candidates)
-        elif self.recipe == "stock":
+        elif several and self.recipe == "stock":
             soup = stock_soup(pantry, self._base)
         else:
             soup = uniform_soup(pantry)
         soup.scores = scores
-        *_, (soup.score, _) = candidates.running_score(soup.state, monitor, mixed=len(pantry) > 1)
+        *_, (soup.score, _) = candidates.running_score(soup.state, monitor, mixed=several)
         return soup
 
     def _learned(self, pantry: list[Ingredient], candidates: Candidates) -> Soup:
@@ -317,7 +319,7 @@ class GreedySoupCallback(pl.Callback):
             result: Tensor = torch.func.functional_call(step, named, (batch,))
             return result
 
-        with candidates.evaluator.quietly():
+        with quietly(trainer, module, "training"):
             return learned_soup(pantry, loss, lambda: validation_batches(trainer, module))
 
     def _barriers(
@@ -351,5 +353,5 @@ class _Step(nn.Module):
         self.module = module
 
     def forward(self, batch: Any) -> Tensor:
-        outputs = self.module.training_step(batch, 0)
-        return outputs["loss"] if isinstance(outputs, Mapping) else outputs  # type: ignore[return-value]
+        loss: Tensor = loss_in(self.module.training_step(batch, 0))
+        return loss

@@ -9,6 +9,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightning_robust.functional.weights import state_on_cpu
+
 OnCollapse = Literal["warn", "pgd", "shrink", "rollback"]
 
 
@@ -46,7 +48,7 @@ class OverfittingGuard:
         self._first = self._first or strong
         if self.ratio <= self.limit or strong <= self._first / 2:
             if self.on_collapse == "rollback":
-                self._good = {k: v.detach().to("cpu", copy=True) for k, v in pl_module.state_dict().items()}
+                self._good = state_on_cpu(pl_module)
             return
         self.collapses += 1
         action = self._act(pl_module)

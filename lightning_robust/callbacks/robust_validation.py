@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_robust.callbacks.attack_objective import AttackInputs, AttackObjective
 from lightning_robust.functional.attacks import AttackRecord, Norm, fgsm, pgd
 from lightning_robust.utilities.evaluation import Evaluator
-from lightning_robust.utilities.structures import get_args
+from lightning_robust.utilities.structures import Key, get_args, get_item
 
 
 @dataclass
@@ -28,9 +28,12 @@ class RobustValidation:
     norm: Norm
     steps: int
     """Of PGD; 0 is a single FGSM step."""
+    restarts: int
     batches: int | None
     """Of each loader; all if None."""
     seed: int
+    drop_solved: Key | None = None
+    """Where the classes are in a batch; samples that are taken for another class are then attacked no further."""
     record: AttackRecord = field(default_factory=AttackRecord)
     doubts: list[str] = field(default_factory=list)
     """Why the numbers may not mean robustness, in words; found on the first batch at the largest radius."""
@@ -51,9 +54,10 @@ class RobustValidation:
             def transform(batch: Any, index: int, loader: int, reach: list[float] = each) -> Any:
                 generator = torch.Generator(pl_module.device).manual_seed(self.seed + index)
 
-                def perturb(loss: Callable[[Tensor], Tensor], inputs: Tensor, radius: Tensor) -> Tensor:
+                def perturb(loss: Callable[..., Tensor], inputs: Tensor, radius: Tensor) -> Tensor:
                     start = starts.get((loader, index))
-                    starts[loader, index] = self._attack(loss, inputs, radius, start, generator)
+                    judged = loss if self.drop_solved is None else self._judged(pl_module, loss, batch)
+                    starts[loader, index] = self._attack(judged, inputs, radius, start, generator)
                     return starts[loader, index]
 
                 objective = AttackObjective(
@@ -85,7 +89,7 @@ class RobustValidation:
         found = []
         if abs(losses[0] - losses[1]) > 1e-3 * abs(losses[0]):
             found.append("the loss of one batch differs between two passes: random outputs hide the gradient")
-        if losses[2] > 1.05 * losses[0] and self.steps > 1:
+        if losses[2] > 1.05 * losses[0] and self.steps > 1 and self.drop_solved is None:
             found.append(
                 f"a single step reaches a higher loss ({losses[2]:.3g}) than {self.steps} steps do ({losses[0]:.3g})"
             )
@@ -93,9 +97,29 @@ class RobustValidation:
             found.append("outputs are probabilities; a loss that takes them for logits has hardly any gradient")
         return found
 
+    def _judged(
+        self, pl_module: pl.LightningModule, loss: Callable[..., Tensor], batch: Any
+    ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """The loss of some rows, and which of them are taken for another class."""
+        classes = get_item(batch, self.drop_solved) if self.drop_solved is not None else None
+
+        def judged(tensor: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+            with _outputs(pl_module) as outputs:
+                value = loss(tensor, rows)
+            logits = outputs[-1] if outputs else None
+            if not isinstance(classes, Tensor) or not isinstance(logits, Tensor) or logits.ndim != 2:
+                raise ValueError(
+                    "Expected a classifier whose training step calls it for logits (N, classes), with classes (N,) at "
+                    f"`target_key`, to leave out what is solved, but got {type(logits).__name__} and "
+                    f"{type(classes).__name__}. Set val_drop_solved=False for other tasks."
+                )
+            return value, logits.argmax(1) != classes[rows]
+
+        return judged
+
     def _attack(
         self,
-        loss: Callable[[Tensor], Tensor],
+        loss: Callable[..., Any],
         inputs: Tensor,
         radius: Tensor,
         start: Tensor | None,
@@ -104,7 +128,19 @@ class RobustValidation:
         common: dict[str, Any] = {"norm": self.norm, "bounds": self.inputs.range, "record": self.record}
         if self.steps == 0:
             return fgsm(loss, inputs, radius, **common)
+        common |= {"drop_solved": self.drop_solved is not None, "restarts": self.restarts}
         return pgd(loss, inputs, radius, steps=self.steps, start=start, generator=generator, **common)
+
+
+@contextmanager
+def _outputs(module: torch.nn.Module) -> Iterator[list[Any]]:
+    """What the module's forward passes inside the block gave."""
+    found: list[Any] = []
+    handle = module.register_forward_hook(lambda _, args, output: found.append(output))
+    try:
+        yield found
+    finally:
+        handle.remove()
 
 
 def _are_probabilities(outputs: Any) -> bool:

@@ -25,7 +25,7 @@ from lightning_robust.utilities.batches import refresh_statistics
 from lightning_robust.utilities.checkpoints import RAW_KEY
 from lightning_robust.utilities.evaluation import Evaluator
 from lightning_robust.utilities.schedule import Period
-from lightning_robust.utilities.trainers import NoEffectWarning, find_callbacks, refuse_sharded
+from lightning_robust.utilities.trainers import NoEffectWarning, Replaced, find_callbacks, refuse_sharded
 
 
 class SWACallback(pl.Callback):
@@ -119,6 +119,7 @@ class SWACallback(pl.Callback):
         self._weights: Weights | None = None
         self._layers: list[nn.Module] = []
         self._raw: list[Tensor] | None = None
+        self._saving: Replaced | None = None
         self._step = 0
         self._resumed = False
         self._metrics: dict[str, float] = {}
@@ -372,16 +373,12 @@ class SWACallback(pl.Callback):
                 checkpoint["state_dict"] = self._both(trainer, pl_module, checkpoint["state_dict"])[0]
             original(checkpoint)
 
-        self._unwrapped = vars(pl_module).get("on_save_checkpoint")
-        object.__setattr__(pl_module, "on_save_checkpoint", on_save_checkpoint)
+        self._saving = Replaced(pl_module, "on_save_checkpoint", on_save_checkpoint)
 
     def _unwrap_saving(self, pl_module: pl.LightningModule) -> None:
-        if "on_save_checkpoint" not in vars(pl_module):
-            return
-        if self._unwrapped is None:
-            object.__delattr__(pl_module, "on_save_checkpoint")
-        else:
-            object.__setattr__(pl_module, "on_save_checkpoint", self._unwrapped)
+        if self._saving is not None:
+            self._saving.restore(pl_module)
+            self._saving = None
 
     def _warn(self, message: str, category: type[Warning] = UserWarning) -> None:
         """Once for each beginning of a message."""

@@ -21,6 +21,7 @@ from lightning_robust.callbacks.figures import Curve, draw_wise_ft
 from lightning_robust.callbacks.greedy_soup import GreedySoupCallback
 from lightning_robust.callbacks.swa import SWACallback
 from lightning_robust.functional.averaging import State, interpolate
+from lightning_robust.functional.weights import state_on_cpu
 from lightning_robust.utilities.checkpoints import read_state
 from lightning_robust.utilities.evaluation import pick
 from lightning_robust.utilities.logging import log_figure, log_scalars, log_table
@@ -117,7 +118,7 @@ class WiSEFTCallback(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the weights that fine-tuning begins from."""
         if self.zero_shot is None and not self._start:
-            self._start = {name: t.detach().to("cpu", copy=True) for name, t in pl_module.state_dict().items()}
+            self._start = state_on_cpu(pl_module)
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -99,6 +99,27 @@ class Weights:
             return {key: item.detach().clone() if isinstance(item, Tensor) else item for key, item in state.items()}
 
 
+def state_on_cpu(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of the module's ``state_dict`` in the memory of the CPU."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in module.state_dict().items()}
+
+
+@contextmanager
+def channels_last(module: nn.Module) -> Iterator[None]:
+    """Inside the block, weights of 2-D convolutions lie in memory with their channels last, as bf16 kernels want them.
+
+    Values are the same, and afterwards so are the tensors. Costs one copy of these weights.
+    """
+    kept = [(weight, weight.data) for weight in module.parameters() if weight.ndim == 4]
+    try:
+        for weight, data in kept:
+            weight.data = data.contiguous(memory_format=torch.channels_last)
+        yield
+    finally:
+        for weight, data in kept:
+            weight.data = data
+
+
 def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
     path, _, leaf = name.rpartition(".")
     return module.get_submodule(path), leaf

@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_robust.functional.batchnorm import refresh_batchnorm
+from lightning_robust.functional.pixels import PixelSpace
 from lightning_robust.utilities.structures import Key, get_args
 
 
@@ -117,6 +118,20 @@ def validation_batches(trainer: pl.Trainer, pl_module: pl.LightningModule) -> It
             if loader > 0:
                 return
             yield transferred(trainer, pl_module, batch, loader)
+
+
+def pixel_space(
+    trainer: pl.Trainer | None,
+    mean: float | list[float] | None,
+    std: float | list[float] | None,
+    low: float = 0.0,
+    high: float = 1.0,
+) -> PixelSpace:
+    """How inputs were normalised: as given, or as the data module says by ``mean`` and ``std``, or not at all."""
+    data = None if trainer is None else _data_module(trainer)
+    mean = mean if mean is not None else getattr(data, "mean", 0.0)
+    std = std if std is not None else getattr(data, "std", 1.0)
+    return PixelSpace(mean, std, low, high)
 
 
 def refresh_statistics(

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-State = dict[str, Tensor]
+from lightning_robust.functional.averaging import State
+
 RAW_KEY = "raw_state_dict"
 """Where a full checkpoint of SWACallback keeps the weights that training goes on from."""
 _ADVICE = "Give Lightning checkpoints (.ckpt), state dicts (.pt) or .safetensors that hold tensors."

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import BinaryAccuracy, MulticlassAccuracy, MultilabelAccuracy
 
 from lightning_robust.utilities.batches import isolated_rng, stage, transferred, twins
+from lightning_robust.utilities.trainers import Replaced
 
 Transform = Callable[[Any, int, int], Any]
 _LOG = inspect.signature(pl.LightningModule.log)
@@ -51,10 +52,8 @@ class _Entry:
         return sum(v * w for v, w in zip(self.values, self.weights, strict=True)) / self.weight
 
     def result(self, trainer: pl.Trainer) -> float:
-        if self.settled is not None:
-            return self.settled
-        if self.metric is not None:
-            return float(self.metric.compute())  # torchmetrics synchronises ranks itself
+        if self.settled is not None or self.metric is not None:
+            return self.mean()  # torchmetrics synchronises ranks itself
         if self.reduce_fx == "mean":
             pair = torch.tensor([self.mean() * self.weight, self.weight], dtype=torch.float64)
             total = trainer.strategy.reduce(pair.to(_wide_device(trainer)), reduce_op="sum").cpu()
@@ -158,10 +157,6 @@ class Evaluator:
     def best_possible(self, monitor: str) -> float | None:
         """1 for accuracies, which no part of the data can exceed; None for what is not known."""
         return self._best.get(monitor)
-
-    def quietly(self) -> AbstractContextManager[None]:
-        """Inside the block the module runs without a trace, its logging caught, as during an evaluation."""
-        return quietly(self.trainer, self.module, "training")
 
     def _run(
         self, transform: Transform | None = None, limit: int | None = None
@@ -305,15 +300,11 @@ def _ignore(*_: Any, **__: Any) -> None:
 @contextmanager
 def _attribute(thing: Any, name: str, value: Any) -> Iterator[None]:
     """An attribute of the instance, inside the block."""
-    own = vars(thing).get(name)
-    object.__setattr__(thing, name, value)
+    replaced = Replaced(thing, name, value)
     try:
         yield
     finally:
-        if own is None:
-            object.__delattr__(thing, name)
-        else:
-            object.__setattr__(thing, name, own)
+        replaced.restore(thing)
 
 
 @contextmanager

@@ -76,6 +76,27 @@ def replace_items(batch: Any, new: Mapping[Key, Any]) -> Any:
     return type(batch)(places.get(index, item) for index, item in enumerate(batch))
 
 
+def take_rows(batch: Any, rows: Tensor | slice, size: int) -> Any:
+    """Some samples of a batch of ``size``: these rows of every tensor that has one for each sample.
+
+    Example:
+        >>> import torch
+        >>> take_rows({"x": torch.arange(3), "scale": torch.ones(())}, slice(2), 3)
+        {'x': tensor([0, 1]), 'scale': tensor(1.)}
+    """
+    return map_tensors(lambda tensor: tensor[rows] if tensor.ndim and len(tensor) == size else tensor, batch)
+
+
+def loss_in(output: Any) -> Any:
+    """The loss in what a training step returned: its entry ``"loss"``, or all of it.
+
+    Example:
+        >>> loss_in({"loss": 1.0, "logits": 2.0}), loss_in(1.0)
+        (1.0, 1.0)
+    """
+    return output["loss"] if isinstance(output, Mapping) else output
+
+
 def flatten(value: Any, name: str = "output") -> dict[str, Tensor]:
     """Every tensor of a structure, in order, named by the path to it.
 

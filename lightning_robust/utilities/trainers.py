@@ -14,6 +14,28 @@ class NoEffectWarning(UserWarning):
     """A technique that was switched on changed or measured nothing."""
 
 
+class Replaced:
+    """A method or attribute of one instance that something else stands in for, until :meth:`restore`.
+
+    Args:
+        thing: The instance; its class is left alone.
+        name: Of the attribute.
+        value: What stands in for it.
+    """
+
+    def __init__(self, thing: Any, name: str, value: Any) -> None:
+        self._name, self._own = name, vars(thing).get(name)
+        # past the bookkeeping that nn.Module does for parameters and submodules
+        object.__setattr__(thing, name, value)
+
+    def restore(self, thing: Any) -> None:
+        """Leave the instance as it was."""
+        if self._own is None:
+            object.__delattr__(thing, self._name)
+        else:
+            object.__setattr__(thing, self._name, self._own)
+
+
 def refuse_sharded(trainer: pl.Trainer, technique: str) -> None:
     """Refuse strategies in which no rank holds whole weights.
 

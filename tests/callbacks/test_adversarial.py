@@ -240,6 +240,112 @@ def test_robust_metrics_in_fit_validate_and_test(tmp_path):
     assert tested["adversarial/test_loss@0.3"] == pytest.approx(losses[3], rel=1e-4)
 
 
+class Scored(Boring):
+    """Losses of each sample to climb, accuracy to look at."""
+
+    def attack_loss(self, batch):
+        return nn.functional.cross_entropy(self(batch[0]), batch[1], reduction="none")
+
+    def validation_step(self, batch, batch_idx):
+        logits = self(batch[0])
+        self.log("val/acc", (logits.argmax(1) == batch[1]).float().mean())
+        self.log("val/loss", nn.functional.cross_entropy(logits, batch[1]))
+
+
+def test_solved_samples_are_attacked_no_further(tmp_path):
+    """Accuracy is not higher than without, for fewer gradients; restarts never lower the loss."""
+    pl.seed_everything(0)
+    _, module = train(tmp_path, [], Scored(), max_epochs=8)
+    found, seen = {}, {}
+    for name, settings in (
+        ("all", {}),
+        ("dropped", {"val_drop_solved": True}),
+        ("restarted", {"val_restarts": 4}),
+    ):
+        counted = []
+
+        class Counted(Scored):
+            def attack_loss(self, batch, counted=counted):
+                counted.append(len(batch[0]))
+                return super().attack_loss(batch)
+
+        twin = Counted()
+        twin.load_state_dict(module.state_dict())
+        callback = AdversarialCallback("fgsm", eps=0.15, val_eps=[0.1, 0.15, 0.3], val_steps=10, **settings)
+        (found[name],) = make_trainer(tmp_path, [callback]).validate(twin, verbose=False)
+        seen[name] = sum(counted)
+    for eps in ("0.1", "0.15", "0.3"):
+        accuracy, loss = f"adversarial/val_acc@{eps}", f"adversarial/val_loss@{eps}"
+        assert found["dropped"][accuracy] <= found["all"][accuracy] + 1e-6
+        assert found["restarted"][loss] >= found["all"][loss] - 1e-6
+    assert found["all"]["adversarial/val_acc@0.3"] < 0.3
+    assert seen["dropped"] < 0.8 * seen["all"]
+
+
+def test_leaving_out_what_is_solved_needs_a_classifier(tmp_path):
+    class Pair(Scored):
+        def forward(self, images):
+            return self.net(images), None
+
+        def attack_loss(self, batch):
+            return nn.functional.cross_entropy(self(batch[0])[0], batch[1], reduction="none")
+
+        def validation_step(self, batch, batch_idx):
+            self.log("val/loss", nn.functional.cross_entropy(self(batch[0])[0], batch[1]))
+
+    callback = AdversarialCallback("fgsm", eps=0.1, val_drop_solved=True)
+    with pytest.warns(UserWarning, match="Set val_drop_solved=False for other tasks"):
+        make_trainer(tmp_path, [callback]).validate(Pair(), verbose=False)
+    with pytest.raises(ValueError, match="`val_restarts` of at least 1"):
+        AdversarialCallback("fgsm", eps=0.1, val_steps=0, val_drop_solved=True)
+
+
+def test_batches_left_out_by_the_module_stay_out(tmp_path):
+    class Skips(Seen):
+        def training_step(self, batch, batch_idx):
+            return None if batch_idx == 1 else super().training_step(batch, batch_idx)
+
+    with pytest.warns(UserWarning, match="returned `None`"):
+        _, module = train(tmp_path, AdversarialCallback("fgsm", eps=0.1, val_eps=[]), Skips(), max_epochs=1)
+    assert len(module.inputs) == 3
+
+
+@pytest.mark.parametrize("method", ["fgsm_rs", "pgd", "free", "trades"])
+def test_single_samples_and_a_smaller_last_batch(tmp_path, method):
+    class Uneven(Boring):
+        def __init__(self, size):
+            super().__init__(lr=0.002)
+            self.net[1] = nn.Identity()
+            self.size = size
+
+        def train_dataloader(self):
+            return DataLoader(Pictures(17), self.size)
+
+    for size, batches in ((8, 3), (1, 17)):
+        callback = AdversarialCallback(method, eps=0.1, steps=2, val_batches=1, guard_every_n_steps=1)
+        trainer, module = train(tmp_path, callback, Uneven(size), max_epochs=1)
+        assert trainer.global_step == batches
+        assert all(torch.isfinite(p).all() for p in module.parameters())
+
+
+@pytest.mark.parametrize("method", ["fgsm_rs", "trades"])
+def test_compiled_modules_and_mixed_precision_train_the_same_way(tmp_path, method):
+    """A compiled network gives the weights of the plain one; in bf16-mixed they are near."""
+    weights = {}
+    for name, precision in (("plain", "32-true"), ("compiled", "32-true"), ("mixed", "bf16-mixed")):
+        pl.seed_everything(0)
+        module = Boring()
+        module.net[4] = nn.Identity()
+        if name == "compiled":
+            module.net.compile(backend="eager")
+        callback = AdversarialCallback(method, eps=0.1, steps=2, val_batches=1, attack_precision="32")
+        trainer, _ = train(tmp_path, callback, module, max_epochs=1, precision=precision)
+        assert trainer.callback_metrics["adversarial/val_loss@0.1"] > trainer.callback_metrics["val/loss"]
+        weights[name] = torch.cat([p.detach().flatten() for p in module.parameters()])
+    torch.testing.assert_close(weights["compiled"], weights["plain"], rtol=1e-4, atol=1e-5)
+    assert (weights["mixed"] - weights["plain"]).norm() < 0.15 * weights["plain"].norm()
+
+
 def test_training_on_attacks_makes_robust(tmp_path):
     measured = {}
     for name, ratio in (("plain", 0.0), ("robust", 1.0)):

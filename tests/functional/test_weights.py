@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_robust.functional.weights import Weights
+from lightning_robust.functional.weights import Weights, channels_last
 
 
 class Tied(nn.Module):
@@ -97,3 +97,20 @@ def test_rejects_modules_of_integers():
     module.register_buffer("counts", torch.zeros(3, dtype=torch.long))
     with pytest.raises(ValueError, match="nothing to average"):
         Weights(module)
+
+
+def test_channels_lie_last_inside_the_block_and_the_tensors_come_back_after_an_error():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(288, 2))
+    x, places = torch.rand(2, 3, 8, 8), [p.data_ptr() for p in net.parameters()]
+    before, out = {k: v.clone() for k, v in net.state_dict().items()}, net(x)
+
+    def fail():
+        with channels_last(net):
+            assert net[0].weight.is_contiguous(memory_format=torch.channels_last)
+            torch.testing.assert_close(net(x), out)
+            raise KeyError("planted")
+
+    with pytest.raises(KeyError, match="planted"):
+        fail()
+    assert [p.data_ptr() for p in net.parameters()] == places
+    assert all(torch.equal(v, before[k]) and v.is_contiguous() for k, v in net.state_dict().items())
