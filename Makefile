@@ -35,6 +35,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/weights.py
 	$(BIN)/python benchmarks/attacks.py
 	$(BIN)/python benchmarks/weight_space.py
+	$(BIN)/python benchmarks/input_space.py
 
 clean:
 	rm -rf .venv build dist *.egg-info runs

@@ -8,20 +8,13 @@ is that of the weights that training returns, on the 10,000 test pictures.
 
 from __future__ import annotations
 
-import argparse
 import json
-import logging
-import shutil
-import statistics
-import warnings
-from collections.abc import Callable
-from pathlib import Path
+
+from rows import Results, accuracies, checkpoint, options, run, summary
 
 from lightning_robust import load_averaged
-from lightning_robust.cli import RobustCLI
 
-BASE = ["-c", "configs/fashion_mnist_sgd.yaml"]
-QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+BASE = "configs/fashion_mnist_sgd.yaml"
 AVERAGED = ["--swa.start=8", "--swa.lr=0.05", "--swa.bn_samples=5000"]
 ROWS = {
     "SGD, cosine schedule": [],
@@ -36,55 +29,16 @@ RATES = (0.003, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.2)
 JUDGE = ["--monitor=val/acc", "--mode=max"]
 
 
-class Results:
-    """Numbers by row and seed, in a file."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.path = folder, folder / "results.json"
-        self.content = json.loads(self.path.read_text()) if self.path.exists() else {}
-
-    def get(self, row: str, seed: int, run: Callable[[], dict[str, float]]) -> dict[str, float]:
-        """The numbers of a row, from the file or by running it."""
-        key = f"{row} | {seed}"
-        if key not in self.content:
-            self.content[key] = run()
-            self.path.write_text(json.dumps(self.content, indent=1))
-            print(key, self.content[key], flush=True)
-        return self.content[key]
-
-
-def run(command: str, seed: int, folder: Path, *arguments: str) -> RobustCLI:
-    """One command of ``lightning-robust``; what an interrupted one left behind goes first."""
-    shutil.rmtree(folder, ignore_errors=True)
-    args = [command, *BASE, *QUIET, f"--seed_everything={seed}", f"--trainer.logger.save_dir={folder}", *arguments]
-    return RobustCLI(args=args)
-
-
-def accuracies(cli: RobustCLI, ckpt_path: str | None = None) -> dict[str, float]:
-    """Test accuracies of what the run returned, by loader."""
-    found = cli.trainer.test(
-        cli.model, datamodule=cli.datamodule, ckpt_path=ckpt_path, verbose=False, weights_only=True
-    )
-    return {key.replace("test/acc", "acc"): value for part in found for key, value in part.items() if "acc" in key}
-
-
-def checkpoint(folder: Path) -> str:
-    """The one checkpoint of a run."""
-    (path,) = folder.rglob("last.ckpt")
-    return str(path)
-
-
 def averaging(results: Results, row: str, seed: int) -> None:
     """A row of the first table."""
     folder = results.folder / row.replace(" ", "_").replace(",", "") / str(seed)
 
     def raw() -> dict[str, float]:
-        cli = run("validate", seed, folder / "raw")
+        cli = run("validate", BASE, seed, folder / "raw")
         cli.model.load_state_dict(load_averaged(checkpoint(folder), "raw"))
         return accuracies(cli)
 
-    results.get(row, seed, lambda: accuracies(run("fit", seed, folder, *ROWS[row])))
+    results.get(row, seed, lambda: accuracies(run("fit", BASE, seed, folder, *ROWS[row])))
     if row in AVERAGES:
         results.get(f"{row}, its raw weights", seed, raw)
 
@@ -102,7 +56,7 @@ def soup(results: Results, seed: int) -> None:
         ]
 
         def fit(index: int = index, arguments: list[str] = arguments) -> dict[str, float]:
-            cli = run("fit", 100 * seed + index, folder / f"run{index}", *arguments)
+            cli = run("fit", BASE, 100 * seed + index, folder / f"run{index}", *arguments)
             val = float(cli.trainer.callback_metrics["val/acc"])
             return accuracies(cli) | {"val": val}
 
@@ -113,6 +67,7 @@ def soup(results: Results, seed: int) -> None:
             where = f"--dirpath={folder / recipe / 'soup'}"
             cli = run(
                 "soup",
+                BASE,
                 seed,
                 folder / recipe,
                 f"--ingredients={folder}/run*/**/last.ckpt",
@@ -133,13 +88,13 @@ def wise_ft(results: Results, seed: int) -> None:
     corrupted = ["--data.corruption=rotated_noisy", f"--model.weights={start}"]
 
     def zero_shot() -> dict[str, float]:
-        cli = run("validate", seed, folder / "zero_shot", *corrupted)
+        cli = run("validate", BASE, seed, folder / "zero_shot", *corrupted)
         return accuracies(cli)
 
     def fit(name: str, *settings: str) -> dict[str, float]:
         short = ["--trainer.max_epochs=5", "--lr_scheduler.T_max=5", "--optimizer.lr=0.05"]
         judge = ["--wise_ft.monitor=val/acc", "--wise_ft.mode=max", *settings]
-        cli = run("fit", seed, folder / name, *corrupted, *short, *judge)
+        cli = run("fit", BASE, seed, folder / name, *corrupted, *short, *judge)
         numbers = {"alpha": float(cli.trainer.callback_metrics["wise_ft/alpha"])} | accuracies(cli)
         fine_tuned = accuracies(cli, checkpoint(folder / name))
         return numbers | {f"fine_tuned {key}": value for key, value in fine_tuned.items()}
@@ -149,20 +104,10 @@ def wise_ft(results: Results, seed: int) -> None:
     results.get("WiSE-FT, mixed BatchNorm", seed, lambda: fit("mixed", "--wise_ft.bn_refresh=false"))
 
 
-def summary(values: list[float]) -> str:
-    """Median and spread in percent."""
-    return f"{100 * statistics.median(values):.2f} ({100 * min(values):.2f} to {100 * max(values):.2f})"
-
-
 def main() -> None:
     """Run what is missing and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, default=Path("runs/weight_space"))
-    options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    results, seeds = Results(options.out), options.seeds
+    given = options(__doc__, "runs/weight_space")
+    results, seeds = Results(given.out), given.seeds
     for seed in seeds:
         for row in ROWS:
             averaging(results, row, seed)
