@@ -36,6 +36,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/attacks.py
 	$(BIN)/python benchmarks/weight_space.py
 	$(BIN)/python benchmarks/input_space.py
+	$(BIN)/python benchmarks/text.py
 
 clean:
 	rm -rf .venv build dist *.egg-info runs

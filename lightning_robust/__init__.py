@@ -7,5 +7,8 @@ from lightning_robust.callbacks import SWACallback as SWACallback
 from lightning_robust.callbacks import WiSEFTCallback as WiSEFTCallback
 from lightning_robust.deployment.parity import ParityReport as ParityReport
 from lightning_robust.deployment.parity import measure_parity as measure_parity
+from lightning_robust.mixins import RegMixupMixin as RegMixupMixin
+from lightning_robust.mixins import RotationSSLMixin as RotationSSLMixin
+from lightning_robust.mixins import UATMixin as UATMixin
 from lightning_robust.utilities.checkpoints import load_averaged as load_averaged
 from lightning_robust.utilities.trainers import NoEffectWarning as NoEffectWarning

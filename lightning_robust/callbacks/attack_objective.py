@@ -102,6 +102,7 @@ class AttackObjective:
         batch: The batch; never changed.
         inputs: What of it is perturbed.
         precision: In which arithmetic the attack runs.
+        stage: What the Trainer says it is doing; an ``attack_loss`` may climb something else in training.
     """
 
     def __init__(
@@ -112,7 +113,9 @@ class AttackObjective:
         batch: Any,
         inputs: AttackInputs,
         precision: AttackPrecision,
+        stage: Literal["training", "validating"] = "training",
     ) -> None:
+        self.stage = stage
         self.trainer, self.module, self.step, self.inputs = trainer, pl_module, step, inputs
         # tensors of inference mode cannot take part in autograd
         self.batch = map_tensors(_outside_inference, batch)
@@ -167,7 +170,7 @@ class AttackObjective:
 
     def quiet(self) -> AbstractContextManager[None]:
         """Nothing that the module does inside the block leaves a trace."""
-        return quietly(self.trainer, self.module, "training")
+        return quietly(self.trainer, self.module, self.stage)
 
     @contextmanager
     def _arithmetic(self) -> Iterator[None]:

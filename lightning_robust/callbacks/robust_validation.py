@@ -61,7 +61,7 @@ class RobustValidation:
                     return starts[loader, index]
 
                 objective = AttackObjective(
-                    trainer, pl_module, lambda part: step(part, index), batch, self.inputs, "same"
+                    trainer, pl_module, lambda part: step(part, index), batch, self.inputs, "same", "validating"
                 )
                 attacked = objective.attacked(perturb, reach)
                 if (loader, index) == (0, 0) and reach == max(radii):

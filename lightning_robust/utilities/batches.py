@@ -95,9 +95,27 @@ def _training_loaders(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any
         return data.train_dataloader()
     if is_overridden("train_dataloader", pl_module):
         return pl_module.train_dataloader()
+    # loaders given to `fit` are not public before its loop begins
+    given = trainer.fit_loop._data_source.instance
+    if given is not None and not isinstance(given, (pl.LightningModule, pl.LightningDataModule)):
+        return given
     raise ValueError(
-        "Expected a training loader to take BatchNorm statistics from, but there is none. Set bn_refresh=False."
+        "Expected a training loader, but there is none: neither in the data module, nor in the module, nor given to "
+        "`fit`. Without one, BatchNorm statistics are not to be had (bn_refresh=False)."
     )
+
+
+def _combined(loaders: Any) -> CombinedLoader:
+    """Twins of the training loaders as Lightning combines them."""
+    return copy.copy(loaders) if isinstance(loaders, CombinedLoader) else CombinedLoader(twins(loaders))
+
+
+def first_training_batch(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
+    """The first batch that training would get, before transfer; also before the loop has begun."""
+    loaders = _training_loaders(trainer, pl_module)
+    with isolated_rng(loaders), stage(trainer, "training"):
+        batch, *_ = next(iter(_combined(loaders)))
+        return batch
 
 
 def transferred(trainer: pl.Trainer, module: pl.LightningModule, batch: Any, loader: int) -> Any:
@@ -163,7 +181,7 @@ def refresh_statistics(
     def batches() -> Iterator[Any]:
         torch.manual_seed(0)
         seen = 0
-        for index, (batch, _, _) in enumerate(CombinedLoader(twins(loaders), "max_size_cycle")):
+        for index, (batch, _, _) in enumerate(_combined(loaders)):
             if index >= trainer.num_training_batches > 0 or (samples is not None and seen >= samples):
                 return
             seen += extract_batch_size(batch)

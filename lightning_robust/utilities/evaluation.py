@@ -23,7 +23,7 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import BinaryAccuracy, MulticlassAccuracy, MultilabelAccuracy
 
 from lightning_robust.utilities.batches import isolated_rng, stage, transferred, twins
-from lightning_robust.utilities.trainers import Replaced
+from lightning_robust.utilities.trainers import replaced
 
 Transform = Callable[[Any, int, int], Any]
 _LOG = inspect.signature(pl.LightningModule.log)
@@ -268,23 +268,41 @@ def quietly(
     What it logs goes to the recorder, or nowhere; metric objects are twins, loggers do nothing; modes, random numbers
     and the Trainer's stage come back as they were, also after an error.
     """
-    modes = [(part, part.training) for part in module.modules()]
     loggers = trainer.loggers
     with ExitStack() as stack:
         stack.enter_context(isolated_rng(loaders))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(stage(trainer, stage_name))
-        stack.enter_context(_twin_metrics(module))
-        stack.enter_context(_attribute(module, "log", recorder.log if recorder else _ignore))
-        stack.enter_context(_attribute(module, "log_dict", recorder.log_dict if recorder else _ignore))
-        module.eval()
+        stack.enter_context(muted(module, recorder))
+        stack.enter_context(in_evaluation_mode(module))
         trainer.loggers = [DummyLogger() for _ in loggers]
         try:
             yield
         finally:
             trainer.loggers = loggers
-            for part, mode in modes:
-                part.training = mode
+
+
+@contextmanager
+def muted(module: pl.LightningModule, recorder: Recorder | None = None) -> Iterator[None]:
+    """What the module logs inside the block goes to the recorder, or nowhere; its metric objects are twins."""
+    with (
+        _twin_metrics(module),
+        replaced(module, "log", recorder.log if recorder else _ignore),
+        replaced(module, "log_dict", recorder.log_dict if recorder else _ignore),
+    ):
+        yield
+
+
+@contextmanager
+def in_evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Every part of the module in evaluation mode inside the block, and as it was afterwards."""
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        module.eval()
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
 
 
 def _share_buffers(module: nn.Module) -> None:
@@ -295,16 +313,6 @@ def _share_buffers(module: nn.Module) -> None:
 
 def _ignore(*_: Any, **__: Any) -> None:
     pass
-
-
-@contextmanager
-def _attribute(thing: Any, name: str, value: Any) -> Iterator[None]:
-    """An attribute of the instance, inside the block."""
-    replaced = Replaced(thing, name, value)
-    try:
-        yield
-    finally:
-        replaced.restore(thing)
 
 
 @contextmanager

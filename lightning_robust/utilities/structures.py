@@ -15,19 +15,19 @@ Key = int | str
 
 
 def get_item(batch: Any, key: Key) -> Any:
-    """One part of a batch, by position, by key or by field name.
+    """One part of a batch, by position, by key or by field name, or by a path of these joined by dots.
 
     Args:
         batch: What the loader gave: a dict, list, tuple, NamedTuple, dataclass, or a tensor (then ``key`` 0 is the
             tensor itself).
-        key: Position (int) or name (str).
+        key: Position (int), name (str), or path, as ``"labelled.0"`` in what a CombinedLoader gives.
 
     Raises:
         KeyError: If the batch has no such part; the message lists what it has.
 
     Example:
-        >>> get_item({"image": 1, "label": 2}, "label")
-        2
+        >>> get_item({"image": 1, "label": 2}, "label"), get_item({"labelled": [3, 4]}, "labelled.1")
+        (2, 4)
     """
     if isinstance(batch, Tensor) and key == 0:
         return batch
@@ -38,6 +38,9 @@ def get_item(batch: Any, key: Key) -> Any:
             return parts[names[key]]
     elif key in parts:
         return parts[key]
+    elif isinstance(key, str) and "." in key:
+        first, rest = split_path(key)
+        return get_item(get_item(batch, first), rest)
     raise KeyError(
         f"Expected the batch to have a part {key!r}, but got {type(batch).__name__} with {list(parts)}. "
         "Set `input_key` / `target_key` to one of them."
@@ -55,14 +58,20 @@ def get_args(batch: Any, keys: Key | list[Key]) -> tuple[Any, ...]:
 
 
 def replace_items(batch: Any, new: Mapping[Key, Any]) -> Any:
-    """The same batch with other parts, by position or name. The original and its tensors are left alone.
+    """The same batch with other parts, by position, name or path. The original and its tensors are left alone.
 
     Example:
-        >>> replace_items(("image", "label"), {0: "other"})
-        ('other', 'label')
+        >>> replace_items(("image", "label"), {0: "other"}), replace_items({"labelled": [3, 4]}, {"labelled.0": 5})
+        (('other', 'label'), {'labelled': [5, 4]})
     """
     if isinstance(batch, Tensor):
         return new[0]
+    for path in [key for key in new if isinstance(key, str) and "." in key and key not in _parts(batch)]:
+        first, rest = split_path(path)
+        batch = replace_items(batch, {first: replace_items(get_item(batch, first), {rest: new[path]})})
+        new = {key: value for key, value in new.items() if key != path}
+    if not new:
+        return batch
     if _is_dataclass(batch):
         names = [f.name for f in dataclasses.fields(batch)]
         return dataclasses.replace(batch, **{names[k] if isinstance(k, int) else k: v for k, v in new.items()})
@@ -151,6 +160,17 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
         (tensor([-1.]), 'label')
     """
     return rebuild(value, iter([function(tensor) for _, tensor in _walk(value, "x")]))
+
+
+def split_path(path: str) -> tuple[Key, Key]:
+    """The first part of a path of keys and the rest (empty if there is none); positions are numbers.
+
+    Example:
+        >>> split_path("labelled.0")
+        ('labelled', 0)
+    """
+    first, _, rest = path.partition(".")
+    return (int(first) if first.isdigit() else first), (int(rest) if rest.isdigit() else rest)
 
 
 def _is_dataclass(value: Any) -> bool:

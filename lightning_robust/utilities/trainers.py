@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
@@ -34,6 +36,16 @@ class Replaced:
             object.__delattr__(thing, self._name)
         else:
             object.__setattr__(thing, self._name, self._own)
+
+
+@contextmanager
+def replaced(thing: Any, name: str, value: Any) -> Iterator[None]:
+    """An attribute of the instance, inside the block."""
+    stand_in = Replaced(thing, name, value)
+    try:
+        yield
+    finally:
+        stand_in.restore(thing)
 
 
 def refuse_sharded(trainer: pl.Trainer, technique: str) -> None:

@@ -10,6 +10,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from lightning_robust.mixins import RegMixupMixin, RotationSSLMixin, UATMixin
 from lightning_robust.utilities.checkpoints import read_state
 
 Batch = tuple[Tensor, Tensor]
@@ -105,6 +106,15 @@ class ImageClassifier(pl.LightningModule):
         length = max(5, int(steps))
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, length, pct_start=0.25)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class RobustImageClassifier(RegMixupMixin, RotationSSLMixin, UATMixin, ImageClassifier):
+    """The classifier with every mixin, each off until its weight is set; arguments are theirs and the classifier's.
+
+    Example:
+        >>> RobustImageClassifier(regmixup_weight=1.0, width=8)(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
+    """
 
 
 def _block(inputs: int, outputs: int) -> nn.Sequential:

@@ -2,6 +2,7 @@
 
 from lightning_robust.demo.lanes.data import LaneData as LaneData
 from lightning_robust.demo.lanes.detector import LaneDetector as LaneDetector
+from lightning_robust.demo.lanes.detector import RobustLaneDetector as RobustLaneDetector
 from lightning_robust.demo.lanes.inference import predict as predict
 from lightning_robust.demo.lanes.metrics import Bend as Bend
 from lightning_robust.demo.lanes.metrics import LateralError as LateralError

@@ -15,6 +15,7 @@ from torch import Tensor
 from lightning_robust.demo.lanes.anchors import rescale, row_anchors
 from lightning_robust.demo.lanes.metrics import Bend, Found, LateralError, Swing
 from lightning_robust.demo.lanes.network import LaneNetwork, LaneOutput, lane_loss, soft_columns
+from lightning_robust.mixins import RegMixupMixin, RotationSSLMixin, UATMixin
 
 
 class LaneDetector(pl.LightningModule):
@@ -137,3 +138,19 @@ class LaneDetector(pl.LightningModule):
             optimizer, self.learning_rate, total_steps=steps, pct_start=self.warmup, final_div_factor=1e3
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class RobustLaneDetector(RegMixupMixin, RotationSSLMixin, UATMixin, LaneDetector):
+    """The lane detector with every mixin, each off until its weight is set.
+
+    Arguments are those of the mixins and of the detector; turns are told apart by
+    ``rotation_features="network.coarse"`` and the cells lie along ``uat_class_dim=-1``.
+
+    Args:
+        rotation_features: As of RotationSSLMixin.
+        uat_class_dim: As of UATMixin.
+        **kwargs: All others.
+    """
+
+    def __init__(self, *, rotation_features: str = "network.coarse", uat_class_dim: int = -1, **kwargs: Any) -> None:
+        super().__init__(rotation_features=rotation_features, uat_class_dim=uat_class_dim, **kwargs)
