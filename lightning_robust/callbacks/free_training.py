@@ -42,12 +42,17 @@ class FreeTraining:
         parts = self.inputs.read(held)
         pixels = [self.inputs.to_pixels(part.detach()) for part in parts]
         carried = self._deltas or [torch.zeros_like(part) for part in pixels]
-        self._leaves = [_fitted(delta, part).requires_grad_() for delta, part in zip(carried, pixels, strict=True)]
+        self._leaves = [self._inside(_fitted(d, p), p).requires_grad_() for d, p in zip(carried, pixels, strict=True)]
         moved = [part + leaf for part, leaf in zip(pixels, self._leaves, strict=True)]
-        if self.inputs.range is not None:
-            moved = [part.clamp(*self.inputs.range) for part in moved]
         new = [self.inputs.from_pixels(part).to(old.dtype) for part, old in zip(moved, parts, strict=True)]
         return replace_items(held, dict(zip(self.inputs.keys, new, strict=True)))
+
+    def _inside(self, delta: Tensor, part: Tensor) -> Tensor:
+        """What of a perturbation keeps pixels in range; clamping their sum would stop the gradient of all others."""
+        if self.inputs.range is None:
+            return delta
+        low, high = self.inputs.range
+        return torch.minimum(torch.maximum(delta, low - part), high - part)
 
     def update(self, radii: list[float]) -> None:
         """After the backward pass."""

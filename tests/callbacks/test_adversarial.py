@@ -11,6 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_robust import AdversarialCallback, NoEffectWarning
 from lightning_robust.callbacks.attack_objective import AttackInputs, AttackObjective
+from lightning_robust.callbacks.free_training import FreeTraining
 from lightning_robust.callbacks.overfitting_guard import OverfittingGuard
 from lightning_robust.demo.lanes import LaneData, LaneDetector
 from lightning_robust.functional.attacks import fgsm, pgd
@@ -553,6 +554,19 @@ def test_free_replays_a_batch_and_moves_its_perturbation_by_the_same_gradient(tm
     # the third step takes the third batch of the loader, with the perturbation carried on
     assert 0 < (module.inputs[2] - third).abs().max() <= 0.1 + 1e-6
     assert (module.inputs[3] - third).abs().max() <= 0.1 + 1e-6
+
+
+def test_free_training_comes_back_from_the_bounds():
+    """A black pixel that is pushed below 0 stays at 0, keeps its gradient, and follows it upwards afterwards."""
+    free = FreeTraining(AttackInputs([0], None, None, "pixels"), replays=3)
+    batch, seen = (torch.tensor([[[[0.0, 1.0, 0.5]]]]), torch.zeros(1)), []
+    for slope in (-1.0, 1.0, 1.0):
+        perturbed = free.perturbed(batch)[0]
+        seen.append(perturbed.flatten().tolist())
+        (slope * perturbed).sum().backward()
+        free.update([0.25])
+    seen.append(free.perturbed(batch)[0].flatten().tolist())
+    assert seen == [[0.0, 1.0, 0.5], [0.0, 0.75, 0.25], [0.25, 1.0, 0.5], [0.25, 1.0, 0.75]]
 
 
 class FakeTrainer:
