@@ -37,6 +37,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/weight_space.py
 	$(BIN)/python benchmarks/input_space.py
 	$(BIN)/python benchmarks/text.py
+	$(BIN)/python benchmarks/objectives.py
 
 clean:
 	rm -rf .venv build dist *.egg-info runs

@@ -6,7 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_robust import RegMixupMixin, RotationSSLMixin, UATMixin
 from lightning_robust.demo.fashion_mnist import ImageClassifier
+from lightning_robust.functional.mixing import regmixup_batch
 
 
 class FastNet(ImageClassifier):
@@ -32,3 +34,18 @@ class FastNet(ImageClassifier):
         """Images ``(N, 1, 28, 28)`` to features ``(N, 100)``."""
         features: Tensor = self.trunk(images)
         return features
+
+
+class RobustFastNet(RegMixupMixin, RotationSSLMixin, UATMixin, FastNet):
+    """The same with every mixin."""
+
+
+class Mixup(ImageClassifier):
+    """Trained on mixtures alone (Zhang et al. 2017), with shares from Beta(1, 1)."""
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The loss of one mixture of the batch."""
+        mixed, labels, others, share = regmixup_batch(*batch, 1.0)
+        logits = self(mixed)
+        loss: Tensor = share * self.loss(logits, labels) + (1 - share) * self.loss(logits, others)
+        return loss

@@ -9,6 +9,8 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
+from lightning_robust import RegMixupMixin, RotationSSLMixin, UATMixin
+
 Pair = namedtuple("Pair", "image label")
 BATCH_FORMS = {"tuple": (0, 1), "list": (0, 1), "dict": ("image", "label"), "namedtuple": (0, 1), "dataclass": (0, 1)}
 
@@ -102,6 +104,20 @@ class Boring(pl.LightningModule):
 
     def val_dataloader(self):
         return self._loader(Pictures())
+
+
+class RobustBoring(RegMixupMixin, RotationSSLMixin, UATMixin, Boring):
+    """Every mixin; a quarter of the pictures comes without a label where one needs that."""
+
+    def features(self, images):
+        return self.net[:4](images)
+
+    def train_dataloader(self):
+        loader = super().train_dataloader()
+        if self.uat_ot_weight + self.uat_ft_weight > 0:
+            for pictures in loader.dataset.datasets:
+                pictures.labels = torch.where(torch.arange(16) % 4 < 3, pictures.labels, -1)
+        return loader
 
 
 def make_trainer(folder, callbacks=(), **settings):

@@ -34,7 +34,7 @@ def below(folder):
 
 def test_files_are_found():
     assert len(FILES) > 30
-    assert all(below(folder) for folder in ("functional", "deployment", "callbacks", "utilities", "demo"))
+    assert all(below(folder) for folder in ("functional", "deployment", "callbacks", "mixins", "utilities", "demo"))
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,8 @@ def test_files_are_found():
     [
         ("functional", ("lightning", "onnx", "lightning_robust.deployment", "lightning_robust.callbacks")),
         ("deployment", ("lightning.", "lightning_robust.callbacks", "lightning_robust.demo", "lightning_robust.cli")),
-        ("callbacks", ("lightning_robust.cli", "lightning_robust.demo")),
+        ("callbacks", ("lightning_robust.cli", "lightning_robust.demo", "lightning_robust.mixins")),
+        ("mixins", ("lightning_robust.cli", "lightning_robust.demo", "lightning_robust.deployment")),
     ],
 )
 def test_imports_run_one_way(folder, forbidden):
@@ -81,7 +82,7 @@ def test_no_key_is_defined_twice():
 
 
 def test_public_names_are_importable_and_typed():
-    modules = {"callbacks", "deployment", "functional", "utilities", "cli", "demo"}
+    modules = {"callbacks", "mixins", "deployment", "functional", "utilities", "cli", "demo"}
     names = {name for name in vars(lightning_robust) if not name.startswith("_")} - modules
     assert names == {
         "AdversarialCallback",
@@ -89,7 +90,10 @@ def test_public_names_are_importable_and_typed():
         "GreedySoupCallback",
         "NoEffectWarning",
         "ParityReport",
+        "RegMixupMixin",
+        "RotationSSLMixin",
         "SWACallback",
+        "UATMixin",
         "WiSEFTCallback",
         "load_averaged",
         "measure_parity",

@@ -7,14 +7,18 @@ import pytest
 import yaml
 
 from lightning_robust.cli import TECHNIQUES
+from lightning_robust.demo.fashion_mnist import RobustImageClassifier
 
-FOLDER = Path(__file__).parents[1] / "lightning_robust" / "callbacks"
-CARDS = sorted(FOLDER.glob("*.md"))
+PACKAGE = Path(__file__).parents[1] / "lightning_robust"
+CARDS = sorted([*PACKAGE.glob("callbacks/*.md"), *PACKAGE.glob("mixins/*.md")], key=lambda card: card.stem)
 SECTIONS = ("**When.**", "**YAML.**", "**Python.**", "**Cost.**", "**With others.**", "**Measured.**", "**Reference")
 
 
 def test_all_are_found():
-    assert [card.stem for card in CARDS] == ["adversarial", "greedy_soup", "swa", "swalp", "wise_ft"]
+    assert [card.stem for card in CARDS] == [
+        *("adversarial", "greedy_soup", "regmixup", "rotation_ssl"),
+        *("swa", "swalp", "uat", "wise_ft"),
+    ]
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.stem)
@@ -23,7 +27,7 @@ def test_sections_links_and_no_left_over_marks(card):
     assert [section for section in SECTIONS if section not in text] == []
     assert not re.search(r"MEASURED|SPEED|TBD", text)
     for link in re.findall(r"\]\(([^)]+)\)", text):
-        assert link.startswith("https://") or (FOLDER / link).exists(), link
+        assert link.startswith("https://") or (card.parent / link).exists(), link
 
 
 @pytest.mark.filterwarnings("ignore::lightning_robust.NoEffectWarning")
@@ -38,6 +42,8 @@ def test_python_runs(card, tmp_path, monkeypatch):
 def test_yaml_is_understood(card):
     (text,) = re.findall(r"```yaml\n(.*?)```", card.read_text(), re.DOTALL)
     ((key, settings),) = yaml.safe_load(text).items()
-    (slot,) = [slot for slot in TECHNIQUES if slot.key == key]
-    made = slot.cls(**settings)
+    # mixins are settings of the model
+    (build,) = [slot.cls for slot in TECHNIQUES if slot.key == key] or [RobustImageClassifier]
+    assert key == "model" or build is not RobustImageClassifier
+    made = build(**settings)
     assert all(getattr(made, name) == value for name, value in settings.items())

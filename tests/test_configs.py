@@ -19,20 +19,29 @@ SMALL = {
     "fashion_mnist_sgd.yaml": ["--data.num_train=64", "--data.batch_size=16"],
 }
 # so that a run of one step shows them
-EARLY = {"swa": ["--swa.start=0", "--swa.every=1"]}
+EARLY = {
+    "swa": ["--swa.start=0", "--swa.every=1"],
+    "uat": ["--data.num_labelled=16", "--model.uat_target_epochs=1"],
+}
+# lanes have all samples in one loader
+LANES = {"uat": ["--model.uat_unlabelled_key=null", "--model.uat_index_key=null", "--data.num_labelled=4"]}
+OBJECTIVES = ("regmixup", "rotation_ssl", "uat")
 SHOWS = {
     "adversarial": "adversarial/eps",
     "swa": "swa/snapshots",
     "greedy_soup": "soup/score",
     "wise_ft": "wise_ft/alpha",
     "deployment_parity": "parity/status",
+    "regmixup": "regmixup/loss",
+    "rotation_ssl": "rotation/loss",
+    "uat": "uat/ot",
 }
 
 
 def test_all_are_found():
-    assert len(CONFIGS) == 10
+    assert len(CONFIGS) == 13
     assert {path.name for path in ROOT.glob("*.yaml")} == BASES
-    assert len(TECHNIQUES) == 7
+    assert len(TECHNIQUES) == 10
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
@@ -68,19 +77,24 @@ def test_runs(base, technique, tmp_path, monkeypatch):
     files, key = [f"--config={ROOT / base}"], None
     if technique is not None:
         files.append(f"--config={technique}")
-        (key,) = yaml.safe_load(technique.read_text())
+        *_, key = yaml.safe_load(technique.read_text())
+        key = technique.stem if key == "model" else key
     monitor = (
         {"greedy_soup": ["val/lateral_px", "min"], "wise_ft": ["val/lateral_px", "min"]} if base == "lanes.yaml" else {}
     )
     judged = [
         f"--{key}.{n}={v}" for n, v in zip(("monitor", "mode"), monitor.get(key, ["val/acc", "max"]), strict=True)
     ]
-    extra = [*EARLY.get(key, []), *(judged if key in ("greedy_soup", "wise_ft") else [])]
+    extra = [
+        *EARLY.get(key, []),
+        *(LANES.get(key, []) if base == "lanes.yaml" else []),
+        *(judged if key in ("greedy_soup", "wise_ft") else []),
+    ]
     small = [*SMALL[base], "--trainer.fast_dev_run=true", "--trainer.accelerator=cpu"]
     cli = RobustCLI(args=["fit", *files, *small, *extra])
     assert cli.trainer.global_step == 1
     assert saved_and_parsed(cli, tmp_path) == values(cli.config.fit)
     if key is not None:
-        assert cli.config.fit[key] is not False
+        assert technique.stem in OBJECTIVES or cli.config.fit[key] is not False
         assert math.isfinite(cli.trainer.callback_metrics[SHOWS[key]])
         assert cli.trainer.callback_metrics.get("parity/status", 0) <= 1

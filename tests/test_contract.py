@@ -23,7 +23,7 @@ from lightning_robust import (
 )
 from lightning_robust import cli as cli_module
 
-from .boring import BATCH_FORMS, Boring, TwoProcesses, make_trainer
+from .boring import BATCH_FORMS, Boring, RobustBoring, TwoProcesses, make_trainer
 
 # runs of two epochs are too short for a soup of several ingredients
 pytestmark = pytest.mark.filterwarnings("ignore::lightning_robust.NoEffectWarning")
@@ -43,6 +43,18 @@ class Technique:
     diagnostic: bool = False
     at_end: bool = False
     settings: dict = field(default_factory=dict)
+
+    def parts(self, form="tuple", **settings):
+        """Callbacks and a module."""
+        return [self.make(**settings)], Boring(form)
+
+
+@dataclass(frozen=True)
+class Objective(Technique):
+    """One row of a mixin; ``make`` builds the module."""
+
+    def parts(self, form="tuple", **settings):
+        return [], self.make(batch_form=form, **settings)
 
 
 def _parity(**settings):
@@ -80,7 +92,20 @@ def _wise_ft(**settings):
     return WiSEFTCallback(**({"monitor": "val/loss", "mode": "min", "alphas": 3, "epsilon": 1.0} | settings))
 
 
-TECHNIQUES = [
+def _regmixup(**settings):
+    return RobustBoring(**({"regmixup_weight": 1.0} | settings))
+
+
+def _rotation(**settings):
+    return RobustBoring(**({"rotation_weight": 0.5, "rotation_turns": "all"} | settings))
+
+
+def _uat(**settings):
+    small = {"uat_ot_weight": 1.0, "uat_ft_weight": 1.0, "uat_target": "ema", "uat_steps": 2, "uat_half_life": 3}
+    return RobustBoring(**(small | settings))
+
+
+CALLBACKS = [
     Technique(
         "adversarial",
         _adversarial,
@@ -116,7 +141,22 @@ TECHNIQUES = [
         settings={"every_n_epochs": 3, "tolerance": {"emulated-fp16": 0.01}, "targets": ["emulated-fp16"]},
     ),
 ]
-each = pytest.mark.parametrize("technique", TECHNIQUES, ids=lambda technique: technique.make.__name__[1:])
+OBJECTIVES = [
+    Objective(
+        "regmixup", _regmixup, "regmixup/loss", settings={"regmixup_weight": 0.5, "regmixup_scaling": "official"}
+    ),
+    Objective(
+        "rotation_ssl", _rotation, "rotation/loss", settings={"rotation_features": "net.0", "input_key": "image"}
+    ),
+    Objective("uat", _uat, "uat/ot", settings={"uat_ot_weight": 2.0, "uat_eps": "8/255", "uat_mean": [0.5, 0.4, 0.3]}),
+]
+
+
+def over(rows):
+    return pytest.mark.parametrize("technique", rows, ids=lambda technique: technique.make.__name__[1:])
+
+
+each, each_callback, each_objective = over([*CALLBACKS, *OBJECTIVES]), over(CALLBACKS), over(OBJECTIVES)
 
 
 def train(folder, callbacks=(), module=None, ckpt_path=None, **settings):
@@ -125,6 +165,14 @@ def train(folder, callbacks=(), module=None, ckpt_path=None, **settings):
     trainer = make_trainer(folder, callbacks, **settings)
     trainer.fit(module, ckpt_path=ckpt_path)
     return trainer, module
+
+
+def use(technique, folder, extra=(), form="tuple", options=None, **settings):
+    """Train with a technique; the callback (or None), the Trainer and the module."""
+    pl.seed_everything(1)
+    callbacks, module = technique.parts(form, **(options or {}))
+    trainer, module = train(folder, [*callbacks, *extra], module, **settings)
+    return (callbacks or [None])[0], trainer, module
 
 
 def assert_equal_states(one, other, path=""):
@@ -158,10 +206,10 @@ def describe(module):
 
 
 def test_every_technique_of_the_command_line_has_a_row():
-    assert [entry.key for entry in cli_module.TECHNIQUES] == list(dict.fromkeys(row.key for row in TECHNIQUES))
+    assert [entry.key for entry in cli_module.TECHNIQUES] == list(dict.fromkeys(row.key for row in CALLBACKS))
 
 
-@each
+@each_callback
 def test_off_is_bit_identical(technique, tmp_path):
     """`key: false` puts no callback into the Trainer; a diagnostic changes nothing even when it is on."""
     cli = cli_module.RobustCLI(
@@ -183,18 +231,35 @@ def test_off_is_bit_identical(technique, tmp_path):
         assert torch.equal(plain_rng, torch.get_rng_state())
 
 
+@each_objective
+def test_mixins_at_weight_zero_are_bit_identical(technique, tmp_path):
+    """Weights, random numbers, metrics and what is saved are those of the host alone."""
+    found = {}
+    for build in (Boring, RobustBoring):
+        pl.seed_everything(1)
+        trainer, module = train(tmp_path, module=build())
+        found[build] = module.state_dict(), torch.get_rng_state(), sorted(trainer.callback_metrics)
+    assert_equal_states(*(state for state, _, _ in found.values()))
+    assert torch.equal(*(rng for _, rng, _ in found.values()))
+    assert found[Boring][2] == found[RobustBoring][2]
+    checkpoint = {}
+    module.on_save_checkpoint(checkpoint)
+    assert checkpoint == {}
+    assert technique.logs not in trainer.callback_metrics
+
+
 @each
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
 @pytest.mark.parametrize("step", [4, 6], ids=["at an epoch", "inside an epoch"])
 def test_resume(technique, tmp_path, step):
     """Training 2 epochs of 4 steps equals training, stopping and going on, bit for bit."""
-    whole_callback, part_callback, resumed_callback = (technique.make() for _ in range(3))
-    _, whole = train(tmp_path, [whole_callback, _RngKeeper()])
+    whole_callback, _, whole = use(technique, tmp_path, [_RngKeeper()])
     path = tmp_path / "stopped.ckpt"
-    train(tmp_path, [part_callback, _RngKeeper(), _Saver(path, step)], max_steps=step)
-    _, resumed = train(tmp_path, [resumed_callback, _RngKeeper()], ckpt_path=path)
+    use(technique, tmp_path, [_RngKeeper(), _Saver(path, step)], max_steps=step)
+    resumed_callback, _, resumed = use(technique, tmp_path, [_RngKeeper()], ckpt_path=path)
     assert_equal_states(whole.state_dict(), resumed.state_dict())
-    assert_equal_states(_without_clock(whole_callback.state_dict()), _without_clock(resumed_callback.state_dict()))
+    if whole_callback is not None:
+        assert_equal_states(_without_clock(whole_callback.state_dict()), _without_clock(resumed_callback.state_dict()))
 
 
 def _without_clock(state):
@@ -230,15 +295,19 @@ class _Saver(pl.Callback):
 
 @each
 def test_state_is_weights_only_loadable(technique, tmp_path):
-    callback = technique.make()
-    train(tmp_path, [callback])
+    callback, trainer, module = use(technique, tmp_path)
+    if callback is None:
+        trainer.save_checkpoint(tmp_path / "saved.ckpt")
+        saved = torch.load(tmp_path / "saved.ckpt", weights_only=True)
+        assert_equal_states(dict(saved["state_dict"]), dict(module.state_dict()))
+        return
     stream = io.BytesIO()
     torch.save(callback.state_dict(), stream)
     stream.seek(0)
     assert_equal_states(torch.load(stream, weights_only=True), callback.state_dict())
 
 
-@each
+@each_callback
 def test_restored_after_fit_and_after_an_exception(technique, tmp_path):
     class Failing(Boring):
         def on_train_batch_end(self, outputs, batch, batch_idx):
@@ -254,6 +323,29 @@ def test_restored_after_fit_and_after_an_exception(technique, tmp_path):
         with pytest.raises(KeyError, match="planted"):
             train(tmp_path, callbacks, failing)
     assert describe(module) == describe(plain)
+
+
+@each_objective
+def test_mixins_leave_the_module_as_fit_found_it(technique, tmp_path):
+    """Methods, hooks and modes after fit, and after an exception, are those at its start."""
+
+    class Look(pl.Callback):
+        def on_fit_start(self, trainer, pl_module):
+            self.before = describe(pl_module)
+
+    class Failing(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.current_epoch == 1:
+                raise KeyError("planted")
+
+    look = Look()
+    *_, module = use(technique, tmp_path, [look])
+    assert describe(module) == look.before
+    pl.seed_everything(1)
+    _, module = technique.parts()
+    with pytest.raises(KeyError, match="planted"):
+        train(tmp_path, [look, Failing()], module)
+    assert describe(module) == look.before
 
 
 @each
@@ -274,7 +366,7 @@ def test_config_round_trip(technique):
 @each
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
 def test_precision(technique, tmp_path, precision):
-    trainer, _ = train(tmp_path, [technique.make()], precision=precision, max_epochs=1)
+    _, trainer, _ = use(technique, tmp_path, precision=precision, max_epochs=1)
     assert torch.isfinite(trainer.callback_metrics[technique.logs])
 
 
@@ -292,24 +384,22 @@ def test_precision(technique, tmp_path, precision):
     ids=lambda settings: next(iter(settings)),
 )
 def test_trainer_flags(technique, tmp_path, settings):
-    trainer, _ = train(tmp_path, [technique.make()], **settings)
+    _, trainer, _ = use(technique, tmp_path, **settings)
     assert torch.isfinite(trainer.callback_metrics[technique.logs])
 
 
 @each
 def test_fast_dev_run(technique, tmp_path):
-    trainer, _ = train(tmp_path, [technique.make()], fast_dev_run=True)
+    _, trainer, _ = use(technique, tmp_path, fast_dev_run=True)
     assert torch.isfinite(trainer.callback_metrics[technique.logs])
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "technique", [row for row in TECHNIQUES if not row.at_end], ids=lambda technique: technique.make.__name__[1:]
-)
+@over([row for row in [*CALLBACKS, *OBJECTIVES] if not row.at_end])
 def test_early_stopping_and_checkpoint_can_monitor_it(technique, tmp_path):
     stopper = EarlyStopping(technique.logs, patience=1, min_delta=1e9)
     keeper = ModelCheckpoint(tmp_path, "{epoch}", monitor=technique.logs, auto_insert_metric_name=False)
-    trainer, _ = train(tmp_path, [technique.make(), stopper, keeper], max_epochs=9, enable_checkpointing=True)
+    _, trainer, _ = use(technique, tmp_path, [stopper, keeper], max_epochs=9, enable_checkpointing=True)
     assert trainer.current_epoch == 2
     assert keeper.best_model_score is not None
 
@@ -317,26 +407,29 @@ def test_early_stopping_and_checkpoint_can_monitor_it(technique, tmp_path):
 @each
 @pytest.mark.parametrize("form", BATCH_FORMS)
 def test_batch_forms(technique, tmp_path, form):
-    callback = technique.make(input_key=BATCH_FORMS[form][0])
-    trainer, _ = train(tmp_path, [callback], Boring(form), max_epochs=1)
+    keys = dict(zip(("input_key", "target_key"), BATCH_FORMS[form], strict=True))
+    options = keys if isinstance(technique, Objective) else {"input_key": keys["input_key"]}
+    _, trainer, _ = use(technique, tmp_path, form=form, options=options, max_epochs=1)
     assert torch.isfinite(trainer.callback_metrics[technique.logs])
 
 
 @each
 def test_deepcopy_and_pickle(technique, tmp_path):
-    callback = technique.make()
-    train(tmp_path, [callback], max_epochs=1)
-    for twin in (copy.deepcopy(callback), pickle.loads(pickle.dumps(callback))):
-        assert_equal_states(twin.state_dict(), callback.state_dict())
-        assert twin.state_key == callback.state_key
+    callback, _, module = use(technique, tmp_path, max_epochs=1)
+    module.trainer = None
+    for twin in (copy.deepcopy(callback or module), pickle.loads(pickle.dumps(callback or module))):
+        assert_equal_states(dict(twin.state_dict()), dict((callback or module).state_dict()))
+        assert callback is None or twin.state_key == callback.state_key
 
 
 @each
 def test_rejects_sharded_strategies(technique, tmp_path, monkeypatch):
     trainer = make_trainer(tmp_path)
     monkeypatch.setattr(type(trainer), "strategy", FSDPStrategy())
+    (callbacks, module) = technique.parts()
+    module.trainer = trainer
     with pytest.raises(MisconfigurationException, match=r"Use strategy='ddp'"):
-        technique.make().setup(trainer, Boring(), "fit")
+        callbacks[0].setup(trainer, module, "fit") if callbacks else module.setup("fit")
 
 
 @each
@@ -344,14 +437,15 @@ def test_two_processes(technique, tmp_path):
     """Both ranks see the same numbers and the job ends; ModelCheckpoint monitors them on both."""
     monitor = "val/loss" if technique.at_end else technique.logs
     keeper = ModelCheckpoint(tmp_path, "{epoch}", monitor=monitor, auto_insert_metric_name=False)
+    callbacks, module = technique.parts()
     trainer = make_trainer(
         tmp_path,
-        [technique.make(), keeper, _WriteRank(tmp_path, technique.logs)],
+        [*callbacks, keeper, _WriteRank(tmp_path, technique.logs)],
         strategy=TwoProcesses(),
         devices=2,
         enable_checkpointing=True,
     )
-    trainer.fit(Boring())
+    trainer.fit(module)
     values = [float((tmp_path / f"rank{rank}").read_text()) for rank in range(2)]
     assert values[0] == values[1] > 0
 

@@ -65,4 +65,5 @@ def _beta(alpha: float, generator: torch.Generator | None) -> float:
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device if generator else None))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return float(torch.distributions.Beta(alpha, alpha).sample())
+        shape = torch.tensor(alpha, dtype=torch.float64)
+        return float(torch.distributions.Beta(shape, shape).sample())

@@ -119,8 +119,8 @@ class ObjectiveMixin(pl.LightningModule):
 
         class Robust(RegMixupMixin, RotationSSLMixin, UATMixin, MyModule): ...
 
-    The host's ``training_step`` is not edited; its loss gets terms, each logged under its name. In evaluation mode, in
-    which AdversarialCallback attacks, the training step is the host's own.
+    The host's ``training_step`` is not edited; its loss gets terms, whose means over an epoch are logged. In evaluation
+    mode, in which AdversarialCallback attacks, the training step is the host's own.
 
     Args:
         input_key: Where the inputs are in a batch: position, name or path.
@@ -228,11 +228,15 @@ class ObjectiveMixin(pl.LightningModule):
     def _sum(self, output: Any, terms: list[Term], weight: float) -> Any:
         if not terms:
             return output
-        self.log_dict({term.name: term.loss.detach() for term in terms})
+        self._note({term.name: term.loss.detach() for term in terms})
         total: Any = 0.0 if output is None else weight * loss_in(output)
         for term in terms:
             total = total + term.weight * term.loss
         return {**output, "loss": total} if isinstance(output, dict) else total
+
+    def _note(self, values: dict[str, Tensor]) -> None:
+        """Log means over the epoch and all ranks, once an epoch."""
+        self.log_dict(values, on_step=False, on_epoch=True, sync_dist=True)
 
     def _is_on(self) -> bool:
         """Whether any term has a weight. Mixins add their own."""

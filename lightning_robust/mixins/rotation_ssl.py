@@ -174,7 +174,7 @@ class RotationSSLMixin(ObjectiveMixin):
         else:
             rest = self._features(turned[len(upright) :])
             logits = self.rotation_head(torch.cat([upright, rest]))
-        self.log("rotation/acc", (logits.argmax(1) == turns).float().mean())
+        self._note({"rotation/acc": (logits.argmax(1) == turns).float().mean()})
         return [*terms, Term("rotation/loss", cross_entropy(logits, turns), self.rotation_weight)]
 
     def _turned(self, images: Tensor) -> tuple[Tensor, Tensor]:

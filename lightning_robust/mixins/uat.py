@@ -266,7 +266,7 @@ class UATMixin(ObjectiveMixin):
         logits = self._predict(space.from_pixels(neighbours).to(pictures.dtype))
         classes = target.argmax(self.uat_class_dim) if target.is_floating_point() else target
         changed = (logits.argmax(self.uat_class_dim) != classes).float().mean()
-        self.log("uat/share", changed)
+        self._note({"uat/share": changed})
         return Term(f"uat/{name}", loss_of(logits).mean(), weight)
 
     def _unlabelled(self, batch: Any) -> tuple[Tensor | None, Tensor | None]:

@@ -70,6 +70,20 @@ def test_every_training_picture_comes_once(folder):
     assert sorted(seen.tolist()) == list(range(10))
 
 
+def test_few_labels_and_the_other_pictures_with_their_numbers(folder):
+    data = FashionMNISTData(str(folder), batch_size=3, num_train=9, num_labelled=3, flip=False)
+    data.setup("fit")
+    loaders = data.train_dataloader()
+    assert {name: len(loader.dataset) for name, loader in loaders.items()} == {"labelled": 3, "unlabelled": 6}
+    batch = data.on_after_batch_transfer({name: next(iter(loader)) for name, loader in loaders.items()}, 0)
+    pixels = {
+        name: ((images * data.std[0] + data.mean[0]) * 255).round()[:, 0, 0, 0] for name, (images, _) in batch.items()
+    }
+    assert sorted(pixels["labelled"].tolist()) == [0, 1, 2]
+    assert torch.equal(pixels["labelled"].long() % 10, batch["labelled"][1])
+    assert torch.equal(pixels["unlabelled"].long() - 3, batch["unlabelled"][1])
+
+
 def test_moved_closed_form():
     picture = torch.arange(1, 7).reshape(1, 1, 2, 3)
     offsets = torch.tensor([[0, 0], [1, 0], [-1, 0], [0, 2], [0, -1], [1, 1]])
@@ -100,7 +114,10 @@ def test_augments_training_batches_alone_and_by_seed(folder):
     assert torch.equal(data.on_after_batch_transfer(batch, 0)[0], plain)
 
 
-@pytest.mark.parametrize(("settings", "match"), [({"num_train": 0}, "num_train"), ({"shift": -1}, "shift")])
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [({"num_train": 0}, "num_train"), ({"shift": -1}, "shift"), ({"num_labelled": 0}, "num_labelled")],
+)
 def test_rejects_numbers_out_of_range(settings, match):
     with pytest.raises(ValueError, match=match):
         FashionMNISTData(**settings)

@@ -52,6 +52,8 @@ class FashionMNISTData(pl.LightningDataModule):
             ``dataset-fashion-mnist`` puts them, then in the cache, then fetches them once.
         batch_size: Pictures in a batch.
         num_train: Use only the first so many training pictures; all if None.
+        num_labelled: Give only the first so many of them with labels. A training batch is then ``{"labelled": (images,
+            labels), "unlabelled": (images, numbers)}``, as UATMixin takes it; numbers tell the pictures apart.
         corruption: ``"rotated_noisy"`` turns every picture by up to 45 degrees either way and adds noise with a
             standard deviation of a tenth of the range. Validation and testing then have two loaders: corrupted
             pictures, then clean ones.
@@ -72,6 +74,7 @@ class FashionMNISTData(pl.LightningDataModule):
         *,
         batch_size: int = 128,
         num_train: int | None = None,
+        num_labelled: int | None = None,
         corruption: Literal["none", "rotated_noisy"] = "none",
         flip: bool = True,
         shift: int = 0,
@@ -82,11 +85,17 @@ class FashionMNISTData(pl.LightningDataModule):
         super().__init__()
         if num_train is not None and num_train < 1:
             raise ValueError(f"Expected `num_train` to be at least 1, or None for all, but got {num_train}.")
+        if num_labelled is not None and not 1 <= num_labelled < (num_train or 55_000):
+            raise ValueError(
+                f"Expected `num_labelled` from 1 to less than the {num_train or 55_000} training pictures, or None for "
+                f"all, but got {num_labelled}."
+            )
         if shift < 0:
             raise ValueError(f"Expected `shift` to be at least 0, but got {shift}.")
         self.root = root
         self.batch_size = batch_size
         self.num_train = num_train
+        self.num_labelled = num_labelled
         self.corruption = corruption
         self.flip = flip
         self.shift = shift
@@ -104,13 +113,20 @@ class FashionMNISTData(pl.LightningDataModule):
             return
         files = find_files(self.root)
         images, labels = _pictures(files, "train")
-        self._parts["train"] = Clothes(images[:-5000][: self.num_train], labels[:-5000][: self.num_train])
+        known = self.num_train if self.num_labelled is None else self.num_labelled
+        self._parts["train"] = Clothes(images[:-5000][:known], labels[:-5000][:known])
+        if self.num_labelled is not None:
+            rest = images[:-5000][self.num_labelled : self.num_train]
+            self._parts["unlabelled"] = Clothes(rest, torch.arange(len(rest)))
         self._parts["val"] = Clothes(images[-5000:], labels[-5000:])
         self._parts["test"] = Clothes(*_pictures(files, "t10k"))
 
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled; the last, smaller batch is left out."""
-        return self._loader("train", shuffle=True)
+    def train_dataloader(self) -> DataLoader[Batch] | dict[str, DataLoader[Batch]]:
+        """Shuffled; the last, smaller batch is left out. The loader of few labels begins again where it ends."""
+        labelled = self._loader("train", shuffle=True)
+        if self.num_labelled is None:
+            return labelled
+        return {"labelled": labelled, "unlabelled": self._loader("unlabelled", shuffle=True)}
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """The last 5,000 of the training files, in order."""
@@ -120,8 +136,10 @@ class FashionMNISTData(pl.LightningDataModule):
         """The 10,000 test pictures, in order."""
         return self._held_out("test")
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Bytes to normalised floats; flips and moves while training."""
+        if isinstance(batch, dict):
+            return {name: self.on_after_batch_transfer(part, dataloader_idx) for name, part in batch.items()}
         images, labels = batch
         pixels = images.float() / 255
         training = self.trainer is not None and self.trainer.training

@@ -23,6 +23,8 @@ Batch = tuple[Tensor, Tensor]
 MEAN = (0.44, 0.48, 0.52)
 STD = (0.20, 0.21, 0.25)
 """Colour statistics of the rendered roads."""
+UNLABELLED = -1.0
+"""In place of every column of a picture without a label."""
 
 
 class RoadDataset(Dataset[Batch]):
@@ -34,6 +36,9 @@ class RoadDataset(Dataset[Batch]):
         flips: Whether the keys of `EpochSampler` decide about flips.
         seed: Of the flips.
     """
+
+    labelled: int | None = None
+    """How many of the first pictures keep their columns; all if None."""
 
     def __init__(self, roads: Roads, frame_width: int, flips: bool, seed: int) -> None:
         self.roads, self.frame_width, self.flips, self.seed = roads, frame_width, flips, seed
@@ -55,6 +60,8 @@ class RoadDataset(Dataset[Batch]):
             turned = coin(numbers, self.seed)
             images[turned] = images[turned].flip(3)
             columns[turned] = self.frame_width - 1 - columns[turned].flip(1)
+        if self.labelled is not None:
+            columns[numbers % len(self) >= self.labelled] = UNLABELLED
         return images, columns
 
 
@@ -98,6 +105,8 @@ class LaneData(pl.LightningDataModule):
         seed: Another seed gives other roads, another order, other flips.
         num_workers: Processes that load batches; the pictures are in memory, so 0 is fast.
         render_workers: Processes that render in `setup`; 0 renders in this one.
+        num_labelled: Only the first so many training pictures keep their columns; those of the others are -1, as
+            UATMixin takes them. All if None.
     """
 
     mean: tuple[float, float, float] = MEAN
@@ -115,15 +124,18 @@ class LaneData(pl.LightningDataModule):
         seed: int = 0,
         num_workers: int = 0,
         render_workers: int = 2,
+        num_labelled: int | None = None,
     ) -> None:
         super().__init__()
+        if num_labelled is not None and not 1 <= num_labelled <= num_train:
+            raise ValueError(f"Expected `num_labelled` from 1 to num_train={num_train}, but got {num_labelled}.")
         if num_val < sequence_length:
             raise ValueError(f"Expected num_val of at least one sequence ({sequence_length}), but got {num_val}.")
         self.save_hyperparameters()
         self.num_train, self.num_val = num_train, num_val // sequence_length * sequence_length
         self.batch_size, self.height, self.width, self.frame_width = batch_size, height, width, frame_width
         self.sequence_length, self.seed = sequence_length, seed
-        self.num_workers, self.render_workers = num_workers, render_workers
+        self.num_workers, self.render_workers, self.num_labelled = num_workers, render_workers, num_labelled
         self._train: RoadDataset | None = None
         self._val: RoadDataset | None = None
         self._loader: CountingLoader | None = None
@@ -134,6 +146,7 @@ class LaneData(pl.LightningDataModule):
         if stage in (None, "fit") and self._train is None:
             numbers = torch.arange(self.num_train)
             self._train = self._render(numbers, torch.zeros_like(numbers), flips=True)
+            self._train.labelled = self.num_labelled
         if self._val is None:
             frames = torch.arange(self.num_val)
             sequences = -1 - frames // self.sequence_length

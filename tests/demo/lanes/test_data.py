@@ -119,6 +119,20 @@ def test_resume(tmp_path):
             assert torch.equal(expected, got)
 
 
+def test_pictures_without_a_label_have_columns_of_minus_one():
+    data = LaneData(num_train=12, num_val=8, height=64, width=96, batch_size=12, render_workers=0, num_labelled=5)
+    data.setup("fit")
+    whole = LaneData(num_train=12, num_val=8, height=64, width=96, batch_size=12, render_workers=0)
+    whole.setup("fit")
+    (images, columns), (same, known) = next(iter(data.train_dataloader())), next(iter(whole.train_dataloader()))
+    assert torch.equal(images, same)
+    without = (columns == -1).flatten(1).all(1)
+    assert without.sum() == 7
+    assert torch.equal(columns[~without].nan_to_num(), known[~without].nan_to_num())
+    with pytest.raises(ValueError, match="`num_labelled` from 1 to num_train=12, but got 13"):
+        LaneData(num_train=12, num_labelled=13)
+
+
 def test_rejects_too_few_validation_pictures():
     with pytest.raises(ValueError, match="at least one sequence"):
         LaneData(num_val=3)
