@@ -25,6 +25,7 @@ UAT = {"uat_ot_weight": 1.0, "uat_unlabelled_key": "unlabelled", "uat_eps": 0.1,
 ROWS: dict[str, dict[str, Any]] = {
     "plain": {},
     "RegMixup": {"regmixup_weight": 1.0},
+    "RegMixup, separate": {"regmixup_weight": 1.0, "regmixup_forward": "separate"},
     "rotation, one turn": {"rotation_weight": 0.5},
     "rotation, four turns": {"rotation_weight": 0.5, "rotation_turns": "all"},
     f"UAT-OT, {STEPS} steps": UAT,

@@ -36,7 +36,6 @@ MIXED = {
     "plain": [],
     "mixup": ["--model=models.Mixup"],
     "RegMixup": [ROBUST, "--model.regmixup_weight=1"],
-    "RegMixup, separate": [ROBUST, "--model.regmixup_weight=1", "--model.regmixup_forward=separate"],
 }
 FAST = [
     "--model=models.RobustFastNet",

@@ -113,7 +113,8 @@ def channels_last(module: nn.Module) -> Iterator[None]:
     kept = [(weight, weight.data) for weight in module.parameters() if weight.ndim == 4]
     try:
         for weight, data in kept:
-            weight.data = data.contiguous(memory_format=torch.channels_last)
+            # `contiguous` would leave the strides of a single channel, by which kernels choose
+            weight.data = data.clone(memory_format=torch.channels_last)
         yield
     finally:
         for weight, data in kept:

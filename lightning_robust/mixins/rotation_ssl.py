@@ -43,7 +43,8 @@ class RotationSSLMixin(ObjectiveMixin):
 
     Logged: ``rotation/loss``, ``rotation/acc``; with ``rotation_ood_loader`` also ``rotation/ood_auroc``.
 
-    Cost: about 1.8 times a training step with one turn, 3.5 times with all four.
+    Square pictures that are not turned are not passed through again: one turn for each costs three quarters of another
+    pass on average, all four cost three more.
 
     Args:
         rotation_weight: :math:`w`; 0 is off, the paper has 0.5.
@@ -110,7 +111,8 @@ class RotationSSLMixin(ObjectiveMixin):
         if self.rotation_weight == 0 or not isinstance(loss, Tensor) or not self.trainer.training:
             return loss
         turned, turns = self._turned(get_item(self._labelled(batch), self.input_key))
-        each = cross_entropy(self.turn_logits(turned), turns, reduction="none").reshape(-1, len(turned) // self._copies)
+        each = cross_entropy(self.turn_logits(turned), turns.to(self.device), reduction="none")
+        each = each.reshape(-1, len(turned) // self._copies)
         return loss + self.rotation_weight * (each.mean(0) if loss.ndim else each.mean())
 
     def turn_logits(self, images: Tensor) -> Tensor:
@@ -159,7 +161,7 @@ class RotationSSLMixin(ObjectiveMixin):
     @override
     def _prepare(self, step: HostStep) -> None:
         super()._prepare(step)
-        if self.rotation_weight > 0 and self.rotation_turns == "all" and step.inputs.shape[2] == step.inputs.shape[3]:
+        if self.rotation_weight > 0 and step.inputs.ndim == 4 and step.inputs.shape[2] == step.inputs.shape[3]:
             step.around.append(self._noting_features(step))
 
     @override
@@ -170,20 +172,25 @@ class RotationSSLMixin(ObjectiveMixin):
         upright = step.notes.get("rotation")
         turned, turns = self._turned(step.inputs)
         if upright is None:
-            logits = self.turn_logits(turned)
+            features = self._features(turned)
         else:
-            rest = self._features(turned[len(upright) :])
-            logits = self.rotation_head(torch.cat([upright, rest]))
+            # what is not turned has been passed through; rows are told apart on the CPU, so that no device waits
+            still, moved = (rows.flatten() for rows in ((turns == 0).nonzero(), turns.nonzero()))
+            turns = torch.cat([turns[still], turns[moved]])
+            features = upright[still.to(upright.device) % len(upright)]
+            if len(moved) > 0:
+                features = torch.cat([features, self._features(turned[moved.to(turned.device)])])
+        turns, logits = turns.to(self.device), self.rotation_head(features)
         self._note({"rotation/acc": (logits.argmax(1) == turns).float().mean()})
         return [*terms, Term("rotation/loss", cross_entropy(logits, turns), self.rotation_weight)]
 
     def _turned(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Turned pictures and their turns; the same ones again within a step."""
+        """Turned pictures, and their turns on the CPU; the same ones again within a step."""
         images = self._turnable(images)
         if self.rotation_turns == "all":
-            return rotate_quadrants(images)
-        turns = torch.randint(TURNS, (len(images),), generator=self._generator(2), device=self.device)
-        return rotate_each(images, turns), turns
+            return rotate_quadrants(images)[0], torch.arange(TURNS).repeat_interleave(len(images))
+        turns = torch.randint(TURNS, (len(images),), generator=self._generator(2, torch.device("cpu")))
+        return rotate_each(images, turns.to(images.device)), turns
 
     def _turnable(self, images: Tensor) -> Tensor:
         return square(images, self.rotation_fit)
