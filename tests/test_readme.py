@@ -16,14 +16,14 @@ BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, re.DOTALL)
 
 
 def test_blocks_are_found():
-    assert [language for language, _ in BLOCKS] == ["python", "yaml", "python"]
+    assert [language for language, _ in BLOCKS] == ["python", "yaml", "python", "python"]
 
 
-@pytest.mark.parametrize("index", [0, 2])
+@pytest.mark.parametrize("index", [0, 2, 3])
 def test_python_runs(index):
     names = {}
     exec(BLOCKS[index][1], names)
-    assert {"parity", "report"} & names.keys()
+    assert {"parity", "report", "module"} & names.keys()
 
 
 def test_yaml_is_understood():

@@ -106,8 +106,8 @@ class RegMixupMixin(ObjectiveMixin):
         mixed, targets, permuted, share = step.notes["regmixup"]
         if self.regmixup_forward == "joint" and not any(inputs is mixed for inputs, _ in step.known):
             self._tell(
-                f"the training step does not give the inputs of its batch to `{self.output_method}`, so each loss takes "
-                "a pass of its own. What is done to inputs first is better done in `on_after_batch_transfer`."
+                f"the training step does not give the inputs of its batch to `{self.output_method}`, so each loss "
+                "takes a pass of its own. What is done to inputs first is better done in `on_after_batch_transfer`."
             )
         loss = share * step.loss_of(mixed, targets) + (1 - share) * step.loss_of(mixed, permuted)
         return [*terms, Term("regmixup/loss", loss, self.regmixup_weight * (0.5 if self._halves() else 1.0))]
