@@ -29,7 +29,8 @@ class HostStep:
 
     The host's ``training_step`` is called with batches; the outputs that its loss is computed from are those of its
     method ``logits`` if it has one, else of ``forward``. They are noted where that method is given the very inputs of
-    the batch, and given back where the same inputs come again, so that several losses cost one pass.
+    the batch, and given back to a later loss of the same inputs, so that several losses cost one pass. A host that
+    passes its inputs twice gets two passes, and each loss both.
     """
 
     module: ObjectiveMixin
@@ -44,7 +45,7 @@ class HostStep:
     notes: dict[str, Any] = field(default_factory=dict)
     """What mixins keep from before the host's step until after it."""
     known: list[tuple[Tensor, Any]] = field(default_factory=list)
-    """Inputs and the outputs for them."""
+    """Inputs and the outputs for them, in the order of the passes."""
 
     @property
     def inputs(self) -> Tensor:
@@ -83,21 +84,24 @@ class HostStep:
         real = getattr(self.module, name)
         own = self.inputs
 
+        told: list[int] = []
+
         def method(inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            for seen, outputs in self.known:
-                if inputs is seen and not args and not kwargs:
-                    return outputs
             if args or kwargs or not isinstance(inputs, Tensor):
                 return real(inputs, *args, **kwargs)
-            if inputs is own and self.extra is not None:
-                count, extra = len(own), self.extra
-                both = real(torch.cat([own, extra]))
-                self.known += [(own, map_tensors(lambda t: t[:count], both))]
-                self.known += [(extra, map_tensors(lambda t: t[count:], both))]
-                return self.known[-2][1]
-            outputs = real(inputs)
-            self.known.append((inputs, outputs))
-            return outputs
+            for place, (seen, outputs) in enumerate(self.known):
+                if inputs is seen and place not in told:
+                    told.append(place)
+                    return outputs
+            if inputs is own and self.extra is not None and not self.known:
+                both, count = real(torch.cat([own, self.extra])), len(own)
+                self.known.append((own, map_tensors(lambda t: t[:count], both)))
+                self.known.append((self.extra, map_tensors(lambda t: t[count:], both)))
+                told.append(0)
+                return self.known[0][1]
+            told.append(len(self.known))
+            self.known.append((inputs, real(inputs)))
+            return self.known[-1][1]
 
         with replaced(self.module, name, method):
             yield

@@ -1,5 +1,7 @@
 """RegMixup against a few lines of independent code, for any criterion."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 from lightning.pytorch import seed_everything
@@ -98,6 +100,31 @@ def test_a_host_that_changes_its_inputs_gets_its_own_passes():
     with pytest.warns(UserWarning, match="each loss takes a pass of its own"):
         found = step(module, (x, y))
     assert found.item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_a_host_that_passes_its_inputs_twice_gets_two_passes():
+    """As R-Drop does, whose loss compares two dropout masks; each loss of a mixture sees the same two passes."""
+
+    class Twice(Boring):
+        def training_step(self, given, batch_idx):
+            one, two = self(given[0]), self(given[0])
+            self.gaps.append((one - two).abs().max().item())
+            return nn.functional.cross_entropy(one, given[1]) + nn.functional.cross_entropy(two, given[1])
+
+    class MixedTwice(RegMixupMixin, Twice):
+        gaps: ClassVar = []
+
+    for forward in ("joint", "separate"):
+        passed = []
+        module = MixedTwice(regmixup_weight=1.0, regmixup_forward=forward)
+        module.net[4].p = 0.5
+        module.net.register_forward_hook(lambda _, args, __, passed=passed: passed.append(len(args[0])))
+        module.gaps.clear()
+        step(module, batch())
+        assert min(module.gaps) > 0
+        # both losses of the mixture are of the same two passes
+        assert module.gaps[1] == module.gaps[2] != module.gaps[0]
+        assert sum(passed) == 32
 
 
 @pytest.mark.parametrize("kind", ["soft", "smoothed", "multilabel", "regression"])
