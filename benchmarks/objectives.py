@@ -63,7 +63,12 @@ HALF = [
     "--model.uat_target_epochs=3",
 ]
 UNLABELLED = {
-    "500 labels": [*LABELLED, "--data.num_train=500", "--trainer.max_epochs=200"],
+    "500 labels": [
+        *LABELLED,
+        "--data.num_train=500",
+        "--trainer.max_epochs=200",
+        "--trainer.check_val_every_n_epoch=50",
+    ],
     "500 labels, UAT-OT": [*HALF, "--model.uat_ot_weight=5"],
     "500 labels, UAT-FT": [*HALF, "--model.uat_ft_weight=1"],
     "500 labels, UAT++": [*HALF, "--model.uat_ot_weight=5", "--model.uat_ft_weight=1"],

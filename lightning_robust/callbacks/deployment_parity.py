@@ -22,7 +22,7 @@ from lightning_robust.deployment.export import frozen_copy, to_args
 from lightning_robust.deployment.figures import draw_parity
 from lightning_robust.deployment.parity import STATUS_CODES, Decode, ParityReport, measure_parity
 from lightning_robust.deployment.preprocessing import perturbations as named_perturbations
-from lightning_robust.deployment.report import perturbation_rows, summary, target_rows
+from lightning_robust.deployment.report import finding_rows, perturbation_rows, summary, target_rows
 from lightning_robust.deployment.runtimes import Subject, available, runtime
 from lightning_robust.functional.weights import state_on_cpu
 from lightning_robust.utilities.batches import isolated_rng, pixel_space, validation_batches
@@ -365,6 +365,8 @@ class DeploymentParityCallback(pl.Callback):
         log_figure(trainer, "parity/overview", draw_parity(self._history, report))
         log_table(trainer, "parity/targets", *target_rows(report))
         log_table(trainer, "sensitivity/perturbations", *perturbation_rows(report))
+        if report.findings:
+            log_table(trainer, "parity/findings", *finding_rows(report))
 
     def _fail(self, message: str) -> None:
         if self.on_failure == "raise":

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_robust.deployment.compare import compare, compare_decoded
+from lightning_robust.deployment.lint import Finding
 from lightning_robust.deployment.preprocessing import Perturbation
 from lightning_robust.deployment.runtimes import Built, Runner, Runtime, Subject, TorchRuntime, run_module
 from lightning_robust.functional.pixels import PixelSpace
@@ -60,6 +61,7 @@ class ParityReport:
         samples: Number of inputs.
         seconds: What the pass took.
         notes: Lines that a reader should see.
+        findings: What the graph will do on TensorRT, from :func:`~.lint.lint`; empty for a clean one.
     """
 
     targets: dict[str, TargetResult]
@@ -70,6 +72,7 @@ class ParityReport:
     samples: int
     seconds: float
     notes: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
     def scalars(self) -> dict[str, float]:
         """All numbers under their TensorBoard tags."""
@@ -80,7 +83,7 @@ class ParityReport:
         for name, metrics in self.sensitivity.items():
             tags |= {f"sensitivity/{name}/{metric}": value for metric, value in metrics.items()}
         tags |= {f"attribution/{cause}": value for cause, value in self.attribution.items()}
-        return tags | {"parity/seconds": self.seconds}
+        return tags | {"parity/findings": float(len(self.findings)), "parity/seconds": self.seconds}
 
     def worst_perturbation(self) -> str | None:
         """The perturbation that moves the outputs most, in ``unit``."""
@@ -141,6 +144,7 @@ class _Pass:
         targets = {made.name: self._target(made) for made in runtimes}
         fp16 = next((targets[n].metrics for n in _FP16 if n in targets and targets[n].metrics), None)
         sensitivity = self._sensitivity(perturbations, pixels, fp16)
+        findings = self._findings()
         return ParityReport(
             targets,
             sensitivity,
@@ -150,7 +154,15 @@ class _Pass:
             self._samples,
             time.monotonic() - self._start,
             tuple(self._notes),
+            findings,
         )
+
+    def _findings(self) -> tuple[Finding, ...]:
+        try:
+            return self._subject.findings()
+        except Exception as error:
+            self._notes.append(f"The graph was not read for findings ({_line(error)}).")
+            return ()
 
     def _make_reference(self) -> tuple[str, list[Tensor]]:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lightning_robust.deployment.export import Origin
 from lightning_robust.deployment.figures import unit_label
 from lightning_robust.deployment.parity import ParityReport
 from lightning_robust.utilities.tables import plain_table
@@ -28,8 +29,14 @@ def perturbation_rows(report: ParityReport) -> tuple[list[str], list[list[str]]]
     return ["perturbation", unit_label(report.unit), "times fp16"], rows
 
 
+def finding_rows(report: ParityReport) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table of what the graph will do on TensorRT."""
+    rows = [[f.rule, str(Origin(f.module, f.source)), f.what, f.consequence, f.remedy] for f in report.findings]
+    return ["rule", "where", "what", "on TensorRT", "instead"], rows
+
+
 def summary(report: ParityReport) -> str:
-    """The report for a terminal: both tables and one sentence about what moves the outputs most."""
+    """The report for a terminal: both tables, what moves the outputs most, and what the graph will do on TensorRT."""
     lines = [
         f"Deployment parity, {report.samples} samples against {report.reference}, {report.seconds:.1f} s",
         "",
@@ -44,4 +51,5 @@ def summary(report: ParityReport) -> str:
         lines.append(
             f"What moves the outputs most: {worst} ({moved[report.unit]:.3g} {unit_label(report.unit)}{times})"
         )
+    lines += ["", *(str(finding) for finding in report.findings)] if report.findings else []
     return "\n".join([*lines, *report.notes])

@@ -23,6 +23,7 @@ from lightning_robust.deployment.builder import Ability
 from lightning_robust.deployment.conversion import to_half
 from lightning_robust.deployment.emulation import Precision, emulate
 from lightning_robust.deployment.export import Exported, export, to_args
+from lightning_robust.deployment.lint import Finding, lint
 from lightning_robust.utilities.structures import flatten
 
 Runner = Callable[[tuple[Any, ...]], list[Tensor]]
@@ -72,6 +73,11 @@ class Subject:
         except Exception as error:
             self._error = error
             raise
+
+    def findings(self) -> tuple[Finding, ...]:
+        """What :func:`~.lint.lint` reads off the graph; nothing as long as no runtime has asked for the graph."""
+        exported: Exported | None = vars(self).get("_exported")
+        return () if exported is None else tuple(lint(exported.model, exported.origins))
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,12 @@ import torch
 from torch import nn
 
 from lightning_robust import measure_parity
+from lightning_robust.deployment import runtimes
 from lightning_robust.deployment.export import frozen_copy
 from lightning_robust.deployment.figures import draw_parity, unit_label
 from lightning_robust.deployment.parity import STATUS_CODES
 from lightning_robust.deployment.preprocessing import perturbations
-from lightning_robust.deployment.report import summary
+from lightning_robust.deployment.report import finding_rows, summary
 from lightning_robust.deployment.runtimes import Subject, available
 from lightning_robust.functional import PixelSpace
 
@@ -66,6 +67,22 @@ def test_attribution_and_the_overflow():
     assert report.attribution["export"] < 1e-4
     assert report.attribution["fp16"] > 0.3
     assert set(report.attribution) == {"export", "tf32", "fp16"}
+    (finding,) = report.findings
+    assert finding.rule == "A6"
+    assert report.scalars()["parity/findings"] == 1
+    assert str(finding) in summary(report)
+    assert finding_rows(report)[1][0][1] == f"(model) ({finding.source})"
+
+
+def test_a_graph_that_cannot_be_read_is_a_note(monkeypatch):
+    def fail(*_):
+        raise KeyError("planted")
+
+    monkeypatch.setattr(runtimes, "lint", fail)
+    report = measure_parity(Subject(frozen_copy(SmallCNN()), (images(4),)), available(["onnxruntime-fp32"]))
+    assert report.findings == ()
+    assert "planted" in summary(report)
+    assert report.targets["onnxruntime-fp32"].status == "measured"
 
 
 def test_a_failing_target_leaves_the_others():
