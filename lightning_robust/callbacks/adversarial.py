@@ -87,7 +87,8 @@ class AdversarialCallback(pl.Callback):
         std: Standard deviation likewise; else 1.
         bounds: Smallest and largest pixel; ``"pixels"`` is [0, 1], ``"none"`` perturbs inputs as they are, without
             normalisation or range.
-        input_key: Which part of a batch is perturbed: position or name; a list for several.
+        input_key: Which part of a batch is perturbed: position, name, or path as ``"labelled.0"``; a list for several.
+        val_input_key: Likewise at validation, where batches have another form than in training; None is ``input_key``.
         attack_precision: ``"bf16"`` where the device computes in it, ``"32"``, or ``"same"`` as training.
         val_eps: Radii to validate with; None is ``eps``, an empty list none.
         val_steps: Steps of the PGD that validates; 0 validates with a single FGSM step.
@@ -131,6 +132,7 @@ class AdversarialCallback(pl.Callback):
         std: float | list[float] | None = None,
         bounds: list[float] | Literal["pixels", "none"] = "pixels",
         input_key: int | str | list[int | str] = 0,
+        val_input_key: int | str | list[int | str] | None = None,
         attack_precision: AttackPrecision = "bf16",
         val_eps: list[float | str] | None = None,
         val_steps: int = 10,
@@ -151,7 +153,7 @@ class AdversarialCallback(pl.Callback):
                 "Expected `steps` and `every_n_steps` of at least 1, `val_steps` and `warmup_epochs` of at least 0, "
                 f"but got {steps}, {every_n_steps}, {val_steps} and {warmup_epochs}."
             )
-        keys: list[Key] = input_key if isinstance(input_key, list) else [input_key]
+        keys = _as_list(input_key)
         radii = [parse_fraction(value) for value in (eps if isinstance(eps, list) else [eps])]
         if len(radii) not in (1, len(keys)):
             raise ValueError(f"Expected `eps` as one value or one for each of {len(keys)} inputs, got {len(radii)}.")
@@ -159,7 +161,7 @@ class AdversarialCallback(pl.Callback):
         self.step_size, self.embedding = step_size, embedding
         self.every_n_steps, self.warmup_epochs = every_n_steps, warmup_epochs
         self.mean, self.std, self.bounds, self.input_key = mean, std, bounds, input_key
-        self.attack_precision = attack_precision
+        self.val_input_key, self.attack_precision = val_input_key, attack_precision
         self.beta, self.target_key = beta, target_key
         self.guard_every_n_steps, self.guard_limit, self.on_collapse = guard_every_n_steps, guard_limit, on_collapse
         self._guard = OverfittingGuard(guard_limit, on_collapse)
@@ -175,6 +177,10 @@ class AdversarialCallback(pl.Callback):
         self._relative_step = None if step_size is None else parse_fraction(step_size, "step_size") / first
         self._val_radii = [parse_fraction(r, "val_eps") for r in ([radii[0]] if val_eps is None else val_eps)]
         self._inputs = AttackInputs(keys, mean, std, bounds)
+        val_keys = keys if val_input_key is None else _as_list(val_input_key)
+        if len(val_keys) != len(keys):
+            raise ValueError(f"Expected `val_input_key` for each of {len(keys)} inputs, but got {val_input_key}.")
+        self._val_inputs = AttackInputs(val_keys, mean, std, bounds)
         self._free = FreeTraining(self._inputs, steps)
         self._original: Callable[..., Any] | None = None
         self._replaced: Replaced | None = None
@@ -186,7 +192,8 @@ class AdversarialCallback(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse what cannot work, and wrap the training step."""
         refuse_sharded(trainer, "AdversarialCallback")
-        self._inputs.find_normalisation(trainer)
+        for inputs in (self._inputs, self._val_inputs):
+            inputs.find_normalisation(trainer)
         if self.embedding is not None:
             self._embedding(pl_module)
         if stage != "fit":
@@ -430,7 +437,7 @@ class AdversarialCallback(pl.Callback):
         radii = [[radius * own / first if first > 0 else radius for own in self._radii] for radius in wanted]
         solved = self.target_key if self.val_drop_solved else None
         checked = RobustValidation(
-            self._inputs, self.norm, self.val_steps, self.val_restarts, self.val_batches, self.seed, solved
+            self._val_inputs, self.norm, self.val_steps, self.val_restarts, self.val_batches, self.seed, solved
         )
         try:
             found = checked.metrics(trainer, pl_module, self._original or pl_module.training_step, radii)
@@ -450,6 +457,10 @@ class AdversarialCallback(pl.Callback):
         if message[-40:] not in self._warned:
             self._warned.add(message[-40:])
             rank_zero_warn(f"AdversarialCallback: {message}", category=category)
+
+
+def _as_list(key: Key | list[Key]) -> list[Key]:
+    return key if isinstance(key, list) else [key]
 
 
 def _mixed(clean: Any, adversarial: Any, ratio: float) -> Any:

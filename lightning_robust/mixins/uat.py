@@ -208,7 +208,13 @@ class UATMixin(ObjectiveMixin):
         if not self._uses_uat:
             return batch
         if self.uat_unlabelled_key is not None:
-            return get_item(batch, self.uat_labelled_key)
+            try:
+                return get_item(batch, self.uat_labelled_key)
+            except KeyError:
+                # attacks at validation run this step on batches of the host's own form
+                if self.training:
+                    raise
+                return batch
         unlabelled = self._without_label(batch)
         if not bool(unlabelled.any()):
             return batch

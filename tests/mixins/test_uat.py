@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_robust import NoEffectWarning, UATMixin
+from lightning_robust import AdversarialCallback, NoEffectWarning, UATMixin
 from lightning_robust.demo.lanes import RobustLaneDetector
 from lightning_robust.functional.attacks import pgd
 from lightning_robust.functional.weights import Weights
@@ -120,6 +120,28 @@ def test_two_loaders_and_labels_of_minus_one_are_the_same(pair):
     marked, named = pair(uat_ot_weight=1.0)[0], pair(uat_ot_weight=1.0, uat_unlabelled_key="unlabelled.0")[0]
     batch = {"labelled": (x[y >= 0], y[y >= 0]), "unlabelled": [x[y < 0]]}
     assert marked.training_step((x, y), 0).item() == pytest.approx(named.training_step(batch, 0).item(), rel=1e-6)
+
+
+def test_robust_validation_beside_two_loaders(tmp_path):
+    """Training batches are nested, those of validation are the host's own; both are attacked."""
+    pictures = Pictures(32)
+    loaders = {
+        "labelled": DataLoader(TensorDataset(pictures.images[:16], pictures.labels[:16]), 8),
+        "unlabelled": DataLoader(TensorDataset(pictures.images[16:]), 8),
+    }
+    module = Unsupervised(uat_ot_weight=1.0, uat_unlabelled_key="unlabelled.0")
+    attack = AdversarialCallback(
+        "fgsm", eps=0.1, input_key="labelled.0", val_input_key=0, val_eps=[0.1], guard_every_n_steps=0
+    )
+    seed_everything(1)
+    trainer = make_trainer(tmp_path, [attack], max_epochs=1)
+    trainer.fit(module, loaders)
+    metrics = trainer.callback_metrics
+    assert metrics["adversarial/val_loss@0.1"] > metrics["val/loss"]
+    assert metrics["adversarial/zero_gradients"] == 0
+    assert metrics["uat/ot"] > 0
+    (alone,) = make_trainer(tmp_path, [AdversarialCallback("fgsm", eps=0.1)]).validate(module, verbose=False)
+    assert alone["adversarial/val_loss@0.1"] == pytest.approx(metrics["adversarial/val_loss@0.1"].item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("missing", ["labelled", "unlabelled"])
