@@ -50,7 +50,7 @@ TURNED = {
     "PGD-7": PGD,
     "PGD-7, rotation": [*PGD, "--model.rotation_weight=0.5"],
 }
-LABELLED = ["--trainer.max_epochs=10", *ATTACK, "--adversarial.method=fgsm_rs"]
+LABELLED = ["--trainer.max_epochs=5", *ATTACK, "--adversarial.method=fgsm_rs"]
 HALF = [
     *LABELLED,
     "--data.num_train=20500",
@@ -60,7 +60,7 @@ HALF = [
     "--model.uat_index_key=unlabelled.1",
     "--model.uat_eps=0.1",
     "--model.uat_steps=5",
-    "--model.uat_target_epochs=3",
+    "--model.uat_target_epochs=2",
 ]
 UNLABELLED = {
     "500 labels": [

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from lightning_robust.demo.lanes.anchors import rescale
 from lightning_robust.demo.lanes.data import normalise
-from lightning_robust.demo.lanes.detector import LaneDetector
+from lightning_robust.demo.lanes.detector import LaneDetector, RobustLaneDetector
 
 
 class Lanes(NamedTuple):
@@ -68,7 +68,8 @@ def load_detector(checkpoint: str | Path) -> LaneDetector:
     """
     if not Path(checkpoint).is_file():
         raise FileNotFoundError(f"Expected a checkpoint of LaneDetector at {checkpoint}, but there is no such file.")
-    model = LaneDetector.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+    # whichever of the two it was, a head of rotation self-supervision included
+    model = RobustLaneDetector.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
     return model.eval()
 
 

@@ -1,10 +1,12 @@
 """predict: any frame size, pixels of the given frames, clear refusals."""
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_robust.demo.lanes import LaneDetector, predict
+from lightning_robust.demo.lanes import LaneDetector, RobustLaneDetector, predict
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +30,21 @@ def test_rows_and_shapes(detector, frames):
     assert columns.shape == present.shape == (5, 2, 17)
     assert present.dtype == bool
     assert ((columns > -0.5) & (columns < 479.5)).all()
+
+
+@pytest.mark.parametrize("weight", [None, 0.0, 0.5])
+def test_checkpoints_of_both_detectors_are_read(frames, tmp_path, weight):
+    """Of the plain one, and of the one with mixins, also with the head of rotation self-supervision."""
+    torch.manual_seed(0)
+    small = {"height": 64, "width": 96, "channels": 8, "hidden": 16}
+    model = LaneDetector(**small) if weight is None else RobustLaneDetector(rotation_weight=weight, **small)
+    pictures = torch.zeros(4, 3, 64, 96)
+    loader = DataLoader(TensorDataset(pictures, torch.full((4, 2, model.network.anchors), 300.0)), 4)
+    trainer = pl.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False, limit_val_batches=0)
+    trainer.fit(model, loader, loader)
+    trainer.save_checkpoint(tmp_path / "lanes.ckpt")
+    found, expected = predict(tmp_path / "lanes.ckpt", frames), predict(model, frames)
+    np.testing.assert_array_equal(found.columns, expected.columns)
 
 
 def test_columns_scale_with_the_frame(detector, frames):
