@@ -89,7 +89,8 @@ class RobustValidation:
         found = []
         if abs(losses[0] - losses[1]) > 1e-3 * abs(losses[0]):
             found.append("the loss of one batch differs between two passes: random outputs hide the gradient")
-        if losses[2] > 1.05 * losses[0] and self.steps > 1 and self.drop_solved is None:
+        # losses near nothing differ by rounding
+        if losses[2] > 1.05 * losses[0] + 1e-3 and self.steps > 1 and self.drop_solved is None:
             found.append(
                 f"a single step reaches a higher loss ({losses[2]:.3g}) than {self.steps} steps do ({losses[0]:.3g})"
             )
