@@ -89,16 +89,16 @@ def twins(loaders: Any) -> Any:
 def _training_loaders(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
     if trainer.train_dataloader is not None:
         return trainer.train_dataloader
+    # loaders given to `fit` are not public before its loop begins
+    given = trainer.fit_loop._data_source.instance
+    if given is not None and not isinstance(given, (pl.LightningModule, pl.LightningDataModule)):
+        return given
     data = _data_module(trainer)
     if data is not None and is_overridden("train_dataloader", data):
         data.setup("fit")
         return data.train_dataloader()
     if is_overridden("train_dataloader", pl_module):
         return pl_module.train_dataloader()
-    # loaders given to `fit` are not public before its loop begins
-    given = trainer.fit_loop._data_source.instance
-    if given is not None and not isinstance(given, (pl.LightningModule, pl.LightningDataModule)):
-        return given
     raise ValueError(
         "Expected a training loader, but there is none: neither in the data module, nor in the module, nor given to "
         "`fit`. Without one, BatchNorm statistics are not to be had (bn_refresh=False)."
@@ -107,7 +107,9 @@ def _training_loaders(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any
 
 def _combined(loaders: Any) -> CombinedLoader:
     """Twins of the training loaders as Lightning combines them."""
-    return copy.copy(loaders) if isinstance(loaders, CombinedLoader) else CombinedLoader(twins(loaders))
+    return (
+        copy.copy(loaders) if isinstance(loaders, CombinedLoader) else CombinedLoader(twins(loaders), "max_size_cycle")
+    )
 
 
 def first_training_batch(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:

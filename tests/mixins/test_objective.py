@@ -208,7 +208,7 @@ def test_everything_at_once(tmp_path):
     def make():
         settings = ALL_ON | {"uat_ft_weight": 0.5, "uat_target_epochs": 1, "uat_unlabelled_key": "unlabelled.0"}
         attack = AdversarialCallback("fgsm_rs", eps=0.05, input_key="labelled.0", val_eps=[], guard_every_n_steps=2)
-        average = SWACallback(start=0, every=1, bn_refresh=False)
+        average = SWACallback(start=0, every=1, input_key="labelled.0")
         return built(RobustTwo, **settings), [attack, average]
 
     module, callbacks = make()

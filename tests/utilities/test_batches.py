@@ -5,7 +5,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from lightning_robust.utilities.batches import isolated_rng, refresh_statistics, twins, validation_batches
+from lightning_robust.utilities.batches import (
+    first_training_batch,
+    isolated_rng,
+    refresh_statistics,
+    twins,
+    validation_batches,
+)
 
 from ..boring import Boring, Pictures, make_trainer
 
@@ -63,6 +69,52 @@ def test_a_part_of_the_samples_and_any_batch(tmp_path):
         torch.testing.assert_close(module.net[1].running_mean, inputs.mean((0, 2, 3)), rtol=1e-6, atol=1e-6)
 
     run(tmp_path, refreshed, Boring("dict"))
+
+
+def test_several_loaders_are_combined_as_lightning_does(tmp_path):
+    """The shorter one begins again: four batches of the first, the fourth being the first once more."""
+
+    class Both(Boring):
+        def train_dataloader(self):
+            return {"labelled": DataLoader(Pictures(24), 8), "unlabelled": DataLoader(Pictures(32), 8)}
+
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch["labelled"], batch_idx)
+
+    def refreshed(trainer, module):
+        refresh_statistics(trainer, module, input_key="labelled.0")
+        with torch.no_grad():
+            inputs = module.net[0](torch.cat([Pictures(24).images, Pictures(24).images[:8]]))
+        torch.testing.assert_close(module.net[1].running_mean, inputs.mean((0, 2, 3)), rtol=1e-6, atol=1e-6)
+
+    run(tmp_path, refreshed, Both())
+
+
+@pytest.mark.parametrize("source", ["module", "data", "given", "several"])
+def test_the_first_training_batch_before_training(tmp_path, source):
+    """Wherever the loaders are; Lightning's own attribute for given ones is not public."""
+
+    class Early(pl.Callback):
+        def setup(self, trainer, pl_module, stage):
+            self.batch = first_training_batch(trainer, pl_module)
+
+    class Both(Boring):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch["labelled"], batch_idx)
+
+    early, loader = Early(), DataLoader(Pictures(16), 16)
+    trainer = make_trainer(tmp_path, [early], max_epochs=1, limit_val_batches=0)
+    if source == "several":
+        trainer.fit(Both(), {"labelled": loader, "unlabelled": DataLoader(Pictures(8), 4)}, loader)
+        assert early.batch["unlabelled"][0].shape == (4, 3, 8, 8)
+        assert torch.equal(early.batch["labelled"][0], Pictures(16).images)
+        return
+    given = {"module": {}, "data": {"datamodule": Data()}, "given": {"train_dataloaders": loader}}[source]
+    trainer.fit(Boring(), **given)
+    if source == "data":
+        assert early.batch[0].shape == (16, 3, 8, 8)
+    else:
+        assert torch.equal(early.batch[0], Pictures(16).images)
 
 
 def test_the_same_weights_give_the_same_statistics(tmp_path):
