@@ -8,6 +8,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_robust.demo.lanes import LaneDetector, RobustLaneDetector, predict
 
+from ...boring import make_trainer
+
 
 @pytest.fixture(scope="module")
 def detector():
@@ -40,7 +42,7 @@ def test_checkpoints_of_both_detectors_are_read(frames, tmp_path, weight):
     model = LaneDetector(**small) if weight is None else RobustLaneDetector(rotation_weight=weight, **small)
     pictures = torch.zeros(4, 3, 64, 96)
     loader = DataLoader(TensorDataset(pictures, torch.full((4, 2, model.network.anchors), 300.0)), 4)
-    trainer = pl.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False, limit_val_batches=0)
+    trainer = make_trainer(tmp_path, max_epochs=1, limit_val_batches=0)
     trainer.fit(model, loader, loader)
     trainer.save_checkpoint(tmp_path / "lanes.ckpt")
     found, expected = predict(tmp_path / "lanes.ckpt", frames), predict(model, frames)
@@ -76,7 +78,6 @@ def test_batches_do_not_matter(detector, frames):
 
 def test_from_checkpoint(detector, frames, tmp_path):
     path = tmp_path / "lanes.ckpt"
-    import lightning.pytorch as pl
 
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     trainer.strategy.connect(detector)
