@@ -24,6 +24,7 @@ from lightning_robust.callbacks import (
     SWACallback,
     WiSEFTCallback,
 )
+from lightning_robust.commands import COMMANDS, run_command
 
 
 class Slot(NamedTuple):
@@ -141,6 +142,7 @@ class RobustCLI(LightningCLI):
             "save_config_kwargs": {"overwrite": True},
             "parser_class": RobustParser,
             "trainer_class": RobustTrainer,
+            "parser_kwargs": {"epilog": _epilog()},
         }
         super().__init__(args=args, run=run, **(defaults | settings))
 
@@ -197,6 +199,12 @@ class RobustCLI(LightningCLI):
         return config.get(str(config.get("subcommand")), config)
 
 
+def _epilog() -> str:
+    """What the help says of the commands that take no Trainer."""
+    others = "; ".join(f"{name}: {what}" for name, what in COMMANDS.items())
+    return f"Commands with options of their own (--help after the name) - {others}." if others else ""
+
+
 def _with_defaults(cls: type[Callback]) -> jsonargparse.Namespace:
     parser = jsonargparse.ArgumentParser()
     parser.add_argument("--technique", type=cls)
@@ -214,6 +222,10 @@ def _hint(unknown: str) -> str:
 
 def main(args: ArgsType = None) -> None:
     """Run the command line, see ``lightning-robust --help``."""
+    line = sys.argv[1:] if args is None else args
+    if isinstance(line, list) and line and line[0] in COMMANDS:
+        run_command(line[0], line[1:])
+        return
     with warnings.catch_warnings():
         # LightningCLI itself uses what jsonargparse deprecates, Lightning and the exporter what torch deprecates;
         # what the user's own modules use stays visible

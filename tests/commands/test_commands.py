@@ -1,0 +1,46 @@
+import pytest
+
+from lightning_robust import commands
+from lightning_robust.cli import main
+
+
+@pytest.fixture
+def greet_command(monkeypatch):
+    """A command that is registered for one test."""
+    import sys
+    import types
+
+    module = types.ModuleType("lightning_robust.commands.greet")
+
+    def greet(path: str, *, times: int = 1) -> None:
+        """Say hello.
+
+        Args:
+            path: Whom.
+            times: How often.
+        """
+        if times < 1:
+            raise ValueError(f"Expected `times` to be positive, but got {times}.")
+        print(path * times)
+
+    module.greet = greet
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(commands.COMMANDS, "greet", "say hello")
+
+
+def test_options_reach_the_function(greet_command, capsys):
+    main(["greet", "a", "--times=3"])
+    assert capsys.readouterr().out == "aaa\n"
+
+
+def test_what_a_user_can_mend_is_one_line(greet_command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["greet", "a", "--times=0"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: Expected `times` to be positive, but got 0.\n"
+
+
+def test_help_names_the_commands(greet_command, capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "greet: say hello" in " ".join(capsys.readouterr().out.split())
