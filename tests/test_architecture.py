@@ -78,11 +78,11 @@ def test_no_key_is_defined_twice():
     setup.read(ROOT / "setup.cfg")
     assert setup.sections() == ["sdist"]
     assert "version" in project["project"]
-    assert set(project["project"]["optional-dependencies"]) == {"tensorrt", "rtx", "autocast", "dev"}
+    assert set(project["project"]["optional-dependencies"]) == {"tensorrt", "rtx", "autocast", "video", "dev"}
 
 
 def test_public_names_are_importable_and_typed():
-    modules = {"callbacks", "mixins", "deployment", "functional", "utilities", "cli", "demo"}
+    modules = {"callbacks", "commands", "mixins", "deployment", "functional", "utilities", "cli", "demo"}
     names = {name for name in vars(lightning_robust) if not name.startswith("_")} - modules
     assert names == {
         "AdversarialCallback",

@@ -32,9 +32,9 @@ def test_rejects_what_is_not_there(run, tmp_path):
     _, checkpoint, config = run
     with pytest.raises(FileNotFoundError, match="no such file"):
         load_module(tmp_path / "other.ckpt")
-    with pytest.raises(ValueError, match="no file at .*nothing.yaml. Name it with --config"):
+    with pytest.raises(ValueError, match=r"no file at .*nothing\.yaml. Name it with --config"):
         load_module(checkpoint, tmp_path / "nothing.yaml")
-    with pytest.raises(ValueError, match="Expected `data: {class_path"):
+    with pytest.raises(ValueError, match=r"Expected `data: \{class_path"):
         load_data(checkpoint)
     config.unlink()
     with pytest.raises(ValueError, match="found none"):
