@@ -34,6 +34,37 @@ class OverflowingNorm(nn.Module):
         return self.out(centred / (variance + 1e-6).sqrt())
 
 
+class Attention(nn.Module):
+    """A transformer block of width 32 with four heads."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(32), nn.LayerNorm(32)
+        self.qkv, self.out = nn.Linear(32, 96), nn.Linear(32, 32)
+        self.mlp = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32))
+
+    def forward(self, x):
+        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, 4, 8)).permute(2, 0, 3, 1, 4)
+        x = x + self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x + self.mlp(self.norm2(x))
+
+
+class OutlierViT(nn.Module):
+    """A small vision transformer, one channel of whose residual stream is of size 3000, as trained ones have them."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Conv2d(3, 32, 4, 4)
+        self.position = nn.Parameter(torch.randn(16, 32))
+        self.position.data[:, 7] = 3000.0
+        self.blocks = nn.Sequential(*(Attention() for _ in range(4)))
+        self.norm, self.head = nn.LayerNorm(32), nn.Linear(32, 4)
+
+    def forward(self, images):
+        x = self.embed(images).flatten(2).transpose(1, 2) + self.position
+        return self.head(self.norm(self.blocks(x)).mean(1))
+
+
 @dataclass
 class Detection:
     scores: torch.Tensor
