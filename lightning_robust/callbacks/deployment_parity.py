@@ -6,7 +6,8 @@ Hooks, state and logging only; the measuring is done by ``deployment/parity.py``
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -18,11 +19,20 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_robust.deployment.compare import DEFAULT_TOLERANCES
-from lightning_robust.deployment.export import frozen_copy, to_args
-from lightning_robust.deployment.figures import draw_parity
+from lightning_robust.deployment.export import ExportError, frozen_copy, to_args
+from lightning_robust.deployment.figures import draw_layers, draw_parity, unit_label
+from lightning_robust.deployment.localisation import localise
+from lightning_robust.deployment.page import violations, write_report
 from lightning_robust.deployment.parity import STATUS_CODES, Decode, ParityReport, measure_parity
 from lightning_robust.deployment.preprocessing import perturbations as named_perturbations
-from lightning_robust.deployment.report import finding_rows, perturbation_rows, summary, target_rows
+from lightning_robust.deployment.report import (
+    finding_rows,
+    keep_rows,
+    layer_rows,
+    perturbation_rows,
+    summary,
+    target_rows,
+)
 from lightning_robust.deployment.runtimes import Subject, available, runtime
 from lightning_robust.functional.weights import state_on_cpu
 from lightning_robust.utilities.batches import isolated_rng, pixel_space, validation_batches
@@ -83,6 +93,14 @@ class DeploymentParityCallback(pl.Callback):
         on_violation: What to do beyond a tolerance: ``"log"``, ``"warn"``, ``"stop"`` the training, or ``"raise"``.
         on_failure: ``"warn"`` and go on, or ``"raise"``.
         weakly_typed: Build ``tensorrt-fp16`` with the fp16 flag of TensorRT 10, which chooses precisions itself.
+        keep_fp32: ONNX nodes or PyTorch modules (with all in them) that stay fp32 in the emulated and built half
+            precisions; ``keep_fp32.json`` of an earlier run proposes them.
+        localise: After the fit, or a lone ``validate``, find what each node of the last pass costs in half precision
+            and the shortest list to keep in fp32 (tables ``parity/layers`` and ``parity/keep_fp32``, one figure), and
+            write ``parity/parity.html``, ``parity.json`` and ``keep_fp32.json`` into the logger's folder. Costs
+            seconds, at most twice `time_limit`, and until then a copy of the model and the samples.
+        keep_tolerance: Distance that the list is to meet, in the report's unit (``lateral_px_p99``); None aims at a
+            fifth of what the whole graph costs.
 
     Raises:
         ValueError: For an unknown target, perturbation, metric limit, or a number out of range.
@@ -110,6 +128,9 @@ class DeploymentParityCallback(pl.Callback):
         on_violation: Literal["log", "warn", "stop", "raise"] = "log",
         on_failure: Literal["warn", "raise"] = "warn",
         weakly_typed: bool = False,
+        keep_fp32: list[str] | None = None,
+        localise: bool = True,
+        keep_tolerance: float | None = None,
     ) -> None:
         super().__init__()
         _check_positive(
@@ -133,6 +154,9 @@ class DeploymentParityCallback(pl.Callback):
         self.on_violation = on_violation
         self.on_failure = on_failure
         self.weakly_typed = weakly_typed
+        self.keep_fp32 = keep_fp32
+        self.localise = localise
+        self.keep_tolerance = keep_tolerance
         self.report: ParityReport | None = None
         self._perturbations = named_perturbations(perturbations)
         self._history: list[tuple[int, dict[str, float]]] = []
@@ -143,6 +167,7 @@ class DeploymentParityCallback(pl.Callback):
         self._inputs: list[tuple[Any, ...]] = []
         self._unusable = ""
         self._attempted = False
+        self._subject: Subject | None = None
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -279,10 +304,42 @@ class DeploymentParityCallback(pl.Callback):
         self._last = dict(state_dict["last"])
 
     def _announce(self, trainer: pl.Trainer) -> None:
-        if self.report is not None:
-            rank_zero_info(f"\n{summary(self.report)}")
-            if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
-                rank_zero_info(f"\nSee it all:  tensorboard --logdir {trainer.log_dir}\n")
+        if self.report is None:
+            return
+        page = self._examine(trainer, self.report)
+        rank_zero_info(f"\n{summary(self.report)}")
+        if page is not None:
+            rank_zero_info(f"\nThe whole report:  {page}")
+        if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
+            rank_zero_info(f"\nSee it all:  tensorboard --logdir {trainer.log_dir}\n")
+
+    def _examine(self, trainer: pl.Trainer, report: ParityReport) -> Path | None:
+        """Find the layers that matter in the last pass and write the page; a failure loses neither fit nor report."""
+        subject, self._subject = self._subject, None
+        if subject is None:
+            return None
+        try:
+            with isolated_rng(), torch.inference_mode(False), torch.no_grad():
+                decode = self._decoder(subject.module)
+                self.report = report = localise(
+                    subject, report, decode=decode, tolerance=self.keep_tolerance, time_limit=self.time_limit
+                )
+            if report.layers is not None:
+                log_figure(trainer, "parity/layers", draw_layers(report.layers, unit_label(report.unit)))
+                log_table(trainer, "parity/layers", *layer_rows(report))
+                log_table(trainer, "parity/keep_fp32", *keep_rows(report))
+        except ExportError as error:
+            self.report = report = replace(report, notes=(*report.notes, f"Layers were not measured: {error}"))
+        except Exception as error:
+            self._fail(f"the layers that matter could not be found: {type(error).__name__}: {error}.")
+        if trainer.logger is None or trainer.log_dir is None or is_fast_dev_run(trainer):
+            return None
+        try:
+            folder = Path(trainer.log_dir) / "parity"
+            return write_report(report, folder, history=self._history, tolerance=self.tolerance)
+        except OSError as error:
+            self._fail(f"the report could not be written: {error}.")
+            return None
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
         if trainer.sanity_checking:
@@ -348,7 +405,9 @@ class DeploymentParityCallback(pl.Callback):
             device=str(pl_module.device),
             time_limit=self.time_limit,
             weakly_typed=self.weakly_typed,
+            keep_fp32=tuple(self.keep_fp32 or ()),
         )
+        self._subject = subject if self.localise and target is None else self._subject
         return measure_parity(
             subject,
             available(self.targets if target is None else [target]),
@@ -381,11 +440,7 @@ class DeploymentParityCallback(pl.Callback):
 
     def _judge(self, trainer: pl.Trainer, scalars: dict[str, float]) -> None:
         limits = DEFAULT_TOLERANCES if self.tolerance is None else self.tolerance
-        broken = []
-        for key, limit in limits.items():
-            tag = f"parity/{key}" if "/" in key else f"parity/{key}/rel_l2"
-            if tag in scalars and not scalars[tag] <= limit:
-                broken.append(f"{tag} is {scalars[tag]:.3g}, allowed {limit:.3g}")
+        broken = [f"{tag} is {value:.3g}, allowed {limit:.3g}" for tag, value, limit in violations(scalars, limits)]
         if not broken or self.on_violation == "log":
             return
         message = "Deployment parity is violated: " + "; ".join(broken) + "."

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 
 import jsonargparse
 
-COMMANDS: dict[str, str] = {}
+COMMANDS: dict[str, str] = {
+    "parity": "parity report of a checkpoint or an ONNX file",
+}
 """Name -> what it does, in one line; a command is the function of its name in the module of its name."""
 
 

@@ -1,4 +1,4 @@
-"""The parity picture: what causes the distance, over the epochs, and which preprocessing moves the outputs most."""
+"""Pictures of a parity pass: what causes the distance, which preprocessing moves the outputs, which layers cost."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from lightning_robust.deployment.export import Origin
 from lightning_robust.deployment.parity import CAUSES, ParityReport
+from lightning_robust.deployment.sensitivity import Sensitivity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,6 +43,70 @@ def draw_parity(history: Sequence[tuple[int, dict[str, float]]], report: ParityR
     lower.set_xlabel("epoch")
     _bars(figure.add_subplot(grid[:, 1]), report, unit)
     return figure
+
+
+def draw_causes(history: Sequence[tuple[int, dict[str, float]]], unit: str) -> Figure:
+    """Draw what the distance comes from over the passes, with preprocessing and without.
+
+    Args:
+        history: ``(epoch, attribution)`` of each pass.
+        unit: The metric that the shares are counted in.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for axes, causes, title in ((left, CAUSES, "By cause"), (right, CAUSES[:-1], "Without preprocessing")):
+        _stack(axes, history, causes, unit_label(unit))
+        axes.set_title(title)
+        axes.set_xlabel("epoch")
+    return figure
+
+
+def draw_layers(layers: Sensitivity, unit: str, count: int = 12) -> Figure:
+    """Draw the nodes that cost most, and how the values drift from fp32 along the depth of the network.
+
+    Args:
+        layers: What each node costs.
+        unit: Label of the unit.
+        count: How many nodes are named.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[1, 1.2])
+    worst = [node for node in layers.ranked()[:count] if node.isolated > 0][::-1]
+    costs = [_finite(node.isolated) for node in worst]
+    colours = [_COLOURS["fp16"] if node.exact else "#fad7ac" for node in worst]
+    left.barh(range(len(worst)), costs, color=colours)
+    left.set_yticks(range(len(worst)), [f"{_short(node.origin, node.name)}  {node.op}" for node in worst], fontsize=8)
+    left.set_title(f"Cost of one node alone in {layers.precision}")
+    left.set_xlabel(unit)
+    _drift(right, layers)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _drift(axes: Axes, layers: Sensitivity) -> None:
+    drift = [node.trace.drift for node in layers.nodes]
+    floor = min((value for value in drift if 0 < value < math.inf), default=1e-6)
+    shown = [max(value, floor) if math.isfinite(value) else math.nan for value in drift]
+    axes.plot(shown, color=_COLOURS["export"], linewidth=1.5)
+    lost = [index for index, node in enumerate(layers.nodes) if node.trace.nonfinite > 0]
+    if lost:
+        top = max((value for value in shown if math.isfinite(value)), default=1.0)
+        axes.plot(lost, [top] * len(lost), "x", color=_COLOURS["engine"], label="infinite or NaN")
+        axes.legend(frameon=False)
+    axes.set_yscale("log")
+    axes.set_title(f"Drift from fp32, everything in {layers.precision}")
+    axes.set_xlabel("node, from input to output")
+    axes.set_ylabel("relative L2 of its values")
+
+
+def _short(origin: Origin, name: str) -> str:
+    place = origin.module or origin.source or name
+    return place if len(place) <= 34 else f"\u2026{place[-33:]}"
 
 
 def unit_label(metric: str) -> str:

@@ -19,6 +19,7 @@ from lightning_robust.deployment.compare import compare, compare_decoded
 from lightning_robust.deployment.lint import Finding
 from lightning_robust.deployment.preprocessing import Perturbation
 from lightning_robust.deployment.runtimes import Built, Runner, Runtime, Subject, TorchRuntime, run_module
+from lightning_robust.deployment.sensitivity import KeepList, Sensitivity
 from lightning_robust.functional.pixels import PixelSpace
 from lightning_robust.utilities.structures import flatten, map_tensors, rebuild
 
@@ -62,6 +63,8 @@ class ParityReport:
         seconds: What the pass took.
         notes: Lines that a reader should see.
         findings: What the graph will do on TensorRT, from :func:`~.lint.lint`; empty for a clean one.
+        layers: What each node costs in low precision, where that was measured (:func:`~.localisation.localise`).
+        keep: The nodes to keep in fp32 for a tolerance, likewise.
     """
 
     targets: dict[str, TargetResult]
@@ -73,6 +76,8 @@ class ParityReport:
     seconds: float
     notes: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
+    layers: Sensitivity | None = None
+    keep: KeepList | None = None
 
     def scalars(self) -> dict[str, float]:
         """All numbers under their TensorBoard tags."""
@@ -165,6 +170,8 @@ class _Pass:
             return ()
 
     def _make_reference(self) -> tuple[str, list[Tensor]]:
+        if self._subject.reference is not None:
+            return self._subject.reference, self._run(self._fp32, self._subject.example)
         try:
             runner = TorchRuntime("torch", "fp64").build(self._subject).run
             if runner is not None:

@@ -35,6 +35,61 @@ def finding_rows(report: ParityReport) -> tuple[list[str], list[list[str]]]:
     return ["rule", "where", "what", "on TensorRT", "instead"], rows
 
 
+def layer_rows(report: ParityReport, count: int = 20) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table of nodes, the most expensive in low precision first."""
+    columns = ["node", "operator", "where", f"alone, {unit_label(report.unit)}", "drift", "overflow", "flushed"]
+    if report.layers is None:
+        return columns, []
+    rows = []
+    for n in report.layers.ranked()[:count]:
+        cost = f"{n.isolated:.3g}" if n.exact else f"at most about {n.isolated:.3g}"
+        shares = (f"{value:.3g}" for value in (n.trace.drift, n.trace.overflow, n.trace.flushed))
+        rows.append([n.name, n.op, str(n.origin), cost, *shares])
+    return columns, rows
+
+
+def keep_rows(report: ParityReport) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table of nodes to keep in fp32, with what that is worth in the header."""
+    keep = report.keep
+    if keep is None:
+        return ["keep in fp32"], []
+    return [f"keep in fp32: {keep_sentence(report)}"], [[name] for name in keep.nodes]
+
+
+def keep_sentence(report: ParityReport) -> str:
+    """What keeping nodes in fp32 is worth."""
+    keep = report.keep
+    if keep is None or not keep.nodes:
+        return "No node needs to be kept in fp32 for the tolerance."
+    count = f"{len(keep.nodes)} node{'s' if len(keep.nodes) > 1 else ''}"
+    outcome = "" if keep.met else "; the tolerance is not met"
+    return (
+        f"With {count} kept in fp32 the distance falls from {keep.total:.3g} to {keep.error:.3g} "
+        f"{unit_label(keep.unit)} on {keep.samples} samples (aimed at: {keep.tolerance:.3g}{outcome})."
+    )
+
+
+def layer_sentences(report: ParityReport) -> list[str]:
+    """Where the values first go wrong, which node costs most, and what to keep."""
+    layers = report.layers
+    if layers is None or not layers.nodes:
+        return []
+    worst = layers.ranked()[0]
+    first = next((node for node in layers.nodes if node.trace.overflow > 0), None)
+    lines = []
+    if first is not None:
+        share = f"{100 * first.trace.overflow:.2g} %"
+        lines.append(
+            f"{first.place} ({first.op}) is the first to overflow in {layers.precision}: {share} of its values."
+        )
+    lines.append(
+        f"What {layers.precision} hurts most: {worst.place} ({worst.op}), "
+        f"{worst.isolated:.3g} {unit_label(report.unit)} alone."
+    )
+    partial = [] if layers.complete else ["Time was up before every layer was measured; the order is partial."]
+    return [*lines, keep_sentence(report), *partial]
+
+
 def summary(report: ParityReport) -> str:
     """The report for a terminal: both tables, what moves the outputs most, and what the graph will do on TensorRT."""
     lines = [
@@ -51,5 +106,6 @@ def summary(report: ParityReport) -> str:
         lines.append(
             f"What moves the outputs most: {worst} ({moved[report.unit]:.3g} {unit_label(report.unit)}{times})"
         )
+    lines += ["", *layer_sentences(report)] if report.layers else []
     lines += ["", *(str(finding) for finding in report.findings)] if report.findings else []
     return "\n".join([*lines, *report.notes])

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lightning_robust.deployment import builder
 from lightning_robust.deployment.builder import Ability
-from lightning_robust.deployment.conversion import to_half
+from lightning_robust.deployment.conversion import Half, to_half
 from lightning_robust.deployment.emulation import Precision, emulate
 from lightning_robust.deployment.export import Exported, export, to_args
 from lightning_robust.deployment.lint import Finding, lint
@@ -28,6 +28,7 @@ from lightning_robust.utilities.structures import flatten
 
 Runner = Callable[[tuple[Any, ...]], list[Tensor]]
 _DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+HALF = ("fp16", "bf16")
 _YES = Ability(True, "")
 
 
@@ -44,6 +45,7 @@ class Subject:
         weakly_typed: Build ``tensorrt-fp16`` with TensorRT 10's fp16 flag, which lets TensorRT choose a precision for
             each layer, instead of from an fp16-typed graph.
         cache: Folder of built engines; the user's cache folder if None.
+        keep_fp32: Names of nodes, or paths of modules with all in them, that stay fp32 in fp16 and bf16 graphs.
     """
 
     module: nn.Module
@@ -53,6 +55,9 @@ class Subject:
     time_limit: float = 300.0
     weakly_typed: bool = False
     cache: Path | None = None
+    keep_fp32: tuple[str, ...] = ()
+    reference: ClassVar[str | None] = None
+    """What its own outputs are called where they are the only reference; None compares with PyTorch in fp64."""
     _error: Exception | None = field(default=None, init=False, repr=False)
 
     @cached_property
@@ -73,6 +78,29 @@ class Subject:
         except Exception as error:
             self._error = error
             raise
+
+    def kept_nodes(self) -> tuple[str, ...]:
+        """The nodes that :attr:`keep_fp32` names.
+
+        Raises:
+            ValueError: If a name is neither a node's nor a module's; the message names the nearest.
+        """
+        exported = self.exported
+        names = [node.name for node in exported.model.graph.node]
+        paths = {name: exported.origins[name].module for name in names if name in exported.origins}
+        kept: set[str] = set()
+        for wanted in self.keep_fp32:
+            found = {n for n in names if n == wanted} or {
+                n for n, path in paths.items() if path == wanted or path.startswith(f"{wanted}.")
+            }
+            if not found:
+                near = difflib.get_close_matches(wanted, [*names, *paths.values()], 3, 0.4)
+                raise ValueError(
+                    f"Expected nodes or modules in `keep_fp32`, but got {wanted!r}."
+                    + (f" Did you mean {' or '.join(dict.fromkeys(near))}?" if near else "")
+                )
+            kept |= found
+        return tuple(name for name in names if name in kept)
 
     def findings(self) -> tuple[Finding, ...]:
         """What :func:`~.lint.lint` reads off the graph; nothing as long as no runtime has asked for the graph."""
@@ -137,7 +165,7 @@ class TorchRuntime(Runtime):
     def build(self, subject: Subject) -> Built:
         """Copy the module into the precision."""
         dtype = _DTYPES[self.precision]
-        device = subject.device if self.precision in ("fp16", "bf16") else "cpu"
+        device = subject.device if self.precision in HALF else "cpu"
         module = copy.deepcopy(subject.module).to(device, dtype)
         return Built(lambda args: run_module(module, to_args(args, dtype, device)))
 
@@ -157,8 +185,12 @@ class EmulatedRuntime(Runtime):
     def build(self, subject: Subject) -> Built:
         """Open a session on the graph with roundings."""
         exported = subject.exported
-        model = emulate(exported.model, cast(Precision, self.precision))
-        return Built(_session(model.SerializeToString(), exported), note="emulated, every node rounded")
+        kept = subject.kept_nodes() if self.precision in HALF else ()
+        model = emulate(exported.model, cast(Precision, self.precision), kept)
+        if len(model.graph.node) == len(exported.model.graph.node) and not kept:
+            raise ValueError("Expected nodes to round, but none computes in fp32. Measure the fp32 graph.")
+        note = f"emulated, every node rounded but the {len(kept)} kept" if kept else "emulated, every node rounded"
+        return Built(_session(model.SerializeToString(), exported), note=note)
 
 
 class TensorRTRuntime(Runtime):
@@ -181,8 +213,8 @@ class TensorRTRuntime(Runtime):
         exported = subject.exported
         weakly = subject.weakly_typed and self.runtime == "tensorrt" and self.precision == "fp16"
         model = exported.model
-        if self.precision in ("fp16", "bf16") and not weakly:
-            model = to_half(model, cast(Literal["fp16", "bf16"], self.precision))
+        if self.precision in HALF and not weakly:
+            model = to_half(model, cast(Half, self.precision), subject.kept_nodes())
         engine = builder.build_engine(
             model.SerializeToString(),
             backend=self._backend,
@@ -196,7 +228,7 @@ class TensorRTRuntime(Runtime):
             return Built(None, engine.size, f"not run: {able.reason}")
 
         def run(args: tuple[Any, ...]) -> list[Tensor]:
-            results = builder.run_engine(engine, _feed(args, exported), time_limit=subject.time_limit)
+            results = builder.run_engine(engine, feed(args, exported), time_limit=subject.time_limit)
             return [torch.from_numpy(results[name]) for name in exported.outputs]
 
         return Built(run, engine.size, "weakly typed" if weakly else "")
@@ -283,13 +315,14 @@ def _session(model: bytes, exported: Exported) -> Runner:
     wanted = {value.name for value in session.get_inputs()}
 
     def run(args: tuple[Any, ...]) -> list[Tensor]:
-        feed = {name: array for name, array in _feed(args, exported).items() if name in wanted}
-        return [torch.from_numpy(np.asarray(array)) for array in session.run(list(exported.outputs), feed)]
+        arrays = {name: array for name, array in feed(args, exported).items() if name in wanted}
+        return [torch.from_numpy(np.asarray(array)) for array in session.run(list(exported.outputs), arrays)]
 
     return run
 
 
-def _feed(args: tuple[Any, ...], exported: Exported) -> dict[str, np.ndarray[Any, Any]]:
+def feed(args: tuple[Any, ...], exported: Exported) -> dict[str, np.ndarray[Any, Any]]:
+    """Input name -> array, of the positional arguments of ``forward``."""
     return {name: t.detach().numpy() for name, t in zip(exported.inputs, _flat(args), strict=True)}
 
 

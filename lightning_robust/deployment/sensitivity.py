@@ -50,6 +50,11 @@ class NodeSensitivity:
     exact: bool
     trace: NodeTrace
 
+    @property
+    def place(self) -> str:
+        """Module and line, or the node's name where they are not known."""
+        return str(self.origin) if self.origin.module or self.origin.source else self.name
+
 
 @dataclass(frozen=True)
 class Sensitivity:

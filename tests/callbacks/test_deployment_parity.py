@@ -112,8 +112,13 @@ def test_tensorboard_gets_scalars_figure_table_and_layout(tmp_path):
 def test_other_loggers_get_files(tmp_path):
     logger = CSVLogger(tmp_path)
     fit(tmp_path, DeploymentParityCallback(["torch-bf16"], perturbations=["bgr"], num_samples=4), logger=logger)
-    figures = {p.name for p in (tmp_path / "lightning_logs" / "version_0" / "figures").rglob("*") if p.is_file()}
-    assert figures == {"overview-3.png", "targets-3.csv", "perturbations-3.csv"}
+    folder = tmp_path / "lightning_logs" / "version_0"
+    figures = {p.name for p in (folder / "figures").rglob("*") if p.is_file()}
+    assert figures == {
+        *("overview-3.png", "targets-3.csv", "perturbations-3.csv"),
+        *("layers-4.png", "layers-4.csv", "keep_fp32-4.csv"),  # after the fit
+    }
+    assert {p.name for p in (folder / "parity").iterdir()} == {"parity.html", "parity.json", "keep_fp32.json"}
 
 
 def test_every_n_epochs_measures_first_nth_and_last_and_monitors_see_the_last_value(tmp_path):
@@ -322,7 +327,8 @@ def test_full_disk_where_the_figure_goes(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Figure, "savefig", full)
-    trainer, _ = fit(tmp_path, DeploymentParityCallback(**CHEAP), logger=CSVLogger(tmp_path))
+    with pytest.warns(UserWarning, match="the report could not be written: .*No space left"):
+        trainer, _ = fit(tmp_path, DeploymentParityCallback(**CHEAP), logger=CSVLogger(tmp_path))
     assert trainer.callback_metrics["parity/status"] == 0
 
 

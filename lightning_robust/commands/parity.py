@@ -1,0 +1,139 @@
+"""``lightning-robust parity``: the parity report of any checkpoint, or of any ONNX file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from lightning_robust.callbacks import DeploymentParityCallback
+from lightning_robust.deployment.graphs import GraphSubject, load_graph, make_inputs, remarks
+from lightning_robust.deployment.localisation import localise
+from lightning_robust.deployment.page import write_report
+from lightning_robust.deployment.parity import ParityReport, measure_parity
+from lightning_robust.deployment.preprocessing import perturbations as named_perturbations
+from lightning_robust.deployment.report import summary
+from lightning_robust.deployment.runtimes import available
+from lightning_robust.functional.pixels import PixelSpace
+
+_OTHER = ("torch-", "onnxruntime-")  # what an ONNX file cannot be compared by: no module, and the reference itself
+
+
+def parity(
+    ckpt: str | None = None,
+    onnx: str | None = None,
+    *,
+    output: str = "parity",
+    config: str | None = None,
+    inputs: str | None = None,
+    shapes: dict[str, list[int]] | None = None,
+    targets: Literal["auto"] | list[str] = "auto",
+    samples: int = 16,
+    perturbations: Literal["all", "none"] | list[str] = "all",
+    mean: float | list[float] | None = None,
+    std: float | list[float] | None = None,
+    tolerance: dict[str, float] | None = None,
+    keep_fp32: list[str] | None = None,
+    keep_tolerance: float | None = None,
+    time_limit: float = 120.0,
+) -> None:
+    """Measure how far a deployed model is from the trained one, and write parity.html, parity.json, keep_fp32.json.
+
+    With --ckpt the module and the data are those of the run's config.yaml, and the reference is PyTorch in fp64. With
+    --onnx there is no PyTorch side: the reference is ONNX Runtime in fp32, distances are relative.
+
+    Args:
+        ckpt: Checkpoint of a run.
+        onnx: ONNX file, external data beside it.
+        output: Folder for the report.
+        config: The run's config.yaml; by default that beside the checkpoint.
+        inputs: For --onnx: .npz file with one array for each input. Without it, noise.
+        shapes: For --onnx without inputs: name -> shape where more than the first dimension is dynamic.
+        targets: "auto" or names such as emulated-fp16, tensorrt-fp16.
+        samples: Inputs to measure on.
+        perturbations: Preprocessing perturbations; for --onnx of the first input, if that is a batch of pictures.
+        mean: Mean that the pixels were normalised with, for pixels in [0, 1].
+        std: Standard deviation likewise.
+        tolerance: "<target>" or "<target>/<metric>" -> largest allowed value.
+        keep_fp32: Nodes or modules that stay fp32.
+        keep_tolerance: Distance that the proposed list is to meet.
+        time_limit: Seconds for the pass, and again for the layers and for the list.
+    """
+    if (ckpt is None) == (onnx is None):
+        raise ValueError("Expected one of --ckpt and --onnx, but got " + ("both." if ckpt else "none."))
+    if ckpt is not None:
+        callback = DeploymentParityCallback(
+            targets,
+            num_samples=samples,
+            perturbations=perturbations,
+            mean=mean,
+            std=std,
+            tolerance=tolerance,
+            keep_fp32=keep_fp32,
+            keep_tolerance=keep_tolerance,
+            time_limit=time_limit,
+            on_failure="raise",
+        )
+        report = _of_checkpoint(ckpt, config, callback)
+        provenance = {"checkpoint": str(ckpt)}
+    else:
+        graph = load_graph(str(onnx))
+        arrays = dict(np.load(inputs)) if inputs is not None else make_inputs(graph, samples, shapes)
+        notes = remarks(graph)
+        if inputs is None:
+            notes.append("The inputs are noise: distances on real inputs may be quite different. Give --inputs.")
+        subject = GraphSubject(graph, arrays, time_limit=time_limit, keep_fp32=tuple(keep_fp32 or ()))
+        pixels = PixelSpace(0.0 if mean is None else mean, 1.0 if std is None else std)
+        report = _of_graph(subject, targets, perturbations, pixels, keep_tolerance, time_limit)
+        report = replace(report, notes=(*notes, *report.notes))
+        provenance = {"onnx": str(onnx), "inputs": inputs or "noise"}
+        print(summary(report))
+    page = write_report(report, output, tolerance=tolerance, provenance=provenance)
+    print(f"\nThe whole report:  {page}")
+
+
+def _of_checkpoint(ckpt: str, config: str | None, callback: DeploymentParityCallback) -> ParityReport:
+    import lightning.pytorch as pl
+
+    from lightning_robust.utilities.runs import load_data, load_module
+
+    module = load_module(ckpt, config)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        callbacks=[callback],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        default_root_dir=Path(ckpt).parent,
+    )
+    trainer.validate(module, datamodule=load_data(ckpt, config), verbose=False)
+    if callback.report is None:
+        raise ValueError("Expected a validation loader with at least one batch, but nothing was measured.")
+    return callback.report
+
+
+def _of_graph(
+    subject: GraphSubject,
+    targets: Literal["auto"] | list[str],
+    names: Literal["all", "none"] | list[str],
+    pixels: PixelSpace,
+    keep_tolerance: float | None,
+    time_limit: float,
+) -> ParityReport:
+    if targets != "auto" and any(target.startswith(_OTHER) for target in targets):
+        raise ValueError(
+            f"Expected targets beside ONNX Runtime in fp32, the reference of an ONNX file, but got {targets}. Leave "
+            " out onnxruntime-fp32, and PyTorch's, which need --ckpt."
+        )
+    runtimes = [made for made in available(targets) if not made.name.startswith(_OTHER)]
+    report = measure_parity(
+        subject, runtimes, perturbations=named_perturbations(names), pixels=pixels, time_limit=time_limit
+    )
+    try:
+        return localise(subject, report, tolerance=keep_tolerance, time_limit=time_limit)
+    except ValueError as error:
+        return replace(report, notes=(*report.notes, f"Layers were not measured: {error}"))
