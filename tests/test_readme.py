@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from lightning_robust.callbacks import DeploymentParityCallback
-from lightning_robust.deployment.preprocessing import CATALOGUE
+from lightning_robust.deployment.preprocessing import CATALOGUE, FAMILIES, perturbations
 from lightning_robust.deployment.runtimes import TARGETS
 
 ROOT = Path(__file__).parents[1]
@@ -47,4 +47,6 @@ def test_every_target_is_in_the_table():
             stem = name.split("-")[0] or stem
             named.add(name if not name.startswith("-") else stem + name)
     assert named >= set(TARGETS)
-    assert len(CATALOGUE) == 13
+    assert f"{len(CATALOGUE)} in eleven families, {len(perturbations())} of them" in TEXT
+    assert len(FAMILIES) == 11
+    assert all(f"`{family}`" in TEXT for family in FAMILIES)

@@ -24,6 +24,7 @@ from lightning_robust.deployment.figures import draw_layers, draw_parity, unit_l
 from lightning_robust.deployment.localisation import localise
 from lightning_robust.deployment.page import violations, write_report
 from lightning_robust.deployment.parity import STATUS_CODES, Decode, ParityReport, measure_parity
+from lightning_robust.deployment.preprocessing import Names
 from lightning_robust.deployment.preprocessing import perturbations as named_perturbations
 from lightning_robust.deployment.report import (
     finding_rows,
@@ -82,7 +83,8 @@ class DeploymentParityCallback(pl.Callback):
         num_samples: Validation inputs to measure on.
         max_batch: The largest batch that engines are built for.
         time_limit: Seconds for one pass; what does not fit is reported as skipped. Also the limit of one engine build.
-        perturbations: ``"all"``, ``"none"``, or names out of ``lightning_robust.deployment.preprocessing.CATALOGUE``.
+        perturbations: ``"typical"``, ``"all"`` (every severity), ``"none"``, or names of entries and families of
+            ``lightning_robust.deployment.preprocessing.CATALOGUE``.
         mean: Mean that the pixels were normalised with, for pixels in [0, 1]; one number or one a channel. None takes
             ``mean`` of the Trainer's data module if it has one, else 0.
         std: Standard deviation likewise; None takes the data module's, else 1.
@@ -119,7 +121,7 @@ class DeploymentParityCallback(pl.Callback):
         num_samples: int = 16,
         max_batch: int = 16,
         time_limit: float = 120.0,
-        perturbations: Literal["all", "none"] | list[str] = "all",
+        perturbations: Names = "typical",
         mean: float | list[float] | None = None,
         std: float | list[float] | None = None,
         input_key: int | str | list[int | str] = 0,

@@ -13,6 +13,7 @@ from lightning_robust.deployment.graphs import GraphSubject, load_graph, make_in
 from lightning_robust.deployment.localisation import localise
 from lightning_robust.deployment.page import write_report
 from lightning_robust.deployment.parity import ParityReport, measure_parity
+from lightning_robust.deployment.preprocessing import Names
 from lightning_robust.deployment.preprocessing import perturbations as named_perturbations
 from lightning_robust.deployment.report import summary
 from lightning_robust.deployment.runtimes import available
@@ -31,7 +32,7 @@ def parity(
     shapes: dict[str, list[int]] | None = None,
     targets: Literal["auto"] | list[str] = "auto",
     samples: int = 16,
-    perturbations: Literal["all", "none"] | list[str] = "all",
+    perturbations: Names = "typical",
     mean: float | list[float] | None = None,
     std: float | list[float] | None = None,
     tolerance: dict[str, float] | None = None,
@@ -53,7 +54,8 @@ def parity(
         shapes: For --onnx without inputs: name -> shape where more than the first dimension is dynamic.
         targets: "auto" or names such as emulated-fp16, tensorrt-fp16.
         samples: Inputs to measure on.
-        perturbations: Preprocessing perturbations; for --onnx of the first input, if that is a batch of pictures.
+        perturbations: "typical", "all", "none", or names of preprocessing perturbations; for --onnx of the first
+            input, if that is a batch of pictures.
         mean: Mean that the pixels were normalised with, for pixels in [0, 1].
         std: Standard deviation likewise.
         tolerance: "<target>" or "<target>/<metric>" -> largest allowed value.
@@ -119,7 +121,7 @@ def _of_checkpoint(ckpt: str, config: str | None, callback: DeploymentParityCall
 def _of_graph(
     subject: GraphSubject,
     targets: Literal["auto"] | list[str],
-    names: Literal["all", "none"] | list[str],
+    names: Names,
     pixels: PixelSpace,
     keep_tolerance: float | None,
     time_limit: float,

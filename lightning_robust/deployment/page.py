@@ -23,6 +23,7 @@ from lightning_robust.deployment.compare import DEFAULT_TOLERANCES
 from lightning_robust.deployment.figures import draw_causes, draw_layers, unit_label
 from lightning_robust.deployment.parity import ParityReport
 from lightning_robust.deployment.report import (
+    family_sentences,
     finding_rows,
     keep_sentence,
     layer_sentences,
@@ -62,6 +63,7 @@ th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid var(-
 th { font-weight: 600; color: var(--soft); } th:first-child, td:first-child { text-align: left; }
 table.words td, table.words th { text-align: left; vertical-align: top; }
 table.noted td:last-child, table.noted th:last-child { text-align: left; min-width: 14rem; }
+table.moved td:nth-child(2), table.moved th:nth-child(2) { text-align: left; }
 .bar { display: inline-block; height: .7em; background: var(--bar); border-radius: 2px; min-width: 1px; }
 td.bars { width: 16rem; text-align: left; }
 figure { margin: .5rem 0; } figure svg { max-width: 100%; height: auto; }
@@ -264,8 +266,8 @@ def _perturbed(report: ParityReport) -> list[str]:
         cells.append("".join(f"<td>{_text(cell)}</td>" for cell in row) + _bar(width))
     head = "".join(f"<th>{_text(column)}</th>" for column in [*columns, ""])
     body = "".join(f"<tr>{cell}</tr>" for cell in cells)
-    table = f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
-    return ["<h2>What another preprocessing does to the outputs</h2>", table]
+    table = f'<div class="wide"><table class="moved"><tr>{head}</tr>{body}</table></div>'
+    return ["<h2>What another preprocessing does to the outputs</h2>", _list(family_sentences(report)), table]
 
 
 def _bar(width: float) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_robust.deployment.compare import compare, compare_decoded
 from lightning_robust.deployment.lint import Finding
-from lightning_robust.deployment.preprocessing import Perturbation
+from lightning_robust.deployment.preprocessing import CATALOGUE, Perturbation
 from lightning_robust.deployment.runtimes import Built, Runner, Runtime, Subject, TorchRuntime, run_module
 from lightning_robust.deployment.sensitivity import KeepList, Sensitivity
 from lightning_robust.functional.pixels import PixelSpace
@@ -87,8 +87,18 @@ class ParityReport:
             tags |= {f"parity/{name}/{metric}": value for metric, value in target.metrics.items()}
         for name, metrics in self.sensitivity.items():
             tags |= {f"sensitivity/{name}/{metric}": value for metric, value in metrics.items()}
+        tags |= {f"sensitivity/family/{family}": value for family, value in self.families().items()}
         tags |= {f"attribution/{cause}": value for cause, value in self.attribution.items()}
         return tags | {"parity/findings": float(len(self.findings)), "parity/seconds": self.seconds}
+
+    def families(self) -> dict[str, float]:
+        """Family of perturbations -> how far the worst of them moves the outputs, in ``unit``; the worst first."""
+        worst: dict[str, float] = {}
+        for name, metrics in self.sensitivity.items():
+            if name in CATALOGUE:
+                family = CATALOGUE[name].family
+                worst[family] = max(worst.get(family, 0.0), metrics[self.unit])
+        return dict(sorted(worst.items(), key=lambda item: -item[1]))
 
     def worst_perturbation(self) -> str | None:
         """The perturbation that moves the outputs most, in ``unit``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from lightning_robust.deployment.export import Origin
 from lightning_robust.deployment.figures import unit_label
 from lightning_robust.deployment.parity import ParityReport
+from lightning_robust.deployment.preprocessing import CATALOGUE
 from lightning_robust.utilities.tables import plain_table
 
 
@@ -25,8 +26,24 @@ def target_rows(report: ParityReport) -> tuple[list[str], list[list[str]]]:
 def perturbation_rows(report: ParityReport) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table of perturbations, the worst first."""
     ordered = sorted(report.sensitivity.items(), key=lambda item: -item[1][report.unit])
-    rows = [[n, f"{m[report.unit]:.3g}", f"{m['times_fp16']:.3g}" if "times_fp16" in m else "-"] for n, m in ordered]
-    return ["perturbation", unit_label(report.unit), "times fp16"], rows
+    rows = []
+    for name, metrics in ordered:
+        family = CATALOGUE[name].family if name in CATALOGUE else "-"
+        times = f"{metrics['times_fp16']:.3g}" if "times_fp16" in metrics else "-"
+        rows.append([name, family.replace("_", " "), f"{metrics[report.unit]:.3g}", times])
+    return ["perturbation", "family", unit_label(report.unit), "times fp16"], rows
+
+
+def family_sentences(report: ParityReport) -> list[str]:
+    """The kinds of preprocessing that move the outputs, as a multiple of what fp16 does, the worst first.
+
+    At most three; none where fp16 was not measured.
+    """
+    fp16 = report.attribution.get("fp16")
+    if not fp16:
+        return []
+    told = [(family.replace("_", " "), value / fp16) for family, value in list(report.families().items())[:3]]
+    return [f"The {family} moves {unit_label(report.unit)} {times:.3g} times as far as fp16." for family, times in told]
 
 
 def finding_rows(report: ParityReport) -> tuple[list[str], list[list[str]]]:
@@ -106,6 +123,7 @@ def summary(report: ParityReport) -> str:
         lines.append(
             f"What moves the outputs most: {worst} ({moved[report.unit]:.3g} {unit_label(report.unit)}{times})"
         )
+        lines += family_sentences(report)
     lines += ["", *layer_sentences(report)] if report.layers else []
     lines += ["", *(str(finding) for finding in report.findings)] if report.findings else []
     return "\n".join([*lines, *report.notes])

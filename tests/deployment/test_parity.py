@@ -150,3 +150,19 @@ def test_summary_and_figure_tell_the_worst():
 )
 def test_unit_labels(metric, label):
     assert unit_label(metric) == label
+
+
+def test_families_closed_form():
+    """The worst of each family counts, the worst family first; names of families never meet those of entries."""
+    from lightning_robust.deployment.parity import ParityReport
+    from lightning_robust.deployment.preprocessing import CATALOGUE
+    from lightning_robust.deployment.report import family_sentences
+
+    moved = {"resize_nearest": 7.0, "resize_area": 2.0, "bgr": 4.0, "of_my_own": 9.0}
+    report = ParityReport(
+        {}, {n: {"rel_l2": v} for n, v in moved.items()}, {"fp16": 0.5}, "rel_l2", "torch-fp64", 4, 1.0
+    )
+    assert list(report.families().items()) == [("resize_filter", 7.0), ("channel_order", 4.0)]
+    assert report.scalars()["sensitivity/family/resize_filter"] == 7.0
+    assert "family" not in CATALOGUE
+    assert family_sentences(report)[0] == "The resize filter moves relative L2 distance 14 times as far as fp16."

@@ -3,29 +3,40 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from lightning_robust.deployment.preprocessing import (
-    CATALOGUE,
+from lightning_robust.deployment.pixel_operations import (
+    BT601,
+    BT709,
     brighten,
     camera_frame,
+    crop,
+    divided_by_256,
+    fewer_levels,
+    gamma,
     jpeg,
+    letterbox,
+    noise,
     nv12,
-    perturbations,
+    offset,
+    other_normalisation,
     resize,
     shift,
     swap_channels,
     to_levels,
     truncated_resize,
+    unexpanded_range,
     wrong_matrix,
     wrong_range,
 )
+from lightning_robust.deployment.preprocessing import CATALOGUE, FAMILIES, perturbations
 
-NAMES = [
+TYPICAL = [
     "resize_bilinear",
     "resize_nearest",
     "resize_area",
     "resize_bicubic",
     "resize_align_corners",
     "shift_half_pixel",
+    "crop",
     "color_matrix",
     "color_range",
     "nv12",
@@ -33,8 +44,11 @@ NAMES = [
     "truncation",
     "bgr",
     "brightness",
+    "gamma_09",
+    "noise_2",
 ]
-COLOUR_ONLY = {"color_matrix", "nv12", "bgr"}
+NAMES = list(CATALOGUE)
+COLOUR_ONLY = {"color_matrix", "color_matrix_709", "nv12", "bgr"}
 
 
 def picture(batch=2, channels=3, height=48, width=64):
@@ -69,9 +83,16 @@ def one_level(pixels):
 
 
 def test_names_and_order():
-    assert list(CATALOGUE) == NAMES
-    assert [entry.name for entry in perturbations()] == NAMES
+    assert len(NAMES) == 35
+    assert [entry.name for entry in perturbations()] == TYPICAL
+    assert [entry.name for entry in perturbations("all")] == NAMES
     assert perturbations("none") == perturbations([]) == ()
+    assert {entry.family for entry in CATALOGUE.values()} == set(FAMILIES)
+    assert {entry.name for entry in perturbations(["gamma", "noise"])} == {
+        n for n in NAMES if n[:5] in ("gamma", "noise")
+    }
+    assert [entry.name for entry in perturbations(["color_range"])] == ["color_range"]  # the entry, not its family
+    assert {name for name in NAMES if not CATALOGUE[name].in_levels} == {"scale_256", "mean_std"}
     assert [entry.name for entry in perturbations(["bgr", "nv12", "bgr"])] == ["nv12", "bgr"]
 
 
@@ -86,7 +107,10 @@ def test_rejects_unknown_names(name, match):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("channels", "height", "width"), [(3, 48, 64), (3, 37, 51), (1, 28, 28)])
 def test_every_entry(name, channels, height, width):
-    """Same shape and type, 8-bit levels in [0, 1], one by one as in a batch, input kept, and something does change."""
+    """Same shape and type, 8-bit levels in [0, 1], one by one as in a batch, input kept, and something does change.
+
+    What goes wrong after the frame was turned into floating point lies on no levels, and says so.
+    """
     entry = CATALOGUE[name]
     if not entry.applies_to(channels):
         assert name in COLOUR_ONLY
@@ -96,8 +120,9 @@ def test_every_entry(name, channels, height, width):
     results = entry.trained(x), entry.deployed(x)
     for result, side in zip(results, (entry.trained, entry.deployed), strict=True):
         assert (result.shape, result.dtype) == (x.shape, x.dtype)
-        assert 0 <= result.min() <= result.max() <= 1
-        levels(result)
+        if side is entry.trained or entry.in_levels:
+            assert 0 <= result.min() <= result.max() <= 1
+            levels(result)
         assert torch.equal(result, torch.cat([side(one) for one in x.split(1)]))
         assert result.data_ptr() != x.data_ptr()
     assert torch.equal(x, before)
@@ -111,6 +136,9 @@ def test_double_precision_gives_the_same_levels(name):
     x = picture().double()
     wide, narrow = CATALOGUE[name].deployed(x), CATALOGUE[name].deployed(x.float())
     assert wide.dtype == torch.float64
+    if not CATALOGUE[name].in_levels:
+        torch.testing.assert_close(narrow.double(), wide, rtol=0, atol=1e-6)
+        return
     assert (levels(wide) != levels(narrow)).mean() < 1e-3
 
 
@@ -288,10 +316,120 @@ def test_brightness_closed_form():
     assert one_level(brighten(flat(0, 100, 240), 1.1)) == [0, 110, 255]
 
 
+@pytest.mark.parametrize(("name", "flag"), [("pil_bicubic", "BICUBIC"), ("lanczos", "LANCZOS")])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_other_resizes_match_pil(name, flag, channels):
+    image = pytest.importorskip("PIL.Image")
+    x = picture(2, channels)
+    frames = levels(camera_frame(x))
+    theirs = [
+        np.asarray(image.fromarray(f.squeeze()).resize((64, 48), image.Resampling[flag])).reshape(48, 64, channels)
+        for f in frames
+    ]
+    assert distance(resize(x, name), theirs) == (0, 0)
+
+
+def test_asymmetric_resize_closed_form():
+    """A ramp of one level a column of the frame: half of (2.5 - 1) columns to the left of the half-pixel resize."""
+    ramp = torch.linspace(0, 200, 64).expand(1, 1, 48, 64) / 255
+    frame = levels(camera_frame(to_levels(ramp)))[0, 20, :, 0].astype(float)
+    got = levels(resize(to_levels(ramp), "asymmetric"))[0, 20, :, 0]
+    place = np.arange(64) * 2.5
+    expected = np.interp(place, np.arange(160), frame)
+    assert np.abs(got - expected).max() <= 0.5001
+
+
+def test_resize_without_half_pixels_moves_the_picture():
+    """By phase: the centre of mass of a blob lies 0.3 columns further right, (1 - 1 / 2.5) / 2."""
+    x = torch.zeros(1, 1, 48, 64)
+    columns, rows = torch.arange(64.0)[None], torch.arange(48.0)[:, None]
+    x[0, 0] = torch.exp(-((columns - 30) ** 2 + (rows - 22) ** 2) / 18)
+    centres = [
+        float((side * columns).sum() / side.sum())
+        for side in (CATALOGUE["resize_asymmetric"].trained(x)[0, 0], CATALOGUE["resize_asymmetric"].deployed(x)[0, 0])
+    ]
+    assert centres[1] - centres[0] == pytest.approx(0.3, abs=0.03)
+
+
+@pytest.mark.parametrize("rgb", COLOURS)
+def test_reverse_color_matrix_undoes_the_matrix(rgb):
+    back = BT601.inverse() @ BT709 @ (BT709.inverse() @ BT601)
+    torch.testing.assert_close(back, torch.eye(3).double())
+    value = torch.tensor(rgb).double() / 255
+    expected = (BT601.inverse() @ BT709 @ value).clamp(0, 1) * 255
+    assert np.abs(np.array(one_level(wrong_matrix(flat(*rgb), reverse=True))) - expected.numpy()).max() <= 0.5001
+
+
+@pytest.mark.parametrize(("level", "read"), [(0, 16), (255, 235), (100, 102)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_limited_range_read_as_full_closed_form(level, read, channels):
+    assert one_level(unexpanded_range(flat(*[level] * channels))) == [read] * channels
+
+
+def test_offset_gamma_and_levels_closed_forms():
+    assert one_level(offset(flat(0, 100, 250), 8)) == [8, 108, 255]
+    assert one_level(gamma(flat(0, 128, 255), 0.5)) == [0, 181, 255]  # 255 sqrt(128 / 255) = 180.7
+    assert one_level(fewer_levels(flat(100, 101, 255), 7)) == [100, 100, 254]
+    assert float(divided_by_256(torch.ones(1, 1, 1, 1))) == 255 / 256
+
+
+def test_other_normalisation_closed_form():
+    """The network gets (p - 0.5) / 0.5; undoing ImageNet's normalisation of the green channel gives this."""
+    x = torch.full((1, 3, 1, 1), 0.8)
+    seen = (other_normalisation(x)[0, 1, 0, 0] - 0.456) / 0.224
+    assert float(seen) == pytest.approx(0.6, abs=1e-6)
+
+
+def test_noise_has_its_deviation_and_belongs_to_the_picture():
+    x = to_levels(torch.full((2, 3, 64, 64), 0.5))
+    x[1, 0, 0, 0] = 0
+    noisy = noise(x, 6.0)
+    difference = (noisy - x)[0] * 255
+    assert difference.std().item() == pytest.approx(6.0, rel=0.05)
+    assert difference.mean().abs() < 0.3
+    assert torch.equal(noise(x[1:], 6.0), noisy[1:])
+    assert not torch.equal(noisy[0, 1], noisy[1, 1])
+
+
+def test_crop_and_letterbox_closed_forms():
+    """A ramp of 2 levels a column, one pixel cut off each side of 64: 2 (1 + 62 / 64 x ...) between columns."""
+    ramp = to_levels((20 + 2 * torch.arange(64.0)).expand(1, 1, 48, 64) / 255)
+    cut = levels(crop(ramp, 0.0))[0, 20, :, 0].astype(float)
+    place = (np.arange(64) + 0.5) * 62 / 64 - 0.5 + 1
+    assert np.abs(cut[2:-2] - (20 + 2 * place)[2:-2]).max() <= 0.5001
+    boxed = levels(letterbox(ramp, 0.1))[0, :, 30, 0]
+    assert (boxed[:5] == 114).all()
+    assert (boxed[-5:] == 114).all()
+    assert (boxed[6:-6] == 80).all()
+
+
+KINDS = [
+    ("shift_quarter_pixel", "shift_half_pixel", "shift_one_pixel"),
+    ("jpeg_95", "jpeg_90", "jpeg_75"),
+    ("gain_105", "brightness"),
+    ("truncation", "levels_6_bit"),
+    ("noise_2", "noise_6"),
+    ("gamma_09", "gamma_07"),
+    ("resize_bilinear", "resize_asymmetric"),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind[0])
+def test_severity_is_monotone(kind):
+    order = ["mild", "typical", "severe"]
+    severities = [order.index(CATALOGUE[name].severity) for name in kind]
+    assert severities == sorted(severities)
+    assert len(set(severities)) == len(kind)
+    x = picture(4)
+    moved = [(CATALOGUE[n].deployed(x) - CATALOGUE[n].trained(x)).abs().mean().item() for n in kind]
+    assert moved == sorted(moved)
+
+
 def test_magnitudes():
     """Mean distance in levels: a wrong filter costs more than a wrong rounding, a wrong channel order more than all."""
     x = picture(4, height=96, width=128)
     moved = {name: (e.deployed(x) - e.trained(x)).abs().mean().item() * 255 for name, e in CATALOGUE.items()}
-    assert max(moved, key=moved.__getitem__) == "bgr"
-    assert min(moved, key=moved.__getitem__) == "truncation"
+    typical = {name: moved[name] for name in TYPICAL}
+    assert max(typical, key=typical.__getitem__) == "bgr"
+    assert min(typical, key=typical.__getitem__) == "truncation"
     assert moved["resize_area"] < moved["resize_bilinear"] < moved["resize_nearest"]
