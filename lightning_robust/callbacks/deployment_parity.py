@@ -38,7 +38,7 @@ from lightning_robust.deployment.runtimes import Subject, available, runtime
 from lightning_robust.functional.weights import state_on_cpu
 from lightning_robust.utilities.batches import isolated_rng, pixel_space, validation_batches
 from lightning_robust.utilities.logging import add_layout, log_figure, log_table, write_layout
-from lightning_robust.utilities.structures import flatten, get_args, map_tensors
+from lightning_robust.utilities.samples import FirstInputs
 from lightning_robust.utilities.trainers import NoEffectWarning, is_fast_dev_run, refuse_sharded
 
 _STATUS = "parity/status"
@@ -166,8 +166,7 @@ class DeploymentParityCallback(pl.Callback):
         self._warned: set[str] = set()
         self._due = False
         self._snapshot: dict[str, Tensor] | None = None
-        self._inputs: list[tuple[Any, ...]] = []
-        self._unusable = ""
+        self._inputs: FirstInputs | None = None
         self._attempted = False
         self._subject: Subject | None = None
 
@@ -200,7 +199,7 @@ class DeploymentParityCallback(pl.Callback):
         """Decide whether this validation is measured."""
         self._due = self._is_due(trainer)
         self._snapshot = None
-        self._inputs = []
+        self._inputs = FirstInputs(self._wanted(trainer), self.input_key)
 
     @override
     def on_validation_batch_end(
@@ -213,12 +212,11 @@ class DeploymentParityCallback(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the weights as validated (averages are swapped back later), and the first inputs."""
-        if not self._due or not trainer.is_global_zero or dataloader_idx > 0:
+        if not self._due or not trainer.is_global_zero or dataloader_idx > 0 or self._inputs is None:
             return
         if self._snapshot is None:
             self._snapshot = state_on_cpu(pl_module)
-        if self._kept() < self._wanted(trainer):
-            self._keep_inputs(batch)
+        self._inputs.add(batch)
 
     @override
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -229,7 +227,7 @@ class DeploymentParityCallback(pl.Callback):
         self._attempted = True
         outcome = self._measure(trainer, pl_module) if trainer.is_global_zero else _Outcome()
         outcome = trainer.strategy.broadcast(outcome, 0)
-        self._snapshot, self._inputs = None, []
+        self._snapshot = self._inputs = None
         if outcome.failure:
             self._carry(trainer)
             pl_module.log(_STATUS, float(STATUS_CODES["failed"]), add_dataloader_idx=False)
@@ -261,17 +259,17 @@ class DeploymentParityCallback(pl.Callback):
         outcome = _Outcome()
         if trainer.is_global_zero:
             self._snapshot = state_on_cpu(pl_module)
-            self._inputs = []
+            self._inputs = FirstInputs(self._wanted(trainer), self.input_key)
             for batch in validation_batches(trainer, pl_module):
-                self._keep_inputs(batch)
-                if self._kept() >= self._wanted(trainer):
+                self._inputs.add(batch)
+                if self._inputs.complete:
                     break
             try:
                 with isolated_rng(), torch.inference_mode(False), torch.no_grad():
                     outcome.scalars = self._report(trainer, pl_module, target).scalars()
             except Exception as error:
                 outcome.failure = f"The parity pass failed: {type(error).__name__}: {error}."
-        self._snapshot, self._inputs = None, []
+        self._snapshot = self._inputs = None
         outcome = trainer.strategy.broadcast(outcome, 0)
         if outcome.failure:
             raise RuntimeError(outcome.failure)
@@ -354,18 +352,6 @@ class DeploymentParityCallback(pl.Callback):
     def _wanted(self, trainer: pl.Trainer) -> int:
         return min(self.num_samples, 2) if is_fast_dev_run(trainer) else self.num_samples
 
-    def _kept(self) -> int:
-        return sum(next(iter(flatten(args).values())).shape[0] for args in self._inputs)
-
-    def _keep_inputs(self, batch: Any) -> None:
-        try:
-            args = get_args(batch, self.input_key)
-            args = map_tensors(lambda tensor: tensor.detach().to("cpu", copy=True), args)
-            if not self._inputs or _shapes(args) == _shapes(self._inputs[0]):
-                self._inputs.append(args)
-        except (KeyError, ValueError) as error:
-            self._unusable = str(error.args[0])
-
     def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> _Outcome:
         try:
             with isolated_rng(), torch.inference_mode(False), torch.no_grad():
@@ -396,10 +382,10 @@ class DeploymentParityCallback(pl.Callback):
 
     def _report(self, trainer: pl.Trainer, pl_module: pl.LightningModule, target: str | None = None) -> ParityReport:
         """Measure everything, or one target without perturbations."""
-        if not self._inputs or self._snapshot is None:
-            raise ValueError(self._unusable or "no validation batch was seen")
+        if self._inputs is None or self._snapshot is None:
+            raise ValueError("no validation batch was seen")
         module = frozen_copy(pl_module, self._snapshot)
-        example = to_args(_concatenate(self._inputs, self._wanted(trainer)), torch.float32)
+        example = to_args(self._inputs.args(), torch.float32)
         subject = Subject(
             module,
             example,
@@ -457,15 +443,3 @@ def _check_positive(**values: float) -> None:
     for name, value in values.items():
         if value <= 0:
             raise ValueError(f"Expected `{name}` to be positive, but got {value}.")
-
-
-def _shapes(args: tuple[Any, ...]) -> list[torch.Size]:
-    return [tensor.shape[1:] for tensor in flatten(args).values()]
-
-
-def _concatenate(batches: list[tuple[Any, ...]], count: int) -> tuple[Any, ...]:
-    """The first ``count`` samples of several batches of one structure."""
-    columns = [list(flatten(args).values()) for args in batches]
-    joined = iter([torch.cat(parts)[:count] if parts[0].ndim else parts[0] for parts in zip(*columns, strict=True)])
-    merged: tuple[Any, ...] = map_tensors(lambda _: next(joined), batches[0])
-    return merged
