@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lightning_robust.deployment.compare import DEFAULT_TOLERANCES
 from lightning_robust.deployment.export import Origin
 from lightning_robust.deployment.figures import unit_label
 from lightning_robust.deployment.parity import ParityReport
@@ -91,14 +92,17 @@ def layer_sentences(report: ParityReport) -> list[str]:
     layers = report.layers
     if layers is None or not layers.nodes:
         return []
-    worst = layers.ranked()[0]
-    first = next((node for node in layers.nodes if node.trace.overflow > 0), None)
+    worst, limit = layers.ranked()[0], DEFAULT_TOLERANCES[f"emulated-{layers.precision}"]
+    first = layers.first_diverging(limit)
     lines = []
-    if first is not None:
+    if first is not None and first.trace.overflow > 0:
         share = f"{100 * first.trace.overflow:.2g} %"
         lines.append(
             f"{first.place} ({first.op}) is the first to overflow in {layers.precision}: {share} of its values."
         )
+    elif first is not None:
+        drift = f"{100 * first.trace.drift:.2g} %"
+        lines.append(f"{first.place} ({first.op}) is the first whose values drift in {layers.precision}, by {drift}.")
     lines.append(
         f"What {layers.precision} hurts most: {worst.place} ({worst.op}), "
         f"{worst.isolated:.3g} {unit_label(report.unit)} alone."

@@ -97,6 +97,16 @@ def test_an_overflow_is_named_by_module_and_line():
     assert line.startswith("neck.b (neck.py:41) (Pow) is the first to overflow in fp16: 25 %")
 
 
+def test_a_drift_beyond_the_tolerance_is_told_in_the_summary():
+    from lightning_robust.deployment.report import layer_sentences
+
+    drifting = dataclasses.replace(node("b", 0.2), trace=NodeTrace(0.02, 0.0, 0.0, 0.0))
+    lines = layer_sentences(report(layers=layers(node("a", 0.1), drifting), keep=KEEP))
+    assert lines[0] == "neck.b (neck.py:41) (Pow) is the first whose values drift in fp16, by 2 %."
+    assert lines[1].startswith("What fp16 hurts most: neck.b")
+    assert lines[2].startswith("With 2 nodes kept in fp32 the distance falls from 0.3 to 0.02")
+
+
 def test_violations_closed_form():
     scalars = {"parity/a-fp16/rel_l2": 0.2, "parity/a-fp16/px": 3.0}
     assert violations(scalars, {"a-fp16": 0.2, "a-fp16/px": 2.0, "other-fp16": 0.0}) == [("parity/a-fp16/px", 3.0, 2.0)]
