@@ -13,6 +13,7 @@ import jsonargparse
 
 COMMANDS: dict[str, str] = {
     "parity": "parity report of a checkpoint or an ONNX file",
+    "replay": "recorded frames through PyTorch, every runtime and every preprocessing perturbation",
 }
 """Name -> what it does, in one line; a command is the function of its name in the module of its name."""
 

@@ -11,8 +11,10 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.nn import functional
 
 from lightning_robust.demo.lanes.anchors import rescale, row_anchors
+from lightning_robust.demo.lanes.data import normalise
 from lightning_robust.demo.lanes.metrics import Bend, Found, LateralError, Swing
 from lightning_robust.demo.lanes.network import LaneNetwork, LaneOutput, lane_loss, soft_columns
 from lightning_robust.mixins import RegMixupMixin, RotationSSLMixin, UATMixin
@@ -66,6 +68,24 @@ class LaneDetector(pl.LightningModule):
     def rows(self) -> Tensor:
         """Row anchors in pixels of the original frame, float64, (R,)."""
         return rescale(row_anchors(self.height), self.height, self.frame_height)
+
+    def preprocess(self, frames: Tensor) -> Tensor:
+        """What `forward` takes of a camera's frames: resized with antialiasing, normalised, channels first.
+
+        Args:
+            frames: RGB, uint8, (N, H, W, 3), any height and width.
+
+        Returns:
+            (N, 3, height, width), float32.
+        """
+        images = functional.interpolate(
+            frames.permute(0, 3, 1, 2).float(),
+            (self.height, self.width),
+            mode="bilinear",
+            antialias=True,
+            align_corners=False,
+        )
+        return normalise(images)
 
     def forward(self, images: Tensor) -> LaneOutput:
         """Pixel columns in the original frame and presence, each (N, 2, R), of normalised pictures (N, 3, H, W)."""

@@ -11,10 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from lightning_robust.demo.lanes.anchors import rescale
-from lightning_robust.demo.lanes.data import normalise
 from lightning_robust.demo.lanes.detector import LaneDetector, RobustLaneDetector
 
 
@@ -89,9 +87,5 @@ def _check(frames: np.ndarray | Tensor) -> Tensor:
 
 def _lines(model: LaneDetector, frames: Tensor) -> tuple[Tensor, Tensor]:
     """Columns in pixels of the model's original frame and presence of frames (N, H, W, 3)."""
-    images = frames.to(model.device).permute(0, 3, 1, 2).float()
-    images = functional.interpolate(
-        images, (model.height, model.width), mode="bilinear", antialias=True, align_corners=False
-    )
-    outputs = model(normalise(images))
+    outputs = model(model.preprocess(frames.to(model.device)))
     return outputs.columns.double().cpu(), model.decode(outputs)["present"].cpu()

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_robust.functional.lines import bends
+
 
 def _check(columns: Tensor, target: Tensor) -> None:
     if columns.shape != target.shape or columns.ndim != 3:
@@ -107,8 +109,7 @@ class Bend(_MeanOver):
     def update(self, columns: Tensor, target: Tensor) -> None:
         """Adds a batch of columns (N, lines, R), predicted and true."""
         _check(columns, target)
-        error = columns - target
-        self._add((error[..., 2:] - 2 * error[..., 1:-1] + error[..., :-2]).abs())
+        self._add(bends(columns - target).abs())
 
 
 class Swing(_MeanOver):
