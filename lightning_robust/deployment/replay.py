@@ -261,13 +261,14 @@ class _Pass:
 
     def _remark(self, recording: Recording, reference: Replayed, geometry: Geometry | None) -> None:
         if recording.skipped:
-            few = "; ".join(f"{frame} ({reason})" for frame, reason in list(recording.skipped.items())[:3])
-            more = ", ..." if len(recording.skipped) > 3 else "."
-            self._notes.append(f"Could not be decoded and are left out: {len(recording.skipped)} frames: {few}{more}")
+            few = "; ".join(f"{frame}: {reason}" for frame, reason in list(recording.skipped.items())[:3])
+            more = "; ..." if len(recording.skipped) > 3 else ""
+            self._notes.append(
+                f"Frames left out because they could not be decoded: {len(recording.skipped)} ({few}{more})."
+            )
         if not any("swing" in line for line in reference.lines):
             self._notes.append(
-                f"Swing is undefined: it needs a line in three consecutive frames, and there are {len(self.numbers)} "
-                "frames in all."
+                f"Swing is undefined: it needs a line in three consecutive frames. Frames in all: {len(self.numbers)}."
             )
         if geometry is None:
             self._notes.append(

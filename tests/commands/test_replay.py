@@ -1,0 +1,112 @@
+"""The command: from a checkpoint and a recording to files."""
+
+import json
+import sys
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lightning_robust.cli import main
+from lightning_robust.demo.lanes import LaneDetector
+
+from ..boring import make_trainer
+from ..deployment.recordings import save_pictures, save_video, stripes
+
+SMALL = {"height": 64, "width": 96, "channels": 8, "hidden": 16}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run's folder: config.yaml and a checkpoint of a detector that finds something everywhere."""
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    model = LaneDetector(**SMALL)
+    with torch.no_grad():
+        model.network.absent.bias.fill_(-5.0)
+    trainer = make_trainer(folder)
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint(folder / "lanes.ckpt")
+    lanes = "lightning_robust.demo.lanes"
+    config = {
+        "model": {"class_path": f"{lanes}.LaneDetector", "init_args": SMALL},
+        "data": {"class_path": f"{lanes}.LaneData", "init_args": {"height": 64, "width": 96}},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+@pytest.fixture
+def frames():
+    return stripes(range(30, 54, 4), range(110, 134, 4), height=90, width=160)
+
+
+def options(run, frames, output, *more):
+    return ["replay", f"--ckpt={run / 'lanes.ckpt'}", f"--frames={frames}", f"--output={output}", *more]
+
+
+def test_files_and_table(run, frames, tmp_path, capsys):
+    video, output = save_video(tmp_path / "drive.mp4", frames), tmp_path / "out"
+    chosen = ["--targets=[torch-fp32,torch-bf16]", "--perturbations=[bgr,color_matrix]"]
+    main(options(run, video, output, *chosen))
+    printed = capsys.readouterr().out
+    assert "Worst: torch-bf16, p99" in printed
+    assert "6 frames, 0 skipped, `lateral_px`" in printed
+    numbers = json.loads((output / "replay.json").read_text())
+    assert numbers["runtimes"]["torch-fp32"]["lines"][0]["p99"] == 0.0
+    assert numbers["runtimes"]["torch-bf16"]["lines"][0]["p99"] > 0.0
+    assert set(numbers["perturbations"]) == {"bgr", "color_matrix"}  # the data module told mean and std
+    assert numbers["notes"] == []
+    assert "| torch-bf16 |" in (output / "replay.md").read_text()
+    with Image.open(output / "worst_frames.png") as picture:
+        assert picture.size[0] == 1430
+    with Image.open(output / "replay.gif") as film:
+        assert film.n_frames == 6
+    events = EventAccumulator(str(output)).Reload()
+    assert events.Tags()["images"] == ["replay/worst_frames"]
+    (scalar,) = events.Scalars("replay/torch-bf16/line_0/p99")
+    assert scalar.value == pytest.approx(numbers["runtimes"]["torch-bf16"]["lines"][0]["p99"])
+
+
+def test_folder_with_a_broken_frame(run, frames, tmp_path, capsys):
+    folder = save_pictures(tmp_path / "frames", frames)
+    (folder / "frame_2.png").write_bytes(b"broken")
+    main(options(run, folder, tmp_path / "out", "--targets=[torch-bf16]", "--perturbations=none", "--limit=4"))
+    printed = capsys.readouterr().out
+    assert "4 frames, 1 skipped" in printed
+    assert "could not be decoded: 1 (frame_2.png: " in printed
+
+
+def test_given_normalisation_goes_first(run, frames, tmp_path, capsys):
+    folder = save_pictures(tmp_path / "frames", frames[:2])
+    main(options(run, folder, tmp_path / "out", "--targets=[torch-fp32]", "--perturbations=[bgr]", "--std=5.0"))
+    assert "Preprocessing was not perturbed: Expected pixels in [0, 1]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "complaint"),
+    [
+        (["--targets=[emulated-fp61]"], "Did you mean emulated-fp16"),
+        (["--stride=0"], "Expected `stride` of at least 1"),
+        (["--value=steering"], "named 'steering'"),
+    ],
+)
+def test_rejects(run, frames, tmp_path, capsys, more, complaint):
+    folder = save_pictures(tmp_path / "frames", frames[:2])
+    with pytest.raises(SystemExit) as stop:
+        main(options(run, folder, tmp_path / "out", "--perturbations=none", *more))
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert complaint in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_pyav(run, frames, tmp_path, capsys, monkeypatch):
+    video = save_video(tmp_path / "drive.mp4", frames[:1])
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(SystemExit):
+        main(options(run, video, tmp_path / "out"))
+    assert 'pip install "lightning-robust[video]"' in capsys.readouterr().err
