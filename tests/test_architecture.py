@@ -54,7 +54,7 @@ def test_imports_run_one_way(folder, forbidden):
 
 
 def test_what_the_user_may_not_have_is_not_imported_at_the_top():
-    optional = {"tensorrt", "tensorrt_rtx", "modelopt", "cv2", "torchvision", "timm"}
+    optional = {"av", "tensorrt", "tensorrt_rtx", "modelopt", "cv2", "torchvision", "timm"}
     for path in FILES:
         if path.name != "_engine_child.py":
             assert not {name.split(".")[0] for name in imported(path, top_level=True)} & optional, path

@@ -30,6 +30,7 @@ from lightning_robust.deployment.report import (
     perturbation_rows,
     target_rows,
 )
+from lightning_robust.utilities.structures import jsonable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -155,7 +156,7 @@ def write_report(
     verdict = judge(report, tolerance)
     content = {"verdict": dataclasses.asdict(verdict), **dataclasses.asdict(report), "provenance": facts}
     content["history"] = [{"epoch": epoch, "attribution": shares} for epoch, shares in history]
-    (folder / "parity.json").write_text(json.dumps(_jsonable(content), indent=1) + "\n", encoding="utf-8")
+    (folder / "parity.json").write_text(json.dumps(jsonable(content), indent=1) + "\n", encoding="utf-8")
     if report.keep is not None:
         report.keep.write(folder / "keep_fp32.json")
     path = folder / "parity.html"
@@ -311,14 +312,3 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return facts
-
-
-def _jsonable(value: Any) -> Any:
-    """Infinity and NaN as strings, which JSON has no numbers for."""
-    if isinstance(value, Mapping):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value

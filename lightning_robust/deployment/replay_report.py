@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from lightning_robust.deployment.replay import Replayed, ReplayReport
+from lightning_robust.utilities.structures import jsonable
 from lightning_robust.utilities.tables import markdown, plain_table
 
 _COLUMNS = {
@@ -47,7 +47,7 @@ def replay_summary(report: ReplayReport) -> str:
 
 
 def replay_json(report: ReplayReport) -> dict[str, Any]:
-    """All numbers, for ``json.dump``; null stands for infinite: every point of the line is lost."""
+    """All numbers, for ``json.dump``; infinite ones, where every point of the line is lost, as "inf"."""
     return {
         "value": report.value,
         "unit": "pixels of the module's frame",
@@ -89,5 +89,4 @@ def _remarks(report: ReplayReport, mark: str) -> list[str]:
 
 
 def _plain(result: Replayed) -> dict[str, Any]:
-    lines = [{key: value if math.isfinite(value) else None for key, value in line.items()} for line in result.lines]
-    return {"status": result.status, "note": result.note, "seconds": result.seconds, "lines": lines}
+    return {"status": result.status, "note": result.note, "seconds": result.seconds, "lines": jsonable(result.lines)}

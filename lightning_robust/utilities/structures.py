@@ -6,6 +6,7 @@ What a Trainer does with them does not belong here.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -160,6 +161,20 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
         (tensor([-1.]), 'label')
     """
     return rebuild(value, iter([function(tensor) for _, tensor in _walk(value, "x")]))
+
+
+def jsonable(value: Any) -> Any:
+    """Infinity and NaN as strings, which JSON has no numbers for; tuples as lists, keys as strings.
+
+    Example:
+        >>> jsonable({"p99": (0.5, float("inf"))})
+        {'p99': [0.5, 'inf']}
+    """
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def split_path(path: str) -> tuple[Key, Key]:

@@ -53,7 +53,7 @@ def test_json_is_strict():
     read = json.loads(json.dumps(replay_json(REPORT), allow_nan=False))
     assert read["frames"] == 3
     assert read["skipped"] == {"frame 2": "damaged"}
-    assert read["perturbations"]["hard"]["lines"][0]["p99"] is None
+    assert read["perturbations"]["hard"]["lines"][0]["p99"] == "inf"
     assert read["perturbations"]["mild"]["lines"][0]["p99"] == 0.3
     assert read["runtimes"]["engine-fp16"] == {
         "status": "built",
