@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from lightning_robust.deployment.frames import open_recording
+from lightning_robust.deployment.preprocessing import Names
 from lightning_robust.deployment.preprocessing import perturbations as named_perturbations
 from lightning_robust.deployment.replay import ReplayReport, worst
 from lightning_robust.deployment.replay import replay as replay_frames
@@ -33,7 +34,7 @@ def replay(
     output: str = "replay",
     config: str | None = None,
     targets: Literal["auto"] | list[str] = "auto",
-    perturbations: Literal["all", "none"] | list[str] = "all",
+    perturbations: Names = "typical",
     value: str | None = None,
     mean: float | list[float] | None = None,
     std: float | list[float] | None = None,
@@ -54,7 +55,7 @@ def replay(
         output: Folder for the results.
         config: The run's config.yaml; by default the one near the checkpoint.
         targets: "auto" for all that this machine can build, or names like emulated-fp16.
-        perturbations: "all", "none", or names of preprocessing perturbations.
+        perturbations: "typical", "all", "none", or names of preprocessing perturbations and their families.
         value: Which value of `decode` holds the lines; by default the first floating one of three dimensions.
         mean: What preprocessing subtracts; by default the data module's.
         std: What preprocessing divides by; by default the data module's.
@@ -78,17 +79,19 @@ def replay(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "replay.json").write_text(json.dumps(replay_json(report), indent=2, allow_nan=False), encoding="utf-8")
     (folder / "replay.md").write_text(replay_markdown(report), encoding="utf-8")
+    written = ["replay.json", "replay.md"]
     figure = draw_worst_frames(report, recording)
     if figure is not None:
         figure.savefig(folder / "worst_frames.png", dpi=110)
-    animate(report, recording, folder / "replay.gif")
+        animate(report, recording, folder / "replay.gif")
+        written += ["worst_frames.png", "replay.gif"]
     _to_tensorboard(report, figure, folder)
     print(replay_summary(report))
-    for name in (worst(report.runtimes), worst(report.perturbations)):
+    for kind, results in (("runtime", report.runtimes), ("perturbation", report.perturbations)):
+        name = worst(results)
         if name is not None:
-            result = (report.runtimes | report.perturbations)[name]
-            print(f"Worst: {name}, p99 {result.p99:.3g} px from PyTorch.")
-    print(f"Written: {', '.join(sorted(path.name for path in folder.iterdir()))} in {folder}")
+            print(f"Worst {kind}: {name}, up to {results[name].p99:.3g} px from PyTorch (99th percentile).")
+    print(f"Written to {folder}: {', '.join(written)}, TensorBoard events")
 
 
 def _pixels(

@@ -52,7 +52,7 @@ def test_files_and_table(run, frames, tmp_path, capsys):
     chosen = ["--targets=[torch-fp32,torch-bf16]", "--perturbations=[bgr,color_matrix]"]
     main(options(run, video, output, *chosen))
     printed = capsys.readouterr().out
-    assert "Worst: torch-bf16, p99" in printed
+    assert "Worst runtime: torch-bf16, up to" in printed
     assert "6 frames, 0 skipped, `lateral_px`" in printed
     numbers = json.loads((output / "replay.json").read_text())
     assert numbers["runtimes"]["torch-fp32"]["lines"][0]["p99"] == 0.0
