@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,8 +126,8 @@ class _Scene:
 
     @property
     def title(self) -> str:
-        times = self.times
-        return self.name + (f"; deviations drawn {times} times as large" if times > 1 else "")
+        magnified = f"; deviations drawn {self.times} times as large" if self.times > 1 else ""
+        return textwrap.fill(self.name + magnified, 95)
 
     @property
     def top(self) -> float:
