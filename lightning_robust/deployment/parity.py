@@ -10,22 +10,22 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_robust.deployment.compare import compare, compare_decoded
+from lightning_robust.deployment.execution import STATUS_CODES as STATUS_CODES
+from lightning_robust.deployment.execution import Execution, PerturbedInputs, Status, execute, one_line, run_in_batches
 from lightning_robust.deployment.lint import Finding
 from lightning_robust.deployment.preprocessing import CATALOGUE, Perturbation
-from lightning_robust.deployment.runtimes import Built, Runner, Runtime, Subject, TorchRuntime, run_module
+from lightning_robust.deployment.runtimes import Runner, Runtime, Subject, TorchRuntime, run_module
 from lightning_robust.deployment.sensitivity import KeepList, Sensitivity
 from lightning_robust.functional.pixels import PixelSpace
-from lightning_robust.utilities.structures import flatten, map_tensors, rebuild
+from lightning_robust.utilities.structures import flatten, rebuild
 
 Decode = Callable[[Any], Mapping[str, Tensor]]
-Status = Literal["measured", "built", "skipped", "unavailable", "failed"]
-STATUS_CODES: dict[str, int] = {"measured": 0, "built": 1, "skipped": 2, "unavailable": 3, "failed": 4}
 CAUSES = ("export", "tf32", "fp16", "engine", "preprocessing")
 
 
@@ -40,6 +40,7 @@ class TargetResult:
         note: Why, in one line.
         size: Bytes of the engine.
         seconds: What it took to build and run.
+        step: Of the training, whose weights these are; None for those of the pass itself.
     """
 
     status: Status
@@ -47,6 +48,13 @@ class TargetResult:
     note: str = ""
     size: int | None = None
     seconds: float = 0.0
+    step: int | None = None
+
+    def scalars(self, name: str) -> dict[str, float]:
+        """The numbers of the target of this name, under their TensorBoard tags."""
+        numbers = {"status": float(STATUS_CODES[self.status])} | self.metrics
+        numbers |= {} if self.step is None else {"step": float(self.step)}
+        return {f"parity/{name}/{metric}": value for metric, value in numbers.items()}
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,8 @@ class ParityReport:
         findings: What the graph will do on TensorRT, from :func:`~.lint.lint`; empty for a clean one.
         layers: What each node costs in low precision, where that was measured (:func:`~.localisation.localise`).
         keep: The nodes to keep in fp32 for a tolerance, likewise.
+        moved: Target -> perturbation -> how far it moves what this target gives, in ``unit``; where runtimes were
+            perturbed too.
     """
 
     targets: dict[str, TargetResult]
@@ -78,16 +88,17 @@ class ParityReport:
     findings: tuple[Finding, ...] = ()
     layers: Sensitivity | None = None
     keep: KeepList | None = None
+    moved: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def scalars(self) -> dict[str, float]:
         """All numbers under their TensorBoard tags."""
         tags = {"parity/status": float(max((STATUS_CODES[t.status] for t in self.targets.values()), default=0))}
         for name, target in self.targets.items():
-            tags[f"parity/{name}/status"] = float(STATUS_CODES[target.status])
-            tags |= {f"parity/{name}/{metric}": value for metric, value in target.metrics.items()}
+            tags |= target.scalars(name)
         for name, metrics in self.sensitivity.items():
             tags |= {f"sensitivity/{name}/{metric}": value for metric, value in metrics.items()}
         tags |= {f"sensitivity/family/{family}": value for family, value in self.families().items()}
+        tags |= moved_scalars(self.moved, self.unit)
         tags |= {f"attribution/{cause}": value for cause, value in self.attribution.items()}
         return tags | {"parity/findings": float(len(self.findings)), "parity/seconds": self.seconds}
 
@@ -113,6 +124,7 @@ def measure_parity(
     perturbations: Sequence[Perturbation] = (),
     pixels: PixelSpace | None = None,
     time_limit: float = 120.0,
+    perturb_targets: bool = False,
 ) -> ParityReport:
     """Run the same samples through every runtime and compare with PyTorch in fp64.
 
@@ -125,6 +137,7 @@ def measure_parity(
         perturbations: What the car may do differently to the pixels.
         pixels: How the samples were normalised; needed for perturbations.
         time_limit: Seconds after which nothing new is started.
+        perturb_targets: Run every runtime that was measured on the perturbed inputs too (engines once for each).
 
     Example:
         >>> from lightning_robust.deployment.runtimes import available
@@ -133,16 +146,27 @@ def measure_parity(
         >>> report.targets["torch-fp32"].metrics["max_abs"] < 1e-6
         True
     """
-    return _Pass(subject, decode, time_limit).report(runtimes, perturbations, pixels)
+    return ParityPass(subject, decode, time_limit, perturb_targets).report(runtimes, perturbations, pixels)
 
 
-class _Pass:
-    """One parity pass: the reference outputs, the clock, and the notes that gather on the way."""
+class ParityPass:
+    """One parity pass: the reference outputs, the clock, and the notes that gather on the way.
 
-    def __init__(self, subject: Subject, decode: Decode | None, time_limit: float) -> None:
+    Args:
+        subject: The model and the samples.
+        decode: Turns the model's outputs into named values in the task's own units.
+        time_limit: Seconds after which nothing new is started.
+        perturb_targets: Keep the perturbed inputs, for runtimes to be run on them too.
+    """
+
+    def __init__(
+        self, subject: Subject, decode: Decode | None, time_limit: float, perturb_targets: bool = False
+    ) -> None:
         self._start = time.monotonic()
         self._subject = subject
         self._limit = time_limit
+        self.perturbed = PerturbedInputs(subject.max_batch) if perturb_targets else None
+        self._runners: dict[str, Runner] = {}
         self._notes: list[str] = []
         self._samples = next(iter(flatten(subject.example).values())).shape[0]
         with torch.no_grad():
@@ -156,9 +180,11 @@ class _Pass:
     def report(
         self, runtimes: Sequence[Runtime], perturbations: Sequence[Perturbation], pixels: PixelSpace | None
     ) -> ParityReport:
+        """Measure the runtimes, and what the perturbations do."""
         targets = {made.name: self._target(made) for made in runtimes}
         fp16 = next((targets[n].metrics for n in _FP16 if n in targets and targets[n].metrics), None)
         sensitivity = self._sensitivity(perturbations, pixels, fp16)
+        moved = {name: self._moved_of(name, runner) for name, runner in self._runners.items()}
         findings = self._findings()
         return ParityReport(
             targets,
@@ -170,13 +196,14 @@ class _Pass:
             time.monotonic() - self._start,
             tuple(self._notes),
             findings,
+            moved=moved,
         )
 
     def _findings(self) -> tuple[Finding, ...]:
         try:
             return self._subject.findings()
         except Exception as error:
-            self._notes.append(f"The graph was not read for findings ({_line(error)}).")
+            self._notes.append(f"The graph was not read for findings ({one_line(error)}).")
             return ()
 
     def _make_reference(self) -> tuple[str, list[Tensor]]:
@@ -187,21 +214,13 @@ class _Pass:
             if runner is not None:
                 return "torch-fp64", self._run(runner, self._subject.example)
         except Exception as error:
-            self._notes.append(f"The module does not run in fp64 ({_line(error)}); the reference is PyTorch in fp32.")
+            self._notes.append(
+                f"The module does not run in fp64 ({one_line(error)}); the reference is PyTorch in fp32."
+            )
         return "torch-fp32", self._run(self._fp32, self._subject.example)
 
     def _run(self, runner: Runner, args: tuple[Any, ...]) -> list[Tensor]:
-        chunks = []
-        for start in range(0, self._samples, self._subject.max_batch):
-            window = slice(start, start + self._subject.max_batch)
-            chunks.append(runner(map_tensors(partial(self._take, window), args)))
-        return [self._join(parts) for parts in zip(*chunks, strict=True)]
-
-    def _take(self, window: slice, tensor: Tensor) -> Tensor:
-        return tensor[window] if tensor.ndim and tensor.shape[0] == self._samples else tensor
-
-    def _join(self, parts: tuple[Tensor, ...]) -> Tensor:
-        return torch.cat(parts) if len(parts) > 1 and parts[0].ndim else parts[0]
+        return run_in_batches(runner, args, self._subject.max_batch)
 
     def _decoded_from(self, outputs: list[Tensor]) -> dict[str, Tensor]:
         if self._decode is None:
@@ -215,7 +234,7 @@ class _Pass:
         try:
             return self._decoded_from(self._reference)
         except Exception as error:
-            self._notes.append(f"`decode` failed and is left out: {_line(error)}")
+            self._notes.append(f"`decode` failed and is left out: {one_line(error)}")
             self._decode = None
             return {}
 
@@ -230,24 +249,25 @@ class _Pass:
         return time.monotonic() - self._start > self._limit
 
     def _target(self, made: Runtime) -> TargetResult:
-        able = made.can_build()
-        if not able:
-            return TargetResult("unavailable", note=able.reason)
-        if self._late():
+        if self._late() and made.can_build():
             return TargetResult("skipped", note=f"the time limit of {self._limit:g} s was reached")
-        start = time.monotonic()
-        try:
-            built = made.build(self._subject)
-            if built.run is None:
-                return TargetResult("built", note=built.note, size=built.size, seconds=time.monotonic() - start)
-            return self._measured(built, built.run, start)
-        except Exception as error:
-            return TargetResult("failed", note=_line(error), seconds=time.monotonic() - start)
+        execution = execute(made, self._subject)
+        result = self.judge(made.name, execution)
+        if self.perturbed is not None and execution.run is not None:
+            self._runners[made.name] = execution.run
+        return result
 
-    def _measured(self, built: Built, runner: Runner, start: float) -> TargetResult:
-        outputs = self._run(runner, self._subject.example)
-        metrics = self._distance(self._reference, self._decoded, outputs)
-        return TargetResult("measured", metrics, built.note, built.size, time.monotonic() - start)
+    def judge(self, name: str, execution: Execution) -> TargetResult:
+        """The distance of what a runtime gave to the reference."""
+        if execution.warning:
+            self._notes.append(f"{name}: {execution.warning}")
+        metrics, status, note = {}, execution.status, execution.note
+        if status == "measured":
+            try:
+                metrics = self._distance(self._reference, self._decoded, execution.outputs)
+            except Exception as error:
+                status, note = "failed", one_line(error)
+        return TargetResult(status, metrics, note, execution.size, execution.seconds)
 
     def _sensitivity(
         self, perturbations: Sequence[Perturbation], pixels: PixelSpace | None, fp16: dict[str, float] | None
@@ -264,7 +284,7 @@ class _Pass:
             self._notes.append(f"Preprocessing was not perturbed: {error}")
             return {}
         rounded = (pixels.to_pixels(images) * 255).round().clamp(0, 255) / 255
-        cache: dict[Any, tuple[list[Tensor], dict[str, Tensor]]] = {}
+        cache: dict[Any, tuple[tuple[Any, ...], list[Tensor], dict[str, Tensor]]] = {}
         results = {}
         for perturbation in perturbations:
             if self._late():
@@ -274,7 +294,7 @@ class _Pass:
                 try:
                     results[perturbation.name] = self._perturb(perturbation, rounded, pixels, cache, fp16)
                 except Exception as error:
-                    self._notes.append(f"Perturbation {perturbation.name!r} failed: {_line(error)}")
+                    self._notes.append(f"Perturbation {perturbation.name!r} failed: {one_line(error)}")
         return results
 
     def _perturb(
@@ -282,14 +302,18 @@ class _Pass:
         perturbation: Perturbation,
         rounded: Tensor,
         pixels: PixelSpace,
-        cache: dict[Any, tuple[list[Tensor], dict[str, Tensor]]],
+        cache: dict[Any, tuple[tuple[Any, ...], list[Tensor], dict[str, Tensor]]],
         fp16: dict[str, float] | None,
     ) -> dict[str, float]:
-        if perturbation.trained not in cache:
-            outputs = self._on_images(pixels.from_pixels(perturbation.trained(rounded)))
-            cache[perturbation.trained] = outputs, self._decoded_from(outputs)
-        outputs = self._on_images(pixels.from_pixels(perturbation.deployed(rounded)))
-        metrics = self._distance(*cache[perturbation.trained], outputs)
+        key, deployed = perturbation.trained, self._args(pixels.from_pixels(perturbation.deployed(rounded)))
+        if key not in cache:
+            trained = self._args(pixels.from_pixels(perturbation.trained(rounded)))
+            outputs = self._run(self._fp32, trained)
+            cache[key] = trained, outputs, self._decoded_from(outputs)
+        trained, outputs, decoded = cache[key]
+        metrics = self._distance(outputs, decoded, self._run(self._fp32, deployed))
+        if self.perturbed is not None:
+            self.perturbed.add(perturbation.name, deployed, key, trained)
         if fp16 and 0 < fp16.get(self._unit, 0.0) < math.inf:
             metrics["times_fp16"] = metrics[self._unit] / fp16[self._unit]
         return metrics
@@ -299,9 +323,27 @@ class _Pass:
         is_image = first.ndim == 4 and first.shape[1] in (1, 3) and first.is_floating_point()
         return first if is_image else None
 
-    def _on_images(self, images: Tensor) -> list[Tensor]:
+    def _args(self, images: Tensor) -> tuple[Any, ...]:
         tensors = iter([images, *list(flatten(self._subject.example).values())[1:]])
-        return self._run(self._fp32, rebuild(self._subject.example, tensors))
+        args: tuple[Any, ...] = rebuild(self._subject.example, tensors)
+        return args
+
+    def moved(self, outputs: Mapping[Any, list[Tensor]]) -> dict[str, float]:
+        """Perturbation -> how far it moves what a runtime gave on the perturbed inputs, in the report's unit."""
+        pairs = [] if self.perturbed is None else self.perturbed.pairs(outputs)
+        return {name: self._distance(old, self._decoded_from(old), new)[self._unit] for name, old, new in pairs}
+
+    def _moved_of(self, name: str, runner: Runner) -> dict[str, float]:
+        try:
+            return {} if self.perturbed is None else self.moved(self.perturbed.run(runner, self._late))
+        except Exception as error:
+            self._notes.append(f"{name} on perturbed inputs failed: {one_line(error)}")
+            return {}
+
+
+def moved_scalars(moved: Mapping[str, Mapping[str, float]], unit: str) -> dict[str, float]:
+    """How far perturbations move each target, under their TensorBoard tags."""
+    return {f"sensitivity/{p}/{name}/{unit}": value for name, of in moved.items() for p, value in of.items()}
 
 
 _FP16 = ("tensorrt-fp16", "tensorrt_rtx-fp16", "torch-fp16", "emulated-fp16")
@@ -327,8 +369,3 @@ def _attribute(
     if moved:
         shares["preprocessing"] = moved[len(moved) // 2]
     return {cause: share for cause, share in shares.items() if share is not None}
-
-
-def _line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:400] if lines else 'no message'}"

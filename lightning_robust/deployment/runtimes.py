@@ -117,11 +117,13 @@ class Built:
             engine that cannot be executed here.
         size: Bytes of the engine, where there is one.
         note: One line for the report.
+        warning: What the user should know although it went well.
     """
 
     run: Runner | None
     size: int | None = None
     note: str = ""
+    warning: str = ""
 
 
 class Runtime(abc.ABC):

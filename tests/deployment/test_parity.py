@@ -9,7 +9,7 @@ from lightning_robust.deployment.figures import draw_parity, unit_label
 from lightning_robust.deployment.parity import STATUS_CODES
 from lightning_robust.deployment.preprocessing import perturbations
 from lightning_robust.deployment.report import finding_rows, summary
-from lightning_robust.deployment.runtimes import Subject, available
+from lightning_robust.deployment.runtimes import Built, Runtime, Subject, available
 from lightning_robust.functional import PixelSpace
 
 from .models import OverflowingNorm, SmallCNN, images
@@ -57,6 +57,35 @@ def test_normalisation_is_undone_and_redone():
         report = measure_parity(subject, [], perturbations=perturbations(["color_range"]), pixels=PixelSpace(mean, std))
         moved.append(report.sensitivity["color_range"]["rel_l2"])
     assert moved[0] == pytest.approx(moved[1], rel=1e-4)
+
+
+def test_perturbed_targets_closed_form():
+    """Halved outputs move by half as much; a target that fails on them loses only that; off, nothing is logged."""
+
+    class Half(Runtime):
+        def build(self, subject):
+            return Built(lambda args: [args[0].mean((2, 3)) / 2])
+
+    class Once(Runtime):
+        def build(self, subject):
+            answers = iter([[subject.example[0].mean((2, 3))]])
+            return Built(lambda args: next(answers))
+
+    subject = Subject(Doubling(), ((images(4) * 0.5 * 255).round() / 255,))
+    settings = {"perturbations": perturbations(["bgr", "brightness"]), "pixels": PixelSpace()}
+    settings["decode"] = lambda outputs: {"level": outputs * 255}
+    runtimes = [Half("half", "fp32"), Once("once", "fp32")]
+    report = measure_parity(subject, runtimes, perturb_targets=True, **settings)
+    for name in ("bgr", "brightness"):
+        own = report.sensitivity[name]["level_p99"]
+        assert report.moved["half-fp32"][name] == pytest.approx(own / 2, rel=1e-5)
+        assert report.scalars()[f"sensitivity/{name}/half-fp32/level_p99"] == report.moved["half-fp32"][name]
+    assert report.moved["once-fp32"] == {}
+    assert report.targets["once-fp32"].status == "measured"
+    assert any("once-fp32 on perturbed inputs failed: " in note for note in report.notes)
+    off = measure_parity(subject, runtimes, **settings)
+    assert off.moved == {}
+    assert not any("half-fp32" in tag for tag in off.scalars() if tag.startswith("sensitivity"))
 
 
 def test_attribution_and_the_overflow():
