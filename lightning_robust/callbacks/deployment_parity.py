@@ -5,7 +5,7 @@ Hooks, state and logging only; the measuring is done by ``deployment/parity.py``
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_robust.deployment.background import BackgroundParity, LateResults
 from lightning_robust.deployment.compare import DEFAULT_TOLERANCES
 from lightning_robust.deployment.export import ExportError, frozen_copy, to_args
 from lightning_robust.deployment.figures import draw_layers, draw_parity, unit_label
@@ -37,7 +38,7 @@ from lightning_robust.deployment.report import (
 from lightning_robust.deployment.runtimes import Subject, available, runtime
 from lightning_robust.functional.weights import state_on_cpu
 from lightning_robust.utilities.batches import isolated_rng, pixel_space, validation_batches
-from lightning_robust.utilities.logging import add_layout, log_figure, log_table, write_layout
+from lightning_robust.utilities.logging import add_layout, log_figure, log_scalars, log_step, log_table, write_layout
 from lightning_robust.utilities.samples import FirstInputs
 from lightning_robust.utilities.trainers import NoEffectWarning, is_fast_dev_run, refuse_sharded
 
@@ -103,6 +104,11 @@ class DeploymentParityCallback(pl.Callback):
             seconds, at most twice `time_limit`, and until then a copy of the model and the samples.
         keep_tolerance: Distance that the list is to meet, in the report's unit (``lateral_px_p99``); None aims at a
             fifth of what the whole graph costs.
+        background: During ``fit``, build and run engines while training goes on. Their numbers arrive at a later
+            validation or when training ends, with the step whose weights they belong to under ``parity/<target>/step``: do not
+            let a checkpoint be chosen by them.
+        perturb_targets: Run every target that is measured on the perturbed inputs too:
+            ``sensitivity/<perturbation>/<target>/<unit>``.
 
     Raises:
         ValueError: For an unknown target, perturbation, metric limit, or a number out of range.
@@ -133,6 +139,8 @@ class DeploymentParityCallback(pl.Callback):
         keep_fp32: list[str] | None = None,
         localise: bool = True,
         keep_tolerance: float | None = None,
+        background: bool = False,
+        perturb_targets: bool = False,
     ) -> None:
         super().__init__()
         _check_positive(
@@ -159,8 +167,11 @@ class DeploymentParityCallback(pl.Callback):
         self.keep_fp32 = keep_fp32
         self.localise = localise
         self.keep_tolerance = keep_tolerance
+        self.background = background
+        self.perturb_targets = perturb_targets
         self.report: ParityReport | None = None
         self._perturbations = named_perturbations(perturbations)
+        self._engines = BackgroundParity(time_limit)
         self._history: list[tuple[int, dict[str, float]]] = []
         self._last: dict[str, float] = {}
         self._warned: set[str] = set()
@@ -221,8 +232,10 @@ class DeploymentParityCallback(pl.Callback):
     @override
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure on rank 0, log on every rank."""
-        if not self._due:
+        if self.background or not self._due:
             self._carry(trainer)
+        if not self._due:
+            pl_module.log_dict(self._arrived(trainer, self._engines.collect), add_dataloader_idx=False)
             return
         self._attempted = True
         outcome = self._measure(trainer, pl_module) if trainer.is_global_zero else _Outcome()
@@ -276,6 +289,12 @@ class DeploymentParityCallback(pl.Callback):
         return outcome.scalars
 
     @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take what engines still give, while the ranks still hear each other."""
+        if arrived := self._arrived(trainer, self._engines.finish):
+            log_scalars(trainer, arrived)
+
+    @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the last pass: one table, the worst perturbation, and where to read more."""
         if not self._attempted:
@@ -285,6 +304,16 @@ class DeploymentParityCallback(pl.Callback):
                 category=NoEffectWarning,
             )
         self._announce(trainer)
+
+    @override
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Kill what is being built."""
+        self._engines.stop()
+
+    @override
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Kill what is being built."""
+        self._engines.stop()
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -367,7 +396,22 @@ class DeploymentParityCallback(pl.Callback):
             outcome.complaints.append(f"the figure or a table could not be logged: {type(error).__name__}: {error}.")
         return outcome
 
-    def _complaints(self, report: ParityReport) -> list[str]:
+    def _arrived(self, trainer: pl.Trainer, fetch: Callable[[], LateResults | None]) -> dict[str, float]:
+        """The numbers of engines that were built in the meantime, on every rank; none where none were."""
+        if not self.background:
+            return {}
+        late = fetch() if trainer.is_global_zero else None
+        outcome = _Outcome() if late is None else _Outcome(late.scalars(), self._complaints(late))
+        if late is not None and self.report is not None:
+            self.report = late.merged_into(self.report)
+        outcome = trainer.strategy.broadcast(outcome, 0)
+        self._last |= outcome.scalars
+        for complaint in outcome.complaints:
+            self._fail(complaint)
+        self._judge(trainer, outcome.scalars)
+        return outcome.scalars
+
+    def _complaints(self, report: ParityReport | LateResults) -> list[str]:
         """What went wrong in a pass, each line once in a run."""
         failed = {name: target for name, target in report.targets.items() if target.status == "failed"}
         for note in self._new(report.notes):
@@ -396,14 +440,17 @@ class DeploymentParityCallback(pl.Callback):
             keep_fp32=tuple(self.keep_fp32 or ()),
         )
         self._subject = subject if self.localise and target is None else self._subject
-        return measure_parity(
-            subject,
-            available(self.targets if target is None else [target]),
-            decode=self._decoder(module),
-            perturbations=self._perturbations if target is None else [],
-            pixels=pixel_space(trainer, self.mean, self.std),
-            time_limit=self.time_limit,
-        )
+        runtimes = available(self.targets if target is None else [target])
+        settings: dict[str, Any] = {
+            "decode": self._decoder(module),
+            "perturbations": self._perturbations if target is None else [],
+            "pixels": pixel_space(trainer, self.mean, self.std),
+            "perturb_targets": self.perturb_targets,
+        }
+        if self.background and target is None and trainer.state.fn == "fit":
+            step, epoch = log_step(trainer), trainer.current_epoch
+            return self._engines.measure(subject, runtimes, step=step, epoch=epoch, **settings)
+        return measure_parity(subject, runtimes, time_limit=self.time_limit, **settings)
 
     def _decoder(self, module: torch.nn.Module) -> Decode | None:
         return getattr(module, self.decode, None) if self.decode else None

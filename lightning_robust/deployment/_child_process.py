@@ -11,11 +11,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal
 
-Kind = Literal["crashed", "timed_out", "refused", "garbage", "disk", "unavailable"]
+Kind = Literal["crashed", "timed_out", "refused", "garbage", "disk", "unavailable", "cancelled"]
 _ADVICE: dict[Kind, str] = {
     "crashed": "Try another version of the library (and report it there), or leave this target out.",
     "timed_out": "Raise the time limit, build a smaller profile, or measure this target less often.",
@@ -23,7 +26,11 @@ _ADVICE: dict[Kind, str] = {
     "garbage": "Run it again; if it happens again, another program writes to the same place or the library is broken.",
     "disk": "Free some space there, or name another directory that can be written.",
     "unavailable": "Install what is missing or leave this target out.",
+    "cancelled": "",
 }
+CANCELLED: ContextVar[threading.Event | None] = ContextVar("cancelled", default=None)
+"""In a thread that has put an event here, children are killed as soon as another thread sets it."""
+_POLL = 0.05  # seconds between two looks at it
 
 
 class EngineError(RuntimeError):
@@ -33,7 +40,8 @@ class EngineError(RuntimeError):
 
     Args:
         kind: "crashed" (the process died), "timed_out", "refused" (parser or builder said no), "garbage" (it ended well
-            and left no valid result), "disk" (full, read-only, no such place) or "unavailable" (package or device).
+            and left no valid result), "disk" (full, read-only, no such place), "unavailable" (package or device) or
+            "cancelled" (see :data:`CANCELLED`).
         what: What happened, one sentence.
         log: What the child printed.
         advice: What to do; by default the usual advice for the kind, '' for none.
@@ -65,7 +73,7 @@ def run_child(
             start_new_session=True,
         )
         try:
-            code = process.wait(time_limit)
+            code = _wait(process, verb, time_limit)
         except subprocess.TimeoutExpired as error:
             _kill(process)
             what = f"The {verb} was killed after its time limit of {time_limit:g} s."
@@ -89,6 +97,21 @@ def run_child(
     message = str(result.get("message", "no reason given")).rstrip(".")
     what = ". ".join([f"The {verb} did not succeed: {message}", *reasons])
     raise EngineError(status, what, log, advice=result.get("advice"))
+
+
+def _wait(process: subprocess.Popen[bytes], verb: str, time_limit: float) -> int:
+    """The child's exit status; TimeoutExpired when the time is up, EngineError once it is cancelled."""
+    cancelled = CANCELLED.get()
+    if cancelled is None:
+        return process.wait(time_limit)
+    deadline = time.monotonic() + time_limit
+    while not cancelled.is_set():
+        try:
+            return process.wait(_POLL)
+        except subprocess.TimeoutExpired:
+            if time.monotonic() > deadline:
+                raise
+    raise EngineError("cancelled", f"The {verb} was given up, its process was killed.")
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

@@ -189,7 +189,7 @@ class ParityPass:
         return ParityReport(
             targets,
             sensitivity,
-            _attribute(targets, sensitivity, self._unit),
+            attribute(targets, sensitivity, self._unit),
             self._unit,
             self._name,
             self._samples,
@@ -349,7 +349,7 @@ def moved_scalars(moved: Mapping[str, Mapping[str, float]], unit: str) -> dict[s
 _FP16 = ("tensorrt-fp16", "tensorrt_rtx-fp16", "torch-fp16", "emulated-fp16")
 
 
-def _attribute(
+def attribute(
     targets: Mapping[str, TargetResult], sensitivity: Mapping[str, Mapping[str, float]], unit: str
 ) -> dict[str, float]:
     """Cause -> distance: what the export, TF32, fp16, the engine beyond its precision, and pixels account for."""

@@ -20,7 +20,7 @@ def target_rows(report: ParityReport) -> tuple[list[str], list[list[str]]]:
     rows = []
     for name, target in report.targets.items():
         numbers = [f"{target.metrics[key]:.3g}" if key in target.metrics else "-" for key in keys]
-        rows.append([name, *numbers, target.status])
+        rows.append([name, *numbers, target.status if target.step is None else f"{target.status}, step {target.step}"])
     return ["target", *keys, "status"], rows
 
 

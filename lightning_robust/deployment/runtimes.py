@@ -132,7 +132,12 @@ class Runtime(abc.ABC):
     Args:
         runtime: Name of the engine, e.g. ``"onnxruntime"``.
         precision: ``"fp64"``, ``"fp32"``, ``"tf32"``, ``"fp16"`` or ``"bf16"``.
+
+    Attributes:
+        slow: Whether it works in a process of its own for long, so that it may do so beside the training.
     """
+
+    slow = False
 
     def __init__(self, runtime: str, precision: str) -> None:
         self.runtime = runtime
@@ -197,6 +202,8 @@ class EmulatedRuntime(Runtime):
 
 class TensorRTRuntime(Runtime):
     """TensorRT or TensorRT-RTX through Polygraphy, strongly typed, built and run in a child process."""
+
+    slow = True
 
     @property
     def _backend(self) -> builder.Backend:
