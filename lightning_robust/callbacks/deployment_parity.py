@@ -104,9 +104,11 @@ class DeploymentParityCallback(pl.Callback):
             seconds, at most twice `time_limit`, and until then a copy of the model and the samples.
         keep_tolerance: Distance that the list is to meet, in the report's unit (``lateral_px_p99``); None aims at a
             fifth of what the whole graph costs.
+        refit: Where engines can be run, set new weights in the engine of an earlier validation instead of building
+            another. A refittable engine may be optimised less than the one that is deployed.
         background: During ``fit``, build and run engines while training goes on. Their numbers arrive at a later
-            validation or when training ends, with the step whose weights they belong to under ``parity/<target>/step``: do not
-            let a checkpoint be chosen by them.
+            validation or when training ends, with the step whose weights they belong to in ``parity/<target>/step``; do
+            not let a checkpoint be chosen by them.
         perturb_targets: Run every target that is measured on the perturbed inputs too:
             ``sensitivity/<perturbation>/<target>/<unit>``.
 
@@ -139,6 +141,7 @@ class DeploymentParityCallback(pl.Callback):
         keep_fp32: list[str] | None = None,
         localise: bool = True,
         keep_tolerance: float | None = None,
+        refit: bool = False,
         background: bool = False,
         perturb_targets: bool = False,
     ) -> None:
@@ -167,6 +170,7 @@ class DeploymentParityCallback(pl.Callback):
         self.keep_fp32 = keep_fp32
         self.localise = localise
         self.keep_tolerance = keep_tolerance
+        self.refit = refit
         self.background = background
         self.perturb_targets = perturb_targets
         self.report: ParityReport | None = None
@@ -438,6 +442,7 @@ class DeploymentParityCallback(pl.Callback):
             time_limit=self.time_limit,
             weakly_typed=self.weakly_typed,
             keep_fp32=tuple(self.keep_fp32 or ()),
+            refit=self.refit,
         )
         self._subject = subject if self.localise and target is None else self._subject
         runtimes = available(self.targets if target is None else [target])

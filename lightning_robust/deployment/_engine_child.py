@@ -3,7 +3,7 @@
 Imports neither torch nor lightning_robust, so that it starts in a fraction of a second. When to build, what to keep and
 what an outcome means to the caller is decided in `builder.py`.
 
-    python -P _engine_child.py build|run|device spec.json
+    python -P _engine_child.py build|refit|run|device spec.json
 
 `spec.json` names every file that is read or written; the last one written is the result, a JSON object whose `status`
 is "done", "refused", "disk", "unavailable" or "crashed".
@@ -75,6 +75,8 @@ def make_config(spec: dict[str, Any], tensorrt: Any) -> Any:
     def settle(builder: Any, network: Any, built: Any) -> None:
         # CreateConfigRTX leaves TF32 on whatever it was asked, CreateConfig clears it: say it here for both
         (built.set_flag if spec["tf32"] else built.clear_flag)(tensorrt.BuilderFlag.TF32)
+        if spec["refit"]:
+            built.set_flag(tensorrt.BuilderFlag.REFIT)
         if spec["target"]:
             built.num_compute_capabilities = 1
             built.set_compute_capability(getattr(tensorrt.ComputeCapability, spec["target"]), 0)
@@ -110,6 +112,12 @@ def build(spec: dict[str, Any]) -> dict[str, Any]:
             "advice": "Convert the model with lightning_robust.deployment.conversion.to_half and build that strongly "
             "typed, or use TensorRT 10.",
         }
+    if spec["refit"] and tensorrt.__version__.startswith("11.3."):
+        return {
+            "status": "refused",
+            "message": f"refittable engines of TensorRT {tensorrt.__version__} may drop a bias (its release notes)",
+            "advice": "Build without refit, or use another version of TensorRT.",
+        }
     backend = importlib.import_module("polygraphy.backend.trt")
     started = time.perf_counter()
     model = Path(spec["model"]).read_bytes()
@@ -121,6 +129,33 @@ def build(spec: dict[str, Any]) -> dict[str, Any]:
     Path(spec["engine"]).write_bytes(engine)
     seconds = time.perf_counter() - started
     return {"status": "done", "size": len(engine), "seconds": seconds, "layers": layers, "flags": flags}
+
+
+def refit(spec: dict[str, Any]) -> dict[str, Any]:
+    """Set the weights of an ONNX file in an engine that was built for the same graph, and write that engine.
+
+    Refused where a weight that changed is fixed in the engine: it would keep its old value without a word.
+    """
+    tensorrt = load_tensorrt(spec)
+    backend = importlib.import_module("polygraphy.backend.trt")
+    logger = backend.get_trt_logger()
+    started = time.perf_counter()
+    engine = backend.EngineFromBytes(Path(spec["origin"]).read_bytes())()
+    refitter = tensorrt.Refitter(engine, logger)
+    fixed = sorted(set(spec["changed"]) - set(refitter.get_all_weights()))
+    if fixed:
+        return {"status": "refused", "message": f"these weights are fixed in the engine: {', '.join(fixed)}"}
+    model = Path(spec["model"]).read_bytes()  # the refitter points into these bytes until it is done
+    reader = tensorrt.OnnxParserRefitter(refitter, logger)
+    if not reader.refit_from_bytes(model):
+        errors = [reader.get_error(index).desc() for index in range(reader.num_errors)]
+        return {"status": "refused", "message": "; ".join(["the weights do not fit the engine", *errors])}
+    if not refitter.refit_cuda_engine():
+        missing = ", ".join(refitter.get_missing_weights())
+        return {"status": "refused", "message": f"the engine took no weights, missing: {missing or 'none'}"}
+    blob = bytes(engine.serialize())
+    Path(spec["engine"]).write_bytes(blob)
+    return {"status": "done", "size": len(blob), "seconds": time.perf_counter() - started}
 
 
 def run(spec: dict[str, Any]) -> dict[str, Any]:
@@ -163,7 +198,7 @@ def classify(error: Exception) -> str:
 def attempt(verb: str, spec: dict[str, Any]) -> dict[str, Any]:
     """Do what is asked and turn an exception into an outcome."""
     try:
-        return {"build": build, "run": run, "device": device}[verb](spec)
+        return {"build": build, "refit": refit, "run": run, "device": device}[verb](spec)
     except Exception as error:
         result = {"status": classify(error), "message": f"{type(error).__name__}: {error}"}
         if result["status"] != "refused":

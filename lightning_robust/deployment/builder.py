@@ -25,6 +25,7 @@ import onnx
 from lightning_robust.deployment import _engine_child
 from lightning_robust.deployment._child_process import EngineError as EngineError
 from lightning_robust.deployment._child_process import run_child
+from lightning_robust.deployment.refit import folded_weights, structure, weight_digests
 
 Backend = Literal["tensorrt", "tensorrt_rtx"]
 
@@ -123,6 +124,7 @@ def build_engine(
     time_limit: float = 300.0,
     tf32: bool = False,
     weakly_typed: Literal["fp16"] | None = None,
+    refit: bool = False,
     stand_in: bool = False,
 ) -> Engine:
     """Build an engine from a serialised ONNX model, or find it in the cache.
@@ -141,6 +143,9 @@ def build_engine(
         tf32: Let fp32 convolutions and products be computed in TF32 (10 bits of mantissa). The libraries' own default
             is on, ours is off.
         weakly_typed: "fp16" lets TensorRT 10 choose fp16 per layer; refused by TensorRT 11 and by RTX, which cannot.
+        refit: Take the engine that was built with this for the same graph with other weights, and set the weights in
+            it; where there is none, build one that can be refitted (it may be optimised less). Takes a CUDA device.
+            Not yet proven on one: here the parts before the device were run, and the rest against a stub.
         stand_in: Let TensorRT-RTX answer to the name of full TensorRT 11.4 (backend "tensorrt" only), so that this very
             path runs on a machine without a GPU. The `Engine` says so.
 
@@ -173,6 +178,7 @@ def build_engine(
         "profile": shapes,
         "tf32": tf32,
         "weakly_typed": weakly_typed,
+        "refit": refit,
         "stand_in": stand_in,
     }
     folder = (directory or _default_directory()).expanduser().absolute()
@@ -181,7 +187,10 @@ def build_engine(
     if entry is not None:
         return _engine(path, settings, entry, cached=True)
     with _disk_errors(folder):
-        entry = _build(model, settings, path, time_limit)
+        if refit:
+            path, entry = _refit(model, settings, path, time_limit)
+        else:
+            entry = _build(model, settings, path, time_limit)
     _prune(folder)
     return _engine(path, settings, entry, cached=False)
 
@@ -366,18 +375,45 @@ def _engine(path: Path, settings: Mapping[str, Any], entry: Mapping[str, Any], *
     )
 
 
-def _build(model: bytes, settings: Mapping[str, Any], path: Path, time_limit: float) -> dict[str, Any]:
-    """Build in a folder beside the cache entry, check what came back, and move it into place in one step."""
+def _refit(model: bytes, settings: Mapping[str, Any], path: Path, time_limit: float) -> tuple[Path, dict[str, Any]]:
+    """The engine built for this graph with these or other weights; with others, a copy of it that holds these."""
+    weights = weight_digests(model)
+    origin = path.with_stem(_key(structure(model), settings))
+    entry = _read_entry(origin)
+    if entry is None:
+        return origin, _build(model, settings, origin, time_limit, {"weights": weights})
+    before = entry.get("weights", {})
+    changed = {name for name, digest in weights.items() if before.get(name) != digest}
+    if not changed:
+        return origin, entry
+    known = {"layers": entry["layers"], "flags": entry["flags"], "weights": weights}
+    spec = {**settings, "origin": str(origin), "changed": sorted(changed - folded_weights(model))}
+    return path, _build(model, spec, path, time_limit, known, verb="refit")
+
+
+def _build(
+    model: bytes,
+    settings: Mapping[str, Any],
+    path: Path,
+    time_limit: float,
+    known: Mapping[str, Any] | None = None,
+    verb: str = "build",
+) -> dict[str, Any]:
+    """Build in a folder beside the cache entry, check what came back, and move it into place in one step.
+
+    What is `known` of the engine beforehand joins the child's account of it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=path.parent, ignore_cleanup_errors=True) as name:
         folder = Path(name)
         engine, sidecar = folder / "engine", folder / "entry.json"
         (folder / "model.onnx").write_bytes(model)
         spec = {**settings, "model": str(folder / "model.onnx"), "engine": str(engine)}
-        result, log = run_child(_CHILD, "build", spec, folder, time_limit)
+        result, log = run_child(_CHILD, verb, spec, folder, time_limit)
+        result |= known or {}
         blob = engine.read_bytes() if engine.is_file() else b""
         if not _is_report(result) or len(blob) != result["size"]:
-            raise EngineError("garbage", f"The build ended well but left {len(blob)} bytes and {result}.", log)
+            raise EngineError("garbage", f"The {verb} ended well but left {len(blob)} bytes and {result}.", log)
         entry = {**result, "sha256": hashlib.sha256(blob).hexdigest(), "log": log[-20_000:]}
         sidecar.write_text(json.dumps(entry), encoding="utf-8")
         engine.replace(path)

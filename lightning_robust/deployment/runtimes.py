@@ -44,6 +44,7 @@ class Subject:
         time_limit: Seconds that one engine build may take.
         weakly_typed: Build ``tensorrt-fp16`` with TensorRT 10's fp16 flag, which lets TensorRT choose a precision for
             each layer, instead of from an fp16-typed graph.
+        refit: Set new weights in an engine that was built for the same graph, where engines can be run at all.
         cache: Folder of built engines; the user's cache folder if None.
         keep_fp32: Names of nodes, or paths of modules with all in them, that stay fp32 in fp16 and bf16 graphs.
     """
@@ -54,6 +55,7 @@ class Subject:
     device: str = "cpu"
     time_limit: float = 300.0
     weakly_typed: bool = False
+    refit: bool = False
     cache: Path | None = None
     keep_fp32: tuple[str, ...] = ()
     reference: ClassVar[str | None] = None
@@ -224,15 +226,15 @@ class TensorRTRuntime(Runtime):
         model = exported.model
         if self.precision in HALF and not weakly:
             model = to_half(model, cast(Half, self.precision), subject.kept_nodes())
-        engine = builder.build_engine(
-            model.SerializeToString(),
-            backend=self._backend,
-            profile=profile(exported, subject),
-            directory=subject.cache,
-            time_limit=subject.time_limit,
-            weakly_typed="fp16" if weakly else None,
-        )
         able = self.can_run()
+        settings: dict[str, Any] = {
+            "backend": self._backend,
+            "profile": profile(exported, subject),
+            "directory": subject.cache,
+            "time_limit": subject.time_limit,
+            "weakly_typed": "fp16" if weakly else None,
+        }
+        engine, warning = _build(model.SerializeToString(), settings, refit=subject.refit and bool(able))
         if not able:
             return Built(None, engine.size, f"not run: {able.reason}")
 
@@ -240,7 +242,8 @@ class TensorRTRuntime(Runtime):
             results = builder.run_engine(engine, feed(args, exported), time_limit=subject.time_limit)
             return [torch.from_numpy(results[name]) for name in exported.outputs]
 
-        return Built(run, engine.size, "weakly typed" if weakly else "")
+        notes = {"weakly typed": weakly, "refittable": "REFIT" in engine.flags.split()}
+        return Built(run, engine.size, ", ".join(note for note, true in notes.items() if true), warning)
 
 
 def run_module(module: nn.Module, args: tuple[Any, ...]) -> list[Tensor]:
@@ -313,6 +316,19 @@ TARGETS: dict[str, type[Runtime]] = {
     "tensorrt_rtx-fp32": TensorRTRuntime,
     "tensorrt_rtx-fp16": TensorRTRuntime,
 }
+
+
+def _build(model: bytes, settings: dict[str, Any], *, refit: bool) -> tuple[builder.Engine, str]:
+    """An engine, refitted if possible; and a warning where it was asked for and is not."""
+    if not refit:
+        return builder.build_engine(model, **settings), ""
+    try:
+        return builder.build_engine(model, refit=True, **settings), ""
+    except builder.EngineError as error:
+        if error.kind == "cancelled":
+            raise
+        reason = str(error).splitlines()[0]
+    return builder.build_engine(model, **settings), f"the engine was built anew, for it could not be refitted. {reason}"
 
 
 def _session(model: bytes, exported: Exported) -> Runner:

@@ -179,7 +179,8 @@ def test_weakly_typed_is_refused_by_tensorrt_11(tmp_path):
 @no_rtx
 def test_a_full_disk_in_the_child(tmp_path):
     (tmp_path / "model.onnx").write_bytes(FP32)
-    settings = {"backend": "tensorrt_rtx", "profile": PROFILE, "tf32": False, "weakly_typed": None, "stand_in": False}
+    settings = {"backend": "tensorrt_rtx", "profile": PROFILE, "tf32": False, "weakly_typed": None}
+    settings |= {"stand_in": False, "refit": False}
     files = {"model": str(tmp_path / "model.onnx"), "engine": "/dev/full", "target": "SM89"}
     with pytest.raises(EngineError) as caught:
         _child_process.run_child(builder._CHILD, "build", settings | files, tmp_path, 120.0)
