@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
+from lightning_robust.deployment.execution import one_line
 from lightning_robust.deployment.export import Exported
 from lightning_robust.deployment.runtimes import Subject
 
@@ -97,7 +98,7 @@ def load_graph(path: str | Path) -> onnx.ModelProto:
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
-        raise ValueError(f"Expected a valid ONNX model at {path}, but {_line(error)}.") from error
+        raise ValueError(f"Expected a valid ONNX model at {path}, but {one_line(error)}.") from error
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
     del model.graph.input[:]
@@ -192,7 +193,3 @@ def _shape(value: onnx.ValueInfoProto, samples: int | None) -> list[int | str]:
         else:
             sizes.append(samples if index == 0 and samples is not None else dim.dim_param or "?")
     return sizes
-
-
-def _line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")

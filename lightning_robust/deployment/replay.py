@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_robust.deployment.execution import Status, one_line
 from lightning_robust.deployment.frames import Chunk, Recording
 from lightning_robust.deployment.lines import deviation_metrics, line_metrics
-from lightning_robust.deployment.parity import Status
 from lightning_robust.deployment.preprocessing import Perturbation, Pixels
 from lightning_robust.deployment.replayable import Geometry, LineFinder
 from lightning_robust.deployment.runtimes import Runner, Runtime, Subject
@@ -142,7 +142,7 @@ class _Track:
         try:
             work()
         except Exception as error:
-            self.status, self.note = "failed", _line(error)
+            self.status, self.note = "failed", one_line(error)
         self.seconds += time.monotonic() - start
 
     def add(self, columns: Tensor, reference: Tensor) -> None:
@@ -285,8 +285,3 @@ def _build(made: Runtime, track: _Track, subject: Subject) -> None:
     track.runner, track.note = built.run, built.note
     if built.run is None:
         track.status = "built"
-
-
-def _line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:400] if lines else 'no message'}"
