@@ -32,6 +32,7 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/parity_cost.py
 	$(BIN)/python benchmarks/rendering_speed.py
+	$(BIN)/python benchmarks/sensitivity.py
 	$(BIN)/python benchmarks/weights.py
 	$(BIN)/python benchmarks/attacks.py
 	$(BIN)/python benchmarks/weight_space.py
