@@ -148,7 +148,7 @@ _ENTRIES = (
     Perturbation(
         "color_range_limited",
         "color_range",
-        "severe",
+        "mild",
         "reads limited-range YCbCr as full range",
         operations.unexpanded_range,
     ),
