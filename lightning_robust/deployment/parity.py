@@ -19,6 +19,7 @@ from lightning_robust.deployment.compare import compare, compare_decoded
 from lightning_robust.deployment.execution import STATUS_CODES as STATUS_CODES
 from lightning_robust.deployment.execution import Execution, PerturbedInputs, Status, execute, one_line, run_in_batches
 from lightning_robust.deployment.lint import Finding
+from lightning_robust.deployment.pixel_operations import keep_camera_frames
 from lightning_robust.deployment.preprocessing import CATALOGUE, Perturbation
 from lightning_robust.deployment.runtimes import Runner, Runtime, Subject, TorchRuntime, run_module
 from lightning_robust.deployment.sensitivity import KeepList, Sensitivity
@@ -269,6 +270,7 @@ class ParityPass:
                 status, note = "failed", one_line(error)
         return TargetResult(status, metrics, note, execution.size, execution.seconds)
 
+    @keep_camera_frames()
     def _sensitivity(
         self, perturbations: Sequence[Perturbation], pixels: PixelSpace | None, fp16: dict[str, float] | None
     ) -> dict[str, dict[str, float]]:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -47,6 +49,31 @@ def camera_frame(pixels: Tensor) -> Tensor:
     """
     size = [round(FRAME_SCALE * side) for side in pixels.shape[-2:]]
     return to_levels(interpolate(pixels, size=size, mode="bicubic"))
+
+
+_kept_frames: ContextVar[dict[int, tuple[Tensor, Tensor]] | None] = ContextVar("kept_frames", default=None)
+
+
+@contextmanager
+def keep_camera_frames() -> Iterator[None]:
+    """Build the camera frame of each tensor once, as long as this lasts; no such tensor may be changed meanwhile.
+
+    For most filters the frame costs more than the filter. It is kept in bytes, 6.25 for each value of the pixels.
+    """
+    token = _kept_frames.set({})
+    try:
+        yield
+    finally:
+        _kept_frames.reset(token)
+
+
+def _frame_levels(pixels: Tensor) -> Tensor:
+    kept = _kept_frames.get()
+    if kept is None:
+        return _levels(camera_frame(pixels))
+    if id(pixels) not in kept:  # the pixels are held beside their frame, so that no other tensor gets their id
+        kept[id(pixels)] = pixels, _levels(camera_frame(pixels)).byte()
+    return kept[id(pixels)][1].to(pixels.dtype)
 
 
 def _area(frame: Tensor, size: tuple[int, int]) -> Tensor:
@@ -101,7 +128,7 @@ _FILTERS: dict[str, Callable[..., Tensor]] = {
 
 def _downsized(pixels: Tensor, filter: str) -> Tensor:  # noqa: A002 - the field's word
     """Levels, not rounded yet."""
-    return _FILTERS[filter](_levels(camera_frame(pixels)), size=tuple(pixels.shape[-2:]))
+    return _FILTERS[filter](_frame_levels(pixels), size=tuple(pixels.shape[-2:]))
 
 
 def resize(pixels: Tensor, filter: str) -> Tensor:  # noqa: A002

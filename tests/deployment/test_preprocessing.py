@@ -13,6 +13,7 @@ from lightning_robust.deployment.pixel_operations import (
     fewer_levels,
     gamma,
     jpeg,
+    keep_camera_frames,
     letterbox,
     noise,
     nv12,
@@ -187,6 +188,24 @@ def test_trained_resize_matches_pil():
     average, worst = distance(CATALOGUE["resize_bilinear"].trained(x), theirs)
     assert average < 0.2
     assert worst <= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_kept_frames_change_nothing(dtype):
+    """Bit for bit, for two tensors in turn and in either order of the entries; nothing is kept afterwards."""
+    tensors = [picture(2).to(dtype), picture(2, 1, 37, 51).to(dtype)]
+    sides = [
+        s for e in CATALOGUE.values() if e.family in ("resize_filter", "rounding") for s in (e.trained, e.deployed)
+    ]
+    plain = [[side(x) for x in tensors] for side in sides]
+    with keep_camera_frames():
+        for order in (1, -1):
+            for side, expected in list(zip(sides, plain, strict=True))[::order]:
+                assert all(torch.equal(side(x), e) for x, e in zip(tensors, expected, strict=True))
+    before = resize(tensors[0], "nearest")
+    tensors[0].zero_()
+    assert before.any()
+    assert not resize(tensors[0], "nearest").any()
 
 
 def test_align_corners_keeps_corners():
@@ -392,7 +411,7 @@ def test_noise_has_its_deviation_and_belongs_to_the_picture():
 
 
 def test_crop_and_letterbox_closed_forms():
-    """A ramp of 2 levels a column, one pixel cut off each side of 64: 2 (1 + 62 / 64 x ...) between columns."""
+    """A ramp of 2 levels a column: of 64 columns the inner 62 are stretched about the middle; bars hold 114."""
     ramp = to_levels((20 + 2 * torch.arange(64.0)).expand(1, 1, 48, 64) / 255)
     cut = levels(crop(ramp, 0.0))[0, 20, :, 0].astype(float)
     place = (np.arange(64) + 0.5) * 62 / 64 - 0.5 + 1
@@ -406,15 +425,28 @@ def test_crop_and_letterbox_closed_forms():
 KINDS = [
     ("shift_quarter_pixel", "shift_half_pixel", "shift_one_pixel"),
     ("jpeg_95", "jpeg_90", "jpeg_75"),
-    ("gain_105", "brightness"),
+    ("gain_105", "brightness", "gain_080"),
+    ("offset_8", "brightness", "mean_std"),
+    ("scale_256", "brightness"),
     ("truncation", "levels_6_bit"),
     ("noise_2", "noise_6"),
-    ("gamma_09", "gamma_07"),
-    ("resize_bilinear", "resize_asymmetric"),
+    ("gamma_11", "gamma_09", "gamma_07"),
+    ("resize_pil_bicubic", "resize_bilinear", "resize_asymmetric"),
+    ("resize_lanczos", "resize_bilinear"),
+    ("crop", "letterbox"),
+    ("color_matrix", "color_matrix_709"),
+    ("color_range_limited", "color_range"),
 ]
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind[0])
+def test_every_severity_is_compared():
+    """Each entry that a pass leaves out unless told otherwise stands in `KINDS` beside one that it measures."""
+    compared = {name for kind in KINDS for name in kind}
+    assert {name for name in NAMES if name not in TYPICAL} <= compared
+    assert all(any(name in TYPICAL for name in kind) for kind in KINDS)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
 def test_severity_is_monotone(kind):
     order = ["mild", "typical", "severe"]
     severities = [order.index(CATALOGUE[name].severity) for name in kind]
