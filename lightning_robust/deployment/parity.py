@@ -103,13 +103,19 @@ class ParityReport:
         tags |= {f"attribution/{cause}": value for cause, value in self.attribution.items()}
         return tags | {"parity/findings": float(len(self.findings)), "parity/seconds": self.seconds}
 
-    def families(self) -> dict[str, float]:
-        """Family of perturbations -> how far the worst of them moves the outputs, in ``unit``; the worst first."""
+    def families(self, metric: str | None = None) -> dict[str, float]:
+        """Family of perturbations -> how far the worst of them moves the outputs; the worst first.
+
+        Args:
+            metric: Any of those in ``sensitivity``, such as ``"times_fp16"``; ``unit`` if None. A family in which it
+                was not measured is left out.
+        """
+        key = self.unit if metric is None else metric
         worst: dict[str, float] = {}
         for name, metrics in self.sensitivity.items():
-            if name in CATALOGUE:
+            if name in CATALOGUE and key in metrics:
                 family = CATALOGUE[name].family
-                worst[family] = max(worst.get(family, 0.0), metrics[self.unit])
+                worst[family] = max(worst.get(family, 0.0), metrics[key])
         return dict(sorted(worst.items(), key=lambda item: -item[1]))
 
     def worst_perturbation(self) -> str | None:

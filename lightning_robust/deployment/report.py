@@ -40,11 +40,9 @@ def family_sentences(report: ParityReport) -> list[str]:
 
     At most three; none where fp16 was not measured.
     """
-    fp16 = report.attribution.get("fp16")
-    if not fp16:
-        return []
-    told = [(family.replace("_", " "), value / fp16) for family, value in list(report.families().items())[:3]]
-    return [f"The {family} moves {unit_label(report.unit)} {times:.3g} times as far as fp16." for family, times in told]
+    moved = list(report.families("times_fp16").items())[:3]
+    unit = unit_label(report.unit)
+    return [f"The {family.replace('_', ' ')} moves {unit} {times:.3g} times as far as fp16." for family, times in moved]
 
 
 def finding_rows(report: ParityReport) -> tuple[list[str], list[list[str]]]:

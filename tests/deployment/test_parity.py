@@ -3,12 +3,12 @@ import torch
 from torch import nn
 
 from lightning_robust import measure_parity
-from lightning_robust.deployment import runtimes
+from lightning_robust.deployment import pixel_operations, runtimes
 from lightning_robust.deployment.export import frozen_copy
 from lightning_robust.deployment.figures import draw_parity, unit_label
-from lightning_robust.deployment.parity import STATUS_CODES
-from lightning_robust.deployment.preprocessing import perturbations
-from lightning_robust.deployment.report import finding_rows, summary
+from lightning_robust.deployment.parity import STATUS_CODES, ParityReport
+from lightning_robust.deployment.preprocessing import CATALOGUE, perturbations
+from lightning_robust.deployment.report import family_sentences, finding_rows, summary
 from lightning_robust.deployment.runtimes import Built, Runtime, Subject, available
 from lightning_robust.functional import PixelSpace
 
@@ -183,15 +183,39 @@ def test_unit_labels(metric, label):
 
 def test_families_closed_form():
     """The worst of each family counts, the worst family first; names of families never meet those of entries."""
-    from lightning_robust.deployment.parity import ParityReport
-    from lightning_robust.deployment.preprocessing import CATALOGUE
-    from lightning_robust.deployment.report import family_sentences
-
     moved = {"resize_nearest": 7.0, "resize_area": 2.0, "bgr": 4.0, "of_my_own": 9.0}
-    report = ParityReport(
-        {}, {n: {"rel_l2": v} for n, v in moved.items()}, {"fp16": 0.5}, "rel_l2", "torch-fp64", 4, 1.0
-    )
+    measured = {n: {"rel_l2": v, "times_fp16": v / 0.5} for n, v in moved.items()}
+    of_another_target = {"fp16": 0.1}
+    report = ParityReport({}, measured, of_another_target, "rel_l2", "torch-fp64", 4, 1.0)
     assert list(report.families().items()) == [("resize_filter", 7.0), ("channel_order", 4.0)]
+    assert report.families("times_fp16") == {"resize_filter": 14.0, "channel_order": 8.0}
+    assert report.families("flip_rate") == {}
     assert report.scalars()["sensitivity/family/resize_filter"] == 7.0
     assert "family" not in CATALOGUE
     assert family_sentences(report)[0] == "The resize filter moves relative L2 distance 14 times as far as fp16."
+
+
+def test_families_are_told_whichever_target_measured_fp16():
+    """Sentence and table divide by the same distance, also where fp16 is not a cause because it was not emulated."""
+    report = measure_parity(
+        Subject(frozen_copy(SmallCNN()), (images(4),)),
+        available(["torch-fp16"]),
+        perturbations=perturbations(["bgr"]),
+        pixels=PixelSpace(),
+    )
+    assert "fp16" not in report.attribution
+    times = report.sensitivity["bgr"]["times_fp16"]
+    assert times == report.sensitivity["bgr"]["rel_l2"] / report.targets["torch-fp16"].metrics["rel_l2"]
+    assert family_sentences(report) == [
+        f"The channel order moves relative L2 distance {times:.3g} times as far as fp16."
+    ]
+
+
+def test_a_pass_builds_the_camera_frame_once(monkeypatch):
+    built = []
+    original = pixel_operations.camera_frame
+    monkeypatch.setattr(pixel_operations, "camera_frame", lambda pixels: built.append(1) or original(pixels))
+    subject = Subject(Doubling(), (images(2),))
+    report = measure_parity(subject, [], perturbations=perturbations("all"), pixels=PixelSpace())
+    assert len(report.sensitivity) == len(CATALOGUE)
+    assert len(built) == 1
