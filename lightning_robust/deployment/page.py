@@ -221,8 +221,12 @@ def _page(
 
 def _targets(report: ParityReport) -> str:
     columns, rows = target_rows(report)
-    notes = [report.targets[row[0]].note for row in rows]
-    return _table([*columns, "note"], [[*row, note] for row, note in zip(rows, notes, strict=True)], last_is_text=True)
+    told = []
+    for row in rows:
+        target = report.targets[row[0]]
+        size = "-" if target.size is None else f"{target.size / 1e6:.2g}"
+        told.append([*row, f"{target.seconds:.1f}", size, target.note])
+    return _table([*columns, "s", "engine, MB", "note"], told, last_is_text=True)
 
 
 def _verdict(verdict: Verdict) -> str:
