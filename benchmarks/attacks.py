@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
+from vision import resnet18
 from weights import race, table
 
 from lightning_robust import AdversarialCallback
@@ -29,34 +30,6 @@ from lightning_robust.functional.attacks import pgd
 from lightning_robust.functional.weights import channels_last
 
 EPS, STEP, STEPS = 0.1, 0.025, 10
-
-
-class Residual(nn.Module):
-    """A basic block of ResNet-18."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(),
-            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
-            nn.BatchNorm2d(outputs),
-        )
-        straight = stride == 1 and inputs == outputs
-        self.short = nn.Identity() if straight else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The block."""
-        return torch.relu(self.body(x) + self.short(x))
-
-
-def resnet18() -> nn.Module:
-    """ResNet-18 for small pictures."""
-    plan = [(64, 64, 1), (64, 64, 1), (64, 128, 2), (128, 128, 1), (128, 256, 2), (256, 256, 1), (256, 512, 2)]
-    blocks = [Residual(*sizes) for sizes in [*plan, (512, 512, 1)]]
-    stem = [nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
-    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
 
 
 def small() -> nn.Module:

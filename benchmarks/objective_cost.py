@@ -13,9 +13,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from attacks import resnet18, small
+from attacks import small
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from vision import resnet18
 from weights import race, table
 
 from lightning_robust import RegMixupMixin, RotationSSLMixin, UATMixin
