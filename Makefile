@@ -33,6 +33,8 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/parity_cost.py
 	$(BIN)/python benchmarks/rendering_speed.py
 	$(BIN)/python benchmarks/sensitivity.py
+	$(BIN)/python benchmarks/gpu_parity.py
+	$(BIN)/python benchmarks/fingerprint.py --every 5
 	$(BIN)/python benchmarks/weights.py
 	$(BIN)/python benchmarks/attacks.py
 	$(BIN)/python benchmarks/weight_space.py

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import jsonargparse
 
 COMMANDS: dict[str, str] = {
+    "fingerprint": "what differs between training's pictures and the car's",
+    "golden": "inputs and outputs for the car to replay, and what its dump says",
     "parity": "parity report of a checkpoint or an ONNX file",
     "replay": "recorded frames through PyTorch, every runtime and every preprocessing perturbation",
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -18,6 +17,7 @@ from lightning_robust.deployment.preprocessing import perturbations as named_per
 from lightning_robust.deployment.report import summary
 from lightning_robust.deployment.runtimes import available
 from lightning_robust.functional.pixels import PixelSpace
+from lightning_robust.utilities.runs import load_data, load_module, validate_once
 
 _OTHER = ("torch-", "onnxruntime-")  # what an ONNX file cannot be compared by: no module, and the reference itself
 
@@ -91,28 +91,12 @@ def parity(
         report = _of_graph(subject, targets, perturbations, pixels, keep_tolerance, time_limit)
         report = replace(report, notes=(*notes, *report.notes))
         provenance = {"onnx": str(onnx), "inputs": inputs or "noise"}
-        print(summary(report))
     page = write_report(report, output, tolerance=tolerance, provenance=provenance)
-    print(f"\nThe whole report:  {page}")
+    print(f"{summary(report)}\n\nThe whole report:  {page}")
 
 
 def _of_checkpoint(ckpt: str, config: str | None, callback: DeploymentParityCallback) -> ParityReport:
-    import lightning.pytorch as pl
-
-    from lightning_robust.utilities.runs import load_data, load_module
-
-    module = load_module(ckpt, config)
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        callbacks=[callback],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        default_root_dir=Path(ckpt).parent,
-    )
-    trainer.validate(module, datamodule=load_data(ckpt, config), verbose=False)
+    validate_once(load_module(ckpt, config), load_data(ckpt, config), callback, callback.num_samples)
     if callback.report is None:
         raise ValueError("Expected a validation loader with at least one batch, but nothing was measured.")
     return callback.report

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,11 @@ import jsonargparse
 import lightning.pytorch as pl
 import torch
 import yaml
+from typing_extensions import override
+
+from lightning_robust.functional.pixels import PixelSpace
+from lightning_robust.utilities.batches import pixel_space
+from lightning_robust.utilities.samples import FirstInputs
 
 
 def find_config(checkpoint: str | Path) -> Path | None:
@@ -55,6 +62,67 @@ def load_data(checkpoint: str | Path, config: str | Path | None = None) -> pl.Li
     """
     data: pl.LightningDataModule = _instantiate("data", pl.LightningDataModule, Path(checkpoint), config)
     return data
+
+
+def validate_once(
+    module: pl.LightningModule, data: pl.LightningDataModule, callback: pl.Callback, batches: int
+) -> None:
+    """Run a few validation batches through the Trainer on the CPU, for what a callback sees; writes and says nothing.
+
+    Args:
+        module: The module.
+        data: Its data, hooks included.
+        callback: Looks on.
+        batches: How many at most.
+    """
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in (".*does not have many workers.*", ".*LeafSpec.*"):
+                warnings.filterwarnings("ignore", message)
+            trainer = pl.Trainer(
+                accelerator="cpu",
+                devices=1,
+                logger=False,
+                callbacks=[callback],
+                limit_val_batches=batches,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                enable_checkpointing=False,
+            )
+            trainer.validate(module, datamodule=data, verbose=False)
+    finally:
+        logger.setLevel(level)
+
+
+class InputCollector(pl.Callback):
+    """Keeps the first validation inputs and how their pixels were normalised.
+
+    Args:
+        count: How many samples.
+        input_key: Which part of a batch goes into ``forward``.
+    """
+
+    def __init__(self, count: int, input_key: int | str | list[int | str] = 0) -> None:
+        self.inputs = FirstInputs(count, input_key)
+        self.pixels = PixelSpace()
+
+    @override
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep what comes."""
+        self.pixels = pixel_space(trainer, None, None)
+        if dataloader_idx == 0:
+            self.inputs.add(batch)
 
 
 def _instantiate(key: str, base: type, checkpoint: Path, config: str | Path | None) -> Any:

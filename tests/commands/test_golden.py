@@ -1,0 +1,57 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from lightning_robust.cli import main
+from tests.boring import Boring, Pictures
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    config = {
+        "model": {"class_path": "tests.boring.Boring"},
+        "data": {"class_path": "tests.commands.test_parity.PictureData"},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    torch.manual_seed(3)
+    module = Boring()
+    torch.save({"state_dict": module.state_dict(), "pytorch-lightning_version": "2.6.0"}, tmp_path / "last.ckpt")
+    return tmp_path / "last.ckpt", module.eval()
+
+
+def test_writes_what_the_network_sees_and_gives(checkpoint, tmp_path, capsys):
+    path, module = checkpoint
+    main(["golden", f"--ckpt={path}", f"--output={tmp_path / 'golden.npz'}", "--samples=6"])
+    assert "input (6, 3, 8, 8), output (6, 4)" in capsys.readouterr().out
+    with np.load(tmp_path / "golden.npz") as content:
+        images = torch.stack([Pictures()[index][0] for index in range(6)])
+        assert np.array_equal(content["input/input"], images.numpy())
+        with torch.no_grad():
+            assert np.allclose(content["output/output"], module(images).numpy(), atol=1e-6)
+
+
+def test_reads_a_dump_back(checkpoint, tmp_path, capsys):
+    path, _ = checkpoint
+    common = ["golden", f"--ckpt={path}", f"--output={tmp_path / 'golden.npz'}"]
+    main([*common, "--samples=4"])
+    with np.load(tmp_path / "golden.npz") as content:
+        dumped = {"output/output": content["output/output"] + np.float32(0.125)}
+    np.savez(tmp_path / "car.npz", **dumped)
+    main([*common, f"--check={tmp_path / 'car.npz'}"])
+    found = json.loads((tmp_path / "check.json").read_text())
+    assert found["engine"]["max_abs"] == pytest.approx(0.125, abs=1e-6)
+    assert "come from the engine" in capsys.readouterr().out
+
+
+def test_rejects(checkpoint, tmp_path, capsys):
+    path, _ = checkpoint
+    for arguments, message in (
+        (["--samples=0"], "Expected `samples` to be positive"),
+        ([f"--output={tmp_path / 'none.npz'}", "--check=x.npz"], "Expected golden tensors at"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["golden", f"--ckpt={path}", *arguments])
+        assert message in capsys.readouterr().err

@@ -1,0 +1,151 @@
+"""Golden tensors and the car's dump: planted differences of inputs and engines, and dumps that do not fit."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lightning_robust.deployment.golden import Golden, check_golden, make_golden, read_golden, write_golden
+from lightning_robust.deployment.preprocessing import CATALOGUE
+from lightning_robust.functional.pixels import PixelSpace
+
+PIXELS = PixelSpace([0.4, 0.5, 0.6], [0.2, 0.25, 0.3])
+
+
+class Line(nn.Module):
+    """The mean of the red channel, in pixels: moves with its input, linearly."""
+
+    def forward(self, images):
+        return 100 * images[:, 0].mean(1)
+
+    def decode(self, outputs):
+        return {"x_px": outputs}
+
+
+def roads(count=4):
+    """Smooth pictures on 256 levels."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(count, 3, 6, 8, generator=generator)
+    x = nn.functional.interpolate(coarse, size=(48, 64), mode="bicubic").clamp(0, 1)
+    return (x * 255).round() / 255
+
+
+@pytest.fixture(scope="module")
+def golden():
+    args = (PIXELS.from_pixels(roads()),)
+    return make_golden(Line(), args, {"mean": PIXELS.mean, "std": PIXELS.std})
+
+
+def dump(golden, inputs=None, outputs=None):
+    return Golden({} if inputs is None else {"input": inputs}, {} if outputs is None else {"output": outputs}, {})
+
+
+def check(golden, dumped):
+    module = Line()
+    return check_golden(golden, dumped, module, module.decode)
+
+
+def test_round_trip(golden, tmp_path):
+    write_golden(golden, tmp_path / "golden.npz")
+    back = read_golden(tmp_path / "golden.npz")
+    assert list(back.inputs) == ["input"]
+    assert np.array_equal(back.inputs["input"], golden.inputs["input"])
+    assert np.array_equal(back.outputs["output"], golden.outputs["output"])
+    assert back.metadata == dict(golden.metadata)
+
+
+def test_the_same_dump_is_no_distance(golden):
+    report = check(golden, dump(golden, golden.inputs["input"], golden.outputs["output"]))
+    assert report.whole["x_px_max"] == report.engine["x_px_max"] == 0
+    assert report.preprocessing["x_px_max"] < 1e-4
+    assert report.pictures["input"].causes == ()
+
+
+def test_input_and_engine_are_told_apart(golden):
+    """The car's input is 0.02 brighter, which moves the outputs by 2; its engine adds 0.25."""
+    brighter = golden.inputs["input"] + np.float32(0.02)
+    outputs = golden.outputs["output"] + np.float32(2.25)
+    report = check(golden, dump(golden, brighter, outputs))
+    assert report.unit == "x_px_p99"
+    assert report.whole["x_px_p99"] == pytest.approx(2.25, abs=1e-4)
+    assert report.preprocessing["x_px_p99"] == pytest.approx(2.0, abs=1e-3)
+    assert report.engine["x_px_p99"] == pytest.approx(0.25, abs=1e-3)
+    assert (
+        report.sentence()
+        == "The car's outputs are 2.25 x_px_p99 away: 2 come from the input, 0.25 come from the engine."
+    )
+
+
+def test_outputs_alone_are_the_engine_on_golden_inputs(golden):
+    report = check(golden, dump(golden, None, golden.outputs["output"] + np.float32(0.5)))
+    assert report.preprocessing == {}
+    assert report.engine["x_px_max"] == report.whole["x_px_max"] == pytest.approx(0.5, abs=1e-4)
+
+
+def test_inputs_alone_are_the_preprocessing(golden):
+    report = check(golden, dump(golden, golden.inputs["input"] + np.float32(0.02)))
+    assert report.whole == report.engine == {}
+    assert report.preprocessing["x_px_max"] == pytest.approx(2.0, abs=1e-3)
+    assert report.sentence() == "The car's inputs alone move PyTorch's outputs by 2 x_px_p99."
+
+
+def test_without_a_module_only_the_whole_is_known(golden):
+    report = check_golden(golden, dump(golden, golden.inputs["input"], golden.outputs["output"] + np.float32(1)))
+    assert report.unit == "rel_l2"
+    assert report.whole["max_abs"] == pytest.approx(1.0, abs=1e-4)
+    assert report.preprocessing == report.engine == {}
+
+
+def test_the_cause_in_the_cars_pictures_is_named(golden):
+    car = PIXELS.from_pixels(CATALOGUE["bgr"].deployed(roads())).numpy()
+    report = check(golden, dump(golden, car))
+    assert report.pictures["input"].causes[0].name == "channel_order"
+
+
+def test_half_precision_dumps_are_compared_and_told(golden):
+    report = check(golden, dump(golden, golden.inputs["input"].astype(np.float16)))
+    assert report.notes == ("The car dumped input 'input' as float16; it was compared as float32.",)
+    assert report.inputs["input"]["max_abs"] < 2e-3
+
+
+def test_inputs_that_were_not_dumped_are_told():
+    golden = Golden({"a": np.ones((2, 3)), "b": np.ones((2, 3))}, {"y": np.ones(2)}, {})
+    report = check_golden(golden, Golden({"a": np.ones((2, 3))}, {}, {}))
+    assert report.notes == ("The car did not dump the inputs ['b'].",)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda x: x.transpose(0, 2, 3, 1), r"channels come last: transpose\(0, 3, 1, 2\)"),
+        (lambda x: x[:2], "It holds 2 samples instead of 4"),
+        (lambda x: x[0], r"dimension of samples is missing: array\[None\]"),
+        (lambda x: x[..., :32], "Dump the same samples"),
+        (lambda x: (x * 50 + 100).astype(np.uint8), "as float32, but got uint8.*after normalisation"),
+    ],
+)
+def test_rejects_other_shapes_and_types(golden, change, match):
+    with pytest.raises(ValueError, match=match):
+        check(golden, dump(golden, change(golden.inputs["input"])))
+
+
+def test_rejects_other_names(golden):
+    wrong = dataclasses.replace(golden, inputs={"image": golden.inputs["input"]})
+    with pytest.raises(ValueError, match=r"named \['input'\], but got \['image'\]"):
+        check(golden, wrong)
+
+
+def test_rejects_other_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        read_golden(tmp_path / "none.npz")
+    (tmp_path / "text.npz").write_text("text")
+    with pytest.raises(ValueError, match=r"Expected an \.npz file"):
+        read_golden(tmp_path / "text.npz")
+    np.savez(tmp_path / "other.npz", image=np.ones(3))
+    with pytest.raises(ValueError, match=r"got \['image'\]"):
+        read_golden(tmp_path / "other.npz")
+    np.savez(tmp_path / "objects.npz", **{"input/x": np.array([{}], dtype=object)})
+    with pytest.raises(ValueError, match=r"Expected an \.npz file"):
+        read_golden(tmp_path / "objects.npz")
