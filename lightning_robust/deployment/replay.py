@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lightning_robust.deployment.execution import Status, one_line
 from lightning_robust.deployment.frames import Chunk, Recording
 from lightning_robust.deployment.lines import deviation_metrics, line_metrics
+from lightning_robust.deployment.pixel_operations import keep_camera_frames
 from lightning_robust.deployment.preprocessing import Perturbation, Pixels
 from lightning_robust.deployment.replayable import Geometry, LineFinder
 from lightning_robust.deployment.runtimes import Runner, Runtime, Subject
@@ -242,6 +243,7 @@ class _Pass:
             return []
         return [entry for entry in self._perturbations if entry[0].applies_to(images.shape[1])]
 
+    @keep_camera_frames()
     def _perturb(self, args: tuple[Any, ...], pixels: PixelSpace) -> None:
         images, *others = flatten(args).values()
         rounded = (pixels.to_pixels(images) * 255).round().clamp(0, 255) / 255
