@@ -22,7 +22,7 @@ demo: $(STAMP)
 	$(BIN)/lightning-robust fit -c configs/lanes.yaml -c configs/techniques/deployment_parity.yaml $(DEMO_ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses=4
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -41,16 +41,15 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Colors:
-    """One explanation of how colours changed: decoded, then cut off, then reordered, then gain, offset or gamma.
+    """One explanation of how colours changed: decoded, cut off, reordered, to a power, then gain and offset.
 
     Args:
         decoding: The wrong reading, or none.
         order: Which channel comes first, second, ...
         cut: Whether levels were cut off instead of rounded before.
-        tone: ``"gain_offset"``, ``"gamma"`` or ``""``.
-        gain: One for all channels, or one each.
-        offset: Likewise, in levels.
         gamma: The power.
+        gain: One for all channels, or one each, after the power.
+        offset: Likewise, in levels.
         free: Number of fitted numbers.
         left: Mean squared difference that is left, in levels squared.
         rivals: Cause -> the least that is left by an explanation without it that is no more complicated.
@@ -59,10 +58,9 @@ class Colors:
     decoding: Decoding
     order: tuple[int, ...]
     cut: bool = False
-    tone: str = ""
+    gamma: float = 1.0
     gain: tuple[float, ...] = (1.0,)
     offset: tuple[float, ...] = (0.0,)
-    gamma: float = 1.0
     free: int = 0
     left: float = 0.0
     rivals: dict[str, float] = field(default_factory=dict)
@@ -70,14 +68,23 @@ class Colors:
     @property
     def causes(self) -> tuple[str, ...]:
         """Names of what differs."""
-        reordered = self.order != tuple(range(len(self.order)))
-        flags = {"channel_order": reordered, "rounding": self.cut, self.tone: bool(self.tone)}
+        flags = {
+            "channel_order": self.order != tuple(range(len(self.order))),
+            "rounding": self.cut,
+            "gamma": self.gamma != 1.0,
+            "gain_offset": any(gain != 1.0 for gain in self.gain) or any(self.offset),
+        }
         return (*self.decoding.causes, *(name for name, on in flags.items() if on))
+
+    @property
+    def complexity(self) -> tuple[int, int]:
+        """Causes and fitted numbers together, then causes: a known cause is as much as a number."""
+        return len(self.causes) + self.free, len(self.causes)
 
     def apply(self, images: Tensor) -> Tensor:
         """What the deployed side makes of pictures ``(N, C, H, W)``."""
         colours = _recolored(images.movedim(1, -1), self.decoding, self.order, self.cut)
-        if self.tone == "gamma":
+        if self.gamma != 1.0:
             colours = 255 * (colours.clamp(0, 255) / 255) ** self.gamma
         return (colours * colours.new_tensor(self.gain) + colours.new_tensor(self.offset)).movedim(-1, 1)
 
@@ -102,8 +109,8 @@ def fit_colors(trained: Tensor, deployed: Tensor) -> Colors:
         trained, deployed = trained[some], deployed[some]
     found = [colors for colors in _candidates(trained, deployed) if len(colors.causes) <= 2]
     enough = min(colors.left for colors in found) * _SLACK + _TOLERANCE
-    chosen = min((c for c in found if c.left <= enough), key=lambda c: (len(c.causes), c.free, c.left))
-    no_worse = [c for c in found if (len(c.causes), c.free) <= (len(chosen.causes), chosen.free)]
+    chosen = min((c for c in found if c.left <= enough), key=lambda c: (c.complexity, c.left))
+    no_worse = [c for c in found if c.complexity <= chosen.complexity]
     rivals = {
         cause: min((c.left for c in no_worse if cause not in c.causes), default=chosen.left) for cause in chosen.causes
     }
@@ -112,6 +119,8 @@ def fit_colors(trained: Tensor, deployed: Tensor) -> Colors:
 
 def _candidates(trained: Tensor, deployed: Tensor) -> Iterator[Colors]:
     channels = trained.shape[1]
+    for tone in _curved(trained, deployed):
+        yield Colors(decodings(channels)[0], tuple(range(channels)), **tone)
     for decoding in decodings(channels):
         for order in itertools.permutations(range(channels)):
             for cut in (False, True):
@@ -121,23 +130,38 @@ def _candidates(trained: Tensor, deployed: Tensor) -> Iterator[Colors]:
 
 
 def _tones(before: Tensor, deployed: Tensor) -> Iterator[dict[str, Any]]:
-    """Fits of gain, offset and gamma, with what each leaves."""
+    """Fits of gain, offset, gamma, and of gamma and a gain, with what each leaves."""
     yield {"left": _power(deployed - before)}
-    gain = float((before * deployed).sum() / before.square().sum().clamp(min=1e-9))
-    yield {"tone": "gain_offset", "gain": (gain,), "free": 1, "left": _power(deployed - gain * before)}
-    offset = float((deployed - before).mean())
-    yield {"tone": "gain_offset", "offset": (offset,), "free": 1, "left": _power(deployed - before - offset)}
-    gains, offsets = fit_gains(before, deployed)
-    yield {
-        "tone": "gain_offset",
-        "gain": tuple(gains.tolist()),
-        "offset": tuple(offsets.tolist()),
-        "free": 4,
-        "left": _power(deployed - gains * before - offsets),
-    }
+    yield from _linear(before, deployed)
     gamma = fit_gamma(before, deployed)
     curve = 255 * (before.clamp(0, 255) / 255) ** gamma
-    yield {"tone": "gamma", "gamma": gamma, "free": 1, "left": _power(deployed - curve)}
+    yield {"gamma": gamma, "free": 1, "left": _power(deployed - curve)}
+
+
+def _linear(before: Tensor, deployed: Tensor) -> Iterator[dict[str, Any]]:
+    gain = float((before * deployed).sum() / before.square().sum().clamp(min=1e-9))
+    yield {"gain": (gain,), "free": 1, "left": _power(deployed - gain * before)}
+    offset = float((deployed - before).mean())
+    yield {"offset": (offset,), "free": 1, "left": _power(deployed - before - offset)}
+    gains, offsets = fit_gains(before, deployed)
+    yield {
+        "gain": tuple(gains.tolist()),
+        "offset": tuple(offsets.tolist()),
+        "free": 2 * len(gains),
+        "left": _power(deployed - gains * before - offsets),
+    }
+
+
+def _curved(before: Tensor, deployed: Tensor) -> Iterator[dict[str, Any]]:
+    """A power, and gain and offset after it: the best of the powers, on a grid that is refined."""
+    for kind in range(3):
+        low, high = 0.5, 2.0
+        for _ in range(4):
+            gammas = torch.linspace(low, high, 9).tolist()
+            fits = [list(_linear(255 * (before.clamp(0, 255) / 255) ** g, deployed))[kind] for g in gammas]
+            best = min(range(9), key=lambda i: fits[i]["left"])
+            low, high = gammas[max(best - 1, 0)], gammas[min(best + 1, 8)]
+        yield {**fits[best], "gamma": gammas[best], "free": fits[best]["free"] + 1}
 
 
 def _power(values: Tensor) -> float:

@@ -16,7 +16,15 @@ from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
 from lightning_robust.deployment.colors import Colors, fit_colors
-from lightning_robust.deployment.estimators import blockiness, chroma_steps, fit_filter, noise_power, pooled, sharpness
+from lightning_robust.deployment.estimators import (
+    blockiness,
+    chroma_steps,
+    fit_filter,
+    fit_gains,
+    noise_power,
+    pooled,
+    sharpness,
+)
 from lightning_robust.deployment.pixel_operations import jpeg, nv12
 from lightning_robust.deployment.registration import Kernel, Motion, estimate_motion, jitter, polish, warp
 
@@ -24,13 +32,15 @@ MOVED = 0.04  # pixels of shift; compression and filters move content by a hundr
 STRETCHED = 0.1  # pixels at the border
 CROPPED = 0.6  # pixels at the border; resizing from corner to corner stretches by less than half a pixel
 JITTERED = 0.03  # pixels from column to column
+ZOOMED_JITTER = 0.12  # likewise where the picture is cropped; interpolating with another kernel does half of it
 FILTERED = 1.3  # how much more a motion alone leaves than a motion and a filter
 BLOCKS = 0.05  # share of coefficients
 HALF_CHROMA = 0.75
-RESYNTHESIS = 1.03  # how much more compression on a wrong grid leaves than on the right one
+RESYNTHESIS = 1.05  # how much more compression on a wrong grid leaves than on the right one
 FEWER_LEVELS = 0.7
 NOISE = 0.25  # variance in levels squared; rounding leaves 0.08, a filter that does not invert 0.2
 WHITE = 0.15
+EVEN = 0.8
 _RADIUS = 3
 _FEW = 2  # pictures to find the quality of a JPEG on
 _QUALITIES = (97, 95, 92, 90, 87, 85, 80, 75, 65, 50)
@@ -72,8 +82,10 @@ class View:
 
     @property
     def plain(self) -> float:
-        """Grey variance that motion and colours leave."""
-        return _power((self.deployed - self.predicted).mean(1), self.mask)
+        """Grey variance that motion and colours leave, with the best gain and offset: a filter could be just that."""
+        before, after = (side.mean(1)[:, self.mask].reshape(-1, 1) for side in (self.predicted, self.deployed))
+        gain, offset = fit_gains(before, after)
+        return float((after - gain * before - offset).square().mean())
 
     @property
     def filtered(self) -> float:
@@ -165,14 +177,15 @@ def geometry_findings(view: View, gain: float) -> Iterator[Finding]:
     detail = sharpness(view.taps)
     furthest = max(map(abs, stretch))
     uneven = jitter(view.predicted.mean(1), view.deployed.mean(1), view.mask) if motion != Motion() else 0.0
-    nearest = uneven > JITTERED
+    even = JITTERED if furthest < CROPPED else ZOOMED_JITTER
+    nearest = uneven > even
     corners = furthest < CROPPED and min(map(abs, stretch)) > STRETCHED
     if furthest >= CROPPED:
         yield Finding("crop", _crop(motion, height, width), furthest / CROPPED)
     filtered = gain > FILTERED and (detail > 1 or furthest < CROPPED)  # shrinking takes detail away by itself
     if nearest or corners or filtered:
         kind = "nearest" if nearest else "align_corners" if corners else "sharper" if detail > 1 else "smoother"
-        strength = max(gain / FILTERED, uneven / JITTERED, furthest / STRETCHED if corners else 0.0)
+        strength = max(gain / FILTERED, uneven / even, furthest / STRETCHED if corners else 0.0)
         yield Finding("resize_filter", {"kind": kind, "sharpness": detail}, strength)
     # the nearest pixel lies up to half a pixel up and left of where it should
     by = max(abs(motion.dx), abs(motion.dy))
@@ -251,8 +264,10 @@ def compression_finding(trained: Tensor, view: View, gain: float) -> tuple[Findi
     Two kinds of evidence: what is missing in the car's pictures on the codec's grid and not on others; and that
     training's pictures explain the car's better after compression on that grid than on one that is off by half a block.
     """
-    blocks = blockiness(view.deployed.mean(1)) - blockiness(trained.mean(1))
-    halved = chroma_steps(view.deployed) if trained.shape[1] == 3 else 1.0
+    rows, columns = (_whole_blocks(view.mask.any(axis)) for axis in (1, 0))
+    shown = view.deployed[..., rows, columns]
+    blocks = blockiness(shown.mean(1)) - blockiness(trained[..., rows, columns].mean(1))
+    halved = chroma_steps(shown) if trained.shape[1] == 3 else 1.0
     strength = max(blocks / BLOCKS, (1 - halved) / (1 - HALF_CHROMA))
     few = View(**{**vars(view), "deployed": view.deployed[:_FEW]})
     best = min(_codecs(trained.shape[1]), key=lambda codec: _left(few, codec(trained[:_FEW]), gain), default=None)
@@ -265,6 +280,12 @@ def compression_finding(trained: Tensor, view: View, gain: float) -> tuple[Findi
             strength = max(strength, (off_grid / max(aligned, 1e-3) - 1) / (RESYNTHESIS - 1))
             parameters, compressed = best.parameters, best(trained)
     return (Finding("compression", parameters, strength), compressed) if strength >= 1 else None
+
+
+def _whole_blocks(inside: Tensor) -> slice:
+    """From the first to the last that is inside, in whole blocks of 8: the edge of a letterbox lies on some grid."""
+    places = inside.nonzero()[:, 0]
+    return slice(-(-int(places[0]) // 8) * 8, (int(places[-1]) + 1) // 8 * 8)
 
 
 def _repolished(view: View, compressed: Tensor) -> View:
@@ -284,9 +305,12 @@ def _left(view: View, source: Tensor, gain: float) -> float:
     return _power(view.deployed - predicted, view.mask)
 
 
-def noise_finding(residual: Tensor, view: View, channels: int) -> Finding | None:
-    """A residual ``(N, H, W)`` that is white and as strong where nothing happens."""
+def noise_finding(residual: Tensor, view: View, channels: int, *, even: bool = False) -> Finding | None:
+    """A residual ``(N, H, W)`` that is white and as strong where nothing happens.
+
+    ``even`` asks that it is hardly stronger elsewhere: what a compression leaves that is not quite the car's, is.
+    """
     power, correlation = noise_power(residual, view.predicted.mean(1), view.mask)
-    if power < NOISE or abs(correlation) > WHITE:
+    if power < NOISE or abs(correlation) > WHITE or (even and power < EVEN * _power(residual, view.mask)):
         return None
     return Finding("noise", {"std": (power * channels) ** 0.5}, power / NOISE)

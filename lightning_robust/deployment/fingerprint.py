@@ -35,7 +35,7 @@ _EQUAL = 0.05  # levels; half precision of normalised pixels costs as much
 _FLAT = 1.0  # levels of standard deviation
 _RELATED = 0.5  # correlation
 _SEARCHED = 0.2  # variance in levels squared above which traces of compression are looked for; rounding leaves 0.08
-_EXACT = 0.6  # share of variance below which a compression counts as reproduced, so that the rest may be noise
+_CLEAR = 1.5  # evidence over what would just be enough
 _OTHER_UNITS = 8.0
 _PIXELS = 2**21
 _SMALLEST = 16
@@ -111,19 +111,17 @@ def _explained(before: Tensor, after: Tensor, extra: list[Finding], distance: fl
 def _findings(before: Tensor, view: View, gain: float) -> tuple[list[Finding], float]:
     """All causes that the evidence is enough for, the surest kinds first, and what they leave in levels."""
     compression: Finding | None = None
-    plain = _left(view, 1.0)
-    if plain > _SEARCHED:
+    if _left(view, 1.0) > _SEARCHED:
         found = compression_finding(before, view, gain)
         if found is not None:
             compression, compressed = found
             view, gain = best_view(views(compressed, view.deployed)[0])
-    findings = [*color_findings(view.colors), *geometry_findings(view, gain)]
+    findings = list(color_findings(view.colors))
     rounding = rounding_finding(before, view)
     if rounding is not None:
         findings = [f for f in findings if f.name != "rounding" and not is_cut(f, rounding)] + [rounding]
-    noise: Finding | None = None
-    if compression is None or _left(view, gain) < _EXACT * plain:
-        noise = noise_finding(residual(view, gain), view, before.shape[1])
+    findings += geometry_findings(view, gain)
+    noise = noise_finding(residual(view, gain), view, before.shape[1], even=compression is not None)
     findings += [finding for finding in (compression, noise) if finding is not None]
     return findings, _left(view, gain) ** 0.5
 
@@ -135,9 +133,11 @@ def _left(view: View, gain: float) -> float:
 
 
 def _chosen(findings: list[Finding]) -> list[Finding]:
-    """At most two, one of each name."""
-    by_name = {finding.name: finding for finding in reversed(findings)}
-    return list(by_name.values())[::-1][:2]
+    """At most two, one of each name; the barely evident ones last."""
+    by_name: dict[str, Finding] = {}
+    for finding in findings:
+        by_name.setdefault(finding.name, finding)
+    return sorted(by_name.values(), key=lambda finding: finding.strength < _CLEAR)[:2]
 
 
 def _confidence(cause: Cause) -> float:
