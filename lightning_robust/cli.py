@@ -21,6 +21,7 @@ from lightning_robust.callbacks import (
     AdversarialCallback,
     DeploymentParityCallback,
     GreedySoupCallback,
+    LayerCriticalityCallback,
     SWACallback,
     WiSEFTCallback,
 )
@@ -38,6 +39,7 @@ class Slot(NamedTuple):
 # deployment_parity.
 TECHNIQUES: tuple[Slot, ...] = (
     Slot("adversarial", AdversarialCallback),
+    Slot("layer_criticality", LayerCriticalityCallback),
     Slot("swa", SWACallback),
     Slot("greedy_soup", GreedySoupCallback),
     Slot("wise_ft", WiSEFTCallback),

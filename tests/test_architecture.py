@@ -88,6 +88,7 @@ def test_public_names_are_importable_and_typed():
         "AdversarialCallback",
         "DeploymentParityCallback",
         "GreedySoupCallback",
+        "LayerCriticalityCallback",
         "NoEffectWarning",
         "ParityReport",
         "RegMixupMixin",

@@ -18,6 +18,7 @@ from lightning_robust import (
     AdversarialCallback,
     DeploymentParityCallback,
     GreedySoupCallback,
+    LayerCriticalityCallback,
     SWACallback,
     WiSEFTCallback,
 )
@@ -76,6 +77,11 @@ def _free(**settings):
     return _adversarial(method="free", steps=3, **settings)
 
 
+def _criticality(**settings):
+    small = {"monitor": "val/loss", "mode": "min", "draws": 2, "checkpoints": ["2 steps"], "on_failure": "raise"}
+    return LayerCriticalityCallback(**(small | settings))
+
+
 def _swa(**settings):
     return SWACallback(**({"start": 0, "every": 1, "lr": [0.05, 0.01]} | settings))
 
@@ -114,6 +120,14 @@ CALLBACKS = [
     ),
     Technique("adversarial", _free, "adversarial/val_loss@0.1", settings={"method": "free", "steps": 4}),
     Technique("adversarial", _pgd, "adversarial/val_loss@0.1", settings={"eps": [0.1], "bounds": "none"}),
+    Technique(
+        "layer_criticality",
+        _criticality,
+        "criticality/trained",
+        diagnostic=True,
+        at_end=True,
+        settings={"layers": {"head": "net.5"}, "checkpoints": [1, 0.5, "9 steps"], "under": ["jpeg_90"], "draws": 2},
+    ),
     Technique(
         "swa",
         _swa,
