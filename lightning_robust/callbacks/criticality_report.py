@@ -76,23 +76,23 @@ def draw(maps: Sequence[CriticalityMap]) -> Figure:
     first = maps[0]
     rows = [*first.rows, first.whole]
     columns = len(first.labels)
-    wide, tall = 0.62 * (columns + 1.3), 0.3 * len(rows)
     margin = 0.075 * max(len(_short(row.name)) for row in rows)
-    panels = len(maps) + 2
-    size = (margin + len(maps) * (wide + 0.4) + 2 * (0.62 * columns + 1.2) + 1.0, max(3.2, min(tall + 2.2, 40)))
-    figure = Figure(figsize=size, layout="constrained")
+    wide = margin + 0.5 * (len(maps) * (columns + 1.3) + 2 * columns) + 0.9 * (len(maps) + 2)
+    figure = Figure(figsize=(max(wide, 8), max(3.0, min(0.3 * len(rows) + 1.8, 40))), layout="constrained")
     ratios = [columns + 1.3] * len(maps) + [columns, columns]
-    axes = figure.subplots(1, panels, width_ratios=ratios, squeeze=False)[0]
+    axes = figure.subplots(1, len(ratios), width_ratios=ratios, squeeze=False)[0]
     for panel, found in zip(axes, maps, strict=False):
         _metric(panel, found)
-    figure.colorbar(axes[len(maps) - 1].images[-1], ax=axes[len(maps) - 1], label="kept of what training gained")
+    bar = figure.colorbar(axes[len(maps) - 1].images[-1], ax=axes[len(maps) - 1])
+    bar.set_label("share of training's gain kept", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
     for panel, title, values in (
         (axes[-2], "distance to start, 2-norm / √n", [row.l2 for row in rows]),
         (axes[-1], "distance to start, max-norm", [row.linf for row in rows]),
     ):
         _distance(panel, first, values)
         panel.set_title(title, fontsize=9)
-        figure.colorbar(panel.images[-1], ax=panel)
+        figure.colorbar(panel.images[-1], ax=panel).ax.tick_params(labelsize=7)
     for panel in axes[1:]:
         panel.set_yticks([])
     axes[0].set_yticks(range(len(rows)), [_short(row.name) for row in rows], fontsize=8)
@@ -101,7 +101,8 @@ def draw(maps: Sequence[CriticalityMap]) -> Figure:
     seen = [verdict for verdict in _COLOURS if first.named(verdict)]
     handles = [Patch(color=_COLOURS[verdict], label=_meaning(verdict, first.threshold)) for verdict in seen]
     figure.legend(handles=handles, loc="outside lower left", ncols=len(handles), fontsize=8, frameon=False)
-    figure.suptitle(f"One layer put back at a time ({first.monitor} {first.trained:.4g} as trained)", fontsize=11)
+    title = f"One layer put back to fresh random draws, to the start, or to a checkpoint: {first.monitor}"
+    figure.suptitle(f"{title} ({first.trained:.4g} as trained)", fontsize=10)
     return figure
 
 
@@ -148,8 +149,8 @@ def _share(value: float, start: float, gain: float) -> float:
 def _meaning(verdict: Verdict, threshold: float) -> str:
     return {
         "ambient": f"ambient: keeps at least {threshold:.0%} put back to the start",
-        "critical": "critical: keeps less",
-        "undecided": "undecided: the 95 % interval holds the threshold",
+        "critical": f"critical: keeps less than {threshold:.0%} put back to the start",
+        "undecided": f"undecided: the 95 % interval holds {threshold:.0%}",
         "unchanged": "unchanged by training",
     }[verdict]
 

@@ -247,7 +247,10 @@ def _joined(name: str, layers: Iterable[Layer]) -> Layer:
 
 def _without_doubles(layers: list[Layer]) -> list[Layer]:
     """Layers that are one and the same by their ties, once."""
-    return list({layer.tensors: layer for layer in reversed(layers)}.values())[::-1]
+    first: dict[tuple[str, ...], Layer] = {}
+    for layer in layers:
+        first.setdefault(layer.tensors, layer)
+    return list(first.values())
 
 
 def _matching(own: Mapping[str, Layer], pattern: str, network: str) -> list[Layer]:
