@@ -71,7 +71,8 @@ class Draws:
             return drawn
 
     def _seed_of(self, name: str, index: int) -> int:
-        return zlib.crc32(name.encode()) + 2**32 * (self._seed + index)
+        # torch's generator on the CPU takes 32 bits
+        return zlib.crc32(f"{self._seed + index} {name}".encode())
 
     def _make(self, factory: Callable[[], nn.Module], index: int) -> State:
         with isolated_rng():
