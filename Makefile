@@ -41,6 +41,8 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/input_space.py
 	$(BIN)/python benchmarks/text.py
 	$(BIN)/python benchmarks/objectives.py
+	$(BIN)/python benchmarks/criticality.py speed
+	$(BIN)/python benchmarks/criticality.py findings
 
 clean:
 	rm -rf .venv build dist *.egg-info runs

@@ -1,12 +1,12 @@
 """Layer criticality: what it costs beside evaluating every cell in full, and the paper's findings on a small network.
 
     python benchmarks/criticality.py speed
-    python benchmarks/criticality.py findings [--seeds 0 1 2] [--figure benchmarks/criticality.png]
+    python benchmarks/criticality.py findings [--seeds 0 1 2] [--figure benchmarks/layer_criticality.png] [--root mnist]
 
 ``speed`` measures the map of the demo's classifier (5,000 held-out pictures of Fashion-MNIST) and of a ResNet-18 (64
 random pictures of 64 x 64), with the callback's defaults and with one full evaluation of the Trainer's loader for each
 of L x (C + R) cells, the same draws, in one run, and compares all numbers. ``findings`` trains a fully connected
-network with three hidden layers of 256 units on Fashion-MNIST and prints what each layer minds.
+network with three hidden layers of 256 units on Fashion-MNIST and prints what each layer minds. ``--root`` names a folder with other files of that format, such as MNIST's digits.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from models import FullyConnected, ResNet18
-from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_robust import LayerCriticalityCallback
@@ -95,14 +94,14 @@ def speed() -> None:
     compare("ResNet-18", ResNet18(), **loaders)
 
 
-def findings(seeds: list[int], figure: Path | None) -> None:
+def findings(seeds: list[int], figure: Path | None, root: str | None) -> None:
     """The table of findings: medians over seeds of accuracies in per cent."""
     maps = []
     for seed in seeds:
         pl.seed_everything(seed)
         criticality = LayerCriticalityCallback("val/acc", "max", draws=5, on_failure="raise")
         trainer = _trainer([criticality], max_epochs=20)
-        trainer.fit(FullyConnected(), datamodule=FashionMNISTData(flip=False))
+        trainer.fit(FullyConnected(), datamodule=FashionMNISTData(root, flip=False))
         maps += criticality.maps
         if figure is not None and seed == seeds[0]:
             draw(criticality.maps).savefig(figure, dpi=110)
@@ -114,7 +113,10 @@ def findings(seeds: list[int], figure: Path | None) -> None:
 
 def _line(maps: list[CriticalityMap], index: int) -> list[str]:
     rows = [(*found.rows, found.whole)[index] for found in maps]
-    columns = [[row.randomised.value for row in rows], *zip(*[[c.value for c in row.cells] for row in rows], strict=True)]
+    columns = [
+        [row.randomised.value for row in rows],
+        *zip(*[[c.value for c in row.cells] for row in rows], strict=True),
+    ]
     verdicts = sorted({row.verdict for row in rows}) if index < len(maps[0].rows) else []
     return [
         rows[0].name,
@@ -148,10 +150,11 @@ def main() -> None:
     parser.add_argument("what", choices=["speed", "findings"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--figure", type=Path)
+    parser.add_argument("--root")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    speed() if given.what == "speed" else findings(given.seeds, given.figure)
+    speed() if given.what == "speed" else findings(given.seeds, given.figure, given.root)
 
 
 if __name__ == "__main__":

@@ -326,10 +326,10 @@ def test_refreshing_batchnorm_gives_a_layer_the_statistics_of_its_new_inputs(tmp
     with torch.no_grad():
         features = twin.net[0](Pictures(16).images)
         twin.net[1].running_mean.copy_(features.mean((0, 2, 3)))
-        twin.net[1].running_var.copy_(features.var((0, 2, 3)))
+        twin.net[1].running_var.copy_(features.var((0, 2, 3), correction=0))
         by_hand = cross_entropy(twin(Pictures().images), Pictures().labels).item()
-    assert renewed == pytest.approx(by_hand, rel=1e-3)
-    assert renewed != pytest.approx(stale, rel=1e-3)
+    assert renewed == pytest.approx(by_hand, rel=5e-3)
+    assert renewed != pytest.approx(stale, rel=5e-2)
 
 
 def test_tied_and_repeated_layers_and_other_outputs(tmp_path):
