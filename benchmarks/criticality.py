@@ -23,7 +23,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from models import FullyConnected, ResNet18
-from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_robust import LayerCriticalityCallback
@@ -114,7 +113,10 @@ def findings(seeds: list[int], figure: Path | None) -> None:
 
 def _line(maps: list[CriticalityMap], index: int) -> list[str]:
     rows = [(*found.rows, found.whole)[index] for found in maps]
-    columns = [[row.randomised.value for row in rows], *zip(*[[c.value for c in row.cells] for row in rows], strict=True)]
+    columns = [
+        [row.randomised.value for row in rows],
+        *zip(*[[c.value for c in row.cells] for row in rows], strict=True),
+    ]
     verdicts = sorted({row.verdict for row in rows}) if index < len(maps[0].rows) else []
     return [
         rows[0].name,
