@@ -95,7 +95,7 @@ def measure_laziness(
         network = _Network(pl_module, start)
         result.gather("movement of the weights", network.movement)
         if batch is None:
-            result.failures["outputs and attacks"] = "no batch was seen"
+            result.failures["outputs and attacks"] = "No batch was seen."
             return result
         batch = map_tensors(lambda tensor: tensor.to(pl_module.device), batch)
         with torch.autocast(pl_module.device.type, enabled=False):
@@ -175,7 +175,7 @@ class _Network:
 
 
 class _Attacks:
-    """What the attacks do to the predictions of the module as it is, in its own precision; without classes, its loss."""
+    """What attacks do to the predictions of the module as it is, in its own precision; without classes, to its loss."""
 
     def __init__(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, settings: Settings) -> None:
         self._trainer, self._module, self._batch, self._settings = trainer, module, batch, settings
@@ -193,9 +193,11 @@ class _Attacks:
         return found
 
     def fgsm(self) -> Numbers:
-        """At the radius."""
+        """At the radius; rows of numbers are no pictures."""
+        pictures = all(part.ndim >= 3 for part in self._inputs(self._batch))
+        space = self._settings.pixels if pictures else self._settings.network
         with self._as_trained():
-            condition = attacked(self._trainer, self._module, self._settings.pixels, self._settings.eps)
+            condition = attacked(self._trainer, self._module, space, self._settings.eps)
             name, value = self._effect(self._moved(condition))
         return {f"fgsm{name}": value}
 

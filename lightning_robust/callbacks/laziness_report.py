@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -34,15 +33,19 @@ class Point:
     numbers: dict[str, float]
 
 
-def single_step(numbers: Mapping[str, float]) -> tuple[float, float] | None:
-    """The beta nearest to 1 (by ratio) and the share of right predictions that its step changes; None if not measured.
+def longest_step(numbers: Mapping[str, float], name: str = "single_step") -> tuple[float, float] | None:
+    """The largest beta and what its step did, as a share of right predictions; None if that was not measured.
+
+    Args:
+        numbers: By tag without its prefix.
+        name: ``"single_step_loss"`` takes the growth of the loss.
 
     Example:
-        >>> single_step({"single_step@0.5": 0.2, "single_step@1": 0.4, "fgsm": 0.3})
-        (1.0, 0.4)
+        >>> longest_step({"single_step@0.5": 0.2, "single_step@2": 0.4, "fgsm": 0.3})
+        (2.0, 0.4)
     """
-    found = {float(tag.partition("@")[2]): value for tag, value in numbers.items() if tag.startswith("single_step@")}
-    return min(found.items(), key=lambda item: abs(math.log(item[0])), default=None)
+    steps = [tag.partition("@")[2] for tag in numbers if tag.startswith(f"{name}@")]
+    return max(((float(beta), numbers[f"{name}@{beta}"]) for beta in steps), default=None)
 
 
 def table(numbers: Mapping[str, float]) -> tuple[list[str], list[list[str]]]:
@@ -65,7 +68,7 @@ def draw(history: Sequence[Point], lazy_below: float, vulnerable_above: float) -
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(14.5, 4.6), layout="constrained")
+    figure = Figure(figsize=(14.5, 5.0), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     _laziness(left, history)
     _vulnerability(middle, history)
@@ -101,30 +104,42 @@ def _vulnerability(axes: Axes, history: Sequence[Point]) -> None:
 
 
 def _path(axes: Axes, history: Sequence[Point], lazy_below: float, vulnerable_above: float) -> None:
-    """Movement against success, one point for each measurement."""
-    pairs = [
-        (point.numbers["movement"], found[1], point.step)
-        for point in history
-        if (found := single_step(point.numbers)) is not None and point.numbers.get("movement", 0) > 0
-    ]
+    """Movement against what the longest step does, one dot for each measurement."""
     axes.set_title("Laziness against vulnerability", fontsize=10)
     axes.set_xlabel("weights moved, share of their length")
-    axes.set_ylabel("right predictions changed by the step")
-    if not pairs:
-        axes.text(0.5, 0.5, "no predictions of classes to count", ha="center", transform=axes.transAxes)
+    counted = any(longest_step(point.numbers) is not None for point in history)
+    name = "single_step" if counted else "single_step_loss"
+    found = [(point, longest_step(point.numbers, name)) for point in history if point.numbers.get("movement", 0) > 0]
+    dots = [(point.numbers["movement"], *step, point.step) for point, step in found if step is not None]
+    if not dots:
+        axes.text(0.5, 0.5, "nothing was measured", ha="center", transform=axes.transAxes)
         return
-    xs, ys, steps = (list(column) for column in zip(*pairs, strict=True))
-    axes.set_xscale("log")
-    axes.set_xlim(min(*xs, lazy_below) / 2, max(*xs, lazy_below) * 2)
-    axes.set_ylim(-0.03, 1.03)
-    axes.fill_between([axes.get_xlim()[0], lazy_below], vulnerable_above, 1.03, color=_REDS[0], alpha=0.3, linewidth=0)
-    axes.text(
-        axes.get_xlim()[0] * 1.1, 1.0, "lazy and easily fooled", va="top", fontsize=8, color=_REDS[3], style="italic"
-    )
+    xs, betas, ys, steps = (list(column) for column in zip(*dots, strict=True))
+    edges = [*xs, lazy_below] if lazy_below > 0 else xs
+    low, high = min(edges) / 2, max(edges) * 2
+    _logarithmic(axes, low, high)
+    what = "share changed" if counted else "growth of the loss"
+    axes.set_ylabel(f"{what} by the step of {betas[0]:g} |x| / √d")
+    if counted:
+        axes.set_ylim(-0.03, 1.03)
+    if counted and lazy_below > 0:
+        axes.fill_between([low, lazy_below], vulnerable_above, 1.03, color=_REDS[0], alpha=0.3, linewidth=0)
+        axes.text(low * 1.1, 1.0, "lazy and easily fooled", va="top", fontsize=8, color=_REDS[3], style="italic")
     axes.plot(xs, ys, color="#8a8a8a", linewidth=1, zorder=2)
-    dots = axes.scatter(xs, ys, c=steps, cmap="viridis", s=36, zorder=3)
-    axes.figure.colorbar(dots, ax=axes, label="optimizer steps")
+    points = axes.scatter(xs, ys, c=steps, cmap="viridis", s=36, zorder=3)
+    axes.figure.colorbar(points, ax=axes, label="optimizer steps")
     axes.grid(alpha=0.3)
+
+
+def _logarithmic(axes: Axes, low: float, high: float) -> None:
+    """With ticks that say their value."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _line(axes: Axes, history: Sequence[Point], tag: str, label: str, colour: str, style: str = "-") -> None:
@@ -139,7 +154,7 @@ def _finish(axes: Axes, title: str, ylabel: str) -> None:
     axes.set_ylabel(ylabel)
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=8, loc="best")
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, frameon=False)
 
 
 def _number(value: float | None) -> str:

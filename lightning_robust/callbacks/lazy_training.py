@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from lightning_robust.callbacks.attack_objective import AttackInputs
 from lightning_robust.callbacks.laziness import Laziness, Numbers, Settings, measure_laziness, weights_of
-from lightning_robust.callbacks.laziness_report import Point, draw, single_step, table
+from lightning_robust.callbacks.laziness_report import Point, draw, longest_step, table
 from lightning_robust.functional.averaging import State
 from lightning_robust.utilities.logging import add_layout, log_figure, log_scalars, log_table, write_layout
 from lightning_robust.utilities.schedule import parse_fraction
@@ -69,14 +69,14 @@ class LazyTrainingCallback(pl.Callback):
         kernel_samples: Compare tangent kernels on so many samples of the probe; 0 does not. Each costs two backward
             passes, and memory for one gradient.
         lazy_below: Training counts as lazy if ``lazy/movement`` is less than this when it ends.
-        vulnerable_above: The network counts as vulnerable if the single step with beta nearest to 1 changes more than
+        vulnerable_above: The network counts as vulnerable if the single step with the largest beta changes more than
             this share of the right predictions.
         input_key: Which part of a batch holds the inputs: position or name; a list for several.
         target_key: Where the classes are.
         mean: Mean that pixels were normalised with; None takes the data module's, else 0.
         std: Standard deviation likewise, else 1.
         bounds: Smallest and largest pixel; ``"pixels"`` is [0, 1]; ``"none"`` takes inputs as they are, with ``eps`` in
-            their units.
+            their units, as inputs ``(N, values)`` always are.
         seed: Of the random projections of the kernel.
         on_failure: ``"warn"``, or ``"raise"``.
 
@@ -199,8 +199,10 @@ class LazyTrainingCallback(pl.Callback):
                 "LazyTrainingCallback measured nothing. Its other warnings say why.", category=NoEffectWarning
             )
             return
-        log_table(trainer, "lazy/layers", *table(self.history[-1].numbers))
-        log_figure(trainer, "lazy/overview", draw(self.history, self.lazy_below, self.vulnerable_above))
+        try:
+            self._report(trainer)
+        except Exception as error:
+            self._fail("what the report shows", error)
         self._judge(self.history[-1].numbers)
 
     @override
@@ -249,6 +251,11 @@ class LazyTrainingCallback(pl.Callback):
             self.history.append(Point(trainer.global_step, found.numbers))
         return found.numbers
 
+    def _report(self, trainer: pl.Trainer) -> None:
+        log_table(trainer, "lazy/layers", *table(self.history[-1].numbers))
+        if trainer.loggers:
+            log_figure(trainer, "lazy/overview", draw(self.history, self.lazy_below, self.vulnerable_above))
+
     def _fail(self, what: str, reason: Exception | str) -> None:
         """Once for each."""
         text = reason if isinstance(reason, str) else f"{type(reason).__name__}: {reason}"
@@ -260,15 +267,15 @@ class LazyTrainingCallback(pl.Callback):
             rank_zero_warn(message)
 
     def _judge(self, numbers: Numbers) -> None:
-        fooled = single_step(numbers)
+        fooled = longest_step(numbers)
         movement = numbers.get("movement", 1.0)
         if fooled is None or movement >= self.lazy_below or fooled[1] <= self.vulnerable_above:
             return
         beta, share = fooled
         rank_zero_warn(
             f"Training was lazy and the network is easily fooled: its weights moved by {movement:.1%} of their length, "
-            f"and one gradient step of {beta:g} |x| / sqrt(d) changes {share:.0%} of the right predictions. Adversarial "
-            "training (`adversarial`) is what helps surely; a smaller width or a larger learning rate lets the weights "
+            f"and one gradient step of {beta:g} |x| / sqrt(d) changes {share:.0%} of the right predictions. What helps "
+            "most is adversarial training (`adversarial`); a smaller width or a larger learning rate lets the weights "
             "move further, which may help. Thresholds: `lazy_below`, `vulnerable_above`."
         )
 
