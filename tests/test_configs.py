@@ -28,6 +28,7 @@ LANES = {"uat": ["--model.uat_unlabelled_key=null", "--model.uat_index_key=null"
 OBJECTIVES = ("regmixup", "rotation_ssl", "uat")
 SHOWS = {
     "adversarial": "adversarial/eps",
+    "lazy_training": "lazy/movement",
     "swa": "swa/snapshots",
     "greedy_soup": "soup/score",
     "wise_ft": "wise_ft/alpha",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -216,19 +217,33 @@ class _Attacks:
 
     def _effect(self, batch: Any) -> tuple[str, float]:
         """The end of the tag and the share of right predictions that changed, or the relative growth of the loss."""
-        targets = self._targets()
-        if targets is not None:
-            with torch.no_grad():
-                before, after = (first_floating(self._module(*self._inputs(each))) for each in (self._batch, batch))
-            if before.ndim == 2 and before.shape[1] > 1:
-                return "", changed_predictions(before, after, targets)
+        logits, targets = self._clean_logits, self._targets()
+        if logits is not None and targets is not None:
+            return "", changed_predictions(logits, self._outputs(batch), targets)
+        before, after = self._clean_loss, self._loss(batch)
+        return "_loss", (after - before) / abs(before) if before else math.nan
+
+    @functools.cached_property
+    def _clean_logits(self) -> Tensor | None:
+        """``(N, classes)``, or None where there are no classes to count."""
+        outputs = None if self._targets() is None else self._outputs(self._batch)
+        return outputs if outputs is not None and outputs.ndim == 2 and outputs.shape[1] > 1 else None
+
+    @functools.cached_property
+    def _clean_loss(self) -> float:
+        return self._loss(self._batch)
+
+    @torch.no_grad()
+    def _outputs(self, batch: Any) -> Tensor:
+        return first_floating(self._module(*self._inputs(batch)))
+
+    @torch.no_grad()
+    def _loss(self, batch: Any) -> float:
         step, inputs = own_step(self._module), self._settings.network
         objective = AttackObjective(
             self._trainer, self._module, lambda part: step(part, 0), batch, inputs, "same", "validating"
         )
-        with torch.no_grad():
-            losses = [objective.loss_of(each).mean().item() for each in (self._batch, batch)]
-        return "_loss", (losses[1] - losses[0]) / abs(losses[0]) if losses[0] else math.nan
+        return objective.loss_of(batch).mean().item()
 
     def _targets(self) -> Tensor | None:
         """Classes, one for each sample, if that is what the batch holds."""

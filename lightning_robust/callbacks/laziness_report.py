@@ -124,7 +124,15 @@ def _path(axes: Axes, history: Sequence[Point], lazy_below: float, vulnerable_ab
         axes.set_ylim(-0.03, 1.03)
     if counted and lazy_below > 0:
         axes.fill_between([low, lazy_below], vulnerable_above, 1.03, color=_REDS[0], alpha=0.3, linewidth=0)
-        axes.text(low * 1.1, 1.0, "lazy and easily fooled", va="top", fontsize=8, color=_REDS[3], style="italic")
+        axes.text(
+            low * 1.1,
+            vulnerable_above + 0.02,
+            "lazy and easily fooled",
+            va="bottom",
+            fontsize=8,
+            color=_REDS[3],
+            style="italic",
+        )
     axes.plot(xs, ys, color="#8a8a8a", linewidth=1, zorder=2)
     points = axes.scatter(xs, ys, c=steps, cmap="viridis", s=36, zorder=3)
     axes.figure.colorbar(points, ax=axes, label="optimizer steps")

@@ -58,8 +58,8 @@ class LazyTrainingCallback(pl.Callback):
     layers and a figure, and warns if training was lazy and one step fools the network. Training is bit-identical with
     and without it. What cannot be measured is left out, and a warning says why.
 
-    Cost: about thirty forward passes of the probe for each measurement; memory on the CPU for one copy of the weights.
-    Checkpoints hold that copy and the probe, and a resumed run goes on with both.
+    Cost: as much time as about fifteen forward passes of the probe for each measurement; memory on the CPU for one copy
+    of the weights. Checkpoints hold that copy and the probe, and a resumed run goes on with both.
 
     Args:
         betas: Lengths of the single step.
