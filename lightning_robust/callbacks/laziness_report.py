@@ -54,7 +54,12 @@ def table(numbers: Mapping[str, float]) -> tuple[list[str], list[list[str]]]:
     layers = list(dict.fromkeys(tag.partition("/")[2] for tag in numbers if "/" in tag))
     rows = [[name, *(_number(numbers.get(f"{kind}/{name}")) for kind in kinds)] for name in layers]
     whole = ["whole network", *(_number(numbers.get(kind)) for kind in kinds)]
-    columns = ["layer", "|W - W0| / |W0|", "largest movement of a neuron x sqrt(width)", "activation signs changed"]
+    columns = [
+        "layer",
+        "moved, share of its length",
+        "largest move of a neuron x sqrt(width)",
+        "activation signs changed",
+    ]
     return columns, [*rows, whole]
 
 
@@ -123,16 +128,9 @@ def _path(axes: Axes, history: Sequence[Point], lazy_below: float, vulnerable_ab
     if counted:
         axes.set_ylim(-0.03, 1.03)
     if counted and lazy_below > 0:
-        axes.fill_between([low, lazy_below], vulnerable_above, 1.03, color=_REDS[0], alpha=0.3, linewidth=0)
-        axes.text(
-            low * 1.1,
-            vulnerable_above + 0.02,
-            "lazy and easily fooled",
-            va="bottom",
-            fontsize=8,
-            color=_REDS[3],
-            style="italic",
-        )
+        label = f"lazy and easily fooled (moved less than {lazy_below:g}, changed more than {vulnerable_above:g})"
+        axes.fill_between([low, lazy_below], vulnerable_above, 1.03, color=_REDS[0], alpha=0.4, lw=0, label=label)
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17), frameon=False)
     axes.plot(xs, ys, color="#8a8a8a", linewidth=1, zorder=2)
     points = axes.scatter(xs, ys, c=steps, cmap="viridis", s=36, zorder=3)
     axes.figure.colorbar(points, ax=axes, label="optimizer steps")
