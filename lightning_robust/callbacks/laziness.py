@@ -98,7 +98,8 @@ def measure_laziness(
         if batch is None:
             result.failures["outputs and attacks"] = "No batch was seen."
             return result
-        batch = map_tensors(lambda tensor: tensor.to(pl_module.device), batch)
+        # copies, since tensors of inference mode cannot take part in autograd
+        batch = map_tensors(lambda tensor: tensor.to(pl_module.device, copy=True), batch)
         with torch.autocast(pl_module.device.type, enabled=False):
             network.args = get_args(batch, settings.pixels.keys)
             result.gather("linearisation gap", network.gap)

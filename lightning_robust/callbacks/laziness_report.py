@@ -128,7 +128,7 @@ def _path(axes: Axes, history: Sequence[Point], lazy_below: float, vulnerable_ab
     if counted:
         axes.set_ylim(-0.03, 1.03)
     if counted and lazy_below > 0:
-        label = f"lazy and easily fooled (moved less than {lazy_below:g}, changed more than {vulnerable_above:g})"
+        label = f"lazy and easily fooled (below {lazy_below:g}, above {vulnerable_above:g})"
         axes.fill_between([low, lazy_below], vulnerable_above, 1.03, color=_REDS[0], alpha=0.4, lw=0, label=label)
         axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17), frameon=False)
     axes.plot(xs, ys, color="#8a8a8a", linewidth=1, zorder=2)

@@ -19,7 +19,7 @@ from lightning_robust.functional.averaging import State
 from lightning_robust.utilities.logging import add_layout, log_figure, log_scalars, log_table, write_layout
 from lightning_robust.utilities.schedule import parse_fraction
 from lightning_robust.utilities.structures import get_args, map_tensors, rebuild, take_rows, tensors_in
-from lightning_robust.utilities.trainers import NoEffectWarning, refuse_sharded
+from lightning_robust.utilities.trainers import NoEffectWarning, is_fast_dev_run, refuse_sharded
 
 
 class LazyTrainingCallback(pl.Callback):
@@ -59,7 +59,8 @@ class LazyTrainingCallback(pl.Callback):
     and without it. What cannot be measured is left out, and a warning says why.
 
     Cost: as much time as about fifteen forward passes of the probe for each measurement; memory on the CPU for one copy
-    of the weights. Checkpoints hold that copy and the probe, and a resumed run goes on with both.
+    of the weights, and on the device, while measuring, for two more. Checkpoints hold that copy and the probe, and a
+    resumed run goes on with both.
 
     Args:
         betas: Lengths of the single step.
@@ -203,7 +204,8 @@ class LazyTrainingCallback(pl.Callback):
             self._report(trainer)
         except Exception as error:
             self._fail("what the report shows", error)
-        self._judge(self.history[-1].numbers)
+        if not is_fast_dev_run(trainer):
+            self._judge(self.history[-1].numbers)
 
     @override
     def state_dict(self) -> dict[str, Any]:
