@@ -96,7 +96,9 @@ def measure_laziness(
         network = _Network(pl_module, start)
         result.gather("movement of the weights", network.movement)
         if batch is None:
-            result.failures["outputs and attacks"] = "No batch was seen."
+            result.failures["outputs and attacks"] = (
+                "No batch was seen. Give the Trainer a validation loader with at least one batch."
+            )
             return result
         # copies, since tensors of inference mode cannot take part in autograd
         batch = map_tensors(lambda tensor: tensor.to(pl_module.device, copy=True), batch)

@@ -180,6 +180,22 @@ def _head():
     return {"net.head.weight", "net.head.bias"}
 
 
+def test_recurrent_networks_are_seen_through(tmp_path):
+    """Their weights are kept in a list beside the parameters, which must not hide other values from the measurement."""
+
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell, self.head = nn.LSTM(2, 4, batch_first=True), nn.Linear(4, 3)
+
+        def forward(self, inputs):
+            return self.head(self.cell(inputs.unflatten(1, (3, 2)))[0][:, -1])
+
+    numbers = last(fit(tmp_path, Small(Last()), val=data(), max_epochs=2)[0])
+    assert 0 < numbers["linearization_gap"] < 1
+    assert numbers["movement/net.cell"] > 0
+
+
 def test_compiled_networks_measure_as_plain_ones(tmp_path):
     """They run eagerly while they are measured; the names of the layers are the same."""
     torch.manual_seed(0)
