@@ -37,7 +37,7 @@ WIDTHS = (64, 256, 1024, 4096)
 REGIMES = {"lazy, m^-1/2": 0.5, "mean field, 1/m": 1.0}
 EPOCHS = 10
 COLUMNS = {
-    "movement": "|W - W0| / |W0|",
+    "movement": "moved, share of length",
     "neuron_movement": "C0",
     "linearization_gap": "gap",
     "sign_changes": "signs",
