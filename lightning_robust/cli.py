@@ -22,6 +22,7 @@ from lightning_robust.callbacks import (
     DeploymentParityCallback,
     GreedySoupCallback,
     LayerCriticalityCallback,
+    LazyTrainingCallback,
     SWACallback,
     WiSEFTCallback,
 )
@@ -40,6 +41,7 @@ class Slot(NamedTuple):
 TECHNIQUES: tuple[Slot, ...] = (
     Slot("adversarial", AdversarialCallback),
     Slot("layer_criticality", LayerCriticalityCallback),
+    Slot("lazy_training", LazyTrainingCallback),
     Slot("swa", SWACallback),
     Slot("greedy_soup", GreedySoupCallback),
     Slot("wise_ft", WiSEFTCallback),

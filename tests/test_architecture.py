@@ -89,6 +89,7 @@ def test_public_names_are_importable_and_typed():
         "DeploymentParityCallback",
         "GreedySoupCallback",
         "LayerCriticalityCallback",
+        "LazyTrainingCallback",
         "NoEffectWarning",
         "ParityReport",
         "RegMixupMixin",

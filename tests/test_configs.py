@@ -30,6 +30,7 @@ OBJECTIVES = ("regmixup", "rotation_ssl", "uat")
 SHOWS = {
     "adversarial": "adversarial/eps",
     "layer_criticality": "criticality/trained",
+    "lazy_training": "lazy/movement",
     "swa": "swa/snapshots",
     "greedy_soup": "soup/score",
     "wise_ft": "wise_ft/alpha",
@@ -81,10 +82,8 @@ def test_runs(base, technique, tmp_path, monkeypatch):
         files.append(f"--config={technique}")
         *_, key = yaml.safe_load(technique.read_text())
         key = technique.stem if key == "model" else key
-    monitor = dict.fromkeys(JUDGED, ["val/lateral_px", "min"]) if base == "lanes.yaml" else {}
-    judged = [
-        f"--{key}.{n}={v}" for n, v in zip(("monitor", "mode"), monitor.get(key, ["val/acc", "max"]), strict=True)
-    ]
+    monitor, mode = ("val/lateral_px", "min") if base == "lanes.yaml" else ("val/acc", "max")
+    judged = [f"--{key}.monitor={monitor}", f"--{key}.mode={mode}"]
     extra = [
         *EARLY.get(key, []),
         *(LANES.get(key, []) if base == "lanes.yaml" else []),

@@ -19,6 +19,7 @@ from lightning_robust import (
     DeploymentParityCallback,
     GreedySoupCallback,
     LayerCriticalityCallback,
+    LazyTrainingCallback,
     SWACallback,
     WiSEFTCallback,
 )
@@ -82,6 +83,10 @@ def _criticality(**settings):
     return LayerCriticalityCallback(**(small | settings))
 
 
+def _lazy(**settings):
+    return LazyTrainingCallback(**({"num_samples": 8, "kernel_samples": 2, "on_failure": "raise"} | settings))
+
+
 def _swa(**settings):
     return SWACallback(**({"start": 0, "every": 1, "lr": [0.05, 0.01]} | settings))
 
@@ -127,6 +132,13 @@ CALLBACKS = [
         diagnostic=True,
         at_end=True,
         settings={"layers": {"head": "net.5"}, "checkpoints": [1, 0.5, "9 steps"], "under": ["jpeg_90"], "draws": 2},
+    ),
+    Technique(
+        "lazy_training",
+        _lazy,
+        "lazy/movement",
+        diagnostic=True,
+        settings={"betas": [1.0, 4.0], "eps": "4/255", "every_n_epochs": 3, "mean": [0.5, 0.4, 0.3], "std": 0.2},
     ),
     Technique(
         "swa",

@@ -5,13 +5,14 @@ Attacks are in ``functional``, perturbations in ``deployment/preprocessing.py``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
 from torch import Tensor
 
-from lightning_robust.callbacks.attack_objective import AttackInputs, AttackObjective
+from lightning_robust.callbacks.attack_objective import AttackInputs, AttackObjective, Perturb
 from lightning_robust.deployment.preprocessing import CATALOGUE, Perturbation, perturbations
 from lightning_robust.functional.attacks import fgsm
 from lightning_robust.utilities.batches import pixel_space
@@ -90,18 +91,30 @@ def preprocessed(
     return Condition(entry.name, transform)
 
 
-def attacked(trainer: pl.Trainer, pl_module: pl.LightningModule, inputs: AttackInputs, eps: float) -> Condition:
-    """Inputs moved by one FGSM step against the network as it is when it is evaluated."""
-    # AdversarialCallback puts its own step on the instance
-    step = getattr(vars(pl_module).get("training_step"), "__wrapped__", pl_module.training_step)
+def own_step(pl_module: pl.LightningModule) -> Callable[..., Any]:
+    """The module's training step, without what AdversarialCallback puts on the instance."""
+    return getattr(vars(pl_module).get("training_step"), "__wrapped__", pl_module.training_step)
+
+
+def attacked(
+    trainer: pl.Trainer,
+    pl_module: pl.LightningModule,
+    inputs: AttackInputs,
+    eps: float,
+    perturb: Perturb | None = None,
+) -> Condition:
+    """Inputs moved by one FGSM step, or as ``perturb`` does it, against the network as it is when it is evaluated."""
+    step = own_step(pl_module)
     inputs.find_normalisation(trainer)
 
     def transform(batch: Any, index: int, loader: int) -> Any:
         objective = AttackObjective(
             trainer, pl_module, lambda part: step(part, index), batch, inputs, "same", "validating"
         )
-        return objective.attacked(
-            lambda loss, pixels, radius: fgsm(loss, pixels, radius, bounds=inputs.range), [eps] * len(inputs.keys)
-        )
+
+        def signed(loss: Callable[..., Tensor], pixels: Tensor, radius: Tensor) -> Tensor:
+            return fgsm(loss, pixels, radius, bounds=inputs.range)
+
+        return objective.attacked(perturb or signed, [eps] * len(inputs.keys))
 
     return Condition(ATTACK, transform, fixed=False)
