@@ -16,6 +16,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 
 from lightning_robust import (
     AdversarialCallback,
+    DatapathCallback,
     DeploymentParityCallback,
     GreedySoupCallback,
     LayerCriticalityCallback,
@@ -82,6 +83,11 @@ def _criticality(**settings):
     return LayerCriticalityCallback(**(small | settings))
 
 
+def _datapath(**settings):
+    small = {"under": ["pgd", "bf16"], "steps": 2, "num_samples": 8, "gate_steps": 2, "on_failure": "raise"}
+    return DatapathCallback(**(small | settings))
+
+
 def _swa(**settings):
     return SWACallback(**({"start": 0, "every": 1, "lr": [0.05, 0.01]} | settings))
 
@@ -127,6 +133,14 @@ CALLBACKS = [
         diagnostic=True,
         at_end=True,
         settings={"layers": {"head": "net.5"}, "checkpoints": [1, 0.5, "9 steps"], "under": ["jpeg_90"], "draws": 2},
+    ),
+    Technique(
+        "datapath",
+        _datapath,
+        "datapath/pgd/divergence/net.0",
+        diagnostic=True,
+        at_end=True,
+        settings={"under": ["fgsm", "jpeg"], "eps": "4/255", "layers": ["net.0"], "every_n_epochs": 2},
     ),
     Technique(
         "swa",

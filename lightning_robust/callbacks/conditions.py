@@ -5,20 +5,23 @@ Attacks are in ``functional``, perturbations in ``deployment/preprocessing.py``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from torch import Tensor
 
 from lightning_robust.callbacks.attack_objective import AttackInputs, AttackObjective
 from lightning_robust.deployment.preprocessing import CATALOGUE, Perturbation, perturbations
-from lightning_robust.functional.attacks import fgsm
+from lightning_robust.functional.attacks import fgsm, pgd
 from lightning_robust.utilities.batches import pixel_space
 from lightning_robust.utilities.evaluation import Transform
 from lightning_robust.utilities.structures import Key, get_item, replace_items
 
 ATTACK = "fgsm"
+PGD = "pgd"
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,19 @@ def preprocessed(
     return Condition(entry.name, transform)
 
 
-def attacked(trainer: pl.Trainer, pl_module: pl.LightningModule, inputs: AttackInputs, eps: float) -> Condition:
-    """Inputs moved by one FGSM step against the network as it is when it is evaluated."""
+def attacked(
+    trainer: pl.Trainer,
+    pl_module: pl.LightningModule,
+    inputs: AttackInputs,
+    eps: float,
+    *,
+    steps: int | None = None,
+    seed: int = 0,
+) -> Condition:
+    """Inputs moved uphill against the network as it is when it is evaluated: by FGSM, or by PGD if ``steps`` are given.
+
+    The random start of PGD is drawn from ``seed`` and the index of the batch.
+    """
     # AdversarialCallback puts its own step on the instance
     step = getattr(vars(pl_module).get("training_step"), "__wrapped__", pl_module.training_step)
     inputs.find_normalisation(trainer)
@@ -100,8 +114,13 @@ def attacked(trainer: pl.Trainer, pl_module: pl.LightningModule, inputs: AttackI
         objective = AttackObjective(
             trainer, pl_module, lambda part: step(part, index), batch, inputs, "same", "validating"
         )
-        return objective.attacked(
-            lambda loss, pixels, radius: fgsm(loss, pixels, radius, bounds=inputs.range), [eps] * len(inputs.keys)
-        )
 
-    return Condition(ATTACK, transform, fixed=False)
+        def perturb(loss: Callable[..., Tensor], pixels: Tensor, radius: Tensor) -> Tensor:
+            if steps is None:
+                return fgsm(loss, pixels, radius, bounds=inputs.range)
+            generator = torch.Generator(pixels.device).manual_seed(seed + index)
+            return pgd(loss, pixels, radius, steps=steps, bounds=inputs.range, generator=generator)
+
+        return objective.attacked(perturb, [eps] * len(inputs.keys))
+
+    return Condition(ATTACK if steps is None else PGD, transform, fixed=False)
