@@ -41,8 +41,8 @@ class DatapathCallback(pl.Callback):
     counts as several. Logged when training ends, after ``trainer.validate()``, and at validation every so many epochs
     if wished, for each condition: ``datapath/<condition>/divergence/<layer>``, ``.../noise/<layer>``,
     ``.../parting_depth`` (0 at the first layer, 1 for nowhere), a table and a figure; for classifiers also
-    ``.../overlap/<layer>``, ``.../diverging_depth``, ``.../merging_depth``, ``.../critical`` (share of the channels) and
-    ``.../changed`` (share of the predictions). Training is bit-identical with and without it. If it fails, a warning
+    ``.../overlap/<layer>``, ``.../diverging_depth``, ``.../merging_depth``, ``.../critical`` (share of channels) and
+    ``.../changed`` (share of predictions). Training is bit-identical with and without it. If it fails, a warning
     says why. Under several processes the numbers are those of the first one's samples.
 
     Cost in time: three forward passes over ``num_samples`` for each condition, the attack, and for classifiers about
@@ -92,7 +92,7 @@ class DatapathCallback(pl.Callback):
         batch_size: int = 16,
         num_paths: int = 32,
         gate_weight: float = 0.1,
-        gate_steps: int = 40,
+        gate_steps: int = 20,
         factor: float = 1.5,
         share: float = 0.8,
         every_n_epochs: int | None = None,
@@ -104,9 +104,8 @@ class DatapathCallback(pl.Callback):
         on_failure: Literal["warn", "raise"] = "warn",
     ) -> None:
         super().__init__()
-        _check_at_least(
-            1, steps=steps, num_samples=num_samples, batch_size=batch_size, every_n_epochs=every_n_epochs or 1
-        )
+        every = 1 if every_n_epochs is None else every_n_epochs
+        _check_at_least(1, steps=steps, num_samples=num_samples, batch_size=batch_size, every_n_epochs=every)
         _check_at_least(0, num_paths=num_paths, gate_weight=gate_weight, gate_steps=gate_steps)
         if not (factor > 1 and 0 < share <= 1):
             raise ValueError(f"Expected `factor` above 1 and `share` in (0, 1], but got {factor} and {share}.")
@@ -226,8 +225,9 @@ class DatapathCallback(pl.Callback):
     def _show(self, trainer: pl.Trainer) -> None:
         for found in self.datapaths:
             rank_zero_info(f"Datapath: {summary(found)}")
-            log_table(trainer, f"datapath/{found.condition}/layers", *table(found))
-            log_figure(trainer, f"datapath/{found.condition}/overview", draw(found))
+            if trainer.is_global_zero and trainer.loggers:
+                log_table(trainer, f"datapath/{found.condition}/layers", *table(found))
+                log_figure(trainer, f"datapath/{found.condition}/overview", draw(found))
 
     def _fail(self, error: Exception, consequence: str) -> None:
         if self.on_failure == "raise":

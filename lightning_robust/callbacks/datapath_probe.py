@@ -6,7 +6,7 @@ The mathematics is in ``functional/datapath.py``, hooks on layers in ``utilities
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -216,7 +216,9 @@ class DatapathProbe:
 
     def _run(self, batch: Any) -> Any:
         # a network that draws random numbers draws the same ones every time
-        torch.manual_seed(self._seed)
+        torch.default_generator.manual_seed(self._seed)
+        if self._module.device.type == "cuda":
+            torch.cuda.manual_seed(self._seed)
         with self._trainer.precision_plugin.forward_context():
             return self._module(*get_args(batch, self._input_key))
 
@@ -238,18 +240,16 @@ class DatapathProbe:
 
         with visiting(self._module, self.points, keep):
             self._run(pair[0])
-        with visiting(self._module, self.points, lambda i, t: compare(energies[1], i, t)):
-            self._changed(condition, pair[1])
+        with self._under(condition), visiting(self._module, self.points, lambda i, t: compare(energies[1], i, t)):
+            self._run(pair[1])
         if condition.name not in PRECISIONS:
             with visiting(self._module, self.points, lambda i, t: compare(energies[2], i, t)):
                 self._run(_noisy(*pair, generator))
 
-    def _changed(self, condition: Condition, batch: Any) -> Any:
-        """A forward pass as the condition has it."""
-        if condition.name not in PRECISIONS:
-            return self._run(batch)
-        with rounded(self._module, PRECISIONS[condition.name]):
-            return self._run(batch)
+    def _under(self, condition: Condition) -> AbstractContextManager[None]:
+        """The arithmetic that the condition has; hooks that are to see rounded values come inside."""
+        precision = PRECISIONS.get(condition.name)
+        return nullcontext() if precision is None else rounded(self._module, precision)
 
     def _paths(self, condition: Condition, pairs: Sequence[Pair]) -> Paths | None:
         """Critical channels of the first samples and their overlaps."""
@@ -293,10 +293,11 @@ class DatapathProbe:
 
         def predict(gates: Sequence[Tensor]) -> Tensor:
             with gated(self._module, points, gates):
-                return self._changed(condition, batch).float().softmax(1)
+                return self._run(batch).float().softmax(1)
 
         ones = [torch.ones(size, point.channels, device=device) for point in points]
-        return critical_channels(predict, ones, weight=self._weight, steps=self._steps)
+        with self._under(condition):
+            return critical_channels(predict, ones, weight=self._weight, steps=self._steps)
 
 
 def _noisy(clean: Any, perturbed: Any, generator: torch.Generator) -> Any:

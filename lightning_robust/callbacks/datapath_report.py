@@ -67,6 +67,8 @@ def table(found: Datapath) -> tuple[list[str], list[list[str]]]:
 
 def summary(found: Datapath) -> str:
     """The finding in a few sentences."""
+    if not any(layer.relative for layer in found.layers):
+        return f"{found.condition} moves nothing."
     ratios, names = _ratios(found), [layer.name for layer in found.layers]
     place = found.parting if found.parting is not None else max(range(len(names)), key=ratios.__getitem__)
     layer = found.layers[place]
@@ -165,14 +167,17 @@ def _columns(found: Datapath) -> list[_Column]:
 def _draw_divergence(axes: Axes, found: Datapath) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    places = range(len(found.layers))
-    axes.plot(places, [layer.relative for layer in found.layers], color=_MOVED, marker="o", ms=3, label=found.condition)
+    curves = [([layer.relative for layer in found.layers], _MOVED, found.condition)]
     if found.controls is not None:
-        axes.plot(places, found.controls, color=_GREY, marker="o", ms=3, label="noise of the same norm")
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(10, (1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_locator(NullLocator())
+        curves.append((found.controls, _GREY, "noise of the same norm"))
+    for values, colour, label in curves:
+        drawn = [value if 0 < value < math.inf else math.nan for value in values]
+        axes.plot(range(len(drawn)), drawn, color=colour, marker="o", ms=3, label=label)
+    if any(0 < value < math.inf for values, *_ in curves for value in values):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(10, (1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
     axes.set_ylabel("‖A(x') - A(x)‖ / ‖A(x)‖", fontsize=8)
     _mark(axes, found.parting, "parts", _MOVED)
     axes.grid(alpha=0.3)

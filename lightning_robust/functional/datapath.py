@@ -184,7 +184,7 @@ def first_order(predict: Predict, ones: Sequence[Tensor]) -> tuple[Tensor, list[
 
 
 def critical_channels(
-    predict: Predict, ones: Sequence[Tensor], *, weight: float = 0.1, steps: int = 40
+    predict: Predict, ones: Sequence[Tensor], *, weight: float = 0.1, steps: int = 20
 ) -> CriticalChannels:
     r"""A small set of channels that keeps each sample's prediction, over all layers together.
 
@@ -196,8 +196,9 @@ def critical_channels(
     .. math:: \min_z \left(1 - \frac{p(x; z)}{p(x)}\right)^2
               + \frac{\lambda}{L} \sum_l \Big(\frac{1}{C_l} \sum_c z_{lc}\Big)^2
 
-    Projected gradient descent begins at the channels that hold 90 % of the positive :func:`first_order` terms; steps
-    are scaled to the largest entry of each layer and shrink linearly. Several thresholds on :math:`z`, and several
+    Projected gradient descent begins with gates open for the channels that hold 90 % of the positive
+    :func:`first_order` terms, half open for the others; steps are scaled to the largest entry of each layer and shrink
+    linearly. Several thresholds on :math:`z`, and several
     shares of the first-order terms, give sets; of those that keep the class, the one with the least value of the
     above is returned. Where none keeps it, all channels are.
 
@@ -211,7 +212,7 @@ def critical_channels(
     confidence, classes = probabilities.max(1)
     candidates = [[covering(q, share) for q in terms] for share in _SHARES]
     if steps:
-        start = [covering(q, 0.9).to(q) for q in terms]
+        start = [(1 + covering(q, 0.9).to(q)) / 2 for q in terms]
         gates = _descend(predict, start, classes, confidence, weight, steps)
         candidates += [[z >= threshold for z in gates] for threshold in _THRESHOLDS]
     best = [torch.ones_like(each, dtype=torch.bool) for each in ones]
@@ -333,7 +334,8 @@ def _relative(moved: Tensor, clean: Tensor) -> float:
 
 
 def _largest(energy: Tensor, share: float) -> list[int]:
-    chosen = covering(energy[None].nan_to_num(posinf=1e300), share)[0]
+    energy = energy.double().nan_to_num(nan=1e300, posinf=1e300)
+    chosen = covering(energy[None], share)[0]
     order = energy.argsort(descending=True)
     return [int(index) for index in order if chosen[index]]
 
