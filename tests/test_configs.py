@@ -32,6 +32,7 @@ SHOWS = {
     "greedy_soup": "soup/score",
     "wise_ft": "wise_ft/alpha",
     "deployment_parity": "parity/status",
+    "datapath": "datapath/pgd/parting_depth",
     "regmixup": "regmixup/loss",
     "rotation_ssl": "rotation/loss",
     "uat": "uat/ot",

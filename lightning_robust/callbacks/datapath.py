@@ -27,9 +27,10 @@ class DatapathCallback(pl.Callback):
 
     For each layer the relative divergence :math:`\|A(x') - A(x)\| / \|A(x)\|` of its activations, next to that under
     random signs of the same norm: where the two differ, the network lets this perturbation grow as it does no other.
-    Clean and perturbed *part* at the first layer from which on their ratio is at least ``factor`` to the end; for
-    ``"fp16"`` and ``"bf16"``, which have no such control, from which on the divergence is ``factor`` times that of the
-    first layer. Which channels carry ``share`` of it says where to look, or what to keep in fp32.
+    Clean and perturbed *part* at the first layer from which on, to the end, the divergence is at least ``factor`` times
+    that under noise and at least ``factor`` times that of the inputs; for ``"fp16"`` and ``"bf16"``, which leave inputs
+    as they are, ``factor`` times that of the first layer. The channels that carry ``share`` of it are where to look.
+    The ratio to noise alone is no measure of robustness: it is larger in robust networks, where noise dies out.
 
     For classifiers also the channels that a prediction rests on, by gates as in `Analyzing the Noise Robustness of Deep
     Neural Networks (Liu et al. 2018) <https://arxiv.org/abs/1810.03913>`_, see
@@ -40,9 +41,9 @@ class DatapathCallback(pl.Callback):
     A layer is a module with weights together with the normalisation right behind it. One that is called several times
     counts as several. Logged when training ends, after ``trainer.validate()``, and at validation every so many epochs
     if wished, for each condition: ``datapath/<condition>/divergence/<layer>``, ``.../noise/<layer>``,
-    ``.../parting_depth`` (0 at the first layer, 1 for nowhere), a table and a figure; for classifiers also
-    ``.../overlap/<layer>``, ``.../diverging_depth``, ``.../merging_depth``, ``.../critical`` (share of channels) and
-    ``.../changed`` (share of predictions). Training is bit-identical with and without it. If it fails, a warning
+    ``.../inputs``, ``.../parting_depth`` (0 at the first layer, 1 for nowhere), a table and a figure; for classifiers
+    also ``.../overlap/<layer>``, ``.../diverging_depth``, ``.../merging_depth``, ``.../critical`` (share of channels)
+    and ``.../changed`` (share of predictions). Training is bit-identical with and without it. If it fails, a warning
     says why. Under several processes the numbers are those of the first one's samples.
 
     Cost in time: three forward passes over ``num_samples`` for each condition, the attack, and for classifiers about
@@ -62,7 +63,7 @@ class DatapathCallback(pl.Callback):
         num_paths: Of so many the critical channels are sought; 0 leaves that out.
         gate_weight: Of the size of the critical set.
         gate_steps: Of the descent on the gates; with 0 first-order terms decide alone.
-        factor: Divergence over that of noise from which clean and perturbed are said to part.
+        factor: Of the divergence over that of noise and of the inputs, from which clean and perturbed are said to part.
         share: Of the difference that channels are said to carry.
         every_n_epochs: Also measure at the validation of every n-th epoch.
         input_key: Which part of a batch holds the inputs: position or name; a list for several.

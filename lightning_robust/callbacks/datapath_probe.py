@@ -89,6 +89,7 @@ class Datapath:
         layers: In the order in which they are computed.
         factor: As of :func:`~lightning_robust.functional.datapath.parting_point`.
         share: Of the difference that is said to be carried.
+        start: Divergence of the inputs; None where they do not move.
         paths: None for tasks other than classification.
     """
 
@@ -97,6 +98,7 @@ class Datapath:
     layers: list[LayerDivergence]
     factor: float
     share: float
+    start: float | None = None
     paths: Paths | None = None
 
     @property
@@ -108,7 +110,7 @@ class Datapath:
     @property
     def parting(self) -> int | None:
         """The layer from which on clean and perturbed go apart."""
-        return parting_point([layer.relative for layer in self.layers], self.controls, self.factor)
+        return parting_point([layer.relative for layer in self.layers], self.controls, self.factor, self.start)
 
     def depth(self, place: int | None) -> float:
         """A position as a share of the network's depth; 1 for nowhere."""
@@ -180,7 +182,9 @@ class DatapathProbe:
             for p, c, m, n in zip(self.points, clean, moved, noise, strict=True)
         ]
         samples = sum(extract_batch_size(batch) for batch in self._batches)
-        return Datapath(condition.name, samples, layers, self._factor, self._share, self._paths(condition, pairs))
+        start = self._start(pairs) if moving else None
+        paths = self._paths(condition, pairs)
+        return Datapath(condition.name, samples, layers, self._factor, self._share, start, paths)
 
     def _gathered(self, count: int, batch_size: int) -> list[Any]:
         """The first samples, in parts of at most ``batch_size``."""
@@ -221,6 +225,17 @@ class DatapathProbe:
             torch.cuda.manual_seed(self._seed)
         with self._trainer.precision_plugin.forward_context():
             return self._module(*get_args(batch, self._input_key))
+
+    def _start(self, pairs: Sequence[Pair]) -> float:
+        """How far the inputs of the network moved, relative to what they are."""
+        energies = torch.zeros(2, dtype=torch.float64)
+        for clean, perturbed in pairs:
+            both = zip(*(tensors_in(get_args(each, self._input_key)) for each in (clean, perturbed)), strict=True)
+            for before, after in both:
+                if before.is_floating_point():
+                    change = after.float() - before.float()
+                    energies += torch.stack([each.float().square().sum().cpu().double() for each in (before, change)])
+        return LayerDivergence("inputs", energies[:1], energies[1:]).relative
 
     def _compare(
         self, condition: Condition, pair: Pair, energies: list[list[Tensor]], generator: torch.Generator

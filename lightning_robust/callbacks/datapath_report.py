@@ -26,6 +26,7 @@ def scalars(found: Datapath) -> dict[str, float]:
     """What is logged; what is not finite is left out."""
     stem = f"datapath/{found.condition}"
     values = {f"{stem}/parting_depth": found.depth(found.parting)}
+    values |= {} if found.start is None else {f"{stem}/inputs": found.start}
     for layer in found.layers:
         values[f"{stem}/divergence/{layer.name}"] = layer.relative
         values[f"{stem}/noise/{layer.name}"] = math.nan if layer.control is None else layer.control
@@ -69,21 +70,27 @@ def summary(found: Datapath) -> str:
     """The finding in a few sentences."""
     if not any(layer.relative for layer in found.layers):
         return f"{found.condition} moves nothing."
-    ratios, names = _ratios(found), [layer.name for layer in found.layers]
-    place = found.parting if found.parting is not None else max(range(len(names)), key=ratios.__getitem__)
+    values, names, growth = [layer.relative for layer in found.layers], [e.name for e in found.layers], _growth(found)
+    place = found.parting if found.parting is not None else max(range(len(names)), key=growth.__getitem__)
     layer = found.layers[place]
-    carriers = len(layer.carriers(found.share))
-    against = "what it is at the first layer" if found.controls is None else "what noise of the same norm does"
-    carried = f"{carriers} of {len(layer.clean)} channels carry {found.share:.0%} of it"
+    carriers = f"{len(layer.carriers(found.share))} of {len(layer.clean)} channels carry {found.share:.0%} of it"
+    begun = (
+        f"{_number(values[0])} at the first layer" if found.start is None else f"{_number(found.start)} in the inputs"
+    )
+    against = [""] * len(values)
+    if found.controls is not None:
+        against = [f", {_number(ratio)} times noise of the same norm" for ratio in _ratios(found)]
     if found.parting is not None:
         text = (
-            f"clean and {found.condition} part at `{layer.name}` (layer {place + 1} of {len(names)}, "
-            f"{_number(ratios[place])} times {against}, {_number(ratios[-1])} times at the end); {carried}."
+            f"clean and {found.condition} part at `{layer.name}` (layer {place + 1} of {len(names)}), where the "
+            f"divergence is {_number(values[place])} after {begun}{against[place]}; {carriers}."
         )
+        if place + 1 < len(values):
+            text += f" At the end it is {_number(values[-1])}{against[-1]}."
     else:
         text = (
-            f"clean and {found.condition} do not part: at most {_number(ratios[place])} times {against}, at "
-            f"`{layer.name}`, where {carried}."
+            f"clean and {found.condition} do not part. The divergence is {begun} and {_number(values[place])} at "
+            f"`{layer.name}`{against[place]}, where {carriers}; at the end {_number(values[-1])}{against[-1]}."
         )
     return text if found.paths is None else f"{text} {_on_predictions(found, found.paths)}"
 
@@ -173,6 +180,8 @@ def _draw_divergence(axes: Axes, found: Datapath) -> None:
     for values, colour, label in curves:
         drawn = [value if 0 < value < math.inf else math.nan for value in values]
         axes.plot(range(len(drawn)), drawn, color=colour, marker="o", ms=3, label=label)
+    if found.start:
+        axes.axhline(found.start, color=_GREY, linestyle=":", linewidth=1, label="of the inputs")
     if any(0 < value < math.inf for values, *_ in curves for value in values):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(10, (1.0, 2.0, 5.0)))
@@ -314,13 +323,20 @@ def _of_paths(paths: Paths, place: int) -> list[str]:
 
 
 def _ratios(found: Datapath) -> list[float]:
-    """Divergence over the control; over that of the first layer where there is none."""
+    """Divergence over that under noise; over that of the first layer where there is no such control."""
     values = [layer.relative for layer in found.layers]
-    controls = found.controls or [values[0]] * len(values)
-    return [
-        value / control if control > 0 else math.inf if value else 0.0
-        for value, control in zip(values, controls, strict=True)
-    ]
+    return _quotients(values, found.controls or [values[0]] * len(values))
+
+
+def _growth(found: Datapath) -> list[float]:
+    """Divergence over what it is compared with to say where the two part."""
+    values = [layer.relative for layer in found.layers]
+    start = values[0] if found.start is None else found.start
+    return _quotients(values, [max(start, each) for each in found.controls or [start] * len(values)])
+
+
+def _quotients(values: list[float], others: list[float]) -> list[float]:
+    return [v / o if o > 0 else math.inf if v else 0.0 for v, o in zip(values, others, strict=True)]
 
 
 def _number(value: float) -> str:

@@ -96,20 +96,30 @@ def lasting(flags: Iterable[bool]) -> int | None:
     return len(kept) - tail if tail else None
 
 
-def parting_point(divergence: Sequence[float], control: Sequence[float] | None, factor: float = 1.5) -> int | None:
-    """Where along depth a perturbation parts from the clean computation.
+def parting_point(
+    divergence: Sequence[float], control: Sequence[float] | None, factor: float = 1.5, start: float | None = None
+) -> int | None:
+    """Where along depth clean and perturbed computation part.
 
     That is the first layer from which on, to the last, the divergence is at least ``factor`` times what noise of the
-    same norm brings about: from there the network does to this perturbation what it does not do to any. Where there is
-    no control, ``factor`` times the divergence of the first layer.
+    same norm brings about, and at least ``factor`` times what it was in the inputs: from there on the network makes the
+    perturbation larger, and does so to no other. Either alone says less: a robust network lets noise die out, so that
+    what little is left of an attack is still many times that.
+
+    Args:
+        divergence: Of each layer in the order of the computation.
+        control: Likewise under noise; None asks for the second condition alone.
+        factor: Above 1.
+        start: Of the inputs; None takes that of the first layer.
 
     Example:
-        >>> parting_point([0.21, 0.38, 0.42, 0.64, 0.79], [0.20, 0.35, 0.32, 0.43, 0.27], 1.5)
+        >>> parting_point([0.21, 0.38, 0.42, 0.64, 0.79], [0.20, 0.35, 0.32, 0.43, 0.27], 1.5, 0.2)
         4
-        >>> parting_point([0.2, 0.1, 0.3, 0.4], None, 2) is None
-        False
+        >>> parting_point([0.20, 0.22, 0.20], [0.16, 0.09, 0.04], 1.5, 0.2) is None
+        True
     """
-    baseline = control if control is not None else [divergence[0]] * len(divergence)
+    start = divergence[0] if start is None else start
+    baseline = [start] * len(divergence) if control is None else [max(each, start) for each in control]
     return lasting(0 < d >= factor * b for d, b in zip(divergence, baseline, strict=True))
 
 

@@ -121,6 +121,7 @@ def test_where_no_direction_grows_nothing_parts(tmp_path):
     for layer in found.layers:
         assert layer.relative == pytest.approx(size, rel=1e-4)
         assert layer.control == pytest.approx(size, rel=1e-4)
+    assert found.start == pytest.approx(size, rel=1e-4)
     assert (found.parting, found.depth(found.parting)) == (None, 1)
     assert "do not part" in summary(found)
 
@@ -269,7 +270,8 @@ def large(layers=64, width=512, classifier=True):
         for each in (classes, 1 - classes)
     ]
     overlaps = [Overlap(0.9 - 0.01 * i, 0.6, 0.5, 0.01 * i) for i in range(layers)]
-    return Datapath("pgd", 3, found, 1.5, 0.8, Paths(list(range(layers)), *sides, overlaps) if classifier else None)
+    paths = Paths(list(range(layers)), *sides, overlaps) if classifier else None
+    return Datapath("pgd", 3, found, 1.5, 0.8, 0.5, paths)
 
 
 @pytest.mark.parametrize("classifier", [True, False])

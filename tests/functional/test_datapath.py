@@ -77,6 +77,9 @@ def test_lasting_and_parting_point():
     assert parting_point(PGD, NOISE, 1.5) == 4
     assert parting_point(PGD, NOISE, 1.3) == 2
     assert parting_point(NOISE, NOISE, 1.5) is None
+    assert parting_point(PGD, NOISE, 1.5, 0.6) == 5
+    # one trained by PGD: ratios up to 5.4, but nothing grows
+    assert parting_point([0.205, 0.217, 0.19, 0.201], [0.164, 0.144, 0.0905, 0.0373], 1.5, 0.2) is None
     assert parting_point([0.0, 0.0], [0.0, 0.0]) is None
     assert parting_point([1.0, 9.0, 1.1, 1.6, 2.0], None, 1.5) == 3
 
