@@ -92,7 +92,7 @@ class DatapathCallback(pl.Callback):
         num_samples: int = 64,
         batch_size: int = 16,
         num_paths: int = 32,
-        gate_weight: float = 0.1,
+        gate_weight: float = 0.01,
         gate_steps: int = 20,
         factor: float = 1.5,
         share: float = 0.8,

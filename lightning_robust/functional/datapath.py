@@ -194,7 +194,7 @@ def first_order(predict: Predict, ones: Sequence[Tensor]) -> tuple[Tensor, list[
 
 
 def critical_channels(
-    predict: Predict, ones: Sequence[Tensor], *, weight: float = 0.1, steps: int = 20
+    predict: Predict, ones: Sequence[Tensor], *, weight: float = 0.01, steps: int = 20
 ) -> CriticalChannels:
     r"""A small set of channels that keeps each sample's prediction, over all layers together.
 

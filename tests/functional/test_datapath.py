@@ -137,7 +137,7 @@ def test_close_to_the_best_of_all_sets(generator, steps, most, exact):
     for _ in range(30):
         weights = [torch.randn(6, generator=generator) + 0.5, torch.randn(4, generator=generator) + 0.5]
         predict = two_classes(weights)
-        found = critical_channels(predict, [torch.ones(1, 6), torch.ones(1, 4)], steps=steps)
+        found = critical_channels(predict, [torch.ones(1, 6), torch.ones(1, 4)], weight=0.1, steps=steps)
         gates = torch.tensor(list(itertools.product([0.0, 1.0], repeat=10)))
         probabilities = predict([gates[:, :6], gates[:, 6:]])
         keeps = probabilities.argmax(1) == found.classes
@@ -156,7 +156,7 @@ def test_descent_is_never_worse_than_first_order_terms(generator):
         weights = [torch.randn(12, generator=generator)]
         values = []
         for steps in (0, 30):
-            found = critical_channels(two_classes(weights), [torch.ones(1, 12)], steps=steps)
+            found = critical_channels(two_classes(weights), [torch.ones(1, 12)], weight=0.1, steps=steps)
             values.append((1 - found.kept / found.confidence) ** 2 + 0.1 * found.share**2)
         assert values[1] <= values[0] + 1e-6
 
