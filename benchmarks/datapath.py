@@ -20,8 +20,9 @@ import torch
 from rows import run
 
 from lightning_robust import DatapathCallback
+from lightning_robust.callbacks.datapath_figure import draw
 from lightning_robust.callbacks.datapath_probe import Datapath
-from lightning_robust.callbacks.datapath_report import draw, summary, table
+from lightning_robust.callbacks.datapath_report import summary, table
 from lightning_robust.demo.fashion_mnist import FashionMNISTData, RobustImageClassifier
 from lightning_robust.utilities.checkpoints import read_state
 

@@ -1,6 +1,6 @@
 """DatapathCallback: which way a perturbation takes through the network, layer by layer and channel by channel.
 
-Hooks and logging only; it is measured in ``datapath_probe.py``, drawn in ``datapath_report.py``.
+Hooks and logging only; it is measured in ``datapath_probe.py``, drawn in ``datapath_figure.py``.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing_extensions import override
 
 from lightning_robust.callbacks.attack_objective import AttackInputs
 from lightning_robust.callbacks.conditions import ATTACK, PGD, Condition, attacked, named_perturbations, preprocessed
+from lightning_robust.callbacks.datapath_figure import draw
 from lightning_robust.callbacks.datapath_probe import PRECISIONS, Datapath, DatapathProbe
-from lightning_robust.callbacks.datapath_report import draw, scalars, summary, table
+from lightning_robust.callbacks.datapath_report import scalars, summary, table
 from lightning_robust.functional.criticality import find_layers
 from lightning_robust.utilities.logging import log_figure, log_scalars, log_table
 from lightning_robust.utilities.schedule import parse_fraction
@@ -34,7 +35,7 @@ class DatapathCallback(pl.Callback):
 
     For classifiers also the channels that a prediction rests on, by gates as in `Analyzing the Noise Robustness of Deep
     Neural Networks (Liu et al. 2018) <https://arxiv.org/abs/1810.03913>`_, see
-    :func:`~lightning_robust.functional.datapath.critical_channels`: how far those of a perturbed sample overlap with
+    :func:`~lightning_robust.functional.gates.critical_channels`: how far those of a perturbed sample overlap with
     those of the same sample clean, from where on that is less than two clean samples of one class have in common
     (*diverging* layer), and from where on it has more in common with the class that it is taken for (*merging* layer).
 

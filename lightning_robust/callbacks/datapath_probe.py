@@ -1,6 +1,6 @@
 """Pairs of clean and perturbed samples sent through a module of the Trainer, and what becomes of them layer by layer.
 
-The mathematics is in ``functional/datapath.py``, hooks on layers in ``utilities/activations.py``.
+The mathematics is in ``functional/datapath.py`` and ``functional/gates.py``, hooks are in ``utilities/activations.py``.
 """
 
 from __future__ import annotations
@@ -17,16 +17,13 @@ from torch import Tensor
 
 from lightning_robust.callbacks.conditions import Condition
 from lightning_robust.functional.datapath import (
-    CriticalChannels,
     LayerDivergence,
-    Overlap,
     channel_energy,
-    critical_channels,
     lasting,
-    overlaps,
     parting_point,
     same_norm_noise,
 )
+from lightning_robust.functional.gates import CriticalChannels, Overlap, critical_channels, overlaps
 from lightning_robust.utilities.activations import Point, eager, find_points, gated, rounded, visiting
 from lightning_robust.utilities.batches import validation_batches
 from lightning_robust.utilities.evaluation import quietly
@@ -129,7 +126,7 @@ class DatapathProbe:
         num_samples: How many samples.
         batch_size: How many at once.
         num_paths: Of so many samples critical channels are sought.
-        weight: As of :func:`~lightning_robust.functional.datapath.critical_channels`.
+        weight: As of :func:`~lightning_robust.functional.gates.critical_channels`.
         steps: Likewise.
         factor: As of :class:`Datapath`.
         share: Likewise.

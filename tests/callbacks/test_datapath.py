@@ -10,9 +10,11 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_robust import DatapathCallback
+from lightning_robust.callbacks.datapath_figure import draw
 from lightning_robust.callbacks.datapath_probe import Datapath, Paths
-from lightning_robust.callbacks.datapath_report import draw, scalars, summary, table
-from lightning_robust.functional.datapath import CriticalChannels, LayerDivergence, Overlap
+from lightning_robust.callbacks.datapath_report import scalars, summary, table
+from lightning_robust.functional.datapath import LayerDivergence
+from lightning_robust.functional.gates import CriticalChannels, Overlap
 from lightning_robust.utilities.activations import find_points, gated
 from tests.boring import Boring, Pictures, make_trainer
 
