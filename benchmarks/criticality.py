@@ -6,8 +6,8 @@
 ``speed`` measures the map of the demo's classifier (5,000 held-out pictures of Fashion-MNIST) and of a ResNet-18 (64
 random pictures of 64 x 64), with the callback's defaults and with one full evaluation of the Trainer's loader for each
 of L x (C + R) cells, the same draws, in one run, and compares all numbers. ``findings`` trains a fully connected
-network with three hidden layers of 256 units on Fashion-MNIST and prints what each layer minds. ``--root`` names a folder with
-other files of that format, such as MNIST's digits.
+network with three hidden layers of 256 units on Fashion-MNIST and prints what each layer minds. ``--root`` names a
+folder with other files of that format, such as MNIST's digits.
 """
 
 from __future__ import annotations

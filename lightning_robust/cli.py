@@ -19,6 +19,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from lightning_robust.callbacks import (
     AdversarialCallback,
+    DatapathCallback,
     DeploymentParityCallback,
     GreedySoupCallback,
     LayerCriticalityCallback,
@@ -42,6 +43,7 @@ TECHNIQUES: tuple[Slot, ...] = (
     Slot("adversarial", AdversarialCallback),
     Slot("layer_criticality", LayerCriticalityCallback),
     Slot("lazy_training", LazyTrainingCallback),
+    Slot("datapath", DatapathCallback),
     Slot("swa", SWACallback),
     Slot("greedy_soup", GreedySoupCallback),
     Slot("wise_ft", WiSEFTCallback),

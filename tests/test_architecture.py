@@ -86,6 +86,7 @@ def test_public_names_are_importable_and_typed():
     names = {name for name in vars(lightning_robust) if not name.startswith("_")} - modules
     assert names == {
         "AdversarialCallback",
+        "DatapathCallback",
         "DeploymentParityCallback",
         "GreedySoupCallback",
         "LayerCriticalityCallback",

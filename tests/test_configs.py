@@ -35,6 +35,7 @@ SHOWS = {
     "greedy_soup": "soup/score",
     "wise_ft": "wise_ft/alpha",
     "deployment_parity": "parity/status",
+    "datapath": "datapath/pgd/parting_depth",
     "regmixup": "regmixup/loss",
     "rotation_ssl": "rotation/loss",
     "uat": "uat/ot",
@@ -42,9 +43,9 @@ SHOWS = {
 
 
 def test_all_are_found():
-    assert len(CONFIGS) == 14
+    assert len(CONFIGS) == 16
     assert {path.name for path in ROOT.glob("*.yaml")} == BASES
-    assert len(TECHNIQUES) == 11
+    assert len(TECHNIQUES) == 13
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)

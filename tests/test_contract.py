@@ -16,6 +16,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 
 from lightning_robust import (
     AdversarialCallback,
+    DatapathCallback,
     DeploymentParityCallback,
     GreedySoupCallback,
     LayerCriticalityCallback,
@@ -87,6 +88,11 @@ def _lazy(**settings):
     return LazyTrainingCallback(**({"num_samples": 8, "kernel_samples": 2, "on_failure": "raise"} | settings))
 
 
+def _datapath(**settings):
+    small = {"under": ["pgd", "bf16"], "steps": 2, "num_samples": 8, "gate_steps": 2, "on_failure": "raise"}
+    return DatapathCallback(**(small | settings))
+
+
 def _swa(**settings):
     return SWACallback(**({"start": 0, "every": 1, "lr": [0.05, 0.01]} | settings))
 
@@ -139,6 +145,14 @@ CALLBACKS = [
         "lazy/movement",
         diagnostic=True,
         settings={"betas": [1.0, 4.0], "eps": "4/255", "every_n_epochs": 3, "mean": [0.5, 0.4, 0.3], "std": 0.2},
+    ),
+    Technique(
+        "datapath",
+        _datapath,
+        "datapath/pgd/divergence/net.0",
+        diagnostic=True,
+        at_end=True,
+        settings={"under": ["fgsm", "jpeg"], "eps": "4/255", "layers": ["net.0"], "every_n_epochs": 2},
     ),
     Technique(
         "swa",

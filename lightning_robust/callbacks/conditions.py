@@ -10,16 +10,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from torch import Tensor
 
 from lightning_robust.callbacks.attack_objective import AttackInputs, AttackObjective, Perturb
 from lightning_robust.deployment.preprocessing import CATALOGUE, Perturbation, perturbations
-from lightning_robust.functional.attacks import fgsm
+from lightning_robust.functional.attacks import fgsm, pgd
 from lightning_robust.utilities.batches import pixel_space
 from lightning_robust.utilities.evaluation import Transform
 from lightning_robust.utilities.structures import Key, get_item, replace_items
 
 ATTACK = "fgsm"
+PGD = "pgd"
 
 
 @dataclass(frozen=True)
@@ -101,9 +103,16 @@ def attacked(
     pl_module: pl.LightningModule,
     inputs: AttackInputs,
     eps: float,
+    *,
+    steps: int | None = None,
+    seed: int = 0,
     perturb: Perturb | None = None,
 ) -> Condition:
-    """Inputs moved by one FGSM step, or as ``perturb`` does it, against the network as it is when it is evaluated."""
+    """Inputs moved uphill against the network as it is when it is evaluated.
+
+    By FGSM; by PGD if ``steps`` are given, its random start drawn from ``seed`` and the index of the batch; or as
+    ``perturb`` does it.
+    """
     step = own_step(pl_module)
     inputs.find_normalisation(trainer)
 
@@ -112,9 +121,12 @@ def attacked(
             trainer, pl_module, lambda part: step(part, index), batch, inputs, "same", "validating"
         )
 
-        def signed(loss: Callable[..., Tensor], pixels: Tensor, radius: Tensor) -> Tensor:
-            return fgsm(loss, pixels, radius, bounds=inputs.range)
+        def uphill(loss: Callable[..., Tensor], pixels: Tensor, radius: Tensor) -> Tensor:
+            if steps is None:
+                return fgsm(loss, pixels, radius, bounds=inputs.range)
+            generator = torch.Generator(pixels.device).manual_seed(seed + index)
+            return pgd(loss, pixels, radius, steps=steps, bounds=inputs.range, generator=generator)
 
-        return objective.attacked(perturb or signed, [eps] * len(inputs.keys))
+        return objective.attacked(perturb or uphill, [eps] * len(inputs.keys))
 
-    return Condition(ATTACK, transform, fixed=False)
+    return Condition(ATTACK if steps is None else PGD, transform, fixed=False)

@@ -187,7 +187,7 @@ class _Attacks:
     def single_steps(self) -> Numbers:
         """One gradient; the steps differ in length only."""
         with self._as_trained():
-            condition = attacked(self._trainer, self._module, self._settings.network, 1.0, single_step)
+            condition = attacked(self._trainer, self._module, self._settings.network, 1.0, perturb=single_step)
             inputs, ends = (self._inputs(each) for each in (self._batch, self._moved(condition)))
             found = {}
             for beta in self._settings.betas:

@@ -6,7 +6,7 @@ What is measured on them stands elsewhere.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -167,7 +167,7 @@ class HeldBatches:
         return now == self._versions
 
 
-def validation_batches(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[Any]:
+def validation_batches(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Generator[Any, None, None]:
     """Batches of the first validation loader after transfer, from its beginning."""
     loaders = CombinedLoader(twins(trainer.val_dataloaders), "sequential")
     loaders.limits = list(trainer.num_val_batches)
