@@ -43,6 +43,9 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/objectives.py
 	$(BIN)/python benchmarks/criticality.py speed
 	$(BIN)/python benchmarks/criticality.py findings
+	$(BIN)/python benchmarks/lazy_training.py sweep
+	$(BIN)/python benchmarks/lazy_training.py cost
+	$(BIN)/python benchmarks/datapath.py
 
 clean:
 	rm -rf .venv build dist *.egg-info runs
