@@ -41,6 +41,11 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/input_space.py
 	$(BIN)/python benchmarks/text.py
 	$(BIN)/python benchmarks/objectives.py
+	$(BIN)/python benchmarks/criticality.py speed
+	$(BIN)/python benchmarks/criticality.py findings
+	$(BIN)/python benchmarks/lazy_training.py sweep
+	$(BIN)/python benchmarks/lazy_training.py cost
+	$(BIN)/python benchmarks/datapath.py
 
 clean:
 	rm -rf .venv build dist *.egg-info runs

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from lightning_robust import RegMixupMixin, RotationSSLMixin, UATMixin
@@ -49,3 +52,73 @@ class Mixup(ImageClassifier):
         logits = self(mixed)
         loss: Tensor = share * self.loss(logits, labels) + (1 - share) * self.loss(logits, others)
         return loss
+
+
+class FullyConnected(ImageClassifier):
+    """Three hidden layers of 256 units, trained by SGD as in "Are All Layers Created Equal?" (Zhang et al. 2022).
+
+    Takes ``(N, 1, 28, 28)``; arguments as of :class:`ImageClassifier`.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**({"learning_rate": 0.1} | kwargs))
+        sizes = (784, 256, 256, 256)
+        hidden = [part for i, o in pairwise(sizes) for part in (nn.Linear(i, o), nn.ReLU())]
+        self.trunk = nn.Sequential(nn.Flatten(), *hidden)
+        self.head = nn.Linear(256, 10)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Images ``(N, 1, 28, 28)`` to features ``(N, 256)``."""
+        features: Tensor = self.trunk(images)
+        return features
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """SGD with momentum and a cosine schedule."""
+        optimizer = torch.optim.SGD(self.parameters(), self.learning_rate, momentum=0.9)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class BasicBlock(nn.Module):
+    """Two 3 x 3 convolutions around a shortcut (He et al. 2015)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU(inplace=True)
+        self.shortcut = nn.Sequential()
+        if stride > 1:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Feature maps to feature maps."""
+        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        out += self.shortcut(x)
+        result: Tensor = self.relu(out)
+        return result
+
+
+class ResNet18(ImageClassifier):
+    """The ImageNet network: 11.7 million parameters, ``(N, 3, H, W)`` to 10 classes."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**({"channels": 3} | kwargs))
+        widths = (64, 64, 128, 256, 512)
+        self.trunk = nn.Sequential(
+            nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)
+        )
+        self.stages = nn.ModuleList(
+            nn.Sequential(BasicBlock(i, o, 1 if i == o else 2), BasicBlock(o, o, 1)) for i, o in pairwise(widths)
+        )
+        self.head = nn.Linear(512, 10)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Images ``(N, 3, H, W)`` to features ``(N, 512)``."""
+        x: Tensor = self.trunk(images)
+        for stage in self.stages:
+            x = stage(x)
+        return x.mean((2, 3))

@@ -1,8 +1,11 @@
 """Train robustly with PyTorch Lightning, and measure how far the deployed model is from the trained one."""
 
 from lightning_robust.callbacks import AdversarialCallback as AdversarialCallback
+from lightning_robust.callbacks import DatapathCallback as DatapathCallback
 from lightning_robust.callbacks import DeploymentParityCallback as DeploymentParityCallback
 from lightning_robust.callbacks import GreedySoupCallback as GreedySoupCallback
+from lightning_robust.callbacks import LayerCriticalityCallback as LayerCriticalityCallback
+from lightning_robust.callbacks import LazyTrainingCallback as LazyTrainingCallback
 from lightning_robust.callbacks import SWACallback as SWACallback
 from lightning_robust.callbacks import WiSEFTCallback as WiSEFTCallback
 from lightning_robust.deployment.parity import ParityReport as ParityReport

@@ -19,8 +19,11 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from lightning_robust.callbacks import (
     AdversarialCallback,
+    DatapathCallback,
     DeploymentParityCallback,
     GreedySoupCallback,
+    LayerCriticalityCallback,
+    LazyTrainingCallback,
     SWACallback,
     WiSEFTCallback,
 )
@@ -38,6 +41,9 @@ class Slot(NamedTuple):
 # deployment_parity.
 TECHNIQUES: tuple[Slot, ...] = (
     Slot("adversarial", AdversarialCallback),
+    Slot("layer_criticality", LayerCriticalityCallback),
+    Slot("lazy_training", LazyTrainingCallback),
+    Slot("datapath", DatapathCallback),
     Slot("swa", SWACallback),
     Slot("greedy_soup", GreedySoupCallback),
     Slot("wise_ft", WiSEFTCallback),

@@ -86,8 +86,11 @@ def test_public_names_are_importable_and_typed():
     names = {name for name in vars(lightning_robust) if not name.startswith("_")} - modules
     assert names == {
         "AdversarialCallback",
+        "DatapathCallback",
         "DeploymentParityCallback",
         "GreedySoupCallback",
+        "LayerCriticalityCallback",
+        "LazyTrainingCallback",
         "NoEffectWarning",
         "ParityReport",
         "RegMixupMixin",

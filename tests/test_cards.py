@@ -16,7 +16,7 @@ SECTIONS = ("**When.**", "**YAML.**", "**Python.**", "**Cost.**", "**With others
 
 def test_all_are_found():
     assert [card.stem for card in CARDS] == [
-        *("adversarial", "greedy_soup", "regmixup", "rotation_ssl"),
+        *("adversarial", "datapath", "greedy_soup", "layer_criticality", "lazy_training", "regmixup", "rotation_ssl"),
         *("swa", "swalp", "uat", "wise_ft"),
     ]
 

@@ -25,13 +25,17 @@ EARLY = {
 }
 # lanes have all samples in one loader
 LANES = {"uat": ["--model.uat_unlabelled_key=null", "--model.uat_index_key=null", "--data.num_labelled=4"]}
+JUDGED = ("layer_criticality", "greedy_soup", "wise_ft")
 OBJECTIVES = ("regmixup", "rotation_ssl", "uat")
 SHOWS = {
     "adversarial": "adversarial/eps",
+    "layer_criticality": "criticality/trained",
+    "lazy_training": "lazy/movement",
     "swa": "swa/snapshots",
     "greedy_soup": "soup/score",
     "wise_ft": "wise_ft/alpha",
     "deployment_parity": "parity/status",
+    "datapath": "datapath/pgd/parting_depth",
     "regmixup": "regmixup/loss",
     "rotation_ssl": "rotation/loss",
     "uat": "uat/ot",
@@ -39,9 +43,9 @@ SHOWS = {
 
 
 def test_all_are_found():
-    assert len(CONFIGS) == 13
+    assert len(CONFIGS) == 16
     assert {path.name for path in ROOT.glob("*.yaml")} == BASES
-    assert len(TECHNIQUES) == 10
+    assert len(TECHNIQUES) == 13
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
@@ -79,16 +83,12 @@ def test_runs(base, technique, tmp_path, monkeypatch):
         files.append(f"--config={technique}")
         *_, key = yaml.safe_load(technique.read_text())
         key = technique.stem if key == "model" else key
-    monitor = (
-        {"greedy_soup": ["val/lateral_px", "min"], "wise_ft": ["val/lateral_px", "min"]} if base == "lanes.yaml" else {}
-    )
-    judged = [
-        f"--{key}.{n}={v}" for n, v in zip(("monitor", "mode"), monitor.get(key, ["val/acc", "max"]), strict=True)
-    ]
+    monitor, mode = ("val/lateral_px", "min") if base == "lanes.yaml" else ("val/acc", "max")
+    judged = [f"--{key}.monitor={monitor}", f"--{key}.mode={mode}"]
     extra = [
         *EARLY.get(key, []),
         *(LANES.get(key, []) if base == "lanes.yaml" else []),
-        *(judged if key in ("greedy_soup", "wise_ft") else []),
+        *(judged if key in JUDGED else []),
     ]
     small = [*SMALL[base], "--trainer.fast_dev_run=true", "--trainer.accelerator=cpu"]
     cli = RobustCLI(args=["fit", *files, *small, *extra])

@@ -16,8 +16,11 @@ from lightning.pytorch.strategies import FSDPStrategy
 
 from lightning_robust import (
     AdversarialCallback,
+    DatapathCallback,
     DeploymentParityCallback,
     GreedySoupCallback,
+    LayerCriticalityCallback,
+    LazyTrainingCallback,
     SWACallback,
     WiSEFTCallback,
 )
@@ -76,6 +79,20 @@ def _free(**settings):
     return _adversarial(method="free", steps=3, **settings)
 
 
+def _criticality(**settings):
+    small = {"monitor": "val/loss", "mode": "min", "draws": 2, "checkpoints": ["2 steps"], "on_failure": "raise"}
+    return LayerCriticalityCallback(**(small | settings))
+
+
+def _lazy(**settings):
+    return LazyTrainingCallback(**({"num_samples": 8, "kernel_samples": 2, "on_failure": "raise"} | settings))
+
+
+def _datapath(**settings):
+    small = {"under": ["pgd", "bf16"], "steps": 2, "num_samples": 8, "gate_steps": 2, "on_failure": "raise"}
+    return DatapathCallback(**(small | settings))
+
+
 def _swa(**settings):
     return SWACallback(**({"start": 0, "every": 1, "lr": [0.05, 0.01]} | settings))
 
@@ -114,6 +131,29 @@ CALLBACKS = [
     ),
     Technique("adversarial", _free, "adversarial/val_loss@0.1", settings={"method": "free", "steps": 4}),
     Technique("adversarial", _pgd, "adversarial/val_loss@0.1", settings={"eps": [0.1], "bounds": "none"}),
+    Technique(
+        "layer_criticality",
+        _criticality,
+        "criticality/trained",
+        diagnostic=True,
+        at_end=True,
+        settings={"layers": {"head": "net.5"}, "checkpoints": [1, 0.5, "9 steps"], "under": ["jpeg_90"], "draws": 2},
+    ),
+    Technique(
+        "lazy_training",
+        _lazy,
+        "lazy/movement",
+        diagnostic=True,
+        settings={"betas": [1.0, 4.0], "eps": "4/255", "every_n_epochs": 3, "mean": [0.5, 0.4, 0.3], "std": 0.2},
+    ),
+    Technique(
+        "datapath",
+        _datapath,
+        "datapath/pgd/divergence/net.0",
+        diagnostic=True,
+        at_end=True,
+        settings={"under": ["fgsm", "jpeg"], "eps": "4/255", "layers": ["net.0"], "every_n_epochs": 2},
+    ),
     Technique(
         "swa",
         _swa,

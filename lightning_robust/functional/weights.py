@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -18,6 +18,7 @@ class Weights:
 
     Args:
         module: The module. Buffers that are not saved in its ``state_dict`` are left alone.
+        only: Names of the tensors that are meant; all by default.
 
     Raises:
         ValueError: If the module has no floating tensor to average.
@@ -32,9 +33,9 @@ class Weights:
         7.0
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, only: Collection[str] | None = None) -> None:
         self._module = module
-        saved = set(module.state_dict())
+        saved = set(module.state_dict()) if only is None else set(only)
         parameters = [name for name, _ in module.named_parameters() if name in saved]
         buffers = [name for name, _ in module.named_buffers() if name in saved]
         self.names = parameters + buffers
@@ -45,7 +46,7 @@ class Weights:
                 f"Expected floating-point parameters or buffers in {type(module).__name__}, but it has none: there is "
                 "nothing to average. Take weight averaging out of its callbacks."
             )
-        self._plain = all(type(p) in (Tensor, nn.Parameter) for p in self.tensors()) and not _is_compiled(module)
+        self._plain = all(type(p) in (Tensor, nn.Parameter) for p in self.tensors()) and not is_compiled(module)
 
     def tensors(self) -> list[Tensor]:
         """The live tensors; buffers are looked up anew, since modules may replace them."""
@@ -126,7 +127,8 @@ def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
     return module.get_submodule(path), leaf
 
 
-def _is_compiled(module: nn.Module) -> bool:
+def is_compiled(module: nn.Module) -> bool:
+    """Whether torch has compiled the module or a part of it."""
     return any("_orig_mod" in name for name, _ in module.named_parameters()) or any(
         getattr(part, "_compiled_call_impl", None) is not None for part in module.modules()
     )

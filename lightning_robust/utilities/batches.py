@@ -6,7 +6,7 @@ What is measured on them stands elsewhere.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +21,10 @@ from torch.utils.data import DataLoader
 
 from lightning_robust.functional.batchnorm import refresh_batchnorm
 from lightning_robust.functional.pixels import PixelSpace
-from lightning_robust.utilities.structures import Key, get_args
+from lightning_robust.utilities.structures import Key, get_args, map_tensors, tensors_in
+
+Batch = tuple[int, Any, int, int]
+"""Number of samples, the batch after transfer, its position, and that of its loader."""
 
 
 @contextmanager
@@ -129,7 +132,42 @@ def transferred(trainer: pl.Trainer, module: pl.LightningModule, batch: Any, loa
     return trainer.strategy.batch_to_device(batch, dataloader_idx=loader)
 
 
-def validation_batches(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[Any]:
+class HeldBatches:
+    """Batches in memory, to be gone through again and again.
+
+    Args:
+        batches: Them.
+        size: Their bytes.
+    """
+
+    def __init__(self, batches: list[Batch], size: int) -> None:
+        self._batches, self.size = batches, size
+        self._versions = [[tensor._version for tensor in tensors_in(batch)] for _, batch, _, _ in batches]
+
+    @classmethod
+    def gather(cls, batches: Iterable[Batch], limit: int) -> HeldBatches | None:
+        """All of them, or None if they take more than so many bytes; then only so many are ever held."""
+        held, size = [], 0
+        for each in batches:
+            size += sum(tensor.nbytes for tensor in tensors_in(each[1]))
+            if size > limit:
+                return None
+            held.append(each)
+        return cls(held, size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Copies of the structures around the same tensors."""
+        for size, batch, index, loader in self._batches:
+            yield size, map_tensors(lambda tensor: tensor, batch), index, loader
+
+    @property
+    def intact(self) -> bool:
+        """Whether no tensor was changed in place."""
+        now = [[tensor._version for tensor in tensors_in(batch)] for _, batch, _, _ in self._batches]
+        return now == self._versions
+
+
+def validation_batches(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Generator[Any, None, None]:
     """Batches of the first validation loader after transfer, from its beginning."""
     loaders = CombinedLoader(twins(trainer.val_dataloaders), "sequential")
     loaders.limits = list(trainer.num_val_batches)

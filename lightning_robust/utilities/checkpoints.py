@@ -80,6 +80,15 @@ def load_averaged(path: str | Path, which: str = "averaged") -> State:
     return averaged
 
 
+def read_callback(path: str | Path, callback: str) -> dict[str, Any] | None:
+    """The state of a callback in a full checkpoint; None in other files."""
+    path = Path(path)
+    if path.suffix == ".safetensors" or not path.is_file():
+        return None
+    found: dict[str, Any] | None = _read_torch(path).get("callbacks", {}).get(callback)
+    return found
+
+
 def expand(patterns: Sequence[str]) -> list[Path]:
     """Files that paths and globs name, in natural order (``9.ckpt`` before ``10.ckpt``), each once.
 

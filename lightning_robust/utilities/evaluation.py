@@ -22,7 +22,7 @@ from torch import nn
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import BinaryAccuracy, MulticlassAccuracy, MultilabelAccuracy
 
-from lightning_robust.utilities.batches import isolated_rng, stage, transferred, twins
+from lightning_robust.utilities.batches import Batch, HeldBatches, isolated_rng, stage, transferred, twins
 from lightning_robust.utilities.trainers import replaced
 
 Transform = Callable[[Any, int, int], Any]
@@ -111,6 +111,7 @@ class Evaluator:
         """Samples of each loader in the last whole pass."""
         self._weights: dict[str, float] = {}
         self._best: dict[str, float] = {}
+        self._held: HeldBatches | None = None
 
     def metrics(self, transform: Transform | None = None, limit: int | None = None) -> dict[str, float]:
         """Everything that a validation of the present weights logs, by name.
@@ -144,15 +145,62 @@ class Evaluator:
         if total is None or self.trainer.world_size > 1:
             yield self.score(monitor), 1.0
             return
-        run = self._run()
+        mean = 0.0
+        for mean, weight in self.course(monitor):
+            if weight < total:
+                yield mean, weight / total
+        yield mean, 1.0
+
+    def course(self, monitor: str, transform: Transform | None = None) -> Iterator[tuple[float, float]]:
+        """Pairs (mean so far, its weight) of one metric, batch by batch; the last is the final score.
+
+        Gives only the last pair where a part of the data says nothing about the rest, and for several processes.
+
+        Args:
+            monitor: Which of :meth:`metrics`.
+            transform: As there.
+
+        Raises:
+            ValueError: If it is not among them.
+        """
+        run, seen = self._run(transform), 0.0
         try:
             for entries in run:
                 entry = entries.get(monitor)
-                if entry is not None and entry.weight < total:
-                    yield entry.mean(), entry.weight / total
-            yield pick({name: entry.result(self.trainer) for name, entry in entries.items()}, monitor), 1.0
+                partial = entry is not None and entry.is_mean_over_samples and self.trainer.world_size == 1
+                if entry is not None and partial and entry.weight > seen:
+                    seen = entry.weight
+                    yield entry.mean(), seen
+            yield pick({name: entry.result(self.trainer) for name, entry in entries.items()}, monitor), seen
         finally:
             run.close()
+
+    def hold(self, limit: int, transform: Transform | None = None) -> bool:
+        """Keep the batches for further passes, after transfer and transform, if they fit into so many bytes.
+
+        What a pass changes in them in place is noticed; later passes then load them again.
+
+        Args:
+            limit: In bytes; what was held before is let go.
+            transform: As of :meth:`metrics`, which applies its own on top.
+
+        Returns:
+            Whether they are held.
+        """
+        self.release()
+        if limit > 0:
+            with quietly(self.trainer, self.module, self._stage, None, self._loaders):
+                self._held = HeldBatches.gather(self._loaded(transform, None), limit)
+        return self._held is not None
+
+    def release(self) -> None:
+        """Let go of what is held."""
+        self._held = None
+
+    @property
+    def held_bytes(self) -> int:
+        """What :meth:`hold` keeps."""
+        return 0 if self._held is None else self._held.size
 
     def best_possible(self, monitor: str) -> float | None:
         """1 for accuracies, which no part of the data can exceed; None for what is not known."""
@@ -163,9 +211,7 @@ class Evaluator:
     ) -> Generator[dict[str, _Entry], None, None]:
         """Evaluate; after each batch, what was logged so far."""
         trainer, module = self.trainer, self.module
-        loaders = CombinedLoader(twins(self._loaders), "sequential")
-        loaders.limits = [most if limit is None else min(most, limit) for most in self._limits]
-        samples = [0] * len(loaders.flattened)
+        samples = [0] * len(self._limits)
         recorder = Recorder(len(samples))
         prefix = "on_test" if self._stage == "testing" else "on_validation"
         if trainer.world_size > 1:
@@ -176,11 +222,9 @@ class Evaluator:
             trainer.precision_plugin.val_step_context(),
         ):
             getattr(module, f"{prefix}_epoch_start")()
-            for batch, index, loader in loaders:
-                recorder.enter(batch, loader)
-                samples[loader] += recorder.batch_size
-                batch = transferred(trainer, module, batch, loader)
-                batch = batch if transform is None else transform(batch, index, loader)
+            for size, batch, index, loader in self._batches(transform, limit):
+                recorder.enter(size, loader)
+                samples[loader] += size
                 _call_step(getattr(module, self._step), batch, index, loader, len(samples))
                 self.batches += 1
                 yield recorder.entries
@@ -188,6 +232,26 @@ class Evaluator:
             getattr(module, f"{prefix}_epoch_end")()
             yield recorder.entries
         self.samples = samples
+
+    def _batches(self, transform: Transform | None, limit: int | None) -> Iterator[Batch]:
+        if self._held is None:
+            yield from self._loaded(transform, limit)
+            return
+        held = self._held
+        try:
+            for size, batch, index, loader in held:
+                if limit is None or index < limit:
+                    yield size, (batch if transform is None else transform(batch, index, loader)), index, loader
+        finally:
+            self._held = held if held.intact else None
+
+    def _loaded(self, transform: Transform | None, limit: int | None) -> Iterator[Batch]:
+        loaders = CombinedLoader(twins(self._loaders), "sequential")
+        loaders.limits = [most if limit is None else min(most, limit) for most in self._limits]
+        for batch, index, loader in loaders:
+            size = extract_batch_size(batch)
+            batch = transferred(self.trainer, self.module, batch, loader)
+            yield size, (batch if transform is None else transform(batch, index, loader)), index, loader
 
 
 def pick(metrics: Mapping[str, float], monitor: str) -> float:
@@ -213,11 +277,11 @@ class Recorder:
         self._loaders = loaders
         self._loader: int | None = None
 
-    def enter(self, batch: Any, loader: int) -> None:
+    def enter(self, batch_size: int, loader: int) -> None:
         """A batch begins."""
         if self._loader is not None and loader != self._loader:
             self._settle()
-        self.batch_size, self._loader = extract_batch_size(batch), loader
+        self.batch_size, self._loader = batch_size, loader
 
     def leave_loaders(self) -> None:
         """What follows belongs to no loader."""

@@ -160,7 +160,18 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
         >>> map_tensors(torch.neg, (torch.ones(1), "label"))
         (tensor([-1.]), 'label')
     """
-    return rebuild(value, iter([function(tensor) for _, tensor in _walk(value, "x")]))
+    return rebuild(value, iter([function(tensor) for tensor in tensors_in(value)]))
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Every tensor of a structure, in order.
+
+    Example:
+        >>> import torch
+        >>> tensors_in(("label", {"x": torch.ones(1)}))
+        [tensor([1.])]
+    """
+    return [tensor for _, tensor in _walk(value, "x")]
 
 
 def jsonable(value: Any) -> Any:

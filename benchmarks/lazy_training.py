@@ -1,0 +1,195 @@
+"""Lazy training: are wide networks that stay at their start fooled by one gradient step, and what measuring it costs.
+
+    OMP_NUM_THREADS=1 python benchmarks/lazy_training.py sweep [--seeds 0 1 2] [--out runs/lazy_training]
+    OMP_NUM_THREADS=1 python benchmarks/lazy_training.py cost
+
+``sweep`` trains m^-p sum_s a_s relu(w_s x) on 10,000 pictures of Fashion-MNIST, each of length 1, for ten classes: w_s
+normal, a_s random signs that stay, SGD on w alone. p = 1/2 is the theorem's network and lazy for large m; p = 1 with a
+learning rate of m times that is the mean-field scaling, which is not. 1,000 held-out pictures are attacked. The
+theorem is about two classes and networks of suitable width, so the table is about its direction. Finished runs are kept
+in ``--out``. ``cost`` is the share of an epoch that the callback takes on the demo's classifier, with its defaults.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from rows import Results
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_robust import LazyTrainingCallback
+from lightning_robust.callbacks.laziness_report import draw
+from lightning_robust.demo.fashion_mnist import FashionMNISTData, ImageClassifier
+from lightning_robust.utilities.tables import markdown
+
+WIDTHS = (64, 256, 1024, 4096)
+REGIMES = {"lazy, m^-1/2": 0.5, "mean field, 1/m": 1.0}
+EPOCHS = 10
+COLUMNS = {
+    "movement": "moved, share of length",
+    "neuron_movement": "C0",
+    "linearization_gap": "gap",
+    "sign_changes": "signs",
+    "acc": "clean",
+    "single_step@1": "fooled, beta 1",
+    "single_step@2": "beta 2",
+    "single_step@5": "beta 5",
+    "fgsm": "FGSM",
+}
+
+
+class TwoLayers(pl.LightningModule):
+    """The network of the theorem with ten outputs.
+
+    Args:
+        width: Hidden units.
+        power: p.
+        learning_rate: At p = 1/2; mean field takes ``width`` times it.
+    """
+
+    def __init__(self, width: int, power: float, learning_rate: float = 4.0) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(784, width, bias=False)
+        nn.init.normal_(self.hidden.weight)
+        self.register_buffer("signs", torch.randint(2, (10, width)) * 2.0 - 1)
+        self.scale = width**-power
+        self.learning_rate = learning_rate * width ** (2 * power - 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """``(N, 784)`` to logits ``(N, 10)``."""
+        return self.scale * self.hidden(inputs).relu() @ self.signs.T
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Cross entropy."""
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Accuracy."""
+        self.log("val/acc", (self(batch[0]).argmax(1) == batch[1]).float().mean())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Plain SGD."""
+        return torch.optim.SGD(self.parameters(), self.learning_rate)
+
+
+def loaders() -> tuple[DataLoader[Any], DataLoader[Any]]:
+    """10,000 pictures to train on and 5,000 held out, as rows of length 1."""
+    data = FashionMNISTData(num_train=10_000)
+    data.setup("fit")
+    train, held = (_unit(data._parts[part].images, data._parts[part].labels) for part in ("train", "val"))
+    return DataLoader(train, 128, shuffle=True, drop_last=True), DataLoader(held, 1000)
+
+
+def _unit(images: Tensor, labels: Tensor) -> TensorDataset:
+    return TensorDataset(nn.functional.normalize(images.flatten(1).float()), labels)
+
+
+def measure(width: int, power: float, seed: int, figure: Path | None = None) -> dict[str, float]:
+    """One run; 0.0035 is about 8/255 of a picture of usual length."""
+    pl.seed_everything(seed)
+    train, held = loaders()
+    lazy = LazyTrainingCallback(
+        [1.0, 2.0, 5.0],
+        0.0035,
+        num_samples=1000,
+        every_n_epochs=1 if figure is not None else EPOCHS,
+        bounds="none",
+        on_failure="raise",
+    )
+    trainer = _trainer([lazy], max_epochs=EPOCHS)
+    trainer.fit(TwoLayers(width, power), train, held)
+    if figure is not None:
+        draw(lazy.history, lazy.lazy_below, lazy.vulnerable_above).savefig(figure, dpi=100)
+    return {**lazy.history[-1].numbers, "acc": float(trainer.callback_metrics["val/acc"])}
+
+
+def sweep(seeds: Sequence[int], folder: Path, widths: Sequence[int]) -> None:
+    """The table: medians over seeds, with the range of what is attacked."""
+    results = Results(folder)
+    rows = []
+    for name, power in REGIMES.items():
+        for width in widths:
+            runs = []
+            for seed in seeds:
+                figure = folder / f"{width}-{power}.png" if seed == seeds[0] else None
+                runs.append(
+                    results.get(
+                        f"{name} | {width}", seed, lambda w=width, p=power, s=seed, f=figure: measure(w, p, s, f)
+                    )
+                )
+            rows.append([name, str(width), *(_cell(tag, [run[tag] for run in runs]) for tag in COLUMNS)])
+    print(markdown(["scaling", "width", *COLUMNS.values()], rows))
+
+
+def _cell(tag: str, values: list[float]) -> str:
+    middle = statistics.median(values)
+    if tag in ("movement", "neuron_movement", "linearization_gap", "sign_changes"):
+        return f"{middle:.3g}"
+    return f"{100 * middle:.1f} ({100 * min(values):.1f} to {100 * max(values):.1f})"
+
+
+class Timed(LazyTrainingCallback):
+    """Counts the seconds of its measurements."""
+
+    seconds = 0.0
+
+    def _log_epoch(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        began = time.perf_counter()
+        super()._log_epoch(trainer, pl_module)
+        self.seconds += time.perf_counter() - began
+
+
+def cost() -> None:
+    """Seconds of the measurements beside those of the fit, for all pictures and for 10,000."""
+    rows = []
+    for pictures, epochs in ((55_000, 2), (10_000, 5)):
+        pl.seed_everything(0)
+        lazy = Timed(on_failure="raise")
+        trainer = _trainer([lazy], max_epochs=epochs)
+        began = time.perf_counter()
+        trainer.fit(ImageClassifier(), datamodule=FashionMNISTData(num_train=pictures))
+        whole = (time.perf_counter() - began - lazy.seconds) / epochs
+        each = lazy.seconds / epochs
+        rows.append([f"{pictures:,}", f"{whole:.1f}", f"{each:.3f}", f"{100 * each / whole:.1f} %"])
+    print(markdown(["training pictures", "epoch without it, s", "one measurement, s", "share"], rows))
+
+
+def _trainer(callbacks: list[pl.Callback], **settings: Any) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tempfile.mkdtemp(),
+        callbacks=callbacks,
+        **settings,
+    )
+
+
+def main() -> None:
+    """Run what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["sweep", "cost"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--widths", type=int, nargs="+", default=list(WIDTHS))
+    parser.add_argument("--out", type=Path, default=Path("runs/lazy_training"))
+    given = parser.parse_args()
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    sweep(given.seeds, given.out, given.widths) if given.what == "sweep" else cost()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""Conditions to evaluate weights under: clean batches, attacked ones, or a car's preprocessing.
+
+Attacks are in ``functional``, perturbations in ``deployment/preprocessing.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from lightning_robust.callbacks.attack_objective import AttackInputs, AttackObjective, Perturb
+from lightning_robust.deployment.preprocessing import CATALOGUE, Perturbation, perturbations
+from lightning_robust.functional.attacks import fgsm, pgd
+from lightning_robust.utilities.batches import pixel_space
+from lightning_robust.utilities.evaluation import Transform
+from lightning_robust.utilities.structures import Key, get_item, replace_items
+
+ATTACK = "fgsm"
+PGD = "pgd"
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What is done to held-out batches before they are evaluated.
+
+    Args:
+        name: As in figures and tags.
+        transform: Nothing if None.
+        fixed: Whether it is the same for whatever weights the network holds; an attack is not.
+    """
+
+    name: str
+    transform: Transform | None = None
+    fixed: bool = True
+
+
+CLEAN = Condition("clean")
+
+
+def named_perturbations(names: list[str]) -> list[Perturbation]:
+    """Entries of the catalogue by name, family, or the beginning of a name (``"jpeg"``: the typical ones of these).
+
+    Raises:
+        ValueError: For an unknown name; the message names the nearest.
+
+    Example:
+        >>> [entry.name for entry in named_perturbations(["jpeg"])]
+        ['jpeg_90']
+    """
+    found: dict[str, Perturbation] = {}
+    for name in names:
+        alike = [e for key, e in CATALOGUE.items() if key.startswith(f"{name}_") and e.severity == "typical"]
+        entries = alike if alike and name not in CATALOGUE else perturbations([name])
+        found |= {entry.name: entry for entry in entries}
+    return list(found.values())
+
+
+def preprocessed(
+    trainer: pl.Trainer,
+    entry: Perturbation,
+    key: Key,
+    mean: float | list[float] | None,
+    std: float | list[float] | None,
+) -> Condition:
+    """Pictures as the car's preprocessing makes them of the same pixels.
+
+    Args:
+        trainer: Its data module may say how pictures were normalised.
+        entry: Of the catalogue.
+        key: Where in a batch the pictures are.
+        mean: Mean that they were normalised with; None asks the data module.
+        std: Likewise.
+    """
+    space = pixel_space(trainer, mean, std)
+
+    def transform(batch: Any, index: int, loader: int) -> Any:
+        images = get_item(batch, key)
+        if not isinstance(images, Tensor) or images.ndim != 4 or not entry.applies_to(images.shape[1]):
+            shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+            raise ValueError(
+                f"Expected pictures (N, {'3' if entry.colour else '1 or 3'}, H, W) at input_key={key!r} for "
+                f"{entry.name!r}, but got {shape}. Set `input_key`, or take it out of `under`."
+            )
+        space.check(images)
+        levels = (space.to_pixels(images.float()) * 255).round().clamp(0, 255) / 255
+        return replace_items(batch, {key: space.from_pixels(entry.deployed(levels)).to(images.dtype)})
+
+    return Condition(entry.name, transform)
+
+
+def own_step(pl_module: pl.LightningModule) -> Callable[..., Any]:
+    """The module's training step, without what AdversarialCallback puts on the instance."""
+    return getattr(vars(pl_module).get("training_step"), "__wrapped__", pl_module.training_step)
+
+
+def attacked(
+    trainer: pl.Trainer,
+    pl_module: pl.LightningModule,
+    inputs: AttackInputs,
+    eps: float,
+    *,
+    steps: int | None = None,
+    seed: int = 0,
+    perturb: Perturb | None = None,
+) -> Condition:
+    """Inputs moved uphill against the network as it is when it is evaluated.
+
+    By FGSM; by PGD if ``steps`` are given, its random start drawn from ``seed`` and the index of the batch; or as
+    ``perturb`` does it.
+    """
+    step = own_step(pl_module)
+    inputs.find_normalisation(trainer)
+
+    def transform(batch: Any, index: int, loader: int) -> Any:
+        objective = AttackObjective(
+            trainer, pl_module, lambda part: step(part, index), batch, inputs, "same", "validating"
+        )
+
+        def uphill(loss: Callable[..., Tensor], pixels: Tensor, radius: Tensor) -> Tensor:
+            if steps is None:
+                return fgsm(loss, pixels, radius, bounds=inputs.range)
+            generator = torch.Generator(pixels.device).manual_seed(seed + index)
+            return pgd(loss, pixels, radius, steps=steps, bounds=inputs.range, generator=generator)
+
+        return objective.attacked(perturb or uphill, [eps] * len(inputs.keys))
+
+    return Condition(ATTACK if steps is None else PGD, transform, fixed=False)

@@ -1,0 +1,131 @@
+"""Layers, draws, distances and shares against closed forms and simulation."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_robust.functional.criticality import (
+    distance,
+    find_layers,
+    judge,
+    kept,
+    over_draws,
+    permuted,
+    reset,
+    student,
+    whole,
+)
+
+
+class Tied(nn.Module):
+    """Embedding and decoder share a matrix; the root has a parameter of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.embedding = nn.Embedding(5, 3)
+        self.body = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+        self.same = self.body[0]
+        self.decoder = nn.Linear(3, 5)
+        self.decoder.weight = self.embedding.weight
+        self.alias = nn.Linear(3, 5, bias=False)
+        self.alias.weight = self.embedding.weight
+        self.body[1].register_buffer("scratch", torch.zeros(1), persistent=False)
+
+
+def test_layers_are_modules_with_parameters_of_their_own():
+    layers = {layer.name: layer for layer in find_layers(Tied())}
+    assert list(layers) == ["(root)", "embedding", "body.0", "body.1", "decoder"]
+    assert layers["decoder"].parameters == ("embedding.weight", "decoder.bias")
+    assert layers["body.1"].parameters == ("body.1.weight", "body.1.bias")
+    assert layers["body.1"].buffers == ("body.1.running_mean", "body.1.running_var", "body.1.num_batches_tracked")
+    assert len(whole(Tied()).tensors) == 10
+
+
+@pytest.mark.parametrize(
+    ("groups", "expected"),
+    [
+        (["body", r"body\.1"], {"body": 4, r"body\.1": 2}),
+        ({"ends": "embedding|decoder", "all": ".*"}, {"ends": 2, "all": 7}),
+    ],
+)
+def test_groups_take_all_that_is_inside(groups, expected):
+    assert {layer.name: len(layer.parameters) for layer in find_layers(Tied(), groups)} == expected
+
+
+def test_rejects_names_of_nothing_and_names_the_near_ones():
+    with pytest.raises(ValueError, match=r"'bodi' matches none\. Near ones are 'body'"):
+        find_layers(Tied(), ["bodi"])
+    with pytest.raises(ValueError, match="Expected regular expressions"):
+        find_layers(Tied(), ["("])
+
+
+def test_permutation_keeps_the_marginal_and_nothing_else():
+    initial = {"w": torch.randn(40, 50), "n": torch.tensor(3)}
+    one, other = (permuted(initial, torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    assert torch.equal(one["w"].flatten().sort().values, initial["w"].flatten().sort().values)
+    assert one["n"] == 3
+    # 2000 places: correlations of independent orders have a standard deviation of 0.022
+    stacked = torch.stack([initial["w"].flatten(), one["w"].flatten(), other["w"].flatten()])
+    assert (torch.corrcoef(stacked) - torch.eye(3)).abs().max() < 0.1
+
+
+def test_reset_draws_from_the_modules_own_distribution():
+    net = nn.Sequential(nn.Linear(400, 300), nn.BatchNorm1d(300))
+    with torch.no_grad():
+        net[0].weight.fill_(7.0)
+        net[1].running_mean.fill_(7.0)
+    linear, norm = find_layers(net)
+    drawn = reset(net, linear)["0.weight"]
+    # uniform within 1 / sqrt(fan_in) = 0.05, of standard deviation 0.05 / sqrt(3)
+    assert drawn.abs().max() <= 0.05
+    assert drawn.std().item() == pytest.approx(0.05 / math.sqrt(3), rel=0.01)
+    assert reset(net, norm)["1.running_mean"].abs().max() == 0
+    assert (net[0].weight == 7).all()
+    with pytest.raises(ValueError, match=r"'\(root\)'|the module.*randomise='permute'"):
+        reset(Tied(), find_layers(Tied())[0])
+
+
+def test_distance_closed_form():
+    start = {"a": torch.zeros(3), "b": torch.zeros(1)}
+    end = {"a": torch.tensor([1.0, -1.0, 1.0], dtype=torch.bfloat16), "b": torch.tensor([-3.0])}
+    assert distance(start, end, ["a", "b"]) == (math.sqrt(12 / 4), 3.0)
+    assert distance(start, end, ["a"]) == (1.0, 1.0)
+
+
+def test_share_is_the_same_for_metrics_that_grow_and_that_shrink():
+    grows = kept([0.25, 0.15], [0.5, 0.4], [0.1, 0.1])
+    shrinks = kept([0.75, 0.85], [0.5, 0.6], [0.9, 0.9])
+    assert grows.value == pytest.approx(0.2 / 0.7)
+    assert (grows.value, grows.low, grows.high) == pytest.approx((shrinks.value, shrinks.low, shrinks.high))
+    assert math.isnan(kept([0.5], [0.5], [0.5]).value)
+    assert math.isnan(kept([0.5], [1.0], [0.0]).low)
+
+
+def test_interval_covers_the_truth_as_often_as_it_says():
+    """The truth is a share of 0.7; batches of 50 right or wrong answers, the same samples in all three networks."""
+    generator = torch.Generator().manual_seed(0)
+    covered, runs, batches = 0, 400, 20
+    for _ in range(runs):
+        draws = torch.rand(batches, 50, generator=generator)
+        trained, cell, start = ((draws < p).double().mean(1) / batches for p in (0.9, 0.66, 0.1))
+        found = kept(cell.tolist(), trained.tolist(), start.tolist())
+        covered += found.low <= 0.7 <= found.high
+    # 95 % of 400, three standard deviations of 4.4 either way
+    assert 367 <= covered <= 393
+
+
+@pytest.mark.parametrize(("freedom", "quantile"), [(1, 12.7062), (4, 2.7764), (5, 2.5706), (10, 2.2281), (60, 2.0003)])
+def test_student_quantiles(freedom, quantile):
+    assert student(freedom) == pytest.approx(quantile, abs=3e-3)
+
+
+def test_draws_and_verdicts():
+    found = over_draws([1.0, 2.0, 3.0, 4.0])
+    half = 3.182 * math.sqrt(5 / 3) / 2
+    assert (found.value, found.low, found.high) == pytest.approx((2.5, 2.5 - half, 2.5 + half))
+    assert math.isnan(over_draws([1.0]).low)
+    assert judge(kept([1.0], [1.0], [0.0]), 0.9) == "ambient"
+    assert judge(kept([math.nan], [1.0], [0.0]), 0.9) == "undecided"
