@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import logging
 import statistics
-import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from models import FullyConnected, ResNet18
+from rows import quiet_trainer
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_robust import LayerCriticalityCallback
@@ -74,7 +74,7 @@ def compare(name: str, module: pl.LightningModule, **fit: Any) -> None:
     criticality = LayerCriticalityCallback("val/loss", "min", checkpoints=[1], on_failure="raise")
     criticality.on_train_end = lambda *_: None  # type: ignore[method-assign]
     naive = Naive(criticality)
-    _trainer([criticality, naive], max_epochs=2).fit(module, **fit)
+    quiet_trainer([criticality, naive], max_epochs=2).fit(module, **fit)
     worst = max(abs(a - b) for a, b in zip(naive.numbers, naive.fast_numbers, strict=True))
     print(
         f"| {name} | {naive.layers} | {len(naive.numbers)} | {naive.seconds:.1f} | {naive.evaluations} | "
@@ -101,7 +101,7 @@ def findings(seeds: list[int], figure: Path | None, root: str | None) -> None:
     for seed in seeds:
         pl.seed_everything(seed)
         criticality = LayerCriticalityCallback("val/acc", "max", draws=5, on_failure="raise")
-        trainer = _trainer([criticality], max_epochs=20)
+        trainer = quiet_trainer([criticality], max_epochs=20)
         trainer.fit(FullyConnected(), datamodule=FashionMNISTData(root, flip=False))
         maps += criticality.maps
         if figure is not None and seed == seeds[0]:
@@ -130,19 +130,6 @@ def _line(maps: list[CriticalityMap], index: int) -> list[str]:
 
 def _percent(values: list[float]) -> str:
     return f"{100 * statistics.median(values):.1f} ({100 * min(values):.1f} to {100 * max(values):.1f})"
-
-
-def _trainer(callbacks: list[pl.Callback], **settings: Any) -> pl.Trainer:
-    return pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tempfile.mkdtemp(),
-        callbacks=callbacks,
-        **settings,
-    )
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
-from rows import run
+from rows import quiet_trainer, run
 
 from lightning_robust import DatapathCallback
 from lightning_robust.callbacks.datapath_figure import draw
@@ -55,7 +55,7 @@ def trained(folder: Path, seed: int, arguments: list[str]) -> RobustImageClassif
 def look(module: RobustImageClassifier, **settings: object) -> Timed:
     """Measure on the validation pictures."""
     datapath = Timed(**({"eps": 0.1, "on_failure": "raise"} | settings))
-    _trainer(datapath).validate(module, FashionMNISTData(), verbose=False)
+    quiet_trainer([datapath]).validate(module, FashionMNISTData(), verbose=False)
     return datapath
 
 
@@ -67,14 +67,9 @@ def epoch_seconds() -> float:
         def on_train_batch_end(self, *_: object) -> None:
             stamps.append(time.perf_counter())
 
-    trainer = _trainer(Clock(), max_steps=60, limit_val_batches=0)
+    trainer = quiet_trainer([Clock()], max_steps=60, limit_val_batches=0)
     trainer.fit(RobustImageClassifier(), FashionMNISTData())
     return (stamps[59] - stamps[9]) / 50 * (55_000 // 128)
-
-
-def _trainer(callback: pl.Callback, **settings: object) -> pl.Trainer:
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    return pl.Trainer(accelerator="cpu", callbacks=[callback], enable_model_summary=False, **quiet, **settings)
 
 
 def main() -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import logging
 import statistics
-import tempfile
 import time
 import warnings
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from rows import Results
+from rows import Results, quiet_trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -107,7 +106,7 @@ def measure(width: int, power: float, seed: int, figure: Path | None = None) -> 
         bounds="none",
         on_failure="raise",
     )
-    trainer = _trainer([lazy], max_epochs=EPOCHS)
+    trainer = quiet_trainer([lazy], max_epochs=EPOCHS)
     trainer.fit(TwoLayers(width, power), train, held)
     if figure is not None:
         draw(lazy.history, lazy.lazy_below, lazy.vulnerable_above).savefig(figure, dpi=100)
@@ -156,26 +155,13 @@ def cost() -> None:
     for pictures, epochs in ((55_000, 2), (10_000, 5)):
         pl.seed_everything(0)
         lazy = Timed(on_failure="raise")
-        trainer = _trainer([lazy], max_epochs=epochs)
+        trainer = quiet_trainer([lazy], max_epochs=epochs)
         began = time.perf_counter()
         trainer.fit(ImageClassifier(), datamodule=FashionMNISTData(num_train=pictures))
         whole = (time.perf_counter() - began - lazy.seconds) / epochs
         each = lazy.seconds / epochs
         rows.append([f"{pictures:,}", f"{whole:.1f}", f"{each:.3f}", f"{100 * each / whole:.1f} %"])
     print(markdown(["training pictures", "epoch without it, s", "one measurement, s", "share"], rows))
-
-
-def _trainer(callbacks: list[pl.Callback], **settings: Any) -> pl.Trainer:
-    return pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tempfile.mkdtemp(),
-        callbacks=callbacks,
-        **settings,
-    )
 
 
 def main() -> None:

@@ -7,9 +7,13 @@ import json
 import logging
 import shutil
 import statistics
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
 
 from lightning_robust.cli import RobustCLI
 
@@ -47,6 +51,20 @@ def run(command: str, config: str, seed: int, folder: Path, *arguments: str) -> 
         *arguments,
     ]
     return RobustCLI(args=args)
+
+
+def quiet_trainer(callbacks: list[pl.Callback], **settings: Any) -> pl.Trainer:
+    """A Trainer on the CPU that keeps and says nothing."""
+    return pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tempfile.mkdtemp(),
+        callbacks=callbacks,
+        **settings,
+    )
 
 
 def accuracies(cli: RobustCLI, ckpt_path: str | None = None) -> dict[str, float]:
