@@ -37,6 +37,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/fingerprint.py --every 5
 	$(BIN)/python benchmarks/weights.py
 	$(BIN)/python benchmarks/attacks.py
+	$(BIN)/python benchmarks/suite.py
 	$(BIN)/python benchmarks/weight_space.py
 	$(BIN)/python benchmarks/input_space.py
 	$(BIN)/python benchmarks/text.py
