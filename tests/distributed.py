@@ -1,5 +1,7 @@
 """What distributed runs load: a module without randomness, and a callback that keeps what each rank ends with."""
 
+import os
+import signal
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -46,3 +48,24 @@ class KeepWeights(pl.Callback):
     def teardown(self, trainer, pl_module, stage):
         state = {name: tensor.clone() for name, tensor in pl_module.state_dict().items()}
         torch.save(state, self.folder / f"rank{trainer.global_rank}.pt")
+
+
+class Fragile(Deterministic):
+    """Kills its own process like the kernel does when memory runs out, as its second epoch begins.
+
+    Notes the epochs that it begins in ``epochs.txt``, in the folder that it runs in.
+    """
+
+    def __init__(self, dies: str = "never", lr: float = 0.02):
+        super().__init__()
+        self.dies, self.lr = dies, lr
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), self.lr, momentum=0.9)
+
+    def on_train_epoch_start(self):
+        log = Path("epochs.txt")
+        begun = log.read_text().split() if log.exists() else []
+        log.write_text(" ".join([*begun, str(self.current_epoch)]))
+        if self.current_epoch == 1 and (self.dies == "always" or (self.dies == "once" and "1" not in begun)):
+            os.kill(os.getpid(), signal.SIGKILL)

@@ -57,9 +57,10 @@ def sweep(
     _write(trials, best, wanted, folder)
     print(_table(trials, wanted))
     finished = [trial for trial in trials if trial.status == "finished"]
-    print(f"{len(finished)} of {len(trials)} trials finished, {len(trials) - len(finished)} failed")
+    failed = sum(trial.status == "failed" for trial in trials)
+    print(f"{len(finished)} of {len(trials)} trials finished, {failed} failed")
     if not finished:
-        raise RuntimeError(f"Expected trials that finish, but all failed, the first with: {trials[0].error}")
+        raise RuntimeError(f"Expected trials that finish, but none did, the first with: {trials[0].error}")
     if best is None:
         raise ValueError(
             f"Expected `monitor` to be a metric of the trials, but no {wanted.monitor!r} came with a number; they "
@@ -83,10 +84,9 @@ def _better_of(wanted: Sweep, one: Any, other: Any) -> Any:
 
 
 def _table(trials: Sequence[Any], wanted: Sweep) -> str:
-    varied = [key for key in wanted.vary if any(t.values[key] != trials[0].values[key] for t in trials)]
-    columns = ["trial", *varied, "status", "retries", wanted.monitor]
+    columns = ["trial", *wanted.varied, "status", "retries", wanted.monitor]
     rows = [
-        [t.name, *(_short(t.values[key]) for key in varied), t.status, t.retries, f"{t.score(wanted.monitor):.5g}"]
+        [t.name, *(_short(t.values[k]) for k in wanted.varied), t.status, t.retries, f"{t.score(wanted.monitor):.5g}"]
         for t in trials
     ]
     failures = [f"trial {t.name} failed: {t.error}" for t in trials if t.status == "failed"]

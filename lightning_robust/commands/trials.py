@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import tempfile
+import textwrap
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -39,7 +40,7 @@ class Trial:
         number: Position in the sweep.
         values: What was varied.
         config: The complete configuration, as YAML.
-        status: ``"finished"`` or ``"failed"``.
+        status: ``"finished"``, ``"failed"``, or ``"unfinished"`` where the sweep was interrupted.
         retries: How often it went on after a failure.
         metrics: The last ones that it reported.
         checkpoint: Its last one, if it came to any.
@@ -49,7 +50,7 @@ class Trial:
     number: int
     values: Values
     config: str
-    status: str = "failed"
+    status: str = "unfinished"
     retries: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     checkpoint: Path | None = None
@@ -78,7 +79,11 @@ def plan(sweep: Sweep) -> list[Trial]:
         _require_weights(values)
         arguments = [f"--config={path}" for path in sweep.configs]
         arguments += [as_argument(key, value) for key, value in values.items()]
-        trials.append(Trial(number, values, _complete(arguments)))
+        try:
+            trials.append(Trial(number, values, _complete(arguments)))
+        except _RefusedError as error:
+            told = ", ".join(f"{key}={value}" for key, value in values.items())
+            raise ValueError(f"Trial {number:03d} ({told}) over {', '.join(sweep.configs)}: {error}") from error
     return trials
 
 
@@ -96,13 +101,9 @@ def run_trials(trials: Sequence[Trial], sweep: Sweep, folder: Path, address: str
         ImportError: If Ray is not installed.
         ValueError: If a trial wants more than there is.
     """
-    retried: dict[str, int] = {}
     with _cluster(address, cpus):
         _require_room(sweep.resources)
-        results = _tuner(trials, sweep, folder, retried).fit()
-        _fill_in(trials, results)
-    for trial in trials:
-        trial.retries = retried.get(trial.name, 0)
+        _fill_in(trials, _tuner(trials, sweep, folder).fit())
 
 
 def require_ray() -> None:
@@ -173,11 +174,15 @@ def _logged(path: Path) -> Iterator[None]:
             raise
 
 
+class _RefusedError(Exception):
+    """What the parser finds wrong. Not a ValueError, which the parser would take for one failed guess among several."""
+
+
 class _Parser(RobustParser):
-    """Raises what it finds wrong, for the command to tell."""
+    """Raises its complaint, for the command to tell."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise ValueError(self.complaint(message))
+        raise _RefusedError(self.complaint(message))
 
 
 class _Reader(RobustCLI):
@@ -233,7 +238,9 @@ def _cluster(address: str | None, cpus: int | None) -> Iterator[None]:
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
     # the reporter that `verbose=0` silences
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    here: dict[str, Any] = {} if address is not None else {"num_cpus": cpus, "include_dashboard": False}
+    # trials exchange nothing, so that little memory is enough
+    own = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": 100_000_000}
+    here: dict[str, Any] = own if address is None else {}
     ray.init(address=address or "local", log_to_driver=False, logging_level=logging.WARNING, **here)
     try:
         yield
@@ -253,7 +260,7 @@ def _require_room(wanted: Resources) -> None:
             )
 
 
-def _tuner(trials: Sequence[Trial], sweep: Sweep, folder: Path, retried: dict[str, int]) -> Tuner:
+def _tuner(trials: Sequence[Trial], sweep: Sweep, folder: Path) -> Tuner:
     from ray import tune
 
     function = functools.partial(train, configs=[trial.config for trial in trials], folder=str(folder))
@@ -267,7 +274,7 @@ def _tuner(trials: Sequence[Trial], sweep: Sweep, folder: Path, retried: dict[st
             storage_path=str(folder.parent),
             failure_config=tune.FailureConfig(max_failures=sweep.retries),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
-            callbacks=[_progress(trials, sweep.monitor, retried)],
+            callbacks=[_progress(trials, sweep)],
             verbose=0,
         ),
     )
@@ -277,25 +284,29 @@ def _name(trial: Any) -> str:
     return f"{trial.config['trial']:03d}"
 
 
-def _progress(trials: Sequence[Trial], monitor: str, retried: dict[str, int]) -> Any:
-    """A line for each trial that ends or is taken up again."""
+def _progress(planned: Sequence[Trial], sweep: Sweep) -> Any:
+    """Notes and prints what becomes of each trial."""
     from ray import tune
 
     class Progress(tune.Callback):
-        def _say(self, trial: Any, what: str) -> None:
-            values = ", ".join(f"{key}={value}" for key, value in trials[trial.config["trial"]].values.items())
-            print(f"trial {_name(trial)} ({values}): {what}", flush=True)
+        def _say(self, trial: Trial, what: str) -> None:
+            values = ", ".join(f"{key}={trial.values[key]}" for key in sweep.varied)
+            print(f"trial {trial.name} ({values}): {what}", flush=True)
 
         def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            retried[_name(trial)] = retried.get(_name(trial), 0) + 1
-            self._say(trial, "failed or was killed, goes on from its last checkpoint")
+            ours = planned[trial.config["trial"]]
+            ours.retries += 1
+            self._say(ours, "failed or was killed, goes on from its last checkpoint")
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            self._say(trial, "failed, given up")
+            ours = planned[trial.config["trial"]]
+            ours.status = "failed"
+            self._say(ours, "failed, given up")
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            value = (trial.last_result or {}).get(monitor, math.nan)
-            self._say(trial, f"finished, {monitor} {value:.5g}")
+            ours = planned[trial.config["trial"]]
+            ours.status = "finished"
+            self._say(ours, f"finished, {sweep.monitor} {(trial.last_result or {}).get(sweep.monitor, math.nan):.5g}")
 
     return Progress()
 
@@ -307,8 +318,8 @@ def _fill_in(trials: Sequence[Trial], results: ResultGrid) -> None:
         own = set(reported) - _TUNES_OWN
         trial.metrics = {name: float(reported[name]) for name in sorted(own) if isinstance(reported[name], int | float)}
         trial.checkpoint = Path(result.checkpoint.path) / CHECKPOINT if result.checkpoint is not None else None
-        trial.status = "finished" if result.error is None else "failed"
-        trial.error = str(result.error).strip().splitlines()[-1] if result.error is not None else ""
+        if result.error is not None:
+            trial.error = textwrap.shorten(str(result.error).strip().splitlines()[-1], 160, placeholder=" ...")
 
 
 # what Tune adds to the metrics of a trial

@@ -111,6 +111,11 @@ class Sweep:
             made.append({k: fixed[k] if k in fixed else _draw(v, generator) for k, v in self.vary.items()})
         return made
 
+    @property
+    def varied(self) -> list[str]:
+        """The keys that take more than one value."""
+        return [key for key, values in self.vary.items() if isinstance(values, dict) or len(values) > 1]
+
     def better(self, one: float, other: float) -> bool:
         """Whether one value of the monitored metric beats another; NaN beats nothing."""
         return not math.isnan(one) and (math.isnan(other) or (one > other if self.mode == "max" else one < other))
