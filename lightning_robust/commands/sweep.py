@@ -1,23 +1,25 @@
 """The command ``sweep``: many configurations as Ray Tune trials, a table of them, a soup of their checkpoints.
 
-The file is read in ``utilities/sweeps.py``, the trials are run in ``trials.py``; here files and lines are written.
+The file is read in ``utilities/sweeps.py``, the trials are run in ``tune.py``; here files and lines are written.
 """
 
 from __future__ import annotations
 
 import contextlib
 import csv
-import functools
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jsonargparse
 
 from lightning_robust.utilities.sweeps import Sweep, as_argument, read_sweep, refuse_unknown
 from lightning_robust.utilities.tables import plain_table
+
+if TYPE_CHECKING:
+    from lightning_robust.commands.trials import Trial
 
 
 def sweep(
@@ -42,17 +44,25 @@ def sweep(
         cpus: Cores of this machine to use; all by default.
     """
     # built on the command line's classes, which import this package
-    from lightning_robust.commands import trials as running
+    from lightning_robust.commands.trials import plan
+    from lightning_robust.commands.tune import require_ray, run_trials
 
-    running.require_ray()
+    require_ray()
     wanted = read_sweep(file)
     folder = Path(output or Path("sweeps") / Path(file).stem).resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"Expected a new or an empty folder, but got {folder}. Name another with --output.")
-    trials = running.plan(wanted)
+    trials = plan(wanted)
     recipe = None if wanted.soup is None else _soup_settings(wanted)
     print(f"{len(trials)} trials in {folder}")
-    running.run_trials(trials, wanted, folder, address, cpus)
+    run_trials(trials, wanted, folder, address, cpus)
+    best = _tell(trials, wanted, folder)
+    if recipe is not None:
+        _cook([trial for trial in trials if trial.status == "finished"], best, recipe, folder)
+
+
+def _tell(trials: Sequence[Trial], wanted: Sweep, folder: Path) -> Trial:
+    """Write and print the tables, and name the best trial."""
     best = _best(trials, wanted)
     _write(trials, best, wanted, folder)
     print(_table(trials, wanted))
@@ -69,21 +79,16 @@ def sweep(
     print(
         f"Best: trial {best.name}, {wanted.monitor} {best.score(wanted.monitor):.5g}, {folder / best.name}/config.yaml"
     )
-    if recipe is not None:
-        _cook(finished, best, recipe, folder)
+    return best
 
 
-def _best(trials: Sequence[Any], wanted: Sweep) -> Any | None:
+def _best(trials: Sequence[Trial], wanted: Sweep) -> Trial | None:
     judged = [trial for trial in trials if not math.isnan(trial.score(wanted.monitor))]
-    better = functools.partial(_better_of, wanted)
-    return functools.reduce(better, judged) if judged else None
+    pick = max if wanted.mode == "max" else min
+    return pick(judged, key=lambda trial: trial.score(wanted.monitor)) if judged else None
 
 
-def _better_of(wanted: Sweep, one: Any, other: Any) -> Any:
-    return other if wanted.better(other.score(wanted.monitor), one.score(wanted.monitor)) else one
-
-
-def _table(trials: Sequence[Any], wanted: Sweep) -> str:
+def _table(trials: Sequence[Trial], wanted: Sweep) -> str:
     columns = ["trial", *wanted.varied, "status", "retries", wanted.monitor]
     rows = [
         [t.name, *(_short(t.values[k]) for k in wanted.varied), t.status, t.retries, f"{t.score(wanted.monitor):.5g}"]
@@ -97,7 +102,7 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _write(trials: Sequence[Any], best: Any | None, wanted: Sweep, folder: Path) -> None:
+def _write(trials: Sequence[Trial], best: Trial | None, wanted: Sweep, folder: Path) -> None:
     """Everything about all trials: trials.json, and flat, trials.csv."""
     entries = [
         {
@@ -143,7 +148,7 @@ def _soup_settings(wanted: Sweep) -> list[str]:
     return [as_argument(name, parsed[name]) for name in names if parsed[name] is not None]
 
 
-def _cook(finished: Sequence[Any], best: Any, recipe: list[str], folder: Path) -> None:
+def _cook(finished: Sequence[Trial], best: Trial, recipe: list[str], folder: Path) -> None:
     """A soup of the trials' last checkpoints, in the folder ``soup``."""
     from lightning_robust.cli import main
 

@@ -116,10 +116,6 @@ class Sweep:
         """The keys that take more than one value."""
         return [key for key, values in self.vary.items() if isinstance(values, dict) or len(values) > 1]
 
-    def better(self, one: float, other: float) -> bool:
-        """Whether one value of the monitored metric beats another; NaN beats nothing."""
-        return not math.isnan(one) and (math.isnan(other) or (one > other if self.mode == "max" else one < other))
-
 
 def read_sweep(path: str | Path) -> Sweep:
     """Read and check the file of a sweep.

@@ -38,15 +38,6 @@ def test_draws_lie_in_bounds_are_spread_as_named_and_repeat():
     assert abs(statistics.mean(math.log10(values["l"]) for values in made) + 2) < 4 * tolerance
 
 
-def test_better_follows_the_mode_and_never_takes_nan():
-    largest, smallest = make({"a": [1]}), Sweep(["base.yaml"], {"a": [1]}, "loss", "min")
-    assert largest.better(2.0, 1.0)
-    assert not smallest.better(2.0, 1.0)
-    for wanted in (largest, smallest):
-        assert wanted.better(1.0, math.nan)
-        assert not wanted.better(math.nan, 1.0)
-
-
 def test_arguments_of_the_command_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "start.ckpt").touch()
