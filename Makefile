@@ -2,7 +2,7 @@
 # make test    the whole test suite
 # make lint    format, lint and types
 # make bench   the long benchmarks
-# Each makes .venv at the first use. EXTRAS adds to what is installed, e.g. EXTRAS=dev,rtx.
+# Each makes .venv at the first use. EXTRAS adds to what is installed, e.g. EXTRAS=dev,rtx,sweep.
 
 PYTHON ?= python3
 EXTRAS ?= dev

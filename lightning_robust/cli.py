@@ -10,6 +10,8 @@ import inspect
 import re
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, NoReturn
 
 import jsonargparse
@@ -122,10 +124,14 @@ class RobustParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the complaint and exit with 2."""
-        unknown = re.search(r"(?:Key '|nrecognized arguments: --|[Oo]ption ')([\w.]+)", message)
-        complaint = f"{message.splitlines()[0]}.{_hint(unknown[1])}" if unknown else message
-        sys.stderr.write(f"error: {complaint}\nRun with --help for all keys.\n")
+        sys.stderr.write(f"error: {self.complaint(message)}\nRun with --help for all keys.\n")
         raise SystemExit(2)
+
+    @staticmethod
+    def complaint(message: str) -> str:
+        """What the parser found wrong, with the known key nearest to a misspelt one."""
+        unknown = re.search(r"(?:Key '|nrecognized arguments: --|[Oo]ption ')([\w.]+)", message)
+        return f"{message.splitlines()[0]}.{_hint(unknown[1])}" if unknown else message
 
 
 class RobustCLI(LightningCLI):
@@ -232,10 +238,18 @@ def main(args: ArgsType = None) -> None:
     if isinstance(line, list) and line and line[0] in COMMANDS:
         run_command(line[0], line[1:])
         return
+    with others_warnings_hidden():
+        RobustCLI(args)
+
+
+@contextmanager
+def others_warnings_hidden() -> Iterator[None]:
+    """Without what LightningCLI, Lightning and the exporter make jsonargparse and torch say of themselves.
+
+    What the user's own modules use stays visible.
+    """
     with warnings.catch_warnings():
-        # LightningCLI itself uses what jsonargparse deprecates, Lightning and the exporter what torch deprecates;
-        # what the user's own modules use stays visible
         for category in (FutureWarning, DeprecationWarning):
             warnings.filterwarnings("ignore", category=category, module=r"(lightning|torch|onnxscript)\.")
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
-        RobustCLI(args)
+        yield

@@ -54,7 +54,7 @@ def test_imports_run_one_way(folder, forbidden):
 
 
 def test_what_the_user_may_not_have_is_not_imported_at_the_top():
-    optional = {"av", "tensorrt", "tensorrt_rtx", "modelopt", "cv2", "torchvision", "timm"}
+    optional = {"av", "ray", "tensorrt", "tensorrt_rtx", "modelopt", "cv2", "torchvision", "timm"}
     for path in FILES:
         if path.name != "_engine_child.py":
             assert not {name.split(".")[0] for name in imported(path, top_level=True)} & optional, path
@@ -78,7 +78,7 @@ def test_no_key_is_defined_twice():
     setup.read(ROOT / "setup.cfg")
     assert setup.sections() == ["sdist"]
     assert "version" in project["project"]
-    assert set(project["project"]["optional-dependencies"]) == {"tensorrt", "rtx", "autocast", "video", "dev"}
+    assert set(project["project"]["optional-dependencies"]) == {"tensorrt", "rtx", "autocast", "video", "sweep", "dev"}
 
 
 def test_public_names_are_importable_and_typed():

@@ -7,10 +7,13 @@ import pytest
 import yaml
 
 from lightning_robust.cli import RobustCLI
+from lightning_robust.commands.trials import plan
 from lightning_robust.demo.fashion_mnist.files import DEBIAN
+from lightning_robust.utilities.sweeps import read_sweep
 
 ROOT = Path(__file__).parents[1] / "configs"
-CONFIGS = sorted(ROOT.rglob("*.yaml"))
+SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
+CONFIGS = sorted(set(ROOT.rglob("*.yaml")) - set(SWEEPS))
 BASES = {"lanes.yaml", "fashion_mnist.yaml", "fashion_mnist_sgd.yaml"}
 TECHNIQUES = sorted((ROOT / "techniques").glob("*.yaml"))
 SMALL = {
@@ -46,9 +49,10 @@ def test_all_are_found():
     assert len(CONFIGS) == 16
     assert {path.name for path in ROOT.glob("*.yaml")} == BASES
     assert len(TECHNIQUES) == 13
+    assert [path.name for path in SWEEPS] == ["soup.yaml"]
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*CONFIGS, *SWEEPS], ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_header_says_command_purpose_number_hardware_time(path):
     lines = path.read_text().splitlines()
     for line, word in zip(lines, ("Command:", "Purpose:", "Measured:", "Hardware:", "Time:"), strict=False):
@@ -98,3 +102,19 @@ def test_runs(base, technique, tmp_path, monkeypatch):
         assert technique.stem in OBJECTIVES or cli.config.fit[key] is not False
         assert math.isfinite(cli.trainer.callback_metrics[SHOWS[key]])
         assert cli.trainer.callback_metrics.get("parity/status", 0) <= 1
+
+
+@pytest.mark.filterwarnings("ignore:.*will be overridden by")
+def test_sweep_runs(tmp_path, monkeypatch):
+    """With the start that the header's first command trains, eight complete configurations; the last one runs."""
+    if not DEBIAN.is_dir():
+        pytest.skip("Fashion-MNIST is not installed (apt-get install dataset-fashion-mnist)")
+    monkeypatch.chdir(tmp_path)
+    few = ["--data.num_train=64", "--data.batch_size=16"]
+    RobustCLI(args=["fit", f"--config={ROOT / 'fashion_mnist_sgd.yaml'}", *few, "--trainer.max_epochs=1"])
+    trials = plan(read_sweep(ROOT / "sweeps" / "soup.yaml"))
+    assert len({trial.config for trial in trials}) == 8
+    (tmp_path / "trial.yaml").write_text(trials[-1].config)
+    cli = RobustCLI(args=["fit", "--config=trial.yaml", *few, "--trainer.fast_dev_run=true"])
+    assert (cli.datamodule.shift, cli.config.fit.seed_everything) == (1, 2)
+    assert cli.model.hparams.weights == str(tmp_path / "runs/fashion_mnist_sgd/version_0/checkpoints/last.ckpt")

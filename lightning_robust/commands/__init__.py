@@ -16,6 +16,7 @@ COMMANDS: dict[str, str] = {
     "golden": "inputs and outputs for the car to replay, and what its dump says",
     "parity": "parity report of a checkpoint or an ONNX file",
     "replay": "recorded frames through PyTorch, every runtime and every preprocessing perturbation",
+    "sweep": "many configurations as Ray Tune trials, and a soup of them",
 }
 """Name -> what it does, in one line; a command is the function of its name in the module of its name."""
 
