@@ -124,7 +124,7 @@ show("parity/overview")
 # better at its task does not by itself get better at being deployed, so watch both.
 
 # %%
-figure, panels = plt.subplots(1, 2, figsize=(10, 3.4))
+figure, panels = plt.subplots(1, 2, figsize=(10, 4.2))
 for tag, colour in (("swa/raw/val/lateral_px", "#b3b3b3"), ("val/lateral_px", "#4c78a8")):
     recorded = values(tag)
     panels[0].plot(range(4 - len(recorded), 4), recorded, "o-", color=colour, label=tag)
@@ -138,7 +138,7 @@ for tag, colour in (
 for axes, title in zip(panels, ("the task, px", "deployment, px"), strict=True):
     axes.set(title=title, xlabel="epoch", xticks=range(4))
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2))
 figure.tight_layout()
 plt.show()
 
