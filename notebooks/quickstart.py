@@ -15,6 +15,7 @@
 # squares pass 65504, become infinite, and the outputs turn into zeros without a single NaN to warn you.
 
 # %%
+# %matplotlib inline
 import torch
 from torch import nn
 
