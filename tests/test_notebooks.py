@@ -19,7 +19,7 @@ def test_all_are_found():
         "averaging",
         "bent_lines",
         "quickstart",
-        "tensorboard",
+        "tensorboard_page",
     ]
 
 

@@ -161,8 +161,8 @@ def kept(cell: Sequence[float], trained: Sequence[float], initial: Sequence[floa
         initial: Likewise for the network at initialisation.
 
     Example:
-        >>> kept([0.3, 0.4], [0.5, 0.5], [0.0, 0.1])
-        Estimate(value=0.6666666666666666, low=0.6666666666666666, high=0.6666666666666666)
+        >>> kept([0.5, 0.5, 0.75, 0.75], [1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.5, 0.5])
+        Estimate(value=0.5, low=0.5, high=0.5)
     """
     gained = [end - start for end, start in zip(trained, initial, strict=True)]
     left = [now - start for now, start in zip(cell, initial, strict=True)]
