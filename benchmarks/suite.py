@@ -2,7 +2,7 @@
 
     python benchmarks/suite.py [--seeds 0 1 2] [--out runs/suite] [--only plain EMA]
 
-Every row is a command of ``lightning-robust`` over 10,000 pictures and ten epochs; finished ones are kept in
+Every row is a command of ``lightning-robust`` over 5,000 pictures and ten epochs; finished ones are kept in
 ``results.json`` and not run again. Measured on the test pictures: clean and shifted (``objectives.py``), attacked by
 one FGSM step and by PGD with 20 steps at eps 8/255 (the first 2,000), the distance of emulated fp16 and tf32 from
 PyTorch (relative L2 of the logits, 64 pictures), and the seconds that training took. WiSE-FT needs a model to
@@ -33,7 +33,7 @@ from lightning_robust.deployment.runtimes import Subject, available
 from lightning_robust.functional.rotation import rotate_quadrants
 
 CONFIG = "configs/fashion_mnist.yaml"
-RECIPE = ["--data.num_train=10000", "--trainer.max_epochs=10"]
+RECIPE = ["--data.num_train=5000", "--trainer.max_epochs=10"]
 EPS = "8/255"
 ADVERSARIAL = ["--adversarial.eps=0.05", "--adversarial.val_eps=[]"]
 FGSM = [*ADVERSARIAL, "--adversarial.method=fgsm_rs"]
@@ -88,7 +88,7 @@ def rotated(module: RobustImageClassifier) -> None:
     from lightning_robust.demo.fashion_mnist import FashionMNISTData
 
     quiet_trainer([], max_epochs=3).fit(
-        _Rotations(module.trunk, module.head.in_features), FashionMNISTData(num_train=10000)
+        _Rotations(module.trunk, module.head.in_features), FashionMNISTData(num_train=5000)
     )
 
 

@@ -182,7 +182,10 @@ in_repaired = lines_in_fp16(repaired_subject)
 
 figure, panels = plt.subplots(1, 2, figsize=(9.2, 3.4), sharey=True)
 for line, (axes, side) in enumerate(zip(panels, ("left line", "right line"), strict=True)):
-    for lines, label, colour in ((in_fp16, "all in fp16", "#f58518"), (in_repaired, "with the list in fp32", "#4c78a8")):
+    for lines, label, colour in (
+        (in_fp16, "all in fp16", "#f58518"),
+        (in_repaired, "with the list in fp32", "#4c78a8"),
+    ):
         deviation = (lines - in_pytorch)[worst[0], line]
         axes.plot(detector.rows, deviation, ".-", color=colour, label=label)
     axes.axhline(0, color="black", linewidth=0.5)

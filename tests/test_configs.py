@@ -46,10 +46,10 @@ SHOWS = {
 
 
 def test_all_are_found():
-    assert len(CONFIGS) == 16
+    assert len(CONFIGS) == 17
     assert {path.name for path in ROOT.glob("*.yaml")} == BASES
     assert len(TECHNIQUES) == 13
-    assert [path.name for path in SWEEPS] == ["soup.yaml"]
+    assert [path.name for path in SWEEPS] == ["lazy.yaml", "soup.yaml"]
 
 
 @pytest.mark.parametrize("path", [*CONFIGS, *SWEEPS], ids=lambda path: f"{path.parent.name}/{path.name}")
@@ -102,6 +102,21 @@ def test_runs(base, technique, tmp_path, monkeypatch):
         assert technique.stem in OBJECTIVES or cli.config.fit[key] is not False
         assert math.isfinite(cli.trainer.callback_metrics[SHOWS[key]])
         assert cli.trainer.callback_metrics.get("parity/status", 0) <= 1
+
+
+@pytest.mark.filterwarnings("ignore:Training was lazy")
+def test_lazy_sweep_runs(tmp_path, monkeypatch):
+    """Two scalings, four widths, three seeds; the last one runs and measures."""
+    if not DEBIAN.is_dir():
+        pytest.skip("Fashion-MNIST is not installed (apt-get install dataset-fashion-mnist)")
+    monkeypatch.chdir(tmp_path)
+    trials = plan(read_sweep(ROOT / "sweeps" / "lazy.yaml"))
+    assert len({trial.config for trial in trials}) == 24
+    (tmp_path / "trial.yaml").write_text(trials[-1].config)
+    few = ["--data.num_train=256", "--trainer.max_epochs=1", "--lazy_training.every_n_epochs=1"]
+    cli = RobustCLI(args=["fit", "--config=trial.yaml", *few])
+    assert (cli.model.scale, cli.model.hidden.out_features) == (1 / 4096, 4096)
+    assert 0 <= cli.trainer.callback_metrics["lazy/single_step@1"] <= 1
 
 
 @pytest.mark.filterwarnings("ignore:.*will be overridden by")

@@ -11,6 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning_robust.demo.fashion_mnist import FashionMNISTData, ImageClassifier, files
 from lightning_robust.demo.fashion_mnist.data import moved
 from lightning_robust.demo.fashion_mnist.files import DEBIAN, SHA256, find_files, read_idx
+from lightning_robust.demo.fashion_mnist.two_layers import TwoLayerClassifier, UnitFashionMNISTData
 
 needs_files = pytest.mark.skipif(
     not DEBIAN.is_dir(), reason="Fashion-MNIST is not installed (apt-get install dataset-fashion-mnist)"
@@ -209,3 +210,51 @@ def test_rejects_a_run_of_unknown_length():
     model.trainer = SimpleNamespace(estimated_stepping_batches=float("inf"))
     with pytest.raises(MisconfigurationException, match="max_steps"):
         model.configure_optimizers()
+
+
+def test_pictures_of_length_one(folder):
+    """All but the first, which is black, are the same direction here; a thousand at once are held out."""
+    data = UnitFashionMNISTData(str(folder), batch_size=5)
+    data.setup("fit")
+    held = data.val_dataloader()
+    assert (data.train_dataloader().batch_size, held.batch_size) == (5, 1000)
+    images, _ = data.on_after_batch_transfer(next(iter(held)), 0)
+    assert images.shape == (1000, 1, 28, 28)
+    black = torch.arange(10, 1010) % 256 == 0  # the first 10 are to train on
+    torch.testing.assert_close(images[~black], torch.full_like(images[~black], 1 / 28))
+    assert not images[black].any()
+
+
+def test_two_layers_closed_form():
+    network = TwoLayerClassifier(4, power=1.0, classes=2)
+    images = torch.rand(3, 1, 28, 28)
+    weights, signs = network.hidden.weight.detach(), network.signs
+    expected = [
+        [
+            sum(sign * max(0.0, float(w @ x.flatten())) for w, sign in zip(weights, row, strict=True)) / 4
+            for row in signs
+        ]
+        for x in images
+    ]
+    torch.testing.assert_close(network(images).detach(), torch.tensor(expected))
+    assert set(signs.flatten().tolist()) <= {-1.0, 1.0}
+    assert [name for name, _ in network.named_parameters()] == ["hidden.weight"]
+
+
+def test_scalings_move_outputs_as_fast():
+    """Of a step down the sum of the outputs; the weights move sqrt(m) times further at p = 1."""
+    images = torch.rand(5, 1, 28, 28) / 28
+    moved_by, far = [], []
+    for power in (0.5, 1.0):
+        torch.manual_seed(0)
+        network = TwoLayerClassifier(256, power)
+        before, start = network(images).detach(), network.hidden.weight.detach().clone()
+        optimizer = network.configure_optimizers()
+        optimizer.param_groups[0]["lr"] *= 1e-4  # so that no rectifier changes sides
+        network(images).sum().backward()
+        optimizer.step()
+        moved_by.append((network(images).detach() - before).sum())
+        far.append((network.hidden.weight.detach() - start).norm())
+    assert moved_by[0] < 0
+    torch.testing.assert_close(moved_by[1], moved_by[0], rtol=1e-3, atol=0)
+    torch.testing.assert_close(far[1] / far[0], torch.tensor(16.0), rtol=1e-4, atol=0)

@@ -51,6 +51,7 @@ class FashionMNISTData(pl.LightningDataModule):
         root: Folder of the four IDX files, ``.gz`` or not. None looks where Debian's package
             ``dataset-fashion-mnist`` puts them, then in the cache, then fetches them once.
         batch_size: Pictures in a batch.
+        eval_batch_size: Pictures in a batch of validation or testing; ``batch_size`` if None.
         num_train: Use only the first so many training pictures; all if None.
         num_labelled: Give only the first so many of them with labels. A training batch is then ``{"labelled": (images,
             labels), "unlabelled": (images, numbers)}``, as UATMixin takes it; numbers tell the pictures apart.
@@ -73,6 +74,7 @@ class FashionMNISTData(pl.LightningDataModule):
         root: str | None = None,
         *,
         batch_size: int = 128,
+        eval_batch_size: int | None = None,
         num_train: int | None = None,
         num_labelled: int | None = None,
         corruption: Literal["none", "rotated_noisy"] = "none",
@@ -93,7 +95,7 @@ class FashionMNISTData(pl.LightningDataModule):
         if shift < 0:
             raise ValueError(f"Expected `shift` to be at least 0, but got {shift}.")
         self.root = root
-        self.batch_size = batch_size
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_train = num_train
         self.num_labelled = num_labelled
         self.corruption = corruption
@@ -166,7 +168,7 @@ class FashionMNISTData(pl.LightningDataModule):
     def _loader(self, part: str, *, shuffle: bool) -> DataLoader[Batch]:
         return DataLoader(
             self._parts[part],
-            self.batch_size,
+            self.batch_size if shuffle else self.eval_batch_size or self.batch_size,
             shuffle=shuffle,
             drop_last=shuffle,
             num_workers=self.num_workers,
