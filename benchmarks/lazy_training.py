@@ -6,7 +6,8 @@
 ``sweep`` trains the demo's ``TwoLayerClassifier`` on 10,000 pictures of Fashion-MNIST, each of length 1: p = 1/2 is the
 theorem's network and lazy for large m; p = 1 is the mean-field scaling, which is not. 1,000 held-out pictures are
 attacked. The theorem is about two classes and networks of suitable width, so the table is about its direction. Finished
-runs are kept in ``--out``; ``configs/sweeps/lazy.yaml`` is the same as a sweep. ``cost`` is the share of an epoch that the callback takes on the demo's classifier, with its defaults.
+runs are kept in ``--out``; ``configs/sweeps/lazy.yaml`` trains the same networks as a sweep. ``cost`` is the share of
+an epoch that the callback takes on the demo's classifier, with its defaults.
 """
 
 from __future__ import annotations

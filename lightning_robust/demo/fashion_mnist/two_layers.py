@@ -57,7 +57,7 @@ class TwoLayerClassifier(pl.LightningModule):
 
 
 class UnitFashionMNISTData(FashionMNISTData):
-    """Pictures of length 1, not flipped: ``(N, 1, 28, 28)`` float32 with ``(N,)`` labels; held-out ones by the thousand.
+    """Pictures ``(N, 1, 28, 28)`` of length 1, not flipped, with ``(N,)`` labels; held-out ones by the thousand.
 
     Args:
         root: As for :class:`FashionMNISTData`.
