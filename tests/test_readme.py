@@ -1,18 +1,40 @@
-"""The README's code runs, and what it points to exists."""
+"""The README's code and commands run, and what it points to exists."""
 
+import inspect
 import re
+import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
 from lightning_robust.callbacks import DeploymentParityCallback
+from lightning_robust.cli import main
+from lightning_robust.commands.sweep import sweep
+from lightning_robust.demo.fashion_mnist import ImageClassifier
+from lightning_robust.demo.fashion_mnist.files import DEBIAN
+from lightning_robust.demo.lanes import LaneDetector
+from lightning_robust.deployment.export import export
 from lightning_robust.deployment.preprocessing import CATALOGUE, FAMILIES, perturbations
 from lightning_robust.deployment.runtimes import TARGETS
+
+from .boring import make_trainer
+from .deployment.recordings import save_video, stripes
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, re.DOTALL)
+LINES = re.findall(r"^    lightning-robust (.*)$", TEXT, re.MULTILINE)
+SMALL = {"height": 64, "width": 96, "channels": 8, "hidden": 16}
+# so that it takes seconds
+QUICK = {
+    "parity": ["--targets=[emulated-fp16]", "--samples=4", "--perturbations=none"],
+    "golden": ["--samples=4"],
+    "replay": ["--targets=[torch-bf16]", "--perturbations=[bgr]"],
+    "soup": ["--trainer.limit_val_batches=1", "--trainer.accelerator=cpu", "--bn_samples=64"],
+}
 
 
 def test_blocks_are_found():
@@ -50,3 +72,72 @@ def test_every_target_is_in_the_table():
     assert f"{len(CATALOGUE)} in eleven families, {len(perturbations())} of them" in TEXT
     assert len(FAMILIES) == 11
     assert all(f"`{family}`" in TEXT for family in FAMILIES)
+
+
+def lane_run(folder):
+    """What the demo leaves: config.yaml and the checkpoint of the fourth epoch, of a small detector."""
+    lanes = "lightning_robust.demo.lanes"
+    config = {
+        "model": {"class_path": f"{lanes}.LaneDetector", "init_args": SMALL},
+        "data": {
+            "class_path": f"{lanes}.LaneData",
+            "init_args": {"height": 64, "width": 96, "num_train": 8, "num_val": 8},
+        },
+    }
+    run = folder / "runs" / "lanes" / "version_0"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    model = LaneDetector(**SMALL)
+    with torch.no_grad():
+        model.network.absent.bias.fill_(-5.0)  # finds something everywhere
+    save(model, run / "checkpoints" / "3.ckpt")
+
+
+def save(model, path):
+    trainer = make_trainer(path.parent)
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint(path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the README's commands find what they name."""
+    folder = tmp_path_factory.mktemp("readme")
+    torch.manual_seed(0)
+    lane_run(folder)
+    for name in ("first", "second"):
+        (folder / "runs" / "sgd" / name).mkdir(parents=True)
+        save(ImageClassifier(), folder / "runs" / "sgd" / name / "last.ckpt")
+    (folder / "configs").symlink_to(ROOT / "configs")
+    pictures = torch.rand(8, 3, 32, 32)
+    np.save(folder / "train.npy", pictures.numpy())
+    np.save(folder / "car.npy", pictures.flip(1).numpy())
+    np.savez(folder / "samples.npz", input=pictures.numpy())
+    exported = export(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten()).eval(), (pictures,))
+    (folder / "model.onnx").write_bytes(exported.model.SerializeToString())
+    save_video(folder / "drive.mp4", stripes(range(30, 54, 4), range(110, 134, 4), height=90, width=160))
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore::lightning_robust.NoEffectWarning", "ignore:.*will be overridden by")
+def test_commands_run(folder, monkeypatch, capsys):
+    """In their order, as they are written, with less to do; what is for a cluster is run in test_sweep.py."""
+    monkeypatch.chdir(folder)
+    said = {}
+    for line in LINES:
+        name, *arguments = shlex.split(line, comments=True)
+        if name == "sweep":
+            assert set(re.findall(r"--(\w+)", line)) <= set(inspect.signature(sweep).parameters)
+            continue
+        if name == "soup" and not DEBIAN.is_dir():
+            continue
+        if "--check" in arguments:  # the car dumps golden.npz with other outputs
+            with np.load("golden.npz") as golden:
+                np.savez("car.npz", **{key: golden[key] + 0.125 for key in golden if key.startswith("output/")})
+        main([name, *arguments, *QUICK.get(name, [])])
+        said[line] = capsys.readouterr().out
+    assert "the car feeds channels as BGR" in said["fingerprint train.npy car.npy"]
+    assert "come from the engine" in next(out for line, out in said.items() if "--check" in line)
+    assert sum("parity.html" in out for out in said.values()) == 2
+    assert "frames, 0 skipped" in next(out for line, out in said.items() if line.startswith("replay"))
+    assert not DEBIAN.is_dir() or (folder / "soup" / "soup.json").is_file()
