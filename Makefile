@@ -1,7 +1,7 @@
 # make demo    train the lane detector with parity measured at every validation, print the table
 # make test    the whole test suite
 # make lint    format, lint and types
-# make bench   the long benchmarks
+# make bench   the long benchmarks; RECORDING=solidWhiteRight.mp4 tests lanes on that as well
 # Each makes .venv at the first use. EXTRAS adds to what is installed, e.g. EXTRAS=dev,rtx,sweep.
 
 PYTHON ?= python3
@@ -38,6 +38,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/weights.py
 	$(BIN)/python benchmarks/attacks.py
 	$(BIN)/python benchmarks/suite.py
+	$(if $(RECORDING),$(BIN)/python benchmarks/suite_lanes.py --recording $(RECORDING))
 	$(BIN)/python benchmarks/weight_space.py
 	$(BIN)/python benchmarks/input_space.py
 	$(BIN)/python benchmarks/text.py

@@ -9,7 +9,7 @@ import shutil
 import statistics
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +86,17 @@ def summary(values: list[float]) -> str:
     return f"{100 * statistics.median(values):.2f} ({100 * min(values):.2f} to {100 * max(values):.2f})"
 
 
-def options(description: str | None, folder: str, rows: Sequence[str] = ()) -> argparse.Namespace:
-    """Seeds, folder and, of these, rows from the command line; warnings and Lightning's greetings are silenced."""
+def options(
+    description: str | None, folder: str, rows: Iterable[str] = (), files: Sequence[str] = ()
+) -> argparse.Namespace:
+    """Seeds, folder, rows of these, and files from the command line; warnings and Lightning's greetings are silenced."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path(folder))
     if rows:
         parser.add_argument("--only", nargs="+", choices=rows, default=list(rows))
+    for name in files:
+        parser.add_argument(f"--{name}", type=Path, required=True)
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     return parser.parse_args()
