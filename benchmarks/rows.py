@@ -89,7 +89,7 @@ def summary(values: list[float]) -> str:
 def options(
     description: str | None, folder: str, rows: Iterable[str] = (), files: Sequence[str] = ()
 ) -> argparse.Namespace:
-    """Seeds, folder, rows of these, and files from the command line; warnings and Lightning's greetings are silenced."""
+    """Seeds, folder, rows of these and files from the command line; warnings and greetings are silenced."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path(folder))
