@@ -1,0 +1,29 @@
+"""``lightning-robust compare``: finished runs side by side, on one page."""
+
+from __future__ import annotations
+
+from lightning_robust.utilities.comparison import compare_runs
+from lightning_robust.utilities.comparison_page import markdown_page, write_comparison
+from lightning_robust.utilities.finished_runs import find_runs, read_run
+
+
+def compare(runs: list[str], *, metrics: str | None = None, output: str = "comparison") -> None:
+    """Compare finished runs: what each technique buys and costs. Writes comparison.html, .md and .json.
+
+    A run is a folder with the config.yaml that the command line saves, TensorBoard's event files, the CSVLogger's
+    metrics.csv, or the JSON of the commands parity and replay in it; a folder above runs stands for all of them. Runs
+    whose configurations differ only in their seed are one row.
+
+    Args:
+        runs: Folders.
+        metrics: Which metrics, as tag:max,tag:min,...; by default those of validation, attacks, parity and replay.
+        output: Folder for the page.
+    """
+    folders, remarks = find_runs(runs)
+    for remark in remarks:
+        print(remark)
+    if not folders:
+        raise ValueError(f"Expected folders of finished runs, but found none in {', '.join(runs)}.")
+    comparison = compare_runs([read_run(folder) for folder in folders], metrics)
+    print(markdown_page(comparison))
+    print("The whole page:  " + str(write_comparison(comparison, output)[0].resolve()))
