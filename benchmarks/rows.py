@@ -5,19 +5,31 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
+import resource
 import shutil
 import statistics
 import tempfile
+import time
+import traceback
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 
+from lightning_robust import NoEffectWarning
 from lightning_robust.cli import RobustCLI
+from lightning_robust.utilities.tables import markdown
 
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+Columns = Mapping[str, tuple[str, float, str]]
+"""Heading -> tag of the number, what it is multiplied by, how it is written."""
+COST: Columns = {"CPU s": ("cpu_seconds", 1, ".0f"), "MiB": ("memory/peak_mib", 1, ".0f")}
+"""What :func:`measured_run` adds to every row."""
 
 
 class Results:
@@ -32,10 +44,77 @@ class Results:
         """The numbers of a row, from the file or by running it."""
         key = f"{row} | {seed}"
         if key not in self.content:
-            self.content[key] = run()
-            self.path.write_text(json.dumps(self.content, indent=1))
-            print(key, self.content[key], flush=True)
+            self.put(row, seed, run())
         return self.content[key]
+
+    def put(self, row: str, seed: int, numbers: dict[str, float]) -> None:
+        """Keep the numbers of a row, at once."""
+        self.content[f"{row} | {seed}"] = numbers
+        self.path.write_text(json.dumps(self.content, indent=1))
+        print(f"{row} | {seed}", numbers, flush=True)
+
+    def table(self, rows: Iterable[str], seeds: Sequence[int], columns: Columns) -> str:
+        """Medians over the seeds, with smallest and largest where there are several."""
+
+        def cell(row: str, tag: str, factor: float, form: str) -> str:
+            values = [factor * self.content[f"{row} | {seed}"][tag] for seed in seeds]
+            spread = f" ({min(values):{form}} to {max(values):{form}})" if len(values) > 1 else ""
+            return f"{statistics.median(values):{form}}{spread}"
+
+        return markdown(["training", *columns], [[row, *(cell(row, *how) for how in columns.values())] for row in rows])
+
+
+def run_rows(given: argparse.Namespace, work: Callable[..., dict[str, float]], *arguments: Any) -> Results:
+    """Run what is missing, ``given.jobs`` rows at a time, each in a process of its own with one thread.
+
+    Args:
+        given: Of :func:`options`.
+        work: ``work(row, seed, folder, *arguments)`` gives the numbers of a row; a function of a module.
+        *arguments: Of ``work``.
+
+    Raises:
+        SystemExit: After all the others, if rows failed; says which.
+    """
+    results, failed = Results(given.out), []
+    missing = [(name, seed) for seed in given.seeds for name in given.only if f"{name} | {seed}" not in results.content]
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(given.jobs, get_context("spawn"), quiet, max_tasks_per_child=1) as pool:
+        futures = {
+            pool.submit(work, name, seed, results.folder / _slug(name) / str(seed), *arguments): (name, seed)
+            for name, seed in missing
+        }
+        for future in as_completed(futures):
+            if error := future.exception():
+                failed.append(futures[future])
+                traceback.print_exception(error)
+            else:
+                results.put(*futures[future], future.result())
+    if failed:
+        raise SystemExit(f"These rows failed, the others are kept: {failed}.")
+    return results
+
+
+def measured_run(
+    config: str, seed: int, folder: Path, arguments: Sequence[str], measure: Callable[[RobustCLI], dict[str, float]]
+) -> dict[str, float]:
+    """Train by one command, measure, and leave the numbers in the run's folder, where ``compare`` finds them.
+
+    Returns:
+        What ``measure`` gives, and :data:`COST`: processor seconds and peak memory of the training.
+    """
+    began = time.process_time()
+    cli = run("fit", config, seed, folder, *arguments)
+    seconds = time.process_time() - began
+    memory = {"memory/peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    numbers = memory | measure(cli)
+    logger = cli.trainer.logger
+    logger.log_metrics(numbers, cli.trainer.global_step)
+    logger.finalize("success")
+    return numbers | {"cpu_seconds": seconds}
+
+
+def _slug(name: str) -> str:
+    return name.replace(" ", "_").replace(",", "")
 
 
 def run(command: str, config: str, seed: int, folder: Path, *arguments: str) -> RobustCLI:
@@ -89,14 +168,21 @@ def summary(values: list[float]) -> str:
 def options(
     description: str | None, folder: str, rows: Iterable[str] = (), files: Sequence[str] = ()
 ) -> argparse.Namespace:
-    """Seeds, folder, rows of these and files from the command line; warnings and greetings are silenced."""
+    """Seeds, folder, rows of these and files from the command line; see :func:`quiet`."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path(folder))
     if rows:
         parser.add_argument("--only", nargs="+", choices=rows, default=list(rows))
+        parser.add_argument("--jobs", type=int, default=2)
     for name in files:
         parser.add_argument(f"--{name}", type=Path, required=True)
-    warnings.simplefilter("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    quiet()
     return parser.parse_args()
+
+
+def quiet() -> None:
+    """Silence warnings, but for those of a technique without effect, which end a row."""
+    warnings.simplefilter("ignore")
+    warnings.simplefilter("error", NoEffectWarning)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

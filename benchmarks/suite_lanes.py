@@ -1,53 +1,70 @@
 """The techniques and three combinations on lanes: trained on rendered roads, tested on a real recording.
 
-    python benchmarks/suite_lanes.py --recording solidWhiteRight.mp4 [--seeds 0 1 2] [--out runs/suite_lanes]
+    python benchmarks/suite_lanes.py --recording solidWhiteRight.mp4 [--seeds 0 1 2] [--out runs/suite_lanes] [--jobs 2]
 
-Every row is a command of ``lightning-robust`` over 3,000 rendered pictures and four epochs, the last of which is
-measured; finished ones are kept in ``results.json`` and not run again. In pixels of 960: mean error on rendered
-pictures, clean and under PGD with 10 steps at eps 2/255 (256 of them); the 99th percentile of what the median
-preprocessing difference, JPEG 90 and emulated fp16 and tf32 move on 16 of them; and against the reference of
-``lanes_recording.py`` the median, swing and bend on the recording. Seconds are of the training, with one parity pass.
+Every row is a command of ``lightning-robust`` over 2,000 rendered pictures and four epochs in bf16-mixed, the last of
+which is measured; finished ones are kept in ``results.json`` and not run again, and their numbers stand in their
+folders too, for ``lightning-robust compare runs/suite_lanes``. In pixels of 960: mean error on rendered pictures, clean
+and under PGD with 10 steps at eps 2/255 (256 of them); the 99th percentile of what the median preprocessing difference,
+JPEG 90 and emulated fp16 and tf32 move on 16 of them; and against the reference of ``lanes_recording.py`` the median,
+swing and bend on the recording. What training took includes one parity pass, but not the rendering.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
-import statistics
-import time
 from pathlib import Path
 from typing import Any
 
 from lanes_recording import at_rows, measure, read_frames, reference_lines
-from rows import Results, options, quiet_trainer, run
+from rows import COST, Columns, measured_run, options, quiet_trainer, run_rows
 
 from lightning_robust import AdversarialCallback
 from lightning_robust.cli import RobustCLI
 from lightning_robust.demo.lanes import predict
-from lightning_robust.utilities.tables import markdown
 
 CONFIG = "configs/lanes.yaml"
 PARITY = ["targets=[emulated-fp16,emulated-tf32]", "num_samples=16", "every_n_epochs=4"]
-RECIPE = ["--data.num_train=3000", *(f"--deployment_parity.{setting}" for setting in PARITY)]
+RECIPE = [
+    "--data.num_train=2000",
+    "--trainer.precision=bf16-mixed",
+    *(f"--deployment_parity.{setting}" for setting in PARITY),
+]
 FGSM = ["--adversarial.method=fgsm_rs", "--adversarial.eps=2/255", "--adversarial.val_eps=[]"]
 EMA = ["--swa.kind=ema", "--swa.start=0", "--swa.every=1", "--swa.half_life=0.25 epochs", "--swa.bn_samples=1000"]
+SWA = ["--swa.start=2", "--swa.bn_samples=1000"]
+SOUP = ["ingredients=epochs", "monitor=val/lateral_px", "mode=min", "bn_samples=1000"]
 REGMIXUP = ["--model.regmixup_weight=1"]
+HALF = ["--data.num_labelled=1000", "--model.uat_unlabelled_key=null", "--model.uat_index_key=null"]
 ROWS: dict[str, list[str]] = {
     "plain": [],
     "FGSM-RS": FGSM,
-    "SWA": ["--swa.start=2", "--swa.bn_samples=1000"],
+    "SWA": SWA,
     "EMA": EMA,
+    "SWALP, 8 bits": [*SWA, "--swa.word_length=8"],
+    "greedy soup of epochs": [f"--greedy_soup.{setting}" for setting in SOUP],
     "RegMixup": REGMIXUP,
     "rotation": ["--model.rotation_weight=0.5"],
-    "UAT-OT, half the labels": [
-        *("--model.uat_ot_weight=1", "--model.uat_eps=2/255", "--model.uat_steps=3", "--data.num_labelled=1500"),
-        *("--model.uat_unlabelled_key=null", "--model.uat_index_key=null"),
+    "plain, half the labels": [
+        *("--data.num_train=1000", "--trainer.max_epochs=8", "--deployment_parity.every_n_epochs=8")
     ],
+    "UAT-OT, half the labels": [*HALF, "--model.uat_ot_weight=1", "--model.uat_eps=2/255", "--model.uat_steps=3"],
     "FGSM-RS, EMA": [*FGSM, *EMA],
     "FGSM-RS, RegMixup": [*FGSM, *REGMIXUP],
     "RegMixup, EMA": [*REGMIXUP, *EMA],
 }
-COLUMNS = ("clean", "PGD-10", "preprocessing", "JPEG 90", "fp16", "tf32", "recording", "swing", "bend", "seconds")
+COLUMNS: Columns = {
+    "clean": ("val/lateral_px", 1, ".1f"),
+    "PGD-10": ("val/lateral_px_pgd10", 1, ".0f"),
+    "preprocessing": ("attribution/preprocessing", 1, ".1f"),
+    "JPEG 90": ("sensitivity/jpeg_90/lateral_px_p99", 1, ".1f"),
+    "fp16": ("parity/emulated-fp16/lateral_px_p99", 1, ".2f"),
+    "tf32": ("parity/emulated-tf32/lateral_px_p99", 1, ".3f"),
+    "recording": ("test/recording_px", 1, ".2f"),
+    "swing": ("test/recording_swing_px", 1, ".2f"),
+    "bend": ("test/recording_bend_px", 1, ".2f"),
+    **COST,
+}
 
 
 @functools.cache
@@ -58,49 +75,35 @@ def reference(path: Path) -> tuple[Any, Any]:
 
 
 def measured(cli: RobustCLI, weights: Path, recording: Path) -> dict[str, float]:
-    """All columns but the time."""
+    """All columns but the cost, of the weights that training returned."""
     logged = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
+    cli.trainer.save_checkpoint(weights)
     attack = AdversarialCallback(eps="2/255", val_eps=["2/255"], val_steps=10, val_batches=4)
     (found,) = quiet_trainer([attack]).validate(cli.model, cli.datamodule, verbose=False)
     (attacked,) = (v for tag, v in found.items() if tag.startswith("adversarial/val_lateral_px@"))
     frames, lines = reference(recording)
     seen = measure(at_rows(*predict(weights, frames)), lines)
     return {
-        "clean": found["val/lateral_px"],
-        "PGD-10": attacked,
-        "preprocessing": logged["attribution/preprocessing"],
-        "JPEG 90": logged["sensitivity/jpeg_90/lateral_px_p99"],
-        "fp16": logged["parity/emulated-fp16/lateral_px_p99"],
-        "tf32": logged["parity/emulated-tf32/lateral_px_p99"],
-        "recording": seen["median_px"],
-        "swing": seen["swing_px"],
-        "bend": seen["bend_px"],
+        **{tag: logged[tag] for _, (tag, _, _) in COLUMNS.items() if tag in logged},
+        "val/lateral_px": found["val/lateral_px"],
+        "val/lateral_px_pgd10": attacked,
+        "test/recording_px": seen["median_px"],
+        "test/recording_swing_px": seen["swing_px"],
+        "test/recording_bend_px": seen["bend_px"],
     }
 
 
 def trained(name: str, seed: int, folder: Path, recording: Path) -> dict[str, float]:
-    """Train by one command, then measure the weights that it returns."""
-    began = time.perf_counter()
-    cli = run("fit", CONFIG, seed, folder, *RECIPE, *ROWS[name])
-    seconds = time.perf_counter() - began
-    weights = folder / "final.ckpt"
-    cli.trainer.save_checkpoint(weights)
-    return {**measured(cli, weights, recording), "seconds": seconds}
+    """One row: train by its command, then measure."""
+    measure_it = functools.partial(measured, weights=folder / "final.ckpt", recording=recording)
+    return measured_run(CONFIG, seed, folder, [*RECIPE, *ROWS[name]], measure_it)
 
 
-def main(given: argparse.Namespace) -> None:
-    """Run what is missing and print the table: medians over seeds."""
-    results = Results(given.out)
-    for seed in given.seeds:
-        for name in given.only:
-            folder = results.folder / name.replace(" ", "_").replace(",", "") / str(seed)
-            results.get(name, seed, lambda n=name, s=seed, f=folder: trained(n, s, f, given.recording))  # type: ignore[misc]
-    rows = []
-    for name in given.only:
-        each = [results.content[f"{name} | {seed}"] for seed in given.seeds]
-        rows.append([name, *(f"{statistics.median(numbers[column] for numbers in each):.3g}" for column in COLUMNS)])
-    print(markdown(["training", *COLUMNS], rows))
+def main() -> None:
+    """Run what is missing and print the table."""
+    given = options(__doc__, "runs/suite_lanes", ROWS, files=["recording"])
+    print("\n" + run_rows(given, trained, given.recording).table(given.only, given.seeds, COLUMNS))
 
 
 if __name__ == "__main__":
-    main(options(__doc__, "runs/suite_lanes", ROWS, files=["recording"]))
+    main()

@@ -7,7 +7,9 @@ from lightning_robust.utilities.comparison_page import markdown_page, write_comp
 from lightning_robust.utilities.finished_runs import find_runs, read_run
 
 
-def compare(runs: list[str], *, metrics: str | None = None, output: str = "comparison") -> None:
+def compare(
+    runs: list[str], *, metrics: str | None = None, baseline: str | None = None, output: str = "comparison"
+) -> None:
     """Compare finished runs: what each technique buys and costs. Writes comparison.html, .md and .json.
 
     A run is a folder with the config.yaml that the command line saves, TensorBoard's event files, the CSVLogger's
@@ -17,6 +19,8 @@ def compare(runs: list[str], *, metrics: str | None = None, output: str = "compa
     Args:
         runs: Folders.
         metrics: Which metrics, as tag:max,tag:min,...; by default those of validation, attacks, parity and replay.
+        baseline: Folder of the runs that costs are counted from; by default those without a technique, where they are
+            one row.
         output: Folder for the page.
     """
     folders, remarks = find_runs(runs)
@@ -24,6 +28,6 @@ def compare(runs: list[str], *, metrics: str | None = None, output: str = "compa
         print(remark)
     if not folders:
         raise ValueError(f"Expected folders of finished runs, but found none in {', '.join(runs)}.")
-    comparison = compare_runs([read_run(folder) for folder in folders], metrics)
+    comparison = compare_runs([read_run(folder) for folder in folders], metrics, baseline)
     print(markdown_page(comparison))
     print("The whole page:  " + str(write_comparison(comparison, output)[0].resolve()))

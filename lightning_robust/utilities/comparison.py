@@ -11,6 +11,7 @@ import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from lightning_robust.functional.criticality import over_draws
@@ -27,7 +28,7 @@ GROUPS: dict[str, str] = {
     "preprocessing": rf"^{WORST}$|^attribution/preprocessing$",
     "fp16": r"^parity/[^/]*-fp16/.*",
     "tf32": r"^parity/[^/]*-tf32/.*",
-    "recording": r"^replay/(torch-fp32|[^/]*-fp16)/(swing|bend)$",
+    "recording": r"^replay/(torch-fp32|[^/]*-fp16)/(swing|bend)$|recording",
     "time": rf"^{SECONDS}$|^train(ing)?[/_](time|seconds)$",
     "memory": r"memory|allocated_bytes\.all\.peak",
     "clean": r"^(val|valid|validation|test)[/_]",
@@ -91,7 +92,7 @@ class Row:
     Args:
         name: The techniques that are switched on, with what differs from other rows.
         runs: Of this configuration.
-        plain: Whether no technique is switched on.
+        plain: Whether the others are counted from it: no technique is switched on, or it was named as the baseline.
         cells: Tag -> numbers; a tag that none of the runs has is missing.
         times: Training time as a multiple of the plain row's; None where there is not exactly one plain row.
     """
@@ -127,16 +128,21 @@ class Comparison:
         return {i for i, mean in finite.items() if mean == top}
 
 
-def compare_runs(runs: Sequence[FinishedRun], metrics: str | None = None) -> Comparison:
+def compare_runs(
+    runs: Sequence[FinishedRun], metrics: str | None = None, baseline: str | Path | None = None
+) -> Comparison:
     """Put runs side by side.
 
     Args:
         runs: As :func:`~.finished_runs.read_run` gives them.
         metrics: ``"tag:max,tag:min,..."``; without a direction it is told from the name. By default what the library
             logs, and whatever begins with val, valid, validation or test.
+        baseline: Folder of the runs that costs are counted from; by default those without a technique, where they are
+            one row.
 
     Raises:
-        ValueError: If there is no run, or a metric is written wrongly or in none of the runs.
+        ValueError: If there is no run, a metric is written wrongly or in none of the runs, or the baseline is not one
+            row.
     """
     if not runs:
         raise ValueError("Expected at least one finished run, but got none. Name folders with a config.yaml.")
@@ -149,10 +155,8 @@ def compare_runs(runs: Sequence[FinishedRun], metrics: str | None = None) -> Com
     names, remarks = told_apart([group[0] for group in members])
     wanted = {column.tag for column in columns} | {SECONDS}
     cells = [{tag: c for tag in wanted if (c := _cell(group, tag))} for group in members]
-    rows = [
-        Row(name, group, not techniques(group[0].config) and bool(group[0].config), each)
-        for name, group, each in zip(names, members, cells, strict=True)
-    ]
+    plain = _plain(members, baseline)
+    rows = [Row(*parts) for parts in zip(names, members, plain, cells, strict=True)]
     notes = [*remarks, *_doubts(rows), *_attacks(runs, columns)]
     return Comparison(tuple(_timed(rows)), tuple(columns), tuple(notes))
 
@@ -242,6 +246,19 @@ def _in_units(tags: Sequence[str]) -> list[str]:
 
 def _without(tags: Sequence[str], word: str) -> list[str]:
     return [tag for tag in tags if word not in tag] or list(tags)
+
+
+def _plain(groups: Sequence[Sequence[FinishedRun]], baseline: str | Path | None) -> list[bool]:
+    if baseline is None:
+        return [bool(group[0].config) and not techniques(group[0].config) for group in groups]
+    folder = Path(baseline).resolve()
+    found = [any(run.folder.resolve().is_relative_to(folder) for run in group) for group in groups]
+    if sum(found) != 1:
+        raise ValueError(
+            f"Expected the baseline to be a folder with runs of one configuration, all of them compared, but {folder} "
+            f"holds runs of {sum(found)}."
+        )
+    return found
 
 
 def _cell(runs: Sequence[FinishedRun], tag: str) -> Cell | None:

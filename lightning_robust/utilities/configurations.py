@@ -11,7 +11,8 @@ from lightning_robust.utilities.finished_runs import FinishedRun
 _WEIGHTS = {"regmixup_weight": "regmixup", "rotation_weight": "rotation_ssl"}
 _WEIGHTS |= {"uat_ot_weight": "uat_ot", "uat_ft_weight": "uat_ft"}
 _NO_TECHNIQUE = {"seed_everything", "trainer", "model", "data", "optimizer", "lr_scheduler", "ckpt_path"}
-_NO_TECHNIQUE |= {"weights_only", "deployment_parity", "layer_criticality", "lazy_training", "datapath"}
+_NO_TECHNIQUE |= {"weights_only"}
+_MEASURES = {"deployment_parity", "layer_criticality", "lazy_training", "datapath"}
 _SEED = {"seed", "seed_everything"}
 _PATHS = {"ckpt_path", "default_root_dir", "dirpath", "save_dir", "root", "data_dir", "logger"}
 
@@ -32,7 +33,8 @@ def techniques(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     found |= {key: arguments(value) for key, value in config.items() if value is True or _has_class(value)}
     if found.get("adversarial", {}).get("ratio") == 0:
         del found["adversarial"]  # trains on clean inputs and measures attacked ones
-    return {name: given for name, given in found.items() if name not in _NO_TECHNIQUE}
+    only_measure = _MEASURES - ({"layer_criticality"} if found.get("layer_criticality", {}).get("rewind") else set())
+    return {name: given for name, given in found.items() if name not in _NO_TECHNIQUE | only_measure}
 
 
 def same(run: FinishedRun) -> str:
@@ -78,9 +80,8 @@ def _told(name: str, given: Mapping[str, Any], of_all: Sequence[Mapping[str, Any
 
 def _of_technique(key: str) -> bool:
     first, last = key.partition(".")[0], key.rpartition(".")[2]
-    measuring = {"deployment_parity", "layer_criticality", "lazy_training", "datapath"}
     return (
-        first not in _NO_TECHNIQUE - measuring
+        first not in _NO_TECHNIQUE
         or key.startswith("trainer.callbacks")
         or last.startswith(("regmixup_", "rotation_", "uat_"))
     )

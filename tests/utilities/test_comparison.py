@@ -2,6 +2,7 @@
 
 import math
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def config(seed=0, *, model=None, **keys):
 
 
 def finished(name, scalars, **settings):
-    return FinishedRun(folder=name, config=config(**settings), scalars=scalars)
+    return FinishedRun(folder=Path(name), config=config(**settings), scalars=scalars)
 
 
 def swa(**arguments):
@@ -64,6 +65,24 @@ def test_seeds_are_one_row_and_settings_are_not():
     assert comparison.best(comparison.columns[-1]) == {0}
 
 
+def test_costs_are_counted_from_the_baseline():
+    runs = [
+        finished(f"runs/{name}/0", {"val/acc": 0.5, SECONDS: seconds}, data={"num_train": number}, **keys)
+        for name, seconds, number, keys in (
+            ("few", 4.0, 10, {}),
+            ("all", 8.0, 20, {}),
+            ("swa", 12.0, 20, {"swa": swa()}),
+        )
+    ]
+    assert [row.times for row in compare_runs(runs).rows] == [None, None, None]  # two rows are plain
+    comparison = compare_runs(runs, baseline="runs/all")
+    assert [row.plain for row in comparison.rows] == [False, True, False]
+    assert [row.times for row in comparison.rows] == [0.5, 1.0, 1.5]
+    for folder, number in (("runs", 3), ("elsewhere", 0)):
+        with pytest.raises(ValueError, match=rf"folder with runs of one configuration.*holds runs of {number}\."):
+            compare_runs(runs, baseline=folder)
+
+
 def test_what_else_differs_is_said():
     runs = [finished(str(lr), {"val/acc": 0.5}, optimizer={"lr": lr}) for lr in (0.1, 0.2)]
     comparison = compare_runs(runs)
@@ -88,6 +107,9 @@ def test_techniques_of_a_configuration():
         "wise_ft": {"alphas": 3},
         "swa": {"start": 1},
     }
+    rewound = {"class_path": CLASS + "LayerCriticalityCallback", "init_args": {"rewind": True}}
+    assert techniques(config(layer_criticality=rewound)) == {"layer_criticality": {"rewind": True}}
+    assert techniques(config(layer_criticality=rewound | {"init_args": {"rewind": False}})) == {}
     measured = config(adversarial={"class_path": CLASS + "AdversarialCallback", "init_args": {"ratio": 0.0}})
     assert techniques(measured) == {}
 
@@ -121,6 +143,7 @@ def test_chosen_metrics():
         ("parity/tensorrt-fp16/px_p99", "fp16", "min"),
         ("parity/emulated-tf32/rel_l2", "tf32", "min"),
         ("replay/torch-fp32/swing", "recording", "min"),
+        ("test/recording_bend_px", "recording", "min"),
         ("train/loss", "other", "min"),
         ("val/depth", "clean", None),
     ],
