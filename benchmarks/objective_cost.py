@@ -1,23 +1,19 @@
-"""What a training step costs with each mixin, as a ratio to the plain step of the same run.
+"""What a training step costs with each mixin beside the plain step of the same run, as a part of ``speed.py``.
 
-    python benchmarks/objective_cost.py [--rounds 7] [--threads 2]
-
-A step is the loss, its backward pass and SGD. Unlabelled batches are as large as labelled ones. Rounds are interleaved.
+A step is the loss, its backward pass and SGD. Unlabelled batches are as large as labelled ones.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from attacks import small
+from racing import race, table
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from vision import resnet18
-from weights import race, table
+from vision import TASKS
 
 from lightning_robust import RegMixupMixin, RotationSSLMixin, UATMixin
 
@@ -61,7 +57,7 @@ class Robust(RegMixupMixin, RotationSSLMixin, UATMixin, Host):
 
 def stepping(net: nn.Module, images: Tensor, labels: Tensor, settings: dict[str, Any]) -> Callable[[], None]:
     """One training step."""
-    module = Robust(net=net, **settings)
+    module = Robust(net=net.train(), **settings)
     if "rotation_weight" in settings:
         module._make_head(module.head.in_features)
     object.__setattr__(module, "log_dict", lambda *_, **__: None)
@@ -77,18 +73,11 @@ def stepping(net: nn.Module, images: Tensor, labels: Tensor, settings: dict[str,
     return step
 
 
-def main() -> None:
+def objectives(rounds: int) -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    for name, build, shape in (("small CNN", small, (256, 1, 28, 28)), ("ResNet-18", resnet18, (32, 3, 32, 32))):
-        images, labels = torch.rand(shape), torch.randint(10, shape[:1])
-        steps = {row: stepping(build(), images, labels, settings) for row, settings in ROWS.items()}
-        table(f"{name}, {' x '.join(map(str, shape))}", race(steps, options.rounds))
-
-
-if __name__ == "__main__":
-    main()
+    for task in TASKS:
+        steps = {}
+        for row, settings in ROWS.items():
+            net, images, labels = TASKS[task]()
+            steps[row] = stepping(net, images, labels, settings)
+        table(f"Training step, {task}", race(steps, rounds))

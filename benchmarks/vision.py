@@ -1,6 +1,8 @@
-"""A ResNet-18 and a small ViT for benchmarks, in torch alone."""
+"""Networks and tasks for benchmarks, in torch alone."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -73,3 +75,40 @@ class SmallViT(nn.Module):
         tokens = self.patches(images).flatten(2).transpose(1, 2) + self.places
         logits: Tensor = self.head(self.norm(self.blocks(tokens)).mean(1))
         return logits
+
+
+def small_cnn() -> nn.Module:
+    """The network of the MNIST challenge (Madry et al. 2017)."""
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(3136, 1024),
+        nn.ReLU(),
+        nn.Linear(1024, 10),
+    )
+
+
+def vit_s() -> nn.Module:
+    """The 21.5 million parameters of ViT-S/16, with ten classes."""
+    return SmallViT(width=384, heads=6)
+
+
+def large_resnet18() -> nn.Module:
+    """The 11.2 million parameters of ImageNet's ResNet-18, with ten classes."""
+    return resnet18(large=True)
+
+
+def _task(build: Callable[[], nn.Module], *shape: int) -> tuple[nn.Module, Tensor, Tensor]:
+    return build().eval(), torch.rand(shape), torch.randint(10, shape[:1])
+
+
+TASKS: dict[str, Callable[[], tuple[nn.Module, Tensor, Tensor]]] = {
+    "small CNN, 256 x 1 x 28 x 28": lambda: _task(small_cnn, 256, 1, 28, 28),
+    "ResNet-18, 32 x 3 x 32 x 32": lambda: _task(resnet18, 32, 3, 32, 32),
+}
+"""Networks in evaluation mode, a batch of random pictures, labels."""

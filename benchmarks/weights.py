@@ -1,26 +1,18 @@
-"""Speed and memory of averaging, quantising and cooking soups, beside other implementations in the same run.
-
-    python benchmarks/weights.py [--rounds 40] [--only averaging memory quantiser soup]
-
-ema-pytorch and qtorch are measured where they are installed. One thread; the rounds of all implementations are
-interleaved, the minimum is quoted (the machine is shared), with the median of the ratio to the floor over rounds.
-"""
+"""Averaging, quantising and cooking soups beside other implementations, as parts of ``speed.py``; and their memory."""
 
 from __future__ import annotations
 
-import argparse
 import functools
-import importlib.util
-import statistics
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
+from guests import Guest
 from lightning.pytorch.callbacks import EMAWeightAveraging
+from racing import Contestants, race, table
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -31,80 +23,9 @@ from lightning_robust.functional.soups import greedy_soup
 from lightning_robust.functional.weights import Weights
 from lightning_robust.utilities.checkpoints import read_state
 
-Implementation = dict[str, Callable[[], object]]
 
-
-class Block(nn.Module):
-    """A residual block of ResNet-18, for its shapes."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.convs = nn.ModuleList(
-            [nn.Conv2d(inputs, outputs, 3, bias=False), nn.Conv2d(outputs, outputs, 3, bias=False)]
-        )
-        self.norms = nn.ModuleList([nn.BatchNorm2d(outputs), nn.BatchNorm2d(outputs)])
-        if inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
-
-
-def resnet18() -> nn.Module:
-    """The tensors of ResNet-18: 11.69 million parameters."""
-    widths = [(64, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256), (256, 512), (512, 512)]
-    stem = [nn.Conv2d(3, 64, 7, bias=False), nn.BatchNorm2d(64)]
-    return nn.Sequential(*stem, *(Block(*pair) for pair in widths), nn.Linear(512, 1000))
-
-
-def vit_s() -> nn.Module:
-    """The tensors of ViT-S/16: 22 million parameters."""
-
-    class Layer(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.norms = nn.ModuleList([nn.LayerNorm(384), nn.LayerNorm(384)])
-            self.parts = nn.ModuleList(
-                [nn.Linear(384, 1152), nn.Linear(384, 384), nn.Linear(384, 1536), nn.Linear(1536, 384)]
-            )
-
-    return nn.Sequential(
-        nn.Conv2d(3, 384, 16),
-        nn.Embedding(197, 384),
-        *(Layer() for _ in range(12)),
-        nn.LayerNorm(384),
-        nn.Linear(384, 1000),
-    )
-
-
-def race(implementations: Implementation, rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each round, interleaved."""
-    for run in implementations.values():
-        run()
-        run()
-    times: dict[str, list[float]] = {name: [] for name in implementations}
-    for _ in range(rounds):
-        for name, run in implementations.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(1e3 * (time.perf_counter() - start))
-    return times
-
-
-def table(title: str, times: dict[str, list[float]]) -> None:
-    """Minimum in milliseconds; ratio to the first row: of minima, and the median over rounds with its spread."""
-    floor = next(iter(times.values()))
-    print(
-        f"\n{title}\n| implementation | ms | x first row | median of rounds (10 % to 90 %) |\n| --- | --- | --- | --- |"
-    )
-    for name, values in times.items():
-        ratios = sorted(value / base for value, base in zip(values, floor, strict=True))
-        low, high = ratios[len(ratios) // 10], ratios[-len(ratios) // 10]
-        ratio = min(values) / min(floor)
-        print(
-            f"| {name} | {min(values):.3g} | {ratio:.3g} | {statistics.median(ratios):.3g} ({low:.3g} to {high:.3g}) |"
-        )
-
-
-def averaging(name: str, module: nn.Module, rounds: int) -> None:
-    """One update of an exponential average with a decay of 0.999."""
+def averaging(name: str, module: nn.Module, rounds: int, guests: dict[str, Guest]) -> None:
+    """One update of an exponential average with a decay of 0.999, and exchanging weights; ``guests`` are others."""
     parameters = list(module.parameters())
     total = sum(p.numel() for p in parameters)
     flat, shadow = torch.randn(total), torch.randn(total)
@@ -120,27 +41,25 @@ def averaging(name: str, module: nn.Module, rounds: int) -> None:
         # timm's ModelEmaV3 builds both lists anew and has no cache
         torch._foreach_lerp_(list(timm), [p.detach() for p in module.parameters()], weight=0.001)
 
-    implementations: Implementation = {
-        "flat in-place lerp (floor)": lambda: shadow.lerp_(flat, 0.001),
+    implementations: Contestants = {
+        "limit: one flat in-place lerp": lambda: shadow.lerp_(flat, 0.001),
         "lightning_robust": lambda: ours.update(parameters),
         "timm's formula": timm_formula,
         "torch AveragedModel": lambda: averaged.update_parameters(module),
         "Lightning EMAWeightAveraging": lambda: callback._average_model.update_parameters(lightning),
     }
-    if importlib.util.find_spec("ema_pytorch"):
-        from ema_pytorch import EMA
-
-        other = EMA(module, beta=0.999, update_after_step=0, update_every=1, use_foreach=True)
-        implementations["ema-pytorch, foreach"] = other.update
+    implementations |= guests
     with torch.no_grad():
-        table(f"update, {name}, {total / 1e6:.2f} M parameters", race(implementations, rounds))
+        moved = f"{12 * total / 1e6:.0f} MB moved"
+        table(f"Update of an EMA, {name}, {total / 1e6:.2f} M parameters ({moved})", race(implementations, rounds))
         weights = Weights(module)
         held = [tensor.detach().clone() for tensor in weights.tensors()]
-        swaps: Implementation = {
-            "Lightning WeightAveraging": lambda: callback._swap_models(lightning),
-            "lightning_robust": lambda: weights.restore(weights.put(held)),
+        swaps: Contestants = {
+            "limit of copying: one flat copy": lambda: shadow.copy_(flat),
+            "Lightning WeightAveraging, one way": lambda: callback._swap_models(lightning),
+            "lightning_robust, there and back": lambda: weights.restore(weights.put(held)),
         }
-        table(f"exchange, {name} (ours there and back, Lightning's one way)", race(swaps, rounds))
+        table(f"Exchange of weights, {name}", race(swaps, rounds))
 
 
 class Wrapped(pl.LightningModule):
@@ -184,21 +103,19 @@ def memory(module: nn.Module) -> None:
         print(f"an update of {label} weights makes {created.count} temporaries, each at most {share:.2f} of a tensor")
 
 
-def quantiser(rounds: int) -> None:
-    """512 x 4608 values, stochastic, an exponent a row."""
+def quantiser(rounds: int, guests: dict[str, Guest]) -> None:
+    """512 x 4608 values, stochastic, an exponent a row; ``guests`` are others."""
     values = torch.randn(512, 4608)
     out = torch.empty_like(values)
     generator = torch.Generator().manual_seed(0)
-    implementations: Implementation = {
-        "memory copy": lambda: out.copy_(values),
+    implementations: Contestants = {
+        "limit: memory copy": lambda: out.copy_(values),
+        "as many random numbers": lambda: out.uniform_(generator=generator),
         "lightning_robust": lambda: quantize_block(values, 8, block_dim=0, generator=generator, out=out),
         "lightning_robust, nearest": lambda: quantize_block(values, 8, block_dim=0, rounding="nearest", out=out),
     }
-    if importlib.util.find_spec("qtorch"):
-        from qtorch.quant import block_quantize
-
-        implementations["QPyTorch"] = lambda: block_quantize(values, 8, dim=0, rounding="stochastic")
-    table("quantiser, 512 x 4608, stochastic, 8 bits", race(implementations, rounds))
+    implementations |= guests
+    table("Quantiser, 512 x 4608, stochastic, 8 bits", race(implementations, rounds))
 
 
 class Held:
@@ -260,7 +177,7 @@ def soup(count: int = 20) -> None:
     for name in ("plain", "lightning_robust", "lightning_robust, scores known"):
         with tempfile.TemporaryDirectory() as folder:
             files, held.seen = Files(folder, states), 0
-            start = time.perf_counter()
+            start = time.process_time()
             if name == "plain":
                 opened = [functools.partial(files.each_time, path) for path in files.paths]
                 chosen, state = plain_greedy(opened, held.accuracy)
@@ -268,7 +185,7 @@ def soup(count: int = 20) -> None:
                 known = scores if name.endswith("known") else None
                 made = greedy_soup(files.ingredients(), held.running, scores=known, best_possible=1.0)
                 chosen, state = made.ingredients, made.state
-            seconds = time.perf_counter() - start
+            seconds = time.process_time() - start
         first = first or (chosen, state, held.seen, seconds)
         same = chosen == first[0] and all(torch.allclose(state[key], first[1][key], atol=1e-6) for key in state)
         print(
@@ -291,26 +208,3 @@ def plain_greedy(
         if score > best:
             chosen, soup_state, best = [*chosen, index], candidate, score
     return chosen, soup_state
-
-
-def main() -> None:
-    """Print all tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--only", nargs="+", default=["averaging", "memory", "quantiser", "soup"])
-    options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    if "averaging" in options.only:
-        averaging("ResNet-18 shapes", resnet18(), options.rounds)
-        averaging("ViT-S shapes", vit_s(), options.rounds)
-    if "memory" in options.only:
-        memory(resnet18())
-    if "quantiser" in options.only:
-        quantiser(options.rounds)
-    if "soup" in options.only:
-        soup()
-
-
-if __name__ == "__main__":
-    main()

@@ -211,15 +211,32 @@ def pareto_front(points: Sequence[tuple[float, float]], modes: tuple[Mode, Mode]
     return [i for i, (x, y) in enumerate(scored) if not any(u >= x and v >= y and (u, v) != (x, y) for u, v in scored)]
 
 
+def leading(comparison: Comparison, group: str) -> Column | None:
+    """The metric that speaks for a group: the first clean one, else the worst over all rows (PGD-20 rather than FGSM).
+
+    None where no metric of the group has a direction.
+    """
+    columns = [column for column in comparison.columns if column.group == group and column.mode is not None]
+    if not columns or group == "clean":
+        return columns[0] if columns else None
+    return min(columns, key=lambda column: _height(comparison, column))
+
+
 def axes(comparison: Comparison) -> tuple[Column, Column] | None:
     """What the picture shows: clean against attacked, else corrupted, preprocessing or fp16; None without both."""
-    usable = [column for column in comparison.columns if column.mode is not None]
-    clean = next((column for column in usable if column.group == "clean"), None)
+    clean = leading(comparison, "clean")
     for group in ("attacked", "corrupted", "preprocessing", "fp16"):
-        robust = next((column for column in usable if column.group == group), None)
+        robust = leading(comparison, group)
         if clean and robust:
             return clean, robust
+    usable = [column for column in comparison.columns if column.mode is not None]
     return (usable[0], usable[1]) if len(usable) > 1 and usable[0].group == "other" else None
+
+
+def _height(comparison: Comparison, column: Column) -> float:
+    """How good the rows are on the whole; larger is better."""
+    means = [row.cells[column.tag].mean for row in comparison.rows if column.tag in row.cells]
+    return statistics.fmean(means) * (1 if column.mode == "max" else -1)
 
 
 def _chosen(metrics: str, tags: Sequence[str]) -> list[Column]:

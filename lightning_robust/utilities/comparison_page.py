@@ -10,7 +10,16 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_robust.utilities.comparison import ORDER, Cell, Column, Comparison, Row, axes, pareto_front
+from lightning_robust.utilities.comparison import (
+    ORDER,
+    Cell,
+    Column,
+    Comparison,
+    Row,
+    axes,
+    leading,
+    pareto_front,
+)
 from lightning_robust.utilities.html_page import bullets, document, svg, table, text, versions
 from lightning_robust.utilities.structures import jsonable
 from lightning_robust.utilities.tables import markdown
@@ -20,6 +29,8 @@ if TYPE_CHECKING:
 
 _NOTHING = "-"
 _FRONT, _BEHIND = "#f58518", "#4c78a8"
+# where numbers stand beside their points, in turns: neighbours are often close
+_ASIDE = ((9, 7), (-9, 7), (9, -7), (-9, -7))
 _PARITY = "`deployment_parity: true` in a run, or `lightning-robust parity --ckpt ... --output RUN/parity` after it"
 SOURCES: dict[str, str] = {
     "clean": "a metric that `validation_step` logs under a name that begins with val, such as `val/acc`",
@@ -30,7 +41,7 @@ SOURCES: dict[str, str] = {
     "tf32": _PARITY,
     "recording": "`lightning-robust replay --ckpt ... --frames ... --output RUN/replay`",
     "time": "TensorBoard's event files",
-    "memory": "Lightning's `DeviceStatsMonitor` on a GPU",
+    "memory": "Lightning's `DeviceStatsMonitor` on a GPU, or any scalar with memory in its name",
 }
 """Group of metrics -> which switch or command would produce them."""
 
@@ -123,17 +134,15 @@ def html_page(comparison: Comparison, facts: Mapping[str, str]) -> str:
 
 
 def cost_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]] | None:
-    """Training time and first metric of each group against the plain row; None where not exactly one row is plain."""
+    """Training time and one metric of each group against the plain row; None where not exactly one row is plain."""
     plain = [row for row in comparison.rows if row.plain]
     others = [row for row in comparison.rows if not row.plain]
     if len(plain) != 1 or not others:
         return None
-    firsts: dict[str, Column] = {}
-    for column in comparison.columns:
-        if column.group not in ("time", "memory") and column.tag in plain[0].cells:
-            firsts.setdefault(column.group, column)
-    columns = list(firsts.values())
-    heads = ["run", "training time", *(f"{column.group}{_arrow(column)}" for column in columns)]
+    groups = [group for group in (*ORDER, "other") if group not in ("time", "memory")]
+    leads = [lead for group in groups if (lead := leading(comparison, group))]
+    columns = [lead for lead in leads if lead.tag in plain[0].cells]
+    heads = ["run", "training time", *(f"{column.group}: {column.tag}{_arrow(column)}" for column in columns)]
     rows = []
     for row in others:
         times = _NOTHING if row.times is None else f"{row.times:.2f} x"
@@ -146,11 +155,12 @@ def missing(comparison: Comparison) -> list[str]:
     lines = []
     for group in ORDER:
         columns = [column for column in comparison.columns if column.group == group]
-        without = [row.name for row in comparison.rows if any(column.tag not in row.cells for column in columns)]
+        rows = enumerate(comparison.rows, 1)
+        without = [str(i) for i, row in rows if any(column.tag not in row.cells for column in columns)]
         if not columns:
             lines.append(f"{group}: no run has such a number. It comes from {SOURCES[group]}.")
         elif without:
-            lines.append(f"{group}: missing in {', '.join(without)}. It comes from {SOURCES[group]}.")
+            lines.append(f"{group}: missing in row {', '.join(without)}. It comes from {SOURCES[group]}.")
     return lines
 
 
@@ -162,7 +172,7 @@ def draw_pareto(comparison: Comparison) -> Figure | None:
         return None
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 4.6), layout="constrained")
+    figure = Figure(figsize=(11, 5), layout="constrained")
     plane = figure.subplots()
     modes = (chosen[0].mode or "max", chosen[1].mode or "max")
     front = pareto_front([(x.mean, y.mean) for _, x, y in points], modes)
@@ -174,7 +184,15 @@ def draw_pareto(comparison: Comparison) -> Figure | None:
         reach = (_reach(x), _reach(y))
         plane.errorbar(x.mean, y.mean, reach[1], reach[0], "none", ecolor=colour, elinewidth=0.8, alpha=0.4)
         plane.scatter(x.mean, y.mean, color=colour, zorder=3, label=name)
-        plane.annotate(str(index + 1), (x.mean, y.mean), (5, 5), textcoords="offset points", fontsize=10)
+        plane.annotate(
+            str(index + 1),
+            (x.mean, y.mean),
+            _ASIDE[place % len(_ASIDE)],
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=9,
+        )
     for axis, column in ((plane.xaxis, chosen[0]), (plane.yaxis, chosen[1])):
         axis.set_label_text(f"{column.group}: {column.tag}")
         axis.set_inverted(column.mode == "min")

@@ -59,23 +59,35 @@ def told_apart(runs: Sequence[FinishedRun]) -> tuple[list[str], list[str]]:
         parts = [_told(name, given, [s[name] for s in switched if name in s]) for name, given in on.items()]
         names.append(" + ".join(parts) or ("plain" if run.config else run.folder.name))
     others = [{k: v for k, v in _flat(run.config).items() if not _of_technique(k)} for run in runs if run.config]
-    keys = sorted({key for other in others for key in other if len({o.get(key) for o in others}) > 1})
+    apart = sorted({key for other in others for key in other if len({o.get(key) for o in others}) > 1})
     for name in {name for name in names if names.count(name) > 1}:
         alike = [i for i, each in enumerate(names) if each == name]
         flats = {i: _flat(runs[i].config) for i in alike}
-        differing = [k for k in flats[alike[0]] if len({flat.get(k) for flat in flats.values()}) > 1][:4]
+        keys = {key: None for flat in flats.values() for key in flat}
+        differing = [key for key in keys if len({flat.get(key) for flat in flats.values()}) > 1][:4]
         for i in alike:
-            told = ", ".join(f"{key}={flats[i].get(key, '-')}" for key in differing) or str(runs[i].folder)
-            names[i] = f"{name} [{told}]"
-    remark = f"The configurations differ in more than techniques: {', '.join(keys)}."
-    return names, [remark] if keys else []
+            names[i] = f"{name} [{_settings(flats[i], differing) or runs[i].folder}]"
+    remark = f"The configurations differ in more than techniques: {', '.join(apart)}."
+    return names, [remark] if apart else []
 
 
 def _told(name: str, given: Mapping[str, Any], of_all: Sequence[Mapping[str, Any]]) -> str:
     flats = [_flat(each) for each in of_all]
     own = _flat(given)
     differing = [key for key in own if len({flat.get(key) for flat in flats}) > 1]
-    return f"{name} ({', '.join(f'{key}={own[key]}' for key in differing)})" if differing else name
+    told = _settings(own, differing)
+    return f"{name} ({told})" if told else name
+
+
+def _settings(flat: Mapping[str, str], keys: Sequence[str]) -> str:
+    """Those that have a value, as short as they can be told apart: ``max_epochs=10, class_path=Detector``."""
+    ends = [key.rpartition(".")[2] for key in keys]
+    told = []
+    for key, end in zip(keys, ends, strict=True):
+        value = flat.get(key, "None").strip("'")
+        value = value.rpartition(".")[2] if end == "class_path" else value
+        told.append(f"{end if ends.count(end) == 1 else key}={value}")
+    return ", ".join(each for each in told if not each.endswith("=None"))
 
 
 def _of_technique(key: str) -> bool:

@@ -29,7 +29,7 @@ _STYLE = """
   --good: #1a7f37; --mind: #9a6700; --bad: #cf222e; --bar: #8a94a0; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --soft: #9198a1; --line: #3d444d; --card: #161b22;
   --page: #0d1117; --good: #3fb950; --mind: #d29922; --bad: #f85149; --bar: #6e7681; } figure { background: #fff; } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); max-width: 1240px;
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); max-width: 1400px;
   margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; margin: 0 0 .2rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
 p, li { max-width: 46rem; } .soft { color: var(--soft); }
@@ -45,7 +45,8 @@ table.moved td:nth-child(2), table.moved th:nth-child(2) { text-align: left; }
 table.compared td:nth-child(2), table.compared td:nth-child(3) { color: var(--soft); }
 table.compared td:first-child { min-width: 7rem; } table.compared td, table.compared th { padding: .3rem .5rem; }
 table.compared td { white-space: nowrap; vertical-align: top; }
-table.compared td:first-child { white-space: normal; } table.compared th { vertical-align: bottom; max-width: 9rem; }
+table.compared td:first-child { white-space: normal; max-width: 17rem; }
+table.compared th { vertical-align: bottom; max-width: 9rem; }
 table.compared .soft { font-size: .8rem; } th.group { text-align: center; border-left: 1px solid var(--line); }
 td.best { font-weight: 600; color: var(--good); } td.best .soft { font-weight: 400; }
 .bar { display: inline-block; height: .7em; background: var(--bar); border-radius: 2px; min-width: 1px; }

@@ -14,6 +14,7 @@ from lightning_robust.utilities.comparison import (
     compare_runs,
     direction,
     group_of,
+    leading,
     pareto_front,
 )
 from lightning_robust.utilities.configurations import techniques
@@ -86,7 +87,7 @@ def test_costs_are_counted_from_the_baseline():
 def test_what_else_differs_is_said():
     runs = [finished(str(lr), {"val/acc": 0.5}, optimizer={"lr": lr}) for lr in (0.1, 0.2)]
     comparison = compare_runs(runs)
-    assert [row.name for row in comparison.rows] == ["plain [optimizer.lr=0.1]", "plain [optimizer.lr=0.2]"]
+    assert [row.name for row in comparison.rows] == ["plain [lr=0.1]", "plain [lr=0.2]"]
     assert comparison.notes == ("The configurations differ in more than techniques: optimizer.lr.",)
 
 
@@ -157,6 +158,36 @@ def test_pareto_front_against_all_pairs():
     points = [(generator.randint(0, 5), generator.randint(0, 5)) for _ in range(40)]
     beaten = {i for i, p in enumerate(points) for q in points if q != p and q[0] >= p[0] and q[1] <= p[1]}
     assert pareto_front(points, ("max", "min")) == [i for i in range(40) if i not in beaten]
+
+
+def test_settings_are_told_as_short_as_they_differ():
+    models = [("my.Net", {"lr": 1}, None), ("my.Net", {"lr": 2}, 3), ("your.Net2", {"lr": 2}, 3)]
+    runs = [
+        FinishedRun(
+            Path(str(i)),
+            {
+                "model": {"class_path": path},
+                "optimizer": optimizer,
+                "head": {"lr": 1},
+                "trainer": {"max_epochs": epochs},
+            },
+            {"val/acc": 0.5},
+        )
+        for i, (path, optimizer, epochs) in enumerate(models)
+    ]
+    assert [row.name for row in compare_runs(runs).rows] == [
+        "plain [class_path=Net, lr=1]",
+        "plain [class_path=Net, lr=2, max_epochs=3]",
+        "plain [class_path=Net2, lr=2, max_epochs=3]",
+    ]
+
+
+def test_the_strongest_attack_speaks_for_all():
+    scalars = {"val/acc": 0.9, "val/acc_clean": 0.1, "val/fgsm_acc": 0.5, "val/pgd_acc": 0.25, "val/pgd_loss": 9.0}
+    comparison = compare_runs([finished("a", scalars | {"parity/a-fp16/rel_l2": 1e-3, "parity/b-fp16/rel_l2": 1e-2})])
+    tags = [leading(comparison, group).tag for group in ("clean", "attacked", "fp16")]
+    assert tags == ["val/acc", "val/pgd_acc", "parity/b-fp16/rel_l2"]
+    assert leading(comparison, "corrupted") is None
 
 
 def test_axes_of_the_picture():

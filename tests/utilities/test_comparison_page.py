@@ -49,14 +49,16 @@ def test_markdown_marks_the_best(comparison):
 
 
 def test_costs_need_one_plain_row(comparison):
-    assert cost_rows(comparison)[0] == ["run", "training time", "clean ↑", "attacked ↑"]
+    assert cost_rows(comparison)[0] == [
+        *("run", "training time", "clean: val/acc ↑", "attacked: adversarial/val_acc@0.1 ↑")
+    ]
     assert cost_rows(compare_runs([finished(0, 0.5, 0.25, 1.0, swa=True)])) is None
 
 
 def test_missing_numbers_name_their_source():
     runs = compare_runs([finished(0, 0.5, 0.25, 10.0), finished(0, 0.5, None, 10.0, swa=True)])
     lines = missing(runs)
-    assert lines[0] == f"attacked: missing in swa. It comes from {SOURCES['attacked']}."
+    assert lines[0] == f"attacked: missing in row 2. It comes from {SOURCES['attacked']}."
     assert f"fp16: no run has such a number. It comes from {SOURCES['fp16']}." in lines
     assert "| - |" in markdown_page(runs)
 
