@@ -1,7 +1,8 @@
 # make demo    train the lane detector with parity measured at every validation, print the table
 # make test    the whole test suite
 # make lint    format, lint and types
-# make bench   the long benchmarks; RECORDING=solidWhiteRight.mp4 tests lanes on that as well
+# make bench   the suite and speed side by side, an hour; RECORDING=solidWhiteRight.mp4 tests lanes on that, an hour more
+# make headlines  what the papers state, on small data, and the other tables of benchmarks/RESULTS.md; hours
 # Each makes .venv at the first use. EXTRAS adds to what is installed, e.g. EXTRAS=dev,rtx,sweep.
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ DEMO_ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/installed-$(EXTRAS)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench headlines clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -30,24 +31,23 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/parity_cost.py
-	$(BIN)/python benchmarks/rendering_speed.py
-	$(BIN)/python benchmarks/sensitivity.py
-	$(BIN)/python benchmarks/gpu_parity.py
-	$(BIN)/python benchmarks/fingerprint.py --every 5
-	$(BIN)/python benchmarks/weights.py
-	$(BIN)/python benchmarks/attacks.py
 	$(BIN)/python benchmarks/suite.py
 	$(if $(RECORDING),$(BIN)/python benchmarks/suite_lanes.py --recording $(RECORDING))
+	$(BIN)/python benchmarks/speed.py
+
+headlines: $(STAMP)
 	$(BIN)/python benchmarks/weight_space.py
 	$(BIN)/python benchmarks/input_space.py
 	$(BIN)/python benchmarks/text.py
 	$(BIN)/python benchmarks/objectives.py
-	$(BIN)/python benchmarks/criticality.py speed
-	$(BIN)/python benchmarks/criticality.py findings
+	$(BIN)/python benchmarks/criticality.py
 	$(BIN)/python benchmarks/lazy_training.py sweep
 	$(BIN)/python benchmarks/lazy_training.py cost
 	$(BIN)/python benchmarks/datapath.py
+	$(BIN)/python benchmarks/sensitivity.py
+	$(BIN)/python benchmarks/gpu_parity.py
+	$(BIN)/python benchmarks/fingerprint.py --every 5
+	$(BIN)/python benchmarks/rendering_speed.py
 
 clean:
 	rm -rf .venv build dist *.egg-info runs
