@@ -10,7 +10,7 @@ from lightning_robust.utilities.finished_runs import find_runs, read_run
 def compare(
     runs: list[str], *, metrics: str | None = None, baseline: str | None = None, output: str = "comparison"
 ) -> None:
-    """Compare finished runs: what each technique buys and costs. Writes comparison.html, .md and .json.
+    """Compare finished runs: what each technique buys and costs. Writes comparison.html, .md and .json, and pareto.png.
 
     A run is a folder with the config.yaml that the command line saves, TensorBoard's event files, the CSVLogger's
     metrics.csv, or the JSON of the commands parity and replay in it; a folder above runs stands for all of them. Runs

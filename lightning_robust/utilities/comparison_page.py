@@ -27,7 +27,7 @@ from lightning_robust.utilities.tables import markdown
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_NOTHING = "-"
+_NOTHING, _PICTURE = "-", "pareto.png"
 _FRONT, _BEHIND = "#f58518", "#4c78a8"
 # where numbers stand beside their points, in turns: neighbours are often close
 _ASIDE = ((9, 7), (-9, 7), (9, -7), (-9, -7))
@@ -47,7 +47,7 @@ SOURCES: dict[str, str] = {
 
 
 def write_comparison(comparison: Comparison, folder: str | Path) -> list[Path]:
-    """Write ``comparison.html``, ``.md`` and ``.json``.
+    """Write ``comparison.html``, ``.md`` and ``.json``, and the picture for the second, ``pareto.png``.
 
     Args:
         comparison: What :func:`~.comparison.compare_runs` made.
@@ -59,15 +59,20 @@ def write_comparison(comparison: Comparison, folder: str | Path) -> list[Path]:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     facts = versions()
+    figure = draw_pareto(comparison)
+    picture = "" if figure is None else f"\n![Robust against clean]({_PICTURE})\n"
     contents = {
         "html": html_page(comparison, facts),
-        "md": markdown_page(comparison),
+        "md": markdown_page(comparison) + picture,
         "json": json.dumps(jsonable({**content(comparison), "provenance": facts}), indent=2, allow_nan=False),
     }
     paths = []
     for suffix, told in contents.items():
         paths.append(folder / f"comparison.{suffix}")
         paths[-1].write_text(told, encoding="utf-8")
+    if figure is not None:
+        paths.append(folder / _PICTURE)
+        figure.savefig(paths[-1], dpi=120)
     return paths
 
 

@@ -73,7 +73,9 @@ def test_html_has_every_number_and_escapes(comparison):
 
 def test_files(comparison, tmp_path):
     paths = write_comparison(comparison, tmp_path / "out")
-    assert [path.name for path in paths] == ["comparison.html", "comparison.md", "comparison.json"]
+    assert [path.name for path in paths] == ["comparison.html", "comparison.md", "comparison.json", "pareto.png"]
+    assert paths[1].read_text().endswith("\n![Robust against clean](pareto.png)\n")
+    assert paths[3].read_bytes().startswith(b"\x89PNG")
     told = json.loads(paths[2].read_text())
     assert told["rows"][0]["metrics"]["val/acc"] == {
         "values": [0.5, 0.625],
