@@ -54,14 +54,18 @@ class Results:
         print(f"{row} | {seed}", numbers, flush=True)
 
     def table(self, rows: Iterable[str], seeds: Sequence[int], columns: Columns) -> str:
-        """Medians over the seeds, with smallest and largest where there are several."""
+        """Medians over the seeds that are there, with smallest and largest where there are several."""
+
+        def runs(row: str) -> list[dict[str, float]]:
+            return [self.content[f"{row} | {seed}"] for seed in seeds if f"{row} | {seed}" in self.content]
 
         def cell(row: str, tag: str, factor: float, form: str) -> str:
-            values = [factor * self.content[f"{row} | {seed}"][tag] for seed in seeds]
+            values = [factor * numbers[tag] for numbers in runs(row)]
             spread = f" ({min(values):{form}} to {max(values):{form}})" if len(values) > 1 else ""
             return f"{statistics.median(values):{form}}{spread}"
 
-        return markdown(["training", *columns], [[row, *(cell(row, *how) for how in columns.values())] for row in rows])
+        lines = [[row, len(runs(row)), *(cell(row, *how) for how in columns.values())] for row in rows if runs(row)]
+        return markdown(["training", "seeds", *columns], lines)
 
 
 def run_rows(given: argparse.Namespace, work: Callable[..., dict[str, float]], *arguments: Any) -> Results:

@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
 
-from lanes_recording import at_rows, measure, read_frames, reference_lines
+from lanes_recording import Reference, at_rows, measure, read_frames, reference_lines
 from rows import COST, Columns, measured_run, options, quiet_trainer, run_rows
 
 from lightning_robust import AdversarialCallback, DeploymentParityCallback
@@ -60,14 +59,7 @@ COLUMNS: Columns = {
 }
 
 
-@functools.cache
-def reference(path: Path) -> tuple[Any, Any]:
-    """Frames of the recording and the lines in them."""
-    frames = read_frames(path)
-    return frames, reference_lines(frames, 308.0)
-
-
-def measured(cli: RobustCLI, weights: Path, recording: Path) -> dict[str, float]:
+def measured(cli: RobustCLI, weights: Path, recording: Path, lines: Reference) -> dict[str, float]:
     """All columns but the cost, of the weights that training returned."""
     cli.trainer.save_checkpoint(weights)
     attack = AdversarialCallback(eps="2/255", val_eps=["2/255"], val_steps=10, val_batches=4)
@@ -76,8 +68,7 @@ def measured(cli: RobustCLI, weights: Path, recording: Path) -> dict[str, float]
     trainer.validate(cli.model, cli.datamodule, verbose=False)
     found = {name: float(value) for name, value in trainer.callback_metrics.items()}
     (attacked,) = (v for tag, v in found.items() if tag.startswith("adversarial/val_lateral_px@"))
-    frames, lines = reference(recording)
-    seen = measure(at_rows(*predict(weights, frames)), lines)
+    seen = measure(at_rows(*predict(weights, read_frames(recording))), lines)
     return {
         **{tag: found[tag] for _, (tag, _, _) in COLUMNS.items() if tag in found},
         "val/lateral_px_pgd10": attacked,
@@ -87,16 +78,17 @@ def measured(cli: RobustCLI, weights: Path, recording: Path) -> dict[str, float]
     }
 
 
-def trained(name: str, seed: int, folder: Path, recording: Path) -> dict[str, float]:
+def trained(name: str, seed: int, folder: Path, recording: Path, lines: Reference) -> dict[str, float]:
     """One row: train by its command, then measure."""
-    measure_it = functools.partial(measured, weights=folder / "final.ckpt", recording=recording)
+    measure_it = functools.partial(measured, weights=folder / "final.ckpt", recording=recording, lines=lines)
     return measured_run(CONFIG, seed, folder, [*RECIPE, *ROWS[name]], measure_it)
 
 
 def main() -> None:
     """Run what is missing and print the table."""
     given = options(__doc__, "runs/suite_lanes", ROWS, files=["recording"])
-    print("\n" + run_rows(given, trained, given.recording).table(given.only, given.seeds, COLUMNS))
+    lines = reference_lines(read_frames(given.recording), 308.0)
+    print("\n" + run_rows(given, trained, given.recording, lines).table(given.only, given.seeds, COLUMNS))
 
 
 if __name__ == "__main__":
