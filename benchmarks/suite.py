@@ -51,7 +51,7 @@ ROWS = {
     "RegMixup": REGMIXUP,
     "rotation": ["--model.rotation_weight=0.5"],
     "plain, 500 labels": LABELS,
-    "UAT-OT, 500 labels": [*UNLABELLED, "--model.uat_ot_weight=5", "--model.uat_eps=0.05", "--model.uat_steps=3"],
+    "UAT-OT, 500 labels": [*UNLABELLED, "--model.uat_ot_weight=0.5", "--model.uat_eps=0.05", "--model.uat_steps=3"],
     "FGSM-RS, EMA": [*FGSM, *EMA],
     "FGSM-RS, RegMixup": [*FGSM, *REGMIXUP],
     "RegMixup, EMA": [*REGMIXUP, *EMA],
