@@ -25,7 +25,7 @@ def benchmark(monkeypatch):
 
 
 def test_every_command_of_make_bench_exists():
-    named = {word for word in (ROOT / "Makefile").read_text().split() if word.startswith("benchmarks/")}
+    named = {word for word in (ROOT / "Makefile").read_text().split() if word.endswith(".py")}
     assert len(named) > 10
     assert all((ROOT / name).exists() for name in named)
 
