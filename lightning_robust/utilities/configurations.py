@@ -63,20 +63,31 @@ def told_apart(runs: Sequence[FinishedRun]) -> tuple[list[str], list[str]]:
     for name in {name for name in names if names.count(name) > 1}:
         alike = [i for i, each in enumerate(names) if each == name]
         flats = {i: _flat(runs[i].config) for i in alike}
-        keys = {key: None for flat in flats.values() for key in flat}
-        differing = [key for key in keys if len({flat.get(key) for flat in flats.values()}) > 1][:4]
+        keys = _separating(list(flats.values()))
         for i in alike:
-            names[i] = f"{name} [{_settings(flats[i], differing) or runs[i].folder}]"
+            told = _settings(flats[i], keys) if runs[i].config else str(runs[i].folder)
+            names[i] = f"{name} [{told}]" if told else name
     remark = f"The configurations differ in more than techniques: {', '.join(apart)}."
     return names, [remark] if apart else []
 
 
 def _told(name: str, given: Mapping[str, Any], of_all: Sequence[Mapping[str, Any]]) -> str:
-    flats = [_flat(each) for each in of_all]
-    own = _flat(given)
-    differing = [key for key in own if len({flat.get(key) for flat in flats}) > 1]
-    told = _settings(own, differing)
+    told = _settings(_flat(given), _separating([_flat(each) for each in of_all]))
     return f"{name} ({told})" if told else name
+
+
+def _separating(flats: Sequence[Mapping[str, str]]) -> list[str]:
+    """A few keys whose values tell all that differ apart, in the order of the configurations."""
+    order = list({key: None for flat in flats for key in flat})
+    different = len({tuple(flat.get(key) for key in order) for flat in flats})
+    chosen: list[str] = []
+
+    def parts(keys: Sequence[str]) -> int:
+        return len({tuple(flat.get(key) for key in keys) for flat in flats})
+
+    while parts(chosen) < different:
+        chosen.append(max(order, key=lambda key: parts([*chosen, key])))
+    return sorted(chosen, key=order.index)
 
 
 def _settings(flat: Mapping[str, str], keys: Sequence[str]) -> str:

@@ -162,6 +162,7 @@ def test_pareto_front_against_all_pairs():
 
 def test_settings_are_told_as_short_as_they_differ():
     models = [("my.Net", {"lr": 1}, None), ("my.Net", {"lr": 2}, 3), ("your.Net2", {"lr": 2}, 3)]
+    models += [("your.Net2", {"lr": 3}, 3), ("your.Net2", {"lr": 4}, 3)]
     runs = [
         FinishedRun(
             Path(str(i)),
@@ -177,8 +178,10 @@ def test_settings_are_told_as_short_as_they_differ():
     ]
     assert [row.name for row in compare_runs(runs).rows] == [
         "plain [class_path=Net, lr=1]",
-        "plain [class_path=Net, lr=2, max_epochs=3]",
-        "plain [class_path=Net2, lr=2, max_epochs=3]",
+        "plain [class_path=Net, lr=2]",
+        "plain [class_path=Net2, lr=2]",
+        "plain [class_path=Net2, lr=3]",
+        "plain [class_path=Net2, lr=4]",
     ]
 
 
