@@ -2,7 +2,8 @@
 
 This file runs on both sides: imported it makes environments and starts processes, as a script it is the other side. It
 needs nothing but torch there: ``python guests.py TASK LIBRARY`` reads a line for each round and answers with
-milliseconds of processor time.
+milliseconds of processor time. Processes differ by up to a tenth in what the same computation takes them, so that for
+attacks the limit is timed there as well.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from vision import TASKS, large_resnet18, vit_s
 
 EPS, STEP, STEPS = 0.1, 0.025, 10
@@ -39,6 +41,17 @@ PACKAGES = {
     "ema-pytorch": Package("ema-pytorch==0.8.3", ()),
     "QPyTorch": Package("qtorch==0.3.0", ("setuptools", "ninja")),
 }
+
+
+def limit(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], object]:
+    """Ten forward and input-gradient passes."""
+
+    def run() -> None:
+        for _ in range(STEPS):
+            z = x.detach().requires_grad_()
+            torch.autograd.grad(cross_entropy(model(z), y, reduction="sum"), z)
+
+    return run
 
 
 def torchattacks_pgd(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], object]:
@@ -91,9 +104,12 @@ ATTACKS = {"torchattacks": torchattacks_pgd, "foolbox": foolbox_pgd, "ART": art_
 class Guest:
     """A library that runs a task in its own environment; called, it runs a round and returns its milliseconds.
 
+    Attributes:
+        limits: Of each round, what the limit took in the same process; empty where the task has none.
+
     Args:
         library: One of :data:`PACKAGES`.
-        task: What :func:`contestant` knows.
+        task: What :func:`contestants` knows.
         folder: Where environments are made, once.
 
     Raises:
@@ -102,6 +118,7 @@ class Guest:
 
     def __init__(self, library: str, task: str, folder: Path) -> None:
         self.library = library
+        self.limits: list[float] = []
         command = [str(environment(library, folder)), __file__, task, library]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -113,9 +130,11 @@ class Guest:
         assert self.process.stdout is not None
         try:
             print("go", file=self.process.stdin, flush=True)
-            return float(self.process.stdout.readline())
+            spent, *limits = map(float, self.process.stdout.readline().split())
         except (ValueError, OSError) as error:
             raise RuntimeError(f"{self.library} gave no time: {self.process.communicate()[1][-500:]}") from error
+        self.limits += limits
+        return spent
 
     def close(self) -> None:
         """End the process."""
@@ -140,26 +159,29 @@ def environment(library: str, folder: Path) -> Path:
     return python
 
 
-def contestant(task: str, library: str) -> Callable[[], object]:
-    """One round of a task with a library."""
+def contestants(task: str, library: str) -> list[Callable[[], object]]:
+    """One round of a task with a library; for an attack also the limit."""
     torch.manual_seed(0)
     if task in TASKS:
         model, x, y = TASKS[task]()
-        return ATTACKS[library](model, x, y)
+        return [ATTACKS[library](model, x, y), limit(model, x, y)]
     if task == "quantiser":
-        return qpytorch(torch.randn(512, 4608))
-    return ema_update({"ResNet-18": large_resnet18, "ViT-S": vit_s}[task]())
+        return [qpytorch(torch.randn(512, 4608))]
+    return [ema_update({"ResNet-18": large_resnet18, "ViT-S": vit_s}[task]())]
 
 
 def main(task: str, library: str) -> None:
     """The other side."""
     torch.set_num_threads(1)
     answers, sys.stdout = sys.stdout, sys.stderr  # libraries greet on stdout
-    run = contestant(task, library)
+    runs = contestants(task, library)
     for _ in sys.stdin:
-        start = time.process_time()
-        run()
-        print(1e3 * (time.process_time() - start), file=answers, flush=True)
+        spent = []
+        for run in runs:
+            start = time.process_time()
+            run()
+            spent.append(1e3 * (time.process_time() - start))
+        print(*spent, file=answers, flush=True)
 
 
 if __name__ == "__main__":

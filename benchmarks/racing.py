@@ -25,11 +25,18 @@ def race(contestants: Contestants, rounds: int) -> dict[str, list[float]]:
     return times
 
 
-def table(title: str, times: Mapping[str, list[float]]) -> None:
-    """Minimum in milliseconds; ratio to the first row, which is the limit: of minima, and the median over rounds."""
-    limit = next(iter(times.values()))
+def table(title: str, times: Mapping[str, list[float]], limits: Mapping[str, list[float]] | None = None) -> None:
+    """Minimum in milliseconds; ratio to the limit: of minima, and the median over rounds.
+
+    Args:
+        title: Above the table.
+        times: Of :func:`race`; the first row is the limit.
+        limits: That of rows which have one of their own, each at least as long as there are rounds.
+    """
+    first = next(iter(times.values()))
     print(f"\n{title}\n\n| | ms | x limit | median of rounds (10 % to 90 %) |\n| --- | --- | --- | --- |")
     for name, values in times.items():
+        limit = (limits or {}).get(name, first)[-len(values) :]
         ratios = sorted(value / base for value, base in zip(values, limit, strict=True))
         low, high = ratios[len(ratios) // 10], ratios[-1 - len(ratios) // 10]
         ratio = min(values) / min(limit)
