@@ -219,7 +219,10 @@ def _table(comparison: Comparison) -> str:
     """The table with a line for groups of columns above it."""
     groups = [(group, len(list(members))) for group, members in groupby(comparison.columns, lambda c: c.group)]
     upper = "".join(f'<th class="group" colspan="{count}">{text(group)}</th>' for group, count in groups)
-    heads = [text(f"{column.tag}{_arrow(column)}").replace("/", "/<wbr>") for column in comparison.columns]
+    heads = [
+        text(f"{column.tag}{_arrow(column)}").replace("/", "/<wbr>").replace("_", "_<wbr>")
+        for column in comparison.columns
+    ]
     lower = "".join(f"<th>{head}</th>" for head in ["run", "#", "seeds", *heads])
     body = []
     for index, row in enumerate(comparison.rows):
