@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import lightning.pytorch as pl
-from rows import Results, options, run, summary
+from rows import Results, options, run, slug, summary
 
 from lightning_robust import AdversarialCallback
 
@@ -40,7 +40,7 @@ ROWS = {
 
 def row(results: Results, name: str, seed: int) -> None:
     """Train, then test clean, under FGSM and under PGD-40."""
-    folder = results.folder / name.replace(" ", "_").replace(",", "") / str(seed)
+    folder = results.folder / slug(name) / str(seed)
     epochs, switches = ROWS[name]
     common = [f"--adversarial.eps={EPS}", "--adversarial.val_eps=[]", "--adversarial.guard_every_n_steps=0"]
 

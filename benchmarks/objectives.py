@@ -22,7 +22,7 @@ import matplotlib
 import torch
 from kornia.filters import gaussian_blur2d
 from PIL import Image, ImageDraw, ImageFont
-from rows import Results, options, run, summary
+from rows import Results, options, run, slug, summary
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc, multiclass_calibration_error
 
@@ -161,7 +161,7 @@ def main() -> None:
     for seed in seeds:
         for table, rows, recipe, measure in tables:
             for name, switches in rows.items():
-                folder = results.folder / table / name.replace(" ", "_").replace(",", "") / str(seed)
+                folder = results.folder / table / slug(name) / str(seed)
                 results.get(name, seed, functools.partial(measured, measure, seed, folder, [*recipe, *switches]))
     for _, rows, _, _ in tables:
         keys = [key for key in results.content[f"{next(iter(rows))} | {seeds[0]}"] if key != "seconds"]

@@ -82,9 +82,9 @@ def run_rows(given: argparse.Namespace, work: Callable[..., dict[str, float]], *
     results, failed = Results(given.out), []
     missing = [(name, seed) for seed in given.seeds for name in given.only if f"{name} | {seed}" not in results.content]
     os.environ["OMP_NUM_THREADS"] = "1"
-    with ProcessPoolExecutor(given.jobs, get_context("spawn"), quiet, max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(given.jobs, get_context("spawn"), _strict, max_tasks_per_child=1) as pool:
         futures = {
-            pool.submit(work, name, seed, results.folder / _slug(name) / str(seed), *arguments): (name, seed)
+            pool.submit(work, name, seed, results.folder / slug(name) / str(seed), *arguments): (name, seed)
             for name, seed in missing
         }
         for future in as_completed(futures):
@@ -117,7 +117,14 @@ def measured_run(
     return numbers | {"cpu_seconds": seconds}
 
 
-def _slug(name: str) -> str:
+def _strict() -> None:
+    """Quiet, but a technique without effect ends its row: the table would say that it did nothing."""
+    quiet()
+    warnings.simplefilter("error", NoEffectWarning)
+
+
+def slug(name: str) -> str:
+    """The folder of a row."""
     return name.replace(" ", "_").replace(",", "")
 
 
@@ -186,7 +193,6 @@ def options(
 
 
 def quiet() -> None:
-    """Silence warnings, but for those of a technique without effect, which end a row."""
+    """Silence warnings and greetings."""
     warnings.simplefilter("ignore")
-    warnings.simplefilter("error", NoEffectWarning)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

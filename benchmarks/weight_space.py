@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 
-from rows import Results, accuracies, checkpoint, options, run, summary
+from rows import Results, accuracies, checkpoint, options, run, slug, summary
 
 from lightning_robust import load_averaged
 
@@ -31,7 +31,7 @@ JUDGE = ["--monitor=val/acc", "--mode=max"]
 
 def averaging(results: Results, row: str, seed: int) -> None:
     """A row of the first table."""
-    folder = results.folder / row.replace(" ", "_").replace(",", "") / str(seed)
+    folder = results.folder / slug(row) / str(seed)
 
     def raw() -> dict[str, float]:
         cli = run("validate", BASE, seed, folder / "raw")

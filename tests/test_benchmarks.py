@@ -3,13 +3,16 @@
 import argparse
 import importlib
 import json
+import logging
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 
+from lightning_robust import NoEffectWarning
 from lightning_robust.callbacks import GreedySoupCallback, SWACallback
 from lightning_robust.cli import RobustCLI
 
@@ -52,6 +55,8 @@ def work(row, seed, folder, factor):
     """What a row of a table is here."""
     if row == "broken":
         raise ValueError("no such technique")
+    if row == "idle":
+        warnings.warn("the start never came", NoEffectWarning, stacklevel=1)
     return {"acc": factor * (1 + seed) / 4, "name": str(folder)}
 
 
@@ -69,6 +74,18 @@ def test_finished_rows_are_kept_and_failed_ones_named(benchmark, tmp_path, capsy
     given.only = ["a, b"]
     table = rows.run_rows(given, work, 99.0).table(["a, b"], [0, 1], {"clean": ("acc", 100, ".1f")})
     assert table.splitlines()[-1] == "| a, b | 2 | 37.5 (25.0 to 50.0) |"
+
+
+@pytest.mark.filterwarnings("ignore:.*may lead to deadlocks in the child.*")
+def test_a_technique_without_effect_ends_its_row_only_in_suites(benchmark, tmp_path, monkeypatch):
+    rows = benchmark("rows")
+    given = argparse.Namespace(out=tmp_path, seeds=[0], only=["idle"], jobs=1)
+    with pytest.raises(SystemExit, match=r"\[\('idle', 0\)\]"):
+        rows.run_rows(given, work, 1.0)
+    with warnings.catch_warnings():
+        monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "setLevel", lambda level: None)
+        rows.quiet()  # as for the row of weight_space.py that means never to average
+        assert work("idle", 0, tmp_path, 1.0)["acc"] == 0.25
 
 
 def test_all_import():
