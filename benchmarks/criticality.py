@@ -24,13 +24,13 @@ from rows import quiet, quiet_trainer
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_robust import LayerCriticalityCallback
-from lightning_robust.callbacks.criticality_map import CriticalityMap
-from lightning_robust.callbacks.criticality_report import draw
-from lightning_robust.callbacks.draws import Draws
+from lightning_robust.callbacks.layer_criticality.draws import Draws
+from lightning_robust.callbacks.layer_criticality.measure import CriticalityMap
+from lightning_robust.callbacks.layer_criticality.report import draw
 from lightning_robust.demo.fashion_mnist import FashionMNISTData, ImageClassifier
-from lightning_robust.functional.criticality import find_layers
 from lightning_robust.functional.weights import Weights
-from lightning_robust.utilities.evaluation import Evaluator
+from lightning_robust.harness.evaluate import Evaluator
+from lightning_robust.layers import find_layers
 
 
 class Naive(pl.Callback):

@@ -20,11 +20,11 @@ import torch
 from rows import quiet_trainer, run
 
 from lightning_robust import DatapathCallback
-from lightning_robust.callbacks.datapath_figure import draw
-from lightning_robust.callbacks.datapath_probe import Datapath
-from lightning_robust.callbacks.datapath_report import summary, table
+from lightning_robust.callbacks.datapath.figure import draw
+from lightning_robust.callbacks.datapath.measure import Datapath
+from lightning_robust.callbacks.datapath.report import summary, table
 from lightning_robust.demo.fashion_mnist import FashionMNISTData, RobustImageClassifier
-from lightning_robust.utilities.checkpoints import read_state
+from lightning_robust.harness.checkpoints import read_state
 
 CONFIG = "configs/fashion_mnist.yaml"
 FEW = ["--data.num_train=20000", "--trainer.max_epochs=4"]

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from lightning_robust.deployment.fingerprint import fingerprint
-from lightning_robust.deployment.frames import open_recording
-from lightning_robust.deployment.preprocessing import CATALOGUE, FAMILIES, Perturbation
-from lightning_robust.utilities.tables import markdown
+from lightning_robust.deployment.fingerprint.search import fingerprint
+from lightning_robust.deployment.pixels.catalogue import CATALOGUE, FAMILIES, Perturbation
+from lightning_robust.deployment.replay.frames import open_recording
+from lightning_robust.tables import markdown
 
 PIPELINE = (
     *("compression", "color_matrix", "color_range", "shift", "crop", "resize_filter", "rounding", "noise"),

@@ -65,7 +65,7 @@ def fashion_mnist(samples: int, checkpoint: Path | None) -> Case:
 def _trained(module: Any, data: Any, epochs: int, checkpoint: Path | None) -> nn.Module:
     import lightning.pytorch as pl
 
-    from lightning_robust.utilities.runs import load_module
+    from lightning_robust.harness.runs import load_module
 
     if checkpoint is not None:
         data.prepare_data()
@@ -182,8 +182,8 @@ def executed_in_torch(model: nn.Module, x: Tensor, device: str) -> dict[str, Out
 
 def with_onnx(model: nn.Module, x: Tensor, device: str) -> tuple[dict[str, Outputs], dict[str, Outputs | str]]:
     """Through this library: what the emulator predicts, and what engines give."""
-    from lightning_robust.deployment.execution import execute
-    from lightning_robust.deployment.runtimes import TARGETS, Subject, runtime
+    from lightning_robust.deployment.engines.base import TARGETS, Subject, runtime
+    from lightning_robust.deployment.engines.execution import execute
 
     subject = Subject(model, (x,), max_batch=len(x), device=device, time_limit=600.0)
     emulated, executed = {}, {}
@@ -205,8 +205,8 @@ def onnxruntime_on_cuda(subject: Any) -> dict[str, Outputs | str]:
     """ONNX Runtime's CUDA provider, in fp32 without TF32, with TF32, and in fp16."""
     import onnxruntime
 
-    from lightning_robust.deployment.conversion import to_half
-    from lightning_robust.deployment.runtimes import feed
+    from lightning_robust.deployment.engines.base import feed
+    from lightning_robust.deployment.numerics.convert import to_half
 
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         return {"onnxruntime_cuda-fp16": "not run (unavailable): this onnxruntime has no CUDA provider"}

@@ -24,10 +24,10 @@ import lightning.pytorch as pl
 from rows import Results, quiet_trainer
 
 from lightning_robust import LazyTrainingCallback
-from lightning_robust.callbacks.laziness_report import draw
+from lightning_robust.callbacks.lazy_training.report import draw
 from lightning_robust.demo.fashion_mnist import FashionMNISTData, ImageClassifier
 from lightning_robust.demo.fashion_mnist.two_layers import TwoLayerClassifier, UnitFashionMNISTData
-from lightning_robust.utilities.tables import markdown
+from lightning_robust.tables import markdown
 
 WIDTHS = (64, 256, 1024, 4096)
 REGIMES = {"lazy, m^-1/2": 0.5, "mean field, 1/m": 1.0}

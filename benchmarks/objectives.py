@@ -20,7 +20,6 @@ from pathlib import Path
 import lightning.pytorch as pl
 import matplotlib
 import torch
-from kornia.filters import gaussian_blur2d
 from PIL import Image, ImageDraw, ImageFont
 from rows import Results, options, run, slug, summary
 from torch import Tensor
@@ -76,12 +75,20 @@ UNLABELLED = {
 }
 
 
+def blurred(pixels: Tensor, sigma: float) -> Tensor:
+    """Pixels (N, 1, H, W) under a Gaussian of 9 x 9 taps, mirrored at the border."""
+    taps = torch.exp(-((torch.arange(9.0) - 4) ** 2) / (2 * sigma**2))
+    taps = taps / taps.sum()
+    padded = torch.nn.functional.pad(pixels, (4, 4, 4, 4), mode="reflect")
+    return torch.nn.functional.conv2d(padded, torch.outer(taps, taps)[None, None])
+
+
 def shifts(pixels: Tensor) -> dict[str, Tensor]:
     """Test pictures in [0, 1], shifted in nine ways."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(pixels.shape, generator=generator)
     found = {f"noise {s}": (pixels + s * noise).clamp(0, 1) for s in (0.05, 0.1, 0.2)}
-    found |= {f"blur {s}": gaussian_blur2d(pixels, (9, 9), (s, s)) for s in (0.7, 1.0, 1.5)}
+    found |= {f"blur {s}": blurred(pixels, s) for s in (0.7, 1.0, 1.5)}
     return found | {f"contrast {s}": 0.5 + s * (pixels - 0.5) for s in (0.7, 0.5, 0.3)}
 
 

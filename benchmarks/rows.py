@@ -23,7 +23,7 @@ import lightning.pytorch as pl
 
 from lightning_robust import NoEffectWarning
 from lightning_robust.cli import RobustCLI
-from lightning_robust.utilities.tables import markdown
+from lightning_robust.tables import markdown
 
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 Columns = Mapping[str, tuple[str, float, str]]

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from vision import SmallViT, resnet18
 
-from lightning_robust.deployment.export import export, frozen_copy
-from lightning_robust.deployment.sensitivity import Sweep
-from lightning_robust.utilities.tables import markdown
+from lightning_robust.deployment.graph.export import export, frozen_copy
+from lightning_robust.deployment.numerics.sensitivity import Sweep
+from lightning_robust.tables import markdown
 
 HEAD = ("model", "nodes", "ranking, s", "list, s", "all fp16", "kept", "with the list", "factor")
 

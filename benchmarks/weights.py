@@ -21,7 +21,7 @@ from lightning_robust.functional.averaging import RunningAverage
 from lightning_robust.functional.quantization import quantize_block
 from lightning_robust.functional.soups import greedy_soup
 from lightning_robust.functional.weights import Weights
-from lightning_robust.utilities.checkpoints import read_state
+from lightning_robust.harness.checkpoints import read_state
 
 
 def averaging(name: str, module: nn.Module, rounds: int, guests: dict[str, Guest]) -> None:

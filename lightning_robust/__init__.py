@@ -10,8 +10,8 @@ from lightning_robust.callbacks import SWACallback as SWACallback
 from lightning_robust.callbacks import WiSEFTCallback as WiSEFTCallback
 from lightning_robust.deployment.parity import ParityReport as ParityReport
 from lightning_robust.deployment.parity import measure_parity as measure_parity
+from lightning_robust.harness.checkpoints import load_averaged as load_averaged
+from lightning_robust.harness.trainers import NoEffectWarning as NoEffectWarning
 from lightning_robust.mixins import RegMixupMixin as RegMixupMixin
 from lightning_robust.mixins import RotationSSLMixin as RotationSSLMixin
 from lightning_robust.mixins import UATMixin as UATMixin
-from lightning_robust.utilities.checkpoints import load_averaged as load_averaged
-from lightning_robust.utilities.trainers import NoEffectWarning as NoEffectWarning

@@ -5,7 +5,6 @@ What a technique does stands in its class; a new one joins here by one line of :
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 import sys
@@ -30,6 +29,7 @@ from lightning_robust.callbacks import (
     WiSEFTCallback,
 )
 from lightning_robust.commands import COMMANDS, run_command
+from lightning_robust.suggest import did_you_mean
 
 
 class Slot(NamedTuple):
@@ -228,8 +228,7 @@ def _hint(unknown: str) -> str:
     known = {"model", "data", "optimizer", "lr_scheduler", "seed_everything", *inspect.signature(Trainer).parameters}
     for slot in TECHNIQUES:
         known |= {slot.key, *inspect.signature(slot.cls).parameters}
-    near = difflib.get_close_matches(unknown.rsplit(".", 1)[-1], sorted(known), 1)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    return did_you_mean(unknown.rsplit(".", 1)[-1], sorted(known), 1)
 
 
 def main(args: ArgsType = None) -> None:

@@ -30,14 +30,14 @@ from torch import nn
 from lightning_robust import measure_parity
 from lightning_robust.demo.lanes import LaneData, LaneDetector
 from lightning_robust.demo.lanes.pictures import draw_lines
-from lightning_robust.deployment.export import frozen_copy
-from lightning_robust.deployment.figures import draw_causes, draw_layers, draw_parity
-from lightning_robust.deployment.fingerprint import fingerprint
-from lightning_robust.deployment.localisation import localise
-from lightning_robust.deployment.page import judge
-from lightning_robust.deployment.preprocessing import CATALOGUE, perturbations
-from lightning_robust.deployment.report import layer_sentences, summary
-from lightning_robust.deployment.runtimes import Subject, available, runtime
+from lightning_robust.deployment.engines.base import Subject, available, runtime
+from lightning_robust.deployment.fingerprint.search import fingerprint
+from lightning_robust.deployment.graph.export import frozen_copy
+from lightning_robust.deployment.parity.localise import localise
+from lightning_robust.deployment.pixels.catalogue import CATALOGUE, perturbations
+from lightning_robust.deployment.report.figures import draw_causes, draw_layers, draw_parity
+from lightning_robust.deployment.report.page import judge
+from lightning_robust.deployment.report.tables import layer_sentences, summary
 from lightning_robust.functional import PixelSpace
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

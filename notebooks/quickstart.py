@@ -20,11 +20,11 @@ import torch
 from torch import nn
 
 from lightning_robust import measure_parity
-from lightning_robust.deployment.export import frozen_copy
-from lightning_robust.deployment.figures import draw_parity
-from lightning_robust.deployment.preprocessing import perturbations
-from lightning_robust.deployment.report import summary
-from lightning_robust.deployment.runtimes import Subject, available
+from lightning_robust.deployment.engines.base import Subject, available
+from lightning_robust.deployment.graph.export import frozen_copy
+from lightning_robust.deployment.pixels.catalogue import perturbations
+from lightning_robust.deployment.report.figures import draw_parity
+from lightning_robust.deployment.report.tables import summary
 from lightning_robust.functional import PixelSpace
 
 

@@ -28,35 +28,49 @@ def imported(path, *, top_level=False):
     return names
 
 
-def below(folder):
-    return [path for path in FILES if path.is_relative_to(PACKAGE / folder)]
+ROOMS = {  # room -> the rooms it may use, beside itself
+    **{name: set() for name in ("statistics", "structures", "suggest", "tables", "pages")},
+    "layers": {"suggest"},
+    "functional": {"statistics", "layers", "suggest"},
+}
+GROUND = {*ROOMS}
+ROOMS["deployment"] = GROUND
+ROOMS["harness"] = GROUND
+ROOMS["callbacks"] = GROUND | {"deployment", "harness"}
+ROOMS["mixins"] = ROOMS["callbacks"] | {"callbacks"}
+ROOMS["comparison"] = ROOMS["mixins"] | {"mixins"}
+ROOMS["commands"] = ROOMS["comparison"] | {"comparison", "sweeps", "cli"}
+ROOMS["cli"] = ROOMS["comparison"] | {"comparison", "sweeps", "commands"}
+ROOMS["sweeps"] = ROOMS["comparison"] | {"cli"}
+ROOMS["demo"] = ROOMS["mixins"] | {"mixins"}
 
 
-def test_files_are_found():
-    assert len(FILES) > 30
-    assert all(below(folder) for folder in ("functional", "deployment", "callbacks", "mixins", "utilities", "demo"))
+def room(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-@pytest.mark.parametrize(
-    ("folder", "forbidden"),
-    [
-        ("functional", ("lightning", "onnx", "lightning_robust.deployment", "lightning_robust.callbacks")),
-        ("deployment", ("lightning.", "lightning_robust.callbacks", "lightning_robust.demo", "lightning_robust.cli")),
-        ("callbacks", ("lightning_robust.cli", "lightning_robust.demo", "lightning_robust.mixins")),
-        ("mixins", ("lightning_robust.cli", "lightning_robust.demo", "lightning_robust.deployment")),
-    ],
-)
-def test_imports_run_one_way(folder, forbidden):
-    for path in below(folder):
-        names = imported(path)
-        wrong = {n for n in names if any(n == f.rstrip(".") or n.startswith(f.rstrip(".") + ".") for f in forbidden)}
-        assert not wrong, path
+def test_every_room_is_known():
+    assert {room(path) for path in FILES} == {*ROOMS, "__init__", "__main__"}
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_imports_run_one_way(name):
+    for path in FILES:
+        used = {module.split(".")[1] for module in imported(path) if module.startswith("lightning_robust.")}
+        assert room(path) != name or used <= ROOMS[name] | {name}, path
+
+
+@pytest.mark.parametrize(("name", "forbidden"), [("functional", {"lightning", "onnx"}), ("deployment", {"lightning"})])
+def test_what_a_room_does_not_know(name, forbidden):
+    for path in FILES:
+        libraries = {module.split(".")[0] for module in imported(path)}
+        assert room(path) != name or not libraries & forbidden, path
 
 
 def test_what_the_user_may_not_have_is_not_imported_at_the_top():
     optional = {"av", "ray", "tensorrt", "tensorrt_rtx", "modelopt", "cv2", "torchvision", "timm"}
     for path in FILES:
-        if path.name != "_engine_child.py":
+        if path != PACKAGE / "deployment/engines/child/engine.py":
             assert not {name.split(".")[0] for name in imported(path, top_level=True)} & optional, path
 
 
@@ -82,8 +96,7 @@ def test_no_key_is_defined_twice():
 
 
 def test_public_names_are_importable_and_typed():
-    modules = {"callbacks", "commands", "mixins", "deployment", "functional", "utilities", "cli", "demo"}
-    names = {name for name in vars(lightning_robust) if not name.startswith("_")} - modules
+    names = {name for name in vars(lightning_robust) if not name.startswith("_")} - ROOMS.keys()
     assert names == {
         "AdversarialCallback",
         "DatapathCallback",

@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from lightning_robust.cli import RobustCLI
-from lightning_robust.commands.trials import plan
 from lightning_robust.demo.fashion_mnist.files import DEBIAN
-from lightning_robust.utilities.sweeps import read_sweep
+from lightning_robust.sweeps.file import read_sweep
+from lightning_robust.sweeps.trials import plan
 
 ROOT = Path(__file__).parents[1] / "configs"
 SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))

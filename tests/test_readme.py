@@ -16,9 +16,9 @@ from lightning_robust.commands.sweep import sweep
 from lightning_robust.demo.fashion_mnist import ImageClassifier
 from lightning_robust.demo.fashion_mnist.files import DEBIAN
 from lightning_robust.demo.lanes import LaneDetector
-from lightning_robust.deployment.export import export
-from lightning_robust.deployment.preprocessing import CATALOGUE, FAMILIES, perturbations
-from lightning_robust.deployment.runtimes import TARGETS
+from lightning_robust.deployment.engines.base import TARGETS
+from lightning_robust.deployment.graph.export import export
+from lightning_robust.deployment.pixels.catalogue import CATALOGUE, FAMILIES, perturbations
 
 from .boring import make_trainer
 from .deployment.recordings import save_video, stripes

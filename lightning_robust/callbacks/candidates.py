@@ -15,14 +15,14 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
-from lightning_robust.callbacks.deployment_parity import DeploymentParityCallback
+from lightning_robust.callbacks.deployment_parity.callback import DeploymentParityCallback
 from lightning_robust.functional.averaging import State
 from lightning_robust.functional.batchnorm import batchnorm_layers
 from lightning_robust.functional.weights import Weights
-from lightning_robust.utilities.batches import refresh_statistics
-from lightning_robust.utilities.evaluation import Evaluator, pick
-from lightning_robust.utilities.structures import Key
-from lightning_robust.utilities.trainers import find_callbacks, is_fast_dev_run
+from lightning_robust.harness.batches import refresh_statistics
+from lightning_robust.harness.evaluate import Evaluator, pick
+from lightning_robust.harness.trainers import find_callbacks, is_fast_dev_run
+from lightning_robust.structures import Key
 
 _PARITY = ("parity/", "sensitivity/", "attribution/")
 

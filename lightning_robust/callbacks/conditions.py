@@ -1,6 +1,6 @@
 """Conditions to evaluate weights under: clean batches, attacked ones, or a car's preprocessing.
 
-Attacks are in ``functional``, perturbations in ``deployment/preprocessing.py``.
+Attacks are in ``functional``, perturbations in ``deployment/pixels/catalogue.py``.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from lightning_robust.callbacks.attack_objective import AttackInputs, AttackObjective, Perturb
-from lightning_robust.deployment.preprocessing import CATALOGUE, Perturbation, perturbations
+from lightning_robust.callbacks.adversarial.objective import AttackInputs, AttackObjective, Perturb
+from lightning_robust.deployment.pixels.catalogue import CATALOGUE, Perturbation, perturbations
 from lightning_robust.functional.attacks import fgsm, pgd
-from lightning_robust.utilities.batches import pixel_space
-from lightning_robust.utilities.evaluation import Transform
-from lightning_robust.utilities.structures import Key, get_item, replace_items
+from lightning_robust.harness.batches import pixel_space
+from lightning_robust.harness.evaluate import Transform
+from lightning_robust.structures import Key, get_item, replace_items
 
 ATTACK = "fgsm"
 PGD = "pgd"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from lightning_robust.utilities.comparison import compare_runs
-from lightning_robust.utilities.comparison_page import markdown_page, write_comparison
-from lightning_robust.utilities.finished_runs import find_runs, read_run
+from lightning_robust.comparison.page import markdown_page, write_comparison
+from lightning_robust.comparison.runs import find_runs, read_run
+from lightning_robust.comparison.table import compare_runs
 
 
 def compare(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_robust.deployment.fingerprint import fingerprint as fingerprint_of
+from lightning_robust.deployment.fingerprint.search import fingerprint as fingerprint_of
 
 _PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 

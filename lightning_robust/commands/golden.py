@@ -7,7 +7,6 @@ import importlib.metadata
 import json
 from pathlib import Path
 
-from lightning_robust.deployment.export import frozen_copy
 from lightning_robust.deployment.golden import (
     GoldenReport,
     check_golden,
@@ -15,9 +14,10 @@ from lightning_robust.deployment.golden import (
     read_golden,
     write_golden,
 )
-from lightning_robust.utilities.runs import InputCollector, load_data, load_module, validate_once
-from lightning_robust.utilities.structures import jsonable
-from lightning_robust.utilities.tables import plain_table
+from lightning_robust.deployment.graph.export import frozen_copy
+from lightning_robust.harness.runs import InputCollector, load_data, load_module, validate_once
+from lightning_robust.structures import jsonable
+from lightning_robust.tables import plain_table
 
 
 def golden(

@@ -8,16 +8,16 @@ from typing import Literal
 import numpy as np
 
 from lightning_robust.callbacks import DeploymentParityCallback
-from lightning_robust.deployment.graphs import GraphSubject, load_graph, make_inputs, remarks
-from lightning_robust.deployment.localisation import localise
-from lightning_robust.deployment.page import write_report
-from lightning_robust.deployment.parity import ParityReport, measure_parity
-from lightning_robust.deployment.preprocessing import Names
-from lightning_robust.deployment.preprocessing import perturbations as named_perturbations
-from lightning_robust.deployment.report import summary
-from lightning_robust.deployment.runtimes import available
+from lightning_robust.deployment.engines.base import available
+from lightning_robust.deployment.graph.files import GraphSubject, load_graph, make_inputs, remarks
+from lightning_robust.deployment.parity.localise import localise
+from lightning_robust.deployment.parity.measure import ParityReport, measure_parity
+from lightning_robust.deployment.pixels.catalogue import Names
+from lightning_robust.deployment.pixels.catalogue import perturbations as named_perturbations
+from lightning_robust.deployment.report.page import write_report
+from lightning_robust.deployment.report.tables import summary
 from lightning_robust.functional.pixels import PixelSpace
-from lightning_robust.utilities.runs import load_data, load_module, validate_once
+from lightning_robust.harness.runs import load_data, load_module, validate_once
 
 _OTHER = ("torch-", "onnxruntime-")  # what an ONNX file cannot be compared by: no module, and the reference itself
 

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from lightning_robust.deployment.frames import open_recording
-from lightning_robust.deployment.preprocessing import Names
-from lightning_robust.deployment.preprocessing import perturbations as named_perturbations
-from lightning_robust.deployment.replay import ReplayReport, worst
-from lightning_robust.deployment.replay import replay as replay_frames
-from lightning_robust.deployment.replay_pictures import animate, draw_worst_frames
-from lightning_robust.deployment.replay_report import replay_json, replay_markdown, replay_summary
-from lightning_robust.deployment.runtimes import available
+from lightning_robust.deployment.engines.base import available
+from lightning_robust.deployment.pixels.catalogue import Names
+from lightning_robust.deployment.pixels.catalogue import perturbations as named_perturbations
+from lightning_robust.deployment.replay.frames import open_recording
+from lightning_robust.deployment.replay.measure import ReplayReport, worst
+from lightning_robust.deployment.replay.measure import replay as replay_frames
+from lightning_robust.deployment.replay.pictures import animate, draw_worst_frames
+from lightning_robust.deployment.replay.report import replay_json, replay_markdown, replay_summary
 from lightning_robust.functional.pixels import PixelSpace
-from lightning_robust.utilities.batches import pixel_space
-from lightning_robust.utilities.runs import load_data, load_module
+from lightning_robust.harness.batches import pixel_space
+from lightning_robust.harness.runs import load_data, load_module
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

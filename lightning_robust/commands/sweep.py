@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import jsonargparse
 
-from lightning_robust.utilities.sweeps import Sweep, as_argument, read_sweep, refuse_unknown
-from lightning_robust.utilities.tables import plain_table
+from lightning_robust.sweeps.file import Sweep, as_argument, read_sweep, refuse_unknown
+from lightning_robust.tables import plain_table
 
 if TYPE_CHECKING:
-    from lightning_robust.commands.trials import Trial
+    from lightning_robust.sweeps.trials import Trial
 
 
 def sweep(
@@ -44,8 +44,8 @@ def sweep(
         cpus: Cores of this machine to use; all by default.
     """
     # built on the command line's classes, which import this package
-    from lightning_robust.commands.trials import plan
-    from lightning_robust.commands.tune import require_ray, run_trials
+    from lightning_robust.sweeps.ray import require_ray, run_trials
+    from lightning_robust.sweeps.trials import plan
 
     require_ray()
     wanted = read_sweep(file)

@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lightning_robust.deployment.causes import Fingerprint
-from lightning_robust.deployment.compare import compare, compare_decoded
-from lightning_robust.deployment.fingerprint import fingerprint
-from lightning_robust.deployment.runtimes import run_module
-from lightning_robust.utilities.structures import flatten, rebuild
+from lightning_robust.deployment.engines.base import run_module
+from lightning_robust.deployment.fingerprint.search import fingerprint
+from lightning_robust.deployment.fingerprint.words import Fingerprint
+from lightning_robust.deployment.parity.distance import compare, compare_decoded
+from lightning_robust.structures import flatten, rebuild
 
 Arrays = Mapping[str, NDArray[Any]]
 Decode = Callable[[Any], Mapping[str, Tensor]]

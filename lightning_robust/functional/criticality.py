@@ -1,4 +1,4 @@
-"""Which layers a network has, other values for one of them, how far it moved, and what of a metric it keeps.
+"""Other values for one layer, how far it moved, and what of a metric is kept without it.
 
 Tensors, names and numbers only; how a network is evaluated is not known here.
 """
@@ -6,74 +6,18 @@ Tensors, names and numbers only; how a network is evaluated is not known here.
 from __future__ import annotations
 
 import copy
-import difflib
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from lightning_robust.functional.averaging import State
+from lightning_robust.layers import Layer
+from lightning_robust.statistics import Estimate, student
 
 Verdict = Literal["ambient", "critical", "undecided", "unchanged"]
-# quantiles of Student's t at 97.5 % for 1 to 4 degrees of freedom, where the expansion is off by more than 0.003
-_STUDENT = (12.706, 4.303, 3.182, 2.776)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """What is put back at once.
-
-    Args:
-        name: As in figures and tags.
-        parameters: Names in the module's ``state_dict``; a tied tensor under its first name.
-        buffers: Saved buffers likewise, such as the statistics of BatchNorm.
-    """
-
-    name: str
-    parameters: tuple[str, ...]
-    buffers: tuple[str, ...] = ()
-
-    @property
-    def tensors(self) -> tuple[str, ...]:
-        """All names."""
-        return self.parameters + self.buffers
-
-
-def find_layers(module: nn.Module, groups: Sequence[str] | Mapping[str, str] | None = None) -> list[Layer]:
-    r"""The layers of a network: modules with parameters of their own, or groups of them.
-
-    A tensor that several modules share goes with each of them, and changes in all. BatchNorm is a layer with its
-    affine parameters and its running statistics.
-
-    Args:
-        module: The network.
-        groups: Regular expressions on module paths, each a group named by itself, or names with regular expressions.
-            One that matches a path takes all that is inside it as well. None takes each module by itself.
-
-    Raises:
-        ValueError: If an expression is none or matches no module that has parameters; the message names near ones.
-
-    Example:
-        >>> net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
-        >>> [layer.name for layer in find_layers(net)]
-        ['0', '2.0', '2.1']
-        >>> find_layers(net, {"head": "2"})[0].buffers
-        ('2.1.running_mean', '2.1.running_var', '2.1.num_batches_tracked')
-    """
-    own = _own_tensors(module)
-    if groups is None:
-        return _without_doubles([_joined(path or "(root)", [layer]) for path, layer in own.items()])
-    named = groups.items() if isinstance(groups, Mapping) else [(pattern, pattern) for pattern in groups]
-    return [_joined(name, _matching(own, pattern, type(module).__name__)) for name, pattern in named]
-
-
-def whole(module: nn.Module) -> Layer:
-    """All parameters and saved buffers as one layer."""
-    return _joined("whole network", _own_tensors(module, only_with_parameters=False).values())
 
 
 def permuted(initial: Mapping[str, Tensor], generator: torch.Generator) -> State:
@@ -138,15 +82,6 @@ def distance(initial: Mapping[str, Tensor], state: Mapping[str, Tensor], names: 
     )
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A value with its 95 % interval; NaN where that is not known."""
-
-    value: float
-    low: float = math.nan
-    high: float = math.nan
-
-
 def kept(cell: Sequence[float], trained: Sequence[float], initial: Sequence[float]) -> Estimate:
     r"""How much of what training gained in a metric is kept: 1 is all, 0 as much as the untrained network has.
 
@@ -177,36 +112,6 @@ def kept(cell: Sequence[float], trained: Sequence[float], initial: Sequence[floa
     return Estimate(value, value - half, value + half)
 
 
-def over_draws(values: Sequence[float]) -> Estimate:
-    """Mean of independent draws with its interval.
-
-    Example:
-        >>> over_draws([1.0, 3.0])
-        Estimate(value=2.0, low=-10.706, high=14.706)
-    """
-    mean, count = math.fsum(values) / len(values), len(values)
-    if count < 2:
-        return Estimate(mean)
-    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
-    half = student(count - 1) * spread / math.sqrt(count)
-    return Estimate(mean, mean - half, mean + half)
-
-
-def student(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t (Abramowitz and Stegun 26.7.5 beyond 4 degrees of freedom).
-
-    Example:
-        >>> round(student(9), 2), round(student(1000), 2)
-        (2.26, 1.96)
-    """
-    if freedom <= len(_STUDENT):
-        return _STUDENT[freedom - 1]
-    z, n = 1.959964, freedom
-    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / n + second / n**2 + third / n**3
-
-
 def judge(share: Estimate, threshold: float) -> Verdict:
     """Ambient if the whole interval of what is kept is at least the threshold, critical if it is below, else undecided.
 
@@ -220,53 +125,6 @@ def judge(share: Estimate, threshold: float) -> Verdict:
     if low >= threshold:
         return "ambient"
     return "critical" if high < threshold else "undecided"
-
-
-def _own_tensors(module: nn.Module, *, only_with_parameters: bool = True) -> dict[str, Layer]:
-    """By module path, what belongs to that module itself."""
-    first = {id(t): name for name, t in [*module.named_buffers(), *module.named_parameters()]}
-    saved = set(module.state_dict())
-    found = {}
-    for path, part in module.named_modules():
-        prefix = f"{path}." if path else ""
-        parameters, buffers = (
-            tuple(first[id(tensor)] for name, tensor in each if f"{prefix}{name}" in saved)
-            for each in (part.named_parameters(recurse=False), part.named_buffers(recurse=False))
-        )
-        if parameters or (buffers and not only_with_parameters):
-            found[path] = Layer(path, parameters, buffers)
-    return found
-
-
-def _joined(name: str, layers: Iterable[Layer]) -> Layer:
-    layers = list(layers)
-    parameters = dict.fromkeys(each for layer in layers for each in layer.parameters)
-    buffers = dict.fromkeys(each for layer in layers for each in layer.buffers)
-    return Layer(name, tuple(parameters), tuple(buffers))
-
-
-def _without_doubles(layers: list[Layer]) -> list[Layer]:
-    """Layers that are one and the same by their ties, once."""
-    first: dict[tuple[str, ...], Layer] = {}
-    for layer in layers:
-        first.setdefault(layer.tensors, layer)
-    return list(first.values())
-
-
-def _matching(own: Mapping[str, Layer], pattern: str, network: str) -> list[Layer]:
-    try:
-        inside = re.compile(rf"(?:{pattern})(?:\..+)?")
-    except re.error as error:
-        raise ValueError(f"Expected regular expressions as `layers`, but got {pattern!r}: {error}.") from error
-    found = [layer for path, layer in own.items() if inside.fullmatch(path)]
-    if not found:
-        paths = {path.rsplit(".", cut)[0] for path in own for cut in range(path.count(".") + 1)} - {""}
-        near = difflib.get_close_matches(pattern, sorted(paths), 3, 0.4) or sorted(paths)[:8]
-        raise ValueError(
-            f"Expected `layers` to match modules of {network} that have parameters, but {pattern!r} matches none. "
-            f"Near ones are {', '.join(map(repr, near))}."
-        )
-    return found
 
 
 def _order(tensor: Tensor, generator: torch.Generator) -> Tensor:

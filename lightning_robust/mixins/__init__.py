@@ -1,4 +1,4 @@
-"""What a LightningModule inherits: terms that are added to its loss."""
+"""What a LightningModule inherits: terms added to its loss, a folder with its card for each."""
 
 from lightning_robust.mixins.regmixup import RegMixupMixin as RegMixupMixin
 from lightning_robust.mixins.rotation_ssl import RotationSSLMixin as RotationSSLMixin

@@ -15,10 +15,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_robust.callbacks.adversarial import AdversarialCallback
-from lightning_robust.utilities.evaluation import muted
-from lightning_robust.utilities.structures import Key, get_item, loss_in, map_tensors, replace_items
-from lightning_robust.utilities.trainers import find_callbacks, refuse_sharded, replaced
+from lightning_robust.callbacks.adversarial.callback import AdversarialCallback
+from lightning_robust.harness.evaluate import muted
+from lightning_robust.harness.trainers import find_callbacks, refuse_sharded, replaced
+from lightning_robust.structures import Key, get_item, loss_in, map_tensors, replace_items
 
 _LARGE = 1_000_003
 

@@ -9,7 +9,7 @@ import yaml
 from torch.utils.data import DataLoader
 
 from lightning_robust.cli import main
-from lightning_robust.deployment.export import export, frozen_copy
+from lightning_robust.deployment.graph.export import export, frozen_copy
 from tests.boring import Boring, Pictures
 from tests.deployment.models import SmallCNN, images
 

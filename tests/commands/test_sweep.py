@@ -13,7 +13,7 @@ import yaml
 
 from lightning_robust.cli import main
 from lightning_robust.commands.sweep import sweep
-from lightning_robust.utilities.checkpoints import read_state
+from lightning_robust.harness.checkpoints import read_state
 
 ROOT = Path(__file__).parents[2]
 BASE = {

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lightning_robust.deployment.golden import Golden, check_golden, make_golden, read_golden, write_golden
-from lightning_robust.deployment.preprocessing import CATALOGUE
+from lightning_robust.deployment.pixels.catalogue import CATALOGUE
 from lightning_robust.functional.pixels import PixelSpace
 
 PIXELS = PixelSpace([0.4, 0.5, 0.6], [0.2, 0.25, 0.3])

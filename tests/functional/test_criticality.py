@@ -1,4 +1,4 @@
-"""Layers, draws, distances and shares against closed forms and simulation."""
+"""Draws, distances and shares against closed forms and simulation."""
 
 import math
 
@@ -6,60 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_robust.functional.criticality import (
-    distance,
-    find_layers,
-    judge,
-    kept,
-    over_draws,
-    permuted,
-    reset,
-    student,
-    whole,
-)
+from lightning_robust.functional.criticality import distance, judge, kept, permuted, reset
+from lightning_robust.layers import find_layers
 
-
-class Tied(nn.Module):
-    """Embedding and decoder share a matrix; the root has a parameter of its own."""
-
-    def __init__(self):
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(1))
-        self.embedding = nn.Embedding(5, 3)
-        self.body = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
-        self.same = self.body[0]
-        self.decoder = nn.Linear(3, 5)
-        self.decoder.weight = self.embedding.weight
-        self.alias = nn.Linear(3, 5, bias=False)
-        self.alias.weight = self.embedding.weight
-        self.body[1].register_buffer("scratch", torch.zeros(1), persistent=False)
-
-
-def test_layers_are_modules_with_parameters_of_their_own():
-    layers = {layer.name: layer for layer in find_layers(Tied())}
-    assert list(layers) == ["(root)", "embedding", "body.0", "body.1", "decoder"]
-    assert layers["decoder"].parameters == ("embedding.weight", "decoder.bias")
-    assert layers["body.1"].parameters == ("body.1.weight", "body.1.bias")
-    assert layers["body.1"].buffers == ("body.1.running_mean", "body.1.running_var", "body.1.num_batches_tracked")
-    assert len(whole(Tied()).tensors) == 10
-
-
-@pytest.mark.parametrize(
-    ("groups", "expected"),
-    [
-        (["body", r"body\.1"], {"body": 4, r"body\.1": 2}),
-        ({"ends": "embedding|decoder", "all": ".*"}, {"ends": 2, "all": 7}),
-    ],
-)
-def test_groups_take_all_that_is_inside(groups, expected):
-    assert {layer.name: len(layer.parameters) for layer in find_layers(Tied(), groups)} == expected
-
-
-def test_rejects_names_of_nothing_and_names_the_near_ones():
-    with pytest.raises(ValueError, match=r"'bodi' matches none\. Near ones are 'body'"):
-        find_layers(Tied(), ["bodi"])
-    with pytest.raises(ValueError, match="Expected regular expressions"):
-        find_layers(Tied(), ["("])
+from ..test_layers import Tied
 
 
 def test_permutation_keeps_the_marginal_and_nothing_else():
@@ -117,15 +67,6 @@ def test_interval_covers_the_truth_as_often_as_it_says():
     assert 367 <= covered <= 393
 
 
-@pytest.mark.parametrize(("freedom", "quantile"), [(1, 12.7062), (4, 2.7764), (5, 2.5706), (10, 2.2281), (60, 2.0003)])
-def test_student_quantiles(freedom, quantile):
-    assert student(freedom) == pytest.approx(quantile, abs=3e-3)
-
-
-def test_draws_and_verdicts():
-    found = over_draws([1.0, 2.0, 3.0, 4.0])
-    half = 3.182 * math.sqrt(5 / 3) / 2
-    assert (found.value, found.low, found.high) == pytest.approx((2.5, 2.5 - half, 2.5 + half))
-    assert math.isnan(over_draws([1.0]).low)
+def test_verdicts():
     assert judge(kept([1.0], [1.0], [0.0]), 0.9) == "ambient"
     assert judge(kept([math.nan], [1.0], [0.0]), 0.9) == "undecided"

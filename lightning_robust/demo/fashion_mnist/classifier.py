@@ -10,8 +10,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from lightning_robust.harness.checkpoints import read_state
 from lightning_robust.mixins import RegMixupMixin, RotationSSLMixin, UATMixin
-from lightning_robust.utilities.checkpoints import read_state
 
 Batch = tuple[Tensor, Tensor]
 

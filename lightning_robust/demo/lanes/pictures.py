@@ -59,7 +59,7 @@ class LanePictures(pl.Callback):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Hands the pictures to the loggers."""
         if self._kept and trainer.is_global_zero and not trainer.sanity_checking:
-            from lightning_robust.utilities.logging import log_images
+            from lightning_robust.harness.logging import log_images
 
             log_images(trainer, self.tag, torch.stack(self._kept))
 

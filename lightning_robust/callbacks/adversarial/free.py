@@ -1,0 +1,85 @@
+"""Free adversarial training: one backward pass serves the weights and the perturbation. The callback owns the hooks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_robust.callbacks.adversarial.objective import AttackInputs
+from lightning_robust.structures import flatten, rebuild, replace_items
+
+
+class FreeTraining:
+    r"""Trains on each batch several times in a row and moves its perturbation by the gradient of each pass.
+
+    .. math:: \delta \leftarrow \Pi_\epsilon(\delta + \epsilon \operatorname{sign} \nabla_x L)
+
+    `Shafahi et al. 2019 <https://arxiv.org/abs/1904.12843>`_. The perturbation is carried from batch to batch. The
+    loader goes on giving batches; all but one of ``replays`` are passed over, so that an epoch costs what it costs
+    without this and sees that part of the data. The state holds perturbation and batch: a run resumes exactly between
+    replays.
+
+    Args:
+        inputs: What of a batch is perturbed.
+        replays: How often each batch is trained on.
+    """
+
+    def __init__(self, inputs: AttackInputs, replays: int) -> None:
+        self.inputs, self.replays = inputs, replays
+        self.left = 0
+        self._deltas: list[Tensor] = []
+        self._leaves: list[Tensor] = []
+        self._tensors: list[Tensor] = []
+
+    def perturbed(self, batch: Any) -> Any:
+        """The batch to train on: the held one while it is replayed, else this one, with the perturbation."""
+        if self.left == 0:
+            self._tensors, self.left = list(flatten(batch).values()), self.replays
+        device = next(iter(flatten(batch).values())).device
+        held = rebuild(batch, iter([tensor.to(device) for tensor in self._tensors]))
+        parts = self.inputs.read(held)
+        pixels = [self.inputs.to_pixels(part.detach()) for part in parts]
+        carried = self._deltas or [torch.zeros_like(part) for part in pixels]
+        self._leaves = [self._inside(_fitted(d, p), p).requires_grad_() for d, p in zip(carried, pixels, strict=True)]
+        moved = [part + leaf for part, leaf in zip(pixels, self._leaves, strict=True)]
+        new = [self.inputs.from_pixels(part).to(old.dtype) for part, old in zip(moved, parts, strict=True)]
+        return replace_items(held, dict(zip(self.inputs.keys, new, strict=True)))
+
+    def _inside(self, delta: Tensor, part: Tensor) -> Tensor:
+        """What of a perturbation keeps pixels in range; clamping their sum would stop the gradient of all others."""
+        if self.inputs.range is None:
+            return delta
+        low, high = self.inputs.range
+        return torch.minimum(torch.maximum(delta, low - part), high - part)
+
+    def update(self, radii: list[float]) -> None:
+        """After the backward pass."""
+        if not self._leaves:
+            return
+        self._deltas = [
+            (leaf.detach() + radius * torch.nan_to_num(leaf.grad).sign()).clamp(-radius, radius)
+            if leaf.grad is not None
+            else leaf.detach()
+            for leaf, radius in zip(self._leaves, radii, strict=True)
+        ]
+        self._leaves = []
+        self.left -= 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """The perturbation, and the batch that is being replayed."""
+        return {"left": self.left, "deltas": list(self._deltas), "batch": list(self._tensors) if self.left else []}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on replaying."""
+        self.left, self._deltas, self._tensors = state["left"], list(state["deltas"]), list(state["batch"])
+
+
+def _fitted(delta: Tensor, part: Tensor) -> Tensor:
+    """The perturbation for a batch of another size: the first rows, zeros beyond them."""
+    fitted = torch.zeros_like(part)
+    if delta.shape[1:] == part.shape[1:]:
+        count = min(len(delta), len(part))
+        fitted[:count] = delta[:count].to(part)
+    return fitted

@@ -1,0 +1,280 @@
+"""How lazy a network is and how vulnerable, on one fixed batch: numbers by tag. When and where to is not known here."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from lightning_robust.callbacks.adversarial.objective import AttackInputs, AttackObjective
+from lightning_robust.callbacks.conditions import Condition, attacked, own_step
+from lightning_robust.functional.activation_signs import Signs, activation_signs, changed_signs
+from lightning_robust.functional.averaging import State
+from lightning_robust.functional.linearization import (
+    alignment,
+    changed_predictions,
+    linearization_gap,
+    neuron_movement,
+    relative_movement,
+    single_step,
+    tangent_kernel,
+)
+from lightning_robust.harness.evaluate import quietly
+from lightning_robust.layers import find_layers
+from lightning_robust.structures import (
+    Key,
+    get_args,
+    get_item,
+    map_tensors,
+    replace_items,
+    take_rows,
+    tensors_in,
+)
+
+Numbers = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured; see :class:`~lightning_robust.callbacks.lazy_training.callback.LazyTrainingCallback`."""
+
+    betas: tuple[float, ...]
+    eps: float
+    kernel_samples: int
+    target_key: Key
+    seed: int
+    pixels: AttackInputs
+    """What FGSM perturbs, in pixels."""
+    network: AttackInputs
+    """The same as the network takes it."""
+
+
+@dataclass
+class Laziness:
+    """What was measured, by tag without its prefix; numbers that are not finite are left out."""
+
+    numbers: Numbers = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    """What could not be measured, and why."""
+
+    def gather(self, what: str, measure: Callable[[], Mapping[str, float]]) -> None:
+        """Add numbers, or the reason why there are none."""
+        try:
+            found = measure()
+        except Exception as error:
+            self.failures[what] = f"{type(error).__name__}: {error}"
+        else:
+            self.numbers |= {tag: value for tag, value in found.items() if math.isfinite(value)}
+
+
+def weights_of(module: nn.Module) -> State:
+    """The floating-point parameters, tied ones once, detached."""
+    return {name: tensor.detach() for name, tensor in module.named_parameters() if tensor.is_floating_point()}
+
+
+def measure_laziness(
+    trainer: pl.Trainer, pl_module: pl.LightningModule, start: State, batch: Any, settings: Settings
+) -> Laziness:
+    """Everything about the weights that the module holds now, without leaving a trace.
+
+    Args:
+        trainer: The Trainer.
+        pl_module: The module.
+        start: Weights at the start, wherever they are.
+        batch: The probe after transfer, wherever it is; None measures only what needs no inputs.
+        settings: What to measure.
+    """
+    result = Laziness()
+    with quietly(trainer, pl_module, "validating"), torch.compiler.set_stance("force_eager"):
+        network = _Network(pl_module, start)
+        result.gather("movement of the weights", network.movement)
+        if batch is None:
+            result.failures["outputs and attacks"] = (
+                "No batch was seen. Give the Trainer a validation loader with at least one batch."
+            )
+            return result
+        # copies, since tensors of inference mode cannot take part in autograd
+        batch = map_tensors(lambda tensor: tensor.to(pl_module.device, copy=True), batch)
+        with torch.autocast(pl_module.device.type, enabled=False):
+            network.args = get_args(batch, settings.pixels.keys)
+            result.gather("linearisation gap", network.gap)
+            result.gather("changed activation signs", network.sign_changes)
+            if settings.kernel_samples > 0:
+                result.gather("kernel alignment", lambda: network.kernel_alignment(settings))
+        attacks = _Attacks(trainer, pl_module, batch, settings)
+        result.gather("single gradient step", attacks.single_steps)
+        result.gather("FGSM", attacks.fgsm)
+    return result
+
+
+class _Network:
+    """The module as a function of its weights, in fp32 at least, with the buffers of the present on both sides."""
+
+    def __init__(self, module: pl.LightningModule, start: State) -> None:
+        self._module = module
+        now = weights_of(module)
+        changed = [name for name in start.keys() | now.keys() if name not in start or name not in now]
+        if changed:
+            raise ValueError(
+                f"Expected the parameters that the module had at the start, but {sorted(changed)[:4]} came or went. "
+                "Build all of them before the fit."
+            )
+        self._now = {name: _wide(tensor) for name, tensor in now.items()}
+        self._start = {name: _wide(start[name].to(tensor.device)) for name, tensor in now.items()}
+        self._layers = {layer.name.replace("_orig_mod.", ""): layer for layer in find_layers(module)}
+        self.args: tuple[Any, ...] = ()
+
+    def movement(self) -> Numbers:
+        """Of all weights and of each layer."""
+        found = {"movement": relative_movement(self._start, self._now, self._now)}
+        found["neuron_movement"] = neuron_movement(self._start, self._now, self._now)
+        for name, layer in self._layers.items():
+            known = [each for each in layer.parameters if each in self._now]
+            found[f"movement/{name}"] = relative_movement(self._start, self._now, known)
+            found[f"neuron_movement/{name}"] = neuron_movement(self._start, self._now, known)
+        return found
+
+    def gap(self) -> Numbers:
+        """Of the first floating output."""
+        return {"linearization_gap": linearization_gap(self._outputs, self._start, self._now).gap}
+
+    def sign_changes(self) -> Numbers:
+        """Of all rectifiers, and of those behind each layer; nothing if there are none."""
+        counts = changed_signs(self._signs(self._start), self._signs(self._now))
+        if not counts:
+            return {}
+        changed, total = (sum(column) for column in zip(*counts.values(), strict=True))
+        shares = {f"sign_changes/{name}": part / all_ for name, (part, all_) in counts.items()}
+        return {"sign_changes": changed / total, **shares}
+
+    def kernel_alignment(self, settings: Settings) -> Numbers:
+        """Of the first few samples."""
+        rows = slice(settings.kernel_samples)
+        with torch.no_grad():
+            shape = self._outputs(self._now, rows).shape
+        generator = torch.Generator().manual_seed(settings.seed)
+        signs = (torch.randint(2, shape, generator=generator) * 2.0 - 1).to(self._module.device)
+        kernels = [
+            tangent_kernel(lambda state: self._outputs(state, rows), state, signs) for state in (self._start, self._now)
+        ]
+        return {"kernel_alignment": alignment(*kernels)}
+
+    def _signs(self, state: State) -> Signs:
+        modules = dict(self._module.named_modules())
+        layers = {name: modules[layer.name] for name, layer in self._layers.items() if layer.name in modules}
+        return activation_signs(lambda: self._outputs(state), layers)
+
+    def _outputs(self, state: State, rows: slice = slice(None)) -> Tensor:
+        """Buffers are copies, so that nothing can be written into those of the module."""
+        buffers = {name: _wide(buffer.detach().clone()) for name, buffer in self._module.named_buffers()}
+        args = take_rows(map_tensors(_wide, self.args), rows, len(self.args[0]))
+        return first_floating(torch.func.functional_call(self._module, {**buffers, **state}, args))
+
+
+class _Attacks:
+    """What attacks do to the predictions of the module as it is, in its own precision; without classes, to its loss."""
+
+    def __init__(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, settings: Settings) -> None:
+        self._trainer, self._module, self._batch, self._settings = trainer, module, batch, settings
+
+    def single_steps(self) -> Numbers:
+        """One gradient; the steps differ in length only."""
+        with self._as_trained():
+            condition = attacked(self._trainer, self._module, self._settings.network, 1.0, perturb=single_step)
+            inputs, ends = (self._inputs(each) for each in (self._batch, self._moved(condition)))
+            found = {}
+            for beta in self._settings.betas:
+                moved = [x.lerp(end, beta) for x, end in zip(inputs, ends, strict=True)]
+                name, value = self._effect(replace_items(self._batch, dict(zip(self._keys, moved, strict=True))))
+                found[f"single_step{name}@{beta:g}"] = value
+        return found
+
+    def fgsm(self) -> Numbers:
+        """At the radius; rows of numbers are no pictures."""
+        pictures = all(part.ndim >= 3 for part in self._inputs(self._batch))
+        space = self._settings.pixels if pictures else self._settings.network
+        with self._as_trained():
+            condition = attacked(self._trainer, self._module, space, self._settings.eps)
+            name, value = self._effect(self._moved(condition))
+        return {f"fgsm{name}": value}
+
+    @property
+    def _keys(self) -> list[Key]:
+        return self._settings.pixels.keys
+
+    def _as_trained(self) -> AbstractContextManager[None]:
+        return self._trainer.precision_plugin.forward_context()
+
+    def _moved(self, condition: Condition) -> Any:
+        return self._batch if condition.transform is None else condition.transform(self._batch, 0, 0)
+
+    def _inputs(self, batch: Any) -> tuple[Tensor, ...]:
+        return get_args(batch, self._keys)
+
+    def _effect(self, batch: Any) -> tuple[str, float]:
+        """The end of the tag and the share of right predictions that changed, or the relative growth of the loss."""
+        logits, targets = self._clean_logits, self._targets()
+        if logits is not None and targets is not None:
+            return "", changed_predictions(logits, self._outputs(batch), targets)
+        before, after = self._clean_loss, self._loss(batch)
+        return "_loss", (after - before) / abs(before) if before else math.nan
+
+    @functools.cached_property
+    def _clean_logits(self) -> Tensor | None:
+        """``(N, classes)``, or None where there are no classes to count."""
+        outputs = None if self._targets() is None else self._outputs(self._batch)
+        return outputs if outputs is not None and outputs.ndim == 2 and outputs.shape[1] > 1 else None
+
+    @functools.cached_property
+    def _clean_loss(self) -> float:
+        return self._loss(self._batch)
+
+    @torch.no_grad()
+    def _outputs(self, batch: Any) -> Tensor:
+        return first_floating(self._module(*self._inputs(batch)))
+
+    @torch.no_grad()
+    def _loss(self, batch: Any) -> float:
+        step, inputs = own_step(self._module), self._settings.network
+        objective = AttackObjective(
+            self._trainer, self._module, lambda part: step(part, 0), batch, inputs, "same", "validating"
+        )
+        return objective.loss_of(batch).mean().item()
+
+    def _targets(self) -> Tensor | None:
+        """Classes, one for each sample, if that is what the batch holds."""
+        try:
+            targets = get_item(self._batch, self._settings.target_key)
+        except KeyError:
+            return None
+        size = len(self._inputs(self._batch)[0])
+        if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.shape != (size,):
+            return None
+        return targets
+
+
+def first_floating(outputs: Any) -> Tensor:
+    """The first floating tensor of a structure, in fp32 at least.
+
+    Raises:
+        TypeError: If there is none.
+    """
+    for tensor in tensors_in(outputs):
+        if tensor.is_floating_point():
+            return _wide(tensor)
+    raise TypeError(
+        f"Expected `forward` to return a floating-point tensor or a structure with one, but got "
+        f"{type(outputs).__name__} without any. Return logits or predictions from it."
+    )
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """Computed with in fp32 at least."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32)) if tensor.is_floating_point() else tensor

@@ -1,0 +1,1 @@
+"""Finished runs side by side: read, named, compared, shown on one page."""

@@ -1,0 +1,1 @@
+"""Who runs a graph: one small class for each engine, builds in a child process, their cache."""

@@ -1,0 +1,1 @@
+"""The process that an engine is built and run in."""

@@ -1,0 +1,154 @@
+"""Closed-form estimates of how pictures differ in colour, sharpness, and traces of compression, once registered.
+
+Levels of 8 bits in fp64. What an estimate means is `fingerprint.py`'s business.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, conv2d, unfold
+
+from lightning_robust.deployment.fingerprint.motion import blurred, solve_normal
+
+_STRIP = 64  # rows of a picture whose patches are held at once
+
+
+def fit_gains(trained: Tensor, deployed: Tensor) -> tuple[Tensor, Tensor]:
+    """Gain and offset of each channel, ``(C,)`` each, of colours ``(P, C)``."""
+    mean, there = trained.mean(0), deployed.mean(0)
+    spread = (trained - mean).square().mean(0).clamp(min=1e-9)
+    gain = ((trained - mean) * (deployed - there)).mean(0) / spread
+    return gain, there - gain * mean
+
+
+def fit_gamma(trained: Tensor, deployed: Tensor, steps: int = 6) -> float:
+    """The power in ``deployed = 255 (trained / 255) ** gamma``, from 0.2 to 5, by Gauss-Newton."""
+    base, gamma = (trained / 255).clamp(1e-3, 1), 1.0
+    for _ in range(steps):
+        curve = 255 * base**gamma
+        slope = curve * base.log()
+        gamma += float(((deployed - curve) * slope).sum() / slope.square().sum().clamp(min=1e-9))
+        gamma = min(max(gamma, 0.2), 5.0)
+    return gamma
+
+
+def fit_filter(trained: Tensor, deployed: Tensor, mask: Tensor, radius: int = 3) -> tuple[Tensor, Tensor]:
+    """The linear filter that makes one set of grey pictures of the other best, and what it leaves.
+
+    Args:
+        trained: ``(N, H, W)``.
+        deployed: Likewise.
+        mask: Pixels to use, ``(H, W)``; the border of ``radius`` pixels is left out in any case.
+        radius: Of the filter, which has ``2 radius + 1`` taps each way.
+
+    Returns:
+        Taps as correlated, ``(2 radius + 1, 2 radius + 1)``, and ``deployed`` minus the filtered pictures, without the
+        border.
+    """
+    size, height = 2 * radius + 1, trained.shape[1]
+    gram = torch.zeros(size * size + 1, size * size + 1, dtype=torch.float64)
+    right = torch.zeros(size * size + 1, 1, dtype=torch.float64)
+    for top in range(0, height - 2 * radius, _STRIP):
+        rows = slice(top, min(top + _STRIP + 2 * radius, height))
+        use = mask[rows, :][radius:-radius, radius:-radius].flatten()
+        for before, after in zip(trained[:, rows], deployed[:, rows], strict=True):
+            patches = unfold(before[None, None], size)[0][:, use]
+            basis = torch.cat([patches, torch.ones_like(patches[:1])])
+            gram += basis @ basis.T
+            right += basis @ after[radius:-radius, radius:-radius].reshape(-1, 1)[use]
+    solution = solve_normal(gram, right)
+    kernel = solution[:-1].reshape(size, size)
+    filtered = conv2d(trained[:, None], kernel[None, None])[:, 0] + solution[-1]
+    return kernel, deployed[:, radius:-radius, radius:-radius] - filtered
+
+
+def sharpness(kernel: Tensor) -> float:
+    """Mean gain of a filter at 0.3 to 0.5 cycles a pixel: 1 keeps detail, above 1 sharpens, below 1 blurs."""
+    frequency = torch.fft.fftfreq(32, dtype=torch.float64)
+    radius = (frequency[:, None].square() + frequency.square()).sqrt()
+    return float(torch.fft.fft2(kernel, s=(32, 32)).abs()[(radius > 0.3) & (radius < 0.5)].mean())
+
+
+def pooled(images: Tensor, mask: Tensor, factor: int = 4) -> Tensor:
+    """Block means ``(P, C)`` of pictures ``(N, C, H, W)`` where the whole block lies in the mask ``(N, H, W)``."""
+    means = avg_pool2d(images, factor).permute(0, 2, 3, 1)
+    return means[avg_pool2d(mask[:, None].double(), factor)[:, 0] > 1 - 1e-9]
+
+
+def occupied_levels(values: Tensor) -> float:
+    """Share of the whole levels between the smallest and largest that occur at all.
+
+    Example:
+        >>> occupied_levels(torch.tensor([0.0, 2.0, 4.0]))
+        0.6
+    """
+    levels = np.unique(values.round().numpy())
+    return len(levels) / (int(levels[-1]) - int(levels[0]) + 1)
+
+
+def blockiness(images: Tensor) -> float:
+    """How much more often high frequencies of 8 x 8 blocks are missing on JPEG's grid than on others, in [-1, 1].
+
+    The share of DCT coefficients below 0.7 levels, for grey pictures ``(N, H, W)`` whose grid starts in the corner.
+    """
+    aligned, *others = (_missing(images[:, top:, left:]) for top, left in ((0, 0), (4, 4), (2, 5), (5, 3)))
+    return aligned - max(others)
+
+
+def _missing(images: Tensor) -> float:
+    step = torch.arange(8, dtype=torch.float64)
+    transform = torch.cos(math.pi * (2 * step + 1) * step[:, None] / 16) / 2
+    transform[0] /= math.sqrt(2)
+    rows, columns = (side // 8 for side in images.shape[-2:])
+    blocks = images[:, : rows * 8, : columns * 8].reshape(-1, rows, 8, columns, 8).transpose(2, 3)
+    high = step[:, None] + step >= 7
+    return float(((transform @ blocks @ transform.T)[..., high].abs() < 0.7).double().mean())
+
+
+def chroma_steps(images: Tensor) -> float:
+    """Detail of colour inside 2 x 2 blocks on NV12's grid as a share of that on the other, over the same of brightness.
+
+    Near 0 where colour has half the resolution, 1 where nothing favours a grid; pictures ``(N, 3, H, W)``.
+    """
+    colour = torch.stack([images[:, 0] - images[:, 1], images[:, 2] - images[:, 1]], 1)
+    grey = images.mean(1, keepdim=True)
+    return _grid_ratio(colour) / max(_grid_ratio(grey), 1e-6)
+
+
+def _grid_ratio(images: Tensor) -> float:
+    aligned, other = (_within(images[..., start:, start:]) for start in (0, 1))
+    return aligned / max(other, 1e-6)
+
+
+def _within(images: Tensor) -> float:
+    rows, columns = (side // 2 for side in images.shape[-2:])
+    blocks = images[..., : rows * 2, : columns * 2].reshape(*images.shape[:2], rows, 2, columns, 2)
+    return float((blocks - blocks.mean((3, 5), keepdim=True)).square().mean())
+
+
+def noise_power(residual: Tensor, moved: Tensor, mask: Tensor) -> tuple[float, float]:
+    """Variance of a residual in the calmest quarter of the pictures, and its correlation from pixel to pixel there.
+
+    Noise is the same everywhere and white; what a wrong filter or compression leaves follows the content.
+
+    Args:
+        residual: ``(N, H, W)``.
+        moved: The picture without noise, likewise.
+        mask: Pixels to use, ``(H, W)``.
+    """
+    activity = (moved - blurred(moved)).abs() + (moved - moved.roll(1, 2)).abs() + (moved - moved.roll(1, 1)).abs()
+    activity = blurred(activity)
+    use = mask.expand_as(residual)
+    calm = use & (activity <= activity[use].kthvalue(max(int(use.sum()) // 4, 1)).values)
+    centred = residual - residual[calm].mean()
+    power = float(centred[calm].square().mean())
+    pairs = []
+    for axis in (1, 2):
+        both = calm & calm.roll(1, axis)
+        product = (centred * centred.roll(1, axis))[both]
+        pairs.append(float(product.mean()) / max(power, 1e-9) if product.numel() else 1.0)
+    return power, max(pairs, key=abs)

@@ -1,0 +1,195 @@
+"""An ONNX file as a subject, without the PyTorch side: read, looked over, and given inputs.
+
+ONNX Runtime in fp32 is the reference of such a subject, since nothing else is known of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+from torch import Tensor, nn
+
+from lightning_robust.deployment.engines.base import Subject
+from lightning_robust.deployment.engines.execution import one_line
+from lightning_robust.deployment.graph.export import Exported
+
+Arrays = Mapping[str, NDArray[np.generic]]
+_HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+_QUANTISED = frozenset({"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger"})
+
+
+class GraphModule(nn.Module):
+    """An ONNX model that is called like a module; ONNX Runtime computes on the CPU.
+
+    Args:
+        model: The graph.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        import onnxruntime
+
+        super().__init__()
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        self._names = [value.name for value in model.graph.input]
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The outputs of inputs in the order of the graph's."""
+        feeds = {name: tensor.numpy() for name, tensor in zip(self._names, tensors, strict=True)}
+        return tuple(torch.from_numpy(np.asarray(array)) for array in self._session.run(None, feeds))
+
+
+class GraphSubject(Subject):
+    """A :class:`~.runtimes.Subject` that is an ONNX graph already; nothing is exported.
+
+    Args:
+        model: The graph, from :func:`load_graph`.
+        inputs: Name -> samples, from :func:`make_inputs` or of the user's own.
+        **settings: As of :class:`~.runtimes.Subject`.
+
+    Raises:
+        ValueError: If an input of the graph is missing, or has another shape or type.
+    """
+
+    reference = "onnxruntime-fp32"
+
+    def __init__(self, model: onnx.ModelProto, inputs: Arrays, **settings: Any) -> None:
+        check_inputs(model, inputs)
+        names = [value.name for value in model.graph.input]
+        example = tuple(torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in names)
+        super().__init__(GraphModule(model), example, **settings)
+        outputs = tuple(value.name for value in model.graph.output)
+        # cached_property's own place: what would have been exported is here already
+        vars(self)["_exported"] = Exported(model, {}, tuple(names), outputs)
+
+
+def load_graph(path: str | Path) -> onnx.ModelProto:
+    """Read an ONNX file with its external data; initialisers listed among the inputs are no inputs.
+
+    Raises:
+        FileNotFoundError: If the file, or one with its weights, is not there.
+        ValueError: If it is no valid ONNX.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"Expected an ONNX file at {path}, but there is no such file.")
+    try:
+        model = onnx.load(path, load_external_data=False)
+        onnx.external_data_helper.load_external_data_for_model(model, str(path.parent))
+    except (OSError, onnx.checker.ValidationError) as error:
+        raise FileNotFoundError(
+            f"Expected the weights of {path} beside it, but got: {error}. Copy its .data file into the same folder."
+        ) from error
+    except Exception as error:
+        raise ValueError(f"Expected an ONNX model at {path}, but it cannot be read ({error}).") from error
+    for tensor in model.graph.initializer:
+        del tensor.external_data[:]
+        tensor.ClearField("data_location")
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise ValueError(f"Expected a valid ONNX model at {path}, but {one_line(error)}.") from error
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    for index, node in enumerate(model.graph.node):  # switches and keep lists go by name
+        node.name = node.name or f"{node.op_type}_{index}"
+    return model
+
+
+def remarks(model: onnx.ModelProto) -> list[str]:
+    """What a reader has to know before believing the numbers of this graph."""
+    lines = []
+    kinds = {tensor.data_type for tensor in model.graph.initializer}
+    kinds |= {value.type.tensor_type.elem_type for value in model.graph.input}
+    if kinds & set(_HALVES):
+        lines.append(
+            "The graph is in half precision already. ONNX Runtime's CPU kernels compute it in fp32, so that its "
+            "distance to an engine is not seen here; measure the fp32 graph that it was made from."
+        )
+    quantised = sorted({node.op_type for node in model.graph.node} & _QUANTISED)
+    if quantised:
+        lines.append(
+            f"The graph is quantised ({', '.join(quantised)}): what is measured is the precision of the rest, and not "
+            "what quantisation itself costs."
+        )
+    return lines
+
+
+def make_inputs(
+    model: onnx.ModelProto, samples: int, shapes: Mapping[str, Sequence[int]] | None = None, seed: int = 0
+) -> dict[str, NDArray[np.generic]]:
+    """Uniform noise in [0, 1) for every floating input, zeros for integers: shapes fit, values mean nothing.
+
+    Args:
+        model: The graph.
+        samples: Size of a first dimension that is dynamic.
+        shapes: Input name -> whole shape, for inputs whose other dimensions are dynamic too.
+        seed: Of the noise.
+
+    Raises:
+        ValueError: If a dimension other than the first is dynamic and `shapes` does not say it.
+    """
+    generator = np.random.default_rng(seed)
+    made: dict[str, NDArray[np.generic]] = {}
+    for value in model.graph.input:
+        wanted = list((shapes or {}).get(value.name) or _shape(value, samples))
+        shape = [size for size in wanted if isinstance(size, int)]
+        if len(shape) < len(wanted):
+            told = ", ".join(map(str, wanted))
+            raise ValueError(
+                f"Expected the size of every dimension but the first, but input {value.name!r} has shape ({told}). "
+                f"Give real inputs, or the shape: --shapes='{{\"{value.name}\": [1, 3, 224, 224]}}'."
+            )
+        dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        noise = generator.random(shape) if np.issubdtype(dtype, np.floating) else np.zeros(shape)
+        made[value.name] = noise.astype(dtype)
+    return made
+
+
+def check_inputs(model: onnx.ModelProto, inputs: Arrays) -> None:
+    """Refuse arrays that the graph does not take.
+
+    Raises:
+        ValueError: If an input is missing, or has another type, number of dimensions or fixed size.
+    """
+    names = [value.name for value in model.graph.input]
+    for value in model.graph.input:
+        if value.name not in inputs:
+            raise ValueError(
+                f"Expected an array for each of the inputs {names}, but got {sorted(inputs)}. "
+                "Name the arrays of the .npz file like the inputs."
+            )
+        array = inputs[value.name]
+        wanted = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        shape = _shape(value, None)
+        fits = len(shape) == array.ndim and all(
+            not isinstance(size, int) or size == got for size, got in zip(shape, array.shape, strict=True)
+        )
+        if array.dtype != wanted or not fits:
+            raise ValueError(
+                f"Expected input {value.name!r} as {np.dtype(wanted)} of shape ({', '.join(map(str, shape))}), but got "
+                f"{array.dtype} of shape {array.shape}. Write it as the network takes it, after preprocessing."
+            )
+
+
+def _shape(value: onnx.ValueInfoProto, samples: int | None) -> list[int | str]:
+    """Sizes, or names of dynamic ones; a dynamic first dimension is the number of samples."""
+    sizes: list[int | str] = []
+    for index, dim in enumerate(value.type.tensor_type.shape.dim):
+        if dim.HasField("dim_value") and dim.dim_value > 0:
+            sizes.append(dim.dim_value)
+        else:
+            sizes.append(samples if index == 0 and samples is not None else dim.dim_param or "?")
+    return sizes

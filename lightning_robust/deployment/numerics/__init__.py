@@ -1,0 +1,1 @@
+"""What precision does to a graph: rounding, conversion, sensitivity, the nodes to keep in fp32."""

@@ -1,0 +1,93 @@
+"""Which layers make the difference: the sweep of ``numerics/sensitivity.py`` in the unit of the report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from lightning_robust.deployment.engines.base import HALF, Subject, feed
+from lightning_robust.deployment.numerics.emulate import Precision
+from lightning_robust.deployment.numerics.sensitivity import Measure, Sensitivity, Sweep
+from lightning_robust.deployment.parity.distance import compare, compare_decoded
+from lightning_robust.deployment.parity.measure import Decode, ParityReport
+from lightning_robust.structures import flatten, map_tensors, rebuild
+
+_SHARE = 0.2  # of what the whole graph costs: what the list aims at where no tolerance is given
+
+
+def localise(
+    subject: Subject,
+    report: ParityReport,
+    *,
+    decode: Decode | None = None,
+    tolerance: float | None = None,
+    samples: int = 4,
+    time_limit: float = 60.0,
+) -> ParityReport:
+    """Add to a report what each node costs in low precision, and the shortest list of nodes to keep in fp32.
+
+    Args:
+        subject: The model and the samples of the report.
+        report: A pass of :func:`~.parity.measure_parity` in whose targets there is a half precision; without one
+            nothing is added.
+        decode: As in that pass.
+        tolerance: Largest distance that is allowed, in ``report.unit``; if None, a fifth of what the whole graph
+            costs, or, where that is infinite, twice what the nodes cost together that lose nothing.
+        samples: How many of the samples are used.
+        time_limit: Seconds for the sweep, and again for the list; what was not reached is marked.
+
+    Raises:
+        ExportError: If the module cannot be exported.
+        ValueError: If the graph cannot be emulated.
+    """
+    precision = next((p for p in HALF if any(name.endswith(f"-{p}") for name in report.targets)), None)
+    if precision is None:
+        return report
+    exported = subject.exported
+    example = _first(subject.example, samples)
+    sweep = Sweep(
+        exported.model,
+        feed(example, exported),
+        precision=cast(Precision, precision),
+        measure=_measure(subject, example, decode, report.unit),
+        unit=report.unit,
+        origins=exported.origins,
+    )
+    layers = sweep.sensitivity(time_limit)
+    keep = sweep.keep_fp32(_aim(layers) if tolerance is None else tolerance, time_limit)
+    return replace(report, layers=layers, keep=keep)
+
+
+def _aim(layers: Sensitivity) -> float:
+    """A share of what the whole graph costs; where that is infinite, twice what those nodes do that lose nothing."""
+    if math.isfinite(layers.total):
+        return _SHARE * layers.total
+    return 2 * math.sqrt(sum(node.isolated**2 for node in layers.nodes if math.isfinite(node.isolated)))
+
+
+def _first(args: tuple[Any, ...], samples: int) -> tuple[Any, ...]:
+    batch = next(iter(flatten(args).values())).shape[0]
+    taken: tuple[Any, ...] = map_tensors(
+        lambda tensor: tensor[:samples] if tensor.ndim and tensor.shape[0] == batch else tensor, args
+    )
+    return taken
+
+
+def _measure(subject: Subject, example: tuple[Any, ...], decode: Decode | None, unit: str) -> Measure:
+    """Distance between two sets of outputs in the report's unit."""
+    with torch.no_grad():
+        template = subject.module(*example)
+
+    def measure(reference: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
+        plain = compare(reference, outputs)
+        if unit in plain or decode is None:
+            return plain[unit]
+        here, there = (dict(decode(rebuild(template, iter(tensors)))) for tensors in (reference, outputs))
+        return compare_decoded(here, there)[unit]
+
+    return measure

@@ -1,0 +1,1 @@
+"""What happens to pixels between camera and network."""

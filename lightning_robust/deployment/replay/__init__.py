@@ -1,0 +1,3 @@
+"""Recorded frames through every engine."""
+
+from lightning_robust.deployment.replay.measure import replay as replay

@@ -1,0 +1,1 @@
+"""A parity report for readers: tables, figures, one page."""

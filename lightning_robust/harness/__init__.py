@@ -1,0 +1,1 @@
+"""What techniques share about a Trainer: quiet evaluation, batches, schedules, checkpoints, logging."""

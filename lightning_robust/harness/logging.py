@@ -1,0 +1,153 @@
+"""Figures, pictures, tables and late scalars to whatever logger the Trainer has, and the one TensorBoard layout.
+
+Every function does nothing on ranks other than 0. The only private attribute of Lightning that this package reads
+stands here: :func:`log_step`.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from lightning_robust.harness.trainers import is_fast_dev_run
+from lightning_robust.tables import markdown
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Layout = dict[str, dict[str, list[Any]]]
+_layouts: WeakKeyDictionary[pl.Trainer, Layout] = WeakKeyDictionary()
+
+
+def log_step(trainer: pl.Trainer) -> int:
+    """The step under which Lightning itself writes validation scalars, so that pictures and curves line up."""
+    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+
+def log_scalars(trainer: pl.Trainer, scalars: Mapping[str, float]) -> None:
+    """Send numbers to every logger and to ``trainer.callback_metrics``, where ``pl_module.log`` is not allowed."""
+    trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in scalars.items()})
+    _to_all(trainer, lambda logger, step: logger.log_metrics(dict(scalars), step))
+
+
+def log_figure(trainer: pl.Trainer, tag: str, figure: Figure) -> None:
+    """Send a matplotlib figure to every logger; where a logger takes no pictures, to ``<log_dir>/figures/*.png``."""
+
+    def send(logger: Logger, step: int) -> None:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_figure(tag, figure, step, close=False)
+        elif isinstance(logger, WandbLogger):
+            logger.log_image(tag, [figure], step=step)
+        elif isinstance(logger, MLFlowLogger):
+            logger.experiment.log_figure(logger.run_id, figure, f"{tag}/{step}.png")
+        else:
+            figure.savefig(_file(trainer, tag, step, "png"), dpi=120)
+
+    _to_all(trainer, send)
+
+
+def log_images(trainer: pl.Trainer, tag: str, images: Tensor) -> None:
+    """Send pictures side by side to every logger.
+
+    Args:
+        trainer: The Trainer.
+        tag: Name, with slashes.
+        images: ``(N, C, H, W)``, uint8 or floating in [0, 1], C being 1 or 3.
+
+    Raises:
+        ValueError: If the shape is another.
+    """
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(f"Expected `images` of shape (N, 1 or 3, H, W), but got {tuple(images.shape)}.")
+    pixels = images if images.is_floating_point() else images.float() / 255
+    pixels = pixels.detach().float().cpu().clamp(0, 1)
+
+    def send(logger: Logger, step: int) -> None:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_images(tag, pixels, step)
+        elif isinstance(logger, WandbLogger):
+            logger.log_image(tag, [_to_array(image) for image in pixels], step=step)
+        elif isinstance(logger, MLFlowLogger):
+            for index, image in enumerate(pixels):
+                logger.experiment.log_image(logger.run_id, _to_array(image), f"{tag}/{step}-{index}.png")
+        else:
+            _save_images(pixels, _file(trainer, tag, step, "png"))
+
+    _to_all(trainer, send)
+
+
+def log_table(trainer: pl.Trainer, tag: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Send a table to every logger: Markdown for TensorBoard, a CSV file where a logger has no tables."""
+
+    def send(logger: Logger, step: int) -> None:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_text(tag, markdown(columns, rows), step)
+        elif isinstance(logger, WandbLogger):
+            logger.log_table(tag, columns=list(columns), data=[list(row) for row in rows], step=step)
+        elif isinstance(logger, MLFlowLogger):
+            logger.experiment.log_text(logger.run_id, markdown(columns, rows), f"{tag}/{step}.md")
+        else:
+            with _file(trainer, tag, step, "csv").open("w", newline="") as stream:
+                csv.writer(stream).writerows([columns, *rows])
+
+    _to_all(trainer, send)
+
+
+def add_layout(trainer: pl.Trainer, category: str, charts: Mapping[str, Sequence[str]]) -> None:
+    """Contribute charts to the custom-scalars page of TensorBoard; call it in ``setup``.
+
+    TensorBoard reads one layout a run, so all contributions are written together by :func:`write_layout`.
+
+    Args:
+        trainer: The Trainer.
+        category: Heading on the page.
+        charts: Title of a chart -> tags (regular expressions) drawn in it.
+    """
+    layout = _layouts.setdefault(trainer, {})
+    layout[category] = {title: ["Multiline", list(tags)] for title, tags in charts.items()}
+
+
+def write_layout(trainer: pl.Trainer) -> None:
+    """Write the gathered layout once; call it in ``on_fit_start``. Later calls in the same fit do nothing."""
+    layout = _layouts.pop(trainer, None)
+    if layout and trainer.is_global_zero:
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_custom_scalars(layout)
+
+
+def _to_all(trainer: pl.Trainer, send: Callable[[Logger, int], None]) -> None:
+    if not trainer.is_global_zero or is_fast_dev_run(trainer):
+        return
+    step = log_step(trainer)
+    for logger in trainer.loggers:
+        try:
+            send(logger, step)
+        except OSError as error:
+            rank_zero_info(f"{type(logger).__name__} could not store a picture or table: {error}")
+
+
+def _file(trainer: pl.Trainer, tag: str, step: int, suffix: str) -> Path:
+    path = Path(trainer.log_dir or trainer.default_root_dir) / "figures" / f"{tag}-{step}.{suffix}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _to_array(image: Tensor) -> Any:
+    return (image.permute(1, 2, 0) * 255).round().byte().numpy()
+
+
+def _save_images(images: Tensor, path: Path) -> None:
+    from PIL import Image
+
+    strip = _to_array(images.permute(1, 2, 0, 3).flatten(2))
+    Image.fromarray(strip if strip.shape[2] == 3 else strip[..., 0]).save(path)

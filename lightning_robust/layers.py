@@ -1,0 +1,111 @@
+"""The layers of a module: which tensors belong to each, by module path or by a group of paths."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from lightning_robust.suggest import nearest
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What is put back at once.
+
+    Args:
+        name: As in figures and tags.
+        parameters: Names in the module's ``state_dict``; a tied tensor under its first name.
+        buffers: Saved buffers likewise, such as the statistics of BatchNorm.
+    """
+
+    name: str
+    parameters: tuple[str, ...]
+    buffers: tuple[str, ...] = ()
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """All names."""
+        return self.parameters + self.buffers
+
+
+def find_layers(module: nn.Module, groups: Sequence[str] | Mapping[str, str] | None = None) -> list[Layer]:
+    r"""The layers of a network: modules with parameters of their own, or groups of them.
+
+    A tensor that several modules share goes with each of them, and changes in all. BatchNorm is a layer with its
+    affine parameters and its running statistics.
+
+    Args:
+        module: The network.
+        groups: Regular expressions on module paths, each a group named by itself, or names with regular expressions.
+            One that matches a path takes all that is inside it as well. None takes each module by itself.
+
+    Raises:
+        ValueError: If an expression is none or matches no module that has parameters; the message names near ones.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
+        >>> [layer.name for layer in find_layers(net)]
+        ['0', '2.0', '2.1']
+        >>> find_layers(net, {"head": "2"})[0].buffers
+        ('2.1.running_mean', '2.1.running_var', '2.1.num_batches_tracked')
+    """
+    own = _own_tensors(module)
+    if groups is None:
+        return _without_doubles([_joined(path or "(root)", [layer]) for path, layer in own.items()])
+    named = groups.items() if isinstance(groups, Mapping) else [(pattern, pattern) for pattern in groups]
+    return [_joined(name, _matching(own, pattern, type(module).__name__)) for name, pattern in named]
+
+
+def whole(module: nn.Module) -> Layer:
+    """All parameters and saved buffers as one layer."""
+    return _joined("whole network", _own_tensors(module, only_with_parameters=False).values())
+
+
+def _own_tensors(module: nn.Module, *, only_with_parameters: bool = True) -> dict[str, Layer]:
+    """By module path, what belongs to that module itself."""
+    first = {id(t): name for name, t in [*module.named_buffers(), *module.named_parameters()]}
+    saved = set(module.state_dict())
+    found = {}
+    for path, part in module.named_modules():
+        prefix = f"{path}." if path else ""
+        parameters, buffers = (
+            tuple(first[id(tensor)] for name, tensor in each if f"{prefix}{name}" in saved)
+            for each in (part.named_parameters(recurse=False), part.named_buffers(recurse=False))
+        )
+        if parameters or (buffers and not only_with_parameters):
+            found[path] = Layer(path, parameters, buffers)
+    return found
+
+
+def _joined(name: str, layers: Iterable[Layer]) -> Layer:
+    layers = list(layers)
+    parameters = dict.fromkeys(each for layer in layers for each in layer.parameters)
+    buffers = dict.fromkeys(each for layer in layers for each in layer.buffers)
+    return Layer(name, tuple(parameters), tuple(buffers))
+
+
+def _without_doubles(layers: list[Layer]) -> list[Layer]:
+    """Layers that are one and the same by their ties, once."""
+    first: dict[tuple[str, ...], Layer] = {}
+    for layer in layers:
+        first.setdefault(layer.tensors, layer)
+    return list(first.values())
+
+
+def _matching(own: Mapping[str, Layer], pattern: str, network: str) -> list[Layer]:
+    try:
+        inside = re.compile(rf"(?:{pattern})(?:\..+)?")
+    except re.error as error:
+        raise ValueError(f"Expected regular expressions as `layers`, but got {pattern!r}: {error}.") from error
+    found = [layer for path, layer in own.items() if inside.fullmatch(path)]
+    if not found:
+        paths = {path.rsplit(".", cut)[0] for path in own for cut in range(path.count(".") + 1)} - {""}
+        near = nearest(pattern, sorted(paths)) or sorted(paths)[:8]
+        raise ValueError(
+            f"Expected `layers` to match modules of {network} that have parameters, but {pattern!r} matches none. "
+            f"Near ones are {', '.join(map(repr, near))}."
+        )
+    return found

@@ -1,0 +1,344 @@
+"""UATMixin: adversarial training on pictures without labels. Losses and attacks stand in ``functional``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_robust.functional.attacks import pgd
+from lightning_robust.functional.averaging import RunningAverage, require_same
+from lightning_robust.functional.consistency import divergence, pseudo_label_loss
+from lightning_robust.functional.pixels import PixelSpace
+from lightning_robust.functional.weights import Weights
+from lightning_robust.harness.batches import pixel_space
+from lightning_robust.harness.checkpoints import read_state
+from lightning_robust.harness.evaluate import in_evaluation_mode
+from lightning_robust.harness.schedule import parse_fraction, parse_period
+from lightning_robust.harness.trainers import NoEffectWarning
+from lightning_robust.mixins.objective import HostStep, ObjectiveMixin, Term
+from lightning_robust.structures import get_item, split_path, take_rows
+
+_SAVED = "uat"
+
+
+class UATMixin(ObjectiveMixin):
+    r"""Unsupervised adversarial training: robustness from pictures without labels, beside the host's own loss.
+
+    .. math:: L(x, y) + \lambda_{OT} \max_{\|\delta\| \le \epsilon} \mathrm{KL}\left(\bar p(u) \,\|\, p(u + \delta)
+       \right) + \lambda_{FT} \max_{\|\delta\| \le \epsilon} \mathrm{CE}\left(\hat y(u), p(u + \delta)\right)
+
+    `Uesato et al. 2019 <https://arxiv.org/abs/1905.13725>`_. *Online targets* (OT): the prediction on the unlabelled
+    picture :math:`u`, stopped, in evaluation mode and computed once a batch. *Fixed targets* (FT): the class
+    :math:`\hat y` that a target model gives it. Both weights together are UAT++. The inner maximum is found by PGD from
+    a random start in evaluation mode, in units of pixels in [0, 1].
+
+    Unlabelled pictures are the samples of a batch whose target is -1 everywhere, or come from a second loader at
+    ``uat_unlabelled_key`` of what a CombinedLoader gives. The host's ``training_step`` only gets the labelled part. A
+    loader that has ended gives None: then the other part is trained on alone.
+
+    Outputs are logits with classes along ``uat_class_dim``, for each picture one or many: also those of segmentation,
+    and distributions over cells.
+
+    Logged: ``uat/ot``, ``uat/ft``, ``uat/share`` (of unlabelled samples whose class the attack has changed).
+
+    Cost: k steps of PGD, one pass and one training step on the unlabelled part for each of the two terms; for FT also a
+    pass of the target model, unless its answers are kept by ``uat_index_key``.
+
+    Args:
+        uat_ot_weight: :math:`\lambda_{OT}`; 0 is off.
+        uat_ft_weight: :math:`\lambda_{FT}`; 0 is off.
+        uat_eps: Radius: a number or ``"8/255"``.
+        uat_steps: Of PGD.
+        uat_step_size: None is 2.5 eps / steps.
+        uat_unlabelled_key: Where unlabelled pictures are in a batch of several loaders, e.g. ``"unlabelled"`` or
+            ``"unlabelled.0"``; None marks them by targets of -1.
+        uat_labelled_key: Where the labelled batch is then.
+        uat_target: The target model of FT: the path of a checkpoint of this module; ``"ema"`` for an average of the
+            weights; ``"first"`` for the weights after ``uat_target_epochs`` epochs, before which FT is off.
+        uat_target_epochs: Of ``"first"``.
+        uat_half_life: Of ``"ema"``, in steps or as ``"2 epochs"``.
+        uat_index_key: Where the numbers of the unlabelled samples in their data set are in a batch: the target model
+            then answers once for each. Not for ``"ema"``, whose answers change.
+        uat_class_dim: Along which the logits hold classes.
+        uat_mean: Mean that pixels in [0, 1] were normalised with; None takes the data module's, else 0.
+        uat_std: Standard deviation likewise, else 1.
+        **kwargs: For the next class; ``input_key`` and ``target_key`` say where inputs and targets are in a labelled
+            batch.
+
+    Raises:
+        ValueError: For settings out of range, or a target model of another shape.
+        KeyError: If a batch has no part of the name.
+    """
+
+    def __init__(
+        self,
+        *,
+        uat_ot_weight: float = 0.0,
+        uat_ft_weight: float = 0.0,
+        uat_eps: float | str = "8/255",
+        uat_steps: int = 7,
+        uat_step_size: float | str | None = None,
+        uat_unlabelled_key: int | str | None = None,
+        uat_labelled_key: int | str = "labelled",
+        uat_target: str = "first",
+        uat_target_epochs: int = 5,
+        uat_half_life: float | str = "1 epoch",
+        uat_index_key: int | str | None = None,
+        uat_class_dim: int = 1,
+        uat_mean: float | list[float] | None = None,
+        uat_std: float | list[float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        for name, weight in (("uat_ot_weight", uat_ot_weight), ("uat_ft_weight", uat_ft_weight)):
+            if not (math.isfinite(weight) and weight >= 0):
+                raise ValueError(f"Expected `{name}` of at least 0, but got {weight}.")
+        if uat_steps < 1 or uat_target_epochs < 1:
+            raise ValueError(
+                f"Expected `uat_steps` and `uat_target_epochs` of at least 1, but got {uat_steps} and "
+                f"{uat_target_epochs}."
+            )
+        if uat_target == "ema" and uat_index_key is not None:
+            raise ValueError("Expected no `uat_index_key` with uat_target='ema': its answers change with the weights.")
+        self.uat_ot_weight, self.uat_ft_weight = uat_ot_weight, uat_ft_weight
+        self.uat_eps, self.uat_steps, self.uat_step_size = uat_eps, uat_steps, uat_step_size
+        self.uat_unlabelled_key, self.uat_labelled_key = uat_unlabelled_key, uat_labelled_key
+        self.uat_target, self.uat_target_epochs, self.uat_half_life = uat_target, uat_target_epochs, uat_half_life
+        self.uat_index_key, self.uat_class_dim = uat_index_key, uat_class_dim
+        self.uat_mean, self.uat_std = uat_mean, uat_std
+        self._radius = parse_fraction(uat_eps, "uat_eps")
+        self._step = None if uat_step_size is None else parse_fraction(uat_step_size, "uat_step_size")
+        self._period = parse_period(uat_half_life)
+        self._pixels: PixelSpace | None = None
+        self._target: list[Tensor] | None = None
+        self._average: RunningAverage | None = None
+        self._saved_average: dict[str, Any] | None = None
+        self._answers: dict[int, Tensor] = {}
+        self._unlabelled_seen = 0
+
+    @override
+    def setup(self, stage: str) -> None:
+        """Find out how pictures were normalised."""
+        super().setup(stage)
+        if stage == "fit" and self._uses_uat:
+            self._pixels = pixel_space(self.trainer, self.uat_mean, self.uat_std)
+            self._target, self._average, self._saved_average, self._answers = None, None, None, {}
+
+    @override
+    def on_train_start(self) -> None:
+        """Make the target model that a checkpoint or an average gives."""
+        super().on_train_start()
+        if self.uat_ft_weight == 0:
+            return
+        if self.uat_target == "ema":
+            self._average = RunningAverage("ema", half_life=self._period.steps(self.trainer))
+            if self._saved_average is not None:
+                self._average.load_state_dict(self._saved_average)
+        elif self.uat_target != "first" and self._target is None:
+            self._target = self._read(self.uat_target)
+
+    @override
+    def on_train_epoch_start(self) -> None:
+        """Fix the target model, if it was to be trained first."""
+        super().on_train_epoch_start()
+        self._unlabelled_seen = 0
+        if self._fixes_first and self._target is None and self.current_epoch >= self.uat_target_epochs:
+            self._target = [tensor.detach().clone() for tensor in Weights(self).tensors()]
+
+    @override
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Take the new weights into the average."""
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        if self._average is not None and (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
+            self._average.update(Weights(self).tensors())
+
+    @override
+    def on_train_epoch_end(self) -> None:
+        """Say so, if nothing was without a label."""
+        super().on_train_epoch_end()
+        if self._uses_uat and self._unlabelled_seen == 0:
+            self._tell(
+                "no sample without a label was seen in an epoch: unsupervised adversarial training has done nothing. "
+                "Mark such samples by targets of -1, or give them by a second loader and set `uat_unlabelled_key`.",
+                NoEffectWarning,
+            )
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the target model and its answers."""
+        super().on_save_checkpoint(checkpoint)
+        if self.uat_ft_weight > 0:
+            checkpoint[_SAVED] = {
+                "target": self._target,
+                "average": None if self._average is None else self._average.state_dict(),
+                "answers": self._answers,
+            }
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with both."""
+        super().on_load_checkpoint(checkpoint)
+        saved = checkpoint.get(_SAVED)
+        if saved is None or self.uat_ft_weight == 0:
+            return
+        self._target, self._answers, self._saved_average = saved["target"], saved["answers"], saved["average"]
+
+    @property
+    def _uses_uat(self) -> bool:
+        return self.uat_ot_weight > 0 or self.uat_ft_weight > 0
+
+    @property
+    def _fixes_first(self) -> bool:
+        return self.uat_ft_weight > 0 and self.uat_target == "first"
+
+    @override
+    def _is_on(self) -> bool:
+        return self._uses_uat or super()._is_on()
+
+    @override
+    def _labelled(self, batch: Any) -> Any:
+        batch = super()._labelled(batch)
+        if not self._uses_uat:
+            return batch
+        if self.uat_unlabelled_key is not None:
+            try:
+                return get_item(batch, self.uat_labelled_key)
+            except KeyError:
+                # attacks at validation run this step on batches of the host's own form
+                if self.training:
+                    raise
+                return batch
+        unlabelled = self._without_label(batch)
+        if not bool(unlabelled.any()):
+            return batch
+        return None if bool(unlabelled.all()) else take_rows(batch, ~unlabelled, len(unlabelled))
+
+    def _without_label(self, batch: Any) -> Tensor:
+        """Which samples have a target of -1 everywhere."""
+        targets = get_item(batch, self.target_key)
+        if not isinstance(targets, Tensor) or targets.ndim == 0:
+            raise TypeError(
+                f"Expected one target tensor with a row for each sample at target_key={self.target_key!r}, but got "
+                f"{type(targets).__name__}. Give unlabelled samples by a second loader and set `uat_unlabelled_key`."
+            )
+        return (targets == -1).reshape(len(targets), -1).all(1)
+
+    @override
+    def _terms(self, step: HostStep | None, batch: Any) -> list[Term]:
+        terms = super()._terms(step, batch)
+        if not self._uses_uat:
+            return terms
+        pictures, numbers = self._unlabelled(batch)
+        if pictures is None or len(pictures) == 0:
+            return terms
+        self._unlabelled_seen += len(pictures)
+        (self._pixels or PixelSpace()).check(pictures)
+        dim = self.uat_class_dim
+        with torch.no_grad(), in_evaluation_mode(self):
+            prediction = self._predict(pictures) if self.uat_ot_weight > 0 else None
+        if prediction is not None:
+            goal: Tensor = prediction
+            terms = [*terms, self._term("ot", pictures, lambda z: divergence(z, goal, dim), goal, self.uat_ot_weight)]
+        if self.uat_ft_weight > 0:
+            labels = self._labels(pictures, numbers)
+            if labels is not None:
+                found: Tensor = labels
+                one = self._term("ft", pictures, lambda z: pseudo_label_loss(z, found, dim), found, self.uat_ft_weight)
+                terms = [*terms, one]
+        return terms
+
+    def _term(
+        self, name: str, pictures: Tensor, loss_of: Callable[[Tensor], Tensor], target: Tensor, weight: float
+    ) -> Term:
+        """The largest loss in the ball around each picture, and its weight."""
+        space = self._pixels or PixelSpace()
+        with in_evaluation_mode(self):
+            neighbours = pgd(
+                lambda pixels: loss_of(self._predict(space.from_pixels(pixels).to(pictures.dtype))),
+                space.to_pixels(pictures.detach()).clamp(0, 1),
+                self._radius,
+                steps=self.uat_steps,
+                step_size=self._step,
+                bounds=(0.0, 1.0),
+                generator=self._generator(3 if name == "ot" else 4, pictures.device),
+            )
+        logits = self._predict(space.from_pixels(neighbours).to(pictures.dtype))
+        classes = target.argmax(self.uat_class_dim) if target.is_floating_point() else target
+        changed = (logits.argmax(self.uat_class_dim) != classes).float().mean()
+        self._note({"uat/share": changed})
+        return Term(f"uat/{name}", loss_of(logits).mean(), weight)
+
+    def _unlabelled(self, batch: Any) -> tuple[Tensor | None, Tensor | None]:
+        """The unlabelled pictures of a batch, and their numbers in the data set."""
+        numbers = None if self.uat_index_key is None else get_item(batch, self.uat_index_key)
+        if self.uat_unlabelled_key is not None:
+            part = self.uat_unlabelled_key
+            if get_item(batch, split_path(part)[0] if isinstance(part, str) else part) is None:
+                self._tell(
+                    "the loader of unlabelled samples has ended before the other one; the rest of the epoch is trained "
+                    "on labels alone. CombinedLoader(..., 'max_size_cycle') begins it again."
+                )
+                return None, None
+            pictures = get_item(batch, part)
+            if not isinstance(pictures, Tensor):
+                raise TypeError(
+                    f"Expected pictures at uat_unlabelled_key={part!r}, but got {type(pictures).__name__}. Name their "
+                    f"place in it, as '{part}.0'."
+                )
+            return pictures, numbers
+        rows = self._without_label(batch)
+        pictures = get_item(batch, self.input_key)
+        return pictures[rows], None if numbers is None else numbers[rows]
+
+    def _predict(self, pictures: Tensor) -> Tensor:
+        logits = getattr(self, self.output_method)(pictures)
+        if not isinstance(logits, Tensor) or logits.ndim < 2:
+            raise TypeError(
+                f"Expected `{self.output_method}` to give logits (N, ...) for unsupervised adversarial training, but "
+                f"got {type(logits).__name__}. Define a method `logits(inputs)`."
+            )
+        return logits
+
+    def _labels(self, pictures: Tensor, numbers: Tensor | None) -> Tensor | None:
+        """The classes that the target model gives; None as long as there is none."""
+        target = self._target
+        if self._average is not None and self._average.count > 0:
+            target = self._average.values()
+        if target is None:
+            return None
+        if numbers is None:
+            return self._answer(target, pictures)
+        keys = numbers.tolist()
+        missing = [row for row, key in enumerate(keys) if key not in self._answers]
+        if missing:
+            found = self._answer(target, pictures[missing]).cpu()
+            self._answers |= {keys[row]: found[place].clone() for place, row in enumerate(missing)}
+        return torch.stack([self._answers[key] for key in keys]).to(pictures.device)
+
+    def _answer(self, target: list[Tensor], pictures: Tensor) -> Tensor:
+        weights = Weights(self)
+        target = [tensor.to(live) for tensor, live in zip(target, weights.tensors(), strict=True)]
+        with torch.no_grad(), weights.exchanged(target), in_evaluation_mode(self):
+            return self._predict(pictures).argmax(self.uat_class_dim)
+
+    def _read(self, path: str) -> list[Tensor]:
+        """The target model of a file, as the tensors that are exchanged."""
+        if not Path(path).exists():
+            raise MisconfigurationException(
+                f"Expected uat_target to be 'first', 'ema' or the path of a checkpoint, but there is no {path!r}."
+            )
+        state, own = read_state(path), self.state_dict()
+        heads = {name: tensor for name, tensor in own.items() if name not in state and name.startswith("rotation_head")}
+        state |= heads
+        try:
+            require_same(own, state)
+        except ValueError as error:
+            raise ValueError(f"Expected {path} as the target model to be of this module's shape. {error}") from error
+        return [state[name].clone() for name in Weights(self).names]

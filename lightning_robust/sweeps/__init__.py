@@ -1,0 +1,1 @@
+"""Many runs: the file that describes them, the trials, Ray Tune."""

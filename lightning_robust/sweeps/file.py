@@ -1,0 +1,214 @@
+"""A sweep's file: read, checked, written out as the values of each trial. Running them is the command's business."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import jsonargparse
+import yaml
+
+from lightning_robust.suggest import did_you_mean
+
+Values = dict[str, Any]
+
+_DRAWS: dict[str, Callable[[random.Random, Any, Any], float]] = {
+    "uniform": lambda generator, low, high: generator.uniform(low, high),
+    "loguniform": lambda generator, low, high: math.exp(generator.uniform(math.log(low), math.log(high))),
+    "randint": lambda generator, low, high: generator.randrange(low, high),
+}
+_FORMS = "a list of values, {uniform: [low, high]}, {loguniform: [low, high]} or {randint: [low, high]}"
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one trial takes of a machine.
+
+    Args:
+        cpus: Cores.
+        gpus: GPUs: 0, 1, or a fraction where several trials share one.
+    """
+
+    cpus: float = 1
+    gpus: float = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what no trial can take."""
+        if self.cpus <= 0:
+            raise ValueError(f"Expected `resources.cpus` to be positive, but got {self.cpus}. Give each trial a core.")
+        if not 0 <= self.gpus <= 1:
+            raise ValueError(
+                f"Expected `resources.gpus` from 0 to 1, but got {self.gpus}. A trial is one process; a run over "
+                "several GPUs is started by configs/cluster/torchrun.sh or slurm.sh instead."
+            )
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What the file of a sweep says.
+
+    Args:
+        configs: Configuration files of ``lightning-robust fit``, later ones over earlier ones; relative to the file.
+        vary: Dotted key of the command line -> list of values (every combination is tried), or ``{uniform: [low,
+            high]}``, ``{loguniform: [low, high]}``, ``{randint: [low, high]}`` (without ``high``), drawn anew for
+            each trial.
+        monitor: Metric that trials are compared by.
+        mode: Whether larger or smaller is better.
+        num_samples: How often each combination is tried, with fresh draws.
+        seed: Of the draws.
+        resources: What one trial takes.
+        retries: How often a trial that failed or was killed goes on from its last checkpoint before it is given up.
+        soup: Arguments of ``lightning-robust soup``, cooked of the trials' checkpoints; ``monitor`` and ``mode`` are
+            the sweep's where they are not given.
+    """
+
+    configs: list[str]
+    vary: dict[str, Any]
+    monitor: str
+    mode: Literal["max", "min"]
+    num_samples: int = 1
+    seed: int = 0
+    resources: Resources = field(default_factory=Resources)
+    retries: int = 2
+    soup: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what would run nothing, or the same twice."""
+        if not self.configs or not self.vary:
+            raise ValueError("Expected at least one file in `configs` and one key in `vary`, but got none. Add one.")
+        for key, values in self.vary.items():
+            _check_values(key, values)
+        if self.num_samples < 1 or self.retries < 0:
+            raise ValueError(
+                f"Expected `num_samples` of at least 1 and `retries` of at least 0, but got {self.num_samples} and "
+                f"{self.retries}."
+            )
+        if self.num_samples > 1 and all(isinstance(values, list) for values in self.vary.values()):
+            raise ValueError(
+                f"Expected a key that is drawn at random with `num_samples` {self.num_samples}, but `vary` only holds "
+                "lists: every sample would be the same. Take `num_samples` out, or vary `seed_everything`."
+            )
+
+    def variants(self) -> list[Values]:
+        """The varied keys and their values, for each trial.
+
+        Example:
+            >>> for values in Sweep(["a.yaml"], {"lr": [0.1, 0.2], "swa": [True]}, "val/acc", "max").variants():
+            ...     print(values)
+            {'lr': 0.1, 'swa': True}
+            {'lr': 0.2, 'swa': True}
+        """
+        generator = random.Random(self.seed)  # noqa: S311 - for hyper-parameters, not for secrets
+        listed = {key: values for key, values in self.vary.items() if isinstance(values, list)}
+        made = []
+        for _, chosen in itertools.product(range(self.num_samples), itertools.product(*listed.values())):
+            fixed = dict(zip(listed, chosen, strict=True))
+            made.append({k: fixed[k] if k in fixed else _draw(v, generator) for k, v in self.vary.items()})
+        return made
+
+    @property
+    def varied(self) -> list[str]:
+        """The keys that take more than one value."""
+        return [key for key, values in self.vary.items() if isinstance(values, dict) or len(values) > 1]
+
+
+def read_sweep(path: str | Path) -> Sweep:
+    """Read and check the file of a sweep.
+
+    Args:
+        path: YAML with the arguments of :class:`Sweep`.
+
+    Returns:
+        The sweep, its ``configs`` as absolute paths.
+
+    Raises:
+        FileNotFoundError: If the file or one of its ``configs`` does not exist.
+        ValueError: For a key that is not known, with the nearest one, and for values out of range.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"Expected the file of a sweep at {file}, but there is no such file.")
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"Expected keys with values in {file}, but got {content!r}. Begin with `configs:`.")
+    refuse_unknown(content, [entry.name for entry in fields(Sweep)], str(file))
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Sweep, "sweep")
+    try:
+        sweep: Sweep = parser.instantiate_classes(parser.parse_object({"sweep": content})).sweep
+    except (jsonargparse.ArgumentError, TypeError) as error:
+        raise ValueError(f"{file}: {error}") from error
+    found = [(file.parent / config).resolve() for config in sweep.configs]
+    for config in found:
+        if not config.is_file():
+            raise FileNotFoundError(
+                f"Expected a configuration at {config}, but there is no such file. Paths in `configs` are relative to "
+                f"{file}."
+            )
+    return Sweep(
+        **{entry.name: getattr(sweep, entry.name) for entry in fields(Sweep)} | {"configs": [*map(str, found)]}
+    )
+
+
+def refuse_unknown(given: Mapping[str, Any], known: list[str], where: str) -> None:
+    """Name a key that is not known, and the nearest one.
+
+    Raises:
+        ValueError: If there is one.
+
+    Example:
+        >>> refuse_unknown({"vari": []}, ["configs", "vary"], "soup.yaml")
+        Traceback (most recent call last):
+        ValueError: Expected keys out of configs, vary in soup.yaml, but got 'vari'. Did you mean 'vary'?
+    """
+    for key in given:
+        if key not in known:
+            hint = did_you_mean(str(key), known, 1)
+            raise ValueError(f"Expected keys out of {', '.join(known)} in {where}, but got {key!r}.{hint}")
+
+
+def as_argument(key: str, value: Any) -> str:
+    """One varied value as an argument of the command line.
+
+    A string that names an existing file is made absolute, since trials run in folders of their own.
+
+    Example:
+        >>> as_argument("swa", True), as_argument("optimizer", "torch.optim.SGD")
+        ('--swa=true', '--optimizer=torch.optim.SGD')
+    """
+    if isinstance(value, str):
+        return f"--{key}={Path(value).resolve() if Path(value).is_file() else value}"
+    return f"--{key}={json.dumps(value)}"
+
+
+def _check_values(key: str, values: Any) -> None:
+    if isinstance(values, list) and values:
+        return
+    if not isinstance(values, dict) or len(values) != 1:
+        raise ValueError(f"Expected {_FORMS} for `vary.{key}`, but got {values!r}.")
+    ((kind, bounds),) = values.items()
+    if kind not in _DRAWS:
+        refuse_unknown(values, list(_DRAWS), f"`vary.{key}`")
+    if not isinstance(bounds, list) or [type(bound) for bound in bounds] not in _number_types(kind):
+        wanted = "two integers" if kind == "randint" else "two numbers"
+        raise ValueError(f"Expected {wanted} [low, high] for `vary.{key}.{kind}`, but got {bounds!r}. Write 1.0e-3.")
+    low, high = bounds
+    if not low < high or (kind == "loguniform" and low <= 0):
+        positive = "positive bounds, " if kind == "loguniform" else ""
+        raise ValueError(f"Expected {positive}low < high for `vary.{key}.{kind}`, but got {bounds!r}.")
+
+
+def _number_types(kind: str) -> list[list[type]]:
+    allowed = (int,) if kind == "randint" else (int, float)
+    return [list(pair) for pair in itertools.product(allowed, repeat=2)]
+
+
+def _draw(values: dict[str, list[Any]], generator: random.Random) -> float:
+    ((kind, (low, high)),) = values.items()
+    return _DRAWS[kind](generator, low, high)

@@ -1,1 +1,0 @@
-"""Helpers that several techniques share: structures of tensors, logging to any logger, refusals by strategy."""

@@ -1,0 +1,443 @@
+import math
+import os
+import warnings
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch import nn
+from torch.utils.data import DataLoader
+
+from lightning_robust import DeploymentParityCallback, NoEffectWarning
+from lightning_robust.deployment.engines import builder
+from lightning_robust.deployment.engines.base import available
+from lightning_robust.deployment.graph.export import frozen_copy
+from lightning_robust.structures import flatten
+from tests.boring import Boring, Pictures, make_trainer
+
+CHEAP = {"targets": ["torch-bf16"], "perturbations": "none", "num_samples": 4}
+
+
+def fit(folder, callback, module=None, **settings):
+    pl.seed_everything(0)
+    module = module or Boring()
+    trainer = make_trainer(folder, [callback], **({"max_epochs": 1} | settings))
+    trainer.fit(module)
+    return trainer, module
+
+
+class Scaled(Boring):
+    """Regression-like: outputs are pixel columns."""
+
+    def forward(self, images):
+        return self.net(images) * 500
+
+    def _loss(self, batch):
+        return (self(batch[0]) - 300).abs().mean()
+
+    def decode(self, outputs):
+        return {"lateral_px": outputs, "right": outputs > 300}
+
+
+def test_everything_is_logged(tmp_path):
+    callback = DeploymentParityCallback(
+        ["onnxruntime-fp32", "emulated-tf32", "emulated-fp16"], perturbations=["bgr", "jpeg_90"], num_samples=4
+    )
+    trainer, _ = fit(tmp_path, callback, Scaled(lr=1e-6))
+    metrics = trainer.callback_metrics
+    for target in callback.targets:
+        for metric in ("rel_l2", "max_abs", "p99_abs", "bias", "nonfinite", "status", "lateral_px_p99", "right_flips"):
+            assert f"parity/{target}/{metric}" in metrics
+    assert metrics["parity/onnxruntime-fp32/rel_l2"] < 1e-5
+    assert metrics["parity/onnxruntime-fp32/rel_l2"] < metrics["parity/emulated-tf32/rel_l2"]
+    assert metrics["parity/emulated-tf32/rel_l2"] < 5e-3
+    assert metrics["parity/status"] == 0
+    ratio = metrics["sensitivity/bgr/lateral_px_p99"] / metrics["parity/emulated-fp16/lateral_px_p99"]
+    assert metrics["sensitivity/bgr/times_fp16"] == pytest.approx(float(ratio), rel=1e-5)
+    for cause, target in (("export", "onnxruntime-fp32"), ("tf32", "emulated-tf32"), ("fp16", "emulated-fp16")):
+        assert metrics[f"attribution/{cause}"] == metrics[f"parity/{target}/lateral_px_p99"]
+    assert metrics["attribution/preprocessing"] > metrics["attribution/fp16"]
+    assert "attribution/engine" not in metrics
+
+
+def test_numbers_match_an_independent_computation(tmp_path):
+    callback = DeploymentParityCallback(["torch-bf16"], perturbations="none", num_samples=8)
+    trainer, module = fit(tmp_path, callback)
+    x = Pictures().images[:8]
+    exact = frozen_copy(module).double()(x.double())
+    half = frozen_copy(module).bfloat16()(x.bfloat16()).double()
+    expected = (half - exact).norm() / (exact - exact.mean()).norm()
+    assert trainer.callback_metrics["parity/torch-bf16/rel_l2"] == pytest.approx(float(expected), rel=1e-5)
+    assert trainer.callback_metrics["parity/torch-bf16/max_abs"] == pytest.approx(float((half - exact).abs().max()))
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before the average", "after the average"])
+def test_measures_the_weights_that_were_validated(tmp_path, first):
+    """Lightning's EMA swaps averages in for validation; whichever comes first in the list, they are measured."""
+
+    class Remember(pl.Callback):
+        def on_validation_batch_end(self, trainer, pl_module, *_):
+            self.state = {k: v.clone() for k, v in pl_module.state_dict().items()}
+
+    ema, parity, remember = EMAWeightAveraging(decay=0.9), DeploymentParityCallback(**CHEAP), Remember()
+    seen = []
+    parity._decoder = lambda module: seen.append({k: v.clone() for k, v in module.state_dict().items()})
+    trainer = make_trainer(tmp_path, [parity, ema, remember] if first else [ema, remember, parity], max_epochs=1)
+    module = Boring()
+    trainer.fit(module)
+    validated = {k: v for k, v in remember.state.items() if k in seen[0]}
+    assert len(validated) == len(seen[0]) > 0
+    assert all(torch.equal(seen[0][k], v) for k, v in validated.items())
+
+
+def test_tensorboard_gets_scalars_figure_table_and_layout(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = TensorBoardLogger(tmp_path, default_hp_metric=False)
+    callback = DeploymentParityCallback(["torch-bf16"], perturbations=["bgr"], num_samples=4)
+    fit(tmp_path, callback, logger=logger, max_epochs=2)
+    events = EventAccumulator(logger.log_dir)
+    events.Reload()
+    scalar = events.Scalars("parity/torch-bf16/rel_l2")
+    assert [event.step for event in scalar] == [3, 7]
+    assert [event.step for event in events.Images("parity/overview")] == [3, 7]
+    assert {"parity/targets/text_summary", "sensitivity/perturbations/text_summary"} <= set(events.Tags()["tensors"])
+    assert "custom_scalars__config__" in events.Tags()["tensors"]
+
+
+def test_other_loggers_get_files(tmp_path):
+    logger = CSVLogger(tmp_path)
+    fit(tmp_path, DeploymentParityCallback(["torch-bf16"], perturbations=["bgr"], num_samples=4), logger=logger)
+    folder = tmp_path / "lightning_logs" / "version_0"
+    figures = {p.name for p in (folder / "figures").rglob("*") if p.is_file()}
+    assert figures == {
+        *("overview-3.png", "targets-3.csv", "perturbations-3.csv"),
+        *("layers-4.png", "layers-4.csv", "keep_fp32-4.csv"),  # after the fit
+    }
+    assert {p.name for p in (folder / "parity").iterdir()} == {"parity.html", "parity.json", "keep_fp32.json"}
+
+
+def test_every_n_epochs_measures_first_nth_and_last_and_monitors_see_the_last_value(tmp_path):
+    measured = []
+
+    class Count(DeploymentParityCallback):
+        def _measure(self, trainer, pl_module):
+            measured.append(trainer.current_epoch)
+            return super()._measure(trainer, pl_module)
+
+    keeper = ModelCheckpoint(tmp_path, "{epoch}", monitor="parity/torch-bf16/rel_l2", auto_insert_metric_name=False)
+    trainer = make_trainer(
+        tmp_path, [Count(every_n_epochs=3, **CHEAP), keeper], max_epochs=5, enable_checkpointing=True
+    )
+    trainer.fit(Boring())
+    assert measured == [0, 2, 4]
+
+
+def test_sanity_check_is_skipped_and_validate_alone_is_measured(tmp_path):
+    callback = DeploymentParityCallback(**CHEAP)
+    trainer = make_trainer(tmp_path, [callback], num_sanity_val_steps=2, limit_val_batches=0)
+    with pytest.warns(NoEffectWarning, match="no validation batch was seen"):
+        trainer.fit(Boring())
+    assert callback.report is None
+    trainer = make_trainer(tmp_path, [callback])
+    trainer.validate(Boring(), verbose=False)
+    assert callback.report.targets["torch-bf16"].status == "measured"
+
+
+def test_fast_dev_run_is_tiny(tmp_path):
+    callback = DeploymentParityCallback(**(CHEAP | {"num_samples": 16}))
+    fit(tmp_path, callback, fast_dev_run=True)
+    assert callback.report.samples == 2
+
+
+@pytest.mark.parametrize(("action", "epochs"), [("log", 2), ("warn", 2), ("stop", 1)], ids=["log", "warn", "stop"])
+def test_tolerance(tmp_path, action, epochs):
+    callback = DeploymentParityCallback(**CHEAP, tolerance={"torch-bf16/max_abs": 1e-9}, on_violation=action)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer, _ = fit(tmp_path, callback, max_epochs=2)
+    assert trainer.current_epoch == epochs
+    assert any("parity/torch-bf16/max_abs is" in str(w.message) for w in caught) == (action != "log")
+
+
+def test_tolerance_can_raise(tmp_path):
+    callback = DeploymentParityCallback(**CHEAP, tolerance={"torch-bf16": 1e-9}, on_violation="raise")
+    with pytest.raises(MisconfigurationException, match=r"rel_l2 is .*, allowed 1e-09"):
+        fit(tmp_path, callback)
+
+
+def test_default_tolerances_hold_for_a_sound_model(tmp_path):
+    callback = DeploymentParityCallback(
+        ["onnxruntime-fp32", "emulated-fp16"], perturbations="none", on_violation="raise"
+    )
+    trainer, _ = fit(tmp_path, callback)
+    assert trainer.callback_metrics["parity/emulated-fp16/rel_l2"] < 5e-3
+
+
+def test_time_limit_skips_the_rest(tmp_path, monkeypatch):
+    callback = DeploymentParityCallback(["torch-bf16", "torch-fp16"], perturbations=["bgr"], time_limit=1e-9)
+    with pytest.warns(UserWarning, match="were skipped: the time was up"):
+        trainer, _ = fit(tmp_path, callback)
+    assert trainer.callback_metrics["parity/torch-fp16/status"] == 2
+    assert "parity/torch-fp16/rel_l2" not in trainer.callback_metrics
+
+
+class Structures(Boring):
+    """Takes a dict, a second input, and returns what ``kind`` says."""
+
+    def __init__(self, kind="dict"):
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, batch, gain):
+        y = self.net(batch["image"]) * gain
+        from tests.deployment.models import Detection
+
+        return {"tuple": (y, y.sum(1)), "dict": {"a": y, "b": y.sum(1)}, "dataclass": Detection(y, y.sum(1))}[self.kind]
+
+    def _loss(self, batch):
+        outputs = self(batch["frames"], batch["gain"])
+        return nn.functional.cross_entropy(next(iter(flatten(outputs).values())), batch["label"])
+
+    def _loader(self, pictures):
+        def collate(samples):
+            images, labels = zip(*samples, strict=True)
+            return {
+                "frames": {"image": torch.stack(images)},
+                "gain": torch.ones(len(images), 1),
+                "label": torch.stack(labels),
+            }
+
+        return DataLoader(pictures, 16, collate_fn=collate)
+
+
+@pytest.mark.parametrize("kind", ["tuple", "dict", "dataclass"])
+def test_dict_and_several_inputs_and_structured_outputs(tmp_path, kind):
+    callback = DeploymentParityCallback(
+        ["onnxruntime-fp32", "emulated-fp16"], input_key=["frames", "gain"], perturbations=["bgr"], num_samples=4
+    )
+    trainer, _ = fit(tmp_path, callback, Structures(kind))
+    assert trainer.callback_metrics["parity/onnxruntime-fp32/rel_l2"] < 1e-5
+    assert 1e-5 < trainer.callback_metrics["parity/emulated-fp16/rel_l2"] < 1e-2
+    assert trainer.callback_metrics["sensitivity/bgr/rel_l2"] > 0
+
+
+# Bad input: each gives a clear error or one warning and a status, and loses no training.
+
+
+def survives(folder, callback, match, module=None, **settings):
+    """The fit ends as it would without the callback, with a warning that matches."""
+    with pytest.warns(UserWarning, match=match):
+        trainer, measured = fit(folder, callback, module, **settings)
+    assert trainer.current_epoch == 1
+    plain = type(measured)()
+    pl.seed_everything(0)
+    make_trainer(folder, max_epochs=1, **settings).fit(plain)
+    assert trainer.global_step == 4
+    return trainer
+
+
+def test_rejects_unknown_target():
+    with pytest.raises(ValueError, match=r"got 'emulated-fp61'. Did you mean emulated-fp16"):
+        DeploymentParityCallback(["emulated-fp61"])
+
+
+def test_rejects_unknown_perturbation():
+    with pytest.raises(ValueError, match="jpeg_90"):
+        DeploymentParityCallback(perturbations=["jpeg90"])
+
+
+@pytest.mark.parametrize("name", ["every_n_epochs", "num_samples", "time_limit", "max_batch"])
+def test_rejects_numbers_out_of_range(name):
+    with pytest.raises(ValueError, match=f"`{name}` to be positive, but got 0"):
+        DeploymentParityCallback(**{name: 0})
+
+
+def test_missing_package_names_the_pip_command(tmp_path, monkeypatch):
+    monkeypatch.setattr(builder.importlib.util, "find_spec", lambda name: None)
+    callback = DeploymentParityCallback(["torch-bf16", "tensorrt-fp16"], perturbations="none", num_samples=4)
+    trainer = survives(tmp_path, callback, r'pip install "lightning-robust\[tensorrt\]"')
+    assert trainer.callback_metrics["parity/tensorrt-fp16/status"] == 3
+    assert trainer.callback_metrics["parity/torch-bf16/status"] == 0
+    assert "parity/tensorrt-fp16/rel_l2" not in trainer.callback_metrics
+
+
+def test_failure_can_raise(tmp_path, monkeypatch):
+    monkeypatch.setattr(builder.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match="tensorrt-fp16 cannot be measured here"):
+        fit(tmp_path, DeploymentParityCallback(["tensorrt-fp16"], on_failure="raise"))
+
+
+def test_operator_unknown_to_onnx(tmp_path):
+    class Inverse(Boring):
+        def forward(self, images):
+            return self.net(images) + torch.linalg.inv(torch.eye(2) + images[:, 0, :2, :2] * 0.1).sum((1, 2))[:, None]
+
+    callback = DeploymentParityCallback(["onnxruntime-fp32", "torch-bf16"], perturbations="none", num_samples=4)
+    trainer = survives(
+        tmp_path, callback, "onnxruntime-fp32 failed: ExportError: ONNX has no operator for .*linalg", Inverse()
+    )
+    assert trainer.callback_metrics["parity/onnxruntime-fp32/status"] == 4
+
+
+CHILDREN = {
+    "crashes": ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "crash|SIGSEGV|signal"),
+    "hangs": ("import time; time.sleep(600)", "killed after its time limit"),
+    "returns garbage": (
+        "import json, sys; spec = json.load(open(sys.argv[2])); open(spec['engine'], 'w').write('nonsense')",
+        "left",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", CHILDREN)
+def test_builder_that(fault, tmp_path, monkeypatch):
+    source, message = CHILDREN[fault]
+    script = tmp_path / "child.py"
+    script.write_text(source)
+    monkeypatch.setattr(builder, "_CHILD", script)
+    monkeypatch.setattr(builder, "_missing_package", lambda backend: "")
+    monkeypatch.setattr(builder, "_version", lambda package: "0")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    callback = DeploymentParityCallback(["tensorrt_rtx-fp16"], perturbations="none", num_samples=4, time_limit=8)
+    trainer = survives(tmp_path, callback, f"tensorrt_rtx-fp16 failed: EngineError: .*({message})")
+    assert trainer.callback_metrics["parity/tensorrt_rtx-fp16/status"] == 4
+    assert trainer.callback_metrics["parity/status"] == 4
+
+
+def test_read_only_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(builder, "_missing_package", lambda backend: "")
+    monkeypatch.setattr(builder, "_version", lambda package: "0")
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
+    callback = DeploymentParityCallback(["tensorrt_rtx-fp16"], perturbations="none", num_samples=4)
+    trainer = survives(tmp_path, callback, "tensorrt_rtx-fp16 failed: EngineError: ")
+    assert trainer.callback_metrics["parity/tensorrt_rtx-fp16/status"] == 4
+
+
+def test_full_disk_where_the_figure_goes(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", full)
+    with pytest.warns(UserWarning, match="the report could not be written: .*No space left"):
+        trainer, _ = fit(tmp_path, DeploymentParityCallback(**CHEAP), logger=CSVLogger(tmp_path))
+    assert trainer.callback_metrics["parity/status"] == 0
+
+
+@pytest.mark.rtx
+def test_built_engine_shows_no_parity_number(tmp_path, monkeypatch):
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    if builder.can_run("tensorrt_rtx"):
+        pytest.skip("this machine can run the engine")
+    callback = DeploymentParityCallback(["tensorrt_rtx-fp32", "tensorrt_rtx-fp16"], perturbations="none", num_samples=4)
+    trainer, _ = fit(tmp_path, callback)
+    for name, target in callback.report.targets.items():
+        assert target.status == "built"
+        assert target.size > 1000
+        assert {tag for tag in trainer.callback_metrics if tag.startswith(f"parity/{name}")} == {
+            f"parity/{name}/status"
+        }
+        assert trainer.callback_metrics[f"parity/{name}/status"] == 1
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_non_finite_weights(tmp_path, value):
+    """Loud in the numbers, silent in the training."""
+
+    class Broken(Boring):
+        def on_validation_epoch_start(self):
+            self.net[5].bias.data[0] = value
+
+    callback = DeploymentParityCallback(["onnxruntime-fp32", "emulated-fp16"], perturbations=["bgr"], num_samples=4)
+    trainer, _ = fit(tmp_path, callback, Broken())
+    assert trainer.current_epoch == 1
+    assert trainer.callback_metrics["parity/onnxruntime-fp32/status"] == 0
+
+
+def test_overflow_in_half_precision_is_loud(tmp_path):
+    class Large(Boring):
+        def forward(self, images):
+            return self.net(images) * 1e5
+
+    callback = DeploymentParityCallback(["emulated-fp16"], perturbations="none", num_samples=4)
+    trainer, _ = fit(tmp_path, callback, Large(lr=0.0))
+    assert trainer.callback_metrics["parity/emulated-fp16/nonfinite"] > 0
+    assert trainer.callback_metrics["parity/emulated-fp16/rel_l2"] == math.inf
+
+
+def test_empty_validation_loader(tmp_path):
+    class Empty(Boring):
+        def val_dataloader(self):
+            return DataLoader(Pictures(0), 16)
+
+    with pytest.warns(UserWarning, match="no validation batch was seen|zero"):
+        trainer, _ = fit(tmp_path, DeploymentParityCallback(**CHEAP), Empty())
+    assert trainer.current_epoch == 1
+
+
+def test_validation_batch_larger_than_the_profile(tmp_path):
+    """16 samples in batches of 16 through engines of at most 4: the same numbers as at once."""
+    numbers = []
+    for max_batch in (4, 16):
+        callback = DeploymentParityCallback(
+            ["onnxruntime-fp32", "emulated-fp16"], perturbations=["bgr"], num_samples=16, max_batch=max_batch
+        )
+        trainer, _ = fit(tmp_path, callback)
+        numbers.append(trainer.callback_metrics)
+    assert numbers[0]["parity/emulated-fp16/rel_l2"] == pytest.approx(
+        float(numbers[1]["parity/emulated-fp16/rel_l2"]), rel=0.05
+    )
+    assert numbers[0]["sensitivity/bgr/rel_l2"] == pytest.approx(float(numbers[1]["sensitivity/bgr/rel_l2"]), rel=1e-4)
+
+
+def test_missing_input_key(tmp_path):
+    callback = DeploymentParityCallback(**CHEAP, input_key="picture")
+    trainer = survives(tmp_path, callback, r"part 'picture'.*Set `input_key`")
+    assert trainer.callback_metrics["parity/status"] == 4
+
+
+def test_unnormalised_inputs_are_named(tmp_path):
+    callback = DeploymentParityCallback(["torch-bf16"], perturbations=["bgr"], num_samples=4, std=2.0)
+    survives(tmp_path, callback, "Preprocessing was not perturbed.*mean")
+
+
+def test_decode_that_fails_is_left_out(tmp_path):
+    class Vae(Boring):
+        def decode(self, latent):
+            return latent.missing
+
+    survives(tmp_path, DeploymentParityCallback(**CHEAP), "`decode` failed and is left out", Vae())
+
+
+def test_a_failing_pass_loses_nothing_and_old_values_stay(tmp_path):
+    class FailsLater(DeploymentParityCallback):
+        def _report(self, trainer, pl_module):
+            if trainer.current_epoch == 1:
+                raise ZeroDivisionError("planted")
+            return super()._report(trainer, pl_module)
+
+    callback = FailsLater(**CHEAP)
+    keeper = ModelCheckpoint(tmp_path, "{epoch}", monitor="parity/torch-bf16/rel_l2", auto_insert_metric_name=False)
+    trainer = make_trainer(tmp_path, [callback, keeper], max_epochs=2, enable_checkpointing=True)
+    with pytest.warns(UserWarning, match="the parity pass failed: ZeroDivisionError: planted"):
+        trainer.fit(Boring())
+    assert trainer.current_epoch == 2
+    assert trainer.callback_metrics["parity/status"] == 4
+    assert trainer.callback_metrics["parity/torch-bf16/rel_l2"] > 0
+
+
+def test_auto_takes_what_is_here():
+    names = [made.name for made in available("auto")]
+    assert {"onnxruntime-fp32", "emulated-fp16", "emulated-tf32", "emulated-bf16"} <= set(names)
+    assert ("tensorrt_rtx-fp16" in names) == bool(builder.can_build("tensorrt_rtx"))
+    assert np.unique(names).size == len(names)
+    assert os.name == "posix" or "tensorrt-fp16" not in names

@@ -1,0 +1,291 @@
+"""Soups on a module with one weight, where everything is a closed form, and on BatchNorm."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from safetensors.torch import save_file
+from torch import nn
+from torch.utils.data import DataLoader
+
+from lightning_robust import DeploymentParityCallback, GreedySoupCallback, NoEffectWarning, SWACallback
+from lightning_robust.callbacks import candidates as candidates_module
+from lightning_robust.callbacks.merging.greedy_soup import report as soup_report
+from lightning_robust.cli import RobustCLI
+
+from ....boring import Boring, make_trainer
+
+
+class Scalar(pl.LightningModule):
+    """One weight w; the validation loss is (w - 1)^2, training moves w by the epoch's data."""
+
+    def __init__(self, path=(0.0, 0.0, 0.0, 0.0)):
+        super().__init__()
+        self.save_hyperparameters()
+        self.w = nn.Parameter(torch.tensor([[0.0]]))
+
+    def forward(self, x):
+        return x * self.w
+
+    def training_step(self, batch, batch_idx):
+        return (self.w - 1).square().sum()
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/loss", (self.w - 1).square().sum())
+
+    def on_train_batch_end(self, *_):
+        with torch.no_grad():
+            self.w.fill_(self.hparams.path[self.current_epoch])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.0)
+
+    def train_dataloader(self):
+        return DataLoader(torch.zeros(1, 1))
+
+    val_dataloader = train_dataloader
+
+
+PATH = [3.0, 0.5, 1.8, -4.0]  # losses 4, 0.25, 0.64, 25
+
+
+def run(folder, soup, *callbacks, module=None, **settings):
+    pl.seed_everything(1)
+    trainer = make_trainer(folder, [*callbacks, soup], **({"max_epochs": 4, "enable_checkpointing": True} | settings))
+    module = module or Scalar(PATH)
+    trainer.fit(module)
+    return trainer, module
+
+
+def judged(**settings):
+    return GreedySoupCallback(**({"monitor": "val/loss", "mode": "min", "bn_refresh": False} | settings))
+
+
+def write(folder, values, **extra):
+    paths = []
+    for index, value in enumerate(values):
+        paths.append(folder / f"{index}.ckpt")
+        torch.save({"state_dict": {"w": torch.tensor([[value]]), **extra}}, paths[-1])
+    return paths
+
+
+def test_greedy_closed_form(tmp_path):
+    """0.5 first; with 1.8 the mean is 1.15, loss 0.0225; with 3 it would be 1.77, with -4 0.325: both refused."""
+    soup = judged(ingredients="epochs", dirpath=str(tmp_path / "soup"))
+    trainer, module = run(tmp_path, soup)
+    assert soup.soup.ingredients == [1, 2]
+    assert module.w.item() == pytest.approx(1.15)
+    metrics = trainer.callback_metrics
+    assert metrics["soup/score"].item() == pytest.approx(0.0225, rel=1e-5)
+    assert (metrics["soup/best_ingredient"].item(), metrics["soup/ingredients"].item()) == (0.25, 2)
+    assert soup.soup.evaluations == 3
+
+
+@pytest.mark.filterwarnings("ignore:.*is worse than its best ingredient")
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    # uniform: the mean; stock: from 0, all tensors are parallel, cosines are 1, 1, -1 ...: mean 0, ratio 0
+    [("uniform", sum(PATH) / 4), ("stock", 0.0)],
+)
+def test_other_recipes_closed_form(tmp_path, recipe, expected):
+    _, module = run(tmp_path, judged(recipe=recipe, ingredients="epochs"))
+    assert module.w.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_learned_reaches_the_optimum(tmp_path):
+    class Long(Scalar):
+        def val_dataloader(self):
+            return DataLoader(torch.zeros(400, 1))
+
+    _, module = run(tmp_path, judged(recipe="learned", ingredients="epochs"), module=Long(PATH))
+    assert module.w.item() == pytest.approx(1.0, abs=0.02)
+
+
+@pytest.mark.parametrize("form", ["paths", "glob", "safetensors"])
+def test_files(tmp_path, form):
+    paths = write(tmp_path, PATH)
+    if form == "safetensors":
+        for path in paths:
+            save_file({"w": torch.load(path)["state_dict"]["w"]}, path.with_suffix(".safetensors"))
+    named = {"paths": [str(path) for path in paths], "glob": str(tmp_path / "*.ckpt")}
+    soup = judged(ingredients=named.get(form, str(tmp_path / "*.safetensors")), dirpath=str(tmp_path / "out"))
+    _, module = run(tmp_path, soup, max_epochs=1)
+    assert soup.soup.ingredients == [1, 2]
+    assert module.w.item() == pytest.approx(1.15)
+    # four ingredients and three additions
+    content = json.loads((tmp_path / "out" / "soup.json").read_text())
+    assert content["order"] == [1, 2]
+    assert [entry["accepted"] for entry in content["ingredients"]] == [False, True, True, False]
+    first = content["ingredients"][0]
+    assert first["sha256"] == hashlib.sha256(Path(first["path"]).read_bytes()).hexdigest()
+    assert [entry["score"] for entry in content["ingredients"]] == pytest.approx([4, 0.25, 0.64, 25], rel=1e-5)
+
+
+def test_checkpoints_of_the_run_are_not_measured_again_and_read_once(tmp_path, monkeypatch):
+    opened = []
+    real = soup_report.read_state
+    monkeypatch.setattr(soup_report, "read_state", lambda path: opened.append(path) or real(path))
+    keeper = ModelCheckpoint(tmp_path, monitor="val/loss", save_top_k=3)
+    soup = judged(report_barriers=False)
+    trainer, module = run(tmp_path, soup, keeper)
+    assert len(opened) == len(set(opened)) == 3
+    assert soup.soup.evaluations == 2
+    assert module.w.item() == pytest.approx(1.15)
+    # "best" now means the soup
+    (tested,) = trainer.validate(module, ckpt_path="best", verbose=False, weights_only=True)
+    assert tested["val/loss"] == pytest.approx(0.0225, rel=1e-5)
+    assert keeper.best_model_path == soup.path
+
+
+def test_top_k_epochs_are_kept(tmp_path):
+    soup = judged(ingredients="epochs", top_k=2, dirpath=str(tmp_path / "soup"))
+    run(tmp_path, soup)
+    assert sorted(path.name for path in (tmp_path / "soup").glob("epoch*")) == [
+        "epoch=1-step=2.ckpt",
+        "epoch=2-step=3.ckpt",
+    ]
+
+
+def test_the_file_is_what_was_returned_and_loads_in_lightning(tmp_path):
+    soup = GreedySoupCallback(monitor="val/loss", mode="min", ingredients="epochs")
+    trainer, module = run(tmp_path, soup, module=Boring())
+    score = float(trainer.callback_metrics["soup/score"])
+    loaded = Boring.load_from_checkpoint(soup.path)
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    (measured,) = trainer.validate(loaded, verbose=False)
+    assert measured["val/loss"] == pytest.approx(score, rel=1e-5)
+    assert soup.soup.score <= min(soup.soup.scores)
+
+
+@pytest.mark.filterwarnings("ignore:.*is worse than its best ingredient")
+def test_batchnorm_of_mixtures_is_refreshed(tmp_path):
+    soup = GreedySoupCallback("uniform", monitor="val/loss", mode="min", ingredients="epochs")
+    _, module = run(tmp_path, soup, module=Boring())
+    images = torch.cat([batch[0] for batch in module.train_dataloader()])
+    with torch.no_grad():
+        inputs = module.net[0](images)
+    torch.testing.assert_close(module.net[1].running_var, inputs.var((0, 2, 3)), rtol=1e-5, atol=1e-6)
+
+
+def test_the_soup_that_deploys_best(tmp_path):
+    parity = DeploymentParityCallback(["torch-bf16"], perturbations="none", num_samples=4)
+    monitor = "parity/torch-bf16/rel_l2"
+    soup = GreedySoupCallback(monitor=monitor, mode="min", ingredients="epochs", bn_refresh=False)
+    trainer, module = run(tmp_path, soup, parity, module=Boring())
+    assert soup.soup.score <= min(soup.soup.scores)
+    trainer.validate(module, verbose=False)
+    assert float(trainer.callback_metrics[monitor]) == pytest.approx(soup.soup.score, rel=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore::lightning_robust.NoEffectWarning")
+def test_the_ingredient_that_spoils_the_soup_is_named(tmp_path, caplog):
+    """Independent weights have a cosine near 0 with the others and the highest barrier."""
+    torch.manual_seed(0)
+    base = Boring().state_dict()
+    for index in range(3):
+        noise = {k: v + 0.01 * torch.randn_like(v) if v.is_floating_point() else v for k, v in base.items()}
+        torch.save(noise, tmp_path / f"near{index}.ckpt")
+    torch.manual_seed(99)
+    stranger = {k: 30 * v if "5.weight" in k else v for k, v in Boring().state_dict().items()}
+    torch.save(stranger, tmp_path / "stranger.ckpt")
+    soup = GreedySoupCallback(monitor="val/loss", mode="min", ingredients=str(tmp_path / "*.ckpt"))
+    with caplog.at_level("INFO", "lightning.pytorch"):
+        run(tmp_path, soup, module=Boring(), max_epochs=1)
+    (line,) = [record.message for record in caplog.records if "fits worst" in record.message]
+    assert "stranger" in line
+    assert "shares no initialisation" in line
+
+
+def test_table_and_figure_reach_tensorboard(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = TensorBoardLogger(tmp_path, "run")
+    run(tmp_path, judged(ingredients="epochs"), logger=logger)
+    logger.experiment.flush()
+    events = EventAccumulator(logger.log_dir)
+    events.Reload()
+    assert "soup/overview" in events.Tags()["images"]
+    assert {"soup/score", "soup/ingredients"} <= set(events.Tags()["scalars"])
+    (text,) = events.Tensors("soup/ingredients/text_summary")
+    assert "| epoch=1-step=2 | 0.25 | 1 |" in text.tensor_proto.string_val[0].decode()
+
+
+def test_a_nan_ingredient_is_left_out(tmp_path):
+    write(tmp_path, [0.5, float("nan"), 1.8])
+    soup = judged(ingredients=str(tmp_path / "*.ckpt"))
+    with pytest.warns(UserWarning, match="1.ckpt is left out"):
+        _, module = run(tmp_path, soup, max_epochs=1)
+    assert module.w.item() == pytest.approx(1.15)
+
+
+@pytest.mark.filterwarnings("ignore:.*is left out")
+def test_no_usable_ingredient_leaves_the_weights_as_trained(tmp_path):
+    write(tmp_path, [float("nan")])
+    with pytest.warns(UserWarning, match=r"stay as trained\. ValueError.*none has"):
+        _, module = run(tmp_path, judged(ingredients=str(tmp_path / "*.ckpt")), max_epochs=1)
+    assert module.w.item() == 3.0
+
+
+def test_one_ingredient_alone_is_said(tmp_path):
+    with pytest.warns(NoEffectWarning, match="there was no other"):
+        run(tmp_path, judged(ingredients="epochs", top_k=1))
+
+
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (lambda f: torch.save({"v": torch.zeros(1)}, f / "a.ckpt"), r"lacks w and has v besides"),
+        (lambda f: torch.save({"w": torch.zeros(3)}, f / "a.ckpt"), r"Expected w of shape \(1, 1\)"),
+        (lambda f: (f / "a.ckpt").write_bytes(b"PK\x03\x04 broken"), "Expected a whole file"),
+        (lambda f: None, "nothing matches"),
+    ],
+)
+def test_bad_files_are_refused_before_training(tmp_path, make, complaint):
+    make(tmp_path)
+    module = Scalar(PATH)
+    with pytest.raises(ValueError, match=complaint):
+        run(tmp_path, judged(ingredients=str(tmp_path / "*.ckpt")), module=module)
+    assert module.w.item() == 0.0
+
+
+def test_bad_settings_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="list is empty"):
+        GreedySoupCallback(ingredients=[])
+    with pytest.raises(ValueError, match="`recipe`"):
+        GreedySoupCallback("tomato")
+    with pytest.raises(MisconfigurationException, match="Set `monitor`"):
+        run(tmp_path, GreedySoupCallback(ingredients="epochs"), enable_checkpointing=False)
+    with pytest.raises(MisconfigurationException, match=r"'val/acc'.*val/loss"):
+        run(tmp_path, judged(monitor="val/acc", ingredients="epochs"))
+    with pytest.raises(MisconfigurationException, match="Expected SWACallback before GreedySoupCallback"):
+        make_trainer(tmp_path, [judged(), SWACallback()], enable_checkpointing=True).fit(Scalar(PATH))
+
+
+def test_metric_and_mode_come_from_what_watches_already(tmp_path):
+    trainer = make_trainer(tmp_path, [EarlyStopping("val/loss", mode="max")])
+    assert candidates_module.judged_by(trainer, None, None) == ("val/loss", "max")
+    assert candidates_module.judged_by(trainer, "val/loss", "min") == ("val/loss", "min")
+
+
+def test_the_command_line_cooks_finished_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pl.seed_everything(1)
+    trainer = make_trainer(
+        tmp_path, [ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)], max_epochs=3, enable_checkpointing=True
+    )
+    trainer.fit(Boring())
+    settings = ["--trainer.logger=false", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+    ingredients = [f"--ingredients={tmp_path}/epoch=*.ckpt", "--monitor=val/loss", "--mode=min", "--dirpath=out"]
+    cli = RobustCLI(args=["soup", "--seed_everything=0", "--model=tests.boring.Boring", *settings, *ingredients])
+    content = json.loads((tmp_path / "out" / "soup.json").read_text())
+    assert len(content["ingredients"]) == 3
+    assert float(cli.trainer.callback_metrics["val/loss"]) == pytest.approx(content["score"], rel=1e-5)
+    (measured,) = make_trainer(tmp_path).validate(Boring.load_from_checkpoint("out/soup.ckpt"), verbose=False)
+    assert measured["val/loss"] == pytest.approx(content["score"], rel=1e-5)

@@ -1,0 +1,205 @@
+"""WiSE-FT on a module with one weight, where the curve is a closed form, and on BatchNorm and heads."""
+
+import json
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+from torch.utils.data import DataLoader
+
+from lightning_robust import GreedySoupCallback, NoEffectWarning, WiSEFTCallback
+from lightning_robust.callbacks.merging.wise_ft.callback import choose_alpha
+
+from ....boring import Boring, make_trainer
+
+
+class Scalar(pl.LightningModule):
+    """Fine-tuned from w = 0 to w = 1; each loader's loss is (w - t)^2."""
+
+    def __init__(self, targets=(1.0, 0.4)):
+        super().__init__()
+        self.save_hyperparameters()
+        self.w = nn.Parameter(torch.tensor([0.0]))
+
+    def forward(self, x):
+        return x * self.w
+
+    def training_step(self, batch, batch_idx):
+        return (self.w - 1).square().sum()
+
+    def on_train_batch_end(self, *_):
+        with torch.no_grad():
+            self.w.fill_(1.0)
+
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        self.log("val/loss", (self.w - self.hparams.targets[dataloader_idx]).square().sum())
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.0)
+
+    def train_dataloader(self):
+        return DataLoader(torch.zeros(1, 1))
+
+    def val_dataloader(self):
+        return [DataLoader(torch.zeros(1, 1)) for _ in self.hparams.targets]
+
+
+def run(folder, wise_ft, *callbacks, module=None, ckpt_path=None, **settings):
+    pl.seed_everything(1)
+    trainer = make_trainer(
+        folder, [*callbacks, wise_ft], **({"max_epochs": 2, "enable_checkpointing": True} | settings)
+    )
+    module = module or Scalar()
+    trainer.fit(module, ckpt_path=ckpt_path)
+    return trainer, module
+
+
+def judged(**settings):
+    return WiSEFTCallback(**({"monitor": "val/loss", "mode": "min"} | settings))
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "expected"),
+    # inside (w - 1)^2 <= epsilon: w >= 1 - sqrt(epsilon), and of these the nearest to 0.4
+    [(0.0, 1.0), (0.011, 0.9), (0.05, 0.8), (0.37, 0.4), (1.0, 0.4)],
+)
+@pytest.mark.filterwarnings("ignore::lightning_robust.NoEffectWarning")
+def test_closed_form(tmp_path, epsilon, expected):
+    wise_ft = judged(epsilon=epsilon, dirpath=str(tmp_path / "out"))
+    trainer, module = run(tmp_path, wise_ft)
+    assert module.w.item() == pytest.approx(expected)
+    content = json.loads((tmp_path / "out" / "wise_ft.json").read_text())
+    assert content["alphas"] == pytest.approx([i / 10 for i in range(11)])
+    for alpha, (inside, shifted) in zip(content["alphas"], content["values"], strict=True):
+        assert inside == pytest.approx((alpha - 1) ** 2, abs=1e-6)
+        assert shifted == pytest.approx((alpha - 0.4) ** 2, abs=1e-6)
+    metrics = trainer.callback_metrics
+    assert metrics["wise_ft/alpha"].item() == pytest.approx(expected)
+    assert metrics["wise_ft/shifted"].item() == pytest.approx((expected - 0.4) ** 2, abs=1e-6)
+
+
+def test_one_loader_takes_one_half_and_says_what_it_costs(tmp_path):
+    with pytest.warns(UserWarning, match=r"with one validation loader alpha is 0\.5, and val/loss is 0\.25"):
+        _, module = run(tmp_path, judged(alphas=4), module=Scalar([1.0]))
+    assert module.w.item() == 0.5
+
+
+@pytest.mark.parametrize(
+    ("values", "settings", "expected"),
+    [
+        ([[0.7, 0.9], [0.9, 0.8], [0.91, 0.5]], {"epsilon": 0.01, "mode": "max"}, 0.5),
+        ([[0.7, 0.9], [0.9, 0.8], [0.92, 0.5]], {"epsilon": 0.01, "mode": "max"}, 1.0),
+        ([[0.9, 0.9, 0.1], [0.9, 0.4, 0.9], [0.9, 0.5, 0.5]], {"epsilon": 0.0, "mode": "max"}, 0.5),
+        ([[1.0, 2.0], [1.0, 2.0], [1.0, 2.0]], {"epsilon": 0.0, "mode": "min"}, 1.0),
+        ([[float("nan"), 0.0], [1.0, 2.0], [1.0, 3.0]], {"epsilon": 9.0, "mode": "min"}, 0.5),
+    ],
+)
+def test_choice(values, settings, expected):
+    assert choose_alpha([0.0, 0.5, 1.0], values, **settings) == expected
+    with pytest.raises(ValueError, match="finite metrics"):
+        choose_alpha([0.0], [[float("nan")]], **settings)
+
+
+class Recorded(pl.Callback):
+    def on_fit_start(self, trainer, pl_module):
+        self.start = {k: v.clone() for k, v in pl_module.state_dict().items()}
+
+    def on_train_end(self, trainer, pl_module):
+        self.end = {k: v.clone() for k, v in pl_module.state_dict().items()}
+
+
+@pytest.mark.filterwarnings("ignore::lightning_robust.NoEffectWarning", "ignore:.*with one validation loader")
+@pytest.mark.parametrize(("alphas", "which"), [([0.0], "start"), ([1.0], "end")])
+def test_the_ends_are_bit_for_bit(tmp_path, monkeypatch, alphas, which):
+    monkeypatch.setattr("lightning_robust.callbacks.merging.wise_ft.callback.choose_alpha", lambda *_, **__: alphas[0])
+    recorded = Recorded()
+    _, module = run(tmp_path, judged(), recorded, module=Boring())
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, getattr(recorded, which)[name]), name
+
+
+@pytest.mark.filterwarnings("ignore:.*with one validation loader")
+def test_batchnorm_between_the_ends_is_refreshed(tmp_path):
+    _, module = run(tmp_path, judged(epsilon=9.0), module=Boring())
+    images = torch.cat([batch[0] for batch in module.train_dataloader()])
+    with torch.no_grad():
+        inputs = module.net[0](images)
+    torch.testing.assert_close(module.net[1].running_mean, inputs.mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*with one validation loader")
+def test_a_file_is_the_same_as_the_start(tmp_path):
+    pl.seed_everything(1)
+    torch.save({"state_dict": Boring().state_dict()}, tmp_path / "start.ckpt")
+    module = Boring()
+    module.load_state_dict(torch.load(tmp_path / "start.ckpt")["state_dict"])
+    _, one = run(tmp_path, judged(zero_shot=str(tmp_path / "start.ckpt")), module=module)
+    module = Boring()
+    module.load_state_dict(torch.load(tmp_path / "start.ckpt")["state_dict"])
+    _, two = run(tmp_path, judged(), module=module)
+    for name, tensor in one.state_dict().items():
+        assert torch.equal(tensor, two.state_dict()[name]), name
+
+
+@pytest.mark.filterwarnings("ignore:.*with one validation loader")
+def test_a_new_head_stays_fine_tuned(tmp_path):
+    state = Boring().state_dict()
+    state["net.5.weight"] = torch.zeros(7, 256)
+    del state["net.5.bias"]
+    torch.save(state, tmp_path / "start.ckpt")
+    recorded = Recorded()
+    _, module = run(tmp_path, judged(zero_shot=str(tmp_path / "start.ckpt")), recorded, module=Boring())
+    for name in ("net.5.weight", "net.5.bias"):
+        assert torch.equal(module.state_dict()[name], recorded.end[name])
+    middle = (state["net.0.weight"] + recorded.end["net.0.weight"]) / 2
+    torch.testing.assert_close(module.state_dict()["net.0.weight"], middle)
+
+
+def test_returned_is_saved_and_tested_as_best(tmp_path):
+    keeper = ModelCheckpoint(tmp_path, monitor="val/loss/dataloader_idx_0", auto_insert_metric_name=False)
+    wise_ft = judged(epsilon=0.05, monitor=["val/loss/dataloader_idx_0", "val/loss/dataloader_idx_1"])
+    trainer, module = run(tmp_path, wise_ft, keeper)
+    assert Scalar.load_from_checkpoint(wise_ft.path).w.item() == module.w.item() == pytest.approx(0.8)
+    trainer.validate(module, ckpt_path="best", verbose=False, weights_only=True)
+    assert float(trainer.callback_metrics["val/loss/dataloader_idx_1"]) == pytest.approx(0.16, rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_resume_goes_back_to_the_first_start(tmp_path):
+    run(tmp_path, judged(epsilon=1.0), ModelCheckpoint(tmp_path, "one"), max_epochs=1)
+    assert torch.load(tmp_path / "one.ckpt", weights_only=True)["state_dict"]["w"].item() == 1.0
+    _, module = run(tmp_path, judged(epsilon=1.0), ckpt_path=tmp_path / "one.ckpt", max_epochs=2)
+    assert module.w.item() == pytest.approx(0.4)
+
+
+def test_fine_tuned_as_best_is_said(tmp_path):
+    with pytest.warns(NoEffectWarning, match="fine-tuned weights are the best"):
+        _, module = run(tmp_path, judged(), module=Scalar([1.0, 1.2]))
+    assert module.w.item() == 1.0
+
+
+def test_a_missing_metric_leaves_the_weights_as_trained(tmp_path):
+    with pytest.warns(UserWarning, match=r"stay as trained.*'val/accuracy'"):
+        _, module = run(tmp_path, judged(monitor="val/accuracy"))
+    assert module.w.item() == 1.0
+    with pytest.raises(ValueError, match="val/accuracy"):
+        run(tmp_path, judged(monitor="val/accuracy", on_failure="raise"))
+
+
+def test_bad_settings_are_refused_before_training(tmp_path):
+    for settings in ({"alphas": [1.2]}, {"alphas": []}, {"epsilon": -1.0}):
+        with pytest.raises(ValueError, match="Expected"):
+            WiSEFTCallback(**settings)
+    torch.save({"other": torch.zeros(1)}, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match="none of \\['other'\\]"):
+        run(tmp_path, judged(zero_shot=str(tmp_path / "other.ckpt")))
+    with pytest.raises(FileNotFoundError):
+        run(tmp_path, judged(zero_shot=str(tmp_path / "missing.ckpt")))
+    with pytest.raises(MisconfigurationException, match="Set `monitor`"):
+        run(tmp_path, WiSEFTCallback(), enable_checkpointing=False)
+    late = GreedySoupCallback(monitor="val/loss", mode="min")
+    with pytest.raises(MisconfigurationException, match="Expected GreedySoupCallback before WiSEFTCallback"):
+        make_trainer(tmp_path, [judged(), late], enable_checkpointing=True).fit(Scalar())

@@ -1,0 +1,118 @@
+"""What is read out of a run's folder, against what was written there."""
+
+import json
+import math
+
+import pytest
+import yaml
+from torch.utils.tensorboard import SummaryWriter
+
+from lightning_robust.comparison.runs import SECONDS, WORST, find_runs, read_run
+
+
+def write_run(folder, scalars, *, config=None, begun=1000.0):
+    """A run that logged each scalar at steps 0 and 1, ten seconds apart, the second being the given value."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config or {"seed_everything": 0}))
+    with SummaryWriter(str(folder)) as writer:
+        for tag, value in scalars.items():
+            writer.add_scalar(tag, value + 1, 0, walltime=begun)
+            writer.add_scalar(tag, value, 1, walltime=begun + 10)
+    return folder
+
+
+def test_last_value_by_step(tmp_path):
+    run = read_run(write_run(tmp_path / "run", {"val/acc": 0.75}))
+    assert run.scalars["val/acc"] == 0.75
+    assert (run.config, run.notes) == ({"seed_everything": 0}, ())
+
+
+def test_time_of_several_files_leaves_the_pause_out(tmp_path):
+    """Ten seconds of each file count (its own first event is written now, later than what is logged here)."""
+    folder = write_run(tmp_path / "run", {"val/acc": 0.5}, begun=1000.0)
+    with SummaryWriter(str(folder), filename_suffix=".again") as writer:
+        writer.add_scalar("val/acc", 0.25, 3, walltime=5010.0)
+        writer.add_scalar("val/acc", 0.5, 2, walltime=5000.0)
+    run = read_run(folder)
+    assert run.scalars[SECONDS] == 20.0
+    assert run.scalars["val/acc"] == 0.25
+
+
+def test_csv_parity_and_replay(tmp_path):
+    folder = tmp_path / "run"
+    (folder / "parity").mkdir(parents=True)
+    (folder / "replay").mkdir()
+    (folder / "metrics.csv").write_text("epoch,step,val/acc,train/loss\n0,1,,2.0\n0,1,0.5,\n1,3,0.625,\n")
+    parity = {
+        "targets": {"emulated-fp16": {"metrics": {"px_p99": 0.5}}},
+        "attribution": {"fp16": 0.5},
+        "unit": "px_p99",
+        "sensitivity": {"bgr": {"px_p99": 4.0}, "nv12": {"px_p99": 1.0}},
+    }
+    (folder / "parity" / "parity.json").write_text(json.dumps(parity))
+    line = {"swing": 1.5, "bend": 2.0, "p99": 0.25}
+    other = {"swing": 3.0, "bend": None, "p99": 0.125}
+    replay = {"torch-fp32": {"lines": [line]}, "runtimes": {"emulated-fp16": {"lines": [line, other]}}}
+    (folder / "replay" / "replay.json").write_text(json.dumps(replay))
+    assert read_run(folder).scalars == {
+        "epoch": 1.0,
+        "val/acc": 0.625,
+        "train/loss": 2.0,
+        "parity/emulated-fp16/px_p99": 0.5,
+        "attribution/fp16": 0.5,
+        WORST: 4.0,
+        "replay/torch-fp32/swing": 1.5,
+        "replay/torch-fp32/bend": 2.0,
+        "replay/emulated-fp16/swing": 3.0,
+        "replay/emulated-fp16/bend": 2.0,
+        "replay/emulated-fp16/p99": 0.25,
+    }
+
+
+def test_worst_family_is_not_a_number_where_one_is_not(tmp_path):
+    scalars = {"sensitivity/family/shift": 2.0, "sensitivity/family/gamma": 3.0}
+    assert read_run(write_run(tmp_path / "a", scalars)).scalars[WORST] == 3.0
+    scalars["sensitivity/family/gamma"] = math.nan
+    assert math.isnan(read_run(write_run(tmp_path / "b", scalars)).scalars[WORST])
+
+
+@pytest.mark.parametrize(
+    ("name", "broken", "told"),
+    [
+        ("config.yaml", "a: [", "config.yaml could not be read (ParserError"),
+        ("config.yaml", "- a", "config.yaml could not be read (ValueError: expected keys and values, but got list)"),
+        ("metrics.csv", "epoch,val/acc\n0,none\n", "metrics.csv could not be read (ValueError"),
+        ("parity.json", "{}", "parity.json could not be read (KeyError"),
+    ],
+)
+def test_broken_files_become_notes(tmp_path, name, broken, told):
+    folder = write_run(tmp_path / "run", {"val/acc": 0.5})
+    (folder / name).write_text(broken)
+    run = read_run(folder)
+    assert run.scalars["val/acc"] == 0.5
+    assert any(note.startswith(told) for note in run.notes)
+
+
+def test_damaged_events_are_read_as_far_as_they_go(tmp_path):
+    folder = write_run(tmp_path / "run", {"val/acc": 0.5})
+    (path,) = folder.glob("events*")
+    content = path.read_bytes()
+    path.write_bytes(content[:-10])
+    assert read_run(folder).scalars["val/acc"] == 1.5  # the first of two
+
+
+def test_a_run_that_crashed(tmp_path):
+    config = {"trainer": {"max_epochs": 8}}
+    run = read_run(write_run(tmp_path / "run", {"epoch": 2.0, "val/acc": 0.5}, config=config))
+    assert run.notes == ("It ended in epoch 3 of 8 (crashed or stopped early); its last numbers are shown.",)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "config.yaml").write_text("seed_everything: 0")
+    assert "It logged no number" in read_run(tmp_path / "empty").notes[0]
+
+
+def test_folders_above_runs_and_twice_given_ones(tmp_path):
+    runs = [write_run(tmp_path / "runs" / name / "version_0", {"val/acc": 0.5}) for name in "ab"]
+    (tmp_path / "nothing").mkdir()
+    folders, remarks = find_runs([tmp_path / "runs", runs[0], tmp_path / "nothing", tmp_path / "absent"])
+    assert folders == runs
+    assert [remark.rpartition(" ")[2] for remark in remarks] == ["once.", "it.", "folder."]

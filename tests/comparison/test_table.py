@@ -1,0 +1,200 @@
+"""Which runs are one row, what rows are called, intervals and best values, against a hand-made table and numpy."""
+
+import math
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lightning_robust.comparison.names import techniques
+from lightning_robust.comparison.runs import SECONDS, FinishedRun
+from lightning_robust.comparison.table import (
+    Cell,
+    Column,
+    axes,
+    compare_runs,
+    direction,
+    group_of,
+    leading,
+    pareto_front,
+)
+
+CLASS = "lightning_robust.callbacks."
+
+
+def config(seed=0, *, model=None, **keys):
+    return {"seed_everything": seed, "model": {"class_path": "my.Module", "init_args": model or {}}, **keys}
+
+
+def finished(name, scalars, **settings):
+    return FinishedRun(folder=Path(name), config=config(**settings), scalars=scalars)
+
+
+def swa(**arguments):
+    return {"class_path": CLASS + "SWACallback", "init_args": arguments}
+
+
+def test_interval_of_the_mean():
+    values = (0.5, 0.625, 0.875, 0.75)
+    low, high = Cell(values).interval
+    half = 3.182446305 * np.std(values, ddof=1) / 2  # the table's t for three degrees of freedom
+    assert (low, high) == (
+        pytest.approx(np.mean(values) - half, rel=1e-6),
+        pytest.approx(np.mean(values) + half, rel=1e-6),
+    )
+    assert Cell((0.5, 0.25)).interval == (0.25, 0.5)
+    assert Cell((0.5,)).interval is None
+    assert Cell((0.5, math.nan, 0.25)).interval is None
+
+
+def test_seeds_are_one_row_and_settings_are_not():
+    runs = [
+        finished("p0", {"val/acc": 0.5, SECONDS: 10.0}, seed=0, swa=False),
+        finished("p1", {"val/acc": 0.75, SECONDS: 30.0}, seed=1, swa=False),
+        finished("s0", {"val/acc": 0.875, SECONDS: 30.0}, seed=0, swa=swa(start=2)),
+        finished("s1", {"val/acc": 1.0, SECONDS: 30.0}, seed=0, swa=swa(start=4)),
+    ]
+    comparison = compare_runs(runs)
+    assert [row.name for row in comparison.rows] == ["plain", "swa (start=2)", "swa (start=4)"]
+    assert [row.plain for row in comparison.rows] == [True, False, False]
+    assert [row.times for row in comparison.rows] == [1.0, 1.5, 1.5]
+    accuracy = comparison.columns[0]
+    assert accuracy == Column("val/acc", "max", "clean")
+    assert comparison.rows[0].cells["val/acc"] == Cell((0.5, 0.75))
+    assert comparison.best(accuracy) == {2}
+    assert comparison.best(comparison.columns[-1]) == {0}
+
+
+def test_costs_are_counted_from_the_baseline():
+    runs = [
+        finished(f"runs/{name}/0", {"val/acc": 0.5, SECONDS: seconds}, data={"num_train": number}, **keys)
+        for name, seconds, number, keys in (
+            ("few", 4.0, 10, {}),
+            ("all", 8.0, 20, {}),
+            ("swa", 12.0, 20, {"swa": swa()}),
+        )
+    ]
+    assert [row.times for row in compare_runs(runs).rows] == [None, None, None]  # two rows are plain
+    comparison = compare_runs(runs, baseline="runs/all")
+    assert [row.plain for row in comparison.rows] == [False, True, False]
+    assert [row.times for row in comparison.rows] == [0.5, 1.0, 1.5]
+    for folder, number in (("runs", 3), ("elsewhere", 0)):
+        with pytest.raises(ValueError, match=rf"folder with runs of one configuration.*holds runs of {number}\."):
+            compare_runs(runs, baseline=folder)
+
+
+def test_what_else_differs_is_said():
+    runs = [finished(str(lr), {"val/acc": 0.5}, optimizer={"lr": lr}) for lr in (0.1, 0.2)]
+    comparison = compare_runs(runs)
+    assert [row.name for row in comparison.rows] == ["plain [lr=0.1]", "plain [lr=0.2]"]
+    assert comparison.notes == ("The configurations differ in more than techniques: optimizer.lr.",)
+
+
+def test_doubts_are_told():
+    runs = [finished(str(i), {"val/acc": 0.5, **({"val/f1": 0.5} if i else {})}) for i in range(2)]
+    assert compare_runs(runs).notes == (
+        "plain: several runs have the same seed, so that the interval is not one over seeds.",
+        "plain: only some of its 2 runs have val/f1.",
+    )
+
+
+def test_techniques_of_a_configuration():
+    content = config(model={"regmixup_weight": 1.0, "regmixup_alpha": 20.0, "rotation_weight": 0.0})
+    content |= {"swa": swa(start=1), "greedy_soup": False, "deployment_parity": {"class_path": "x", "init_args": {}}}
+    content["trainer"] = {"callbacks": [{"class_path": CLASS + "WiSEFTCallback", "init_args": {"alphas": 3}}]}
+    assert techniques(content) == {
+        "regmixup": {"regmixup_weight": 1.0, "regmixup_alpha": 20.0},
+        "wise_ft": {"alphas": 3},
+        "swa": {"start": 1},
+    }
+    rewound = {"class_path": CLASS + "LayerCriticalityCallback", "init_args": {"rewind": True}}
+    assert techniques(config(layer_criticality=rewound)) == {"layer_criticality": {"rewind": True}}
+    assert techniques(config(layer_criticality=rewound | {"init_args": {"rewind": False}})) == {}
+    measured = config(adversarial={"class_path": CLASS + "AdversarialCallback", "init_args": {"ratio": 0.0}})
+    assert techniques(measured) == {}
+
+
+def test_chosen_metrics():
+    run = finished("a", {"val/acc": 0.5, "depth": 2.0})
+    assert compare_runs([run], "depth:min, val/acc").columns == (
+        Column("depth", "min", "other"),
+        Column("val/acc", "max", "clean"),
+    )
+    with pytest.raises(
+        ValueError, match=r"as tag:max or tag:min, but got 'val/accuracy:max'. There are: depth, val/acc"
+    ):
+        compare_runs([run], "val/accuracy:max")
+    with pytest.raises(ValueError, match="Expected metrics as tag:max or tag:min, but got ','"):
+        compare_runs([run], ",")
+    with pytest.raises(ValueError, match="at least one finished run, but got none"):
+        compare_runs([])
+
+
+@pytest.mark.parametrize(
+    ("tag", "group", "better"),
+    [
+        ("val/acc", "clean", "max"),
+        ("val_lateral_px", "clean", "min"),
+        ("adversarial/val_acc@0.1", "attacked", "max"),
+        ("adversarial/val_loss@0.1", "attacked", "min"),
+        ("val/pgd_acc", "attacked", "max"),
+        ("val/acc_corrupted", "corrupted", "max"),
+        ("attribution/preprocessing", "preprocessing", "min"),
+        ("parity/tensorrt-fp16/px_p99", "fp16", "min"),
+        ("parity/emulated-tf32/rel_l2", "tf32", "min"),
+        ("replay/torch-fp32/swing", "recording", "min"),
+        ("test/recording_bend_px", "recording", "min"),
+        ("train/loss", "other", "min"),
+        ("val/depth", "clean", None),
+    ],
+)
+def test_what_a_tag_tells(tag, group, better):
+    assert (group_of(tag), direction(tag)) == (group, better)
+
+
+def test_pareto_front_against_all_pairs():
+    generator = random.Random(0)
+    points = [(generator.randint(0, 5), generator.randint(0, 5)) for _ in range(40)]
+    beaten = {i for i, p in enumerate(points) for q in points if q != p and q[0] >= p[0] and q[1] <= p[1]}
+    assert pareto_front(points, ("max", "min")) == [i for i in range(40) if i not in beaten]
+
+
+def test_settings_are_told_as_short_as_they_differ():
+    models = [("my.Net", {"lr": 1}, None), ("my.Net", {"lr": 2}, 3), ("your.Net2", {"lr": 2}, 3)]
+    models += [("your.Net2", {"lr": 3}, 3), ("your.Net2", {"lr": 4}, 3)]
+    runs = [
+        FinishedRun(
+            Path(str(i)),
+            {
+                "model": {"class_path": path},
+                "optimizer": optimizer,
+                "head": {"lr": 1},
+                "trainer": {"max_epochs": epochs},
+            },
+            {"val/acc": 0.5},
+        )
+        for i, (path, optimizer, epochs) in enumerate(models)
+    ]
+    assert [row.name for row in compare_runs(runs).rows] == [
+        "plain [class_path=Net, lr=1]",
+        "plain [class_path=Net, lr=2]",
+        "plain [class_path=Net2, lr=2]",
+        "plain [class_path=Net2, lr=3]",
+        "plain [class_path=Net2, lr=4]",
+    ]
+
+
+def test_the_strongest_attack_speaks_for_all():
+    scalars = {"val/acc": 0.9, "val/acc_clean": 0.1, "val/fgsm_acc": 0.5, "val/pgd_acc": 0.25, "val/pgd_loss": 9.0}
+    comparison = compare_runs([finished("a", scalars | {"parity/a-fp16/rel_l2": 1e-3, "parity/b-fp16/rel_l2": 1e-2})])
+    tags = [leading(comparison, group).tag for group in ("clean", "attacked", "fp16")]
+    assert tags == ["val/acc", "val/pgd_acc", "parity/b-fp16/rel_l2"]
+    assert leading(comparison, "corrupted") is None
+
+
+def test_axes_of_the_picture():
+    clean, fp16 = {"val/acc": 0.5}, {"parity/emulated-fp16/rel_l2": 0.5}
+    assert axes(compare_runs([finished("a", clean)])) is None
+    chosen = axes(compare_runs([finished("a", clean | fp16)]))
+    assert [column.group for column in chosen] == ["clean", "fp16"]

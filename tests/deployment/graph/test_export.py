@@ -1,0 +1,126 @@
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from lightning_robust.deployment.graph.export import ExportError, export, frozen_copy, to_args
+
+from ..models import Detection, SmallCNN, Structured, images
+
+
+def run(exported, *arrays):
+    session = onnxruntime.InferenceSession(exported.model.SerializeToString(), providers=["CPUExecutionProvider"])
+    feed = dict(zip(exported.inputs, arrays, strict=True))
+    return [torch.from_numpy(array) for array in session.run(list(exported.outputs), feed)]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7])
+def test_matches_reference_at_any_batch(batch):
+    """fp32 sums in another order: 1e-5 of outputs of size 1 is ten times what is seen."""
+    module = frozen_copy(SmallCNN())
+    exported = export(module, (images(2),))
+    x = images(batch, seed=1)
+    torch.testing.assert_close(run(exported, x.numpy())[0], module(x), rtol=0, atol=1e-5)
+
+
+def test_live_module_is_not_touched():
+    live = SmallCNN().train()
+    live.stem[1].eval()
+    before = {name: (p.clone(), p.dtype) for name, p in live.state_dict().items()}
+    modes = {name: m.training for name, m in live.named_modules()}
+    export(frozen_copy(live), (images(2),))
+    assert {name: m.training for name, m in live.named_modules()} == modes
+    for name, value in live.state_dict().items():
+        assert torch.equal(value, before[name][0])
+        assert value.dtype == before[name][1]
+    assert all(p.requires_grad for p in live.parameters())
+
+
+def test_frozen_copy_takes_a_state_and_half_weights():
+    module = SmallCNN()
+    state = {k: torch.full_like(v, 2) for k, v in module.state_dict().items()}
+    copied = frozen_copy(module.half(), state)
+    assert {p.dtype for p in copied.parameters()} == {torch.float32}
+    assert all((p == 2).all() for p in copied.parameters())
+
+
+def test_compiled_parts_are_unwrapped():
+    module = SmallCNN()
+    module.stem = torch.compile(module.stem)
+    copied = frozen_copy(module, module.state_dict())
+    assert type(copied.stem) is nn.Sequential
+    assert torch.equal(copied.head.weight, module.head.weight)
+
+
+def test_no_dropout_and_no_batchnorm_are_left():
+    exported = export(frozen_copy(SmallCNN().train()), (images(2),))
+    kinds = {node.op_type for node in exported.model.graph.node}
+    assert not kinds & {"Dropout", "BatchNormalization"}
+    assert "Conv" in kinds
+
+
+def test_nodes_map_to_modules_and_source_lines():
+    exported = export(frozen_copy(SmallCNN()), (images(2),))
+    by_kind = {node.op_type: exported.origins[node.name] for node in exported.model.graph.node}
+    assert by_kind["Conv"].module in ("stem.0", "stem.1")
+    assert by_kind["Gemm"].module == "head"
+    assert by_kind["Gemm"].source.startswith("models.py:")
+
+
+def test_shipped_graph_tells_nothing_of_the_machine():
+    blob = export(frozen_copy(SmallCNN()), (images(2),)).model.SerializeToString()
+    assert b".py" not in blob
+    assert b"stack_trace" not in blob
+
+
+@pytest.mark.parametrize("kind", ["tuple", "dict", "dataclass"])
+def test_structures_in_and_out(kind):
+    module = frozen_copy(Structured(kind))
+    args = ({"x": torch.rand(3, 3)}, torch.rand(3, 1))
+    exported = export(module, args)
+    outputs = run(exported, args[0]["x"].numpy(), args[1].numpy())
+    expected = module(*args)
+    if isinstance(expected, Detection):
+        expected = vars(expected)
+    names = list(expected) if isinstance(expected, dict) else ["output.0", "output.1"]
+    assert list(exported.outputs) == names
+    values = expected.values() if isinstance(expected, dict) else expected
+    for got, wanted in zip(outputs, values, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-6)
+
+
+def test_opset_and_single_file():
+    model = export(frozen_copy(SmallCNN()), (images(2),)).model
+    onnx.checker.check_model(model, full_check=True)
+    assert [o.version for o in model.opset_import if o.domain == ""] == [20]
+    assert all(t.data_location == onnx.TensorProto.DEFAULT for t in model.graph.initializer)
+
+
+def test_to_args_casts_floating_tensors_only():
+    args = to_args(({"x": torch.zeros(2), "id": torch.zeros(2, dtype=torch.long)},), torch.float16)
+    assert args[0]["x"].dtype == torch.float16
+    assert args[0]["id"].dtype == torch.long
+
+
+def test_rejects_unknown_operator():
+    class Inverse(nn.Module):
+        def forward(self, x):
+            return torch.linalg.inv(x)
+
+    with pytest.raises(ExportError, match=r"linalg.*test_export\.py:\d+"):
+        export(Inverse(), (torch.eye(3).expand(2, 3, 3).contiguous(),))
+
+
+def test_rejects_fixed_batch():
+    class Fixed(nn.Module):
+        def forward(self, x):
+            return x.reshape(2, 3, 1) * 2
+
+    with pytest.raises(ExportError, match="batch"):
+        export(Fixed(), (torch.rand(2, 3),))
+
+
+def test_rejects_a_batch_of_one():
+    with pytest.raises(ValueError, match="at least 2"):
+        export(SmallCNN(), (images(1),))

@@ -1,0 +1,170 @@
+"""ONNX files that come from anywhere: external data, several inputs, dynamic everything, half, quantised, broken."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from lightning_robust.deployment.engines.base import available
+from lightning_robust.deployment.graph.export import export, frozen_copy
+from lightning_robust.deployment.graph.files import GraphSubject, check_inputs, load_graph, make_inputs, remarks
+from lightning_robust.deployment.numerics.convert import to_half
+from lightning_robust.deployment.parity.localise import localise
+from lightning_robust.deployment.parity.measure import measure_parity
+
+from ..models import OverflowingNorm, SmallCNN, images
+
+
+@pytest.fixture(scope="module")
+def cnn():
+    torch.manual_seed(0)
+    return export(frozen_copy(SmallCNN()), (images(4),)).model
+
+
+def value(name, shape, kind=TensorProto.FLOAT):
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def graph(nodes, inputs, outputs, weights=()):
+    made = helper.make_graph(nodes, "g", inputs, outputs, list(weights))
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def two_inputs(shape=("batch", 3)):
+    node = helper.make_node("Mul", ["a", "b"], ["y"])  # without a name
+    return graph([node], [value("a", shape), value("b", shape)], [value("y", shape)])
+
+
+def parity(model, inputs, targets=("emulated-fp16",)):
+    subject = GraphSubject(model, inputs)
+    return subject, measure_parity(subject, available(list(targets)))
+
+
+def test_matches_the_module(cnn, tmp_path):
+    """The report of the file equals that of the exported module, but for the reference's own precision."""
+    onnx.save(cnn, tmp_path / "cnn.onnx")
+    x = images(4)
+    subject, report = parity(load_graph(tmp_path / "cnn.onnx"), {"input": x.numpy()})
+    assert report.reference == "onnxruntime-fp32"
+    torch.manual_seed(0)
+    from lightning_robust.deployment.engines.base import Subject
+
+    with_module = measure_parity(Subject(frozen_copy(SmallCNN()), (x,)), available(["emulated-fp16"]))
+    ours, theirs = (r.targets["emulated-fp16"].metrics["rel_l2"] for r in (report, with_module))
+    assert ours == pytest.approx(theirs, rel=0.01)
+    found = localise(subject, report, tolerance=0.0)
+    assert found.keep.error == 0
+
+
+def test_external_data(cnn, tmp_path):
+    path = tmp_path / "cnn.onnx"
+    copy = onnx.ModelProto.FromString(cnn.SerializeToString())  # saving empties its weights
+    onnx.save(copy, path, save_as_external_data=True, location="cnn.data", size_threshold=0)
+    inside = {tensor.name: numpy_helper.to_array(tensor) for tensor in load_graph(path).graph.initializer}
+    assert all(np.array_equal(numpy_helper.to_array(tensor), inside[tensor.name]) for tensor in cnn.graph.initializer)
+    _, report = parity(load_graph(path), {"input": images(4).numpy()})
+    assert report.targets["emulated-fp16"].status == "measured"
+    (tmp_path / "cnn.data").unlink()
+    with pytest.raises(FileNotFoundError, match=r"Copy its \.data file"):
+        load_graph(path)
+
+
+def test_several_inputs_in_their_order(tmp_path):
+    onnx.save(two_inputs(), tmp_path / "two.onnx")
+    model = load_graph(tmp_path / "two.onnx")
+    assert [node.name for node in model.graph.node] == ["Mul_0"]
+    # 0.1 in fp16 is off by 2.4e-4 of itself, 1.0 is exact
+    arrays = {"b": np.ones((4, 3), np.float32), "a": np.full((4, 3), 0.1, np.float32)}
+    arrays["a"][0] = 0.2
+    _, report = parity(model, arrays)
+    assert report.targets["emulated-fp16"].metrics["max_abs"] == pytest.approx(
+        0.2 - float(np.float16(0.2)), rel=0.01
+    ) or (report.targets["emulated-fp16"].metrics["max_abs"] == pytest.approx(float(np.float16(0.2)) - 0.2, rel=0.01))
+    with pytest.raises(ValueError, match=r"each of the inputs \['a', 'b'\], but got \['a'\]"):
+        GraphSubject(model, {"a": arrays["a"]})
+
+
+def test_dynamic_everything_wants_the_shape():
+    model = two_inputs(("batch", "width"))
+    with pytest.raises(ValueError, match=r"has shape \(4, width\)\. .*--shapes="):
+        make_inputs(model, 4)
+    made = make_inputs(model, 4, {"a": [4, 7], "b": [4, 7]})
+    assert {name: array.shape for name, array in made.items()} == {"a": (4, 7), "b": (4, 7)}
+    assert parity(model, made)[1].targets["emulated-fp16"].status == "measured"
+
+
+def test_half_precision_files_are_told_apart(cnn):
+    half = to_half(cnn, "fp16")
+    assert any("half precision already" in line for line in remarks(half))
+    assert remarks(cnn) == []
+
+
+def test_a_graph_without_fp32_is_not_called_exact():
+    """Nothing is left to emulate: a distance of zero would be no measurement."""
+    node = helper.make_node("Exp", ["a"], ["y"], "exp")
+    half = TensorProto.FLOAT16
+    model = graph([node], [value("a", ["batch", 2], half)], [value("y", ["batch", 2], half)])
+    _, report = parity(model, make_inputs(model, 4))
+    assert report.targets["emulated-fp16"].status == "failed"
+    assert "computes in fp32" in report.targets["emulated-fp16"].note
+
+
+def test_quantised_files_are_measured_and_remarked():
+    scale, zero = (
+        numpy_helper.from_array(np.array(0.1, np.float32), "s"),
+        numpy_helper.from_array(np.array(0, np.int8), "z"),
+    )
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], "quantise"),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"], "dequantise"),
+        helper.make_node("Exp", ["d"], ["y"], "exp"),
+    ]
+    model = graph(nodes, [value("x", ["batch", 3])], [value("y", ["batch", 3])], [scale, zero])
+    assert any("quantised (DequantizeLinear, QuantizeLinear)" in line for line in remarks(model))
+    subject, report = parity(model, make_inputs(model, 4))
+    assert report.targets["emulated-fp16"].status == "measured"
+    assert localise(subject, report).layers.complete
+
+
+@pytest.mark.parametrize(
+    ("array", "match"),
+    [
+        (np.zeros((4, 3, 16, 16), np.float64), r"as float32 .* but got float64"),
+        (
+            np.zeros((4, 16, 16, 3), np.float32),
+            r"shape \(batch, 3, 16, 16\), but got float32 of shape \(4, 16, 16, 3\)",
+        ),
+        (np.zeros((3, 16, 16), np.float32), r"but got float32 of shape \(3, 16, 16\)"),
+    ],
+)
+def test_rejects_other_arrays(cnn, array, match):
+    with pytest.raises(ValueError, match=match):
+        check_inputs(cnn, {"input": array})
+
+
+def test_rejects_what_is_no_model(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        load_graph(tmp_path / "none.onnx")
+    (tmp_path / "text.onnx").write_text("not a model")
+    with pytest.raises(ValueError, match=r"cannot be read|valid ONNX"):
+        load_graph(tmp_path / "text.onnx")
+
+
+def test_initialisers_among_the_inputs_are_no_inputs(tmp_path):
+    model = two_inputs()
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((1, 3), np.float32), "b"))
+    model.graph.input[1].CopyFrom(value("b", [1, 3]))
+    onnx.save(model, tmp_path / "old.onnx")
+    model = load_graph(tmp_path / "old.onnx")
+    assert list(make_inputs(model, 2)) == ["a"]
+    assert parity(model, make_inputs(model, 2))[1].targets["emulated-fp16"].status == "measured"
+
+
+def test_an_overflow_is_found_without_the_pytorch_side():
+    torch.manual_seed(0)
+    model = export(frozen_copy(OverflowingNorm()), (images(4),)).model
+    subject, report = parity(model, {"input": images(4).numpy()})
+    found = localise(subject, report)
+    assert found.layers.first_diverging(5e-3).op == "Pow"
+    assert found.keep.met

@@ -1,0 +1,222 @@
+import pytest
+import torch
+from torch import nn
+
+from lightning_robust import measure_parity
+from lightning_robust.deployment.engines import base as runtimes
+from lightning_robust.deployment.engines.base import Built, Runtime, Subject, available
+from lightning_robust.deployment.graph.export import frozen_copy
+from lightning_robust.deployment.parity.measure import STATUS_CODES, ParityReport
+from lightning_robust.deployment.pixels import operations as pixel_operations
+from lightning_robust.deployment.pixels.catalogue import CATALOGUE, perturbations
+from lightning_robust.deployment.report.figures import draw_parity, unit_label
+from lightning_robust.deployment.report.tables import family_sentences, finding_rows, summary
+from lightning_robust.functional import PixelSpace
+
+from ..models import OverflowingNorm, SmallCNN, images
+
+
+class Doubling(nn.Module):
+    """Mean pixel of each channel, so that what a perturbation does has a closed form."""
+
+    def forward(self, pictures):
+        return pictures.mean((2, 3))
+
+
+def test_sensitivity_closed_form():
+    """Swapping channels moves the channel means by what they differ; a gain of 1.1 by a tenth (no pixel clips)."""
+    x = (images(4) * 0.5 * 255).round() / 255
+    report = measure_parity(
+        Subject(Doubling(), (x,)),
+        available(["torch-fp16"]),
+        decode=lambda outputs: {"level": outputs * 255},
+        perturbations=perturbations(["bgr", "brightness"]),
+        pixels=PixelSpace(),
+    )
+    means = x.mean((2, 3)) * 255
+    assert report.sensitivity["bgr"]["level_max"] == pytest.approx((means - means.flip(1)).abs().max().item(), rel=1e-4)
+    assert report.sensitivity["brightness"]["level_bias"] == pytest.approx(means.mean().item() * 0.1, rel=0.01)
+    assert report.unit == "level_p99"
+    fp16 = report.targets["torch-fp16"].metrics["level_p99"]
+    assert report.sensitivity["bgr"]["times_fp16"] == report.sensitivity["bgr"]["level_p99"] / fp16
+
+
+def test_normalisation_is_undone_and_redone():
+    """A network that undoes the normalisation itself sees the same pixels whatever mean and std were."""
+
+    class Undo(nn.Module):
+        def __init__(self, mean, std):
+            super().__init__()
+            self.mean, self.std = mean, std
+
+        def forward(self, x):
+            return (x * self.std + self.mean).mean((2, 3))
+
+    moved = []
+    for mean, std in ((0.0, 1.0), (0.4, 0.2)):
+        subject = Subject(Undo(mean, std), ((images(4) - mean) / std,))
+        report = measure_parity(subject, [], perturbations=perturbations(["color_range"]), pixels=PixelSpace(mean, std))
+        moved.append(report.sensitivity["color_range"]["rel_l2"])
+    assert moved[0] == pytest.approx(moved[1], rel=1e-4)
+
+
+def test_perturbed_targets_closed_form():
+    """Halved outputs move by half as much; a target that fails on them loses only that; off, nothing is logged."""
+
+    class Half(Runtime):
+        def build(self, subject):
+            return Built(lambda args: [args[0].mean((2, 3)) / 2])
+
+    class Once(Runtime):
+        def build(self, subject):
+            answers = iter([[subject.example[0].mean((2, 3))]])
+            return Built(lambda args: next(answers))
+
+    subject = Subject(Doubling(), ((images(4) * 0.5 * 255).round() / 255,))
+    settings = {"perturbations": perturbations(["bgr", "brightness"]), "pixels": PixelSpace()}
+    settings["decode"] = lambda outputs: {"level": outputs * 255}
+    runtimes = [Half("half", "fp32"), Once("once", "fp32")]
+    report = measure_parity(subject, runtimes, perturb_targets=True, **settings)
+    for name in ("bgr", "brightness"):
+        own = report.sensitivity[name]["level_p99"]
+        assert report.moved["half-fp32"][name] == pytest.approx(own / 2, rel=1e-5)
+        assert report.scalars()[f"sensitivity/{name}/half-fp32/level_p99"] == report.moved["half-fp32"][name]
+    assert report.moved["once-fp32"] == {}
+    assert report.targets["once-fp32"].status == "measured"
+    assert any("once-fp32 on perturbed inputs failed: " in note for note in report.notes)
+    off = measure_parity(subject, runtimes, **settings)
+    assert off.moved == {}
+    assert not any("half-fp32" in tag for tag in off.scalars() if tag.startswith("sensitivity"))
+
+
+def test_attribution_and_the_overflow():
+    report = measure_parity(
+        Subject(frozen_copy(OverflowingNorm()), (images(4),)),
+        available(["onnxruntime-fp32", "emulated-tf32", "emulated-fp16"]),
+    )
+    assert report.attribution["export"] < 1e-4
+    assert report.attribution["fp16"] > 0.3
+    assert set(report.attribution) == {"export", "tf32", "fp16"}
+    (finding,) = report.findings
+    assert finding.rule == "A6"
+    assert report.scalars()["parity/findings"] == 1
+    assert str(finding) in summary(report)
+    assert finding_rows(report)[1][0][1] == f"(model) ({finding.source})"
+
+
+def test_a_graph_that_cannot_be_read_is_a_note(monkeypatch):
+    def fail(*_):
+        raise KeyError("planted")
+
+    monkeypatch.setattr(runtimes, "lint", fail)
+    report = measure_parity(Subject(frozen_copy(SmallCNN()), (images(4),)), available(["onnxruntime-fp32"]))
+    assert report.findings == ()
+    assert "planted" in summary(report)
+    assert report.targets["onnxruntime-fp32"].status == "measured"
+
+
+def test_a_failing_target_leaves_the_others():
+    class NoHalf(nn.Module):
+        def forward(self, x):
+            if x.dtype == torch.float16:
+                raise TypeError("no half here")
+            return x * 1.1
+
+    report = measure_parity(Subject(NoHalf(), (images(2),)), available(["torch-fp16", "torch-bf16"]))
+    assert [t.status for t in report.targets.values()] == ["failed", "measured"]
+    assert "no half here" in report.targets["torch-fp16"].note
+    assert report.scalars()["parity/status"] == STATUS_CODES["failed"]
+
+
+def test_without_fp64_the_reference_is_fp32_and_says_so():
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(16, 2)
+
+        def forward(self, x):
+            return self.layer(x.float().mean((1, 2)))
+
+    report = measure_parity(Subject(Fixed(), (images(2),)), available(["torch-fp32"]))
+    assert report.reference == "torch-fp32"
+    assert report.targets["torch-fp32"].metrics["max_abs"] == 0
+    assert "does not run in fp64" in report.notes[0]
+
+
+def test_grey_pictures_skip_colour_and_vectors_skip_all():
+    class Sum(nn.Module):
+        def forward(self, x):
+            return x.flatten(1).cumsum(1)
+
+    grey = Subject(Sum(), (images(2)[:, :1],))
+    report = measure_parity(grey, [], perturbations=perturbations(), pixels=PixelSpace())
+    assert "bgr" not in report.sensitivity
+    assert "jpeg_90" in report.sensitivity
+    vectors = measure_parity(
+        Subject(Sum(), (torch.rand(2, 5),)), [], perturbations=perturbations(), pixels=PixelSpace()
+    )
+    assert vectors.sensitivity == {}
+    assert "no image batch" in vectors.notes[0]
+
+
+def test_summary_and_figure_tell_the_worst():
+    subject = Subject(frozen_copy(SmallCNN()), (images(4),))
+    report = measure_parity(
+        subject, available(["emulated-fp16"]), perturbations=perturbations(["bgr", "truncation"]), pixels=PixelSpace()
+    )
+    text = summary(report)
+    assert report.worst_perturbation() == "bgr"
+    assert "What moves the outputs most: bgr" in text
+    assert f"{report.targets['emulated-fp16'].metrics['rel_l2']:.3g}" in text
+    figure = draw_parity([(0, report.attribution), (3, report.attribution)], report)
+    assert [axes.get_title() for axes in figure.axes][2].startswith("How far each preprocessing")
+    heights = [patch.get_height() for patch in figure.axes[1].patches]
+    assert heights[0] == report.attribution["fp16"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "label"),
+    [("rel_l2", "relative L2 distance"), ("x_px_p99", "x px (99th percentile)"), ("flip_rate", "flip rate")],
+)
+def test_unit_labels(metric, label):
+    assert unit_label(metric) == label
+
+
+def test_families_closed_form():
+    """The worst of each family counts, the worst family first; names of families never meet those of entries."""
+    moved = {"resize_nearest": 7.0, "resize_area": 2.0, "bgr": 4.0, "of_my_own": 9.0}
+    measured = {n: {"rel_l2": v, "times_fp16": v / 0.5} for n, v in moved.items()}
+    of_another_target = {"fp16": 0.1}
+    report = ParityReport({}, measured, of_another_target, "rel_l2", "torch-fp64", 4, 1.0)
+    assert list(report.families().items()) == [("resize_filter", 7.0), ("channel_order", 4.0)]
+    assert report.families("times_fp16") == {"resize_filter": 14.0, "channel_order": 8.0}
+    assert report.families("flip_rate") == {}
+    assert report.scalars()["sensitivity/family/resize_filter"] == 7.0
+    assert "family" not in CATALOGUE
+    assert family_sentences(report)[0] == "The resize filter moves relative L2 distance 14 times as far as fp16."
+
+
+def test_families_are_told_whichever_target_measured_fp16():
+    """Sentence and table divide by the same distance, also where fp16 is not a cause because it was not emulated."""
+    report = measure_parity(
+        Subject(frozen_copy(SmallCNN()), (images(4),)),
+        available(["torch-fp16"]),
+        perturbations=perturbations(["bgr"]),
+        pixels=PixelSpace(),
+    )
+    assert "fp16" not in report.attribution
+    times = report.sensitivity["bgr"]["times_fp16"]
+    assert times == report.sensitivity["bgr"]["rel_l2"] / report.targets["torch-fp16"].metrics["rel_l2"]
+    assert family_sentences(report) == [
+        f"The channel order moves relative L2 distance {times:.3g} times as far as fp16."
+    ]
+
+
+def test_a_pass_builds_the_camera_frame_once(monkeypatch):
+    built = []
+    original = pixel_operations.camera_frame
+    monkeypatch.setattr(pixel_operations, "camera_frame", lambda pixels: built.append(1) or original(pixels))
+    subject = Subject(Doubling(), (images(2),))
+    report = measure_parity(subject, [], perturbations=perturbations("all"), pixels=PixelSpace())
+    assert len(report.sensitivity) == len(CATALOGUE)
+    assert len(built) == 1

@@ -1,0 +1,134 @@
+"""Recordings: order, strides, what cannot be decoded, what cannot be read at all."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lightning_robust.deployment.replay.frames import Pictures, Video, open_recording
+
+from ..recordings import save_pictures, save_video, stripes
+
+LEFT = [4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26]
+FRAMES = stripes(LEFT, [40] * 12)
+
+
+def brightest(pictures):
+    """The column of the left stripe of each frame."""
+    return np.asarray(pictures)[:, 16, :32].astype(int).sum(-1).argmax(-1).tolist()
+
+
+def everything(recording):
+    numbers, columns = [], []
+    for chunk in recording:
+        assert chunk.pictures.dtype == torch.uint8
+        numbers += chunk.numbers
+        columns += brightest(chunk.pictures)
+    return numbers, columns
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return save_pictures(tmp_path / "frames", FRAMES)
+
+
+@pytest.fixture
+def video(tmp_path):
+    return save_video(tmp_path / "drive.mp4", FRAMES)
+
+
+def test_pictures_come_as_they_are_and_in_natural_order(folder):
+    recording = open_recording(folder, batch_size=5)
+    assert isinstance(recording, Pictures)
+    assert [len(chunk.numbers) for chunk in recording] == [5, 5, 2]
+    np.testing.assert_array_equal(torch.cat([chunk.pictures for chunk in recording]), FRAMES)
+
+
+def test_video(video):
+    recording = open_recording(video, batch_size=5)
+    assert isinstance(recording, Video)
+    assert everything(recording) == (list(range(12)), LEFT)
+    assert recording.skipped == {}
+    decoded = torch.cat([chunk.pictures for chunk in recording]).numpy().astype(int)
+    assert np.abs(decoded - FRAMES).mean() < 3  # of 255: what the codec loses
+
+
+@pytest.mark.parametrize("kind", ["folder", "video"])
+def test_stride_limit_and_pick(kind, request):
+    path = request.getfixturevalue(kind)
+    assert everything(open_recording(path, stride=4)) == ([0, 4, 8], [4, 12, 20])
+    assert everything(open_recording(path, stride=2, limit=3)) == ([0, 2, 4], [4, 8, 12])
+    found = open_recording(path).pick([9, 2])
+    assert {number: brightest([frame])[0] for number, frame in found.items()} == {2: 8, 9: 22}
+
+
+def test_one_picture(folder):
+    assert everything(open_recording(folder / "frame_3.png")) == ([0], [10])
+
+
+def test_broken_pictures_are_counted_and_leave_a_gap(folder):
+    (folder / "frame_3.png").write_bytes(b"no picture")
+    whole = (folder / "frame_5.png").read_bytes()
+    (folder / "frame_5.png").write_bytes(whole[: len(whole) // 2])
+    Image.fromarray(np.full((32, 64), 40_000, np.uint16)).save(folder / "frame_7.png")
+    (folder / "labels.txt").write_text("no frame")
+    recording = open_recording(folder)
+    assert everything(recording)[0] == [0, 1, 2, 4, 6, 8, 9, 10, 11]
+    assert list(recording.skipped) == ["frame_3.png", "frame_5.png", "frame_7.png"]
+    assert "8 bits" in recording.skipped["frame_7.png"]
+    everything(recording)
+    assert len(recording.skipped) == 3
+
+
+def test_broken_frames_of_a_video_are_counted_and_leave_a_gap(video):
+    import av
+
+    with av.open(str(video)) as container:
+        places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    content = bytearray(video.read_bytes())
+    for number in (4, 11):
+        start, size = places[number]
+        content[start : start + size] = bytes(size)
+    video.write_bytes(content)
+    recording = open_recording(video)
+    numbers, columns = everything(recording)
+    assert numbers == [0, 1, 2, 3, 5, 6, 7, 8, 9, 10]
+    assert columns == [LEFT[number] for number in numbers]
+    assert list(recording.skipped) == ["frame 4", "frame 11"]
+    strided = open_recording(video, stride=2)
+    assert everything(strided)[0] == [0, 2, 6, 8, 10]
+    assert list(strided.skipped) == ["frame 4"]
+
+
+def test_a_new_size_begins_a_new_chunk(folder):
+    Image.fromarray(FRAMES[0]).resize((32, 16)).save(folder / "frame_6.png")
+    shapes = [tuple(chunk.pictures.shape[:3]) for chunk in open_recording(folder)]
+    assert shapes == [(6, 32, 64), (1, 16, 32), (5, 32, 64)]
+
+
+def test_rejects_what_holds_no_frames(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is nothing"):
+        open_recording(tmp_path / "nowhere.mp4")
+    with pytest.raises(ValueError, match=r"Expected pictures .* found none"):
+        open_recording(tmp_path)
+    (tmp_path / "a.png").write_bytes(b"broken")
+    with pytest.raises(ValueError, match=r"none of its 1 could be decoded. The first is a.png: UnidentifiedImageError"):
+        list(open_recording(tmp_path))
+    (tmp_path / "a.mp4").write_bytes(b"broken" * 100)
+    with pytest.raises(ValueError, match=r"a\.mp4, but it cannot be opened: Invalid data"):
+        list(open_recording(tmp_path / "a.mp4"))
+
+
+@pytest.mark.parametrize("name", ["stride", "limit", "batch_size"])
+def test_rejects_numbers_below_1(folder, name):
+    with pytest.raises(ValueError, match=f"Expected `{name}` of at least 1, but got 0"):
+        open_recording(folder, **{name: 0})
+
+
+def test_without_pyav_the_command_is_named(video, folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ImportError, match=r'pip install "lightning-robust\[video\]"'):
+        open_recording(video)
+    assert everything(open_recording(folder))[0] == list(range(12))
