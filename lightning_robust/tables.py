@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,3 +34,23 @@ def plain_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     cells = [list(map(str, row)) for row in rows]
     align = ["left", *["right"] * (len(columns) - 1)]
     return tabulate(cells, columns, "simple", disable_numparse=True, colalign=align if rows else None)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number in a few significant digits; empty where there is none (None or NaN).
+
+    Example:
+        >>> number(0.123456), number(1234.5, 4), number(None)
+        ('0.123', '1234', '')
+    """
+    return "" if value is None or math.isnan(value) else f"{value:.{digits}g}"
+
+
+def shorten(name: str, width: int = 24) -> str:
+    """The end of a long name, which tells layers and files apart better than its beginning.
+
+    Example:
+        >>> shorten("backbone.stages.3.blocks.2.conv", 16)
+        '...blocks.2.conv'
+    """
+    return name if len(name) <= width else "..." + name[3 - width :]
