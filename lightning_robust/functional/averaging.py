@@ -1,4 +1,4 @@
-"""Averages of weights: running ones, windows between two of them, interpolation.
+"""Averages of weights: running ones, and interpolation.
 
 Tensors in, tensors out. How they get into a module is ``weights.py``'s business, when to update the callback's.
 """
@@ -187,34 +187,6 @@ def interpolate(start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: f
         if first.is_floating_point()
         else (first if alpha < 0.5 else end[name]).detach().clone()
         for name, first in start.items()
-    }
-
-
-def window_average(early: Mapping[str, Tensor], n_early: int, late: Mapping[str, Tensor], n_late: int) -> State:
-    r"""The mean over a window, from the cumulative means at its two ends: :math:`(n_b A_b - n_a A_a)/(n_b - n_a)`.
-
-    With cumulative averages kept at several times, any window can be chosen after training. Computed in fp64.
-
-    Args:
-        early: Mean of the first ``n_early`` snapshots.
-        n_early: Their number.
-        late: Mean of the first ``n_late``.
-        n_late: Their number, larger.
-
-    Raises:
-        ValueError: If ``n_late`` is not larger than ``n_early``, or names or shapes differ.
-
-    Example:
-        >>> window_average({"w": torch.tensor(1.5)}, 2, {"w": torch.tensor(5.0)}, 4)
-        {'w': tensor(8.5000)}
-    """
-    if not 0 <= n_early < n_late:
-        raise ValueError(f"Expected 0 <= n_early < n_late, but got {n_early} and {n_late}.")
-    require_same(early, late)
-    share = n_early / (n_late - n_early)
-    return {
-        name: (b.double() + share * (b.double() - early[name].double())).to(b) if b.is_floating_point() else b.clone()
-        for name, b in late.items()
     }
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from lightning_robust.functional.averaging import RunningAverage, blend, interpolate, require_same, window_average
+from lightning_robust.functional.averaging import RunningAverage, blend, interpolate, require_same
 
 
 def averaged(values, **settings):
@@ -115,17 +115,6 @@ def test_interpolation_ends_bit_for_bit(dtype):
         assert found["n"] == expected["n"]
     middle = interpolate(start, end, 0.5)["w"].double()
     torch.testing.assert_close(middle, (start["w"].double() + end["w"].double()) / 2, rtol=2e-3, atol=1e-3)
-
-
-def test_window_of_two_cumulative_averages_is_the_direct_mean():
-    values = [torch.randn(6) for _ in range(12)]
-    cumulative = RunningAverage(dtype=torch.float64)
-    kept = {}
-    for number, value in enumerate(values, 1):
-        cumulative.update([value])
-        kept[number] = {"w": cumulative.values()[0].clone()}
-    found = window_average(kept[4], 4, kept[12], 12)["w"]
-    torch.testing.assert_close(found, torch.stack(values[4:]).double().mean(0))
 
 
 def test_rejects_what_differs():
