@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lightning_robust.callbacks.adversarial.objective import AttackInputs, AttackObjective, Perturb
 from lightning_robust.deployment.pixels.catalogue import CATALOGUE, Perturbation, perturbations
+from lightning_robust.deployment.pixels.perturb import perturb
 from lightning_robust.functional.attacks import fgsm, pgd
 from lightning_robust.harness.batches import pixel_space
 from lightning_robust.harness.evaluate import Transform
@@ -86,9 +87,8 @@ def preprocessed(
                 f"Expected pictures (N, {'3' if entry.colour else '1 or 3'}, H, W) at input_key={key!r} for "
                 f"{entry.name!r}, but got {shape}. Set `input_key`, or take it out of `under`."
             )
-        space.check(images)
-        levels = (space.to_pixels(images.float()) * 255).round().clamp(0, 255) / 255
-        return replace_items(batch, {key: space.from_pixels(entry.deployed(levels)).to(images.dtype)})
+        (sample,) = perturb(images, space, [entry])
+        return replace_items(batch, {key: sample.deployed()})
 
     return Condition(entry.name, transform)
 

@@ -29,7 +29,7 @@ from lightning_robust.deployment.graph.lint import Finding
 from lightning_robust.deployment.numerics.sensitivity import KeepList, Sensitivity
 from lightning_robust.deployment.parity.distance import compare, compare_decoded
 from lightning_robust.deployment.pixels.catalogue import CATALOGUE, Perturbation
-from lightning_robust.deployment.pixels.operations import keep_camera_frames
+from lightning_robust.deployment.pixels.geometry import keep_camera_frames
 from lightning_robust.functional.pixels import PixelSpace
 from lightning_robust.structures import flatten, rebuild
 

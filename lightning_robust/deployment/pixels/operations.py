@@ -1,16 +1,14 @@
-"""What can be done to pixels between camera and network, as pictures ``(N, C, H, W)`` in [0, 1] to the same.
+"""Operations on the values of pixels: rounding, colour, compression, gain, noise.
 
-Which of them are called what, and what training does in their place, stands in ``catalogue.py``.
+Pictures are ``(N, C, H, W)`` in [0, 1]. ``geometry.py`` has the operations that place content; ``catalogue.py`` names
+and groups both.
 """
 
 from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,143 +16,25 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, pad
 
-FRAME_SCALE = 2.5
-"""How much larger than the network's input the virtual camera frame of the resize family is."""
 
-
-def to_levels(pixels: Tensor) -> Tensor:
+def quantise(pixels: Tensor) -> Tensor:
     """Round to the 256 levels of 8 bits, as a frame buffer does."""
-    return _rounded(pixels * 255)
+    return from_levels(pixels * 255)
 
 
-def _levels(pixels: Tensor) -> Tensor:
-    """Whole numbers from 0 to 255: weights like 1/4 or 3/16 are exact on them, and so are ties when rounding."""
+def whole_levels(pixels: Tensor) -> Tensor:
+    """Pixels as whole numbers from 0 to 255, on which weights like 1/4 or 3/16 and ties in rounding are exact."""
     return (pixels * 255).round_()
 
 
-def _rounded(levels: Tensor) -> Tensor:
-    """Back to pixels; takes the tensor over, so that no frame is held twice."""
+def from_levels(levels: Tensor) -> Tensor:
+    """Pixels of levels, rounded and clipped. Works in place, so that no frame is held twice."""
     return levels.round_().clamp_(0, 255).div_(255)
 
 
 def unchanged(pixels: Tensor) -> Tensor:
-    """What training does where the car alone is perturbed."""
+    """The training side of an operation that only the deployed side applies."""
     return pixels.clone()
-
-
-def camera_frame(pixels: Tensor) -> Tensor:
-    """A frame ``FRAME_SCALE`` times as large that shows the same picture, in 8 bits.
-
-    It holds no detail finer than the network's input, so that the aliasing a real frame would add is not seen here.
-    """
-    size = [round(FRAME_SCALE * side) for side in pixels.shape[-2:]]
-    return to_levels(interpolate(pixels, size=size, mode="bicubic"))
-
-
-_kept_frames: ContextVar[dict[int, tuple[Tensor, Tensor]] | None] = ContextVar("kept_frames", default=None)
-
-
-@contextmanager
-def keep_camera_frames() -> Iterator[None]:
-    """Build the camera frame of each tensor once, as long as this lasts; no such tensor may be changed meanwhile.
-
-    For most filters the frame costs more than the filter. It is kept in bytes, 6.25 for each value of the pixels.
-    """
-    token = _kept_frames.set({})
-    try:
-        yield
-    finally:
-        _kept_frames.reset(token)
-
-
-def _frame_levels(pixels: Tensor) -> Tensor:
-    kept = _kept_frames.get()
-    if kept is None:
-        return _levels(camera_frame(pixels))
-    if id(pixels) not in kept:  # the pixels are held beside their frame, so that no other tensor gets their id
-        kept[id(pixels)] = pixels, _levels(camera_frame(pixels)).byte()
-    return kept[id(pixels)][1].to(pixels.dtype)
-
-
-def _area(frame: Tensor, size: tuple[int, int]) -> Tensor:
-    """Mean over the area each output pixel covers, with fractions of pixels at its edges (OpenCV's ``INTER_AREA``).
-
-    ``interpolate(mode="area")`` gives whole weight to pixels that are covered in part, and is a level or more off.
-    """
-    rows, columns = (_coverage(inner, outer) for inner, outer in zip(frame.shape[-2:], size, strict=True))
-    return (rows.to(frame.device) @ frame.double() @ columns.T.to(frame.device)).to(frame.dtype)
-
-
-def _coverage(inner: int, outer: int) -> Tensor:
-    edges = torch.arange(outer + 1, dtype=torch.float64)[:, None] * (inner / outer)
-    pixel = torch.arange(inner, dtype=torch.float64)
-    covered = (edges[1:].minimum(pixel + 1) - edges[:-1].maximum(pixel)).clamp(min=0)
-    return covered / covered.sum(1, keepdim=True)
-
-
-def _asymmetric(frame: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear at ``x * scale``, as if a pixel's place were its corner: everything moves half a step to the left."""
-    rows, columns = (_corner_weights(inner, outer) for inner, outer in zip(frame.shape[-2:], size, strict=True))
-    return (rows.to(frame.device) @ frame.double() @ columns.T.to(frame.device)).to(frame.dtype)
-
-
-def _corner_weights(inner: int, outer: int) -> Tensor:
-    place = torch.arange(outer, dtype=torch.float64)[:, None] * (inner / outer)
-    return (1 - (place - torch.arange(inner, dtype=torch.float64)).abs()).clamp(min=0)
-
-
-def _pillow(frame: Tensor, size: tuple[int, int], filter: str) -> Tensor:  # noqa: A002 - the field's word
-    """Pillow's own filters: torch has no Lanczos, and its bicubic is five levels off at edges, which Pillow clips."""
-    from PIL import Image
-
-    def resized(picture: Image.Image) -> Image.Image:
-        return picture.resize((size[1], size[0]), Image.Resampling[filter])
-
-    return _through_pillow(frame / 255, resized) * 255
-
-
-_FILTERS: dict[str, Callable[..., Tensor]] = {
-    "antialias": partial(interpolate, mode="bilinear", antialias=True),
-    "bilinear": partial(interpolate, mode="bilinear"),
-    "nearest": partial(interpolate, mode="nearest"),
-    "area": _area,
-    "bicubic": partial(interpolate, mode="bicubic"),
-    "pil_bicubic": partial(_pillow, filter="BICUBIC"),
-    "lanczos": partial(_pillow, filter="LANCZOS"),
-    "asymmetric": _asymmetric,
-    "align_corners": partial(interpolate, mode="bilinear", align_corners=True),
-}
-
-
-def _downsized(pixels: Tensor, filter: str) -> Tensor:  # noqa: A002 - the field's word
-    """Levels, not rounded yet."""
-    return _FILTERS[filter](_frame_levels(pixels), size=tuple(pixels.shape[-2:]))
-
-
-def resize(pixels: Tensor, filter: str) -> Tensor:  # noqa: A002
-    """Bring a camera frame back to the network's size with one of the filters in use, in 8 bits.
-
-    ``"antialias"`` is PIL's bilinear (also ``antialias=True`` in torch), ``"bilinear"`` OpenCV's ``INTER_LINEAR``,
-    ``"nearest"``, ``"area"`` and ``"bicubic"`` are OpenCV's, ``"pil_bicubic"`` and ``"lanczos"`` are PIL's;
-    ``"align_corners"`` is bilinear between corner pixels, ``"asymmetric"`` bilinear without half-pixel centres.
-    """
-    return _rounded(_downsized(pixels, filter))
-
-
-def truncated_resize(pixels: Tensor) -> Tensor:
-    """The antialiased resize whose result is cut off to 8 bits instead of rounded: half a level darker on average.
-
-    Flat regions keep their level: a thousandth of one is added first, more than fp32 loses on the way.
-    """
-    return _rounded((_downsized(pixels, "antialias") + 1e-3).floor_())
-
-
-def shift(pixels: Tensor, by: float) -> Tensor:
-    """Content moved right and down by ``by`` pixels (0 to 1), bilinear, the border repeated."""
-    height, width = pixels.shape[-2:]
-    padded = pad(_levels(pixels), (1, 0, 1, 0), mode="replicate")
-    rows = (1 - by) * padded[..., 1:, :] + by * padded[..., :height, :]
-    return _rounded((1 - by) * rows[..., 1:] + by * rows[..., :width])
 
 
 def _luma(kr: float, kb: float) -> Tensor:
@@ -176,7 +56,7 @@ def _mix(matrix: Tensor, pixels: Tensor) -> Tensor:
 def wrong_matrix(pixels: Tensor, reverse: bool = False) -> Tensor:
     """Written as YCbCr with BT.601's matrix, read with BT.709's; or the reverse."""
     written, read = (BT709, BT601) if reverse else (BT601, BT709)
-    return to_levels(_mix(read.inverse() @ written, pixels))
+    return quantise(_mix(read.inverse() @ written, pixels))
 
 
 def wrong_range(pixels: Tensor) -> Tensor:
@@ -184,11 +64,7 @@ def wrong_range(pixels: Tensor) -> Tensor:
 
     Grey pictures are luma alone.
     """
-    if pixels.shape[1] == 1:
-        return to_levels((pixels * 255 - 16) / 219)
-    ycc = _mix(BT601, pixels)
-    read = torch.cat([(ycc[:, :1] * 255 - 16) / 219, ycc[:, 1:] * (255 / 224)], 1)
-    return to_levels(_mix(BT601.inverse(), read))
+    return _reread_range(pixels, lambda luma: (luma * 255 - 16) / 219, 255 / 224)
 
 
 def unexpanded_range(pixels: Tensor) -> Tensor:
@@ -196,11 +72,15 @@ def unexpanded_range(pixels: Tensor) -> Tensor:
 
     Grey pictures are luma alone.
     """
+    return _reread_range(pixels, lambda luma: (luma * 219 + 16) / 255, 224 / 255)
+
+
+def _reread_range(pixels: Tensor, change_luma: Callable[[Tensor], Tensor], chroma_gain: float) -> Tensor:
     if pixels.shape[1] == 1:
-        return to_levels((pixels * 219 + 16) / 255)
+        return quantise(change_luma(pixels))
     ycc = _mix(BT601, pixels)
-    read = torch.cat([(ycc[:, :1] * 219 + 16) / 255, ycc[:, 1:] * (224 / 255)], 1)
-    return to_levels(_mix(BT601.inverse(), read))
+    read = torch.cat([change_luma(ycc[:, :1]), ycc[:, 1:] * chroma_gain], 1)
+    return quantise(_mix(BT601.inverse(), read))
 
 
 def nv12(pixels: Tensor) -> Tensor:
@@ -212,13 +92,13 @@ def nv12(pixels: Tensor) -> Tensor:
     chroma = (avg_pool2d(ycc[:, 1:], 2) * 224 + 128).round()
     full = interpolate((chroma - 128) / 224, scale_factor=2.0, mode="nearest")
     rgb = _mix(BT601.inverse(), torch.cat([(luma - 16) / 219, full], 1))
-    return to_levels(rgb[..., :height, :width])
+    return quantise(rgb[..., :height, :width])
 
 
 def jpeg(pixels: Tensor, quality: int) -> Tensor:
-    """Through libjpeg (by way of Pillow) at a quality of 1 to 100, chroma subsampled 4:2:0.
+    """Through libjpeg (in Pillow) at a quality of 1 to 100, chroma subsampled 4:2:0.
 
-    Not kornia's JPEG: that one is differentiable, and at quality 90 a level or two away from libjpeg on average.
+    Differentiable approximations such as kornia's are a level or two away from libjpeg at quality 90.
     """
     from PIL import Image
 
@@ -227,11 +107,11 @@ def jpeg(pixels: Tensor, quality: int) -> Tensor:
         picture.save(stream, "JPEG", quality=quality)
         return Image.open(stream)
 
-    return _through_pillow(pixels, decoded)
+    return through_pillow(pixels, decoded)
 
 
-def _through_pillow(pixels: Tensor, change: Callable[..., Any]) -> Tensor:
-    """Pictures in 8 bits through a function of Pillow's images, one by one."""
+def through_pillow(pixels: Tensor, change: Callable[..., Any]) -> Tensor:
+    """Apply a function of Pillow's images to each picture, in 8 bits."""
     from PIL import Image
 
     levels = (pixels * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
@@ -248,24 +128,24 @@ def swap_channels(pixels: Tensor) -> Tensor:
 
 def brighten(pixels: Tensor, gain: float) -> Tensor:
     """All pixels times ``gain``, clipped."""
-    bright = _levels(pixels).double() * gain  # in fp32 the error of 1.1 itself would decide the ties
-    return _rounded(bright).to(pixels.dtype)
+    bright = whole_levels(pixels).double() * gain  # in fp32 the error of 1.1 itself would decide the ties
+    return from_levels(bright).to(pixels.dtype)
 
 
 def offset(pixels: Tensor, levels: int) -> Tensor:
-    """All pixels plus so many levels, clipped."""
-    return _rounded(_levels(pixels) + levels)
+    """All pixels plus a number of levels, clipped."""
+    return from_levels(whole_levels(pixels) + levels)
 
 
 def gamma(pixels: Tensor, exponent: float) -> Tensor:
     """All pixels to the power of ``exponent``."""
-    return to_levels(pixels.double() ** exponent).to(pixels.dtype)
+    return quantise(pixels.double() ** exponent).to(pixels.dtype)
 
 
 def fewer_levels(pixels: Tensor, bits: int) -> Tensor:
-    """Cut off to so many bits, the others zero."""
+    """Cut off to the upper ``bits``, the others zero."""
     step = 2 ** (8 - bits)
-    return _rounded((_levels(pixels) / step).floor_() * step)
+    return from_levels((whole_levels(pixels) / step).floor_() * step)
 
 
 def divided_by_256(pixels: Tensor) -> Tensor:
@@ -285,30 +165,12 @@ def other_normalisation(pixels: Tensor) -> Tensor:
 
 
 def noise(pixels: Tensor, deviation: float) -> Tensor:
-    """Gaussian noise of so many levels, drawn from the picture itself: equal pictures get equal noise."""
-    levels = _levels(pixels)
-    noisy = [picture + deviation * _drawn(picture) for picture in levels]
-    return _rounded(torch.stack(noisy))
+    """Gaussian noise with a standard deviation in levels, seeded by the picture: equal pictures get equal noise."""
+    noisy = [levels + deviation * _standard_normal(levels) for levels in whole_levels(pixels)]
+    return from_levels(torch.stack(noisy))
 
 
-def _drawn(picture: Tensor) -> Tensor:
+def _standard_normal(picture: Tensor) -> Tensor:
     seed = zlib.crc32(picture.byte().contiguous().cpu().numpy().tobytes())
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(picture.shape, generator=generator, dtype=torch.float64).to(picture)
-
-
-def crop(pixels: Tensor, share: float) -> Tensor:
-    """A share of each side, at least one pixel, cut off all round and the rest stretched back."""
-    height, width = pixels.shape[-2:]
-    top, left = max(1, round(share * height)), max(1, round(share * width))
-    inner = _levels(pixels)[..., top : height - top, left : width - left]
-    return _rounded(interpolate(inner, size=(height, width), mode="bilinear", antialias=True))
-
-
-def letterbox(pixels: Tensor, share: float) -> Tensor:
-    """Shrunk to keep another aspect ratio, with a grey bar (114) of a share of the height above and below."""
-    height, width = pixels.shape[-2:]
-    bar = max(1, round(share * height))
-    levels = _levels(pixels).double()  # in fp32 the ties of the new scale would be decided by its own error
-    inner = interpolate(levels, size=(height - 2 * bar, width), mode="bilinear", antialias=True)
-    return _rounded(pad(inner, (0, 0, bar, bar), value=114.0)).to(pixels.dtype)

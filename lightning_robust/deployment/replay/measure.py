@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lightning_robust.deployment.engines.base import Runner, Runtime, Subject
 from lightning_robust.deployment.engines.execution import Status, one_line
 from lightning_robust.deployment.pixels.catalogue import Perturbation, Pixels
-from lightning_robust.deployment.pixels.operations import keep_camera_frames
+from lightning_robust.deployment.pixels.geometry import keep_camera_frames
 from lightning_robust.deployment.replay.frames import Chunk, Recording
 from lightning_robust.deployment.replay.lines import deviation_metrics, line_metrics
 from lightning_robust.deployment.replay.module import Geometry, LineFinder

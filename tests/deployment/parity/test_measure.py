@@ -7,7 +7,7 @@ from lightning_robust.deployment.engines import base as runtimes
 from lightning_robust.deployment.engines.base import Built, Runtime, Subject, available
 from lightning_robust.deployment.graph.export import frozen_copy
 from lightning_robust.deployment.parity.measure import STATUS_CODES, ParityReport
-from lightning_robust.deployment.pixels import operations as pixel_operations
+from lightning_robust.deployment.pixels import geometry
 from lightning_robust.deployment.pixels.catalogue import CATALOGUE, perturbations
 from lightning_robust.deployment.report.figures import draw_parity, unit_label
 from lightning_robust.deployment.report.tables import family_sentences, finding_rows, summary
@@ -214,8 +214,8 @@ def test_families_are_told_whichever_target_measured_fp16():
 
 def test_a_pass_builds_the_camera_frame_once(monkeypatch):
     built = []
-    original = pixel_operations.camera_frame
-    monkeypatch.setattr(pixel_operations, "camera_frame", lambda pixels: built.append(1) or original(pixels))
+    original = geometry.camera_frame
+    monkeypatch.setattr(geometry, "camera_frame", lambda pixels: built.append(1) or original(pixels))
     subject = Subject(Doubling(), (images(2),))
     report = measure_parity(subject, [], perturbations=perturbations("all"), pixels=PixelSpace())
     assert len(report.sensitivity) == len(CATALOGUE)
