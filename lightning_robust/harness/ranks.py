@@ -1,0 +1,157 @@
+"""What one rank cannot do, no rank does: agreement on success before the next collective, and one warning for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, TypeVar
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_warn
+
+T = TypeVar("T")
+Default = TypeVar("Default")
+
+
+class RankError(RuntimeError):
+    """Work that failed on one rank or more; raised on every rank, and the message says on which and why."""
+
+
+def agreed(trainer: pl.Trainer, work: Callable[[], T], what: str) -> T:
+    """Do something on every rank; where it fails on one of them, it fails on all.
+
+    Without it, the rank that fails leaves while the others wait in their next collective for ever. One reduction, and
+    nothing at all on a single process, where the error passes through unchanged.
+
+    Args:
+        trainer: The Trainer.
+        work: What may fail. No collective happens in it, except inside of an ``agreed`` of its own.
+        what: Names the work in the error, as ``"Reading the ingredients"``.
+
+    Returns:
+        What ``work`` returned on this rank.
+
+    Raises:
+        RankError: On every rank, if some fail or they fail differently.
+        Exception: The own error of each rank, if all fail alike.
+    """
+    if trainer.world_size == 1:
+        return work()
+    error: Exception | None = None
+    try:
+        result = work()
+    except RankError:
+        raise  # every rank raises it
+    except Exception as caught:
+        error = caught
+    if trainer.strategy.reduce_boolean_decision(error is None, all=True):
+        return result
+    reasons = [trainer.strategy.broadcast(describe(error), rank) for rank in range(trainer.world_size)]
+    if error is not None and len(set(reasons)) == 1:
+        raise error
+    failures = [f"rank {rank}: {reason}" for rank, reason in enumerate(reasons) if reason]
+    raise RankError(f"{what} failed on {len(failures)} of {len(reasons)} ranks. {'; '.join(failures)}") from error
+
+
+def on_rank_zero(trainer: pl.Trainer, work: Callable[[], T], what: str) -> T:
+    """Do something on rank 0 alone and give its result, or its failure, to every rank.
+
+    Args:
+        trainer: The Trainer.
+        work: What may fail. No collective happens in it; its result can be pickled.
+        what: Names the work in the error.
+
+    Returns:
+        What ``work`` returned on rank 0.
+
+    Raises:
+        RankError: On every rank of several, if it fails.
+        Exception: The error itself on a single process.
+    """
+    if trainer.world_size == 1:
+        return work()
+    result: T | None = None
+    error: Exception | None = None
+    if trainer.is_global_zero:
+        try:
+            result = work()
+        except Exception as caught:
+            error = caught
+    outcome: tuple[T, str] = trainer.strategy.broadcast((result, describe(error)), 0)
+    result, reason = outcome
+    if reason:
+        raise RankError(f"{what} failed. Rank 0: {reason}") from error
+    return result
+
+
+def describe(error: Exception | None) -> str:
+    """An error as messages quote it, ``"ValueError: why"``; empty for None."""
+    if error is None:
+        return ""
+    return str(error) if isinstance(error, RankError) else f"{type(error).__name__}: {error}"
+
+
+class Guard:
+    """Lets a diagnostic fail without ending the training: one warning, or an error, on every rank alike.
+
+    Args:
+        technique: Begins each warning, as ``"DatapathCallback"``.
+        on_failure: ``"warn"`` and go on, or ``"raise"`` the error.
+
+    Example:
+        >>> guard = Guard("DatapathCallback")
+        >>> trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, barebones=True)
+        >>> guard.attempt(trainer, lambda: 1 / 2, "nothing was measured")
+        0.5
+    """
+
+    def __init__(self, technique: str, on_failure: Literal["warn", "raise"] = "warn") -> None:
+        self._technique, self._on_failure = technique, on_failure
+        self._warned: set[str] = set()
+
+    def attempt(
+        self,
+        trainer: pl.Trainer,
+        work: Callable[[], T],
+        consequence: str,
+        default: Default = None,  # type: ignore[assignment]
+        *,
+        once: bool = False,
+    ) -> T | Default:
+        """Do something on every rank as :func:`agreed` does; a failure on one rank becomes one warning.
+
+        Args:
+            trainer: The Trainer.
+            work: What may fail, with collectives only inside of ``agreed``.
+            consequence: What the failure means for the user, as ``"the weights stay as trained"``.
+            default: Returned on every rank if it fails on one.
+            once: Repeat no warning of this consequence.
+
+        Returns:
+            What ``work`` returned on this rank, or the default.
+
+        Raises:
+            Exception: What ``agreed`` raises, if ``on_failure`` is ``"raise"``.
+        """
+        try:
+            return agreed(trainer, work, "It")
+        except Exception as error:
+            self.fail(error, consequence, once=once)
+            return default
+
+    def fail(self, error: Exception, consequence: str, *, once: bool = False) -> None:
+        """Warn of an error that every rank has, or raise it."""
+        if self._on_failure == "raise":
+            raise RankError(f"{self._technique}: {consequence}. {error}") if isinstance(error, RankError) else error
+        self.warn(f"{consequence}. {describe(error)}", key=consequence if once else None)
+
+    def warn(self, message: str, category: type[Warning] = UserWarning, *, key: str | None = None) -> None:
+        """Warn on rank 0, once for each key until :meth:`reset`."""
+        if key is not None and key in self._warned:
+            return
+        if key is not None:
+            self._warned.add(key)
+        rank_zero_warn(f"{self._technique}: {message}", category=category)
+
+    def reset(self) -> None:
+        """Forget which warnings were given, as a second fit does."""
+        self._warned.clear()
