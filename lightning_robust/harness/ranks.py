@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
@@ -69,18 +69,17 @@ def on_rank_zero(trainer: pl.Trainer, work: Callable[[], T], what: str) -> T:
     """
     if trainer.world_size == 1:
         return work()
-    result: T | None = None
+    result: Any = None
     error: Exception | None = None
     if trainer.is_global_zero:
         try:
             result = work()
         except Exception as caught:
             error = caught
-    outcome: tuple[T, str] = trainer.strategy.broadcast((result, describe(error)), 0)
-    result, reason = outcome
+    shared, reason = trainer.strategy.broadcast((result, describe(error)), 0)
     if reason:
         raise RankError(f"{what} failed. Rank 0: {reason}") from error
-    return result
+    return cast("T", shared)
 
 
 def describe(error: Exception | None) -> str:
