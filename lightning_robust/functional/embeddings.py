@@ -1,7 +1,7 @@
 """Adversarial perturbations behind an embedding, for inputs that are indices: FGM, PGD and FreeLB.
 
-The output of an embedding module is perturbed by a forward hook; no model is changed, and an output head that shares
-the matrix is not touched. What the loss is and where batches come from is not known here.
+A forward hook perturbs the output of the embedding module. The weights stay as they are, and so does an output head
+that shares the matrix.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ Loss = Callable[[], Tensor]
 
 
 class EmbeddingDeltas:
-    """Perturbations of what an embedding gives in one forward pass, one for each time it is called.
+    """Perturbations of the outputs of an embedding in one forward pass, one for each call of the embedding.
 
-    Tokens that are padding (``padding_idx`` of the embedding) are never perturbed.
+    Padding tokens (``padding_idx`` of the embedding) are never perturbed.
 
     Args:
-        embedding: The module, for instance ``nn.Embedding``; called with indices ``(batch, tokens)``, it gives
+        embedding: The module, for instance ``nn.Embedding``; it maps indices ``(batch, tokens)`` to
             ``(batch, tokens, dim)``.
     """
 
@@ -34,7 +34,7 @@ class EmbeddingDeltas:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside the block, the embedding's outputs are perturbed; the first time, by zeros that take a gradient."""
+        """Perturb the embedding's outputs inside the block; the first time by zeros that take a gradient."""
         calls = 0
 
         def add(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class EmbeddingDeltas:
             handle.remove()
 
     def loss(self, loss_fn: Loss) -> Tensor:
-        """The loss with the present perturbations.
+        """The loss under the current perturbations.
 
         Raises:
             ValueError: If the embedding was not called.
@@ -68,27 +68,28 @@ class EmbeddingDeltas:
         return loss
 
     def gradients(self, loss: Tensor, *, retain_graph: bool = False) -> list[Tensor]:
-        """With respect to the perturbations; zero for padding and where not finite."""
-        found = torch.autograd.grad(loss, self.deltas, retain_graph=retain_graph)
+        """Gradients with respect to the perturbations; zero for padding and where they are not finite."""
+        gradients = torch.autograd.grad(loss, self.deltas, retain_graph=retain_graph)
         return [
-            self._masked(torch.nan_to_num(g, 0.0, 0.0, 0.0), mask) for g, mask in zip(found, self._masks, strict=True)
+            self._masked(torch.nan_to_num(gradient, 0.0, 0.0, 0.0), mask)
+            for gradient, mask in zip(gradients, self._masks, strict=True)
         ]
 
     def draw(self, magnitude: float, generator: torch.Generator | None = None) -> None:
-        r"""Begin uniformly in :math:`\pm m / \sqrt{n d}` for ``n`` tokens that are no padding, as FreeLB does."""
+        r"""Start uniformly in :math:`\pm m / \sqrt{n d}` for ``n`` tokens other than padding, as FreeLB does."""
         for index, (delta, mask) in enumerate(zip(self.deltas, self._masks, strict=True)):
             tokens = delta.shape[1] if mask is None else mask.sum(1).clamp(min=1)
             limit = magnitude / (torch.as_tensor(tokens, device=delta.device) * delta.shape[-1]).sqrt()
-            drawn = torch.empty_like(delta).uniform_(-1, 1, generator=generator)
-            self.deltas[index] = self._masked(drawn * limit.reshape(-1, 1, 1), mask).requires_grad_()
+            direction = torch.empty_like(delta).uniform_(-1, 1, generator=generator)
+            self.deltas[index] = self._masked(direction * limit.reshape(-1, 1, 1), mask).requires_grad_()
 
     def climb(self, gradients: list[Tensor], step_size: float, radius: float | None) -> None:
-        """One step along the gradient, which is divided by its norm over a sample; then into the ball of ``radius``."""
+        """Step along the gradient divided by its norm over a sample, then project onto the ball of ``radius``."""
         for index, gradient in enumerate(gradients):
-            moved = self.deltas[index].detach() + step_size * gradient / _sample_norms(gradient)
+            delta = self.deltas[index].detach() + step_size * gradient / _sample_norms(gradient)
             if radius is not None:
-                moved = moved * (radius / _sample_norms(moved)).clamp(max=1)
-            self.deltas[index] = moved.requires_grad_()
+                delta = delta * (radius / _sample_norms(delta)).clamp(max=1)
+            self.deltas[index] = delta.requires_grad_()
 
     @staticmethod
     def _masked(tensor: Tensor, mask: Tensor | None) -> Tensor:
@@ -103,25 +104,34 @@ def perturb_embedding(
     steps: int = 1,
     step_size: float | None = None,
 ) -> EmbeddingDeltas:
-    r"""Perturbations that raise the loss most: FGM for one step, PGD for several.
+    r"""Find the perturbations that raise the loss most: FGM with one step, PGD with several.
 
     .. math:: \delta_{t+1} = \Pi_\epsilon\!\left(\delta_t + \alpha\, g / \|g\|\right)
 
-    with the norm over a sample, so that neither the scale of the loss nor that of the batch matters. The random numbers
-    of each pass are the same, so that dropout masks agree. FGM: `Miyato et al. 2016
+    with the norm over a sample, so that neither the scale of the loss nor the size of the batch matters. Every pass
+    draws the same random numbers, so that dropout masks agree. FGM: `Miyato et al. 2016
     <https://arxiv.org/abs/1605.07725>`_.
 
     Args:
-        loss_fn: Runs the model and gives a scalar.
+        loss_fn: Runs the model and returns a scalar.
         embedding: The module whose output is perturbed.
         eps: Radius of the ball, in units of the embedding, for each sample.
         steps: Number of steps.
         step_size: None is ``eps`` for one step, else 2.5 eps / steps.
 
+    Returns:
+        The perturbations; run the model inside ``.applied()`` to use them.
+
     Raises:
-        ValueError: For a negative ``eps``, fewer than one step, or an embedding that is not used.
+        ValueError: For a negative ``eps``, fewer than one step, or an embedding that the loss does not use.
+
+    Example:
+        >>> embedding = nn.Embedding(3, 2)
+        >>> deltas = perturb_embedding(lambda: embedding(torch.tensor([[0, 1]])).sum(), embedding, 0.5)
+        >>> deltas.deltas[0].shape, round(deltas.deltas[0].norm().item(), 4)
+        (torch.Size([1, 2, 2]), 0.5)
     """
-    _check(eps, steps)
+    _require_valid(eps, steps)
     size = (eps if steps == 1 else 2.5 * eps / steps) if step_size is None else step_size
     deltas = EmbeddingDeltas(embedding)
     for _ in range(steps):
@@ -141,25 +151,30 @@ def freelb_loss(
     radius: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    r"""The mean loss over the steps of an ascent in the embedding, each of which trains the weights.
+    r"""The mean loss over all steps of an ascent in the embedding; each step trains the weights.
 
-    `FreeLB, Zhu et al. 2019 <https://arxiv.org/abs/1909.11764>`_: from a uniform start of length ``magnitude``,
-    ``steps`` passes, each moving the perturbation by ``step_size`` along its gradient, and the mean of their losses.
-    Dropout masks are the same in all of them, as the paper demands. Memory: the graphs of all steps.
+    `FreeLB, Zhu et al. 2019 <https://arxiv.org/abs/1909.11764>`_: a uniform start of length ``magnitude``, then
+    ``steps`` passes, each of which moves the perturbation by ``step_size`` along its gradient; the result is the mean
+    of their losses. All passes share their dropout masks, as the paper demands. Memory: the graphs of all steps.
 
     Args:
-        loss_fn: Runs the model and gives a scalar.
+        loss_fn: Runs the model and returns a scalar.
         embedding: The module whose output is perturbed.
         steps: Number of passes.
         step_size: Of the ascent.
         magnitude: Length of the start.
-        radius: Of the ball that the perturbation is kept in; None keeps it in none.
+        radius: Of the ball that bounds the perturbation; None does not bound it.
         generator: Source of the start, on the embedding's device.
 
     Raises:
-        ValueError: For fewer than one step, or an embedding that is not used.
+        ValueError: For fewer than one step, or an embedding that the loss does not use.
+
+    Example:
+        >>> embedding = nn.Embedding(3, 2)
+        >>> freelb_loss(lambda: embedding(torch.tensor([[0, 1]])).sum(), embedding).requires_grad
+        True
     """
-    _check(magnitude, steps)
+    _require_valid(magnitude, steps)
     deltas = EmbeddingDeltas(embedding)
     with replayed_rng(), torch.no_grad():
         deltas.loss(loss_fn)
@@ -176,7 +191,7 @@ def freelb_loss(
 
 @contextmanager
 def replayed_rng(*, keep: bool = False) -> Iterator[None]:
-    """Random numbers drawn inside the block are drawn again afterwards, unless ``keep``."""
+    """Random numbers of the block repeat after it, unless ``keep``."""
     if keep:
         yield
         return
@@ -185,7 +200,7 @@ def replayed_rng(*, keep: bool = False) -> Iterator[None]:
         yield
 
 
-def _check(eps: float, steps: int) -> None:
+def _require_valid(eps: float, steps: int) -> None:
     if not (math.isfinite(eps) and eps >= 0):
         raise ValueError(f"Expected `eps` to be finite and not negative, but got {eps}.")
     if steps < 1:

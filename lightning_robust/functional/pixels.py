@@ -1,4 +1,4 @@
-"""How a batch of pictures was normalised, and the way back to pixels. What is done to pixels stands elsewhere."""
+"""How a batch of pictures was normalised, and the way back to pixels."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class PixelSpace:
     """The map ``x = (v - mean) / std`` from pixel values ``v`` in ``[low, high]`` to what the network takes.
 
     Outside this class pixels ``p = (v - low) / (high - low)`` are always in [0, 1], whatever units ``v`` is in, so that
-    8/255 is eight levels also where training normalised values of 0 to 255. Low precision: all is computed in the type
-    of the argument.
+    8/255 is eight levels also where training normalised values of 0 to 255. The arithmetic is in the type of the
+    argument, also where that is half precision.
 
     Args:
         mean: One number, or one a channel, in units of pixel values.
-        std: Likewise; positive.
+        std: One number, or one a channel, in units of pixel values; positive.
         low: Smallest pixel value.
         high: Largest pixel value.
 
@@ -60,12 +60,12 @@ class PixelSpace:
             raise ValueError(f"Expected `mean` and `std` of one length, but got {len(mean)} and {len(std)}.")
 
     def to_pixels(self, inputs: Images) -> Images:
-        """What the pixels were, in [0, 1]: ``(inputs * std + mean - low) / (high - low)``."""
+        """The pixels of network inputs, in [0, 1]: ``(inputs * std + mean - low) / (high - low)``."""
         mean, std = self._constants(inputs)
         return (inputs * std + mean - self.low) / (self.high - self.low)
 
     def from_pixels(self, pixels: Images) -> Images:
-        """What the network takes of pixels in [0, 1]: ``(low + (high - low) * pixels - mean) / std``."""
+        """The network inputs of pixels in [0, 1]: ``(low + (high - low) * pixels - mean) / std``."""
         mean, std = self._constants(pixels)
         return (pixels * (self.high - self.low) + self.low - mean) / std
 
@@ -77,22 +77,23 @@ class PixelSpace:
                 four times the machine epsilon of the inputs' type if larger (one 8-bit level in fp16, eight in bf16).
             TypeError: If the inputs are not floating.
         """
-        self._constants(inputs)
-        wide = inputs.detach().double()
-        mean, std = self._constants(wide)
-        values = wide * std + mean
+        mean, std = self._constants(inputs, torch.float64)
+        values = inputs.detach().double() * std + mean
         slack = max(_SLACK, _SLACK_IN_EPS * torch.finfo(inputs.dtype).eps) * (self.high - self.low)
-        low, high = (bound.item() for bound in values.aminmax())
+        smallest, largest = values.aminmax()
+        low, high = smallest.item(), largest.item()
         if not (low >= self.low - slack and high <= self.high + slack):
             raise ValueError(
                 f"Expected pixels in [{self.low:g}, {self.high:g}] after undoing mean={self.mean} and std={self.std}, "
                 f"but got [{low:.4g}, {high:.4g}]. Set `mean` and `std` to what the inputs were normalised with."
             )
 
-    def _constants(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _constants(self, images: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation that broadcast to the images, in their type or another."""
         if not images.is_floating_point():
             raise TypeError(f"Expected floating-point images, but got {images.dtype}. Scale 8-bit ones with `/ 255`.")
-        mean, std = (images.new_tensor(_as_tuple(values))[:, None, None] for values in (self.mean, self.std))
+        mean = torch.as_tensor(self.mean, dtype=dtype or images.dtype, device=images.device).reshape(-1, 1, 1)
+        std = torch.as_tensor(self.std, dtype=dtype or images.dtype, device=images.device).reshape(-1, 1, 1)
         for name, constant in (("mean", mean), ("std", std)):
             if len(constant) not in (1, images.shape[1]):
                 raise ValueError(

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from lightning_robust.callbacks.adversarial.objective import AttackInputs, AttackObjective
-from lightning_robust.functional.attacks import AttackRecord, Norm, fgsm, pgd
+from lightning_robust.functional.attacks import AttackRecord, fgsm, pgd
+from lightning_robust.functional.norm_ball import Norm
 from lightning_robust.harness.evaluate import Evaluator
 from lightning_robust.structures import Key, get_args, get_item
 
