@@ -1,11 +1,9 @@
-"""Averages of weights: running ones, and interpolation.
-
-Tensors in, tensors out. How they get into a module is ``weights.py``'s business, when to update the callback's.
-"""
+"""Averages of weights: running averages over a training, and interpolation between two states."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
+from itertools import compress
 from typing import Any, Literal
 
 import torch
@@ -16,14 +14,14 @@ Kind = Literal["uniform", "ema", "lawa"]
 
 
 class RunningAverage:
-    r"""The average of a list of tensors that change, kept beside them.
+    r"""The average over time of a list of tensors, held beside them.
 
     After updates with :math:`x_1 \ldots x_n`:
 
     * ``"uniform"`` (SWA, `Izmailov et al. 2018 <https://arxiv.org/abs/1803.05407>`_): :math:`\frac1n \sum_i x_i`;
     * ``"ema"``: :math:`\sum_i w_i x_i / \sum_i w_i` with :math:`w_i` halved every ``half_life`` steps. It is normalised
-      at every length, so nothing of the first value lingers: after one update it is that value, and the sum of the
-      weights is part of the state;
+      at every length, so the first value has no more than its share: after one update the average is that value, and
+      the sum of the weights is part of the state;
     * ``"lawa"`` (`Kaddour 2022 <https://arxiv.org/abs/2209.14981>`_): the mean of the last ``window``.
 
     Integer and bool tensors are copied, never averaged. Memory: one copy in ``dtype`` (``window`` copies for lawa);
@@ -34,7 +32,7 @@ class RunningAverage:
         kind: Which average.
         half_life: In steps, for ``"ema"``.
         window: Number of snapshots, for ``"lawa"``.
-        dtype: Of the average. In bf16 an average with a decay of 0.999 never moves.
+        dtype: Type of the average. In bf16 an average with a decay of 0.999 never changes.
 
     Raises:
         ValueError: If ``half_life`` or ``window`` is missing or not positive.
@@ -69,11 +67,11 @@ class RunningAverage:
         self._mass = 0.0
         self._tensors: list[Tensor] = []
         self._snapshots: list[list[Tensor]] = []
-        self._kind: tuple[torch.dtype, torch.device] | None = None
+        self._source: tuple[torch.dtype, torch.device] | None = None
 
     @torch.no_grad()
     def update(self, tensors: Sequence[Tensor], steps: int = 1) -> None:
-        """Take the tensors in.
+        """Add the present tensors to the average.
 
         Args:
             tensors: The same list, in the same order, at every update.
@@ -86,7 +84,7 @@ class RunningAverage:
         if self.kind == "lawa":
             self._keep_snapshot(tensors)
         else:
-            self._blend(tensors, self._weight(steps))
+            self._lerp(tensors, self._weight(steps))
         self.count += 1
 
     def values(self) -> list[Tensor]:
@@ -94,7 +92,7 @@ class RunningAverage:
         return self._tensors
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and numbers; loads with ``weights_only=True``."""
+        """Tensors and numbers, which load with ``weights_only=True``."""
         return {
             "count": self.count,
             "mass": self._mass,
@@ -103,70 +101,55 @@ class RunningAverage:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state. Tensors move to the device of the weights at the next update."""
+        """Continue from a saved state; call :meth:`to` where the weights are on another device."""
         self.count = int(state["count"])
         self._mass = float(state["mass"])
         self._tensors = [tensor.clone() for tensor in state["tensors"]]
         self._snapshots = [[tensor.clone() for tensor in snapshot] for snapshot in state["snapshots"]]
-        self._kind = None
+        self._source = None
 
     def to(self, tensors: Sequence[Tensor]) -> None:
         """Move the average to where ``tensors`` are."""
         for shadows in filter(None, (self._tensors, *self._snapshots)):
             shadows[:] = [s.to(t.device) for s, t in zip(shadows, tensors, strict=True)]
-        self._kind = None
+        self._source = None
 
-    def _blend(self, tensors: Sequence[Tensor], weight: float) -> None:
-        """As :func:`blend`, with what can be fused looked up once."""
-        # casting or moving a module changes all of its tensors, so that one of them tells
-        kind = (tensors[0].dtype, tensors[0].device)
-        if kind != self._kind:
-            pairs = enumerate(zip(self._tensors, tensors, strict=True))
-            self._kind = kind
-            self._fused = [index for index, pair in pairs if _is_fusable(*pair)]
-            self._rest = [index for index in range(len(tensors)) if index not in set(self._fused)]
-            self._fused_tensors = [self._tensors[index] for index in self._fused]
-        if self._fused:
-            live = [tensors[index] for index in self._fused] if self._rest else list(tensors)
-            torch._foreach_lerp_(self._fused_tensors, live, weight)
-        for index in self._rest:
-            _blend_one(self._tensors[index], tensors[index], weight)
+    def _lerp(self, tensors: Sequence[Tensor], weight: float) -> None:
+        """As :func:`lerp_into`, with the tensors that one kernel updates looked up once."""
+        # casting or moving a module changes all of its tensors, so that the first one tells
+        source = (tensors[0].dtype, tensors[0].device)
+        if source != self._source:
+            self._source, self._fusable = source, _fusable(self._tensors, tensors)
+        _lerp(self._tensors, tensors, weight, self._fusable)
 
     def _weight(self, steps: int) -> float:
         if self.kind == "uniform":
             return 1 / (self.count + 1)
-        kept = 0.5 ** (steps / (self.half_life or 1.0))
-        self._mass = self._mass * kept + (1 - kept)
-        return (1 - kept) / self._mass
+        decay = 0.5 ** (steps / (self.half_life or 1.0))
+        self._mass = self._mass * decay + (1 - decay)
+        return (1 - decay) / self._mass
 
     def _keep_snapshot(self, tensors: Sequence[Tensor]) -> None:
         if len(self._snapshots) == self.window:
             self._snapshots.append(self._snapshots.pop(0))
-            blend(self._snapshots[-1], tensors, 1.0)
+            lerp_into(self._snapshots[-1], tensors, 1.0)
         else:
             self._snapshots.append([_shadow(tensor, self.dtype) for tensor in tensors])
-        for number, snapshot in enumerate(self._snapshots, 1):
-            blend(self._tensors, snapshot, 1 / number)
+        for count, snapshot in enumerate(self._snapshots, 1):
+            lerp_into(self._tensors, snapshot, 1 / count)
 
 
 @torch.no_grad()
-def blend(into: Sequence[Tensor], tensors: Sequence[Tensor], weight: float) -> None:
-    """``into += weight * (tensors - into)`` in place; integers are copied, and weight 1 copies exactly.
+def lerp_into(average: Sequence[Tensor], tensors: Sequence[Tensor], weight: float) -> None:
+    """``average += weight * (tensors - average)`` in place; integers are copied, and weight 1 copies exactly.
 
     Example:
         >>> average = [torch.zeros(1)]
-        >>> blend(average, [torch.ones(1)], 0.25)
+        >>> lerp_into(average, [torch.ones(1)], 0.25)
         >>> average
         [tensor([0.2500])]
     """
-    pairs = list(zip(into, tensors, strict=True))
-    alike = [pair for pair in pairs if _is_fusable(*pair)]
-    if alike:
-        # a private name of torch, used by all of its optimizers; one kernel for the whole list
-        torch._foreach_lerp_([mine for mine, _ in alike], [other for _, other in alike], weight)
-    for mine, other in pairs:
-        if not _is_fusable(mine, other):
-            _blend_one(mine, other, weight)
+    _lerp(average, tensors, weight, _fusable(average, tensors))
 
 
 def interpolate(start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: float) -> State:
@@ -193,40 +176,62 @@ def interpolate(start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: f
 def require_same(first: Mapping[str, Tensor], other: Mapping[str, Tensor], name: str = "the other state") -> None:
     """Refuse two states that do not hold the same tensors.
 
+    Args:
+        first: The state to compare with.
+        other: The state to check.
+        name: Names ``other`` in the message.
+
     Raises:
         ValueError: Naming the first keys that are missing, additional, or of another shape.
+
+    Example:
+        >>> require_same({"w": torch.zeros(1)}, {"w": torch.ones(1)})
+        >>> require_same({"w": torch.zeros(1)}, {"v": torch.ones(1)}, "late.ckpt")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: Expected the same tensors in late.ckpt, but it lacks w and has v besides. ...
     """
-    missing = [key for key in first if key not in other]
-    extra = [key for key in other if key not in first]
-    if missing or extra:
+    if first.keys() != other.keys():
+        missing, additional = _listed(first, other), _listed(other, first)
         raise ValueError(
-            f"Expected the same tensors in {name}, but it lacks {_few(missing)} and has {_few(extra)} besides. "
+            f"Expected the same tensors in {name}, but it lacks {missing} and has {additional} besides. "
             "Only checkpoints of one architecture can be averaged."
         )
-    wrong = {k: (tuple(t.shape), tuple(other[k].shape)) for k, t in first.items() if t.shape != other[k].shape}
-    if wrong:
-        key, (mine, theirs) = next(iter(wrong.items()))
+    different = [key for key, tensor in first.items() if tensor.shape != other[key].shape]
+    if different:
+        key, more = different[0], f" (and {len(different) - 1} more differ)" if len(different) > 1 else ""
         raise ValueError(
-            f"Expected {key} of shape {mine} in {name}, but got {theirs}"
-            + (f" (and {len(wrong) - 1} more differ)." if len(wrong) > 1 else ".")
-            + " Only checkpoints of one architecture can be averaged."
+            f"Expected {key} of shape {tuple(first[key].shape)} in {name}, but got {tuple(other[key].shape)}{more}. "
+            "Only checkpoints of one architecture can be averaged."
         )
 
 
-def _is_fusable(mine: Tensor, other: Tensor) -> bool:
-    return mine.dtype == other.dtype and mine.device == other.device and mine.is_floating_point()
+def _fusable(average: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[bool]:
+    """Which pairs one kernel can update together."""
+    return [
+        mine.dtype == other.dtype and mine.device == other.device and mine.is_floating_point()
+        for mine, other in zip(average, tensors, strict=True)
+    ]
 
 
-def _blend_one(mine: Tensor, other: Tensor, weight: float) -> None:
-    if mine.is_floating_point():
-        mine.lerp_(other.to(mine), weight)
-    else:
-        mine.copy_(other)
+def _lerp(average: Sequence[Tensor], tensors: Sequence[Tensor], weight: float, fusable: Sequence[bool]) -> None:
+    fused = list(compress(average, fusable))
+    if fused:
+        # a private name of torch, used by all of its optimizers; one kernel for the whole list
+        torch._foreach_lerp_(fused, list(compress(tensors, fusable)), weight)
+    if len(fused) == len(average):
+        return
+    for mine, other, done in zip(average, tensors, fusable, strict=True):
+        if not done and mine.is_floating_point():
+            mine.lerp_(other.to(mine), weight)
+        elif not done:
+            mine.copy_(other)
 
 
 def _shadow(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.detach().to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
 
 
-def _few(names: list[str]) -> str:
-    return ("nothing" if not names else ", ".join(names[:3])) + (f" and {len(names) - 3} more" if names[3:] else "")
+def _listed(names: Iterable[str], without: Container[str]) -> str:
+    """The first three of the names that ``without`` lacks, and how many more there are."""
+    rest = [name for name in names if name not in without]
+    return (", ".join(rest[:3]) or "nothing") + (f" and {len(rest) - 3} more" if rest[3:] else "")

@@ -1,10 +1,11 @@
-"""Exact statistics for BatchNorm layers whose weights were averaged. Where the batches come from is not known here."""
+"""Exact statistics for the BatchNorm layers of networks whose weights were averaged."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ class _Moments:
 
 
 class _ReachedError(Exception):
-    """Ends a forward pass at the layer whose inputs were wanted."""
+    """Ends a forward pass at the layer whose inputs are collected."""
 
 
 @torch.no_grad()
@@ -75,12 +76,11 @@ def refresh_batchnorm(
         batches: Called for an iterable over the data, once a pass; the same data each time.
         forward: Called with each batch; the module itself by default.
         layers: The BatchNorm layers to refresh; by default all that keep running statistics.
-        layerwise: In one pass, each layer sees its predecessors normalise by the statistics of the batch, as in
-            training; what the first layer of a network gets is exact, what deeper ones get is what is customary. With
-            ``layerwise``, one pass is made for each layer, its predecessors already refreshed and in evaluation mode:
-            exact at any depth and for any batch size. A pass ends at its layer, so ``n`` layers cost about ``n / 2``
-            passes over the data. A layer that is called several times takes its statistics from the first call then,
-            from all of them otherwise.
+        layerwise: Make one pass for each layer, with its predecessors refreshed and in evaluation mode: exact at any
+            depth and for any batch size. A pass ends at its layer, so ``n`` layers cost about ``n / 2`` passes over the
+            data, and a layer that is called several times takes its statistics from the first call. By default one
+            pass serves all layers and all calls, and predecessors normalise by the statistics of the batch, as in
+            training: exact for the first layer, customary for deeper ones.
         reduce: Sums a tensor over ranks.
 
     Returns:
@@ -102,20 +102,26 @@ def refresh_batchnorm(
     run = module if forward is None else forward
     with _all_or_nothing(chosen), _evaluating(module, [] if layerwise else chosen):
         if not layerwise:
-            found = _collect(chosen, batches, run, reduce, stop=False)
+            moments = _collect(chosen, batches, run, reduce, stop=False)
         else:
-            found = {}
-            for layer in _order(chosen, batches, run):
-                found |= _collect([layer], batches, run, reduce, stop=True)
-                # a batch is normalised by the variance over n, while n - 1 is for keeping
-                _write(layer, found[layer], lost=0)
-    for layer, moments in found.items():
-        _write(layer, moments, lost=1)
+            moments = {}
+            for layer in _in_order_of_calls(chosen, batches, run):
+                moments |= _collect([layer], batches, run, reduce, stop=True)
+                # later layers see it normalise by the variance over n, as it does in training
+                _set_statistics(layer, moments[layer], correction=0)
+    for layer, collected in moments.items():
+        _set_statistics(layer, collected, correction=1)
     return len(chosen)
 
 
 def batchnorm_layers(module: nn.Module) -> list[_BatchNorm]:
-    """The layers that keep running statistics."""
+    """The BatchNorm layers that keep running statistics, in the order of ``modules()``.
+
+    Example:
+        >>> net = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(3, track_running_stats=False))
+        >>> batchnorm_layers(net) == [net[0]]
+        True
+    """
     return [part for part in module.modules() if isinstance(part, _BatchNorm) and part.running_mean is not None]
 
 
@@ -127,11 +133,12 @@ def _collect(
     *,
     stop: bool,
 ) -> dict[_BatchNorm, _Moments]:
-    moments = {layer: _Moments() for layer in layers}
+    """The moments of the inputs of each layer that sees any, in one pass over the data."""
+    moments: dict[nn.Module, _Moments] = {layer: _Moments() for layer in layers}
 
     def watch(layer: nn.Module, args: tuple[Any, ...]) -> None:
         inputs: Tensor = args[0]
-        moments[layer].add(inputs)  # type: ignore[index]
+        moments[layer].add(inputs)
         if stop:
             raise _ReachedError
         # a single value cannot be normalised by itself
@@ -139,35 +146,32 @@ def _collect(
 
     with _hooked(layers, watch):
         for batch in batches():
-            try:
+            with suppress(_ReachedError):
                 run(batch)
-            except _ReachedError:
-                continue
-    if not any(found.count for found in moments.values()):
+    seen = {layer: moments[layer] for layer in layers if moments[layer].count}
+    if not seen:
         raise ValueError(
             "Expected batches to take BatchNorm statistics from, but no BatchNorm layer saw any. Give a loader with at "
             "least one batch."
         )
-    seen = {layer: found for layer, found in moments.items() if found.count}
-    return seen if reduce is None else {layer: found.reduced(reduce) for layer, found in seen.items()}
+    return seen if reduce is None else {layer: part.reduced(reduce) for layer, part in seen.items()}
 
 
-def _write(layer: _BatchNorm, found: _Moments, *, lost: int) -> None:
-    """Mean and variance, the latter with as many degrees of freedom lost."""
+def _set_statistics(layer: _BatchNorm, moments: _Moments, *, correction: int) -> None:
+    """Mean and variance, the latter over ``n - correction``."""
     if layer.running_mean is not None and layer.running_var is not None:
-        layer.running_mean.copy_(torch.as_tensor(found.mean))
-        layer.running_var.copy_(torch.as_tensor(found.squares) / max(found.count - lost, 1))
+        layer.running_mean.copy_(torch.as_tensor(moments.mean))
+        layer.running_var.copy_(torch.as_tensor(moments.squares) / max(moments.count - correction, 1))
 
 
-def _order(
+def _in_order_of_calls(
     layers: list[_BatchNorm], batches: Callable[[], Iterable[Any]], run: Callable[[Any], Any]
 ) -> list[_BatchNorm]:
-    """The layers in the order in which a forward pass comes to them."""
+    """The layers in the order in which a forward pass reaches them."""
     seen: dict[nn.Module, None] = {}
     with _hooked(layers, lambda layer, _: seen.setdefault(layer)):
-        for batch in batches():
+        for batch in islice(batches(), 1):
             run(batch)
-            break
     return [layer for layer in seen if isinstance(layer, _BatchNorm)]
 
 
@@ -184,11 +188,11 @@ def _hooked(layers: Iterable[nn.Module], hook: Callable[[nn.Module, tuple[Any, .
 @contextmanager
 def _all_or_nothing(layers: list[_BatchNorm]) -> Iterator[None]:
     buffers = [buffer for layer in layers for buffer in (layer.running_mean, layer.running_var) if buffer is not None]
-    kept = [(buffer, buffer.clone()) for buffer in buffers]
+    copies = [(buffer, buffer.clone()) for buffer in buffers]
     try:
         yield
     except BaseException:
-        for buffer, before in kept:
+        for buffer, before in copies:
             buffer.copy_(before)
         raise
 
@@ -207,5 +211,5 @@ def _evaluating(module: nn.Module, layers: list[_BatchNorm]) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
-        for layer, kept in tracking:
-            layer.track_running_stats = kept
+        for layer, tracked in tracking:
+            layer.track_running_stats = tracked

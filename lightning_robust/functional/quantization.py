@@ -76,8 +76,8 @@ def quantize_block(
 
 def _scales(tensor: Tensor, word_length: int, block_dim: int | None) -> tuple[Tensor, Tensor]:
     """The step of each block and its inverse, both exact powers of two, shaped to broadcast."""
-    kept = None if block_dim is None else block_dim % tensor.ndim
-    dims = [dim for dim in range(tensor.ndim) if dim != kept]
+    block_dim = None if block_dim is None else block_dim % tensor.ndim
+    dims = [dim for dim in range(tensor.ndim) if dim != block_dim]
     work = torch.promote_types(tensor.dtype, torch.float32)
     if dims:
         low, high = torch.amin(tensor, dims, keepdim=True), torch.amax(tensor, dims, keepdim=True)
@@ -86,6 +86,6 @@ def _scales(tensor: Tensor, word_length: int, block_dim: int | None) -> tuple[Te
         largest = tensor.abs().to(work)
     _, exponent = torch.frexp(largest)
     step = ((exponent - 1).clamp(max=_LARGEST) - (word_length - 2)).clamp(min=_SMALLEST_STEP).to(work)
-    # a value that is not finite makes the step so
+    # makes the step of a block with a value that is not finite NaN
     poison = largest - largest
     return torch.exp2(step) + poison, torch.exp2(-step) + poison

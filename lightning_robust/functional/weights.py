@@ -1,4 +1,4 @@
-"""The weights of a module as a list of tensors that can be exchanged for others, whatever those are."""
+"""The weights of a module as a list of tensors that can be exchanged for others."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ class Weights:
     """The parameters and saved buffers of a module, each tensor once, to be averaged and exchanged.
 
     Tied tensors appear once, under their first name. Exchanging moves no data: parameters and buffers are pointed at
-    the other tensors and back. Where that would be wrong (tensors that are no plain ones, compiled modules, whose
-    graphs may hold addresses) or impossible (another type or device), values are copied instead.
+    the other tensors and back. Where that would be wrong (subclasses of tensors; compiled modules, whose graphs may
+    hold addresses) or impossible (another type or device), values are copied instead.
 
     Args:
         module: The module. Buffers that are not saved in its ``state_dict`` are left alone.
-        only: Names of the tensors that are meant; all by default.
+        only: Names of the tensors to take; all by default.
 
     Raises:
         ValueError: If the module has no floating tensor to average.
@@ -35,26 +35,26 @@ class Weights:
 
     def __init__(self, module: nn.Module, only: Collection[str] | None = None) -> None:
         self._module = module
-        saved = set(module.state_dict()) if only is None else set(only)
-        parameters = [name for name, _ in module.named_parameters() if name in saved]
-        buffers = [name for name, _ in module.named_buffers() if name in saved]
-        self.names = parameters + buffers
-        self._parameters: list[Tensor] = [module.get_parameter(name) for name in parameters]
+        chosen = set(module.state_dict()) if only is None else set(only)
+        parameters = [(name, tensor) for name, tensor in module.named_parameters() if name in chosen]
+        buffers = [name for name, _ in module.named_buffers() if name in chosen]
+        self.names = [*(name for name, _ in parameters), *buffers]
+        self._parameters: list[Tensor] = [tensor for _, tensor in parameters]
         self._owners = [_owner(module, name) for name in buffers]
         if not any(tensor.is_floating_point() for tensor in self.tensors()):
             raise ValueError(
                 f"Expected floating-point parameters or buffers in {type(module).__name__}, but it has none: there is "
                 "nothing to average. Take weight averaging out of its callbacks."
             )
-        self._plain = all(type(p) in (Tensor, nn.Parameter) for p in self.tensors()) and not is_compiled(module)
+        self._plain = not is_compiled(module) and {type(p) for p in self.tensors()} <= {Tensor, nn.Parameter}
 
     def tensors(self) -> list[Tensor]:
-        """The live tensors; buffers are looked up anew, since modules may replace them."""
+        """The live tensors; buffers are looked up at every call, since modules may replace them."""
         return [*self._parameters, *(getattr(owner, name) for owner, name in self._owners)]
 
     @contextmanager
     def exchanged(self, values: Sequence[Tensor]) -> Iterator[None]:
-        """The module holds ``values`` inside the block, and what it held before after it, also after an error."""
+        """The module holds ``values`` inside the block and its own tensors again after it, also after an error."""
         held = self.put(values)
         try:
             yield
@@ -63,7 +63,7 @@ class Weights:
 
     @torch.no_grad()
     def put(self, values: Sequence[Tensor]) -> list[Tensor]:
-        """Point the module at ``values``; returns what it held, for :meth:`restore`."""
+        """Point the module at ``values``; returns the tensors it held, for :meth:`restore`."""
         held = []
         for live, value in zip(self.tensors(), values, strict=True):
             if self._plain:
@@ -101,7 +101,15 @@ class Weights:
 
 
 def state_on_cpu(module: nn.Module) -> dict[str, Tensor]:
-    """A copy of the module's ``state_dict`` in the memory of the CPU."""
+    """A copy of the module's ``state_dict`` in the memory of the CPU.
+
+    Example:
+        >>> layer = nn.Linear(1, 1, bias=False)
+        >>> state = state_on_cpu(layer)
+        >>> _ = layer.weight.data.add_(1.0)
+        >>> round((layer.weight - state["weight"]).item(), 4)
+        1.0
+    """
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in module.state_dict().items()}
 
 
@@ -110,15 +118,23 @@ def channels_last(module: nn.Module) -> Iterator[None]:
     """Inside the block, weights of 2-D convolutions lie in memory with their channels last, as bf16 kernels want them.
 
     Values are the same, and afterwards so are the tensors. Costs one copy of these weights.
+
+    Example:
+        >>> net = nn.Conv2d(8, 8, 3)
+        >>> with channels_last(net):
+        ...     print(net.weight.stride())
+        (72, 1, 24, 8)
+        >>> net.weight.stride()
+        (72, 9, 3, 1)
     """
-    kept = [(weight, weight.data) for weight in module.parameters() if weight.ndim == 4]
+    original = [(weight, weight.data) for weight in module.parameters() if weight.ndim == 4]
     try:
-        for weight, data in kept:
+        for weight, data in original:
             # `contiguous` would leave the strides of a single channel, by which kernels choose
             weight.data = data.clone(memory_format=torch.channels_last)
         yield
     finally:
-        for weight, data in kept:
+        for weight, data in original:
             weight.data = data
 
 
@@ -128,7 +144,12 @@ def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Whether torch has compiled the module or a part of it."""
+    """Whether torch has compiled the module or a part of it.
+
+    Example:
+        >>> is_compiled(nn.Linear(2, 2)), is_compiled(torch.compile(nn.Linear(2, 2)))
+        (False, True)
+    """
     return any("_orig_mod" in name for name, _ in module.named_parameters()) or any(
         getattr(part, "_compiled_call_impl", None) is not None for part in module.modules()
     )

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from lightning_robust.functional.averaging import RunningAverage, blend, interpolate, require_same
+from lightning_robust.functional.averaging import RunningAverage, interpolate, lerp_into, require_same
 
 
 def averaged(values, **settings):
@@ -72,7 +72,7 @@ def test_an_average_in_bf16_never_moves_and_in_fp32_does():
     for dtype in (torch.float32, torch.bfloat16):
         tensor = torch.ones(1, dtype=dtype)
         for _ in range(5000):
-            blend([tensor], [torch.full((1,), 1.5, dtype=torch.bfloat16)], 0.001)
+            lerp_into([tensor], [torch.full((1,), 1.5, dtype=torch.bfloat16)], 0.001)
         results[dtype] = tensor.item()
     assert results[torch.float32] == pytest.approx(1.5 - 0.5 * 0.999**5000, abs=2e-4)
     assert results[torch.bfloat16] == 1.0

@@ -1,18 +1,9 @@
-import itertools
 import math
 
 import pytest
 import torch
-from torch import nn
 
-from lightning_robust.functional.soups import (
-    barriers,
-    cosine,
-    greedy_soup,
-    learned_soup,
-    stock_soup,
-    uniform_soup,
-)
+from lightning_robust.functional.soups import greedy_soup, uniform_soup
 
 
 class Problem:
@@ -133,61 +124,6 @@ def test_drop_takes_out_what_harms():
     assert soup.score == pytest.approx(-0.2)
 
 
-def test_stock_formula_by_pairs():
-    base = {"w": torch.randn(4, 3), "n": torch.tensor(1)}
-    states = [{"w": base["w"] + 1 + 0.3 * torch.randn(4, 3), "n": torch.tensor(2)} for _ in range(4)]
-    deltas = [(state["w"] - base["w"]).flatten() for state in states]
-    pairs = [nn.functional.cosine_similarity(a, b, dim=0).item() for a, b in itertools.combinations(deltas, 2)]
-    c = sum(pairs) / len(pairs)
-    ratio = 4 * c / (1 + 3 * c)
-    soup = stock_soup(states, base)
-    assert soup.coefficients["w"].item() == pytest.approx(ratio, rel=1e-5)
-    expected = base["w"] + ratio * torch.stack(deltas).mean(0).view(4, 3)
-    torch.testing.assert_close(soup.state["w"], expected, rtol=1e-5, atol=1e-6)
-
-
-def test_stock_ratio_is_clamped_and_one_for_equal_models():
-    base = {"w": torch.zeros(2)}
-    apart = [{"w": torch.tensor([1.0, 0.0])}, {"w": torch.tensor([-1.0, 0.1])}]
-    assert torch.equal(stock_soup(apart, base).state["w"], base["w"])
-    same = {"w": torch.tensor([3.0, 4.0])}
-    torch.testing.assert_close(stock_soup([same, same], base).state["w"], same["w"])
-
-
-@pytest.mark.parametrize("per", ["model", "tensor"])
-@pytest.mark.parametrize("temperature", [True, False])
-def test_learned_coefficients_reach_the_known_optimum(per, temperature):
-    """Targets that are a fixed mixture (0.2, 0.5, 0.3) of the ingredients."""
-    states = [{name: torch.randn(5) for name in "ab"} for _ in range(3)]
-    shares = torch.tensor([0.2, 0.5, 0.3])
-    target = {name: sum(s * state[name] for s, state in zip(shares, states, strict=True)) for name in "ab"}
-
-    def loss(state, _):
-        return sum((state[name] - target[name]).square().sum() for name in "ab")
-
-    soup = learned_soup(states, loss, lambda: range(300), per=per, epochs=1, temperature=temperature)
-    assert set(soup.coefficients) == ({"model"} if per == "model" else {"a", "b"})
-    for found in soup.coefficients.values():
-        torch.testing.assert_close(found, shares, rtol=0, atol=0.01)
-        assert found.sum().item() == pytest.approx(1)
-
-
-def test_barrier_of_a_bowl_is_negative_and_of_a_double_well_known():
-    states = [{"w": torch.tensor([[-1.0]])}, {"w": torch.tensor([[1.0]])}]
-    (bowl,) = barriers(states, lambda s: -(s["w"].item() ** 2), [-1.0, -1.0])
-    (wells,) = barriers(states, lambda s: (s["w"].item() ** 2 - 1) ** 2, [0.0, 0.0], mode="min")
-    assert (bowl.height, wells.height, wells.cosine) == (-1.0, 1.0, -1.0)
-
-
-def test_independent_weights_are_orthogonal_and_shared_starts_are_not():
-    """The cosine of independent vectors of length n is normal with spread 1 / sqrt(n): within 5 of them."""
-    start, one, two = (torch.randn(50, 40) for _ in range(3))
-    assert abs(cosine({"w": one}, {"w": two})) < 5 / math.sqrt(2000)
-    shared = cosine({"w": start + 0.5 * one}, {"w": start + 0.5 * two})
-    assert shared == pytest.approx(1 / 1.25, abs=0.05)
-    assert cosine({"w": start + one}, {"w": start + one}, base={"w": start}) == pytest.approx(1)
-
-
 @pytest.mark.parametrize("recipe", [uniform_soup, lambda s: greedy_soup(s, lambda _: 1.0)])
 def test_rejects_what_does_not_mix(recipe):
     with pytest.raises(ValueError, match="at least one ingredient"):
@@ -206,5 +142,3 @@ def test_rejects_bad_scores():
         greedy_soup(states, lambda _: 1.5, best_possible=1.0)
     with pytest.raises(ValueError, match="a score for each of 2"):
         greedy_soup(states, lambda _: 1.0, scores=[1.0])
-    with pytest.raises(ValueError, match="two ingredients"):
-        stock_soup(states[:1], states[0])

@@ -22,15 +22,9 @@ from lightning_robust.callbacks.averaging.callback import SWACallback
 from lightning_robust.callbacks.candidates import Candidates, judged_by, output_folder, require_last, save_chosen
 from lightning_robust.callbacks.merging.greedy_soup.report import Ingredient, report_soup
 from lightning_robust.functional.averaging import State, require_same
-from lightning_robust.functional.soups import (
-    Barrier,
-    Soup,
-    barriers,
-    greedy_soup,
-    learned_soup,
-    stock_soup,
-    uniform_soup,
-)
+from lightning_robust.functional.basins import Barrier, barriers
+from lightning_robust.functional.coefficients import learned_soup, stock_soup
+from lightning_robust.functional.soups import Soup, greedy_soup, uniform_soup
 from lightning_robust.functional.weights import state_on_cpu
 from lightning_robust.harness.batches import validation_batches
 from lightning_robust.harness.checkpoints import expand, read_state

@@ -12,7 +12,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_robust.callbacks.merging.figures import draw_soup
 from lightning_robust.functional.averaging import State
-from lightning_robust.functional.soups import Barrier, Soup
+from lightning_robust.functional.basins import Barrier
+from lightning_robust.functional.soups import Soup
 from lightning_robust.harness.checkpoints import read_state, sha256
 from lightning_robust.harness.logging import log_figure, log_scalars, log_table
 from lightning_robust.harness.trainers import NoEffectWarning, is_fast_dev_run

@@ -1,0 +1,64 @@
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_robust.functional.coefficients import learned_soup, stock_soup
+
+
+def test_stock_formula_by_pairs():
+    base = {"w": torch.randn(4, 3), "n": torch.tensor(1)}
+    states = [{"w": base["w"] + 1 + 0.3 * torch.randn(4, 3), "n": torch.tensor(2)} for _ in range(4)]
+    deltas = [(state["w"] - base["w"]).flatten() for state in states]
+    pairs = [nn.functional.cosine_similarity(a, b, dim=0).item() for a, b in itertools.combinations(deltas, 2)]
+    c = sum(pairs) / len(pairs)
+    ratio = 4 * c / (1 + 3 * c)
+    soup = stock_soup(states, base)
+    assert soup.coefficients["w"].item() == pytest.approx(ratio, rel=1e-5)
+    expected = base["w"] + ratio * torch.stack(deltas).mean(0).view(4, 3)
+    torch.testing.assert_close(soup.state["w"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_stock_ratio_is_clamped_and_one_for_equal_models():
+    base = {"w": torch.zeros(2)}
+    apart = [{"w": torch.tensor([1.0, 0.0])}, {"w": torch.tensor([-1.0, 0.1])}]
+    assert torch.equal(stock_soup(apart, base).state["w"], base["w"])
+    same = {"w": torch.tensor([3.0, 4.0])}
+    torch.testing.assert_close(stock_soup([same, same], base).state["w"], same["w"])
+
+
+@pytest.mark.parametrize("per", ["model", "tensor"])
+def test_learned_coefficients_reach_the_known_optimum(per):
+    """Targets that are a fixed mixture (0.2, 0.5, 0.3) of the ingredients."""
+    states = [{name: torch.randn(5) for name in "ab"} for _ in range(3)]
+    shares = torch.tensor([0.2, 0.5, 0.3])
+    target = {name: sum(s * state[name] for s, state in zip(shares, states, strict=True)) for name in "ab"}
+
+    def loss(state, _):
+        return sum((state[name] - target[name]).square().sum() for name in "ab")
+
+    soup = learned_soup(states, loss, lambda: range(300), per=per, epochs=1)
+    assert set(soup.coefficients) == ({"model"} if per == "model" else {"a", "b"})
+    for found in soup.coefficients.values():
+        torch.testing.assert_close(found, shares, rtol=0, atol=0.01)
+        assert found.sum().item() == pytest.approx(1)
+
+
+def test_equal_shares_before_the_first_step_are_the_uniform_soup():
+    states = [{"w": torch.randn(5), "n": torch.tensor(n)} for n in (4, 9)]
+    soup = learned_soup(states, lambda state, _: state["w"].sum(), list)
+    torch.testing.assert_close(soup.state["w"], (states[0]["w"] + states[1]["w"]) / 2)
+    assert list(soup.state) == ["w", "n"]
+    assert soup.state["n"] == 4
+
+
+def test_rejects_too_few_ingredients_and_a_loss_that_is_not_finite():
+    states = [{"w": torch.zeros(1)}] * 2
+    with pytest.raises(ValueError, match="two ingredients"):
+        stock_soup(states[:1], states[0])
+    with pytest.raises(ValueError, match="at least one ingredient"):
+        learned_soup([], lambda state, _: state["w"].sum(), lambda: [0])
+    with pytest.raises(ValueError, match="finite held-out score for the learned soup"):
+        learned_soup(states, lambda state, _: state["w"].sum() * math.nan, lambda: [0])
