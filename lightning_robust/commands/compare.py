@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from lightning_robust.comparison.finished_runs import find_runs, read_run
 from lightning_robust.comparison.page import markdown_page, write_comparison
-from lightning_robust.comparison.runs import find_runs, read_run
 from lightning_robust.comparison.table import compare_runs
 
 

@@ -1,136 +1,180 @@
-"""What saved configurations switch on, which of them are the same run again, and what to call those that differ."""
+"""Names configurations: the techniques that they switch on, and the few settings that tell equal names apart."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import filterfalse
 from typing import Any
 
-from lightning_robust.comparison.runs import FinishedRun
+import pandas as pd
 
-_WEIGHTS = {"regmixup_weight": "regmixup", "rotation_weight": "rotation_ssl"}
-_WEIGHTS |= {"uat_ot_weight": "uat_ot", "uat_ft_weight": "uat_ft"}
-_NO_TECHNIQUE = {"seed_everything", "trainer", "model", "data", "optimizer", "lr_scheduler", "ckpt_path"}
-_NO_TECHNIQUE |= {"weights_only"}
-_MEASURES = {"deployment_parity", "layer_criticality", "lazy_training", "datapath"}
-_SEED = {"seed", "seed_everything"}
+from lightning_robust.comparison.finished_runs import FinishedRun
+
+_MIXIN_WEIGHTS = {
+    "regmixup_weight": "regmixup",
+    "rotation_weight": "rotation_ssl",
+    "uat_ot_weight": "uat_ot",
+    "uat_ft_weight": "uat_ft",
+}
+_MIXIN_PREFIXES = ("regmixup_", "rotation_", "uat_")
+_LIGHTNING_KEYS = {"seed_everything", "trainer", "model", "data", "optimizer", "lr_scheduler", "ckpt_path"}
+_LIGHTNING_KEYS |= {"weights_only"}
+_DIAGNOSTICS = {"robust_validation", "deployment_parity", "layer_criticality", "lazy_training", "datapath"}
+_SEEDS = {"seed", "seed_everything"}
 _PATHS = {"ckpt_path", "default_root_dir", "dirpath", "save_dir", "root", "data_dir", "logger"}
 
 
 def techniques(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Name -> arguments of the techniques that a saved configuration switches on; what only measures is left out."""
-    found: dict[str, Mapping[str, Any]] = {}
-    model = arguments(config.get("model"))
-    for key, name in _WEIGHTS.items():
-        if model.get(key):
-            prefix = key.split("_")[0] + "_"
-            found[name] = {k: v for k, v in model.items() if k.startswith(prefix)}
-    for callback in _list((config.get("trainer") or {}).get("callbacks")):
+    """Name -> arguments of the techniques that change the training; diagnostics are left out.
+
+    Example:
+        >>> techniques({"model": {"init_args": {"regmixup_weight": 1.0}, "class_path": "my.Model"}, "swa": True})
+        {'regmixup': {'regmixup_weight': 1.0}, 'swa': {}}
+    """
+    switched_on = dict([*_mixins(config), *_listed_callbacks(config), *_keys(config)])
+    diagnostics = set(_DIAGNOSTICS)
+    if switched_on.get("layer_criticality", {}).get("rewind"):
+        diagnostics.remove("layer_criticality")
+    if switched_on.get("adversarial", {}).get("ratio") == 0:
+        diagnostics.add("adversarial")  # trains on clean inputs and measures attacked ones
+    return {name: arguments for name, arguments in switched_on.items() if name not in diagnostics}
+
+
+def _mixins(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    model = class_arguments(config.get("model"))
+    for weight, name in _MIXIN_WEIGHTS.items():
+        if model.get(weight):
+            prefix = weight.partition("_")[0] + "_"
+            yield name, {key: value for key, value in model.items() if key.startswith(prefix)}
+
+
+def _listed_callbacks(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    callbacks = (config.get("trainer") or {}).get("callbacks") or []
+    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
         path = callback.get("class_path", "") if isinstance(callback, dict) else ""
         if path.startswith("lightning_robust.") and path.endswith("Callback"):
             name = path.rpartition(".")[2].removesuffix("Callback").replace("WiSEFT", "WiseFt")
-            found[re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()] = arguments(callback)
-    found |= {key: arguments(value) for key, value in config.items() if value is True or _has_class(value)}
-    if found.get("adversarial", {}).get("ratio") == 0:
-        del found["adversarial"]  # trains on clean inputs and measures attacked ones
-    only_measure = _MEASURES - ({"layer_criticality"} if found.get("layer_criticality", {}).get("rewind") else set())
-    return {name: given for name, given in found.items() if name not in _NO_TECHNIQUE | only_measure}
+            yield re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower(), class_arguments(callback)
 
 
-def same(run: FinishedRun) -> str:
-    """Equal for runs that are repetitions of each other."""
-    return repr(sorted(_flat(run.config).items())) if run.config else str(run.folder)
-
-
-def _flat(value: Any, path: str = "") -> dict[str, str]:
-    """Path of keys -> value, without seeds and paths of files."""
-    if isinstance(value, Mapping | list):
-        items = value.items() if isinstance(value, Mapping) else enumerate(value)
-        parts = [_flat(v, f"{path}.{k}" if path else str(k)) for k, v in items if k not in _SEED | _PATHS]
-        return {key: each for part in parts for key, each in part.items()}
-    return {path: repr(value)}
-
-
-def told_apart(runs: Sequence[FinishedRun]) -> tuple[list[str], list[str]]:
-    """A name for each configuration, and in what else they differ."""
-    switched = [techniques(run.config) for run in runs]
-    names = []
-    for run, on in zip(runs, switched, strict=True):
-        parts = [_told(name, given, [s[name] for s in switched if name in s]) for name, given in on.items()]
-        names.append(" + ".join(parts) or ("plain" if run.config else run.folder.name))
-    others = [{k: v for k, v in _flat(run.config).items() if not _of_technique(k)} for run in runs if run.config]
-    apart = sorted({key for other in others for key in other if len({o.get(key) for o in others}) > 1})
-    for name in {name for name in names if names.count(name) > 1}:
-        alike = [i for i, each in enumerate(names) if each == name]
-        flats = {i: _flat(runs[i].config) for i in alike}
-        keys = _separating(list(flats.values()))
-        for i in alike:
-            told = _settings(flats[i], keys) if runs[i].config else str(runs[i].folder)
-            names[i] = f"{name} [{told}]" if told else name
-    remark = f"The configurations differ in more than techniques: {', '.join(apart)}."
-    return names, [remark] if apart else []
-
-
-def _told(name: str, given: Mapping[str, Any], of_all: Sequence[Mapping[str, Any]]) -> str:
-    told = _settings(_flat(given), _separating([_flat(each) for each in of_all]))
-    return f"{name} ({told})" if told else name
-
-
-def _separating(flats: Sequence[Mapping[str, str]]) -> list[str]:
-    """A few keys whose values tell all that differ apart, in the order of the configurations."""
-    order = list({key: None for flat in flats for key in flat})
-    different = len({tuple(flat.get(key) for key in order) for flat in flats})
-    chosen: list[str] = []
-
-    def parts(keys: Sequence[str]) -> int:
-        return len({tuple(flat.get(key) for key in keys) for flat in flats})
-
-    while parts(chosen) < different:
-        chosen.append(max(order, key=lambda key: parts([*chosen, key])))
-    return sorted(chosen, key=order.index)
-
-
-def _settings(flat: Mapping[str, str], keys: Sequence[str]) -> str:
-    """Those that have a value, as short as they can be told apart: ``max_epochs=10, class_path=Detector``."""
-    ends = [key.rpartition(".")[2] for key in keys]
-    told = []
-    for key, end in zip(keys, ends, strict=True):
-        value = flat.get(key, "None").strip("'")
-        value = value.rpartition(".")[2] if end == "class_path" else value
-        told.append(f"{end if ends.count(end) == 1 else key}={value}")
-    return ", ".join(each for each in told if not each.endswith("=None"))
-
-
-def _of_technique(key: str) -> bool:
-    first, last = key.partition(".")[0], key.rpartition(".")[2]
-    return (
-        first not in _NO_TECHNIQUE
-        or key.startswith("trainer.callbacks")
-        or last.startswith(("regmixup_", "rotation_", "uat_"))
-    )
-
-
-def seeds(config: Mapping[str, Any], path: str = "") -> str:
-    """Every seed of a configuration, as one string."""
-    parts = []
+def _keys(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for key, value in config.items():
-        if key in _SEED:
-            parts.append(f"{path}{key}={value}")
-        elif isinstance(value, Mapping):
-            parts.append(seeds(value, f"{path}{key}."))
-    return " ".join(filter(None, parts))
+        switched_on = value is True or (isinstance(value, dict) and "class_path" in value)
+        if switched_on and key not in _LIGHTNING_KEYS:
+            yield key, class_arguments(value)
 
 
-def arguments(value: Any) -> dict[str, Any]:
+def class_arguments(value: Any) -> dict[str, Any]:
     """Arguments of a class in a configuration, written with its path or without."""
     if not isinstance(value, dict):
         return {}
     return dict(value.get("init_args") or {}) if "class_path" in value else value
 
 
-def _has_class(value: Any) -> bool:
-    return isinstance(value, dict) and "class_path" in value
+def identity(run: FinishedRun) -> dict[str, str]:
+    """The settings that runs share when they repeat each other with another seed; a run without any is its folder."""
+    return flatten(run.config or str(run.folder))
 
 
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [] if value is None else [value]
+def flatten(value: Any, path: str = "") -> dict[str, str]:
+    """Dotted path -> value of the settings that make a result; seeds and paths of files are left out.
+
+    Example:
+        >>> flatten({"optimizer": {"lr": 0.1}, "seed_everything": 1, "betas": [0.9]})
+        {'optimizer.lr': '0.1', 'betas.0': '0.9'}
+    """
+    if not isinstance(value, Mapping | list):
+        return {path: repr(value)}
+    items = value.items() if isinstance(value, Mapping) else enumerate(value)
+    settings: dict[str, str] = {}
+    for key, item in items:
+        if key not in _SEEDS | _PATHS:
+            settings |= flatten(item, f"{path}.{key}" if path else str(key))
+    return settings
+
+
+def seeds(config: Mapping[str, Any], path: str = "") -> str:
+    """Every seed of a configuration, as one text."""
+    parts = []
+    for key, value in config.items():
+        if key in _SEEDS:
+            parts.append(f"{path}{key}={value}")
+        elif isinstance(value, Mapping):
+            parts.append(seeds(value, f"{path}{key}."))
+    return " ".join(filter(None, parts))
+
+
+def name_configurations(runs: Sequence[FinishedRun]) -> list[str]:
+    """A name for each configuration: ``swa (start=2) + regmixup``, or the folder of a run without a configuration.
+
+    Args:
+        runs: One of each configuration.
+    """
+    switched_on = pd.DataFrame(
+        [
+            (row, technique, flatten(arguments))
+            for row, run in enumerate(runs)
+            for technique, arguments in techniques(run.config).items()
+        ],
+        columns=["row", "technique", "settings"],
+    )
+    switched_on["label"] = _add_labels(switched_on["technique"].tolist(), switched_on["settings"].tolist(), "{} ({})")
+    joined = switched_on.groupby("row")["label"].agg(" + ".join)
+    names = [joined.get(row, "plain" if run.config else run.folder.name) for row, run in enumerate(runs)]
+    return _add_labels(names, [identity(run) for run in runs], "{} [{}]")
+
+
+def other_differences(runs: Sequence[FinishedRun]) -> list[str]:
+    """The settings in which configurations differ besides those of techniques, sorted."""
+    table = pd.DataFrame([flatten(run.config) for run in runs if run.config], dtype=object)
+    return sorted(filterfalse(_is_of_technique, table.columns[table.nunique(dropna=False) > 1]))
+
+
+def _is_of_technique(key: str) -> bool:
+    first, last = key.partition(".")[0], key.rpartition(".")[2]
+    listed = key.startswith("trainer.callbacks")
+    return first not in _LIGHTNING_KEYS or listed or last.startswith(_MIXIN_PREFIXES)
+
+
+def _add_labels(names: Sequence[str], settings: Sequence[Mapping[str, str]], form: str) -> list[str]:
+    """Each name with the settings that tell it from the others of the same name."""
+    labelled = list(names)
+    for name in set(names):
+        members = [index for index, other in enumerate(names) if other == name]
+        for index, label in zip(members, distinguish([settings[index] for index in members]), strict=True):
+            labelled[index] = form.format(name, label) if label else name
+    return labelled
+
+
+def distinguish(settings: Sequence[Mapping[str, str]]) -> list[str]:
+    """A label for each of these: the fewest settings that tell them apart; empty where all are equal.
+
+    Example:
+        >>> distinguish([{"lr": "1", "head.lr": "1"}, {"lr": "2", "head.lr": "1"}])
+        ['lr=1', 'lr=2']
+    """
+    order = list(dict.fromkeys(key for each in settings for key in each))
+    keys: list[str] = []
+    while _count_distinct(settings, keys) < _count_distinct(settings, order):
+        keys.append(max(order, key=lambda key: _count_distinct(settings, [*keys, key])))
+    keys.sort(key=order.index)
+    ends = [key.rpartition(".")[2] for key in keys]
+    names = [end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)]
+    return [_format_settings(each, dict(zip(keys, names, strict=True))) for each in settings]
+
+
+def _count_distinct(settings: Sequence[Mapping[str, str]], keys: Sequence[str]) -> int:
+    return len({tuple(each.get(key) for key in keys) for each in settings})
+
+
+def _format_settings(settings: Mapping[str, str], names: Mapping[str, str]) -> str:
+    """``max_epochs=10, class_path=Detector``, without what is None; a setting without a key is its value."""
+    texts = []
+    for key, name in names.items():
+        value = settings.get(key, "None").strip("'")
+        if key.endswith("class_path"):
+            value = value.rpartition(".")[2]
+        if value != "None":
+            texts.append(f"{name}={value}" if name else value)
+    return ", ".join(texts)

@@ -5,16 +5,10 @@ import re
 
 import pytest
 
-from lightning_robust.comparison.page import (
-    SOURCES,
-    cost_rows,
-    draw_pareto,
-    html_page,
-    markdown_page,
-    missing,
-    write_comparison,
-)
-from lightning_robust.comparison.runs import SECONDS, FinishedRun
+from lightning_robust.comparison.columns import GROUPS
+from lightning_robust.comparison.figure import draw_pareto
+from lightning_robust.comparison.finished_runs import SECONDS, FinishedRun
+from lightning_robust.comparison.page import cost_rows, html_page, markdown_page, missing, write_comparison
 from lightning_robust.comparison.table import compare_runs
 
 CALLBACK = "lightning_robust.callbacks.SWACallback"
@@ -58,8 +52,9 @@ def test_costs_need_one_plain_row(comparison):
 def test_missing_numbers_name_their_source():
     runs = compare_runs([finished(0, 0.5, 0.25, 10.0), finished(0, 0.5, None, 10.0, swa=True)])
     lines = missing(runs)
-    assert lines[0] == f"attacked: missing in row 2. It comes from {SOURCES['attacked']}."
-    assert f"fp16: no run has such a number. It comes from {SOURCES['fp16']}." in lines
+    sources = {group.name: group.source for group in GROUPS}
+    assert lines[0] == f"attacked: missing in row 2. It comes from {sources['attacked']}."
+    assert f"fp16: no run has such a number. It comes from {sources['fp16']}." in lines
     assert re.search(r"\| - +\|", markdown_page(runs))
 
 

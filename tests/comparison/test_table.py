@@ -7,18 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lightning_robust.comparison.columns import Column, direction, group_of
+from lightning_robust.comparison.finished_runs import SECONDS, FinishedRun
 from lightning_robust.comparison.names import techniques
-from lightning_robust.comparison.runs import SECONDS, FinishedRun
-from lightning_robust.comparison.table import (
-    Cell,
-    Column,
-    axes,
-    compare_runs,
-    direction,
-    group_of,
-    leading,
-    pareto_front,
-)
+from lightning_robust.comparison.table import axes, compare_runs, leading, mean_range, pareto_front
 
 CLASS = "lightning_robust.callbacks."
 
@@ -37,15 +29,15 @@ def swa(**arguments):
 
 def test_interval_of_the_mean():
     values = (0.5, 0.625, 0.875, 0.75)
-    low, high = Cell(values).interval
+    low, high = mean_range(values)
     half = 3.182446305 * np.std(values, ddof=1) / 2  # the table's t for three degrees of freedom
     assert (low, high) == (
         pytest.approx(np.mean(values) - half, rel=1e-6),
         pytest.approx(np.mean(values) + half, rel=1e-6),
     )
-    assert Cell((0.5, 0.25)).interval == (0.25, 0.5)
-    assert Cell((0.5,)).interval is None
-    assert Cell((0.5, math.nan, 0.25)).interval is None
+    assert mean_range((0.5, 0.25)) == (0.25, 0.5)
+    assert mean_range((0.5,)) is None
+    assert mean_range((0.5, math.nan, 0.25)) is None
 
 
 def test_seeds_are_one_row_and_settings_are_not():
@@ -61,7 +53,7 @@ def test_seeds_are_one_row_and_settings_are_not():
     assert [row.times for row in comparison.rows] == [1.0, 1.5, 1.5]
     accuracy = comparison.columns[0]
     assert accuracy == Column("val/acc", "max", "clean")
-    assert comparison.rows[0].cells["val/acc"] == Cell((0.5, 0.75))
+    assert comparison.cell(0, "val/acc") == (0.5, 0.75)
     assert comparison.best(accuracy) == {2}
     assert comparison.best(comparison.columns[-1]) == {0}
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
-from lightning_robust.comparison.runs import SECONDS, WORST, find_runs, read_run
+from lightning_robust.comparison.finished_runs import SECONDS, WORST, find_runs, read_run
 
 
 def write_run(folder, scalars, *, config=None, begun=1000.0):

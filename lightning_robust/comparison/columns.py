@@ -1,0 +1,171 @@
+"""What the name of a metric says: the group that it belongs to, the better direction, and where it comes from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from lightning_robust.comparison.finished_runs import SECONDS, WORST
+
+Mode = Literal["max", "min"]
+
+
+@dataclass(frozen=True)
+class MetricGroup:
+    """Metrics that answer one question.
+
+    Args:
+        name: Its heading.
+        pattern: Regular expression that finds its tags.
+        source: Which switch or command produces it.
+        mode: The better direction of all its metrics; None where it depends on the metric.
+    """
+
+    name: str
+    pattern: str
+    source: str
+    mode: Mode | None = None
+
+
+_HELD_OUT = r"^(val|valid|validation|test)[/_]"
+_PARITY = "`deployment_parity: true` in a run, or `lightning-robust parity --ckpt ... --output RUN/parity` after it"
+GROUPS: tuple[MetricGroup, ...] = (
+    MetricGroup(
+        "clean", _HELD_OUT, "a metric that `validation_step` logs under a name that begins with val, such as `val/acc`"
+    ),
+    MetricGroup(
+        "attacked",
+        rf"^adversarial/val_|{_HELD_OUT}.*(robust|attack|fgsm|pgd|(^|[/_])adv)",
+        "`adversarial: {ratio: 0}` in a run, which attacks at validation and leaves training alone",
+    ),
+    MetricGroup(
+        "corrupted",
+        rf"corrupt|^wise_ft/shifted$|{_HELD_OUT}.*shift",
+        "a metric named `val/..._shifted` or `val/..._corrupted`, of a loader with corrupted inputs",
+    ),
+    MetricGroup("preprocessing", rf"^{WORST}$|^attribution/preprocessing$", _PARITY, "min"),
+    MetricGroup("fp16", r"^parity/[^/]*-fp16/", _PARITY, "min"),
+    MetricGroup("tf32", r"^parity/[^/]*-tf32/", _PARITY, "min"),
+    MetricGroup(
+        "recording",
+        r"^replay/(torch-fp32|[^/]*-fp16)/(swing|bend)$|recording",
+        "`lightning-robust replay --ckpt ... --frames ... --output RUN/replay`",
+        "min",
+    ),
+    MetricGroup("time", rf"^{SECONDS}$|^train(ing)?[/_](time|seconds)$", "TensorBoard's event files", "min"),
+    MetricGroup(
+        "memory",
+        r"memory|allocated_bytes\.all\.peak",
+        "Lightning's `DeviceStatsMonitor` on a GPU, or any scalar with memory in its name",
+        "min",
+    ),
+)
+"""The groups in the order of the table's columns."""
+
+# clean fits whatever held-out data gave, so it is asked last
+_QUESTIONS = (*GROUPS[1:], GROUPS[0])
+_OTHER = MetricGroup("other", "", "")
+_LOWER_IS_BETTER = re.compile(
+    r"loss|err|px|rel_l2|abs|p99|bend|swing|second|time|ece|mae|mse|nll|wer|perplexity|flip|lost|nonfinite"
+    r"|^sensitivity/|^attribution/|memory|bytes"
+)
+_HIGHER_IS_BETTER = re.compile(
+    r"acc|f1|iou|auc|auroc|found|precision|recall|psnr|ssim|success|dice|r2|(^|[/_])m?ap([/_@]|$)"
+)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A metric of the table.
+
+    Args:
+        tag: As logged.
+        mode: Which direction is better; None where that is not known, and nothing is marked.
+        group: Name of one of :data:`GROUPS`, or ``"other"``.
+    """
+
+    tag: str
+    mode: Mode | None
+    group: str
+
+    @classmethod
+    def of(cls, tag: str, mode: Mode | None = None) -> Column:
+        """The column of a tag, with the direction that its name says unless one is named.
+
+        Example:
+            >>> Column.of("val/acc"), Column.of("val/depth", "min")
+            (Column(tag='val/acc', mode='max', group='clean'), Column(tag='val/depth', mode='min', group='clean'))
+        """
+        return cls(tag, mode or direction(tag), group_of(tag))
+
+    @property
+    def title(self) -> str:
+        """The tag with an arrow towards the better values."""
+        return self.tag + {"max": " ↑", "min": " ↓", None: ""}[self.mode]
+
+
+def group_of(tag: str) -> str:
+    """The group that a tag belongs to.
+
+    Example:
+        >>> group_of("val/acc"), group_of("adversarial/val_acc@0.1"), group_of("parity/emulated-fp16/rel_l2")
+        ('clean', 'attacked', 'fp16')
+    """
+    return _find_group(tag).name
+
+
+def direction(tag: str) -> Mode | None:
+    """Whether larger or smaller is better, as far as the name says.
+
+    Example:
+        >>> direction("val/acc"), direction("val/lateral_px"), direction("val/depth")
+        ('max', 'min', None)
+    """
+    mode = _find_group(tag).mode
+    if mode or _LOWER_IS_BETTER.search(tag):
+        return mode or "min"
+    return "max" if _HIGHER_IS_BETTER.search(tag) else None
+
+
+def _find_group(tag: str) -> MetricGroup:
+    return next((group for group in _QUESTIONS if re.search(group.pattern, tag)), _OTHER)
+
+
+def default_columns(tags: Sequence[str]) -> list[Column]:
+    """Of many metrics those that a reader wants first, group by group.
+
+    Losses give way to metrics, and relative distances to those in the task's units.
+    """
+    columns: list[Column] = []
+    for group in GROUPS:
+        members = [tag for tag in tags if group_of(tag) == group.name]
+        if group.name in ("clean", "attacked"):
+            members = [tag for tag in members if "loss" not in tag] or members
+        if group.name in ("fp16", "tf32"):
+            in_units = [tag for tag in members if tag.endswith("_p99")]
+            members = in_units or [tag for tag in members if tag.endswith("/rel_l2")]
+        columns += map(Column.of, members)
+    return columns
+
+
+def parse_columns(metrics: str, tags: Sequence[str]) -> list[Column]:
+    """Read ``"tag:max,tag:min,..."``.
+
+    Raises:
+        ValueError: For a metric that no run logged, and where there is none.
+    """
+    columns = []
+    for part in filter(None, map(str.strip, metrics.split(","))):
+        mode: Mode | None = "max" if part.endswith(":max") else "min" if part.endswith(":min") else None
+        tag = part.removesuffix(f":{mode}")
+        if tag not in tags:
+            raise ValueError(
+                f"Expected metrics that the runs logged, as tag:max or tag:min, but got {part!r}. There are: "
+                f"{', '.join(tags) or 'none'}."
+            )
+        columns.append(Column.of(tag, mode))
+    if not columns:
+        raise ValueError(f"Expected metrics as tag:max or tag:min, but got {metrics!r}.")
+    return list(dict.fromkeys(columns))

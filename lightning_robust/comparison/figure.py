@@ -1,0 +1,67 @@
+"""Draws the Pareto picture of a comparison: robust against clean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import cycle
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lightning_robust.comparison.table import Comparison, axes, mean_range, pareto_front
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_FRONT, _BEHIND = "#f58518", "#4c78a8"
+# where row numbers stand beside their points, in turns: neighbours are often close
+_OFFSETS = ((9, 7), (-9, 7), (9, -7), (-9, -7))
+
+
+def draw_pareto(comparison: Comparison) -> Figure | None:
+    """Robust against clean, better is up and to the right; the numbers are those of the table. None without both."""
+    chosen = axes(comparison)
+    if chosen is None:
+        return None
+    across, up = chosen
+    tags = (across.tag, up.tag)
+    means = comparison.means[list(tags)].to_numpy()
+    rows = np.flatnonzero(np.isfinite(means).all(axis=1)).tolist()
+    if len(rows) < 2:
+        return None
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    plane = figure.subplots()
+    front = [rows[place] for place in pareto_front(means[rows], (across.mode or "max", up.mode or "max"))]
+    line = sorted(means[front].tolist())
+    plane.plot([x for x, _ in line], [y for _, y in line], color=_FRONT, linewidth=1.2, label="not beaten in both")
+    for row, offset in zip(rows, cycle(_OFFSETS), strict=False):
+        _draw_point(plane, comparison, row, tags, _FRONT if row in front else _BEHIND, offset)
+    for axis, column in ((plane.xaxis, across), (plane.yaxis, up)):
+        axis.set_label_text(f"{column.group}: {column.tag}")
+        axis.set_inverted(column.mode == "min")
+    plane.grid(alpha=0.3)
+    plane.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, handletextpad=0.4)
+    return figure
+
+
+def _draw_point(
+    plane: Axes, comparison: Comparison, row: int, tags: tuple[str, str], colour: str, offset: tuple[int, int]
+) -> None:
+    """A row with its intervals as error bars and its number beside it."""
+    cells = [comparison.cell(row, tag) for tag in tags]
+    x, y = map(fmean, cells)
+    across, up = map(_error_bar, cells)
+    plane.errorbar(x, y, up, across, "none", ecolor=colour, elinewidth=0.8, alpha=0.4)
+    name = comparison.rows[row].name
+    plane.scatter(x, y, color=colour, zorder=3, label=f"{row + 1}  {name if len(name) <= 44 else name[:43] + '…'}")
+    plane.annotate(str(row + 1), (x, y), offset, textcoords="offset points", ha="center", va="center", fontsize=9)
+
+
+def _error_bar(values: Sequence[float]) -> list[list[float]] | None:
+    """How far the interval reaches down and up from the mean."""
+    interval = mean_range(values)
+    return None if interval is None else [[fmean(values) - interval[0]], [interval[1] - fmean(values)]]
