@@ -9,11 +9,11 @@ import abc
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +21,7 @@ from lightning_robust.deployment.engines import builder
 from lightning_robust.deployment.engines.builder import Ability
 from lightning_robust.deployment.graph.export import Exported, export, to_args
 from lightning_robust.deployment.graph.lint import Finding, lint
+from lightning_robust.deployment.graph.session import Session
 from lightning_robust.deployment.numerics.convert import Half, to_half
 from lightning_robust.deployment.numerics.emulate import Precision, emulate
 from lightning_robust.structures import flatten
@@ -60,11 +61,8 @@ class Subject:
     keep_fp32: tuple[str, ...] = ()
     reference: ClassVar[str | None] = None
     """What its own outputs are called where they are the only reference; None compares with PyTorch in fp64."""
+    _exported: Exported | None = field(default=None, init=False, repr=False, compare=False)
     _error: Exception | None = field(default=None, init=False, repr=False)
-
-    @cached_property
-    def _exported(self) -> Exported:
-        return export(self.module, self.example, max_batch=self.max_batch)
 
     @property
     def exported(self) -> Exported:
@@ -75,11 +73,13 @@ class Subject:
         """
         if self._error is not None:
             raise self._error
-        try:
-            return self._exported
-        except Exception as error:
-            self._error = error
-            raise
+        if self._exported is None:
+            try:
+                self._exported = export(self.module, self.example, max_batch=self.max_batch)
+            except Exception as error:
+                self._error = error
+                raise
+        return self._exported
 
     def kept_nodes(self) -> tuple[str, ...]:
         """The nodes that :attr:`keep_fp32` names.
@@ -103,7 +103,7 @@ class Subject:
 
     def findings(self) -> tuple[Finding, ...]:
         """What :func:`~.lint.lint` reads off the graph; nothing as long as no runtime has asked for the graph."""
-        exported: Exported | None = vars(self).get("_exported")
+        exported = self._exported
         return () if exported is None else tuple(lint(exported.model, exported.origins))
 
 
@@ -182,7 +182,7 @@ class OnnxRuntime(Runtime):
     def build(self, subject: Subject) -> Built:
         """Open a session on the exported graph."""
         exported = subject.exported
-        return Built(_session(exported.model.SerializeToString(), exported))
+        return Built(_executed(exported.model, exported))
 
 
 class EmulatedRuntime(Runtime):
@@ -196,7 +196,7 @@ class EmulatedRuntime(Runtime):
         if len(model.graph.node) == len(exported.model.graph.node) and not kept:
             raise ValueError("Expected nodes to round, but none computes in fp32. Measure the fp32 graph.")
         note = f"emulated, every node rounded but the {len(kept)} kept" if kept else "emulated, every node rounded"
-        return Built(_session(model.SerializeToString(), exported), note=note)
+        return Built(_executed(model, exported), note=note)
 
 
 class TensorRTRuntime(Runtime):
@@ -325,19 +325,9 @@ def _build(model: bytes, settings: dict[str, Any], *, refit: bool) -> tuple[buil
     return builder.build_engine(model, **settings), f"the engine was built anew, for it could not be refitted. {reason}"
 
 
-def _session(model: bytes, exported: Exported) -> Runner:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    wanted = {value.name for value in session.get_inputs()}
-
-    def run(args: tuple[Any, ...]) -> list[Tensor]:
-        arrays = {name: array for name, array in feed(args, exported).items() if name in wanted}
-        return [torch.from_numpy(np.asarray(array)) for array in session.run(list(exported.outputs), arrays)]
-
-    return run
+def _executed(model: onnx.ModelProto, exported: Exported) -> Runner:
+    session = Session(model)
+    return lambda args: session.run(feed(args, exported))
 
 
 def feed(args: tuple[Any, ...], exported: Exported) -> dict[str, np.ndarray[Any, Any]]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lightning_robust.deployment.engines.base import Subject
 from lightning_robust.deployment.engines.execution import one_line
 from lightning_robust.deployment.graph.export import Exported
+from lightning_robust.deployment.graph.session import Session
 
 Arrays = Mapping[str, NDArray[np.generic]]
 _HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -33,20 +34,13 @@ class GraphModule(nn.Module):
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        import onnxruntime
-
         super().__init__()
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        self._session = Session(model)
         self._names = [value.name for value in model.graph.input]
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """The outputs of inputs in the order of the graph's."""
-        feeds = {name: tensor.numpy() for name, tensor in zip(self._names, tensors, strict=True)}
-        return tuple(torch.from_numpy(np.asarray(array)) for array in self._session.run(None, feeds))
+        return tuple(self._session.run({name: x.numpy() for name, x in zip(self._names, tensors, strict=True)}))
 
 
 class GraphSubject(Subject):
@@ -69,8 +63,7 @@ class GraphSubject(Subject):
         example = tuple(torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in names)
         super().__init__(GraphModule(model), example, **settings)
         outputs = tuple(value.name for value in model.graph.output)
-        # cached_property's own place: what would have been exported is here already
-        vars(self)["_exported"] = Exported(model, {}, tuple(names), outputs)
+        self._exported = Exported(model, {}, tuple(names), outputs)
 
 
 def load_graph(path: str | Path) -> onnx.ModelProto:

@@ -14,6 +14,7 @@ import onnx.version_converter
 import torch
 from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
 
+from lightning_robust.deployment.graph.types import element_types
 from lightning_robust.suggest import did_you_mean
 
 Half = Literal["fp16", "bf16"]
@@ -317,10 +318,8 @@ def _read_constant(node: NodeProto) -> TensorProto | None:
 
 def _find_floats(model: onnx.ModelProto) -> set[str]:
     """The names of all fp32 tensors; raises ValueError for a tensor whose type nobody knows."""
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    kinds = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.output, *graph.value_info)}
-    kinds |= {tensor.name: tensor.data_type for tensor in graph.initializer}
-    for node in graph.node:
+    kinds = element_types(model)
+    for node in model.graph.node:
         for name in node.output:
             if name and not kinds.get(name):
                 raise ValueError(

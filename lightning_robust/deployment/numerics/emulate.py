@@ -14,6 +14,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from lightning_robust.deployment.graph.types import element_types
+
 Precision = Literal["fp16", "bf16", "tf32"]
 
 MOVES = frozenset(
@@ -137,7 +139,7 @@ class _Emulation:
         self._model.CopyFrom(model)
         self._precision: Precision = precision
         self._keep = keep
-        self._types = _types(model)
+        self._types = element_types(model)
         self._initializers = {tensor.name: tensor for tensor in self._model.graph.initializer}
         self._rounded: dict[str, str] = {}
         self._exact: set[str] = set()  # values that rounding would not change
@@ -280,14 +282,6 @@ class _Switchable(_Emulation):
         switch = f"{SWITCHES}/{len(self.switches) - 1}"
         self._nodes.append(helper.make_node("If", [switch], [target], f"choose/{target}", **branches))
         return target
-
-
-def _types(model: onnx.ModelProto) -> dict[str, int]:
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    types = {tensor.name: tensor.data_type for tensor in inferred.initializer}
-    for value in (*inferred.input, *inferred.output, *inferred.value_info):
-        types[value.name] = value.type.tensor_type.elem_type
-    return types
 
 
 def _check_nodes(graph: onnx.GraphProto, names: Iterable[str]) -> None:

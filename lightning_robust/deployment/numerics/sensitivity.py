@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_robust.deployment.graph.export import Origin
+from lightning_robust.deployment.graph.session import Session
 from lightning_robust.deployment.numerics.emulate import MOVES, SWITCHES, Precision, switchable
 from lightning_robust.deployment.numerics.trace import NodeTrace, trace_rounding
 
@@ -128,6 +128,7 @@ def relative_distance(reference: Sequence[Tensor], outputs: Sequence[Tensor]) ->
     r""":math:`\|y - r\| / \|r\|` over all floating outputs together; infinite where a value is lost.
 
     Example:
+        >>> import torch
         >>> relative_distance([torch.tensor([3.0, 4.0])], [torch.tensor([3.0, 4.5])])
         0.1
     """
@@ -164,19 +165,13 @@ class Sweep:
         unit: str = "rel_l2",
         origins: Mapping[str, Origin] | None = None,
     ) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
         switched, self.names = switchable(model, precision)
         if not self.names:
             raise ValueError(
                 "Expected a graph with nodes that compute in fp32, but none does. Give the fp32 model, before any "
                 "conversion to half precision or quantisation."
             )
-        self._session = onnxruntime.InferenceSession(
-            switched.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        self._session = Session(switched)
         wanted = [value.name for value in model.graph.input]
         if missing := sorted(set(wanted) - set(feeds)):
             raise ValueError(f"Expected an array for each input of the graph, but got none for {missing}.")
@@ -305,8 +300,7 @@ class Sweep:
         return math.inf if math.isnan(distance) else distance
 
     def _run(self, mask: NDArray[np.bool_]) -> list[Tensor]:
-        outputs = self._session.run(None, {**self._feeds, SWITCHES: mask})
-        return [torch.from_numpy(np.asarray(array)) for array in outputs]
+        return self._session.run({**self._feeds, SWITCHES: mask})
 
 
 def _is_settled(blocks: Sequence[tuple[float, list[str]]], costs: Mapping[str, tuple[float, bool]]) -> bool:

@@ -15,6 +15,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from lightning_robust.deployment.graph.session import Session
+from lightning_robust.deployment.graph.types import element_types
 from lightning_robust.deployment.numerics.emulate import Precision, emulate
 
 _OUTPUT = "rounding_trace"
@@ -55,15 +57,9 @@ def trace_rounding(
     Returns:
         Node name -> :class:`NodeTrace`, for every node with a floating first output.
     """
-    import onnxruntime
-
     paired, names = _pair(model, precision)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    # what the optimiser could win in one run it loses many times over in looking at so many small nodes
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(paired.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    numbers = session.run([_OUTPUT], dict(feeds))[0].reshape(len(names), _NUMBERS)
+    (numbers,) = Session(paired, optimise=False).run(feeds)
+    numbers = numbers.reshape(len(names), _NUMBERS)
     return {name: _to_trace(*row) for name, row in zip(names, numbers.tolist(), strict=True)}
 
 
@@ -100,10 +96,10 @@ def _pair(model: onnx.ModelProto, precision: Precision) -> tuple[onnx.ModelProto
     unrounded = {name for node in narrow.node for name in node.output} | known
     names: list[str] = []
     parts: list[str] = []
-    floating = _floating(model)
+    types = element_types(model)
     for node in model.graph.node:
         value = node.output[0]
-        if value in floating:
+        if types.get(value) == TensorProto.FLOAT:
             exact = f"{value}__exact" if f"{value}__exact" in unrounded else value
             graph.node.extend(_compare(value, renamed(value), renamed(exact), f"trace/{len(names)}"))
             parts.append(f"trace/{len(names)}")
@@ -148,9 +144,3 @@ def _compare(wide: str, narrow: str, exact: str, target: str) -> Iterator[NodePr
     for name in scalars:
         yield node("Reshape", [f"{target}/{name}", "trace/flat"], f"{name}_flat")
     yield helper.make_node("Concat", own(*(f"{name}_flat" for name in scalars)), [target], target, axis=0)
-
-
-def _floating(model: onnx.ModelProto) -> set[str]:
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    values = (*graph.output, *graph.value_info)
-    return {value.name for value in values if value.type.tensor_type.elem_type == TensorProto.FLOAT}

@@ -1,0 +1,58 @@
+"""Types of tensors: inferred, declared, and unknown."""
+
+import numpy as np
+import onnx.parser
+import pytest
+from onnx import TensorProto, numpy_helper
+
+from lightning_robust.deployment.graph.export import export, frozen_copy
+from lightning_robust.deployment.graph.types import declared_types, element_types
+
+from ..models import SmallCNN, images
+
+HEAD = 'ir_version: 10, opset_import: ["" : 20, "plugins" : 1]'
+
+
+def graph(text, **weights):
+    model = onnx.parser.parse_model(f"<{HEAD}> {text}")
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in weights.items())
+    return model
+
+
+def test_closed_form():
+    model = graph(
+        "g (float[2,3] x) => (float16[2,3] y) { s = Shape(x) m = Greater(x, w) h = Cast<to = 10>(x) y = Abs(h) }",
+        w=np.zeros(3, np.float32),
+    )
+    expected = {"x": "FLOAT", "w": "FLOAT", "s": "INT64", "m": "BOOL", "h": "FLOAT16", "y": "FLOAT16"}
+    assert element_types(model) == {name: TensorProto.DataType.Value(kind) for name, kind in expected.items()}
+    assert declared_types(model.graph).keys() == {"x", "w", "y"}
+
+
+def test_every_tensor_of_an_export_is_typed():
+    model = export(frozen_copy(SmallCNN()), (images(2),)).model
+    before = model.SerializeToString()
+    types = element_types(model)
+    assert all(types[name] for node in model.graph.node for name in node.output)
+    assert model.SerializeToString() == before
+
+
+def test_outputs_of_unknown_operators_are_not_typed_unless_the_graph_says_so():
+    text = "g (float[2] x) => (float[2] y) {} { b = plugins.Warp(x) y = Neg(b) }"
+    model = graph(text.replace("{} ", ""))
+    assert not element_types(model).get("b")
+    assert element_types(graph(text.replace("{}", "<float[2] b>")))["b"] == TensorProto.FLOAT
+
+
+def test_weights_are_of_the_type_they_are_stored_in():
+    """Whatever an annotation says."""
+    model = graph("g (float[2] x) => (float[2] y) <float16[2] w> { y = Identity(x) }", w=np.zeros(2, np.float32))
+    assert declared_types(model.graph)["w"] == TensorProto.FLOAT
+
+
+def test_an_invalid_node_leaves_the_declared_types():
+    model = graph("g (float[2] x) => (float[2] y) { y = Identity(x) }")
+    model.graph.node[0].op_type = "Concat"  # without its axis
+    with pytest.raises(onnx.shape_inference.InferenceError):
+        onnx.shape_inference.infer_shapes(model, strict_mode=True)
+    assert element_types(model) == declared_types(model.graph)
