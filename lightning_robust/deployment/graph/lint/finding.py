@@ -1,0 +1,110 @@
+"""What a rule reads, a graph with the places its nodes come from, and what it reports."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from lightning_robust.deployment.graph.export import Origin
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One construct of the graph that needs a change.
+
+    Args:
+        rule: ``"A1"`` to ``"A12"``.
+        node: Name of the ONNX node, or of the graph.
+        module: Path of the PyTorch module; empty if unknown.
+        source: File and line of the user's code; empty if unknown.
+        what: What the graph contains.
+        consequence: What happens on TensorRT.
+        remedy: What to write instead.
+    """
+
+    rule: str
+    node: str
+    module: str
+    source: str
+    what: str
+    consequence: str
+    remedy: str
+
+    def __str__(self) -> str:
+        """One line."""
+        place = " ".join(part for part in (self.module or self.node, f"({self.source})" if self.source else "") if part)
+        return f"{self.rule} {place}: {self.what}. {self.consequence} {self.remedy}"
+
+
+class LintGraph:
+    """A graph in which every node knows its producers and consumers.
+
+    Args:
+        model: The graph; it is not changed.
+        origins: Node name -> the module and source line that it comes from.
+
+    Attributes:
+        model: The graph as given.
+        graph: The same graph as onnx_ir objects.
+    """
+
+    def __init__(self, model: onnx.ModelProto, origins: Mapping[str, Origin]) -> None:
+        self.model, self.graph, self._origins = model, ir.from_proto(model).graph, origins
+
+    def nodes(self, *operators: str) -> Iterator[ir.Node]:
+        """Nodes of these operators."""
+        return (node for node in self.graph if node.op_type in operators)
+
+    def finding(self, rule: str, node: ir.Node | None, what: str, consequence: str, remedy: str) -> Finding:
+        """A finding at a node, or of the whole graph, with the place that it comes from."""
+        name = self.graph.name or "" if node is None else node.name or node.outputs[0].name or ""
+        origin = self._origins.get(name, Origin("", ""))
+        return Finding(rule, name, origin.module, origin.source, what, consequence, remedy)
+
+
+def producers(node: ir.Node) -> list[ir.Node]:
+    """The nodes that compute the inputs of a node."""
+    sources = (value.producer() for value in node.inputs if value is not None)
+    return [source for source in sources if source is not None]
+
+
+def consumers(node: ir.Node) -> list[ir.Node]:
+    """The nodes that read the outputs of a node."""
+    return [use.node for value in node.outputs for use in value.uses()]
+
+
+def upstream(node: ir.Node, through: Collection[str]) -> Iterator[ir.Node]:
+    """All nodes before a node that are reached through operators of one kind, the first beyond them included."""
+    front, seen = producers(node), set()
+    while front:
+        source = front.pop()
+        yield source
+        if source not in seen and source.op_type in through:
+            seen.add(source)
+            front += producers(source)
+
+
+def constant(value: ir.Value | None) -> NDArray[np.generic] | None:
+    """The array of a weight or Constant node; None for computed values and for weights outside of the file."""
+    tensor = None if value is None else value.const_value
+    source = None if value is None else value.producer()
+    if source is not None and source.op_type == "Constant":
+        # not ir.convenience.get_const_tensor, which writes a name into the caller's model
+        tensor = source.attributes.get_tensor("value")
+    return None if tensor is None or isinstance(tensor, ir.ExternalTensor) else tensor.numpy()
+
+
+def floating_constants(node: ir.Node) -> list[NDArray[np.generic]]:
+    """The floating constants among the inputs of a node."""
+    values = (constant(value) for value in node.inputs)
+    return [value for value in values if value is not None and is_floating(value)]
+
+
+def is_floating(value: NDArray[np.generic]) -> bool:
+    """Whether an array has elements, and of a floating type."""
+    return bool(value.size) and (np.issubdtype(value.dtype, np.floating) or value.dtype.name == "bfloat16")
