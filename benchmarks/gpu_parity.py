@@ -182,7 +182,7 @@ def executed_in_torch(model: nn.Module, x: Tensor, device: str) -> dict[str, Out
 
 def with_onnx(model: nn.Module, x: Tensor, device: str) -> tuple[dict[str, Outputs], dict[str, Outputs | str]]:
     """Through this library: what the emulator predicts, and what engines give."""
-    from lightning_robust.deployment.engines.base import TARGETS, Subject, runtime
+    from lightning_robust.deployment.engines import TARGETS, Subject, runtime
     from lightning_robust.deployment.engines.execution import execute
 
     subject = Subject(model, (x,), max_batch=len(x), device=device, time_limit=600.0)

@@ -20,7 +20,7 @@ from rows import COST, Columns, measured_run, options, quiet_trainer, run_rows
 
 from lightning_robust import AdversarialCallback, measure_parity
 from lightning_robust.cli import RobustCLI
-from lightning_robust.deployment.engines.base import Subject, available
+from lightning_robust.deployment.engines import Subject, available
 from lightning_robust.deployment.graph.export import frozen_copy
 from lightning_robust.deployment.pixels.catalogue import perturbations
 from lightning_robust.functional.pixels import PixelSpace

@@ -30,7 +30,7 @@ from torch import nn
 from lightning_robust import measure_parity
 from lightning_robust.demo.lanes import LaneData, LaneDetector
 from lightning_robust.demo.lanes.pictures import draw_lines
-from lightning_robust.deployment.engines.base import Subject, available, runtime
+from lightning_robust.deployment.engines import Subject, available, runtime
 from lightning_robust.deployment.fingerprint.search import fingerprint
 from lightning_robust.deployment.graph.export import frozen_copy
 from lightning_robust.deployment.parity.localise import localise

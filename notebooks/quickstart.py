@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from lightning_robust import measure_parity
-from lightning_robust.deployment.engines.base import Subject, available
+from lightning_robust.deployment.engines import Subject, available
 from lightning_robust.deployment.graph.export import frozen_copy
 from lightning_robust.deployment.pixels.catalogue import perturbations
 from lightning_robust.deployment.report.figures import draw_parity

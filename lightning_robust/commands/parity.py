@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from lightning_robust.callbacks import DeploymentParityCallback
-from lightning_robust.deployment.engines.base import available
+from lightning_robust.deployment.engines import available
 from lightning_robust.deployment.graph.files import GraphSubject, load_graph, make_inputs, remarks
 from lightning_robust.deployment.parity.localise import localise
 from lightning_robust.deployment.parity.measure import ParityReport, measure_parity

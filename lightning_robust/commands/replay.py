@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from lightning_robust.deployment.engines.base import available
+from lightning_robust.deployment.engines import available
 from lightning_robust.deployment.pixels.catalogue import Names
 from lightning_robust.deployment.pixels.catalogue import perturbations as named_perturbations
 from lightning_robust.deployment.replay.frames import open_recording

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lightning_robust.deployment.engines.base import run_module
+from lightning_robust.deployment.engines import run_module
 from lightning_robust.deployment.fingerprint.search import fingerprint
 from lightning_robust.deployment.fingerprint.words import Fingerprint
 from lightning_robust.deployment.parity.distance import compare, compare_decoded

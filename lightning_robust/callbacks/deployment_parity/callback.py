@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_robust.deployment.engines.base import Subject, available, runtime
+from lightning_robust.deployment.engines import Subject, available, runtime
 from lightning_robust.deployment.graph.export import ExportError, frozen_copy, to_args
 from lightning_robust.deployment.parity.background import BackgroundParity, LateResults
 from lightning_robust.deployment.parity.distance import DEFAULT_TOLERANCES

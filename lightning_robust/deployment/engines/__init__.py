@@ -1,1 +1,16 @@
-"""Who runs a graph: one small class for each engine, builds in a child process, their cache."""
+"""What executes a model: PyTorch, ONNX Runtime, an emulation of low precision, TensorRT."""
+
+from lightning_robust.deployment.engines.abilities import Ability as Ability
+from lightning_robust.deployment.engines.abilities import can_build as can_build
+from lightning_robust.deployment.engines.abilities import can_run as can_run
+from lightning_robust.deployment.engines.base import Built as Built
+from lightning_robust.deployment.engines.base import Runtime as Runtime
+from lightning_robust.deployment.engines.base import run_module as run_module
+from lightning_robust.deployment.engines.builder import Engine as Engine
+from lightning_robust.deployment.engines.builder import build_engine as build_engine
+from lightning_robust.deployment.engines.builder import run_engine as run_engine
+from lightning_robust.deployment.engines.child.process import EngineError as EngineError
+from lightning_robust.deployment.engines.subject import Subject as Subject
+from lightning_robust.deployment.engines.targets import TARGETS as TARGETS
+from lightning_robust.deployment.engines.targets import available as available
+from lightning_robust.deployment.engines.targets import runtime as runtime

@@ -11,7 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lightning_robust.deployment.engines.base import Runner, Runtime, Subject
+from lightning_robust.deployment.engines.base import Runner, Runtime
+from lightning_robust.deployment.engines.subject import Subject
 from lightning_robust.structures import flatten, map_tensors
 
 Status = Literal["measured", "built", "skipped", "unavailable", "failed"]
@@ -45,7 +46,7 @@ def execute(made: Runtime, subject: Subject) -> Execution:
     """Build a runtime and run it on the subject's example; whatever goes wrong becomes the status.
 
     Example:
-        >>> from lightning_robust.deployment.engines.base import runtime
+        >>> from lightning_robust.deployment.engines import runtime
         >>> subject = Subject(torch.nn.Linear(3, 1).eval(), (torch.ones(4, 3),))
         >>> execute(runtime("torch-bf16"), subject).outputs[0].dtype
         torch.bfloat16

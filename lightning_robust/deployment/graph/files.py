@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
-from lightning_robust.deployment.engines.base import Subject
+from lightning_robust.deployment.engines import Subject
 from lightning_robust.deployment.engines.execution import one_line
 from lightning_robust.deployment.graph.export import Exported
 from lightning_robust.deployment.graph.session import Session

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_robust.deployment.engines.base import Runtime, Subject
+from lightning_robust.deployment.engines import Runtime, Subject
 from lightning_robust.deployment.engines.child.process import CANCELLED
 from lightning_robust.deployment.engines.execution import Execution, execute, one_line
 from lightning_robust.deployment.parity.measure import (

@@ -10,7 +10,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from lightning_robust.deployment.engines.base import HALF, Subject, feed
+from lightning_robust.deployment.engines import Subject
+from lightning_robust.deployment.engines.base import HALF, feed
 from lightning_robust.deployment.numerics.emulate import Precision
 from lightning_robust.deployment.numerics.sensitivity import Measure, Sensitivity, Sweep
 from lightning_robust.deployment.parity.distance import compare, compare_decoded

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_robust.deployment.engines.base import Runner, Runtime, Subject, TorchRuntime, run_module
+from lightning_robust.deployment.engines import Runtime, Subject, run_module
+from lightning_robust.deployment.engines.base import Runner
 from lightning_robust.deployment.engines.execution import STATUS_CODES as STATUS_CODES
 from lightning_robust.deployment.engines.execution import (
     Execution,
@@ -25,6 +26,7 @@ from lightning_robust.deployment.engines.execution import (
     one_line,
     run_in_batches,
 )
+from lightning_robust.deployment.engines.torch import TorchRuntime
 from lightning_robust.deployment.graph.lint import Finding
 from lightning_robust.deployment.numerics.sensitivity import KeepList, Sensitivity
 from lightning_robust.deployment.parity.distance import compare, compare_decoded
@@ -154,7 +156,7 @@ def measure_parity(
         perturb_targets: Run every runtime that was measured on the perturbed inputs too (engines once for each).
 
     Example:
-        >>> from lightning_robust.deployment.engines.base import available
+        >>> from lightning_robust.deployment.engines import available
         >>> subject = Subject(torch.nn.Linear(3, 1).eval(), (torch.ones(4, 3),))
         >>> report = measure_parity(subject, available(["torch-fp32", "torch-bf16"]))
         >>> report.targets["torch-fp32"].metrics["max_abs"] < 1e-6

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_robust.deployment.engines.base import Runner, Runtime, Subject
+from lightning_robust.deployment.engines import Runtime, Subject
+from lightning_robust.deployment.engines.base import Runner
 from lightning_robust.deployment.engines.execution import Status, one_line
 from lightning_robust.deployment.pixels.catalogue import Perturbation, Pixels
 from lightning_robust.deployment.pixels.geometry import keep_camera_frames

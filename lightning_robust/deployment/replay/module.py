@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from lightning_robust.deployment.engines.base import run_module
+from lightning_robust.deployment.engines import run_module
 from lightning_robust.deployment.graph.export import frozen_copy
 from lightning_robust.structures import flatten, rebuild
 

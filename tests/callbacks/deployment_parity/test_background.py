@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from lightning_robust import DeploymentParityCallback
-from lightning_robust.deployment.engines import base as runtimes
-from lightning_robust.deployment.engines.base import Built, Runtime, run_module
+from lightning_robust.deployment.engines import Built, Runtime, run_module
+from lightning_robust.deployment.engines import targets as runtimes
 from lightning_robust.deployment.engines.builder import EngineError
 from lightning_robust.deployment.engines.child.process import CANCELLED
 from tests.boring import Boring, TwoProcesses, make_trainer

@@ -13,8 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_robust import DeploymentParityCallback, NoEffectWarning
-from lightning_robust.deployment.engines import builder
-from lightning_robust.deployment.engines.base import available
+from lightning_robust.deployment.engines import abilities, available, builder
 from lightning_robust.deployment.graph.export import frozen_copy
 from lightning_robust.structures import flatten
 from tests.boring import Boring, Pictures, make_trainer
@@ -258,7 +257,7 @@ def test_rejects_numbers_out_of_range(name):
 
 
 def test_missing_package_names_the_pip_command(tmp_path, monkeypatch):
-    monkeypatch.setattr(builder.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(abilities.importlib.util, "find_spec", lambda name: None)
     callback = DeploymentParityCallback(["torch-bf16", "tensorrt-fp16"], perturbations="none", num_samples=4)
     trainer = survives(tmp_path, callback, r'pip install "lightning-robust\[tensorrt\]"')
     assert trainer.callback_metrics["parity/tensorrt-fp16/status"] == 3
@@ -267,7 +266,7 @@ def test_missing_package_names_the_pip_command(tmp_path, monkeypatch):
 
 
 def test_failure_can_raise(tmp_path, monkeypatch):
-    monkeypatch.setattr(builder.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(abilities.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RuntimeError, match="tensorrt-fp16 cannot be measured here"):
         fit(tmp_path, DeploymentParityCallback(["tensorrt-fp16"], on_failure="raise"))
 
@@ -300,8 +299,8 @@ def test_builder_that(fault, tmp_path, monkeypatch):
     script = tmp_path / "child.py"
     script.write_text(source)
     monkeypatch.setattr(builder, "_CHILD", script)
-    monkeypatch.setattr(builder, "_missing_package", lambda backend: "")
-    monkeypatch.setattr(builder, "_version", lambda package: "0")
+    monkeypatch.setattr(abilities, "missing_package", lambda backend: "")
+    monkeypatch.setattr(abilities, "library_version", lambda package: "0")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     callback = DeploymentParityCallback(["tensorrt_rtx-fp16"], perturbations="none", num_samples=4, time_limit=8)
     trainer = survives(tmp_path, callback, f"tensorrt_rtx-fp16 failed: EngineError: .*({message})")
@@ -310,8 +309,8 @@ def test_builder_that(fault, tmp_path, monkeypatch):
 
 
 def test_read_only_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(builder, "_missing_package", lambda backend: "")
-    monkeypatch.setattr(builder, "_version", lambda package: "0")
+    monkeypatch.setattr(abilities, "missing_package", lambda backend: "")
+    monkeypatch.setattr(abilities, "library_version", lambda package: "0")
     blocked = tmp_path / "file"
     blocked.write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))

@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_robust.deployment.engines import base as runtimes
-from lightning_robust.deployment.engines import builder
-from lightning_robust.deployment.engines.base import TARGETS, Subject, available, profile, run_module, runtime
+from lightning_robust.deployment.engines import TARGETS, Subject, abilities, available, run_module, runtime
+from lightning_robust.deployment.engines import subject as subject_module
+from lightning_robust.deployment.engines.profile import make_profile
 from lightning_robust.deployment.graph.export import ExportError, frozen_copy
 
 from ..models import SmallCNN, images
@@ -38,7 +38,7 @@ def test_other_batch_sizes_run(subject):
 
 
 def test_profile_spans_one_to_the_largest_batch(subject):
-    assert profile(subject.exported, subject) == {"input": ((1, 3, 16, 16), (6, 3, 16, 16), (8, 3, 16, 16))}
+    assert make_profile(subject.exported, subject) == {"input": ((1, 3, 16, 16), (6, 3, 16, 16), (8, 3, 16, 16))}
 
 
 def test_a_failed_export_is_tried_once(monkeypatch):
@@ -48,7 +48,7 @@ def test_a_failed_export_is_tried_once(monkeypatch):
         calls.append(1)
         raise ExportError("planted")
 
-    monkeypatch.setattr(runtimes, "export", refuse)
+    monkeypatch.setattr(subject_module, "export", refuse)
     subject = Subject(nn.Identity(), (torch.zeros(2, 1),))
     for _ in range(3):
         with pytest.raises(ExportError, match="planted"):
@@ -58,7 +58,7 @@ def test_a_failed_export_is_tried_once(monkeypatch):
 
 @pytest.mark.parametrize("target", ["tensorrt-fp32", "tensorrt-fp16", "tensorrt_rtx-fp16"])
 def test_missing_package_says_what_to_install(monkeypatch, target):
-    monkeypatch.setattr(builder.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(abilities.importlib.util, "find_spec", lambda name: None)
     made = runtime(target)
     extra = "rtx" if "rtx" in target else "tensorrt"
     for able in (made.can_build(), made.can_run()):
@@ -67,7 +67,7 @@ def test_missing_package_says_what_to_install(monkeypatch, target):
 
 
 def test_auto_leaves_out_what_is_not_here(monkeypatch):
-    monkeypatch.setattr(builder.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(abilities.importlib.util, "find_spec", lambda name: None)
     names = [made.name for made in available("auto")]
     assert {"onnxruntime-fp32", "emulated-tf32", "emulated-fp16", "emulated-bf16"} <= set(names)
     assert not any(name.startswith("tensorrt") for name in names)

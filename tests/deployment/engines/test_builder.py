@@ -17,7 +17,8 @@ import onnx.parser
 import pytest
 from onnx import numpy_helper
 
-from lightning_robust.deployment.engines import builder
+from lightning_robust.deployment.engines import abilities, builder
+from lightning_robust.deployment.engines import cache as cache_module
 from lightning_robust.deployment.engines.builder import EngineError, build_engine, can_build, can_run, run_engine
 from lightning_robust.deployment.engines.child import process as _child_process
 from lightning_robust.deployment.numerics.convert import to_half
@@ -66,7 +67,7 @@ def script(tmp_path, monkeypatch, body):
         "import json, os, pathlib, sys, time\nspec = json.load(open(sys.argv[2]))\n" + textwrap.dedent(body)
     )
     monkeypatch.setattr(builder, "_CHILD", path)
-    monkeypatch.setattr(builder, "_missing_package", lambda backend: "")
+    monkeypatch.setattr(abilities, "missing_package", lambda backend: "")
 
 
 def refusal(**settings):
@@ -201,10 +202,10 @@ def test_training_process_imports_no_tensorrt(tmp_path, monkeypatch):
 
 @pytest.mark.rtx
 @no_rtx
-@pytest.mark.skipif(bool(builder._device_name()), reason="there is a CUDA device: the engine would run")
+@pytest.mark.skipif(bool(abilities.device_name()), reason="there is a CUDA device: the engine would run")
 def test_run_gets_as_far_as_the_driver(tmp_path, monkeypatch):
     engine = build(directory=tmp_path)
-    monkeypatch.setattr(builder, "_device_name", lambda: "a device that is not there")
+    monkeypatch.setattr(abilities, "device_name", lambda: "a device that is not there")
     with pytest.raises(EngineError, match="Could not deserialize engine") as caught:
         run_engine(engine, {"image": np.zeros((1, 64, 8, 8), np.float32)})
     assert caught.value.kind == "refused"
@@ -293,7 +294,7 @@ def test_corrupt_cache_entry_is_rebuilt(tmp_path, monkeypatch, damage, suffix):
 
 def test_cache_keeps_the_engines_used_last(tmp_path, monkeypatch):
     script(tmp_path, monkeypatch, GOOD)
-    monkeypatch.setattr(builder, "_KEPT", 2)
+    monkeypatch.setattr(cache_module, "MAX_ENGINES", 2)
     cache = tmp_path / "cache"
     cache.mkdir()
     (cache / "notes.engine").touch()
@@ -316,9 +317,9 @@ def test_key_is_everything_the_engine_depends_on(tmp_path, monkeypatch):
     full = {"backend": "tensorrt", "stand_in": True}
     variants += [full, full | {"weakly_typed": "fp16"}]
     paths = [build(**{"model": FP32} | variant, directory=tmp_path / "cache").path for variant in variants]
-    monkeypatch.setattr(builder, "_version", lambda package: "99")
+    monkeypatch.setattr(abilities, "library_version", lambda package: "99")
     paths.append(build(directory=tmp_path / "cache").path)
-    monkeypatch.setattr(builder, "_device_name", lambda: "NVIDIA Something")
+    monkeypatch.setattr(abilities, "device_name", lambda: "NVIDIA Something")
     paths += [build(directory=tmp_path / "cache").path, build(directory=tmp_path / "cache", backend="tensorrt").path]
     assert len(set(paths)) == len(paths) == 9
 
@@ -388,21 +389,21 @@ def test_missing_package_names_the_command(tmp_path, monkeypatch, backend, extra
 
 
 def test_abilities_without_a_device(monkeypatch):
-    monkeypatch.setattr(builder, "_missing_package", lambda backend: "")
-    monkeypatch.setattr(builder, "_device_name", lambda: "")
+    monkeypatch.setattr(abilities, "missing_package", lambda backend: "")
+    monkeypatch.setattr(abilities, "device_name", lambda: "")
     assert can_build("tensorrt_rtx") == (True, "")
     assert not can_build("tensorrt")
     assert "TensorRT needs a CUDA device to build" in can_build("tensorrt").reason
     for backend in ("tensorrt", "tensorrt_rtx"):
         assert not can_run(backend)
         assert f"running a {backend} engine needs a CUDA device" in can_run(backend).reason
-    monkeypatch.setattr(builder, "_device_name", lambda: "NVIDIA Something")
+    monkeypatch.setattr(abilities, "device_name", lambda: "NVIDIA Something")
     assert can_build("tensorrt") == can_run("tensorrt") == can_run("tensorrt_rtx") == (True, "")
 
 
 def test_run_is_refused_without_a_device(tmp_path, monkeypatch):
     script(tmp_path, monkeypatch, GOOD)
-    monkeypatch.setattr(builder, "_device_name", lambda: "")
+    monkeypatch.setattr(abilities, "device_name", lambda: "")
     engine = build(directory=tmp_path / "cache")
     with pytest.raises(EngineError, match="needs a CUDA device") as caught:
         run_engine(engine, {"image": np.zeros((1, 64, 8, 8), np.float32)})
@@ -421,7 +422,7 @@ def test_run_brings_arrays_there_and_back(tmp_path, monkeypatch):
         json.dump(dict(status="done", names=[name + "/twice" for name in feed]), open(spec["result"], "w"))
     """
     script(tmp_path, monkeypatch, body)
-    monkeypatch.setattr(builder, "_device_name", lambda: "NVIDIA Something")
+    monkeypatch.setattr(abilities, "device_name", lambda: "NVIDIA Something")
     outputs = run_engine(engine, {"a/b": np.float32([1.5]), "file": np.array([[3]])})
     assert {name: value.tolist() for name, value in outputs.items()} == {"a/b/twice": [3.0], "file/twice": [[6]]}
     script(tmp_path, monkeypatch, "json.dump(dict(status='done', names=['y']), open(spec['result'], 'w'))")

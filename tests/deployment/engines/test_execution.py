@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from lightning_robust.deployment.engines.base import Built, Runtime, Subject
-from lightning_robust.deployment.engines.builder import Ability
+from lightning_robust.deployment.engines import Ability, Built, Runtime, Subject
 from lightning_robust.deployment.engines.execution import PerturbedInputs, execute, one_line, run_in_batches
 
 

@@ -12,8 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_robust.deployment.engines import builder
-from lightning_robust.deployment.engines.base import Subject, runtime
+from lightning_robust.deployment.engines import Subject, abilities, builder, runtime
 from lightning_robust.deployment.engines.builder import EngineError, build_engine, can_run, run_engine
 from lightning_robust.deployment.engines.child import engine as _engine_child
 from lightning_robust.deployment.engines.refit import folded_weights, structure, weight_digests
@@ -108,9 +107,9 @@ def child(tmp_path, monkeypatch):
     path = tmp_path / "child.py"
     path.write_text(textwrap.dedent(CHILD))
     monkeypatch.setattr(builder, "_CHILD", path)
-    monkeypatch.setattr(builder, "_missing_package", lambda backend: "")
-    monkeypatch.setattr(builder, "_version", lambda package: "0")
-    monkeypatch.setattr(builder, "_device_name", lambda: "NVIDIA Something")
+    monkeypatch.setattr(abilities, "missing_package", lambda backend: "")
+    monkeypatch.setattr(abilities, "library_version", lambda package: "0")
+    monkeypatch.setattr(abilities, "device_name", lambda: "NVIDIA Something")
 
     def asked():
         lines = (tmp_path / VERBS).read_text().splitlines()
@@ -185,7 +184,7 @@ def test_what_cannot_be_refitted_is_built_anew_with_a_warning(tmp_path, child):
 
 
 def test_nothing_is_refitted_where_nothing_is_run(tmp_path, child, monkeypatch):
-    monkeypatch.setattr(builder, "_device_name", lambda: "")
+    monkeypatch.setattr(abilities, "device_name", lambda: "")
     subject = Subject(frozen_copy(Mixed()), (images(4),), max_batch=8, cache=tmp_path / "cache", refit=True)
     built = runtime("tensorrt_rtx-fp32").build(subject)
     assert built.run is None
@@ -275,7 +274,7 @@ def test_child_refuses_the_version_that_drops_biases(monkeypatch):
 
 @pytest.mark.rtx
 @no_rtx
-@pytest.mark.skipif(bool(builder._device_name()), reason="there is a CUDA device: the engine is built")
+@pytest.mark.skipif(bool(abilities.device_name()), reason="there is a CUDA device: the engine is built")
 @pytest.mark.parametrize("stand_in", [False, True])
 def test_refittable_engines_need_a_device(tmp_path, models, stand_in):
     """TensorRT-RTX 1.7 takes the flag and the graph, and fails to compile for want of CUDA."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from lightning_robust.deployment.engines.base import available
+from lightning_robust.deployment.engines import available
 from lightning_robust.deployment.graph.export import export, frozen_copy
 from lightning_robust.deployment.graph.files import GraphSubject, check_inputs, load_graph, make_inputs, remarks
 from lightning_robust.deployment.numerics.convert import to_half
@@ -48,7 +48,7 @@ def test_matches_the_module(cnn, tmp_path):
     subject, report = parity(load_graph(tmp_path / "cnn.onnx"), {"input": x.numpy()})
     assert report.reference == "onnxruntime-fp32"
     torch.manual_seed(0)
-    from lightning_robust.deployment.engines.base import Subject
+    from lightning_robust.deployment.engines import Subject
 
     with_module = measure_parity(Subject(frozen_copy(SmallCNN()), (x,)), available(["emulated-fp16"]))
     ours, theirs = (r.targets["emulated-fp16"].metrics["rel_l2"] for r in (report, with_module))

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_robust.deployment.engines import builder
-from lightning_robust.deployment.engines.base import Built, Runtime, Subject, runtime
+from lightning_robust.deployment.engines import Built, Runtime, Subject, abilities, builder, runtime
 from lightning_robust.deployment.engines.builder import Ability, EngineError
 from lightning_robust.deployment.engines.child import process as _child_process
 from lightning_robust.deployment.parity.background import BackgroundParity
@@ -201,8 +200,8 @@ def test_engine_builds_are_slow_and_cancelled(tmp_path, monkeypatch):
     script = tmp_path / "child.py"
     script.write_text("import pathlib, sys, time\npathlib.Path(__file__).with_suffix('.seen').touch()\ntime.sleep(60)")
     monkeypatch.setattr(builder, "_CHILD", script)
-    monkeypatch.setattr(builder, "_missing_package", lambda backend: "")
-    monkeypatch.setattr(builder, "_version", lambda package: "0")
+    monkeypatch.setattr(abilities, "missing_package", lambda backend: "")
+    monkeypatch.setattr(abilities, "library_version", lambda package: "0")
     parity = BackgroundParity(60.0)
     subject = Subject(nn.Linear(2, 2).eval(), (X,), cache=tmp_path / "cache")
     report = parity.measure(subject, [runtime("tensorrt_rtx-fp16")], step=7, epoch=0)

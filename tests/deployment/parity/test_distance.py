@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_robust.deployment.engines.base import TARGETS
+from lightning_robust.deployment.engines import TARGETS
 from lightning_robust.deployment.parity.distance import DEFAULT_TOLERANCES, compare, compare_decoded, per_output
 
 

@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from lightning_robust import measure_parity
-from lightning_robust.deployment.engines import base as runtimes
-from lightning_robust.deployment.engines.base import Built, Runtime, Subject, available
+from lightning_robust.deployment.engines import Built, Runtime, Subject, available
+from lightning_robust.deployment.engines import subject as subject_module
 from lightning_robust.deployment.graph.export import frozen_copy
 from lightning_robust.deployment.parity.measure import STATUS_CODES, ParityReport
 from lightning_robust.deployment.pixels import geometry
@@ -108,7 +108,7 @@ def test_a_graph_that_cannot_be_read_is_a_note(monkeypatch):
     def fail(*_):
         raise KeyError("planted")
 
-    monkeypatch.setattr(runtimes, "lint", fail)
+    monkeypatch.setattr(subject_module, "lint", fail)
     report = measure_parity(Subject(frozen_copy(SmallCNN()), (images(4),)), available(["onnxruntime-fp32"]))
     assert report.findings == ()
     assert "planted" in summary(report)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_robust.deployment.engines.base import Built, Runtime, available, run_module
+from lightning_robust.deployment.engines import Built, Runtime, available, run_module
 from lightning_robust.deployment.engines.builder import Ability
 from lightning_robust.deployment.pixels.catalogue import perturbations
 from lightning_robust.deployment.replay.frames import open_recording

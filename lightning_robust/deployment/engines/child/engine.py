@@ -1,12 +1,10 @@
-"""The process in which an engine is built or run: a script of its own, started by `builder.py` and by nothing else.
-
-Imports neither torch nor lightning_robust, so that it starts in a fraction of a second. When to build, what to keep and
-what an outcome means to the caller is decided in `builder.py`.
+"""The script that builds, refits and runs one TensorRT engine in a process of its own.
 
     python -P engine.py build|refit|run|device spec.json
 
-`spec.json` names every file that is read or written; the last one written is the result, a JSON object whose `status`
-is "done", "refused", "disk", "unavailable" or "crashed".
+It needs numpy and Polygraphy alone, and imports neither torch nor lightning_robust, so that it starts quickly.
+`spec.json` names every file that it reads or writes. The last file it writes is the result, a JSON object whose
+`status` is "done", "refused", "disk", "unavailable" or "crashed".
 """
 
 from __future__ import annotations
@@ -61,23 +59,21 @@ def load_tensorrt(spec: dict[str, Any]) -> Any:
 
 
 def make_config(spec: dict[str, Any], tensorrt: Any) -> Any:
-    """Polygraphy's builder configuration: the profile, TF32 as asked, and a target for builds without a device."""
+    """Polygraphy's builder configuration, and beside it what Polygraphy does not set for both libraries alike."""
     backend = importlib.import_module("polygraphy.backend.trt")
     profile = backend.Profile()
     for name, (least, best, most) in spec["profile"].items():
         profile.add(name, min=tuple(least), opt=tuple(best), max=tuple(most))
-    if spec["backend"] == "tensorrt":
-        halves = {"fp16": True} if spec["weakly_typed"] else {}
-        config = backend.CreateConfig(profiles=[profile], tf32=spec["tf32"], **halves)
+    options: dict[str, Any] = {"profiles": [profile], "refittable": spec["refit"]}
+    if spec["backend"] == "tensorrt_rtx":
+        config = importlib.import_module("polygraphy.backend.tensorrt_rtx").CreateConfigRTX(**options)
     else:
-        config = importlib.import_module("polygraphy.backend.tensorrt_rtx").CreateConfigRTX(profiles=[profile])
+        config = backend.CreateConfig(**options, tf32=spec["tf32"], fp16=bool(spec["weakly_typed"]))
 
     def settle(builder: Any, network: Any, built: Any) -> None:
-        # CreateConfigRTX leaves TF32 on whatever it was asked, CreateConfig clears it: say it here for both
+        # CreateConfigRTX has no tf32 and leaves the library's default, which is on
         (built.set_flag if spec["tf32"] else built.clear_flag)(tensorrt.BuilderFlag.TF32)
-        if spec["refit"]:
-            built.set_flag(tensorrt.BuilderFlag.REFIT)
-        if spec["target"]:
+        if spec["target"]:  # not compute_capabilities=..., which Polygraphy refuses to a stand-in
             built.num_compute_capabilities = 1
             built.set_compute_capability(getattr(tensorrt.ComputeCapability, spec["target"]), 0)
 

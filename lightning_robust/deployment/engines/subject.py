@@ -1,0 +1,92 @@
+"""The model that engines are built from, and its ONNX graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import nn
+
+from lightning_robust.deployment.graph.export import Exported, export
+from lightning_robust.deployment.graph.lint import Finding, lint
+from lightning_robust.suggest import did_you_mean
+
+
+@dataclass
+class Subject:
+    """A model under examination, and the settings that its engines share.
+
+    Args:
+        module: An fp32 copy on the CPU in evaluation mode, from :func:`~.export.frozen_copy`.
+        example: Positional arguments of its ``forward``, a batch of at least 2.
+        max_batch: The largest batch that engines are built for.
+        device: Where ``torch-fp16`` and ``torch-bf16`` run, e.g. ``"cuda"``.
+        time_limit: Seconds that one engine build may take.
+        weakly_typed: Build ``tensorrt-fp16`` with TensorRT 10's fp16 flag, which lets TensorRT choose a precision for
+            each layer, instead of from an fp16-typed graph.
+        refit: Set new weights in an engine that was built for the same graph, where engines can be run at all.
+        cache: Folder of built engines; the user's cache folder if None.
+        keep_fp32: Names of nodes, or paths of modules for all nodes in them, that stay fp32 in fp16 and bf16 graphs.
+    """
+
+    module: nn.Module
+    example: tuple[Any, ...]
+    max_batch: int = 16
+    device: str = "cpu"
+    time_limit: float = 300.0
+    weakly_typed: bool = False
+    refit: bool = False
+    cache: Path | None = None
+    keep_fp32: tuple[str, ...] = ()
+    reference: ClassVar[str | None] = None
+    """The name of its own outputs where they are the only reference; None compares with PyTorch in fp64."""
+    _exported: Exported | None = field(default=None, init=False, repr=False, compare=False)
+    _error: Exception | None = field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def exported(self) -> Exported:
+        """The ONNX graph, exported at the first use. A failed export is not tried again.
+
+        Raises:
+            ExportError: If the module cannot be exported.
+        """
+        if self._error is not None:
+            raise self._error
+        if self._exported is None:
+            try:
+                self._exported = export(self.module, self.example, max_batch=self.max_batch)
+            except Exception as error:
+                self._error = error
+                raise
+        return self._exported
+
+    def fp32_nodes(self) -> tuple[str, ...]:
+        """The nodes that :attr:`keep_fp32` names, in the graph's order.
+
+        Raises:
+            ValueError: If a name is neither a node's nor a module's; the message names the nearest.
+        """
+        exported = self.exported
+        nodes = [node.name for node in exported.model.graph.node]
+        modules = {node: exported.origins[node].module for node in nodes if node in exported.origins}
+        matches: set[str] = set()
+        for name in self.keep_fp32:
+            matches |= _match_nodes(name, nodes, modules)
+        return tuple(node for node in nodes if node in matches)
+
+    def findings(self) -> tuple[Finding, ...]:
+        """What :func:`~.lint.lint` finds in the graph; nothing before a runtime has asked for the graph."""
+        exported = self._exported
+        return () if exported is None else tuple(lint(exported.model, exported.origins))
+
+
+def _match_nodes(name: str, nodes: list[str], modules: dict[str, str]) -> set[str]:
+    """The node of this name, else all nodes of the module with this path."""
+    if name in nodes:
+        return {name}
+    inside = {node for node, path in modules.items() if path == name or path.startswith(f"{name}.")}
+    if not inside:
+        hint = did_you_mean(name, [*nodes, *modules.values()])
+        raise ValueError(f"Expected nodes or modules in `keep_fp32`, but got {name!r}.{hint}")
+    return inside

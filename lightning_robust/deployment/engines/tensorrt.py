@@ -1,0 +1,73 @@
+"""TensorRT and TensorRT-RTX as engines."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from lightning_robust.deployment.engines import abilities, builder
+from lightning_robust.deployment.engines.abilities import Ability, Backend
+from lightning_robust.deployment.engines.base import HALF, Built, Runtime, feed
+from lightning_robust.deployment.engines.child.process import EngineError
+from lightning_robust.deployment.engines.profile import make_profile
+from lightning_robust.deployment.engines.subject import Subject
+from lightning_robust.deployment.numerics.convert import Half, to_half
+
+
+class TensorRTRuntime(Runtime):
+    """TensorRT or TensorRT-RTX through Polygraphy, strongly typed, built and run in a child process."""
+
+    slow = True
+
+    @property
+    def _backend(self) -> Backend:
+        return cast(Backend, self.runtime)
+
+    def can_build(self) -> Ability:
+        """Whether the package (and, for full TensorRT, a GPU) is here."""
+        return abilities.can_build(self._backend)
+
+    def can_run(self) -> Ability:
+        """Whether there is a CUDA device to execute the engine on."""
+        return abilities.can_run(self._backend)
+
+    def build(self, subject: Subject) -> Built:
+        """Build the engine, or take it from the cache."""
+        exported = subject.exported
+        weakly = subject.weakly_typed and self.runtime == "tensorrt" and self.precision == "fp16"
+        model = exported.model
+        if self.precision in HALF and not weakly:
+            model = to_half(model, cast(Half, self.precision), subject.fp32_nodes())
+        able = self.can_run()
+        settings: dict[str, Any] = {
+            "backend": self._backend,
+            "profile": make_profile(exported, subject),
+            "directory": subject.cache,
+            "time_limit": subject.time_limit,
+            "weakly_typed": "fp16" if weakly else None,
+        }
+        engine, warning = _build_or_refit(model.SerializeToString(), settings, refit=subject.refit and bool(able))
+        if not able:
+            return Built(None, engine.size, f"not run: {able.reason}")
+
+        def run(args: tuple[Any, ...]) -> list[Tensor]:
+            results = builder.run_engine(engine, feed(args, exported), time_limit=subject.time_limit)
+            return [torch.from_numpy(results[name]) for name in exported.outputs]
+
+        notes = {"weakly typed": weakly, "refittable": "REFIT" in engine.flags.split()}
+        return Built(run, engine.size, ", ".join(note for note, true in notes.items() if true), warning)
+
+
+def _build_or_refit(model: bytes, settings: dict[str, Any], *, refit: bool) -> tuple[builder.Engine, str]:
+    """An engine, with new weights in an existing one if possible; and a warning where a refit failed."""
+    if not refit:
+        return builder.build_engine(model, **settings), ""
+    try:
+        return builder.build_engine(model, refit=True, **settings), ""
+    except EngineError as error:
+        if error.kind == "cancelled":
+            raise
+        reason = str(error).splitlines()[0]
+    return builder.build_engine(model, **settings), f"the engine was built anew, for it could not be refitted. {reason}"

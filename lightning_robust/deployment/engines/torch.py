@@ -1,0 +1,24 @@
+"""PyTorch itself as an engine."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from lightning_robust.deployment.engines.base import HALF, Built, Runtime, run_module
+from lightning_robust.deployment.engines.subject import Subject
+from lightning_robust.deployment.graph.export import to_args
+
+_DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class TorchRuntime(Runtime):
+    """PyTorch in another precision. Half precision runs on the subject's device, the rest on the CPU."""
+
+    def build(self, subject: Subject) -> Built:
+        """Copy the module into the precision."""
+        dtype = _DTYPES[self.precision]
+        device = subject.device if self.precision in HALF else "cpu"
+        module = copy.deepcopy(subject.module).to(device, dtype)
+        return Built(lambda args: run_module(module, to_args(args, dtype, device)))
