@@ -1,12 +1,13 @@
 """Layer criticality: the paper's findings on a small network; and, as a part of ``speed.py``, what it costs.
 
     python benchmarks/criticality.py [--seeds 0 1 2] [--figure benchmarks/layer_criticality.png] [--root mnist]
+    python benchmarks/criticality.py --speed
 
 :func:`speed` measures the map of the demo's classifier (5,000 held-out pictures of Fashion-MNIST) and of a ResNet-18
-(64 random pictures of 64 x 64), with the callback's defaults and with one full evaluation of the Trainer's loader for
-each of L x (C + R) cells, the same draws, in one run, and compares all numbers. The command trains a fully connected
-network with three hidden layers of 256 units on Fashion-MNIST and prints what each layer minds. ``--root`` names a
-folder with other files of that format, such as MNIST's digits.
+(512 random pictures of 32 x 32) by validation accuracy, every cell in full and with cells that stop once they are
+settled (``value_range``). The command trains a fully connected network with three hidden layers of 256 units on
+Fashion-MNIST and prints what each layer minds. ``--root`` names a folder with other files of that format, such as
+MNIST's digits.
 """
 
 from __future__ import annotations
@@ -24,96 +25,54 @@ from rows import quiet, quiet_trainer
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_robust import LayerCriticalityCallback
-from lightning_robust.callbacks.layer_criticality.draws import Draws
+from lightning_robust.callbacks.layer_criticality.figure import draw_criticality
 from lightning_robust.callbacks.layer_criticality.measure import CriticalityMap
-from lightning_robust.callbacks.layer_criticality.report import draw
 from lightning_robust.demo.fashion_mnist import FashionMNISTData, ImageClassifier
-from lightning_robust.functional.weights import Weights
-from lightning_robust.harness.evaluate import Evaluator
-from lightning_robust.layers import find_layers
 
 
-class Naive(pl.Callback):
-    """Evaluates every cell in full when training has ended, in the order of the map; for both, the time."""
+class Twice(pl.Callback):
+    """Measures the map when training has ended, in full and settled; for both, the time."""
 
     def __init__(self, criticality: LayerCriticalityCallback) -> None:
         self.criticality = criticality
+        self.maps: list[CriticalityMap] = []
+        self.seconds: list[float] = []
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Measure and compare."""
-        evaluator, monitor = Evaluator(trainer, pl_module), str(self.criticality.monitor)
-        evaluator.score(monitor)
-        began = time.process_time()
-        self.numbers = self._numbers(evaluator, monitor, pl_module)
-        self.seconds = time.process_time() - began
-        self.limit = self._from_each_layer_on(evaluator, monitor, pl_module)
-        began = time.process_time()
-        (found,) = self.criticality.analyze(trainer, pl_module)
-        self.fast_seconds = time.process_time() - began
-        self.fast_numbers = [c.value for row in found.rows for c in (*row.cells[:-1], *row.random)]
-        self.evaluations, self.layers = found.evaluations, len(found.rows)
-        self.limit *= found.evaluations / self.layers
-
-    def _from_each_layer_on(self, evaluator: Evaluator, monitor: str, pl_module: pl.LightningModule) -> float:
-        """Seconds of the network behind the first part of each layer, summed over layers: no map is faster."""
-        layers = {layer.name: layer.parameters[0].rpartition(".")[0] for layer in find_layers(pl_module)}
-        begun: dict[str, float] = {}
-        total = 0.0
-
-        def note(name: str) -> None:
-            begun.setdefault(name, time.process_time())
-
-        def add(*_: Any) -> None:
-            nonlocal total
-            total += sum(time.process_time() - start for start in begun.values())
-            begun.clear()
-
-        hooks = [
-            pl_module.get_submodule(path).register_forward_pre_hook(lambda *_, name=name: note(name))
-            for name, path in layers.items()
-        ]
-        hooks.append(pl_module.register_forward_hook(add))
-        evaluator.score(monitor)
-        for hook in hooks:
-            hook.remove()
-        return total
-
-    def _numbers(self, evaluator: Evaluator, monitor: str, pl_module: pl.LightningModule) -> list[float]:
-        states = self.criticality._trajectory.states
-        layers = find_layers(pl_module)
-        draws = Draws(pl_module, layers, states[0], "permute", None, self.criticality.draws, 0)
-        numbers = []
-        for layer in layers:
-            weights = Weights(pl_module, layer.tensors)
-            for state in (*states, *draws.of(layer)):
-                with weights.exchanged([state[name] for name in weights.names]):
-                    numbers.append(evaluator.score(monitor))
-        return numbers
+        """Measure with and without a range of values."""
+        for span in (None, [0.0, 1.0]):
+            self.criticality.value_range = span
+            began = time.process_time()
+            self.maps += self.criticality.analyze(trainer, pl_module)
+            self.seconds.append(time.process_time() - began)
 
 
 def compare(name: str, module: pl.LightningModule, **fit: Any) -> None:
     """Both ways, as a line of a table."""
-    criticality = LayerCriticalityCallback("val/loss", "min", checkpoints=[1], on_failure="raise")
+    criticality = LayerCriticalityCallback("val/acc", "max", checkpoints=[1], on_failure="raise")
     criticality.on_train_end = lambda *_: None  # type: ignore[method-assign]
-    naive = Naive(criticality)
-    quiet_trainer([criticality, naive], max_epochs=2).fit(module, **fit)
-    worst = max(abs(a - b) for a, b in zip(naive.numbers, naive.fast_numbers, strict=True))
+    twice = Twice(criticality)
+    quiet_trainer([criticality, twice], max_epochs=2).fit(module, **fit)
+    (full, settled), (whole, part) = twice.maps, twice.seconds
+    pairs = list(zip([*full.rows, full.whole], [*settled.rows, settled.whole], strict=True))
+    seen = [cell.seen for _, row in pairs for cell in (*row.cells[:-1], *row.random)]
+    same = sum(one.verdict == other.verdict for one, other in pairs)
     print(
-        f"| {name} | {naive.layers} | {len(naive.numbers)} | {naive.seconds:.1f} | {naive.evaluations} | "
-        f"{naive.fast_seconds:.1f} | {naive.seconds / naive.fast_seconds:.1f} x | {naive.limit:.1f} | "
-        f"{naive.fast_seconds / naive.limit:.2f} x | {worst:g} |",
+        f"| {name} | {len(full.rows)} | {full.evaluations} | {whole:.1f} | {1000 * whole / full.evaluations:.0f} | "
+        f"{part:.1f} | {1000 * part / full.evaluations:.0f} | {whole / part:.1f} x | {statistics.mean(seen):.0%} | "
+        f"{same} of {len(pairs)} |",
         flush=True,
     )
 
 
 def speed() -> None:
     """The table of costs."""
-    heads = ("network", "layers", "cells", "in full, s", "evaluated", "callback, s", "ratio", "limit, s", "x limit")
-    print(f"\nLayer criticality\n\n| {' | '.join(heads)} | largest difference |\n|{' --- |' * (len(heads) + 1)}")
+    heads = ("network", "layers", "evaluated", "in full, s", "a cell, ms", "settled, s", "a cell, ms", "ratio", "read")
+    print(f"\nLayer criticality\n\n| {' | '.join(heads)} | same verdicts |\n|{' --- |' * (len(heads) + 1)}")
     pl.seed_everything(0)
     compare("demo classifier", ImageClassifier(), datamodule=FashionMNISTData(num_train=2000))
     pl.seed_everything(0)
-    pictures = TensorDataset(torch.rand(64, 3, 64, 64), torch.randint(10, (64,)))
+    pictures = TensorDataset(torch.rand(512, 3, 32, 32), torch.randint(10, (512,)))
     loaders = {"train_dataloaders": DataLoader(pictures, 32), "val_dataloaders": DataLoader(pictures, 16)}
     compare("ResNet-18", ResNet18(), **loaders)
 
@@ -128,7 +87,7 @@ def findings(seeds: list[int], figure: Path | None, root: str | None) -> None:
         trainer.fit(FullyConnected(), datamodule=FashionMNISTData(root, flip=False))
         maps += criticality.maps
         if figure is not None and seed == seeds[0]:
-            draw(criticality.maps).savefig(figure, dpi=110)
+            draw_criticality(criticality.maps).savefig(figure, dpi=110)
     print("| layer | random | " + " | ".join(maps[0].labels) + " | verdict | 2-norm distance | max-norm |")
     print("| --- |" + " --- |" * (len(maps[0].labels) + 4))
     for index in range(len(maps[0].rows) + 1):
@@ -161,8 +120,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--figure", type=Path)
     parser.add_argument("--root")
+    parser.add_argument("--speed", action="store_true", help="only what it costs")
     given = parser.parse_args()
     quiet()
+    if given.speed:
+        speed()
+        return
     findings(given.seeds, given.figure, given.root)
 
 

@@ -11,7 +11,7 @@ objectives   a training step of each mixin beside a plain one
 averaging    updates of an EMA and exchanges of weights beside four others; limit: one pass over the bytes
 quantiser    block floating point beside QPyTorch; limit: a memory copy
 soup         a greedy soup beside the published algorithm
-criticality  the map of all layers beside evaluating each cell in full; limit: from each layer on only
+criticality  the map of all layers, every cell in full and with cells that stop once they are settled
 parity       a pass beside the epochs between two of them; limit: the forward passes alone
 """
 

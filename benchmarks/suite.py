@@ -38,7 +38,7 @@ SOUP = ["--greedy_soup.ingredients=epochs", "--greedy_soup.monitor=val/acc", "--
 # as many steps as with 5,000 pictures, 38 an epoch
 LABELS = ["--data.num_train=500", "--trainer.max_epochs=127", "--trainer.check_val_every_n_epoch=127"]
 UNLABELLED = ["--data.num_labelled=500", "--model.uat_unlabelled_key=unlabelled.0"]
-REWIND = ["monitor=val/acc", "mode=max", "rewind=true", "threshold=0.5", "tolerance=0.1", "checkpoints=[]", "draws=1"]
+REWIND = ["monitor=val/acc", "mode=max", "rewind=0.1", "threshold=0.5", "checkpoints=[]", "draws=1"]
 ROWS = {
     "plain": [],
     "FGSM-RS": FGSM,

@@ -28,12 +28,10 @@ from lightning_robust.functional.coefficients import learned_soup as learned_sou
 from lightning_robust.functional.coefficients import stock_soup as stock_soup
 from lightning_robust.functional.consistency import divergence as divergence
 from lightning_robust.functional.consistency import pseudo_label_loss as pseudo_label_loss
-from lightning_robust.functional.criticality import distance as distance
-from lightning_robust.functional.criticality import judge as judge
-from lightning_robust.functional.criticality import kept as kept
+from lightning_robust.functional.criticality import criticality_verdict as criticality_verdict
 from lightning_robust.functional.criticality import permuted as permuted
-from lightning_robust.functional.criticality import require_reset as require_reset
-from lightning_robust.functional.criticality import reset as reset
+from lightning_robust.functional.criticality import share_of_gain as share_of_gain
+from lightning_robust.functional.criticality import weight_distance as weight_distance
 from lightning_robust.functional.datapath import LayerDivergence as LayerDivergence
 from lightning_robust.functional.datapath import channel_energy as channel_energy
 from lightning_robust.functional.datapath import lasting as lasting

@@ -4,12 +4,8 @@ import math
 
 import pytest
 import torch
-from torch import nn
 
-from lightning_robust.functional.criticality import distance, judge, kept, permuted, reset
-from lightning_robust.layers import find_layers
-
-from ..test_layers import Tied
+from lightning_robust.functional.criticality import criticality_verdict, permuted, share_of_gain, weight_distance
 
 
 def test_permutation_keeps_the_marginal_and_nothing_else():
@@ -22,36 +18,20 @@ def test_permutation_keeps_the_marginal_and_nothing_else():
     assert (torch.corrcoef(stacked) - torch.eye(3)).abs().max() < 0.1
 
 
-def test_reset_draws_from_the_modules_own_distribution():
-    net = nn.Sequential(nn.Linear(400, 300), nn.BatchNorm1d(300))
-    with torch.no_grad():
-        net[0].weight.fill_(7.0)
-        net[1].running_mean.fill_(7.0)
-    linear, norm = find_layers(net)
-    drawn = reset(net, linear)["0.weight"]
-    # uniform within 1 / sqrt(fan_in) = 0.05, of standard deviation 0.05 / sqrt(3)
-    assert drawn.abs().max() <= 0.05
-    assert drawn.std().item() == pytest.approx(0.05 / math.sqrt(3), rel=0.01)
-    assert reset(net, norm)["1.running_mean"].abs().max() == 0
-    assert (net[0].weight == 7).all()
-    with pytest.raises(ValueError, match=r"'\(root\)'|the module.*randomise='permute'"):
-        reset(Tied(), find_layers(Tied())[0])
-
-
 def test_distance_closed_form():
     start = {"a": torch.zeros(3), "b": torch.zeros(1)}
     end = {"a": torch.tensor([1.0, -1.0, 1.0], dtype=torch.bfloat16), "b": torch.tensor([-3.0])}
-    assert distance(start, end, ["a", "b"]) == (math.sqrt(12 / 4), 3.0)
-    assert distance(start, end, ["a"]) == (1.0, 1.0)
+    assert weight_distance(start, end, ["a", "b"]) == (math.sqrt(12 / 4), 3.0)
+    assert weight_distance(start, end, ["a"]) == (1.0, 1.0)
 
 
 def test_share_is_the_same_for_metrics_that_grow_and_that_shrink():
-    grows = kept([0.25, 0.15], [0.5, 0.4], [0.1, 0.1])
-    shrinks = kept([0.75, 0.85], [0.5, 0.6], [0.9, 0.9])
+    grows = share_of_gain([0.25, 0.15], [0.5, 0.4], [0.1, 0.1])
+    shrinks = share_of_gain([0.75, 0.85], [0.5, 0.6], [0.9, 0.9])
     assert grows.value == pytest.approx(0.2 / 0.7)
     assert (grows.value, grows.low, grows.high) == pytest.approx((shrinks.value, shrinks.low, shrinks.high))
-    assert math.isnan(kept([0.5], [0.5], [0.5]).value)
-    assert math.isnan(kept([0.5], [1.0], [0.0]).low)
+    assert math.isnan(share_of_gain([0.5], [0.5], [0.5]).value)
+    assert math.isnan(share_of_gain([0.5], [1.0], [0.0]).low)
 
 
 def test_interval_covers_the_truth_as_often_as_it_says():
@@ -61,12 +41,12 @@ def test_interval_covers_the_truth_as_often_as_it_says():
     for _ in range(runs):
         draws = torch.rand(batches, 50, generator=generator)
         trained, cell, start = ((draws < p).double().mean(1) / batches for p in (0.9, 0.66, 0.1))
-        found = kept(cell.tolist(), trained.tolist(), start.tolist())
+        found = share_of_gain(cell.tolist(), trained.tolist(), start.tolist())
         covered += found.low <= 0.7 <= found.high
     # 95 % of 400, three standard deviations of 4.4 either way
     assert 367 <= covered <= 393
 
 
 def test_verdicts():
-    assert judge(kept([1.0], [1.0], [0.0]), 0.9) == "ambient"
-    assert judge(kept([math.nan], [1.0], [0.0]), 0.9) == "undecided"
+    assert criticality_verdict(share_of_gain([1.0], [1.0], [0.0]), 0.9) == "ambient"
+    assert criticality_verdict(share_of_gain([math.nan], [1.0], [0.0]), 0.9) == "undecided"

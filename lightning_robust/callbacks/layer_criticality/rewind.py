@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_robust.callbacks.conditions import CLEAN, Condition
@@ -16,6 +16,7 @@ from lightning_robust.functional.batchnorm import batchnorm_layers
 from lightning_robust.functional.weights import Weights
 from lightning_robust.harness.batches import refresh_statistics
 from lightning_robust.harness.evaluate import Evaluator, pick
+from lightning_robust.harness.ranks import Guard
 from lightning_robust.harness.trainers import find_callbacks
 from lightning_robust.layers import Layer
 from lightning_robust.structures import Key
@@ -23,11 +24,11 @@ from lightning_robust.structures import Key
 
 @dataclass
 class Rewound:
-    """What putting layers back did."""
+    """The effect of putting layers back."""
 
     layers: list[str]
     share: float
-    """What is kept of what training gained."""
+    """The share of training's gain that remains."""
     kept: bool
     """Whether the module holds the result."""
     before: dict[str, float] = field(default_factory=dict)
@@ -45,7 +46,6 @@ def rewind(
     monitor: str,
     untrained: float,
     tolerance: float,
-    bn_samples: int | None = None,
     input_key: Key | list[Key] = 0,
 ) -> Rewound:
     """Put layers back together, refresh BatchNorm, measure, and leave the network as trained if it is worse.
@@ -53,68 +53,68 @@ def rewind(
     Args:
         trainer: Within ``fit`` or ``validate``.
         pl_module: The module, as trained.
-        layers: Which.
+        layers: The layers to put back.
         initial: The weights to go back to.
         conditions: To report on besides clean batches.
         monitor: Metric to judge by.
         untrained: Its value at initialisation.
-        tolerance: Share of what training gained that may be lost.
-        bn_samples: Refresh BatchNorm from about so many training samples; all if None.
-        input_key: Which part of a batch goes into ``forward`` for it.
+        tolerance: The share of training's gain that may be lost.
+        input_key: Which part of a batch goes into ``forward`` to refresh BatchNorm.
     """
     evaluator = Evaluator(trainer, pl_module)
-    before = _measured(trainer, pl_module, evaluator, conditions, monitor)
-    names = dict.fromkeys(name for layer in layers for name in layer.tensors)
-    with _unless_kept(pl_module, initial, list(names)) as decision:
+    before = _measure(trainer, pl_module, evaluator, conditions, monitor)
+    names = {name for layer in layers for name in layer.tensors}
+    with _trial(pl_module, initial, names) as trial:
         if batchnorm_layers(pl_module):
-            refresh_statistics(trainer, pl_module, input_key=input_key, samples=bn_samples)
-        after = _measured(trainer, pl_module, evaluator, conditions, monitor)
+            refresh_statistics(trainer, pl_module, input_key=input_key)
+        after = _measure(trainer, pl_module, evaluator, conditions, monitor)
         gain = before[CLEAN.name] - untrained
         share = (after[CLEAN.name] - untrained) / gain if gain else 0.0
-        decision.keep = share >= 1 - tolerance
-    return Rewound([layer.name for layer in layers], share, decision.keep, before, after)
+        trial.passed = share >= 1 - tolerance
+    return Rewound([layer.name for layer in layers], share, trial.passed, before, after)
 
 
 @dataclass
-class _Decision:
-    keep: bool = False
+class _Trial:
+    passed: bool = False
 
 
 @contextmanager
-def _unless_kept(pl_module: pl.LightningModule, initial: Mapping[str, Tensor], names: list[str]) -> Iterator[_Decision]:
-    """The module holds copies of initial weights; afterwards what it held, unless they are to be kept."""
-    decision = _Decision()
-    own = {id(t) for layer in batchnorm_layers(pl_module) for t in layer.buffers(recurse=False)}
+def _trial(pl_module: pl.LightningModule, initial: Mapping[str, Tensor], names: set[str]) -> Iterator[_Trial]:
+    """The module holds copies of initial weights inside the block, and keeps them if the trial has passed."""
+    trial = _Trial()
+    buffers = {id(b) for layer in batchnorm_layers(pl_module) for b in layer.buffers(recurse=False)}
     everything = Weights(pl_module)
-    statistics = [n for n, t in zip(everything.names, everything.tensors(), strict=True) if id(t) in own]
-    weights = Weights(pl_module, {*names, *statistics})
+    statistics = {n for n, t in zip(everything.names, everything.tensors(), strict=True) if id(t) in buffers}
+    weights = Weights(pl_module, names | statistics)
     present = dict(zip(weights.names, weights.tensors(), strict=True))
     held = weights.put([(initial[n] if n in names else t).to(t, copy=True) for n, t in present.items()])
     try:
-        yield decision
+        yield trial
     finally:
-        if not decision.keep:
+        if not trial.passed:
             weights.restore(held)
 
 
-def _measured(
+def _measure(
     trainer: pl.Trainer,
     pl_module: pl.LightningModule,
     evaluator: Evaluator,
     conditions: Sequence[Condition],
     monitor: str,
 ) -> dict[str, float]:
-    found = {CLEAN.name: evaluator.score(monitor)}
+    """The metric under each condition, and the distances of a parity pass if there is such a callback."""
+    guard = Guard("LayerCriticalityCallback")
+    numbers = {CLEAN.name: evaluator.score(monitor)}
+
+    def score(condition: Condition) -> float:
+        return pick(evaluator.metrics(condition.transform), monitor)
+
     for condition in conditions:
-        try:
-            found[condition.name] = pick(evaluator.metrics(condition.transform), monitor)
-        except Exception as error:
-            rank_zero_warn(f"LayerCriticalityCallback: nothing measured under {condition.name}: {error}")
+        value = guard.attempt(trainer, functools.partial(score, condition), f"nothing measured under {condition.name}")
+        numbers |= {} if value is None else {condition.name: value}
     for callback in find_callbacks(trainer, DeploymentParityCallback):
-        try:
-            tags = callback.measure(trainer, pl_module, "")
-        except Exception as error:
-            rank_zero_warn(f"LayerCriticalityCallback: no parity was measured: {error}")
-            continue
-        found |= {tag: value for tag, value in tags.items() if tag.startswith("parity/") and tag.endswith("/rel_l2")}
-    return found
+        measure = functools.partial(callback.measure, trainer, pl_module, "")
+        tags = guard.attempt(trainer, measure, "no parity was measured") or {}
+        numbers |= {tag: value for tag, value in tags.items() if tag.startswith("parity/") and tag.endswith("/rel_l2")}
+    return numbers

@@ -99,12 +99,8 @@ def test_a_metric_that_shrinks_gives_the_same_shares(tmp_path):
     assert shares[0] == shares[1]
 
 
-@pytest.mark.parametrize("draws", ["permute", "reset_parameters", "factory"])
-def test_every_cell_is_what_validating_by_hand_gives(tmp_path, draws):
-    how = {"model_factory": Boring} if draws == "factory" else {"randomise": draws}
-    criticality = LayerCriticalityCallback(
-        "val/loss", "min", checkpoints=[1, "10 steps"], draws=2, on_failure="raise", **how
-    )
+def test_every_cell_is_what_validating_by_hand_gives(tmp_path):
+    criticality = LayerCriticalityCallback("val/loss", "min", checkpoints=[1, "10 steps"], draws=2, on_failure="raise")
     module = Boring()
     start = None
 
@@ -173,7 +169,7 @@ def test_an_attack_is_against_the_network_of_the_cell(tmp_path):
 @pytest.mark.filterwarnings("ignore:.*nothing measured under fgsm")  # a sum has no inputs
 @pytest.mark.parametrize(("tolerance", "kept"), [(0.1, True), (0.05, False)])
 def test_rewinding_keeps_what_holds_the_metric_and_else_leaves_the_network(tmp_path, tolerance, kept):
-    criticality, module, trainer = of_sum(tmp_path, rewind=True, tolerance=tolerance, dirpath=str(tmp_path / "out"))
+    criticality, module, trainer = of_sum(tmp_path, rewind=tolerance, dirpath=str(tmp_path / "out"))
     rewound = criticality.rewound
     assert (rewound.layers, rewound.kept) == (["a"], kept)
     assert rewound.share == pytest.approx(10 / 11)
@@ -190,7 +186,7 @@ def test_rewinding_keeps_what_holds_the_metric_and_else_leaves_the_network(tmp_p
 
 def test_rewinding_refreshes_batchnorm_and_puts_it_back_if_it_is_not_kept(tmp_path):
     criticality = LayerCriticalityCallback(
-        "val/loss", "min", layers=["net.0"], threshold=1e-9, tolerance=0.0, rewind=True, on_failure="raise"
+        "val/loss", "min", layers=["net.0"], threshold=1e-9, rewind=0.0, on_failure="raise"
     )
     module = Boring()
     trained = {}
@@ -228,23 +224,25 @@ def test_weights_from_a_checkpoint_give_the_same_map_in_validate(tmp_path):
     module = Boring()
     trainer = run(tmp_path, module, criticality, epochs=2)
     trainer.save_checkpoint(tmp_path / "run.ckpt")
-    again = LayerCriticalityCallback("val/loss", "min", files=[str(tmp_path / "run.ckpt")], on_failure="raise")
+    again = LayerCriticalityCallback("val/loss", "min", checkpoints=[str(tmp_path / "run.ckpt")], on_failure="raise")
     make_trainer(tmp_path, [again]).validate(module, verbose=False)
     assert [row.cells for row in again.maps[0].rows] == [row.cells for row in criticality.maps[0].rows]
 
 
+@pytest.mark.parametrize(
+    ("checkpoints", "message"),
+    [([1, "run.ckpt"], "moments of this fit or files"), (["5 stps"], "Expected a number with its unit")],
+)
+def test_rejects_checkpoints_that_are_neither_moments_nor_files(checkpoints, message):
+    with pytest.raises(ValueError, match=message):
+        LayerCriticalityCallback(checkpoints=checkpoints)
+
+
 def test_files_of_another_network_are_refused(tmp_path):
     torch.save({"state_dict": {"net.0.weight": torch.zeros(1)}}, tmp_path / "other.ckpt")
-    criticality = LayerCriticalityCallback("val/loss", "min", files=[str(tmp_path / "other.ckpt")])
+    criticality = LayerCriticalityCallback("val/loss", "min", checkpoints=[str(tmp_path / "other.ckpt")])
     with pytest.raises(ValueError, match="are missing or of another shape"):
         run(tmp_path, Boring(), criticality)
-
-
-def test_bf16_is_for_checkpoints_not_for_the_start(tmp_path):
-    criticality = LayerCriticalityCallback("val/loss", "min", dtype="bfloat16", checkpoints=[1], on_failure="raise")
-    run(tmp_path, Boring(), criticality, epochs=2)
-    start, later = criticality.state_dict()["states"]
-    assert (start["net.0.weight"].dtype, later["net.0.weight"].dtype) == (torch.float32, torch.bfloat16)
 
 
 def test_what_has_not_changed_is_kept_once(tmp_path):
@@ -310,26 +308,6 @@ def test_precisions(tmp_path, precision):
     criticality = LayerCriticalityCallback("val/loss", "min", checkpoints=[1], on_failure="raise")
     run(tmp_path, Boring(), criticality, epochs=2, precision=precision)
     assert criticality.maps[0].rows[0].cells[-1].value == criticality.maps[0].trained
-
-
-def test_refreshing_batchnorm_gives_a_layer_the_statistics_of_its_new_inputs(tmp_path):
-    values = []
-    for refresh in (False, True):
-        criticality = LayerCriticalityCallback("val/loss", "min", layers=["net.0"], bn_refresh=refresh)
-        twin = Boring()
-        run(tmp_path, twin, criticality, epochs=3)
-        values.append(criticality.maps[0].rows[0].cells[0].value)
-    stale, renewed = values
-    start = criticality.state_dict()["states"][0]
-    twin.eval()
-    twin.load_state_dict(twin.state_dict() | {n: start[n] for n in ("net.0.weight", "net.0.bias")})
-    with torch.no_grad():
-        features = twin.net[0](Pictures(16).images)
-        twin.net[1].running_mean.copy_(features.mean((0, 2, 3)))
-        twin.net[1].running_var.copy_(features.var((0, 2, 3), correction=0))
-        by_hand = cross_entropy(twin(Pictures().images), Pictures().labels).item()
-    assert renewed == pytest.approx(by_hand, rel=5e-3)
-    assert renewed != pytest.approx(stale, rel=5e-2)
 
 
 def test_tied_and_repeated_layers_and_other_outputs(tmp_path):

@@ -1,0 +1,170 @@
+"""What the diagnostics share: one report of scalars, tables and figures, and one guard around measuring it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_info
+from typing_extensions import override
+
+from lightning_robust.callbacks.adversarial.objective import AttackInputs
+from lightning_robust.callbacks.conditions import ATTACK, PGD, Condition, attacked, named_perturbations, preprocessed
+from lightning_robust.harness.logging import log_figure, log_scalars, log_table
+from lightning_robust.harness.ranks import Guard
+from lightning_robust.harness.schedule import parse_fraction
+from lightning_robust.harness.trainers import refuse_sharded
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+"""Names of the columns, and the rows."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of a diagnostic, ready to be logged by :func:`show`.
+
+    Args:
+        scalars: Numbers by tag.
+        tables: Tables by tag.
+        figures: What draws a figure, by tag; called only where there is a logger.
+        sentences: For the terminal.
+    """
+
+    scalars: Mapping[str, float] = field(default_factory=dict)
+    tables: Mapping[str, Table] = field(default_factory=dict)
+    figures: Mapping[str, Callable[[], Figure]] = field(default_factory=dict)
+    sentences: Sequence[str] = ()
+
+
+def show(trainer: pl.Trainer, report: Report, module: pl.LightningModule | None = None) -> None:
+    """Log a report; the scalars first, so that a table or figure that fails costs nothing else.
+
+    Args:
+        trainer: The Trainer.
+        report: What to log.
+        module: Logs the scalars by its ``log_dict``, inside of the loops; None writes them to the loggers directly,
+            after the fit.
+    """
+    if module is None:
+        log_scalars(trainer, report.scalars)
+    else:
+        module.log_dict(dict(report.scalars), add_dataloader_idx=False)
+    for sentence in report.sentences:
+        rank_zero_info(sentence)
+    if trainer.is_global_zero and trainer.loggers:
+        for tag, (columns, rows) in report.tables.items():
+            log_table(trainer, tag, columns, rows)
+        for tag, draw in report.figures.items():
+            log_figure(trainer, tag, draw())
+
+
+def finite(numbers: Mapping[str, float]) -> dict[str, float]:
+    """The numbers that are neither infinite nor NaN, which loggers have no place for.
+
+    Example:
+        >>> finite({"a": 1.0, "b": math.nan})
+        {'a': 1.0}
+    """
+    return {tag: value for tag, value in numbers.items() if math.isfinite(value)}
+
+
+class DiagnosticCallback(pl.Callback):
+    """A callback that measures and leaves training alone: a measurement that fails becomes a warning on every rank.
+
+    Args:
+        on_failure: ``"warn"``, or ``"raise"``.
+
+    Raises:
+        MisconfigurationException: In ``setup``, under strategies in which no rank holds the whole model.
+    """
+
+    def __init__(self, on_failure: Literal["warn", "raise"] = "warn") -> None:
+        super().__init__()
+        self.on_failure = on_failure
+        self.guard = Guard(type(self).__name__, on_failure)
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse strategies that shard the weights, and forget the warnings of an earlier fit."""
+        refuse_sharded(trainer, type(self).__name__)
+        self.guard.reset()
+
+
+class NamedConditions:
+    """The conditions that an argument ``under`` names: checked when a callback is made, built when it measures.
+
+    Args:
+        under: Names of attacks, of perturbations of the catalogue, or of other conditions.
+        inputs: What an attack perturbs.
+        eps: Radius of the attacks, in pixels in [0, 1].
+        steps: Steps of PGD.
+        attacks: The attacks that may be named.
+        others: Further names, of conditions that leave batches alone.
+
+    Raises:
+        ValueError: For an unknown name; the message names the nearest.
+    """
+
+    def __init__(
+        self,
+        under: str | list[str] | None,
+        inputs: AttackInputs,
+        eps: float | str,
+        *,
+        steps: int = 10,
+        attacks: Sequence[str] = (ATTACK,),
+        others: Sequence[str] = (),
+    ) -> None:
+        self.names = [under] if isinstance(under, str) else list(under or [])
+        self._inputs, self._eps, self._steps = inputs, parse_fraction(eps), steps
+        self._attacks, self._others = attacks, others
+        self._entries = {n: named_perturbations([n]) for n in self.names if n not in (*attacks, *others)}
+
+    def build(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Condition]:
+        """The conditions in the order of their names, each once."""
+        conditions: dict[str, Condition] = {}
+        for name in self.names:
+            for condition in self._named(name, trainer, pl_module):
+                conditions[condition.name] = condition
+        return list(conditions.values())
+
+    def attack(self, trainer: pl.Trainer, pl_module: pl.LightningModule, name: str = ATTACK) -> Condition:
+        """An attack on the weights that the module holds when a batch comes."""
+        return attacked(trainer, pl_module, self._inputs, self._eps, steps=self._steps if name == PGD else None)
+
+    def _named(self, name: str, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Condition]:
+        if name in self._others:
+            return [Condition(name)]
+        if name in self._attacks:
+            return [self.attack(trainer, pl_module, name)]
+        key, mean, std = self._inputs.keys[0], self._inputs.mean, self._inputs.std
+        return [preprocessed(trainer, entry, key, mean, std) for entry in self._entries[name]]
+
+
+def check_at_least(least: float, **values: float) -> None:
+    """Refuse arguments below their smallest value.
+
+    Raises:
+        ValueError: Naming the argument.
+    """
+    for name, value in values.items():
+        if not value >= least:
+            raise ValueError(f"Expected `{name}` of at least {least}, but got {value}.")
+
+
+def use_plain_log_ticks(axes: Axes, which: Literal["x", "y"], per_decade: Sequence[float] = (1, 2, 5)) -> None:
+    """Make an axis logarithmic, with ticks that say their value instead of a power of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.set(**{f"{which}scale": "log"})
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_locator(LogLocator(10, tuple(per_decade)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
