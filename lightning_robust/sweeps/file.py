@@ -1,13 +1,11 @@
-"""A sweep's file: read, checked, written out as the values of each trial. Running them is the command's business."""
+"""The file of a sweep: read and checked."""
 
 from __future__ import annotations
 
-import itertools
+import dataclasses
 import json
-import math
-import random
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,19 +14,14 @@ import yaml
 
 from lightning_robust.suggest import did_you_mean
 
-Values = dict[str, Any]
-
-_DRAWS: dict[str, Callable[[random.Random, Any, Any], float]] = {
-    "uniform": lambda generator, low, high: generator.uniform(low, high),
-    "loguniform": lambda generator, low, high: math.exp(generator.uniform(math.log(low), math.log(high))),
-    "randint": lambda generator, low, high: generator.randrange(low, high),
-}
+# distribution of Ray Tune -> types of its bounds
+_BOUNDS: dict[str, tuple[type, ...]] = {"uniform": (int, float), "loguniform": (int, float), "randint": (int,)}
 _FORMS = "a list of values, {uniform: [low, high]}, {loguniform: [low, high]} or {randint: [low, high]}"
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What one trial takes of a machine.
+    """What one trial takes from a machine.
 
     Args:
         cpus: Cores.
@@ -39,7 +32,7 @@ class Resources:
     gpus: float = 0
 
     def __post_init__(self) -> None:
-        """Refuse what no trial can take."""
+        """Refuse amounts that no trial can take."""
         if self.cpus <= 0:
             raise ValueError(f"Expected `resources.cpus` to be positive, but got {self.cpus}. Give each trial a core.")
         if not 0 <= self.gpus <= 1:
@@ -51,7 +44,7 @@ class Resources:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What the file of a sweep says.
+    """The settings of a sweep.
 
     Args:
         configs: Configuration files of ``lightning-robust fit``, later ones over earlier ones; relative to the file.
@@ -61,11 +54,11 @@ class Sweep:
         monitor: Metric that trials are compared by.
         mode: Whether larger or smaller is better.
         num_samples: How often each combination is tried, with fresh draws.
-        seed: Of the draws.
-        resources: What one trial takes.
+        seed: Seed of the draws.
+        resources: Cores and GPUs of one trial.
         retries: How often a trial that failed or was killed goes on from its last checkpoint before it is given up.
-        soup: Arguments of ``lightning-robust soup``, cooked of the trials' checkpoints; ``monitor`` and ``mode`` are
-            the sweep's where they are not given.
+        soup: Arguments of ``lightning-robust soup``, which averages the trials' checkpoints; ``monitor`` and ``mode``
+            default to the sweep's.
     """
 
     configs: list[str]
@@ -79,7 +72,7 @@ class Sweep:
     soup: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what would run nothing, or the same twice."""
+        """Refuse a sweep that would run nothing, or the same trial twice."""
         if not self.configs or not self.vary:
             raise ValueError("Expected at least one file in `configs` and one key in `vary`, but got none. Add one.")
         for key, values in self.vary.items():
@@ -94,23 +87,6 @@ class Sweep:
                 f"Expected a key that is drawn at random with `num_samples` {self.num_samples}, but `vary` only holds "
                 "lists: every sample would be the same. Take `num_samples` out, or vary `seed_everything`."
             )
-
-    def variants(self) -> list[Values]:
-        """The varied keys and their values, for each trial.
-
-        Example:
-            >>> for values in Sweep(["a.yaml"], {"lr": [0.1, 0.2], "swa": [True]}, "val/acc", "max").variants():
-            ...     print(values)
-            {'lr': 0.1, 'swa': True}
-            {'lr': 0.2, 'swa': True}
-        """
-        generator = random.Random(self.seed)  # noqa: S311 - for hyper-parameters, not for secrets
-        listed = {key: values for key, values in self.vary.items() if isinstance(values, list)}
-        made = []
-        for _, chosen in itertools.product(range(self.num_samples), itertools.product(*listed.values())):
-            fixed = dict(zip(listed, chosen, strict=True))
-            made.append({k: fixed[k] if k in fixed else _draw(v, generator) for k, v in self.vary.items()})
-        return made
 
     @property
     def varied(self) -> list[str]:
@@ -137,37 +113,35 @@ def read_sweep(path: str | Path) -> Sweep:
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise ValueError(f"Expected keys with values in {file}, but got {content!r}. Begin with `configs:`.")
-    refuse_unknown(content, [entry.name for entry in fields(Sweep)], str(file))
+    refuse_unknown(content, [entry.name for entry in dataclasses.fields(Sweep)], str(file))
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Sweep, "sweep")
     try:
         sweep: Sweep = parser.instantiate_classes(parser.parse_object({"sweep": content})).sweep
     except (jsonargparse.ArgumentError, TypeError) as error:
         raise ValueError(f"{file}: {error}") from error
-    found = [(file.parent / config).resolve() for config in sweep.configs]
-    for config in found:
+    configs = [(file.parent / config).resolve() for config in sweep.configs]
+    for config in configs:
         if not config.is_file():
             raise FileNotFoundError(
                 f"Expected a configuration at {config}, but there is no such file. Paths in `configs` are relative to "
                 f"{file}."
             )
-    return Sweep(
-        **{entry.name: getattr(sweep, entry.name) for entry in fields(Sweep)} | {"configs": [*map(str, found)]}
-    )
+    return dataclasses.replace(sweep, configs=[*map(str, configs)])
 
 
-def refuse_unknown(given: Mapping[str, Any], known: list[str], where: str) -> None:
-    """Name a key that is not known, and the nearest one.
+def refuse_unknown(keys: Iterable[str], known: list[str], where: str) -> None:
+    """Refuse a key that is not known, and suggest the nearest one.
 
     Raises:
-        ValueError: If there is one.
+        ValueError: If there is such a key.
 
     Example:
-        >>> refuse_unknown({"vari": []}, ["configs", "vary"], "soup.yaml")
+        >>> refuse_unknown(["vari"], ["configs", "vary"], "soup.yaml")
         Traceback (most recent call last):
         ValueError: Expected keys out of configs, vary in soup.yaml, but got 'vari'. Did you mean 'vary'?
     """
-    for key in given:
+    for key in keys:
         if key not in known:
             hint = did_you_mean(str(key), known, 1)
             raise ValueError(f"Expected keys out of {', '.join(known)} in {where}, but got {key!r}.{hint}")
@@ -192,23 +166,19 @@ def _check_values(key: str, values: Any) -> None:
         return
     if not isinstance(values, dict) or len(values) != 1:
         raise ValueError(f"Expected {_FORMS} for `vary.{key}`, but got {values!r}.")
-    ((kind, bounds),) = values.items()
-    if kind not in _DRAWS:
-        refuse_unknown(values, list(_DRAWS), f"`vary.{key}`")
-    if not isinstance(bounds, list) or [type(bound) for bound in bounds] not in _number_types(kind):
-        wanted = "two integers" if kind == "randint" else "two numbers"
-        raise ValueError(f"Expected {wanted} [low, high] for `vary.{key}.{kind}`, but got {bounds!r}. Write 1.0e-3.")
+    refuse_unknown(values, list(_BOUNDS), f"`vary.{key}`")
+    ((distribution, bounds),) = values.items()
+    _check_bounds(f"`vary.{key}.{distribution}`", distribution, bounds)
+
+
+def _check_bounds(where: str, distribution: str, bounds: Any) -> None:
+    types = _BOUNDS[distribution]
+    if not isinstance(bounds, list) or len(bounds) != 2 or not {type(bound) for bound in bounds} <= {*types}:
+        numbers = "two numbers" if float in types else "two integers"
+        raise ValueError(f"Expected {numbers} [low, high] for {where}, but got {bounds!r}. Write 1.0e-3.")
     low, high = bounds
-    if not low < high or (kind == "loguniform" and low <= 0):
-        positive = "positive bounds, " if kind == "loguniform" else ""
-        raise ValueError(f"Expected {positive}low < high for `vary.{key}.{kind}`, but got {bounds!r}.")
-
-
-def _number_types(kind: str) -> list[list[type]]:
-    allowed = (int,) if kind == "randint" else (int, float)
-    return [list(pair) for pair in itertools.product(allowed, repeat=2)]
-
-
-def _draw(values: dict[str, list[Any]], generator: random.Random) -> float:
-    ((kind, (low, high)),) = values.items()
-    return _DRAWS[kind](generator, low, high)
+    positive = distribution == "loguniform"
+    if not low < high or (positive and low <= 0):
+        raise ValueError(
+            f"Expected {'positive bounds, ' if positive else ''}low < high for {where}, but got {bounds!r}."
+        )

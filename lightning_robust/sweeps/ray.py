@@ -1,7 +1,4 @@
-"""The trials of a sweep as Ray Tune runs them, each one ``lightning-robust fit`` in a process of its own.
-
-What a trial is stands in ``trials.py``, what is printed and written in ``sweep.py``.
-"""
+"""Runs the trials of a sweep with Ray Tune, each one ``lightning-robust fit`` in a process of its own."""
 
 from __future__ import annotations
 
@@ -18,25 +15,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
-from typing_extensions import override
 
 from lightning_robust.cli import RobustCLI, others_warnings_hidden
 from lightning_robust.sweeps.file import Resources, Sweep
-from lightning_robust.sweeps.trials import Trial
+from lightning_robust.sweeps.trials import SweepTrial
 
 if TYPE_CHECKING:
     from ray.tune import ResultGrid, Tuner
+    from ray.tune.integration.pytorch_lightning import TuneReportCheckpointCallback
 
-CHECKPOINT = "last.ckpt"
+_CHECKPOINT = "last.ckpt"
+_METRICS = "metrics"
 _INSTALL = "pip install 'lightning_robust[sweep]'"
 
 
-def run_trials(trials: Sequence[Trial], sweep: Sweep, folder: Path, address: str | None, cpus: int | None) -> None:
-    """Run them all and fill in what came of each; one that fails leaves the others alone.
+def run_trials(trials: Sequence[SweepTrial], sweep: Sweep, folder: Path, address: str | None, cpus: int | None) -> None:
+    """Run all trials and fill in their results; one that fails leaves the others alone.
 
     Args:
-        trials: Of :func:`plan`.
+        trials: From :func:`~lightning_robust.sweeps.trials.plan`.
         sweep: Resources and retries.
         folder: For one folder a trial; on a cluster one that all machines share.
         address: Of a running Ray cluster, or None for this machine.
@@ -44,7 +41,7 @@ def run_trials(trials: Sequence[Trial], sweep: Sweep, folder: Path, address: str
 
     Raises:
         ImportError: If Ray is not installed.
-        ValueError: If a trial wants more than there is.
+        ValueError: If a trial takes more than there is.
     """
     with _cluster(address, cpus):
         _require_room(sweep.resources)
@@ -63,54 +60,52 @@ def require_ray() -> None:
         raise ImportError(f"Expected Ray Tune for a sweep, but got: {error}. Install it with {_INSTALL}.") from error
 
 
-class Report(Callback):
-    """Tells Tune the metrics after each epoch, with a checkpoint that the trial goes on from if its process dies."""
+def report_callback() -> TuneReportCheckpointCallback:
+    """Ray's callback, which after each epoch hands the metrics and a full checkpoint to Tune.
 
-    @override
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Report what validation and training logged."""
-        report(trainer)
+    A trial whose process dies goes on from that checkpoint.
+    """
+    from ray.tune.integration.pytorch_lightning import TuneReportCheckpointCallback
 
+    class Report(TuneReportCheckpointCallback):
+        def _get_report_dict(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+            # under one key, apart from what Tune adds; with the progress, since Ray's callback saves no checkpoint
+            # where it has nothing to report
+            progress = {"epoch": float(trainer.current_epoch), "step": float(trainer.global_step)}
+            return {_METRICS: progress | (super()._get_report_dict(trainer, pl_module) or {})}
 
-def report(trainer: pl.Trainer) -> None:
-    """Hand the metrics and a full checkpoint to Tune, which keeps the newest one."""
-    from ray import tune
-
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    with tempfile.TemporaryDirectory() as folder:
-        trainer.save_checkpoint(Path(folder) / CHECKPOINT)
-        progress = {"epoch": float(trainer.current_epoch), "step": float(trainer.global_step)}
-        tune.report(progress | metrics, checkpoint=tune.Checkpoint.from_directory(folder))
+    return Report(filename=_CHECKPOINT, on="train_epoch_end")
 
 
-def train(given: dict[str, Any], *, configs: Sequence[str], folder: str) -> None:
-    """One trial, in Ray's worker: train from its last checkpoint on, in its own folder; what Tune calls.
+def train(config: dict[str, Any], *, configs: Sequence[str], folder: str) -> None:
+    """Train one trial from its last checkpoint on, in its own folder; Tune calls this in a worker.
 
     Args:
-        given: Tune's configuration: the trial's number.
+        config: Tune's configuration: the number of the trial.
         configs: The configurations of all trials.
-        folder: The sweep's folder.
+        folder: The folder of the sweep.
     """
     from ray import tune
 
-    place = Path(folder) / f"{given['trial']:03d}"
+    place = Path(folder) / f"{config['trial']:03d}"
     place.mkdir(parents=True, exist_ok=True)
     os.chdir(place)
-    Path("config.yaml").write_text(configs[given["trial"]], encoding="utf-8")
+    Path("config.yaml").write_text(configs[config["trial"]], encoding="utf-8")
     arguments = ["fit", "--config=config.yaml"]
     with _logged(Path("log.txt")), others_warnings_hidden(), tempfile.TemporaryDirectory() as copy:
         checkpoint = tune.get_checkpoint()
         if checkpoint is not None:
-            arguments.append(f"--ckpt_path={Path(checkpoint.to_directory(copy)) / CHECKPOINT}")
-        # the configuration stays as planned, without the path of a checkpoint that is gone tomorrow
-        cli = RobustCLI(args=arguments, trainer_defaults={"callbacks": [Report()]}, save_config_callback=None)
-        # once more, for what callbacks did to weights and metrics when the fit had ended
-        report(cli.trainer)
+            arguments.append(f"--ckpt_path={Path(checkpoint.to_directory(copy)) / _CHECKPOINT}")
+        report = report_callback()
+        # the configuration stays as planned, without the path of a temporary checkpoint
+        cli = RobustCLI(args=arguments, trainer_defaults={"callbacks": [report]}, save_config_callback=None)
+        # once more, with the weights and metrics that callbacks left after the fit
+        report.on_train_epoch_end(cli.trainer, pl_module=cli.model)
 
 
 @contextmanager
 def _logged(path: Path) -> Iterator[None]:
-    """What is printed goes into a file, and so does the traceback of an exception."""
+    """Redirect the output and the traceback of an exception into a file."""
     with path.open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
         try:
             yield
@@ -121,46 +116,46 @@ def _logged(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _cluster(address: str | None, cpus: int | None) -> Iterator[None]:
-    """Ray, ours to end or, where one runs in this process already, not."""
+    """A Ray cluster that ends with the block, unless this process was connected to one before."""
     import ray
 
     if ray.is_initialized():
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # one checkpoint is kept, so that Tune notes its state at every epoch, and warns of that
+    # Tune keeps one checkpoint, therefore saves its state at every epoch, and warns of that
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
-    # the reporter that `verbose=0` silences
+    # selects the reporter that `verbose=0` silences
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     # trials exchange nothing, so that little memory is enough
-    own = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": 100_000_000}
-    here: dict[str, Any] = own if address is None else {}
-    ray.init(address=address or "local", log_to_driver=False, logging_level=logging.WARNING, **here)
+    local = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": 100_000_000}
+    settings: dict[str, Any] = local if address is None else {}
+    ray.init(address=address or "local", log_to_driver=False, logging_level=logging.WARNING, **settings)
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _require_room(wanted: Resources) -> None:
+def _require_room(resources: Resources) -> None:
     import ray
 
-    there: dict[str, float] = ray.cluster_resources()
-    for name, amount in (("CPU", wanted.cpus), ("GPU", wanted.gpus)):
-        if amount > there.get(name, 0):
+    cluster: dict[str, float] = ray.cluster_resources()
+    for name, amount in (("CPU", resources.cpus), ("GPU", resources.gpus)):
+        if amount > cluster.get(name, 0):
             raise ValueError(
-                f"Expected room for a trial that takes {amount:g} {name}, but Ray has {there.get(name, 0):g}. "
+                f"Expected room for a trial that takes {amount:g} {name}, but Ray has {cluster.get(name, 0):g}. "
                 "Take less in `resources`, or name a cluster with --address."
             )
 
 
-def _tuner(trials: Sequence[Trial], sweep: Sweep, folder: Path) -> Tuner:
+def _tuner(trials: Sequence[SweepTrial], sweep: Sweep, folder: Path) -> Tuner:
     from ray import tune
 
     function = functools.partial(train, configs=[trial.config for trial in trials], folder=str(folder))
-    taken = {"cpu": sweep.resources.cpus, "gpu": sweep.resources.gpus}
+    resources = {"cpu": sweep.resources.cpus, "gpu": sweep.resources.gpus}
     return tune.Tuner(
-        tune.with_resources(function, taken),
+        tune.with_resources(function, resources),
         param_space={"trial": tune.grid_search([trial.number for trial in trials])},
         tune_config=tune.TuneConfig(trial_name_creator=_name, trial_dirname_creator=_name),
         run_config=tune.RunConfig(
@@ -178,47 +173,39 @@ def _name(trial: Any) -> str:
     return f"{trial.config['trial']:03d}"
 
 
-def _progress(planned: Sequence[Trial], sweep: Sweep) -> Any:
-    """Notes and prints what becomes of each trial."""
+def _progress(trials: Sequence[SweepTrial], sweep: Sweep) -> Any:
+    """A callback of Tune that notes the status of each trial and prints a line whenever it changes."""
     from ray import tune
 
     class Progress(tune.Callback):
-        def _say(self, trial: Trial, what: str) -> None:
+        def _note(self, trial: SweepTrial, event: str) -> None:
             values = ", ".join(f"{key}={trial.values[key]}" for key in sweep.varied)
-            print(f"trial {trial.name} ({values}): {what}", flush=True)
+            print(f"trial {trial.name} ({values}): {event}", flush=True)
 
-        def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            ours = planned[trial.config["trial"]]
+        def on_trial_recover(self, *, trial: Any, **info: Any) -> None:
+            ours = trials[trial.config["trial"]]
             ours.retries += 1
-            self._say(ours, "failed or was killed, goes on from its last checkpoint")
+            self._note(ours, "failed or was killed, goes on from its last checkpoint")
 
-        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            ours = planned[trial.config["trial"]]
+        def on_trial_error(self, *, trial: Any, **info: Any) -> None:
+            ours = trials[trial.config["trial"]]
             ours.status = "failed"
-            self._say(ours, "failed, given up")
+            self._note(ours, "failed, given up")
 
-        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            ours = planned[trial.config["trial"]]
+        def on_trial_complete(self, *, trial: Any, **info: Any) -> None:
+            ours = trials[trial.config["trial"]]
             ours.status = "finished"
-            self._say(ours, f"finished, {sweep.monitor} {(trial.last_result or {}).get(sweep.monitor, math.nan):.5g}")
+            score = (trial.last_result or {}).get(_METRICS, {}).get(sweep.monitor, math.nan)
+            self._note(ours, f"finished, {sweep.monitor} {score:.5g}")
 
     return Progress()
 
 
-def _fill_in(trials: Sequence[Trial], results: ResultGrid) -> None:
-    for result in map(results.__getitem__, range(len(results))):
-        trial = trials[(result.config or {})["trial"]]
-        reported = {str(name): value for name, value in (result.metrics or {}).items()}
-        own = set(reported) - _TUNES_OWN
-        trial.metrics = {name: float(reported[name]) for name in sorted(own) if isinstance(reported[name], int | float)}
-        trial.checkpoint = Path(result.checkpoint.path) / CHECKPOINT if result.checkpoint is not None else None
+def _fill_in(trials: Sequence[SweepTrial], results: ResultGrid) -> None:
+    for result in results:
+        trial = trials[result.config["trial"]]
+        trial.metrics = dict(sorted((result.metrics or {}).get(_METRICS, {}).items()))
+        if result.checkpoint is not None:
+            trial.checkpoint = Path(result.checkpoint.path) / _CHECKPOINT
         if result.error is not None:
             trial.error = textwrap.shorten(str(result.error).strip().splitlines()[-1], 160, placeholder=" ...")
-
-
-# what Tune adds to the metrics of a trial
-_TUNES_OWN = {
-    *("timestamp", "checkpoint_dir_name", "done", "training_iteration", "trial_id", "date", "time_this_iter_s"),
-    *("time_total_s", "pid", "hostname", "node_ip", "config", "time_since_restore", "iterations_since_restore"),
-    *("should_checkpoint", "experiment_tag", "config/trial"),
-}

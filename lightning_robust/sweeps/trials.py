@@ -1,37 +1,40 @@
-"""The trials of a sweep before they run: complete configurations, checked by the parser of the command line.
-
-How Ray runs them stands in ``tune.py``.
-"""
+"""The trials of a sweep before they run: complete configurations, checked by the parser of the command line."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
 
 from lightning_robust.cli import RobustCLI, RobustParser, others_warnings_hidden
-from lightning_robust.sweeps.file import Sweep, Values, as_argument
+from lightning_robust.sweeps.file import Sweep, as_argument
+
+if TYPE_CHECKING:
+    from ray.tune.search.sample import Domain
 
 
 @dataclass
-class Trial:
-    """One run of a sweep: what it was told and what came of it.
+class SweepTrial:
+    """One run of a sweep: its settings and its results.
 
     Args:
         number: Position in the sweep.
-        values: What was varied.
+        values: The varied keys and their values.
         config: The complete configuration, as YAML.
         status: ``"finished"``, ``"failed"``, or ``"unfinished"`` where the sweep was interrupted.
         retries: How often it went on after a failure.
-        metrics: The last ones that it reported.
-        checkpoint: Its last one, if it came to any.
+        metrics: The metrics of its last report.
+        checkpoint: Its last checkpoint, None before the first epoch ended.
         error: Why it failed, in one line.
     """
 
     number: int
-    values: Values
+    values: dict[str, Any]
     config: str
     status: str = "unfinished"
     retries: int = 0
@@ -41,7 +44,7 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """Its folder."""
+        """Name of its folder."""
         return f"{self.number:03d}"
 
     def score(self, monitor: str) -> float:
@@ -49,39 +52,72 @@ class Trial:
         return self.metrics.get(monitor, math.nan) if self.status == "finished" else math.nan
 
 
-def plan(sweep: Sweep) -> list[Trial]:
+def plan(sweep: Sweep) -> list[SweepTrial]:
     """The trials with their complete configurations, each checked by the parser of the command line.
 
     Raises:
         FileNotFoundError: For a value that ends like a file of weights where there is none.
-        ValueError: For a key or value that ``lightning-robust fit`` would refuse, naming it.
-        ImportError: If a class of the configurations cannot be imported.
+        ValueError: For a key or value that ``lightning-robust fit`` would refuse.
+        ImportError: If a class of the configurations cannot be imported, or values are drawn and Ray is missing.
     """
     trials = []
-    for number, values in enumerate(sweep.variants()):
+    for number, values in enumerate(draw_values(sweep)):
         _require_weights(values)
         arguments = [f"--config={path}" for path in sweep.configs]
         arguments += [as_argument(key, value) for key, value in values.items()]
         try:
-            trials.append(Trial(number, values, _complete(arguments)))
+            trials.append(SweepTrial(number, values, _complete(arguments)))
         except _Refusal as error:
-            told = ", ".join(f"{key}={value}" for key, value in values.items())
-            raise ValueError(f"Trial {number:03d} ({told}) over {', '.join(sweep.configs)}: {error}") from error
+            settings = ", ".join(f"{key}={value}" for key, value in values.items())
+            raise ValueError(f"Trial {number:03d} ({settings}) over {', '.join(sweep.configs)}: {error}") from error
     return trials
 
 
+def draw_values(sweep: Sweep) -> list[dict[str, Any]]:
+    """The varied keys and their values, for each trial.
+
+    Numbers are drawn from the distributions of Ray Tune. They are drawn before Tune starts, so that a value which the
+    command line refuses is found before the first trial runs, and combined in the order of the file, where Tune's own
+    grid orders keys by name.
+
+    Example:
+        >>> for values in draw_values(Sweep(["a.yaml"], {"lr": [0.1, 0.2], "swa": [True]}, "val/acc", "max")):
+        ...     print(values)
+        {'lr': 0.1, 'swa': True}
+        {'lr': 0.2, 'swa': True}
+    """
+    generator = np.random.default_rng(sweep.seed)
+    lists = {key: values for key, values in sweep.vary.items() if isinstance(values, list)}
+    domains = {key: _domain(values) for key, values in sweep.vary.items() if isinstance(values, dict)}
+    drawn = []
+    for _, combination in itertools.product(range(sweep.num_samples), itertools.product(*lists.values())):
+        values = dict(zip(lists, combination, strict=True))
+        values |= {key: domain.sample(random_state=generator) for key, domain in domains.items()}
+        drawn.append({key: values[key] for key in sweep.vary})
+    return drawn
+
+
+def _domain(distribution: dict[str, list[float]]) -> Domain:
+    """``{loguniform: [low, high]}`` as Ray Tune's search space."""
+    from ray import tune
+
+    ((name, bounds),) = distribution.items()
+    domain: Domain = getattr(tune, name)(*bounds)
+    return domain
+
+
 class _Refusal(SystemExit):
-    """The complaint of a parser, as the exit that it is: an Exception would be one failed guess among several."""
+    """The complaint of a parser. No Exception, which jsonargparse would take for one failed guess among several."""
 
 
-class _Parser(RobustParser):
-    """Raises its complaint, for the command to tell."""
+class _RefusingParser(RobustParser):
+    """Raises its complaint instead of printing it."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise _Refusal(self.complaint(message))
 
 
-class _Reader(RobustCLI):
+class _ParsingCLI(RobustCLI):
     """Parses, and builds nothing."""
 
     def instantiate_classes(self) -> None:
@@ -96,14 +132,14 @@ def _complete(arguments: list[str]) -> str:
     quiet = {"enable_progress_bar": False, "enable_model_summary": False}
     try:
         with others_warnings_hidden():
-            cli = _Reader(args=arguments, run=False, parser_class=_Parser, trainer_defaults=quiet)
+            cli = _ParsingCLI(args=arguments, run=False, parser_class=_RefusingParser, trainer_defaults=quiet)
     finally:
         seeding.setLevel(level)
     _require_one_process(cli.config.trainer)
     return cli.parser.dump(cli.config, skip_none=False)
 
 
-def _require_weights(values: Values) -> None:
+def _require_weights(values: dict[str, Any]) -> None:
     for key, value in values.items():
         if isinstance(value, str) and value.endswith((".ckpt", ".pt", ".safetensors")) and not Path(value).is_file():
             raise FileNotFoundError(
