@@ -73,7 +73,7 @@ def test_finished_rows_are_kept_and_failed_ones_named(benchmark, tmp_path, capsy
     assert kept.content["a, b | 1"] == {"acc": 0.25, "name": str(tmp_path / "a_b" / "1")}
     given.only = ["a, b"]
     table = rows.run_rows(given, work, 99.0).table(["a, b"], [0, 1], {"clean": ("acc", 100, ".1f")})
-    assert table.splitlines()[-1] == "| a, b | 2 | 37.5 (25.0 to 50.0) |"
+    assert " ".join(table.splitlines()[-1].split()) == "| a, b | 2 | 37.5 (25.0 to 50.0) |"
 
 
 @pytest.mark.filterwarnings("ignore:.*may lead to deadlocks in the child.*")

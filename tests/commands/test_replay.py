@@ -59,7 +59,7 @@ def test_files_and_table(run, frames, tmp_path, capsys):
     assert numbers["runtimes"]["torch-bf16"]["lines"][0]["p99"] > 0.0
     assert set(numbers["perturbations"]) == {"bgr", "color_matrix"}  # the data module told mean and std
     assert numbers["notes"] == []
-    assert "| torch-bf16 |" in (output / "replay.md").read_text()
+    assert "| torch-bf16" in (output / "replay.md").read_text()
     with Image.open(output / "worst_frames.png") as picture:
         assert picture.size[0] == 1430
     with Image.open(output / "replay.gif") as film:
@@ -88,7 +88,7 @@ def test_given_normalisation_goes_first(run, frames, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("more", "complaint"),
     [
-        (["--targets=[emulated-fp61]"], "Did you mean emulated-fp16"),
+        (["--targets=[emulated-fp61]"], "Did you mean 'emulated-fp16'"),
         (["--stride=0"], "Expected `stride` of at least 1"),
         (["--value=steering"], "named 'steering'"),
     ],

@@ -221,7 +221,7 @@ def test_rejects_arguments():
         DatapathCallback(factor=1.0)
     with pytest.raises(ValueError, match="at least one condition"):
         DatapathCallback([])
-    with pytest.raises(ValueError, match=r"but got 'jepg'. Did you mean jpeg"):
+    with pytest.raises(ValueError, match=r"but got 'jepg'. Did you mean 'jpeg_"):
         DatapathCallback("jepg")
     with pytest.raises(ValueError, match="Expected `eps`"):
         DatapathCallback(eps=-1)

@@ -241,7 +241,7 @@ def survives(folder, callback, match, module=None, **settings):
 
 
 def test_rejects_unknown_target():
-    with pytest.raises(ValueError, match=r"got 'emulated-fp61'. Did you mean emulated-fp16"):
+    with pytest.raises(ValueError, match=r"got 'emulated-fp61'. Did you mean 'emulated-fp16'"):
         DeploymentParityCallback(["emulated-fp61"])
 
 
