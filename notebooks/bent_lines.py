@@ -34,9 +34,9 @@ from lightning_robust.deployment.engines import Subject, available, runtime
 from lightning_robust.deployment.fingerprint.search import fingerprint
 from lightning_robust.deployment.graph.export import frozen_copy
 from lightning_robust.deployment.parity.localise import localise
+from lightning_robust.deployment.parity.verdict import judge_parity
 from lightning_robust.deployment.pixels.catalogue import CATALOGUE, perturbations
 from lightning_robust.deployment.report.figures import draw_causes, draw_layers, draw_parity
-from lightning_robust.deployment.report.page import judge
 from lightning_robust.deployment.report.tables import layer_sentences, summary
 from lightning_robust.functional import PixelSpace
 
@@ -228,7 +228,7 @@ for name in ("bgr", "resize_bilinear"):
 
 # %%
 for title, checked in (("as trained", report), ("with the list", repaired)):
-    verdict = judge(checked)
+    verdict = judge_parity(checked)
     print(f"{title}: {verdict.level}. {verdict.headline}")
     for exception in verdict.exceptions:
         print("  -", exception)

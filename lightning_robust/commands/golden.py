@@ -1,4 +1,4 @@
-"""``lightning-robust golden``: tensors for the car to replay, and what its dump says."""
+"""The command ``golden``: the network's inputs and outputs as a file, or a dump of the deployed side against it."""
 
 from __future__ import annotations
 
@@ -30,52 +30,53 @@ def golden(
     decode: str = "decode",
     config: str | None = None,
 ) -> None:
-    """Write what the network is fed and gives at validation, or compare with it what the car dumped.
+    """Write the network's inputs and outputs at validation, or compare a dump of the deployed side with them.
 
-    Without --check writes inputs and outputs (input/<name>, output/<name>) of the first validation samples. The car
-    feeds its own pictures of the same frames, or these inputs, and dumps inputs, outputs or both under the same names.
-    With --check the dump is compared: what its preprocessing does differently, and how much of the distance comes from
-    the input and how much from the engine. Writes check.json beside the dump.
+    Without --check this writes the inputs and outputs (input/<name>, output/<name>) of the first validation samples.
+    The deployed side feeds its own pictures of the same frames, or these inputs, and dumps inputs, outputs or both
+    under the same names. With --check this compares the dump: how its preprocessing differs, and how much of the
+    distance comes from the input and how much from the engine; check.json beside the dump holds all numbers.
 
     Args:
         ckpt: Checkpoint of the run.
         output: The golden file, written or, with --check, read.
-        check: The car's dump (.npz).
-        samples: Inputs to write.
+        check: The dump of the deployed side (.npz).
+        samples: How many inputs to write.
         input_key: Which part of a batch goes into forward.
         decode: Method of the module that turns outputs into named values in the task's units.
         config: The run's config.yaml; by default that beside the checkpoint.
     """
     module = frozen_copy(load_module(ckpt, config))
-    if check is None:
-        if samples < 1:
-            raise ValueError(f"Expected `samples` to be positive, but got {samples}.")
-        seen = InputCollector(samples, input_key)
-        validate_once(load_module(ckpt, config), load_data(ckpt, config), seen, samples)
-        metadata = {
-            "checkpoint": str(ckpt),
-            "mean": seen.pixels.mean,
-            "std": seen.pixels.std,
-            "torch": importlib.metadata.version("torch"),
-            "lightning_robust": importlib.metadata.version("lightning-robust"),
-        }
-        made = make_golden(module, seen.inputs.args(), metadata)
-        write_golden(made, output)
-        shapes = [f"{name} {array.shape}" for name, array in {**made.inputs, **made.outputs}.items()]
-        print(f"Wrote {output}: {', '.join(shapes)}")
+    if check is not None:
+        report = check_golden(read_golden(output), read_golden(check), module, getattr(module, decode, None))
+        path = Path(check).with_name("check.json")
+        path.write_text(json.dumps(jsonable(dataclasses.asdict(report)), indent=1) + "\n", encoding="utf-8")
+        print(f"{_describe(report)}\n\nAll numbers:  {path}")
         return
-    report = check_golden(read_golden(output), read_golden(check), module, getattr(module, decode, None))
-    path = Path(check).with_name("check.json")
-    path.write_text(json.dumps(jsonable(dataclasses.asdict(report)), indent=1) + "\n", encoding="utf-8")
-    print(f"{_text(report)}\n\nAll numbers:  {path}")
+    if samples < 1:
+        raise ValueError(f"Expected `samples` to be positive, but got {samples}.")
+    collector = InputCollector(samples, input_key)
+    validate_once(load_module(ckpt, config), load_data(ckpt, config), collector, samples)
+    metadata = {
+        "checkpoint": str(ckpt),
+        "mean": collector.pixels.mean,
+        "std": collector.pixels.std,
+        "torch": importlib.metadata.version("torch"),
+        "lightning_robust": importlib.metadata.version("lightning-robust"),
+    }
+    tensors = make_golden(module, collector.inputs.args(), metadata)
+    write_golden(tensors, output)
+    shapes = [f"{name} {array.shape}" for name, array in {**tensors.inputs, **tensors.outputs}.items()]
+    print(f"Wrote {output}: {', '.join(shapes)}")
 
 
-def _text(report: GoldenReport) -> str:
+def _describe(report: GoldenReport) -> str:
+    parts = {"whole": report.whole, "input": report.preprocessing, "engine": report.engine}
     rows = [
-        [name, f"{m[report.unit]:.3g}", f"{m['max_abs']:.3g}" if "max_abs" in m else "-"]
-        for name, m in (("whole", report.whole), ("input", report.preprocessing), ("engine", report.engine))
-        if m
+        [name, f"{metrics[report.unit]:.3g}", f"{metrics['max_abs']:.3g}" if "max_abs" in metrics else "-"]
+        for name, metrics in parts.items()
+        if metrics
     ]
-    lines = [f"{name}: {found}" for name, found in report.pictures.items()]
+    lines = [f"{name}: {differences}" for name, differences in report.pictures.items()]
     lines += [plain_table(["part", report.unit, "max_abs"], rows), report.sentence()] if rows else []
     return "\n".join([*lines, *report.notes])

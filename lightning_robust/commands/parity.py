@@ -11,7 +11,8 @@ from lightning_robust.callbacks import DeploymentParityCallback
 from lightning_robust.deployment.engines import available
 from lightning_robust.deployment.graph.files import GraphSubject, load_graph, make_inputs, remarks
 from lightning_robust.deployment.parity.localise import localise
-from lightning_robust.deployment.parity.measure import ParityReport, measure_parity
+from lightning_robust.deployment.parity.measure import measure_parity
+from lightning_robust.deployment.parity.result import ParityReport
 from lightning_robust.deployment.pixels.catalogue import Names
 from lightning_robust.deployment.pixels.catalogue import perturbations as named_perturbations
 from lightning_robust.deployment.report.page import write_report

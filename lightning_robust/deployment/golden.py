@@ -1,13 +1,13 @@
-"""Golden tensors: what goes into the network and what comes out, for the car to replay, and what its dump says.
+"""Golden tensors: the network's inputs and outputs in training, to check a dump of the deployed side against.
 
-The car feeds its own pictures of the same frames, or the golden inputs themselves, and dumps inputs, outputs or both
-under the same names. Which files are read and written is the command's business.
+The deployed side feeds its own pictures of the same frames, or the golden inputs themselves, and dumps inputs, outputs
+or both under the same names.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,22 +20,22 @@ from torch import Tensor, nn
 from lightning_robust.deployment.engines import run_module
 from lightning_robust.deployment.fingerprint.search import fingerprint
 from lightning_robust.deployment.fingerprint.words import Fingerprint
-from lightning_robust.deployment.parity.distance import compare, compare_decoded
-from lightning_robust.structures import flatten, rebuild
+from lightning_robust.deployment.parity.distance import compare_outputs
+from lightning_robust.deployment.parity.scale import Decode, Reading, Scale
+from lightning_robust.structures import flatten
 
 Arrays = Mapping[str, NDArray[Any]]
-Decode = Callable[[Any], Mapping[str, Tensor]]
 _PREFIXES = ("input/", "output/")
 _METADATA = "metadata"
 
 
 @dataclass(frozen=True)
 class Golden:
-    """What training feeds and gets.
+    """The inputs and outputs of a network.
 
     Args:
         inputs: Name -> samples as ``forward`` takes them, ``(N, ...)``.
-        outputs: Name -> what PyTorch in fp32 made of them.
+        outputs: Name -> what PyTorch in fp32 computes from them.
         metadata: Plain values, e.g. versions, the checkpoint, ``mean`` and ``std`` of the pixels.
     """
 
@@ -46,16 +46,17 @@ class Golden:
 
 @dataclass(frozen=True)
 class GoldenReport:
-    """What a dump of the car says.
+    """How a dump of the deployed side differs from the golden tensors.
 
     Args:
-        pictures: Input -> what differs between training's pictures and the car's.
-        inputs: Input -> distances of the car's input to training's, from :func:`~.compare.compare`.
-        whole: Distance of the car's outputs to the golden ones; empty where the car dumped none.
-        preprocessing: The part that its inputs alone make in PyTorch; empty where it dumped none, or without a module.
-        engine: The part between PyTorch on the car's inputs (on the golden ones where it dumped none) and the car's
-            outputs.
-        unit: Metric in which the parts are told: the first decoded value's p99, else ``rel_l2``.
+        pictures: Input -> how the deployed pictures differ from training's.
+        inputs: Input -> distances of the deployed input to training's, from :func:`~.distance.compare_outputs`.
+        whole: Distance of the deployed outputs to the golden ones; empty if none were dumped.
+        preprocessing: The part that the deployed inputs alone cause in PyTorch; empty if none were dumped, or without
+            a module.
+        engine: The part between PyTorch on the deployed inputs (on the golden ones if none were dumped) and the
+            deployed outputs.
+        unit: The metric that :meth:`sentence` quotes: the first decoded value's p99, else ``rel_l2``.
         notes: Lines that a reader should see.
     """
 
@@ -68,25 +69,25 @@ class GoldenReport:
     notes: tuple[str, ...] = ()
 
     def sentence(self) -> str:
-        """How much of the distance comes from where."""
-        parts = {"input": self.preprocessing.get(self.unit), "engine": self.engine.get(self.unit)}
-        told = [f"{value:.3g} come from the {name}" for name, value in parts.items() if value is not None]
-        if not self.whole:
-            return (
-                f"The car's inputs alone move PyTorch's outputs by {told[0].split(' ')[0]} {self.unit}." if told else ""
-            )
-        return f"The car's outputs are {self.whole[self.unit]:.3g} {self.unit} away" + (
-            f": {', '.join(told)}." if told else "."
-        )
+        """How much of the distance comes from where; empty if no part is known."""
+        parts = {"input": self.preprocessing, "engine": self.engine}
+        shares = {name: metrics[self.unit] for name, metrics in parts.items() if metrics}
+        if self.whole:
+            split = ", ".join(f"{value:.3g} come from the {name}" for name, value in shares.items())
+            whole = f"The deployed outputs are {self.whole[self.unit]:.3g} {self.unit} away"
+            return f"{whole}: {split}." if split else f"{whole}."
+        if "input" in shares:
+            return f"The deployed inputs alone move PyTorch's outputs by {shares['input']:.3g} {self.unit}."
+        return ""
 
 
 def make_golden(module: nn.Module, args: tuple[Any, ...], metadata: Mapping[str, Any] | None = None) -> Golden:
-    """Run a module in fp32 on the CPU on samples and keep both sides.
+    """Run a module in fp32 on the CPU on samples and keep its inputs and outputs.
 
     Args:
         module: In evaluation mode, from :func:`~.export.frozen_copy`.
         args: Positional arguments of its ``forward``.
-        metadata: Kept as it is.
+        metadata: Stored as it is.
 
     Example:
         >>> golden = make_golden(torch.nn.Linear(2, 1).eval(), (torch.ones(3, 2),))
@@ -95,8 +96,8 @@ def make_golden(module: nn.Module, args: tuple[Any, ...], metadata: Mapping[str,
     """
     with torch.no_grad():
         outputs = flatten(module(*args))
-    inputs = {name: tensor.numpy() for name, tensor in _named(args).items()}
-    return Golden(inputs, {name: tensor.cpu().numpy() for name, tensor in outputs.items()}, dict(metadata or {}))
+    inputs = flatten(args[0] if len(args) == 1 else args, "input")
+    return Golden(_to_arrays(inputs), _to_arrays(outputs), dict(metadata or {}))
 
 
 def write_golden(golden: Golden, path: str | Path) -> None:
@@ -109,7 +110,7 @@ def write_golden(golden: Golden, path: str | Path) -> None:
 
 
 def read_golden(path: str | Path) -> Golden:
-    """Read what :func:`write_golden` wrote, or a dump of the car's: the same names, inputs or outputs or both.
+    """Read what :func:`write_golden` wrote, or a dump of the deployed side: the same names, inputs, outputs or both.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -136,109 +137,94 @@ def read_golden(path: str | Path) -> Golden:
 def check_golden(
     golden: Golden, dumped: Golden, module: nn.Module | None = None, decode: Decode | None = None
 ) -> GoldenReport:
-    """Say what the car does differently: its inputs, its engine, and how much each of them moves the outputs.
+    """Compare a dump of the deployed side: its inputs, its engine, and how far each of them moves the outputs.
 
     Args:
         golden: From training.
-        dumped: From the car, for the same samples in the same order.
-        module: In evaluation mode, to tell inputs and engine apart; without it only the whole is known.
+        dumped: From the deployed side, for the same samples in the same order.
+        module: In evaluation mode, to separate inputs and engine; without it only the whole distance is known.
         decode: Turns outputs into named values in the task's own units.
 
     Raises:
-        ValueError: If the dump has a name, shape or type that the golden file has not.
+        ValueError: If the dump has a name, shape or type that the golden file does not have.
     """
     notes: list[str] = []
-    car_inputs = _matched(golden.inputs, dumped.inputs, "input", notes)
-    car_outputs = _matched(golden.outputs, dumped.outputs, "output", notes)
-    pictures = {
-        name: fingerprint(golden.inputs[name], array, mean=golden.metadata.get("mean"), std=golden.metadata.get("std"))
-        for name, array in car_inputs.items()
-        if array.ndim == 4 and array.shape[1] in (1, 3)
-    }
-    scale = _Scale(golden, module, decode)
-    outputs = scale.complete(car_outputs) if car_outputs else []
-    # what PyTorch makes of the car's inputs; of none dumped, the golden outputs
-    between = (scale.run(car_inputs) if module is not None else []) if car_inputs else scale.golden
+    inputs = _match_arrays(golden.inputs, dumped.inputs, "input", notes)
+    outputs = _match_arrays(golden.outputs, dumped.outputs, "output", notes)
+    samples = tuple(_to_tensor(array)[:1] for array in golden.inputs.values())
+    scale = Scale(module, samples, decode)
+    exact = _read(scale, golden.outputs)
+    # an output that was not dumped counts as right, an input that was not dumped is the golden one
+    deployed = _read(scale, {**golden.outputs, **outputs}) if outputs else None
+    predicted = _predict(scale, module, {**golden.inputs, **inputs}) if inputs else None
     return GoldenReport(
-        pictures,
-        {name: compare([_tensor(golden.inputs[name])], [_tensor(array)]) for name, array in car_inputs.items()},
-        scale.distance(scale.golden, outputs) if outputs else {},
-        scale.distance(scale.golden, between) if car_inputs and between else {},
-        scale.distance(between, outputs) if outputs and between else {},
-        scale.unit,
+        {name: _fingerprint(golden, name, array) for name, array in inputs.items() if _is_picture(array)},
+        {name: compare_outputs([_to_tensor(golden.inputs[name])], [_to_tensor(a)]) for name, a in inputs.items()},
+        _distance_between(exact, deployed),
+        _distance_between(exact, predicted),
+        _distance_between(predicted if inputs else exact, deployed),
+        exact.unit,
         tuple(notes),
     )
 
 
-class _Scale:
-    """Distances between sets of outputs, in the task's units where there is a `decode`."""
-
-    def __init__(self, golden: Golden, module: nn.Module | None, decode: Decode | None) -> None:
-        self.golden = [_tensor(array) for array in golden.outputs.values()]
-        self._names = list(golden.outputs)
-        self._inputs, self._module = golden.inputs, module
-        self._template: Any = None
-        self._decode = decode
-        if module is not None:
-            with torch.no_grad():
-                self._template = module(*(_tensor(array)[:1] for array in golden.inputs.values()))
-        decoded = self._decoded(self.golden)
-        floating = [name for name, value in decoded.items() if value.is_floating_point()]
-        self.unit = f"{floating[0]}_p99" if floating else "rel_l2"
-
-    def run(self, inputs: Arrays) -> list[Tensor]:
-        """PyTorch on the car's inputs; one that the car did not dump is the golden one."""
-        if self._module is None:
-            return []
-        args = tuple(_tensor(inputs.get(name, array)).float() for name, array in self._inputs.items())
-        return run_module(self._module, args)
-
-    def complete(self, outputs: Arrays) -> list[Tensor]:
-        """All outputs; one that the car did not dump counts as right."""
-        return [_tensor(outputs[n]) if n in outputs else g for n, g in zip(self._names, self.golden, strict=True)]
-
-    def distance(self, reference: list[Tensor], outputs: list[Tensor]) -> dict[str, float]:
-        return compare(reference, outputs) | compare_decoded(self._decoded(reference), self._decoded(outputs))
-
-    def _decoded(self, outputs: list[Tensor]) -> dict[str, Tensor]:
-        if self._decode is None or self._template is None:
-            return {}
-        return dict(self._decode(rebuild(self._template, iter(outputs))))
+def _predict(scale: Scale, module: nn.Module | None, inputs: Arrays) -> Reading | None:
+    """What PyTorch computes from the deployed inputs."""
+    if module is None:
+        return None
+    return scale.read(run_module(module, tuple(_to_tensor(array).float() for array in inputs.values())))
 
 
-def _matched(golden: Arrays, dumped: Arrays, side: str, notes: list[str]) -> dict[str, NDArray[Any]]:
-    """The car's arrays, in the golden order and as floating where the golden ones are; refuses what does not fit."""
+def _read(scale: Scale, arrays: Arrays) -> Reading:
+    return scale.read([_to_tensor(array) for array in arrays.values()])
+
+
+def _distance_between(reference: Reading | None, deployed: Reading | None) -> dict[str, float]:
+    return {} if reference is None or deployed is None else reference.distance(deployed)
+
+
+def _is_picture(array: NDArray[Any]) -> bool:
+    return array.ndim == 4 and array.shape[1] in (1, 3)
+
+
+def _fingerprint(golden: Golden, name: str, deployed: NDArray[Any]) -> Fingerprint:
+    mean, std = golden.metadata.get("mean"), golden.metadata.get("std")
+    return fingerprint(golden.inputs[name], deployed, mean=mean, std=std)
+
+
+def _match_arrays(golden: Arrays, dumped: Arrays, side: str, notes: list[str]) -> dict[str, NDArray[Any]]:
+    """The dumped arrays in the golden order and type; refuses what does not fit."""
     unknown = sorted(set(dumped) - set(golden))
     if unknown:
         raise ValueError(f"Expected {side}s named {sorted(golden)}, but got {unknown}. Rename them in the dump.")
-    matched = {}
+    matches = {}
     for name, array in golden.items():
         if name in dumped:
-            _check_shape(name, side, array.shape, dumped[name].shape)
-            matched[name] = _as_type_of(array, dumped[name], f"{side} {name!r}", notes)
-    if dumped and len(matched) < len(golden):
-        notes.append(f"The car did not dump the {side}s {sorted(set(golden) - set(matched))}.")
-    return matched
+            _require_shape(name, side, array.shape, dumped[name].shape)
+            matches[name] = _cast_like(array, dumped[name], f"{side} {name!r}", notes)
+    if dumped and len(matches) < len(golden):
+        notes.append(f"The deployed side did not dump the {side}s {sorted(set(golden) - set(matches))}.")
+    return matches
 
 
-def _check_shape(name: str, side: str, wanted: tuple[int, ...], got: tuple[int, ...]) -> None:
-    if wanted == got:
+def _require_shape(name: str, side: str, expected: tuple[int, ...], actual: tuple[int, ...]) -> None:
+    if expected == actual:
         return
     advice = "Dump the same samples, one for one."
-    if len(wanted) == len(got) == 4 and got == (wanted[0], wanted[2], wanted[3], wanted[1]):
+    if len(expected) == len(actual) == 4 and actual == (expected[0], expected[2], expected[3], expected[1]):
         advice = "Its channels come last: transpose(0, 3, 1, 2)."
-    elif len(got) == len(wanted) - 1 and got == wanted[1:]:
+    elif len(actual) == len(expected) - 1 and actual == expected[1:]:
         advice = "The dimension of samples is missing: array[None], or stack all frames."
-    elif wanted[1:] == got[1:]:
-        advice = f"It holds {got[0]} samples instead of {wanted[0]}."
-    raise ValueError(f"Expected {side} {name!r} of shape {wanted}, but got {got}. {advice}")
+    elif expected[1:] == actual[1:]:
+        advice = f"It holds {actual[0]} samples instead of {expected[0]}."
+    raise ValueError(f"Expected {side} {name!r} of shape {expected}, but got {actual}. {advice}")
 
 
-def _as_type_of(golden: NDArray[Any], dumped: NDArray[Any], what: str, notes: list[str]) -> NDArray[Any]:
+def _cast_like(golden: NDArray[Any], dumped: NDArray[Any], what: str, notes: list[str]) -> NDArray[Any]:
     if dumped.dtype == golden.dtype:
         return dumped
     if np.issubdtype(golden.dtype, np.floating) and np.issubdtype(dumped.dtype, np.floating):
-        notes.append(f"The car dumped {what} as {dumped.dtype}; it was compared as {golden.dtype}.")
+        notes.append(f"The deployed side dumped {what} as {dumped.dtype}; it was compared as {golden.dtype}.")
         return dumped.astype(golden.dtype)
     raise ValueError(
         f"Expected {what} as {golden.dtype}, but got {dumped.dtype}. Dump the tensor that the engine takes or gives, "
@@ -246,9 +232,9 @@ def _as_type_of(golden: NDArray[Any], dumped: NDArray[Any], what: str, notes: li
     )
 
 
-def _named(args: tuple[Any, ...]) -> dict[str, Tensor]:
-    return flatten(args[0] if len(args) == 1 else args, "input")
+def _to_arrays(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
+    return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
 
 
-def _tensor(array: NDArray[Any]) -> Tensor:
+def _to_tensor(array: NDArray[Any]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array))

@@ -1,4 +1,4 @@
-"""Golden tensors and the car's dump: planted differences of inputs and engines, and dumps that do not fit."""
+"""Golden tensors and deployed dumps: planted differences of inputs and engines, and dumps that do not fit."""
 
 import dataclasses
 
@@ -64,7 +64,7 @@ def test_the_same_dump_is_no_distance(golden):
 
 
 def test_input_and_engine_are_told_apart(golden):
-    """The car's input is 0.02 brighter, which moves the outputs by 2; its engine adds 0.25."""
+    """The deployed input is 0.02 brighter, which moves the outputs by 2; its engine adds 0.25."""
     brighter = golden.inputs["input"] + np.float32(0.02)
     outputs = golden.outputs["output"] + np.float32(2.25)
     report = check(golden, dump(golden, brighter, outputs))
@@ -74,7 +74,7 @@ def test_input_and_engine_are_told_apart(golden):
     assert report.engine["x_px_p99"] == pytest.approx(0.25, abs=1e-3)
     assert (
         report.sentence()
-        == "The car's outputs are 2.25 x_px_p99 away: 2 come from the input, 0.25 come from the engine."
+        == "The deployed outputs are 2.25 x_px_p99 away: 2 come from the input, 0.25 come from the engine."
     )
 
 
@@ -88,7 +88,7 @@ def test_inputs_alone_are_the_preprocessing(golden):
     report = check(golden, dump(golden, golden.inputs["input"] + np.float32(0.02)))
     assert report.whole == report.engine == {}
     assert report.preprocessing["x_px_max"] == pytest.approx(2.0, abs=1e-3)
-    assert report.sentence() == "The car's inputs alone move PyTorch's outputs by 2 x_px_p99."
+    assert report.sentence() == "The deployed inputs alone move PyTorch's outputs by 2 x_px_p99."
 
 
 def test_without_a_module_only_the_whole_is_known(golden):
@@ -98,22 +98,22 @@ def test_without_a_module_only_the_whole_is_known(golden):
     assert report.preprocessing == report.engine == {}
 
 
-def test_the_cause_in_the_cars_pictures_is_named(golden):
-    car = PIXELS.from_pixels(CATALOGUE["bgr"].deployed(roads())).numpy()
-    report = check(golden, dump(golden, car))
+def test_the_cause_in_deployed_pictures_is_named(golden):
+    deployed = PIXELS.from_pixels(CATALOGUE["bgr"].deployed(roads())).numpy()
+    report = check(golden, dump(golden, deployed))
     assert report.pictures["input"].causes[0].name == "channel_order"
 
 
 def test_half_precision_dumps_are_compared_and_told(golden):
     report = check(golden, dump(golden, golden.inputs["input"].astype(np.float16)))
-    assert report.notes == ("The car dumped input 'input' as float16; it was compared as float32.",)
+    assert report.notes == ("The deployed side dumped input 'input' as float16; it was compared as float32.",)
     assert report.inputs["input"]["max_abs"] < 2e-3
 
 
 def test_inputs_that_were_not_dumped_are_told():
     golden = Golden({"a": np.ones((2, 3)), "b": np.ones((2, 3))}, {"y": np.ones(2)}, {})
     report = check_golden(golden, Golden({"a": np.ones((2, 3))}, {}, {}))
-    assert report.notes == ("The car did not dump the inputs ['b'].",)
+    assert report.notes == ("The deployed side did not dump the inputs ['b'].",)
 
 
 @pytest.mark.parametrize(

@@ -19,15 +19,18 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_robust.deployment.engines import Subject, available, runtime
+from lightning_robust.deployment.engines.execution import STATUS_CODES
 from lightning_robust.deployment.graph.export import ExportError, frozen_copy, to_args
 from lightning_robust.deployment.parity.background import BackgroundParity, LateResults
-from lightning_robust.deployment.parity.distance import DEFAULT_TOLERANCES
 from lightning_robust.deployment.parity.localise import localise
-from lightning_robust.deployment.parity.measure import STATUS_CODES, Decode, ParityReport, measure_parity
+from lightning_robust.deployment.parity.measure import measure_parity
+from lightning_robust.deployment.parity.result import ParityReport
+from lightning_robust.deployment.parity.scale import Decode, unit_label
+from lightning_robust.deployment.parity.verdict import violations
 from lightning_robust.deployment.pixels.catalogue import Names
 from lightning_robust.deployment.pixels.catalogue import perturbations as named_perturbations
-from lightning_robust.deployment.report.figures import draw_layers, draw_parity, unit_label
-from lightning_robust.deployment.report.page import violations, write_report
+from lightning_robust.deployment.report.figures import draw_layers, draw_parity
+from lightning_robust.deployment.report.page import write_report
 from lightning_robust.deployment.report.tables import (
     finding_rows,
     keep_rows,
@@ -92,7 +95,7 @@ class DeploymentParityCallback(pl.Callback):
         input_key: Which part of a batch goes into ``forward``: position or name; a list gives several arguments.
         decode: Method of the LightningModule that turns outputs into named values; None for no task units.
         tolerance: ``"<target>"`` or ``"<target>/<metric>"`` -> largest allowed value; the former means ``rel_l2``.
-            None takes the defaults of ``lightning_robust.deployment.parity.distance.DEFAULT_TOLERANCES``.
+            None takes the defaults of ``lightning_robust.deployment.parity.verdict.DEFAULT_TOLERANCES``.
         on_violation: What to do beyond a tolerance: ``"log"``, ``"warn"``, ``"stop"`` the training, or ``"raise"``.
         on_failure: ``"warn"`` and go on, or ``"raise"``.
         weakly_typed: Build ``tensorrt-fp16`` with the fp16 flag of TensorRT 10, which chooses precisions itself.
@@ -479,8 +482,7 @@ class DeploymentParityCallback(pl.Callback):
             trainer.callback_metrics.update(last)
 
     def _judge(self, trainer: pl.Trainer, scalars: dict[str, float]) -> None:
-        limits = DEFAULT_TOLERANCES if self.tolerance is None else self.tolerance
-        broken = [f"{tag} is {value:.3g}, allowed {limit:.3g}" for tag, value, limit in violations(scalars, limits)]
+        broken = [str(violation) for violation in violations(scalars, self.tolerance)]
         if not broken or self.on_violation == "log":
             return
         message = "Deployment parity is violated: " + "; ".join(broken) + "."

@@ -1,4 +1,4 @@
-"""One parity pass: distances, causes, layers."""
+"""One parity pass: distances, causes, layers, verdict."""
 
-from lightning_robust.deployment.parity.measure import ParityReport as ParityReport
 from lightning_robust.deployment.parity.measure import measure_parity as measure_parity
+from lightning_robust.deployment.parity.result import ParityReport as ParityReport

@@ -1,7 +1,6 @@
-"""Engines built and run in a thread while training goes on; their distances are told when they arrive, with their step.
+"""Engines built and run in a thread while training goes on; each result carries the step whose weights it measured.
 
-The thread waits for child processes and draws no random number; exporting and comparing stay with the caller, and what
-is measured is ``parity/measure.py``'s business.
+The thread waits for child processes and draws no random number. Exporting and comparing stay in the caller's thread.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,39 +18,35 @@ from torch import Tensor
 from lightning_robust.deployment.engines import Runtime, Subject
 from lightning_robust.deployment.engines.child.process import CANCELLED
 from lightning_robust.deployment.engines.execution import Execution, execute, one_line
-from lightning_robust.deployment.parity.measure import (
-    Decode,
-    ParityPass,
-    ParityReport,
-    TargetResult,
-    attribute,
-    moved_scalars,
-)
+from lightning_robust.deployment.parity.attribution import attribute
+from lightning_robust.deployment.parity.measure import ParityPass
+from lightning_robust.deployment.parity.result import ParityReport, TargetResult, target_sensitivity_scalars
+from lightning_robust.deployment.parity.scale import Decode
 from lightning_robust.deployment.pixels.catalogue import Perturbation
 from lightning_robust.functional.pixels import PixelSpace
 
 
 @dataclass(frozen=True)
 class LateResults:
-    """What engines gave that were started in an earlier pass.
+    """Results of engines that were started in an earlier pass.
 
     Args:
         targets: Target -> result, with the step whose weights it belongs to.
         attribution: ``"engine"``, measured against the emulation in that same pass; empty where it is not known.
-        moved: As in :class:`~.parity.ParityReport`.
-        unit: Likewise.
+        target_sensitivity: As in :class:`~.result.ParityReport`.
+        unit: As there.
         notes: Lines that a reader should see.
     """
 
     targets: dict[str, TargetResult]
     attribution: dict[str, float]
-    moved: dict[str, dict[str, float]]
+    target_sensitivity: dict[str, dict[str, float]]
     unit: str
     notes: tuple[str, ...] = ()
 
     def scalars(self) -> dict[str, float]:
         """All numbers under their TensorBoard tags."""
-        tags = moved_scalars(self.moved, self.unit)
+        tags = target_sensitivity_scalars(self.target_sensitivity, self.unit)
         for name, target in self.targets.items():
             tags |= target.scalars(name)
         return tags | {f"attribution/{cause}": value for cause, value in self.attribution.items()}
@@ -62,14 +57,14 @@ class LateResults:
             report,
             targets=report.targets | self.targets,
             attribution=report.attribution | self.attribution,
-            moved=report.moved | self.moved,
+            target_sensitivity=report.target_sensitivity | self.target_sensitivity,
             notes=report.notes + self.notes,
         )
 
 
 @dataclass
 class _Job:
-    """What one thread does: build and run engines one after the other, on the weights of one step."""
+    """The work of one thread: build and run engines one after the other, on the weights of one step."""
 
     subject: Subject
     runtimes: Sequence[Runtime]
@@ -88,46 +83,49 @@ class _Job:
         self.thread = threading.Thread(target=self._work, name="engine builds", daemon=True)
         self.thread.start()
 
-    def late(self) -> bool:
+    def is_late(self) -> bool:
         return self.cancelled.is_set() or time.monotonic() - self._start > self.time_limit
 
-    def _work(self) -> None:
-        CANCELLED.set(self.cancelled)
-        for made in self.runtimes:
-            if self.late():
-                return
-            with torch.no_grad():
-                execution = execute(made, self.subject)
-            if not self.cancelled.is_set():  # else it failed because its process was killed
-                self.executions[made.name] = execution
-                self._perturb(made.name, execution)
-
-    def _perturb(self, name: str, execution: Execution) -> None:
-        if self.parity.perturbed is None or execution.run is None:
-            return
-        try:
-            self.perturbed[name] = self.parity.perturbed.run(execution.run, self.late)
-        except Exception as error:
-            self.notes.append(f"{name} on perturbed inputs failed: {one_line(error)}")
-
     def results(self) -> LateResults:
-        """The distances, in the caller's thread."""
-        targets = {made.name: self._result(made.name) for made in self.runtimes}
-        shares = attribute(self.report.targets | targets, {}, self.report.unit)
+        """The distances, computed in the caller's thread."""
+        targets = {runtime.name: self._result(runtime.name) for runtime in self.runtimes}
+        causes = attribute(self.report.targets | targets, {}, self.report.unit)
         return LateResults(
             targets,
-            {cause: share for cause, share in shares.items() if cause == "engine"},
-            {name: self._moved(name) for name in self.perturbed},
+            {cause: distance for cause, distance in causes.items() if cause == "engine"},
+            {name: self._target_sensitivity(name) for name in self.perturbed},
             self.report.unit,
             tuple(self.notes),
         )
 
-    def _moved(self, name: str) -> dict[str, float]:
+    def _work(self) -> None:
+        CANCELLED.set(self.cancelled)
+        for runtime in self.runtimes:
+            if self.is_late():
+                return
+            with torch.no_grad():
+                execution = execute(runtime, self.subject)
+            if not self.cancelled.is_set():  # else it failed because its process was killed
+                self.executions[runtime.name] = execution
+                self._run_perturbed(runtime.name, execution)
+
+    def _run_perturbed(self, name: str, execution: Execution) -> None:
+        if self.parity.perturbed is None or execution.run is None:
+            return
+        with self._noting(name):
+            self.perturbed[name] = self.parity.perturbed.run(execution.run, self.is_late)
+
+    def _target_sensitivity(self, name: str) -> dict[str, float]:
+        with self._noting(name):
+            return self.parity.target_sensitivity(self.perturbed[name])
+        return {}
+
+    @contextlib.contextmanager
+    def _noting(self, name: str) -> Iterator[None]:
         try:
-            return self.parity.moved(self.perturbed[name])
+            yield
         except Exception as error:
             self.notes.append(f"{name} on perturbed inputs failed: {one_line(error)}")
-            return {}
 
     def _result(self, name: str) -> TargetResult:
         if name not in self.executions:
@@ -135,7 +133,7 @@ class _Job:
         execution = self.executions[name]
         if execution.warning:
             self.notes.append(f"{name}: {execution.warning}")
-        result = self.parity.judge(name, execution)
+        result = self.parity.result(name, execution)
         note = ", ".join(part for part in (result.note, f"weights of step {self.step}, epoch {self.epoch}") if part)
         return replace(result, note=note, step=self.step)
 
@@ -166,31 +164,32 @@ class BackgroundParity:
         pixels: PixelSpace | None = None,
         perturb_targets: bool = False,
     ) -> ParityReport:
-        """As :func:`~.parity.measure_parity`, without waiting for slow runtimes.
+        """Measure as :func:`~.parity.measure_parity` does, without waiting for slow runtimes.
 
         Args:
             subject: The model and the samples; neither may be changed afterwards.
             runtimes: What to compare.
-            step: Of the training, which the results that arrive later are marked with.
-            epoch: Likewise.
+            step: Of the training; results that arrive later are marked with it.
+            epoch: Of the training, for their notes.
             decode: As there, like all that follow.
-            perturbations: What the car may do differently to the pixels.
+            perturbations: Differences of preprocessing on the deployed side.
             pixels: How the samples were normalised.
             perturb_targets: Run every runtime on the perturbed inputs too.
         """
-        slow = [made for made in runtimes if made.slow and made.can_build()]
+        slow = [runtime for runtime in runtimes if runtime.slow and runtime.can_build()]
         parity = ParityPass(subject, decode, self._limit, perturb_targets)
-        report = parity.report([made for made in runtimes if made not in slow], perturbations, pixels)
-        arrived = self.collect()
+        report = parity.report([runtime for runtime in runtimes if runtime not in slow], perturbations, pixels)
+        late = self.collect()
         if slow and self._job is None:
             self._start(_Job(subject, slow, parity, report, step, epoch, self._limit))
-        waiting = {made.name: self._waiting() for made in slow}
-        report = replace(report, targets=report.targets | waiting)
-        report = report if arrived is None else arrived.merged_into(report)
-        return replace(report, targets={made.name: report.targets[made.name] for made in runtimes})
+        if self._job is not None:
+            waiting = TargetResult("skipped", note=f"still building since step {self._job.step}")
+            report = replace(report, targets=report.targets | {runtime.name: waiting for runtime in slow})
+        report = report if late is None else late.merged_into(report)
+        return replace(report, targets={runtime.name: report.targets[runtime.name] for runtime in runtimes})
 
     def collect(self) -> LateResults | None:
-        """What has arrived since the last call; None if nothing has, or engines are still being built."""
+        """The results since the last call; None if there are none, or engines are still being built."""
         if self._job is None or self._job.thread.is_alive():
             return None
         job, self._job = self._job, None
@@ -206,7 +205,7 @@ class BackgroundParity:
         return job.results()
 
     def stop(self) -> None:
-        """Kill what is being built and wait until the thread is gone; call it again at no cost."""
+        """Kill what is being built and wait until the thread is gone; calling it again costs nothing."""
         job, self._job = self._job, None
         if job is not None:
             job.cancelled.set()
@@ -216,11 +215,7 @@ class BackgroundParity:
         # what changes state of the whole process (exporter, cached look-ups) is done before there are two threads
         with contextlib.suppress(Exception):  # the subject keeps the error, and each runtime fails with it
             _ = job.subject.exported
-        for made in job.runtimes:
-            made.can_run()
+        for runtime in job.runtimes:
+            runtime.can_run()
         self._job = job
         job.start()
-
-    def _waiting(self) -> TargetResult:
-        step = self._job.step if self._job is not None else None
-        return TargetResult("skipped", note=f"still building since step {step}")

@@ -1,4 +1,4 @@
-"""The distance between two sets of outputs, in numbers and in the task's own units. Who made them is not known here."""
+"""The distance between two sets of outputs, as plain numbers and in the task's own units."""
 
 from __future__ import annotations
 
@@ -7,26 +7,10 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-DEFAULT_TOLERANCES: dict[str, float] = {
-    "torch-fp32": 1e-5,
-    "torch-fp16": 5e-3,
-    "torch-bf16": 4e-2,
-    "onnxruntime-fp32": 1e-5,
-    "emulated-tf32": 3e-3,
-    "emulated-fp16": 5e-3,
-    "emulated-bf16": 4e-2,
-    "tensorrt-fp32": 1e-4,
-    "tensorrt-fp16": 5e-3,
-    "tensorrt-bf16": 4e-2,
-    "tensorrt_rtx-fp32": 1e-4,
-    "tensorrt_rtx-fp16": 5e-3,
-}
-"""Largest ``rel_l2`` of a sound model: about three times what small untrained networks show. Those of TensorRT are set
-by the arithmetic, not by measurement. Set your own in the task's units."""
 _CONSTANT = 1e-12  # subtracting the mean of equal fp64 numbers leaves up to 1e-16 of their size each
 
 
-def compare(reference: Sequence[Tensor], deployed: Sequence[Tensor]) -> dict[str, float]:
+def compare_outputs(reference: Sequence[Tensor], deployed: Sequence[Tensor]) -> dict[str, float]:
     r"""Distance of a deployed model's outputs to the reference; of several outputs the worst counts.
 
     With :math:`e = d - r`, over all elements that are finite on both sides:
@@ -51,7 +35,7 @@ def compare(reference: Sequence[Tensor], deployed: Sequence[Tensor]) -> dict[str
 
     Example:
         >>> import torch
-        >>> round(compare([torch.tensor([0.0, 2.0])], [torch.tensor([0.0, 2.1])])["rel_l2"], 4)
+        >>> round(compare_outputs([torch.tensor([0.0, 2.0])], [torch.tensor([0.0, 2.1])])["rel_l2"], 4)
         0.0707
     """
     rows = per_output(reference, deployed)
@@ -60,13 +44,13 @@ def compare(reference: Sequence[Tensor], deployed: Sequence[Tensor]) -> dict[str
 
 
 def per_output(reference: Sequence[Tensor], deployed: Sequence[Tensor]) -> list[dict[str, float]]:
-    """The metrics of :func:`compare` for each output by itself."""
+    """The metrics of :func:`compare_outputs` for each output by itself."""
     if len(reference) != len(deployed) or not reference:
         raise ValueError(
             f"Expected as many outputs as the reference's {len(reference)}, at least one, but got {len(deployed)}. "
             "Compare the outputs of one model."
         )
-    return [_distance(r.detach().cpu(), d.detach().cpu()) for r, d in zip(reference, deployed, strict=True)]
+    return [_compare_output(r.detach().cpu(), d.detach().cpu()) for r, d in zip(reference, deployed, strict=True)]
 
 
 def compare_decoded(reference: Mapping[str, Tensor], deployed: Mapping[str, Tensor]) -> dict[str, float]:
@@ -74,8 +58,8 @@ def compare_decoded(reference: Mapping[str, Tensor], deployed: Mapping[str, Tens
 
     For a floating value: ``<name>_mean``, ``<name>_p99``, ``<name>_max`` of the absolute and ``<name>_bias`` of the
     signed deviation where both sides have a value (NaN means there is none), and ``<name>_lost``, the share of places
-    that have a value on one side only. Where the reference has values and the deployed side none of them, the absolute
-    deviations are infinite; where the reference has none, they are 0 and ``<name>_lost`` tells.
+    that have a value on one side only. Where the reference has values and the deployed side has none of them, the
+    absolute deviations are infinite; where the reference has none, they are 0 and only ``<name>_lost`` differs from 0.
     For integers and bools: ``<name>_flips``, the share of differing elements.
 
     Args:
@@ -87,69 +71,76 @@ def compare_decoded(reference: Mapping[str, Tensor], deployed: Mapping[str, Tens
 
     Example:
         >>> import torch
-        >>> moved = compare_decoded({"x_px": torch.tensor([1.0, 2.0])}, {"x_px": torch.tensor([1.0, 2.5])})
-        >>> moved["x_px_max"], moved["x_px_lost"]
+        >>> metrics = compare_decoded({"x_px": torch.tensor([1.0, 2.0])}, {"x_px": torch.tensor([1.0, 2.5])})
+        >>> metrics["x_px_max"], metrics["x_px_lost"]
         (0.5, 0.0)
     """
     if reference.keys() != deployed.keys():
         raise ValueError(f"Expected the decoded values {sorted(reference)}, but got {sorted(deployed)}.")
     metrics: dict[str, float] = {}
     for name, value in reference.items():
-        metrics |= {f"{name}_{key}": number for key, number in _deviation(value.cpu(), deployed[name].cpu()).items()}
+        metrics |= {
+            f"{name}_{key}": number for key, number in _compare_value(value.cpu(), deployed[name].cpu()).items()
+        }
     return metrics
 
 
-def _deviation(reference: Tensor, deployed: Tensor) -> dict[str, float]:
-    _check(reference, deployed)
+def share_true(mask: Tensor) -> float:
+    """Share of the elements that are true; 0 for an empty mask."""
+    return float(mask.double().mean().item()) if mask.numel() else 0.0
+
+
+def _compare_value(reference: Tensor, deployed: Tensor) -> dict[str, float]:
+    _require_comparable(reference, deployed)
     if not reference.is_floating_point():
-        return {"flips": _share(reference != deployed)}
+        return {"flips": share_true(reference != deployed)}
     here, there = ~reference.isnan(), ~deployed.isnan()
     both = here & there
     error = (deployed[both].double() - reference[both].double()).nan_to_num(math.inf, math.inf, -math.inf)
-    summary = _summary(error)
+    metrics = _summarise(error)
     if bool(here.any()) and not bool(both.any()):
-        summary |= dict.fromkeys(("mean", "p99", "max"), math.inf)
-    return summary | {"lost": _share(here != there)}
+        metrics |= dict.fromkeys(("mean", "p99", "max"), math.inf)
+    return metrics | {"lost": share_true(here != there)}
 
 
-def _summary(error: Tensor) -> dict[str, float]:
+def _summarise(error: Tensor) -> dict[str, float]:
     if error.numel() == 0:
         return {"mean": 0.0, "p99": 0.0, "max": 0.0, "bias": 0.0}
     size = error.abs()
     return {
         "mean": size.mean().item(),
-        "p99": _p99(size),
+        "p99": _percentile_99(size),
         "max": size.max().item(),
         "bias": error.mean().item(),
     }
 
 
-def _distance(reference: Tensor, deployed: Tensor) -> dict[str, float]:
-    _check(reference, deployed)
+def _compare_output(reference: Tensor, deployed: Tensor) -> dict[str, float]:
+    _require_comparable(reference, deployed)
     if not reference.is_floating_point():
-        return {"flip_rate": _share(reference != deployed)}
-    exact, got = reference.double().flatten(), deployed.double().flatten()
+        return {"flip_rate": share_true(reference != deployed)}
+    exact, inexact = reference.double().flatten(), deployed.double().flatten()
     comparable = exact.isfinite()
-    lost = comparable & ~got.isfinite()
+    lost = comparable & ~inexact.isfinite()
     both = comparable & ~lost
-    error = (got - exact)[both]
-    summary = _summary(error)
-    metrics = {"bias": summary["bias"], "nonfinite": _share(lost)}
+    error = (inexact - exact)[both]
+    summary = _summarise(error)
+    metrics = {"bias": summary["bias"], "nonfinite": share_true(lost)}
     if bool(lost.any()) or error.numel() == 0:
         metrics |= dict.fromkeys(("rel_l2", "max_abs", "p99_abs", "rmse"), math.inf)
     else:
         metrics |= {
-            "rel_l2": _relative(error, exact[both]),
+            "rel_l2": _relative_l2(error, exact[both]),
             "max_abs": summary["max"],
             "p99_abs": summary["p99"],
             "rmse": error.square().mean().sqrt().item(),
         }
     if reference.ndim == 2 and reference.shape[1] > 1:
-        metrics["flip_rate"] = _share(reference.argmax(1) != deployed.argmax(1))
+        metrics["flip_rate"] = share_true(reference.argmax(1) != deployed.argmax(1))
     return metrics
 
 
-def _relative(error: Tensor, exact: Tensor) -> float:
+def _relative_l2(error: Tensor, exact: Tensor) -> float:
     distance, size = float(error.norm().item()), float(exact.norm().item())
     spread = float((exact - exact.mean()).norm().item())
     if spread <= _CONSTANT * size:
@@ -159,17 +150,13 @@ def _relative(error: Tensor, exact: Tensor) -> float:
     return 0.0 if distance == 0 else math.inf
 
 
-def _p99(values: Tensor) -> float:
+def _percentile_99(values: Tensor) -> float:
     """The smallest value that 99 of 100 do not exceed; torch.quantile takes no more than 2**24 values."""
     rank = -(-99 * values.numel() // 100)
     return float(values.kthvalue(rank).values.item())
 
 
-def _share(mask: Tensor) -> float:
-    return float(mask.double().mean().item())
-
-
-def _check(reference: Tensor, deployed: Tensor) -> None:
+def _require_comparable(reference: Tensor, deployed: Tensor) -> None:
     if reference.shape != deployed.shape:
         raise ValueError(
             f"Expected an output of shape {tuple(reference.shape)}, but got {tuple(deployed.shape)}. "

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
-
-import torch
-from torch import Tensor
 
 from lightning_robust.deployment.engines import Subject
 from lightning_robust.deployment.engines.base import HALF, feed
 from lightning_robust.deployment.numerics.emulate import Precision
-from lightning_robust.deployment.numerics.sensitivity import Measure, Sensitivity, Sweep
-from lightning_robust.deployment.parity.distance import compare, compare_decoded
-from lightning_robust.deployment.parity.measure import Decode, ParityReport
-from lightning_robust.structures import flatten, map_tensors, rebuild
+from lightning_robust.deployment.numerics.sensitivity import Sensitivity, Sweep
+from lightning_robust.deployment.parity.result import ParityReport
+from lightning_robust.deployment.parity.scale import Decode, Scale
+from lightning_robust.structures import flatten, map_tensors
 
 _SHARE = 0.2  # of what the whole graph costs: what the list aims at where no tolerance is given
 
@@ -55,7 +52,7 @@ def localise(
         exported.model,
         feed(example, exported),
         precision=cast(Precision, precision),
-        measure=_measure(subject, example, decode, report.unit),
+        measure=partial(Scale(subject.module, example, decode).distance, report.unit),
         unit=report.unit,
         origins=exported.origins,
     )
@@ -77,18 +74,3 @@ def _first(args: tuple[Any, ...], samples: int) -> tuple[Any, ...]:
         lambda tensor: tensor[:samples] if tensor.ndim and tensor.shape[0] == batch else tensor, args
     )
     return taken
-
-
-def _measure(subject: Subject, example: tuple[Any, ...], decode: Decode | None, unit: str) -> Measure:
-    """Distance between two sets of outputs in the report's unit."""
-    with torch.no_grad():
-        template = subject.module(*example)
-
-    def measure(reference: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
-        plain = compare(reference, outputs)
-        if unit in plain or decode is None:
-            return plain[unit]
-        here, there = (dict(decode(rebuild(template, iter(tensors)))) for tensors in (reference, outputs))
-        return compare_decoded(here, there)[unit]
-
-    return measure

@@ -1,37 +1,35 @@
-"""A parity report as a reader wants it: tables and one summary for the terminal. Pictures are in ``figures.py``."""
+"""A parity report as tables, and as one summary for a terminal."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from lightning_robust.deployment.graph.export import Origin
-from lightning_robust.deployment.parity.distance import DEFAULT_TOLERANCES
-from lightning_robust.deployment.parity.measure import ParityReport
+from lightning_robust.deployment.numerics.sensitivity import NodeSensitivity, Sensitivity
+from lightning_robust.deployment.parity.result import ParityReport
+from lightning_robust.deployment.parity.scale import unit_label
+from lightning_robust.deployment.parity.verdict import first_divergence, overflow_sentence
 from lightning_robust.deployment.pixels.catalogue import CATALOGUE
-from lightning_robust.deployment.report.figures import unit_label
 from lightning_robust.tables import plain_table
 
 
 def target_rows(report: ParityReport) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table target x metric."""
-    wanted = ["rel_l2", "max_abs", "nonfinite", "flip_rate"]
-    measured = [target.metrics for target in report.targets.values() if target.metrics]
-    keys = [key for key in wanted if any(key in metrics for metrics in measured)]
-    extra = dict.fromkeys(k for m in measured for k in m if k.endswith(("_p99", "_max", "_flips")) and k not in keys)
-    keys += [key for key in extra if key != "p99_abs"]
+    keys = _target_metrics(report)
     rows = []
     for name, target in report.targets.items():
-        numbers = [f"{target.metrics[key]:.3g}" if key in target.metrics else "-" for key in keys]
-        rows.append([name, *numbers, target.status if target.step is None else f"{target.status}, step {target.step}"])
+        status = target.status if target.step is None else f"{target.status}, step {target.step}"
+        rows.append([name, *(_format_metric(target.metrics, key) for key in keys), status])
     return ["target", *keys, "status"], rows
 
 
 def perturbation_rows(report: ParityReport) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table of perturbations, the worst first."""
-    ordered = sorted(report.sensitivity.items(), key=lambda item: -item[1][report.unit])
     rows = []
-    for name, metrics in ordered:
+    for name, metrics in sorted(report.sensitivity.items(), key=lambda item: -item[1][report.unit]):
         family = CATALOGUE[name].family if name in CATALOGUE else "-"
-        times = f"{metrics['times_fp16']:.3g}" if "times_fp16" in metrics else "-"
-        rows.append([name, family.replace("_", " "), f"{metrics[report.unit]:.3g}", times])
+        distances = (_format_metric(metrics, key) for key in (report.unit, "times_fp16"))
+        rows.append([name, family.replace("_", " "), *distances])
     return ["perturbation", "family", unit_label(report.unit), "times fp16"], rows
 
 
@@ -40,9 +38,9 @@ def family_sentences(report: ParityReport) -> list[str]:
 
     At most three; none where fp16 was not measured.
     """
-    moved = list(report.families("times_fp16").items())[:3]
+    worst = list(report.families("times_fp16").items())[:3]
     unit = unit_label(report.unit)
-    return [f"The {family.replace('_', ' ')} moves {unit} {times:.3g} times as far as fp16." for family, times in moved]
+    return [f"The {family.replace('_', ' ')} moves {unit} {times:.3g} times as far as fp16." for family, times in worst]
 
 
 def finding_rows(report: ParityReport) -> tuple[list[str], list[list[str]]]:
@@ -54,18 +52,12 @@ def finding_rows(report: ParityReport) -> tuple[list[str], list[list[str]]]:
 def layer_rows(report: ParityReport, count: int = 20) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table of nodes, the most expensive in low precision first."""
     columns = ["node", "operator", "where", f"alone, {unit_label(report.unit)}", "drift", "overflow", "flushed"]
-    if report.layers is None:
-        return columns, []
-    rows = []
-    for n in report.layers.ranked()[:count]:
-        cost = f"{n.isolated:.3g}" if n.exact else f"at most about {n.isolated:.3g}"
-        shares = (f"{value:.3g}" for value in (n.trace.drift, n.trace.overflow, n.trace.flushed))
-        rows.append([n.name, n.op, str(n.origin), cost, *shares])
-    return columns, rows
+    nodes = report.layers.ranked()[:count] if report.layers else []
+    return columns, [_layer_row(node) for node in nodes]
 
 
 def keep_rows(report: ParityReport) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table of nodes to keep in fp32, with what that is worth in the header."""
+    """Header and rows of the table of nodes to keep in fp32; the header says what that gains."""
     keep = report.keep
     if keep is None:
         return ["keep in fp32"], []
@@ -73,7 +65,7 @@ def keep_rows(report: ParityReport) -> tuple[list[str], list[list[str]]]:
 
 
 def keep_sentence(report: ParityReport) -> str:
-    """What keeping nodes in fp32 is worth."""
+    """What keeping nodes in fp32 gains."""
     keep = report.keep
     if keep is None or not keep.nodes:
         return "No node needs to be kept in fp32 for the tolerance."
@@ -86,27 +78,18 @@ def keep_sentence(report: ParityReport) -> str:
 
 
 def layer_sentences(report: ParityReport) -> list[str]:
-    """Where the values first go wrong, which node costs most, and what to keep."""
+    """Where the values first go wrong, which node costs most, and what to keep in fp32."""
     layers = report.layers
     if layers is None or not layers.nodes:
         return []
-    worst, limit = layers.ranked()[0], DEFAULT_TOLERANCES[f"emulated-{layers.precision}"]
-    first = layers.first_diverging(limit)
-    lines = []
-    if first is not None and first.trace.overflow > 0:
-        share = f"{100 * first.trace.overflow:.2g} %"
-        lines.append(
-            f"{first.place} ({first.op}) is the first to overflow in {layers.precision}: {share} of its values."
-        )
-    elif first is not None:
-        drift = f"{100 * first.trace.drift:.2g} %"
-        lines.append(f"{first.place} ({first.op}) is the first whose values drift in {layers.precision}, by {drift}.")
-    lines.append(
+    worst = layers.ranked()[0]
+    cost = (
         f"What {layers.precision} hurts most: {worst.place} ({worst.op}), "
         f"{worst.isolated:.3g} {unit_label(report.unit)} alone."
     )
-    partial = [] if layers.complete else ["Time was up before every layer was measured; the order is partial."]
-    return [*lines, keep_sentence(report), *partial]
+    partial = "" if layers.complete else "Time was up before every layer was measured; the order is partial."
+    sentences = [overflow_sentence(layers) or _drift_sentence(layers), cost, keep_sentence(report), partial]
+    return [sentence for sentence in sentences if sentence]
 
 
 def summary(report: ParityReport) -> str:
@@ -117,15 +100,43 @@ def summary(report: ParityReport) -> str:
         plain_table(*target_rows(report)),
     ]
     lines += [f"{name}: {t.note}" for name, t in report.targets.items() if t.note and t.status != "measured"]
-    worst = report.worst_perturbation()
-    if worst is not None:
-        moved = report.sensitivity[worst]
-        times = f", {moved['times_fp16']:.3g} times what fp16 does" if "times_fp16" in moved else ""
-        lines += ["", plain_table(*perturbation_rows(report)), ""]
-        lines.append(
-            f"What moves the outputs most: {worst} ({moved[report.unit]:.3g} {unit_label(report.unit)}{times})"
-        )
-        lines += family_sentences(report)
+    lines += _perturbation_lines(report)
     lines += ["", *layer_sentences(report)] if report.layers else []
-    lines += ["", *(str(finding) for finding in report.findings)] if report.findings else []
+    lines += ["", *map(str, report.findings)] if report.findings else []
     return "\n".join([*lines, *report.notes])
+
+
+def _target_metrics(report: ParityReport) -> list[str]:
+    """The columns of the table of targets: the plain metrics that were measured, then those in the task's units."""
+    measured = dict.fromkeys(key for target in report.targets.values() for key in target.metrics)
+    plain = [key for key in ("rel_l2", "max_abs", "nonfinite", "flip_rate") if key in measured]
+    decoded = [key for key in measured if key.endswith(("_p99", "_max", "_flips"))]
+    return [*plain, *decoded]
+
+
+def _format_metric(metrics: Mapping[str, float], key: str) -> str:
+    return f"{metrics[key]:.3g}" if key in metrics else "-"
+
+
+def _layer_row(node: NodeSensitivity) -> list[str]:
+    cost = f"{node.isolated:.3g}" if node.exact else f"at most about {node.isolated:.3g}"
+    shares = (f"{value:.3g}" for value in (node.trace.drift, node.trace.overflow, node.trace.flushed))
+    return [node.name, node.op, str(node.origin), cost, *shares]
+
+
+def _drift_sentence(layers: Sensitivity) -> str:
+    node = first_divergence(layers)
+    if node is None:
+        return ""
+    drift = f"{100 * node.trace.drift:.2g} %"
+    return f"{node.place} ({node.op}) is the first whose values drift in {layers.precision}, by {drift}."
+
+
+def _perturbation_lines(report: ParityReport) -> list[str]:
+    name = report.worst_perturbation()
+    if name is None:
+        return []
+    metrics = report.sensitivity[name]
+    times = f", {metrics['times_fp16']:.3g} times what fp16 does" if "times_fp16" in metrics else ""
+    worst = f"What moves the outputs most: {name} ({metrics[report.unit]:.3g} {unit_label(report.unit)}{times})"
+    return ["", plain_table(*perturbation_rows(report)), "", worst, *family_sentences(report)]

@@ -165,7 +165,7 @@ def test_tolerance(tmp_path, action, epochs):
 
 def test_tolerance_can_raise(tmp_path):
     callback = DeploymentParityCallback(**CHEAP, tolerance={"torch-bf16": 1e-9}, on_violation="raise")
-    with pytest.raises(MisconfigurationException, match=r"rel_l2 is .*, allowed 1e-09"):
+    with pytest.raises(MisconfigurationException, match=r"rel_l2 is .*, allowed is 1e-09"):
         fit(tmp_path, callback)
 
 

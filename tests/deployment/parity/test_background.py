@@ -165,7 +165,7 @@ def test_perturbed_and_attributed_as_of_its_own_step(parity):
     first = parity.measure(Subject(Means(1), (x,)), runtimes, step=1, epoch=0, **settings)
     settle(parity)
     second = parity.measure(Subject(Means(5), (x,)), runtimes, step=2, epoch=1, **settings)
-    own, engine = first.sensitivity["bgr"]["rel_l2"], second.moved["tensorrt-fp16"]["bgr"]
+    own, engine = first.sensitivity["bgr"]["rel_l2"], second.target_sensitivity["tensorrt-fp16"]["bgr"]
     # relative to the spread of the outputs themselves, the gain of 1.5 cancels
     assert engine == pytest.approx(own, rel=1e-5)
     assert second.scalars()["sensitivity/bgr/tensorrt-fp16/rel_l2"] == engine

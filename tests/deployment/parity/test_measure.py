@@ -5,11 +5,10 @@ from torch import nn
 from lightning_robust import measure_parity
 from lightning_robust.deployment.engines import Built, Runtime, Subject, available
 from lightning_robust.deployment.engines import subject as subject_module
+from lightning_robust.deployment.engines.execution import STATUS_CODES
 from lightning_robust.deployment.graph.export import frozen_copy
-from lightning_robust.deployment.parity.measure import STATUS_CODES, ParityReport
 from lightning_robust.deployment.pixels import geometry
 from lightning_robust.deployment.pixels.catalogue import CATALOGUE, perturbations
-from lightning_robust.deployment.report.figures import draw_parity, unit_label
 from lightning_robust.deployment.report.tables import family_sentences, finding_rows, summary
 from lightning_robust.functional import PixelSpace
 
@@ -78,14 +77,14 @@ def test_perturbed_targets_closed_form():
     runtimes = [Half("half", "fp32"), Once("once", "fp32")]
     report = measure_parity(subject, runtimes, perturb_targets=True, **settings)
     for name in ("bgr", "brightness"):
-        own = report.sensitivity[name]["level_p99"]
-        assert report.moved["half-fp32"][name] == pytest.approx(own / 2, rel=1e-5)
-        assert report.scalars()[f"sensitivity/{name}/half-fp32/level_p99"] == report.moved["half-fp32"][name]
-    assert report.moved["once-fp32"] == {}
+        pytorch, half = report.sensitivity[name]["level_p99"], report.target_sensitivity["half-fp32"][name]
+        assert half == pytest.approx(pytorch / 2, rel=1e-5)
+        assert report.scalars()[f"sensitivity/{name}/half-fp32/level_p99"] == half
+    assert report.target_sensitivity["once-fp32"] == {}
     assert report.targets["once-fp32"].status == "measured"
     assert any("once-fp32 on perturbed inputs failed: " in note for note in report.notes)
     off = measure_parity(subject, runtimes, **settings)
-    assert off.moved == {}
+    assert off.target_sensitivity == {}
     assert not any("half-fp32" in tag for tag in off.scalars() if tag.startswith("sensitivity"))
 
 
@@ -157,43 +156,6 @@ def test_grey_pictures_skip_colour_and_vectors_skip_all():
     )
     assert vectors.sensitivity == {}
     assert "no image batch" in vectors.notes[0]
-
-
-def test_summary_and_figure_tell_the_worst():
-    subject = Subject(frozen_copy(SmallCNN()), (images(4),))
-    report = measure_parity(
-        subject, available(["emulated-fp16"]), perturbations=perturbations(["bgr", "truncation"]), pixels=PixelSpace()
-    )
-    text = summary(report)
-    assert report.worst_perturbation() == "bgr"
-    assert "What moves the outputs most: bgr" in text
-    assert f"{report.targets['emulated-fp16'].metrics['rel_l2']:.3g}" in text
-    figure = draw_parity([(0, report.attribution), (3, report.attribution)], report)
-    assert [axes.get_title() for axes in figure.axes][2].startswith("How far each preprocessing")
-    heights = [patch.get_height() for patch in figure.axes[1].patches]
-    assert heights[0] == report.attribution["fp16"]
-
-
-@pytest.mark.parametrize(
-    ("metric", "label"),
-    [("rel_l2", "relative L2 distance"), ("x_px_p99", "x px (99th percentile)"), ("flip_rate", "flip rate")],
-)
-def test_unit_labels(metric, label):
-    assert unit_label(metric) == label
-
-
-def test_families_closed_form():
-    """The worst of each family counts, the worst family first; names of families never meet those of entries."""
-    moved = {"resize_nearest": 7.0, "resize_area": 2.0, "bgr": 4.0, "of_my_own": 9.0}
-    measured = {n: {"rel_l2": v, "times_fp16": v / 0.5} for n, v in moved.items()}
-    of_another_target = {"fp16": 0.1}
-    report = ParityReport({}, measured, of_another_target, "rel_l2", "torch-fp64", 4, 1.0)
-    assert list(report.families().items()) == [("resize_filter", 7.0), ("channel_order", 4.0)]
-    assert report.families("times_fp16") == {"resize_filter": 14.0, "channel_order": 8.0}
-    assert report.families("flip_rate") == {}
-    assert report.scalars()["sensitivity/family/resize_filter"] == 7.0
-    assert "family" not in CATALOGUE
-    assert family_sentences(report)[0] == "The resize filter moves relative L2 distance 14 times as far as fp16."
 
 
 def test_families_are_told_whichever_target_measured_fp16():

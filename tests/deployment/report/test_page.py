@@ -1,115 +1,19 @@
-"""The report as a person opens it: verdicts against hand-made reports, the page in a real browser."""
+"""The report as a person opens it: the page in a real browser, the JSON."""
 
-import dataclasses
 import html.parser
 import json
-import math
 import re
 import shutil
 import subprocess
 
 import pytest
 
-from lightning_robust.deployment.graph.export import Origin
 from lightning_robust.deployment.graph.lint import Finding
-from lightning_robust.deployment.numerics.sensitivity import KeepList, NodeSensitivity, Sensitivity
-from lightning_robust.deployment.numerics.trace import NodeTrace
-from lightning_robust.deployment.parity.measure import ParityReport, TargetResult
-from lightning_robust.deployment.report.page import judge, violations, write_report
+from lightning_robust.deployment.report.page import write_report
+
+from ..reports import KEEP, layers, node, report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-
-
-def measured(px, rel_l2=1e-4):
-    return TargetResult("measured", {"rel_l2": rel_l2, "max_abs": px, "x_px_p99": px})
-
-
-def report(**changes):
-    plain = ParityReport(
-        targets={"onnxruntime-fp32": measured(1e-4, 1e-7), "emulated-fp16": measured(0.3)},
-        sensitivity={},
-        attribution={"export": 1e-4, "fp16": 0.3},
-        unit="x_px_p99",
-        reference="torch-fp64",
-        samples=16,
-        seconds=2.0,
-    )
-    return dataclasses.replace(plain, **changes)
-
-
-def node(name, cost, *, overflow=0.0, exact=True):
-    trace = NodeTrace(math.inf if overflow else 1e-3, overflow, overflow, 0.0)
-    return NodeSensitivity(name, "Pow", Origin(f"neck.{name}", "neck.py:41"), cost, exact, trace)
-
-
-def layers(*nodes, complete=True):
-    return Sensitivity(nodes, 0.3, "fp16", "x_px_p99", 4, 1.0, complete)
-
-
-KEEP = KeepList(("a", "b"), ("neck.a",), 0.02, 0.06, 0.3, "fp16", "x_px_p99", 4, True)
-
-
-def test_good():
-    verdict = judge(report())
-    assert (verdict.level, verdict.exceptions) == ("good", ())
-    assert verdict.headline == "Safe at fp16 within 0.3 x px (99th percentile)."
-
-
-def test_preprocessing_is_an_exception_where_it_moves_more_than_fp16():
-    moved = {"bgr": {"x_px_p99": 4.2, "times_fp16": 14.0}, "nv12": {"x_px_p99": 0.1, "times_fp16": 0.33}}
-    verdict = judge(report(sensitivity=moved))
-    assert verdict.level == "mind"
-    assert verdict.headline == "Safe at fp16 within 0.3 x px (99th percentile), except:"
-    assert "bgr" in verdict.exceptions[0]
-    assert "14 times what fp16 does" in verdict.exceptions[0]
-    assert judge(report(sensitivity={"nv12": moved["nv12"]})).level == "good"
-
-
-def test_a_broken_tolerance_is_bad_only_for_its_own_precision():
-    targets = report().targets
-    bad = judge(report(), {"emulated-fp16/x_px_p99": 0.2})
-    assert bad.level == "bad"
-    assert bad.headline.startswith("Do not deploy")
-    assert bad.exceptions == ("parity/emulated-fp16/x_px_p99 is 0.3, allowed is 0.2.",)
-    bf16 = judge(report(targets=targets | {"emulated-bf16": measured(3.0, 0.5)}))
-    assert (bf16.level, len(bf16.exceptions)) == ("mind", 1)
-    exported = judge(report(targets=targets | {"onnxruntime-fp32": measured(3.0, 0.5)}))
-    assert exported.level == "bad"
-
-
-def test_lost_values_are_bad_under_the_default_tolerances():
-    assert judge(report(targets={"emulated-fp16": measured(math.inf, math.inf)})).level == "bad"
-    assert judge(report(targets={"emulated-fp16": measured(math.nan, math.nan)})).level == "bad"
-
-
-def test_what_was_not_measured_is_said():
-    built = TargetResult("built", note="not run: no CUDA device")
-    verdict = judge(report(targets={"tensorrt-fp16": built}))
-    assert verdict.headline == "No half precision was measured: nothing can be said about deployment."
-    assert verdict.exceptions == ("tensorrt-fp16 was built only. not run: no CUDA device",)
-    failed = TargetResult("failed", note="EngineError: no parser")
-    assert judge(report(targets=report().targets | {"tensorrt-fp16": failed})).level == "bad"
-
-
-def test_an_overflow_is_named_by_module_and_line():
-    verdict = judge(report(layers=layers(node("a", 0.1), node("b", 0.2, overflow=0.25)), keep=KEEP))
-    (line,) = verdict.exceptions
-    assert line.startswith("neck.b (neck.py:41) (Pow) is the first to overflow in fp16: 25 %")
-
-
-def test_a_drift_beyond_the_tolerance_is_told_in_the_summary():
-    from lightning_robust.deployment.report.tables import layer_sentences
-
-    drifting = dataclasses.replace(node("b", 0.2), trace=NodeTrace(0.02, 0.0, 0.0, 0.0))
-    lines = layer_sentences(report(layers=layers(node("a", 0.1), drifting), keep=KEEP))
-    assert lines[0] == "neck.b (neck.py:41) (Pow) is the first whose values drift in fp16, by 2 %."
-    assert lines[1].startswith("What fp16 hurts most: neck.b")
-    assert lines[2].startswith("With 2 nodes kept in fp32 the distance falls from 0.3 to 0.02")
-
-
-def test_violations_closed_form():
-    scalars = {"parity/a-fp16/rel_l2": 0.2, "parity/a-fp16/px": 3.0}
-    assert violations(scalars, {"a-fp16": 0.2, "a-fp16/px": 2.0, "other-fp16": 0.0}) == [("parity/a-fp16/px", 3.0, 2.0)]
 
 
 class Outline(html.parser.HTMLParser):

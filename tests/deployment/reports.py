@@ -1,0 +1,38 @@
+"""Hand-made parity reports."""
+
+import dataclasses
+import math
+
+from lightning_robust.deployment.graph.export import Origin
+from lightning_robust.deployment.numerics.sensitivity import KeepList, NodeSensitivity, Sensitivity
+from lightning_robust.deployment.numerics.trace import NodeTrace
+from lightning_robust.deployment.parity.result import ParityReport, TargetResult
+
+
+def measured(px, rel_l2=1e-4):
+    return TargetResult("measured", {"rel_l2": rel_l2, "max_abs": px, "x_px_p99": px})
+
+
+def report(**changes):
+    plain = ParityReport(
+        targets={"onnxruntime-fp32": measured(1e-4, 1e-7), "emulated-fp16": measured(0.3)},
+        sensitivity={},
+        attribution={"export": 1e-4, "fp16": 0.3},
+        unit="x_px_p99",
+        reference="torch-fp64",
+        samples=16,
+        seconds=2.0,
+    )
+    return dataclasses.replace(plain, **changes)
+
+
+def node(name, cost, *, overflow=0.0, exact=True):
+    trace = NodeTrace(math.inf if overflow else 1e-3, overflow, overflow, 0.0)
+    return NodeSensitivity(name, "Pow", Origin(f"neck.{name}", "neck.py:41"), cost, exact, trace)
+
+
+def layers(*nodes, complete=True):
+    return Sensitivity(nodes, 0.3, "fp16", "x_px_p99", 4, 1.0, complete)
+
+
+KEEP = KeepList(("a", "b"), ("neck.a",), 0.02, 0.06, 0.3, "fp16", "x_px_p99", 4, True)
