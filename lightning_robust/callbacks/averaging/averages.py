@@ -1,8 +1,8 @@
-"""Averages with their schedules, as SWACallback keeps them; the averaging itself is in ``functional``."""
+"""Averages with the moments at which they begin and are updated."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -10,15 +10,27 @@ import torch
 from torch import Tensor
 
 from lightning_robust.functional.averaging import Kind, RunningAverage
-from lightning_robust.functional.weights import Weights
 from lightning_robust.harness.schedule import Moment, Period, parse_moment, parse_period
 
 MAIN = "swa"
+"""Name of the average that stands for the module."""
 _SETTINGS = {"kind", "start", "every", "half_life", "window"}
 
 
 class ScheduledAverage:
-    """One average with the moments at which it is updated."""
+    """One average and its schedule.
+
+    Args:
+        kind: ``"uniform"``, ``"ema"`` or ``"lawa"``.
+        start: When to begin: below 1 a fraction of the run, from 1 whole epochs, or ``"500 steps"``.
+        every: When to update: at the end of each ``"epoch"``, or after every so many optimizer steps.
+        half_life: For ``"ema"``: in optimizer steps, or ``"2 epochs"``.
+        window: For ``"lawa"``: number of snapshots.
+        dtype: Type of the average.
+
+    Raises:
+        ValueError: For arguments out of range.
+    """
 
     def __init__(
         self,
@@ -38,12 +50,15 @@ class ScheduledAverage:
         length = None if self.half_life is None else self.half_life.length
         self.running = RunningAverage(kind, half_life=length, window=window, dtype=dtype)
         self.started: int | None = None
+        """Step at which the average began; None before."""
         self.updated = 0
+        """Step of the last update."""
         self.fresh = False
+        """Whether BatchNorm statistics belong to the last update."""
 
     @property
     def exists(self) -> bool:
-        """Whether there has been a snapshot."""
+        """Whether there is a snapshot."""
         return self.running.count > 0
 
     @property
@@ -51,18 +66,27 @@ class ScheduledAverage:
         """The averaged tensors, in the order of the module's."""
         return self.running.values()
 
+    def begin_training(self, trainer: pl.Trainer, tensors: Sequence[Tensor]) -> None:
+        """Move to where the weights are, and turn a half-life in epochs into steps."""
+        self.running.to(tensors)
+        if self.half_life is not None:
+            self.running.half_life = self.half_life.steps(trainer)
+
     def begin_batch(self, trainer: pl.Trainer, batch_idx: int) -> None:
         """Begin, if the time has come."""
         if self.started is None and self.start.is_reached(trainer, batch_idx):
             self.started = self.updated = trainer.global_step
 
-    def end_step(self, trainer: pl.Trainer, weights: Weights) -> None:
-        """After an optimizer step."""
-        steps = trainer.global_step - self.updated
-        due = trainer.is_last_batch if self.every == "epoch" else steps >= self.every
-        if self.started is not None and due and steps > 0:
-            self.running.update(weights.tensors(), steps)
-            self.updated, self.fresh = trainer.global_step, False
+    def is_due(self, trainer: pl.Trainer) -> bool:
+        """Whether to update after the optimizer step that has just been taken."""
+        if self.started is None or trainer.global_step == self.updated:
+            return False
+        return trainer.is_last_batch if self.every == "epoch" else trainer.global_step - self.updated >= self.every
+
+    def update(self, trainer: pl.Trainer, tensors: Sequence[Tensor]) -> None:
+        """Take a snapshot of the weights."""
+        self.running.update(tensors, trainer.global_step - self.updated)
+        self.updated, self.fresh = trainer.global_step, False
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and numbers."""
@@ -74,7 +98,7 @@ class ScheduledAverage:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state."""
+        """Continue from a saved state."""
         self.started, self.updated, self.fresh = state["started"], state["updated"], state["fresh"]
         self.running.load_state_dict(state["running"])
 
@@ -82,7 +106,7 @@ class ScheduledAverage:
 def plan_averages(
     main: Mapping[str, Any], also: Mapping[str, Mapping[str, Any]] | None, dtype: torch.dtype
 ) -> dict[str, ScheduledAverage]:
-    """The main average and further ones by name, which begin and update as the main one unless they say otherwise.
+    """The main average and further ones by name, which begin and update with the main one unless they say otherwise.
 
     Raises:
         ValueError: For unknown settings or a name that is taken.

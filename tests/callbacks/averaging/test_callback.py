@@ -355,7 +355,7 @@ def test_w9_the_average_of_a_bf16_module_is_kept_in_fp32(tmp_path):
     weights = 0.5 ** (torch.arange(23, -1, -1, dtype=torch.float64) / 700)
     stack = torch.stack([state["net.5.weight"].double() for state in snapshots.after])
     expected = torch.tensordot(weights / weights.sum(), stack, 1)
-    place = swa._weights.names.index("net.5.weight")
+    place = swa.state_dict()["names"].index("net.5.weight")
     torch.testing.assert_close(swa.main.values[place].double(), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -565,7 +565,7 @@ def test_no_batchnorm_is_said(tmp_path):
 
 
 def test_a_refresh_that_fails_costs_a_warning_not_the_training(tmp_path):
-    with pytest.warns(UserWarning, match=r"could not be refreshed \(KeyError"):
+    with pytest.warns(UserWarning, match=r"could not be refreshed.*KeyError"):
         trainer, module, snapshots = train(tmp_path, SWACallback(start=4, input_key="picture"))
     assert trainer.global_step == 24
     expected = mean([snapshots.after[19], snapshots.after[23]])

@@ -1,4 +1,4 @@
-"""Training in block floating point, as SWACallback switches it on. The rounding itself is in ``functional``."""
+"""Training in block floating point, which SWACallback switches on: what is rounded, when, and with which dither."""
 
 from __future__ import annotations
 
@@ -18,21 +18,25 @@ _LARGE = 1_000_003
 
 
 class LowPrecision:
-    """Rounds everything that a training step of SWALP keeps in few bits, stochastically.
+    """Rounds stochastically to few bits whatever SWALP's training step holds in them.
 
-    Gradients before the optimizer's step; weights and momentum (``momentum_buffer``, ``exp_avg``) after it, in hooks
-    of the optimizer, so that any optimizer works; activations behind linear layers and convolutions and the errors that
-    come back to them, in hooks of the layers, but for the last such layer of the module, whose outputs are the logits.
-    One exponent for each index of the first dimension of matrices and kernels; one for a vector; one for a whole
-    activation. The weights are the accumulator: rounded again to the same grid it would not change. Second moments of
-    Adam stay in fp32: rounded to 8 bits next to larger ones they become 0, and the step infinite.
+    Gradients are rounded before the optimizer's step; weights and momentum (``momentum_buffer``, ``exp_avg``) after
+    it, in hooks of the optimizer, so that any optimizer works. Activations behind linear layers and convolutions, and
+    the errors that come back to them, are rounded in hooks of the layers, except for the last such layer of the module,
+    whose outputs are the logits. Matrices and kernels have one exponent for each index of their first dimension,
+    vectors and activations one for the whole tensor. The weights serve as the accumulator, which would not change when
+    rounded again to the same grid. Second moments of Adam stay in fp32: rounded to 8 bits beside larger ones they
+    become 0, and the step infinite.
 
-    The dither depends on the seed, the step and the rank alone, which makes runs resumable; that of weights, gradients
-    and momentum is the same on all ranks, so that replicas stay equal.
+    The dither depends on the seed, the step and the rank alone, so that runs can resume. That of weights, gradients and
+    momentum is the same on all ranks, so that replicas stay equal.
 
     Args:
-        word_length: Bits.
-        seed: Of the dither.
+        word_length: Number of bits, 2 to 24.
+        seed: Seed of the dither.
+
+    Raises:
+        ValueError: For a word length out of range.
     """
 
     def __init__(self, word_length: int, seed: int) -> None:
@@ -41,13 +45,13 @@ class LowPrecision:
         self.seed = seed
         self._rank = 0
         self._handles: list[RemovableHandle] = []
-        self._shared: torch.Generator | None = None
-        self._own: torch.Generator | None = None
+        self._of_all_ranks: torch.Generator | None = None
+        self._of_rank: torch.Generator | None = None
 
     def attach(self, module: nn.Module, optimizers: Iterable[Optimizer], rank: int, *, resumed: bool) -> None:
-        """Begin: place the hooks and round the weights, unless they come from a resumed run and are rounded already."""
+        """Place the hooks and round the weights; those of a resumed run are rounded already."""
         device = next(module.parameters()).device
-        self._shared, self._own = torch.Generator(device), torch.Generator(device)
+        self._of_all_ranks, self._of_rank = torch.Generator(device), torch.Generator(device)
         self._rank = rank
         self.begin_step(0)
         layers = [part for part in module.modules() if isinstance(part, nn.Linear | _ConvNd)]
@@ -62,13 +66,13 @@ class LowPrecision:
         """Take the hooks away."""
         for handle in self._handles:
             handle.remove()
-        self._handles, self._shared, self._own = [], None, None
+        self._handles, self._of_all_ranks, self._of_rank = [], None, None
 
     def begin_step(self, step: int) -> None:
         """Draw the dither of this step."""
-        if self._shared is not None and self._own is not None:
-            self._shared.manual_seed(self.seed + _LARGE * step)
-            self._own.manual_seed(self.seed + _LARGE * step + 1 + self._rank)
+        if self._of_all_ranks is not None and self._of_rank is not None:
+            self._of_all_ranks.manual_seed(self.seed + _LARGE * step)
+            self._of_rank.manual_seed(self.seed + _LARGE * step + 1 + self._rank)
 
     def round_gradients(self, optimizer: Optimizer) -> None:
         """Before the optimizer's step; inside its closure, so that a hook of the optimizer would come too early."""
@@ -83,12 +87,12 @@ class LowPrecision:
     def _round_all(self, tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:
             block = 0 if tensor.ndim > 1 else None
-            quantize_block(tensor, self.word_length, block_dim=block, generator=self._shared, out=tensor)
+            quantize_block(tensor, self.word_length, block_dim=block, generator=self._of_all_ranks, out=tensor)
 
     def _round_output(self, layer: nn.Module, _: Any, output: Tensor) -> Tensor | None:
         if not layer.training:
             return None
-        rounded: Tensor = _RoundBothWays.apply(output, self.word_length, self._own)  # type: ignore[no-untyped-call]
+        rounded: Tensor = _RoundBothWays.apply(output, self.word_length, self._of_rank)  # type: ignore[no-untyped-call]
         return rounded
 
 

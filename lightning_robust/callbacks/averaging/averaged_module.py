@@ -1,0 +1,185 @@
+"""A module in training beside the averages of its weights: updates, validates, exchanges and saves them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+from torch import Tensor, nn
+
+from lightning_robust.callbacks.averaging.averages import MAIN, ScheduledAverage
+from lightning_robust.functional.batchnorm import batchnorm_layers
+from lightning_robust.functional.weights import Weights
+from lightning_robust.harness.batches import refresh_statistics
+from lightning_robust.harness.evaluate import Evaluator
+from lightning_robust.harness.ranks import Guard
+from lightning_robust.harness.trainers import NoEffectWarning, Replaced
+from lightning_robust.structures import Key
+
+
+class AveragedModule:
+    """The module holds the raw weights to train on, and the main average to be validated, saved and returned.
+
+    Exchanging them moves no data. While it is open, weights-only checkpoints hold the average too.
+
+    Args:
+        trainer: The Trainer, at the start of training.
+        pl_module: The module; it holds the raw weights.
+        averages: Averages by name.
+        guard: Warns where an average cannot be validated or its statistics cannot be recomputed.
+        bn_refresh: Recompute the BatchNorm statistics of averages, see
+            :class:`~lightning_robust.callbacks.averaging.callback.SWACallback`.
+        bn_samples: Number of training samples for that; all if None.
+        input_key: Which part of a batch goes into ``forward`` for that.
+
+    Raises:
+        ValueError: If the module has nothing to average.
+    """
+
+    def __init__(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        averages: Mapping[str, ScheduledAverage],
+        guard: Guard,
+        *,
+        bn_refresh: bool | Literal["layerwise"],
+        bn_samples: int | None,
+        input_key: Key | list[Key],
+    ) -> None:
+        self._trainer, self._module = trainer, pl_module
+        self._averages, self._main, self._guard = averages, averages[MAIN], guard
+        self._weights = Weights(pl_module)
+        self._raw: list[Tensor] | None = None
+        self._step = trainer.global_step
+        for average in averages.values():
+            average.begin_training(trainer, self._weights.tensors())
+        layers: list[nn.Module] = [layer for layer in batchnorm_layers(pl_module) if layer.training]
+        self._refresh_statistics: Callable[[], int] | None = None
+        if bn_refresh and layers:
+            self._refresh_statistics = partial(
+                refresh_statistics,
+                trainer,
+                pl_module,
+                input_key=input_key,
+                layers=layers,
+                layerwise=bn_refresh == "layerwise",
+                samples=bn_samples,
+            )
+        elif bn_refresh:
+            guard.warn(
+                f"bn_refresh={bn_refresh} has nothing to refresh: {type(pl_module).__name__} has no BatchNorm layer "
+                "that is being trained. Averaging goes on; set bn_refresh to false to say so.",
+                NoEffectWarning,
+                key="bn_refresh",
+            )
+        self._saving: Replaced | None = Replaced(pl_module, "on_save_checkpoint", self._with_average())
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the averaged tensors."""
+        return self._weights.names
+
+    def begin_batch(self, batch_idx: int) -> None:
+        """Begin the averages whose time has come."""
+        for average in self._averages.values():
+            average.begin_batch(self._trainer, batch_idx)
+
+    def end_batch(self) -> None:
+        """Update the averages that are due, if the optimizer has stepped."""
+        if self._trainer.global_step == self._step:
+            return
+        self._step = self._trainer.global_step
+        for average in self._averages.values():
+            if average.is_due(self._trainer):
+                average.update(self._trainer, self._weights.tensors())
+
+    def measure(self, *, raw: bool) -> dict[str, float]:
+        """Validation metrics of the further averages, and of the raw weights beside the main average.
+
+        Args:
+            raw: Whether to validate the raw weights.
+
+        Returns:
+            Metrics by tag, ``swa/<name>/<metric>``.
+        """
+        metrics = self._validate("raw") if raw and self._main.exists else {}
+        for name, average in self._averages.items():
+            if average is not self._main and average.exists:
+                self._refresh(average)
+                with self._weights.exchanged(average.values):
+                    metrics |= self._validate(name)
+        return metrics
+
+    def put_average(self, *, refresh: bool = True) -> None:
+        """The module holds the main average, if there is a snapshot, until :meth:`put_raw`.
+
+        Args:
+            refresh: Whether to recompute BatchNorm statistics.
+        """
+        if self._main.exists and self._raw is None:
+            if refresh:
+                self._refresh(self._main)
+            self._raw = self._weights.put(self._main.values)
+
+    def put_raw(self) -> None:
+        """The module holds the raw weights again."""
+        if self._raw is not None:
+            self._weights.restore(self._raw)
+            self._raw = None
+
+    def averaged_state(self, present: dict[str, Any]) -> dict[str, Any]:
+        """The module's state dict with the main average, ``present`` being its state dict now."""
+        if self._raw is not None or not self._main.exists:
+            return present
+        self._refresh(self._main)
+        return self._weights.state_dict(self._main.values)
+
+    def raw_state(self, present: dict[str, Any]) -> dict[str, Any]:
+        """The module's state dict with the raw weights, ``present`` being its state dict now."""
+        return present if self._raw is None else self._weights.state_dict(self._raw)
+
+    def close(self) -> None:
+        """Leave the module without hooks; it holds the weights that it holds."""
+        if self._saving is not None:
+            self._saving.restore(self._module)
+            self._saving = None
+
+    def _validate(self, name: str) -> dict[str, float]:
+        """Metrics of the weights that the module holds."""
+        metrics: dict[str, float] = self._guard.attempt(
+            self._trainer,
+            lambda: Evaluator(self._trainer, self._module).metrics(),
+            f"swa/{name} could not be measured; training goes on",
+            default={},
+            once=True,
+        )
+        return {f"swa/{name}/{key}": value for key, value in metrics.items()}
+
+    def _refresh(self, average: ScheduledAverage) -> None:
+        """Recompute the BatchNorm statistics of an average that has changed since the last time."""
+        if self._refresh_statistics is None or average.fresh:
+            return
+        with self._weights.exchanged(average.values):
+            self._guard.attempt(
+                self._trainer,
+                self._refresh_statistics,
+                "BatchNorm statistics could not be refreshed, and their averages are used. Set `input_key` to what "
+                "`forward` takes, or bn_refresh to false",
+                once=True,
+            )
+            self._weights.read_buffers(average.values)
+        average.fresh = True
+
+    def _with_average(self) -> Callable[[dict[str, Any]], None]:
+        """The module's hook for saving; when only weights are saved, Lightning calls it and no callback's."""
+        original = self._module.on_save_checkpoint
+
+        def on_save_checkpoint(checkpoint: dict[str, Any]) -> None:
+            if "callbacks" not in checkpoint:
+                checkpoint["state_dict"] = self.averaged_state(checkpoint["state_dict"])
+            original(checkpoint)
+
+        return on_save_checkpoint
