@@ -1,6 +1,6 @@
 """The ``lightning-robust`` command: a LightningCLI with one named key for each technique.
 
-What a technique does stands in its class; a new one joins here by one line of :data:`TECHNIQUES`.
+A new technique joins by one line of :data:`TECHNIQUES`.
 """
 
 from __future__ import annotations
@@ -39,8 +39,6 @@ class Slot(NamedTuple):
     cls: type[Callback]
 
 
-# In the order of instantiation: adversarial, layer_criticality, lazy_training, datapath, swa, greedy_soup, wise_ft,
-# deployment_parity.
 TECHNIQUES: tuple[Slot, ...] = (
     Slot("adversarial", AdversarialCallback),
     Slot("layer_criticality", LayerCriticalityCallback),
@@ -51,10 +49,11 @@ TECHNIQUES: tuple[Slot, ...] = (
     Slot("wise_ft", WiSEFTCallback),
     Slot("deployment_parity", DeploymentParityCallback),
 )
+"""The keys in the order in which they are instantiated."""
 
 
 class RobustTrainer(Trainer):
-    """A Trainer that also cooks soups out of finished runs."""
+    """A Trainer that also averages checkpoints of finished runs."""
 
     def soup(
         self,
@@ -72,10 +71,10 @@ class RobustTrainer(Trainer):
         bn_samples: int | None = None,
         dirpath: str = "soup",
     ) -> None:
-        """Average checkpoints of finished runs into one, as far as that helps on the validation data, and validate it.
+        """Average checkpoints of finished runs where that helps on the validation data, and validate the result.
 
-        Arguments as of :class:`~lightning_robust.GreedySoupCallback`; the stock recipe takes its initial weights from
-        the module as it is built.
+        The arguments are those of :class:`~lightning_robust.GreedySoupCallback`; the stock recipe takes its initial
+        weights from the module as it is built.
 
         Args:
             model: The module that the checkpoints belong to.
@@ -85,10 +84,10 @@ class RobustTrainer(Trainer):
             monitor: Metric to judge by.
             mode: Whether larger or smaller is better.
             strict: Accept only improvements.
-            drop: Afterwards take out what is better left out.
+            drop: Afterwards remove ingredients whose removal helps.
             best_possible: The best value that any sample can have.
             bn_refresh: Recompute BatchNorm statistics of mixtures.
-            bn_samples: From about so many training samples.
+            bn_samples: Roughly how many training samples to recompute them from; all if None.
             dirpath: Folder for soup.ckpt and soup.json.
         """
         callback = GreedySoupCallback(
@@ -105,11 +104,11 @@ class RobustTrainer(Trainer):
             on_failure="raise",
         )
         callback.on_fit_start(self, model)
-        self.callbacks.append(_Cook(callback))  # type: ignore[attr-defined]
+        self.callbacks.append(_CookBeforeValidation(callback))  # type: ignore[attr-defined]
         self.validate(model, datamodule=datamodule)
 
 
-class _Cook(Callback):
+class _CookBeforeValidation(Callback):
     """Puts the soup into the module before it is validated."""
 
     def __init__(self, soup: GreedySoupCallback) -> None:
@@ -120,7 +119,7 @@ class _Cook(Callback):
 
 
 class RobustParser(LightningArgumentParser):
-    """Says what is wrong without fifty lines of usage before it; a misspelt key in one line with the nearest one."""
+    """Prints an error without fifty lines of usage, and the nearest key for one that is misspelt."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the complaint and exit with 2."""
@@ -129,18 +128,18 @@ class RobustParser(LightningArgumentParser):
 
     @staticmethod
     def complaint(message: str) -> str:
-        """What the parser found wrong, with the known key nearest to a misspelt one."""
+        """The parser's message, with the nearest known key for one that is misspelt."""
         unknown = re.search(r"(?:Key '|nrecognized arguments: --|[Oo]ption ')([\w.]+)", message)
-        return f"{message.splitlines()[0]}.{_hint(unknown[1])}" if unknown else message
+        return f"{message.splitlines()[0]}.{_suggest_key(unknown[1])}" if unknown else message
 
 
 class RobustCLI(LightningCLI):
     """LightningCLI with the techniques as keys: ``true``, ``false``, or a mapping of the callback's arguments.
 
-    Keys compose over several ``-c`` files in any order and are edited from the shell. Within one key later values
+    Keys compose over several ``-c`` files in any order and can be edited from the shell. Within one key later values
     refine earlier ones, while a later ``true`` begins again from the defaults. The saved ``config.yaml`` holds every
-    argument and reloads to an equal object. The same classes may stand under ``trainer.callbacks`` instead; a
-    technique in both places is an error.
+    argument and reloads to an equal object. The same classes also work under ``trainer.callbacks``; a technique in
+    both places is an error.
 
     Example:
         >>> model = "--model=lightning.pytorch.demos.boring_classes.BoringModel"
@@ -154,17 +153,17 @@ class RobustCLI(LightningCLI):
             "save_config_kwargs": {"overwrite": True},
             "parser_class": RobustParser,
             "trainer_class": RobustTrainer,
-            "parser_kwargs": {"epilog": _epilog()},
+            "parser_kwargs": {"epilog": _describe_commands()},
         }
         super().__init__(args=args, run=run, **(defaults | settings))
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Those of LightningCLI, and ``soup``."""
+        """The subcommands of LightningCLI, and ``soup``."""
         return {**LightningCLI.subcommands(), "soup": {"model", "datamodule"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """One key for each technique."""
+        """Add one key for each technique."""
         for key, cls in TECHNIQUES:
             parser.add_argument(
                 f"--{key}",
@@ -175,7 +174,7 @@ class RobustCLI(LightningCLI):
             )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse, then write out what ``true`` stands for, so that a saved file does not depend on later defaults."""
+        """Parse, then expand ``true`` to all arguments, so that a saved file does not depend on later defaults."""
         if isinstance(args, dict | jsonargparse.Namespace):
             self.config = parser.parse_object(args)
         else:
@@ -183,7 +182,7 @@ class RobustCLI(LightningCLI):
         section = self._section(self.config)
         for key, cls in TECHNIQUES:
             if section.get(key) is True:
-                section[key] = _with_defaults(cls)
+                section[key] = _default_config(cls)
             elif section.get(key) is None:
                 parser.error(f"Expected `{key}` to be true, false or a mapping, but its value is empty.")
 
@@ -211,20 +210,19 @@ class RobustCLI(LightningCLI):
         return config.get(str(config.get("subcommand")), config)
 
 
-def _epilog() -> str:
-    """What the help says of the commands that take no Trainer."""
-    others = "; ".join(f"{name}: {what}" for name, what in COMMANDS.items())
-    return f"Commands with options of their own (--help after the name) - {others}." if others else ""
+def _describe_commands() -> str:
+    """The end of the help: the commands that take no Trainer."""
+    commands = "; ".join(f"{name}: {purpose}" for name, purpose in COMMANDS.items())
+    return f"Commands with options of their own (--help after the name) - {commands}."
 
 
-def _with_defaults(cls: type[Callback]) -> jsonargparse.Namespace:
+def _default_config(cls: type[Callback]) -> jsonargparse.Namespace:
     parser = jsonargparse.ArgumentParser()
     parser.add_argument("--technique", type=cls)
     return parser.parse_object({"technique": {"class_path": f"{cls.__module__}.{cls.__name__}"}}).technique
 
 
-def _hint(unknown: str) -> str:
-    """The known key nearest to a misspelt one."""
+def _suggest_key(unknown: str) -> str:
     known = {"model", "data", "optimizer", "lr_scheduler", "seed_everything", *inspect.signature(Trainer).parameters}
     for slot in TECHNIQUES:
         known |= {slot.key, *inspect.signature(slot.cls).parameters}
@@ -243,10 +241,7 @@ def main(args: ArgsType = None) -> None:
 
 @contextmanager
 def others_warnings_hidden() -> Iterator[None]:
-    """Without what LightningCLI, Lightning and the exporter make jsonargparse and torch say of themselves.
-
-    What the user's own modules use stays visible.
-    """
+    """Hide deprecation warnings that Lightning, torch and the exporter cause, and none that the user's modules cause."""
     with warnings.catch_warnings():
         for category in (FutureWarning, DeprecationWarning):
             warnings.filterwarnings("ignore", category=category, module=r"(lightning|torch|onnxscript)\.")

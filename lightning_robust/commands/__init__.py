@@ -1,7 +1,4 @@
-"""Commands beside those of the LightningCLI, one file each: functions whose arguments are the options.
-
-The work is done in ``deployment/``; here files are read and written and lines are printed.
-"""
+"""Commands beside those of the LightningCLI: one file each, with one function whose arguments are the options."""
 
 from __future__ import annotations
 
@@ -15,8 +12,8 @@ import jsonargparse
 
 COMMANDS: dict[str, str] = {
     "compare": "finished runs side by side: what each technique buys and costs",
-    "fingerprint": "what differs between training's pictures and the car's",
-    "golden": "inputs and outputs for the car to replay, and what its dump says",
+    "fingerprint": "what differs between training's pictures and those of the deployed side",
+    "golden": "inputs and outputs for the deployed side to replay, and what its dump says",
     "parity": "parity report of a checkpoint or an ONNX file",
     "replay": "recorded frames through PyTorch, every runtime and every preprocessing perturbation",
     "sweep": "many configurations as Ray Tune trials, and a soup of them",
@@ -25,22 +22,27 @@ COMMANDS: dict[str, str] = {
 
 
 def run_command(name: str, args: Sequence[str]) -> None:
-    """Parse the options of one command and run it; what a user can mend ends in one line and exit status 2."""
+    """Parse the options of one command and run it; an error that the user can mend is one line and exit status 2."""
     function = getattr(importlib.import_module(f"{__name__}.{name}"), name)
     first = next(iter(inspect.signature(function).parameters.values()))
-    told = _gathered(args) if first.annotation == "list[str]" else list(args)
+    options = _join_positionals(args) if first.annotation == "list[str]" else list(args)
     try:
-        jsonargparse.auto_cli(function, args=told, prog=f"lightning-robust {name}")
+        jsonargparse.auto_cli(function, args=options, prog=f"lightning-robust {name}")
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(2) from error
 
 
-def _gathered(args: Sequence[str]) -> list[str]:
-    """What is no option and no value of one, as the one list that the parser takes."""
-    rest: list[str] = []
-    items: list[str] = []
+def _join_positionals(args: Sequence[str]) -> list[str]:
+    """The positional arguments as one list, which is what the parser takes, before the options.
+
+    Example:
+        >>> _join_positionals(["runs/a", "--output", "page", "runs/b"])
+        ['["runs/a", "runs/b"]', '--output', 'page']
+    """
+    options: list[str] = []
+    positionals: list[str] = []
     for arg in args:
-        awaited = bool(rest) and rest[-1].startswith("--") and "=" not in rest[-1]
-        (rest if awaited or arg.startswith("-") else items).append(arg)
-    return [json.dumps(items), *rest] if items else rest
+        is_value = bool(options) and options[-1].startswith("--") and "=" not in options[-1]
+        (options if is_value or arg.startswith("-") else positionals).append(arg)
+    return [json.dumps(positionals), *options] if positionals else options

@@ -12,9 +12,9 @@ def compare(
 ) -> None:
     """Compare finished runs: what each technique buys and costs. Writes comparison.html, .md and .json, and pareto.png.
 
-    A run is a folder with the config.yaml that the command line saves, TensorBoard's event files, the CSVLogger's
-    metrics.csv, or the JSON of the commands parity and replay in it; a folder above runs stands for all of them. Runs
-    whose configurations differ only in their seed are one row.
+    A run is a folder that holds the config.yaml of the command line, TensorBoard's event files, the CSVLogger's
+    metrics.csv, or the JSON of the commands parity and replay; a folder above runs stands for all of them. Runs whose
+    configurations differ only in their seed are one row.
 
     Args:
         runs: Folders.
