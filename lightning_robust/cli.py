@@ -241,7 +241,7 @@ def main(args: ArgsType = None) -> None:
 
 @contextmanager
 def others_warnings_hidden() -> Iterator[None]:
-    """Hide deprecation warnings that Lightning, torch and the exporter cause, and none that the user's modules cause."""
+    """Hide deprecation warnings of Lightning, torch and the exporter, and show those of the user's modules."""
     with warnings.catch_warnings():
         for category in (FutureWarning, DeprecationWarning):
             warnings.filterwarnings("ignore", category=category, module=r"(lightning|torch|onnxscript)\.")

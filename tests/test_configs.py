@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from lightning_robust.cli import RobustCLI
-from lightning_robust.demo.fashion_mnist.files import DEBIAN
+from lightning_robust.demo.fashion_mnist.idx_files import DEBIAN
 from lightning_robust.sweeps.file import read_sweep
 from lightning_robust.sweeps.trials import plan
 

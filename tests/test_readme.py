@@ -14,7 +14,7 @@ from lightning_robust.callbacks import DeploymentParityCallback
 from lightning_robust.cli import main
 from lightning_robust.commands.sweep import sweep
 from lightning_robust.demo.fashion_mnist import ImageClassifier
-from lightning_robust.demo.fashion_mnist.files import DEBIAN
+from lightning_robust.demo.fashion_mnist.idx_files import DEBIAN
 from lightning_robust.demo.lanes import LaneDetector
 from lightning_robust.deployment.engines import TARGETS
 from lightning_robust.deployment.graph.export import export

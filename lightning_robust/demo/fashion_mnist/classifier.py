@@ -1,4 +1,4 @@
-"""A small convolutional classifier; where its pictures come from is ``data.py``'s business."""
+"""A small convolutional classifier, alone and with every mixin."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class ImageClassifier(pl.LightningModule):
         channels: Channels of the input.
         width: Channels of the first block; the others have two and four times as many.
         learning_rate: Peak of the schedule.
-        weight_decay: Of AdamW.
+        weight_decay: Weight decay of AdamW.
         weights: Checkpoint to begin from; None begins from random weights.
         label_smoothing: Share of probability spread over all classes.
-        **kwargs: Passed on, so that mixins may follow in the bases.
+        **kwargs: Passed on to the bases that follow.
 
     Example:
         >>> ImageClassifier()(torch.zeros(2, 1, 28, 28)).shape

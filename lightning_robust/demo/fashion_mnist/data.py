@@ -1,4 +1,4 @@
-"""Fashion-MNIST as a LightningDataModule. Where the four files are found and how they are read is ``files.py``."""
+"""Fashion-MNIST as a LightningDataModule."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_robust.demo.fashion_mnist.files import find_files, read_idx
+from lightning_robust.demo.fashion_mnist.idx_files import find_files, read_idx
 
 Batch = tuple[Tensor, Tensor]
 MEAN, STD = (0.2860,), (0.3530,)
@@ -45,28 +45,28 @@ class FashionMNISTData(pl.LightningDataModule):
     """Batches ``(images, labels)``: float32 ``(N, 1, 28, 28)``, normalised, and int64 ``(N,)``.
 
     55,000 pictures to train on, the last 5,000 of the training files to validate on, 10,000 to test on. Training
-    pictures are flipped left to right and moved by a few pixels at random, from torch's global generator.
+    pictures are flipped left to right and shifted by a few pixels at random, from torch's global generator.
 
     Args:
         root: Folder of the four IDX files, ``.gz`` or not. None looks where Debian's package
             ``dataset-fashion-mnist`` puts them, then in the cache, then fetches them once.
         batch_size: Pictures in a batch.
         eval_batch_size: Pictures in a batch of validation or testing; ``batch_size`` if None.
-        num_train: Use only the first so many training pictures; all if None.
-        num_labelled: Give only the first so many of them with labels. A training batch is then ``{"labelled": (images,
-            labels), "unlabelled": (images, numbers)}``, as UATMixin takes it; numbers tell the pictures apart.
+        num_train: Number of training pictures, the first ones of the files; all if None.
+        num_labelled: Number of them that have labels, the first ones. A training batch is then ``{"labelled": (images,
+            labels), "unlabelled": (images, numbers)}``, as UATMixin takes it; the numbers identify the pictures.
         corruption: ``"rotated_noisy"`` turns every picture by up to 45 degrees either way and adds noise with a
             standard deviation of a tenth of the range. Validation and testing then have two loaders: corrupted
             pictures, then clean ones.
         flip: Whether to flip.
-        shift: How many pixels to move by at most, in each direction; what comes in from outside is black.
+        shift: By how many pixels to shift at most, in each direction; the margins are black.
         num_workers: Loader processes; the pictures are in memory, so 0 is fastest.
         mean: Mean that pixels in [0, 1] are normalised with.
-        std: Standard deviation likewise.
+        std: Standard deviation that pixels in [0, 1] are normalised with.
 
     Raises:
-        FileNotFoundError: If the files are nowhere and cannot be fetched; the message says all three ways.
-        ValueError: If a file is not what it should be, ``num_train`` is below 1 or ``shift`` below 0.
+        FileNotFoundError: If the files are nowhere and cannot be fetched; the message names the three ways.
+        ValueError: If a file is damaged or of another kind, ``num_train`` is below 1 or ``shift`` below 0.
     """
 
     def __init__(
@@ -114,14 +114,14 @@ class FashionMNISTData(pl.LightningDataModule):
         if self._parts:
             return
         files = find_files(self.root)
-        images, labels = _pictures(files, "train")
+        images, labels = _read_pictures(files, "train")
         known = self.num_train if self.num_labelled is None else self.num_labelled
         self._parts["train"] = Clothes(images[:-5000][:known], labels[:-5000][:known])
         if self.num_labelled is not None:
             rest = images[:-5000][self.num_labelled : self.num_train]
             self._parts["unlabelled"] = Clothes(rest, torch.arange(len(rest)))
         self._parts["val"] = Clothes(images[-5000:], labels[-5000:])
-        self._parts["test"] = Clothes(*_pictures(files, "t10k"))
+        self._parts["test"] = Clothes(*_read_pictures(files, "t10k"))
 
     def train_dataloader(self) -> DataLoader[Batch] | dict[str, DataLoader[Batch]]:
         """Shuffled; the last, smaller batch is left out. The loader of few labels begins again where it ends."""
@@ -139,26 +139,26 @@ class FashionMNISTData(pl.LightningDataModule):
         return self._held_out("test")
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Bytes to normalised floats; flips and moves while training."""
+        """Bytes to normalised floats; flips and shifts while training."""
         if isinstance(batch, dict):
             return {name: self.on_after_batch_transfer(part, dataloader_idx) for name, part in batch.items()}
         images, labels = batch
         pixels = images.float() / 255
         training = self.trainer is not None and self.trainer.training
         if training:
-            pixels = self._augmented(pixels)
+            pixels = self._augment(pixels)
         if self.corruption == "rotated_noisy" and dataloader_idx == 0:
-            pixels = rotated_noisy(pixels, None if training else torch.Generator().manual_seed(0))
+            pixels = rotate_and_add_noise(pixels, None if training else torch.Generator().manual_seed(0))
         mean, std = (pixels.new_tensor(values).reshape(-1, 1, 1) for values in (self.mean, self.std))
         return (pixels - mean) / std, labels
 
-    def _augmented(self, pixels: Tensor) -> Tensor:
+    def _augment(self, pixels: Tensor) -> Tensor:
         if self.flip:
             turned = torch.rand(len(pixels), 1, 1, 1, device=pixels.device) < 0.5
             pixels = torch.where(turned, pixels.flip(3), pixels)
         if self.shift:
             offsets = torch.randint(-self.shift, self.shift + 1, (len(pixels), 2), device=pixels.device)
-            pixels = moved(pixels, offsets)
+            pixels = shift_pictures(pixels, offsets)
         return pixels
 
     def _held_out(self, part: str) -> DataLoader[Batch] | list[DataLoader[Batch]]:
@@ -172,11 +172,11 @@ class FashionMNISTData(pl.LightningDataModule):
             shuffle=shuffle,
             drop_last=shuffle,
             num_workers=self.num_workers,
-            collate_fn=_as_is,
+            collate_fn=_keep_batch,
         )
 
 
-def rotated_noisy(pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def rotate_and_add_noise(pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Turn each picture by its own angle of up to 45 degrees and add noise.
 
     Args:
@@ -184,7 +184,7 @@ def rotated_noisy(pixels: Tensor, generator: torch.Generator | None = None) -> T
         generator: On the CPU; the same one in the same state gives the same pictures. None is torch's global one.
 
     Returns:
-        Pixels in [0, 1], black where nothing was.
+        Pixels in [0, 1], black outside of the turned picture.
     """
     angles = (torch.rand(len(pixels), generator=generator) - 0.5) * math.pi / 2
     cos, sin, zero = angles.cos(), angles.sin(), torch.zeros_like(angles)
@@ -195,15 +195,15 @@ def rotated_noisy(pixels: Tensor, generator: torch.Generator | None = None) -> T
     return (turned + 0.1 * noise).clamp(0, 1)
 
 
-def moved(pixels: Tensor, offsets: Tensor) -> Tensor:
-    """Move each picture by its own number of rows and columns; zeros come in from outside.
+def shift_pictures(pixels: Tensor, offsets: Tensor) -> Tensor:
+    """Shift each picture by its own number of rows and columns, with zeros at the margins.
 
     Args:
         pixels: ``(N, C, H, W)``.
         offsets: ``(N, 2)`` integers, down and right.
 
     Example:
-        >>> moved(torch.tensor([[[[1, 2], [3, 4]]]]), torch.tensor([[0, 1]])).tolist()
+        >>> shift_pictures(torch.tensor([[[[1, 2], [3, 4]]]]), torch.tensor([[0, 1]])).tolist()
         [[[[0, 1], [0, 3]]]]
     """
     count, _, height, width = pixels.shape
@@ -215,12 +215,12 @@ def moved(pixels: Tensor, offsets: Tensor) -> Tensor:
     return padded.movedim(1, 3)[picture, rows[:, :, None], columns[:, None, :]].movedim(3, 1)
 
 
-def _as_is(batch: Any) -> Any:
-    """What ``__getitems__`` made is a batch already."""
+def _keep_batch(batch: Any) -> Any:
+    """The batch as ``__getitems__`` made it."""
     return batch
 
 
-def _pictures(files: dict[str, bytes], part: str) -> Batch:
+def _read_pictures(files: dict[str, bytes], part: str) -> Batch:
     images = read_idx(files[f"{part}-images-idx3-ubyte"], f"{part}-images-idx3-ubyte", 3)
     labels = read_idx(files[f"{part}-labels-idx1-ubyte"], f"{part}-labels-idx1-ubyte", 1)
     if len(images) != len(labels):

@@ -60,9 +60,9 @@ class UnitFashionMNISTData(FashionMNISTData):
     """Pictures ``(N, 1, 28, 28)`` of length 1, not flipped, with ``(N,)`` labels; held-out ones by the thousand.
 
     Args:
-        root: As for :class:`FashionMNISTData`.
+        root: See :class:`FashionMNISTData`.
         batch_size: Pictures in a batch.
-        num_train: Use only the first so many training pictures; all if None.
+        num_train: Number of training pictures, the first ones of the files; all if None.
     """
 
     def __init__(self, root: str | None = None, *, batch_size: int = 128, num_train: int | None = None) -> None:

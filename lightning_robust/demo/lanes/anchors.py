@@ -1,7 +1,4 @@
-"""Where the rows lie at which lines are found, and how pixels of one picture size map to another.
-
-Which lines are there is not known here.
-"""
+"""Row anchors, the rows at which lines are located, and pixel positions between pictures of different sizes."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ def first_anchor(height: int) -> int:
 
 
 def row_anchors(height: int = 144) -> Tensor:
-    """Rows at which lines are found, in pixels of a picture of that height, float64, (R,).
+    """Rows at which lines are located, in pixels of a picture of that height, float64, (R,).
 
     Each lies in the middle of four rows, between 0.53 and 0.99 of the height.
 
@@ -43,8 +40,8 @@ def rescale(positions: Tensor, source: int, target: int) -> Tensor:
 
     Args:
         positions: Any shape.
-        source: Height or width in which they are given.
-        target: Height or width in which they are wanted.
+        source: Height or width of the first picture.
+        target: Height or width of the second picture.
 
     Example:
         >>> import torch

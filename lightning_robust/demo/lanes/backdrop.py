@@ -1,7 +1,4 @@
-"""What stands above the road: sky, hills, trees, walls and other cars.
-
-The road surface is drawn in `surface.py`.
-"""
+"""Draws what stands above the road: sky, hills, trees, walls and other cars."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The camera: from pixels to the road surface and from lines on the road to pixel columns.
-
-Nothing is painted here.
-"""
+"""The camera: from pixels to the road surface and from lines on the road to pixel columns."""
 
 from __future__ import annotations
 
@@ -79,7 +76,7 @@ def ground(camera: Camera, rows: Tensor, columns: Tensor, size: tuple[int, int])
     Args:
         camera: Spread to the number of dimensions of `rows` and `columns`.
         rows: Pixel rows, where 0 is the centre of the first row.
-        columns: Pixel columns, likewise; broadcast against `rows` and the camera.
+        columns: Pixel columns, where 0 is the centre of the first column; broadcast against `rows` and the camera.
         size: Height and width of the picture in pixels.
     """
     x = (columns - (size[1] - 1) / 2) / camera.focal
@@ -106,7 +103,7 @@ def centre(camera: Camera, ahead: Tensor) -> Tensor:
 
 
 def columns_of_lines(camera: Camera, across: Tensor, rows: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pixel column at which each line crosses each row, found by fixed-point iteration of `ground`.
+    """Pixel column at which each line crosses each row, by fixed-point iteration of `ground`.
 
     Args:
         camera: One camera a picture, each value (N,).

@@ -1,7 +1,4 @@
-"""The rendered roads as a LightningDataModule.
-
-Rendering stands in `rendering.py`, the order of the samples in `loading.py`.
-"""
+"""The rendered roads as a LightningDataModule."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ MEAN = (0.44, 0.48, 0.52)
 STD = (0.20, 0.21, 0.25)
 """Colour statistics of the rendered roads."""
 UNLABELLED = -1.0
-"""In place of every column of a picture without a label."""
+"""Stands for every column of a picture without a label."""
 
 
 class RoadDataset(Dataset[Batch]):
@@ -34,7 +31,7 @@ class RoadDataset(Dataset[Batch]):
         roads: The pictures; their columns in pixels of the original frame.
         frame_width: Width of the original frame.
         flips: Whether the keys of `EpochSampler` decide about flips.
-        seed: Of the flips.
+        seed: Seed of the flips.
     """
 
     labelled: int | None = None
@@ -80,19 +77,19 @@ class _Rendering(Dataset[Roads]):
         return render_roads(indices, seed=self.seed, height=self.size[0], width=self.size[1], frame=frame)
 
 
-def _as_it_is(batch: Any) -> Any:
+def _pass_batch_on(batch: Any) -> Any:
     return batch
 
 
 class LaneData(pl.LightningDataModule):
-    """Roads rendered on the spot; needs no download.
+    """Roads that are rendered in ``setup``; needs no download.
 
     Batches are ``(images, columns)``: normalised float32 (N, 3, H, W), and the pixel columns of the left and right ego
     line at each row anchor in the original frame, (N, 2, R), NaN where absent. Pictures stay bytes until they are on
     the device. The validation set consists of short sequences, frame after frame.
 
     Rendering happens once, in `setup`: about 5 ms a picture on two CPU cores, 110 kB of memory each.
-    Training takes up in mid-epoch where it stopped: order and flips depend on (seed, epoch, index) alone.
+    A resumed run continues in mid-epoch: order and flips depend on (seed, epoch, index) alone.
 
     Args:
         num_train: Pictures to train on.
@@ -142,7 +139,7 @@ class LaneData(pl.LightningDataModule):
         self._skip = 0
 
     def setup(self, stage: str | None = None) -> None:
-        """Renders what the stage needs, once."""
+        """Renders the pictures of the stage, once."""
         if stage in (None, "fit") and self._train is None:
             numbers = torch.arange(self.num_train)
             self._train = self._render(numbers, torch.zeros_like(numbers), flips=True)
@@ -163,7 +160,7 @@ class LaneData(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled and flipped, the last incomplete batch dropped."""
-        data = self._ready(self._train)
+        data = self._require_rendered(self._train)
         ranks, rank = self._ranks()
         sampler = EpochSampler(data, num_replicas=ranks, rank=rank, shuffle=True, seed=self.seed)
         self._loader = CountingLoader(
@@ -173,25 +170,25 @@ class LaneData(pl.LightningDataModule):
             skip=self._skip,
             drop_last=len(sampler) >= self.batch_size,
             num_workers=self.num_workers,
-            collate_fn=_as_it_is,
+            collate_fn=_pass_batch_on,
         )
         self._skip = 0
         return self._loader
 
     def state_dict(self) -> dict[str, int]:
-        """How many batches of the epoch were given; Lightning puts it into checkpoints."""
+        """How many batches of the epoch were delivered; Lightning puts it into checkpoints."""
         return {"given": 0} if self._loader is None else self._loader.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """The next epoch leaves out what had been given of it."""
+        """Lets the next epoch leave out the batches that were delivered before."""
         self._skip = state_dict["given"]
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Sequences in order."""
-        data = self._ready(self._val)
+        data = self._require_rendered(self._val)
         sampler = BlockSampler(data, self.sequence_length, *self._ranks())
         return DataLoader(
-            data, batch_size=self.batch_size, sampler=sampler, num_workers=self.num_workers, collate_fn=_as_it_is
+            data, batch_size=self.batch_size, sampler=sampler, num_workers=self.num_workers, collate_fn=_pass_batch_on
         )
 
     def test_dataloader(self) -> DataLoader[Any]:
@@ -203,7 +200,7 @@ class LaneData(pl.LightningDataModule):
         return self.val_dataloader()
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Bytes to normalised pictures, on the device; a tensor alone is taken for pictures.
+        """Bytes to normalised pictures, on the device; a tensor alone means pictures.
 
         The result is float32, or what the module under training computes in (``precision="bf16-true"``).
         """
@@ -223,7 +220,7 @@ class LaneData(pl.LightningDataModule):
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
 
-    def _ready(self, data: RoadDataset | None) -> RoadDataset:
+    def _require_rendered(self, data: RoadDataset | None) -> RoadDataset:
         if data is None:
             raise RuntimeError("Expected rendered roads, but setup() has not run. Call setup('fit') first.")
         return data

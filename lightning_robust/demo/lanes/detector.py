@@ -1,7 +1,4 @@
-"""The lane detector as a LightningModule: loss, metrics, optimiser.
-
-The network and its decoding stand in `network.py`.
-"""
+"""The lane detector as a LightningModule: loss, metrics, optimiser."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ class LaneDetector(pl.LightningModule):
     """Finds the left and the right line of the lane the camera is in.
 
     The graph of `forward` ends in pixel columns of the original frame: a soft-argmax over cells. Trained with AdamW
-    and a one-cycle schedule on batches ``(images, columns)`` as `LaneData` gives them.
+    and a one-cycle schedule on batches ``(images, columns)`` of `LaneData`.
 
     Logs `train/loss`, `val/loss`, `val/lateral_px`, `val/bend_px`, `val/swing_px` and `val/found`.
 
@@ -36,7 +33,7 @@ class LaneDetector(pl.LightningModule):
         channels: Channels at a quarter of the resolution.
         hidden: Width of the layer that sees the whole picture.
         learning_rate: Peak of the one-cycle schedule.
-        weight_decay: Of AdamW, on weights of two or more dimensions.
+        weight_decay: Weight decay of AdamW, on weights of two or more dimensions.
         warmup: Share of the steps until the peak.
         sequence_length: Frames in a validation sequence, for `val/swing_px`.
     """
@@ -70,7 +67,7 @@ class LaneDetector(pl.LightningModule):
         return rescale(row_anchors(self.height), self.height, self.frame_height)
 
     def preprocess(self, frames: Tensor) -> Tensor:
-        """What `forward` takes of a camera's frames: resized with antialiasing, normalised, channels first.
+        """A camera's frames as `forward` takes them: resized with antialiasing, normalised, channels first.
 
         Args:
             frames: RGB, uint8, (N, H, W, 3), any height and width.
@@ -105,10 +102,10 @@ class LaneDetector(pl.LightningModule):
         return lane_loss(logits, columns, self.frame_width)
 
     def decode(self, outputs: LaneOutput | tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        """What a user of the detector acts on, in the task's own units.
+        """The lines in the task's own units.
 
         Args:
-            outputs: What `forward` returned, or the same two tensors from an engine.
+            outputs: From `forward`, or the same two tensors from an engine.
 
         Returns:
             `lateral_px`, the columns in pixels with NaN where there is no line; `present`, bool; each (N, 2, R).
@@ -163,12 +160,11 @@ class LaneDetector(pl.LightningModule):
 class RobustLaneDetector(RegMixupMixin, RotationSSLMixin, UATMixin, LaneDetector):
     """The lane detector with every mixin, each off until its weight is set.
 
-    Arguments are those of the mixins and of the detector; turns are told apart by
-    ``rotation_features="network.coarse"`` and the cells lie along ``uat_class_dim=-1``.
+    Arguments are those of the mixins and of the detector, with defaults for the two that depend on the network.
 
     Args:
-        rotation_features: As of RotationSSLMixin.
-        uat_class_dim: As of UATMixin.
+        rotation_features: See RotationSSLMixin.
+        uat_class_dim: See UATMixin; the cells are the last dimension.
         **kwargs: All others.
     """
 

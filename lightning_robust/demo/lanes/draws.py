@@ -1,7 +1,4 @@
-"""Random numbers that depend on the number of a picture alone, never on the batch it is drawn in.
-
-What is drawn with them is decided in `sampling.py`.
-"""
+"""Random numbers that depend on the number of a picture alone, never on the batch it is drawn in."""
 
 from __future__ import annotations
 
@@ -19,13 +16,13 @@ def mix(values: Tensor) -> Tensor:
     Args:
         values: Integers, int64, any shape. Products wrap around, as they should.
     """
-    values = (values ^ _shift(values, 30)) * _FIRST
-    values = (values ^ _shift(values, 27)) * _SECOND
-    return values ^ _shift(values, 31)
+    values = (values ^ _shift_right(values, 30)) * _FIRST
+    values = (values ^ _shift_right(values, 27)) * _SECOND
+    return values ^ _shift_right(values, 31)
 
 
-def _shift(values: Tensor, bits: int) -> Tensor:
-    """Logical shift to the right."""
+def _shift_right(values: Tensor, bits: int) -> Tensor:
+    """Logical shift, which brings in zeros."""
     return (values >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -53,7 +50,7 @@ class Draws:
     def integers(self) -> Tensor:
         """The next 63-bit integer of each picture, (N,)."""
         self._count += 1
-        return _shift(mix(self._key + torch.tensor(self._count) * _GOLDEN), 1)
+        return _shift_right(mix(self._key + torch.tensor(self._count) * _GOLDEN), 1)
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> Tensor:
         """Evenly between `low` and `high`, float64, (N,)."""

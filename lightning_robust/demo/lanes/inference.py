@@ -1,7 +1,4 @@
-"""From recorded frames to lines: `predict`.
-
-Training stands in `detector.py`.
-"""
+"""From recorded frames to lines: `predict`."""
 
 from __future__ import annotations
 
@@ -17,12 +14,12 @@ from lightning_robust.demo.lanes.detector import LaneDetector, RobustLaneDetecto
 
 
 class Lanes(NamedTuple):
-    """Lines found in frames, in pixels of these frames; pixel 0 is the centre of the first pixel.
+    """Lines in frames, in pixels of these frames; pixel 0 is the centre of the first pixel.
 
     Args:
-        rows: Rows at which lines were looked for, float64, (R,).
-        columns: Column of the left and the right ego line at each row, float64, (N, 2, R); a guess where not present.
-        present: Whether the line is there, bool, (N, 2, R).
+        rows: Rows at which lines are located, float64, (R,).
+        columns: Column of the left and the right ego line at each row, float64, (N, 2, R); a guess where it is absent.
+        present: Whether the line is present, bool, (N, 2, R).
     """
 
     rows: np.ndarray
@@ -42,13 +39,13 @@ def predict(checkpoint: str | Path | LaneDetector, frames: np.ndarray | Tensor, 
         TypeError: If the frames are no uint8 array or tensor.
         ValueError: If their shape is not (N, H, W, 3).
     """
-    pictures = _check(frames)
+    pictures = _as_pictures(frames)
     model = checkpoint if isinstance(checkpoint, LaneDetector) else load_detector(checkpoint)
     height, width = pictures.shape[1:3]
     training = model.training
     model.eval()
     with torch.inference_mode():
-        parts = [_lines(model, part) for part in torch.split(pictures, batch_size)]
+        parts = [_locate_lines(model, part) for part in torch.split(pictures, batch_size)]
     model.train(training)
     empty = (0, 2, len(model.rows))
     columns = torch.cat([c for c, _ in parts]) if parts else torch.zeros(empty, dtype=torch.float64)
@@ -66,12 +63,12 @@ def load_detector(checkpoint: str | Path) -> LaneDetector:
     """
     if not Path(checkpoint).is_file():
         raise FileNotFoundError(f"Expected a checkpoint of LaneDetector at {checkpoint}, but there is no such file.")
-    # whichever of the two it was, a head of rotation self-supervision included
+    # reads both classes, and a head of rotation self-supervision
     model = RobustLaneDetector.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
     return model.eval()
 
 
-def _check(frames: np.ndarray | Tensor) -> Tensor:
+def _as_pictures(frames: np.ndarray | Tensor) -> Tensor:
     if not isinstance(frames, (np.ndarray, Tensor)):
         raise TypeError(f"Expected frames as a uint8 array or tensor, but got {type(frames).__name__}.")
     pictures = torch.from_numpy(np.ascontiguousarray(frames)) if isinstance(frames, np.ndarray) else frames
@@ -85,7 +82,7 @@ def _check(frames: np.ndarray | Tensor) -> Tensor:
     return pictures
 
 
-def _lines(model: LaneDetector, frames: Tensor) -> tuple[Tensor, Tensor]:
+def _locate_lines(model: LaneDetector, frames: Tensor) -> tuple[Tensor, Tensor]:
     """Columns in pixels of the model's original frame and presence of frames (N, H, W, 3)."""
     outputs = model(model.preprocess(frames.to(model.device)))
     return outputs.columns.double().cpu(), model.decode(outputs)["present"].cpu()

@@ -1,7 +1,4 @@
-"""Order of the samples: which picture comes when, flipped or not, in a way that can be taken up in mid-epoch.
-
-The pictures themselves are made in `data.py`.
-"""
+"""The order of the samples, flipped or not, which a resumed run continues in mid-epoch."""
 
 from __future__ import annotations
 
@@ -15,10 +12,10 @@ from lightning_robust.demo.lanes.draws import mix
 
 
 class EpochSampler(DistributedSampler[Any]):
-    """Shuffles by seed and epoch, and tells the data set the epoch: yields ``epoch * len(dataset) + index``.
+    """Shuffles by seed and epoch, and passes the epoch to the data set: yields ``epoch * len(dataset) + index``.
 
-    Lightning sets the epoch, also when a run is taken up again, so that order and augmentation are a function of
-    (seed, epoch, index) alone.
+    Lightning sets the epoch, also when a run is resumed, so that order and augmentation are a function of (seed, epoch,
+    index) alone.
     """
 
     skip = 0
@@ -44,45 +41,45 @@ class BlockSampler(DistributedSampler[Any]):
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=False)
         sequences = len(dataset) // length
         first, last = sequences * rank // num_replicas, sequences * (rank + 1) // num_replicas
-        self._own = range(first * length, last * length)
+        self._indices = range(first * length, last * length)
 
     def __iter__(self) -> Iterator[int]:
         """Indices of this rank's frames."""
-        return iter(self._own)
+        return iter(self._indices)
 
     def __len__(self) -> int:
         """Number of this rank's frames."""
-        return len(self._own)
+        return len(self._indices)
 
 
 class CountingLoader(DataLoader[Any]):
-    """A DataLoader that knows how many batches of the epoch it gave, and can leave some out once.
+    """A DataLoader that counts the batches it delivers in an epoch, and can leave some out once.
 
     Args:
         dataset: Map-style data set.
         skip: Batches the first iteration leaves out.
-        options: Of DataLoader, by keyword; `sampler` is an `EpochSampler`.
+        options: Options of DataLoader, by keyword; `sampler` is an `EpochSampler`.
     """
 
     def __init__(self, dataset: Any, *, skip: int = 0, **options: Any) -> None:
         super().__init__(dataset, **options)
-        self.skip = self.given = skip
+        self.skip = self.delivered = skip
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Batches of one epoch."""
-        self.given, self.skip = self.skip, 0
+        self.delivered, self.skip = self.skip, 0
         if isinstance(self.sampler, EpochSampler):
-            self.sampler.skip = self.given * (self.batch_size or 1)
+            self.sampler.skip = self.delivered * (self.batch_size or 1)
         for batch in super().__iter__():
-            self.given += 1
+            self.delivered += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Number of batches given in this epoch; 0 when it is complete."""
-        return {"given": self.given % max(len(self), 1)}
+        """Number of batches delivered in this epoch; 0 when it is complete."""
+        return {"given": self.delivered % max(len(self), 1)}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """The next iteration leaves out what had been given.
+        """Lets the next iteration leave out the batches that were delivered before.
 
         Lightning skips this call where the optimiser's configuration asks for the number of steps, so `LaneData`
         carries the same state.

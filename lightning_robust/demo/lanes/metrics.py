@@ -1,6 +1,6 @@
 """How far predicted lines are from the true ones: lateral error, bend, swing, as torchmetrics.
 
-All take columns (N, 2, R) in pixels with NaN where a line is not there.
+All take columns (N, 2, R) in pixels with NaN where a line is absent.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torchmetrics import Metric
 from lightning_robust.functional.lines import bends
 
 
-def _check(columns: Tensor, target: Tensor) -> None:
+def _require_same_shape(columns: Tensor, target: Tensor) -> None:
     if columns.shape != target.shape or columns.ndim != 3:
         raise ValueError(
             f"Expected columns and target of one shape (N, lines, rows), but got {tuple(columns.shape)} and "
@@ -41,7 +41,7 @@ class _MeanOver(Metric):
         self.count = self.count + known.sum()
 
     def compute(self) -> Tensor:
-        """The mean in pixels; 0 where nothing was there to measure."""
+        """The mean in pixels; 0 without any value."""
         return self.total.float() / self.count.clamp(min=1)
 
 
@@ -56,29 +56,29 @@ class LateralError(_MeanOver):
         (2.0, 0.667)
     """
 
-    wanted: Tensor
+    expected: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("wanted", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("expected", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, columns: Tensor, target: Tensor) -> None:
         """Adds a batch.
 
         Args:
-            columns: Predicted, (N, lines, R), NaN where absent.
-            target: True, likewise.
+            columns: Predicted columns, (N, lines, R), NaN where absent.
+            target: True columns, (N, lines, R), NaN where absent.
 
         Raises:
             ValueError: If the shapes differ.
         """
-        _check(columns, target)
+        _require_same_shape(columns, target)
         self._add((columns - target).abs())
-        self.wanted = self.wanted + (~target.isnan()).sum()
+        self.expected = self.expected + (~target.isnan()).sum()
 
     def found(self) -> Tensor:
         """Share of the true points that were predicted to be there, on this rank."""
-        return self.count / self.wanted.clamp(min=1)
+        return self.count / self.expected.clamp(min=1)
 
 
 class Found(_MeanOver):
@@ -88,7 +88,7 @@ class Found(_MeanOver):
 
     def update(self, columns: Tensor, target: Tensor) -> None:
         """Adds a batch of columns (N, lines, R), predicted and true."""
-        _check(columns, target)
+        _require_same_shape(columns, target)
         hits = (~columns.isnan()).to(torch.float32)
         self._add(hits.masked_fill(target.isnan(), torch.nan))
 
@@ -108,7 +108,7 @@ class Bend(_MeanOver):
 
     def update(self, columns: Tensor, target: Tensor) -> None:
         """Adds a batch of columns (N, lines, R), predicted and true."""
-        _check(columns, target)
+        _require_same_shape(columns, target)
         self._add(bends(columns - target).abs())
 
 
@@ -134,14 +134,14 @@ class Swing(_MeanOver):
         """Adds a batch.
 
         Args:
-            columns: Predicted, (N, lines, R), NaN where absent.
-            target: True, likewise.
+            columns: Predicted columns, (N, lines, R), NaN where absent.
+            target: True columns, (N, lines, R), NaN where absent.
             sequence: Number of each frame's sequence, (N,).
 
         Raises:
             ValueError: If the shapes differ.
         """
-        _check(columns, target)
+        _require_same_shape(columns, target)
         if len(sequence) != len(columns):
             raise ValueError(f"Expected one sequence number a frame ({len(columns)}), but got {len(sequence)}.")
         error = columns - target

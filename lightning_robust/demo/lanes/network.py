@@ -1,7 +1,4 @@
-"""The lane network and the way from its logits to pixel columns.
-
-Training it is the business of `detector.py`.
-"""
+"""The lane network, its loss, and the way from its logits to pixel columns."""
 
 from __future__ import annotations
 
@@ -18,11 +15,11 @@ _WINDOW = 3
 
 
 class LaneOutput(NamedTuple):
-    """What the detector returns.
+    """The detector's output.
 
     Args:
         columns: Left and right ego line at each row anchor in pixel columns of the original frame, (N, 2, R).
-        presence: Probability that the line is there, (N, 2, R).
+        presence: Probability that the line is present, (N, 2, R).
     """
 
     columns: Tensor
@@ -89,9 +86,9 @@ class LaneNetwork(nn.Module):
         whole = self.spread(view).unflatten(1, (16, coarse.shape[2], coarse.shape[3]))
         up = functional.interpolate(self.from_coarse(torch.cat([coarse, whole], 1)), scale_factor=2.0, mode="nearest")
         up = functional.interpolate(self.from_middle(self.join_middle(up + middle)), scale_factor=2.0, mode="nearest")
-        rated = self.rate(self.join_fine(up + fine))[:, :, self.skipped :]
+        ratings = self.rate(self.join_fine(up + fine))[:, :, self.skipped :]
         absent = self.absent(view).unflatten(1, (LINES, self.anchors, 1))
-        return torch.cat([rated, absent], 3)
+        return torch.cat([ratings, absent], 3)
 
 
 def soft_columns(logits: Tensor, frame_width: int) -> LaneOutput:
@@ -123,7 +120,7 @@ def lane_loss(logits: Tensor, columns: Tensor, frame_width: int, spread: float =
         columns: True columns in pixels of the original frame, (N, 2, R), NaN where there is no line.
         frame_width: Width of the original frame in pixels.
         spread: Deviation of the target in cells.
-        weight: Of the second term.
+        weight: Weight of the second term.
     """
     count = logits.shape[-1] - 1
     present = ~columns.isnan()

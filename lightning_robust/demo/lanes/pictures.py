@@ -1,7 +1,4 @@
-"""Pictures of predictions for the logger.
-
-Metrics are logged by the detector itself.
-"""
+"""Pictures of predictions for the logger."""
 
 from __future__ import annotations
 
@@ -12,16 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_robust.demo.lanes.anchors import rescale
+from lightning_robust.demo.lanes.anchors import rescale, row_anchors
 from lightning_robust.demo.lanes.data import MEAN, STD
 from lightning_robust.demo.lanes.detector import LaneDetector
+from lightning_robust.harness.logging import log_images
 
 _TRUE = (1.0, 1.0, 1.0)
-_FOUND = ((1.0, 0.30, 0.25), (0.20, 0.85, 1.0))
+_PREDICTED = ((1.0, 0.30, 0.25), (0.20, 0.85, 1.0))
 
 
 class LanePictures(pl.Callback):
-    """Logs the first pictures of every validation with their lines: true ones white, found ones red and blue.
+    """Logs the first pictures of every validation with their lines: true ones white, predicted ones red and blue.
 
     Args:
         count: Number of pictures.
@@ -31,11 +29,11 @@ class LanePictures(pl.Callback):
 
     def __init__(self, count: int = 8, scale: int = 3, tag: str = "val/lanes") -> None:
         self.count, self.scale, self.tag = count, scale, tag
-        self._kept: list[Tensor] = []
+        self._pictures: list[Tensor] = []
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forgets the pictures of the last validation."""
-        self._kept = []
+        self._pictures = []
 
     def on_validation_batch_end(
         self,
@@ -47,45 +45,41 @@ class LanePictures(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Draws pictures of a batch until there are enough, one from each sequence."""
-        missing = self.count - len(self._kept)
-        if missing <= 0 or not trainer.is_global_zero or not isinstance(pl_module, LaneDetector):
+        needed = self.count - len(self._pictures)
+        if needed <= 0 or not trainer.is_global_zero or not isinstance(pl_module, LaneDetector):
             return
         step = pl_module.sequence_length if len(batch[0]) > pl_module.sequence_length else 1
-        images, columns = batch[0][::step][:missing], batch[1][::step][:missing]
+        images, columns = batch[0][::step][:needed], batch[1][::step][:needed]
         with torch.no_grad():
-            found = pl_module.decode(pl_module(images))["lateral_px"]
-        self._kept.extend(draw_lines(images, columns, found, pl_module.frame_width, self.scale))
+            predicted = pl_module.decode(pl_module(images))["lateral_px"]
+        self._pictures.extend(draw_lines(images, columns, predicted, pl_module.frame_width, self.scale))
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Hands the pictures to the loggers."""
-        if self._kept and trainer.is_global_zero and not trainer.sanity_checking:
-            from lightning_robust.harness.logging import log_images
-
-            log_images(trainer, self.tag, torch.stack(self._kept))
+        """Logs the pictures."""
+        if self._pictures and trainer.is_global_zero and not trainer.sanity_checking:
+            log_images(trainer, self.tag, torch.stack(self._pictures))
 
 
-def draw_lines(images: Tensor, columns: Tensor, found: Tensor, frame_width: int, scale: int = 3) -> Tensor:
-    """Pictures with the true lines in white under the found ones in red (left) and blue (right).
+def draw_lines(images: Tensor, columns: Tensor, predicted: Tensor, frame_width: int, scale: int = 3) -> Tensor:
+    """Pictures with the true lines in white under the predicted ones in red (left) and blue (right).
 
     Args:
         images: Normalised, (N, 3, H, W).
         columns: True columns in pixels of the original frame, (N, 2, R), NaN where absent.
-        found: Predicted columns, likewise.
+        predicted: Predicted columns, (N, 2, R), NaN where absent.
         frame_width: Width of the original frame.
         scale: Enlargement.
 
     Returns:
         (N, 3, H * scale, W * scale) float32 in [0, 1], on the CPU.
     """
-    from lightning_robust.demo.lanes.anchors import row_anchors
-
     height, width = images.shape[2:]
     mean, std = (torch.tensor(value)[:, None, None] for value in (MEAN, STD))
     canvas = (images.detach().cpu().float() * std + mean).clamp(0.0, 1.0)
     canvas = functional.interpolate(canvas, scale_factor=float(scale), mode="bicubic").clamp(0.0, 1.0)
     rows = rescale(row_anchors(height), height, height * scale).float()
     for line in range(2):
-        for source, colour, radius in ((columns, _TRUE, 0.9), (found, _FOUND[line], 0.55)):
+        for source, colour, radius in ((columns, _TRUE, 0.9), (predicted, _PREDICTED[line], 0.55)):
             across = rescale(source[:, line].detach().cpu().float(), frame_width, width * scale)
             cover = _polyline(across, rows, (height * scale, width * scale), radius * scale)
             canvas += (torch.tensor(colour)[:, None, None] - canvas) * cover[:, None]
@@ -93,7 +87,7 @@ def draw_lines(images: Tensor, columns: Tensor, found: Tensor, frame_width: int,
 
 
 def _polyline(columns: Tensor, rows: Tensor, size: tuple[int, int], radius: float) -> Tensor:
-    """Opacity of lines through the points, softly rimmed, (N, H, W); a gap where a point is NaN."""
+    """Opacity of lines through the points, with soft edges, (N, H, W); a gap where a point is NaN."""
     y = torch.arange(size[0], dtype=torch.float32)
     step = rows[1] - rows[0]
     lower = ((y - rows[0]) / step).floor().long().clamp(0, len(rows) - 2)

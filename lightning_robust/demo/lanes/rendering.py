@@ -1,7 +1,4 @@
-"""Pictures of roads with the columns of the two ego lines: the one function that puts the parts together.
-
-The parts are sampled in `sampling.py` and drawn in `surface.py`, `backdrop.py` and `sensor.py`.
-"""
+"""Renders pictures of roads with the columns of the two ego lines, from a scene of `sampling.py`."""
 
 from __future__ import annotations
 
@@ -92,14 +89,14 @@ def _one_thread() -> Iterator[None]:
 
 
 def _render(scene: Scene, size: tuple[int, int]) -> Tensor:
-    picture = draw_cars(_draw(scene, size), scene, size)
+    picture = draw_cars(_draw_without_cars(scene, size), scene, size)
     picture = add_glare(picture, scene.light)
     picture = draw_bonnet(expose(picture, scene.sensor), scene.sensor)
     return digitise(picture, scene.sensor)
 
 
-def _draw(scene: Scene, size: tuple[int, int]) -> Tensor:
-    """Everything but cars, (N, 3, H, W); the ground is computed only in rows that can show it."""
+def _draw_without_cars(scene: Scene, size: tuple[int, int]) -> Tensor:
+    """The picture without other cars, (N, 3, H, W); the ground is computed only in rows that can show it."""
     camera = scene.camera.spread(2)
     top, bottom = size[0] // 4, size[0] * 3 // 4
     columns = torch.arange(size[1], dtype=torch.float32)

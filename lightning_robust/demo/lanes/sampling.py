@@ -1,7 +1,4 @@
-"""Draws scenes at random, each from the number of its picture alone.
-
-What the numbers mean is written in `scene.py`.
-"""
+"""Draws scenes at random, each from the number of its picture alone."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What a picture shows: everything about a road, its light and its camera, as numbers.
-
-They are drawn at random in `sampling.py` and turned into pixels in `surface.py`, `backdrop.py` and `sensor.py`.
-"""
+"""A scene: everything that a picture shows of a road, its light and its camera, as numbers."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What the camera makes of the light: haze, glare, blur, exposure, noise, compression.
-
-What is in front of the camera is drawn elsewhere.
-"""
+"""What the camera makes of the light: glare, blur, exposure, noise, compression."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from lightning_robust.demo.lanes.scene import Light, Sensor
 from lightning_robust.demo.lanes.textures import blend, tint, white_noise
 
 
-def _one(value: Tensor) -> Tensor:
+def _per_picture(value: Tensor) -> Tensor:
     """(N,) float64 to (N, 1, 1, 1) float32."""
     return value.float()[:, None, None, None]
 
@@ -26,36 +23,36 @@ def _axes(size: tuple[int, int]) -> tuple[Tensor, Tensor]:
 def add_glare(picture: Tensor, light: Light) -> Tensor:
     """The sun's veil around a point, and its reflection on a wet road below it, (N, 3, H, W)."""
     rows, columns = _axes((picture.shape[2], picture.shape[3]))
-    width = _one(light.glare_width)
-    x = (columns - _one(light.glare_column)) / width
-    y = (rows - _one(light.glare_row)) / width
-    veil = _one(light.glare) / (1 + x * x + y * y)
-    streak = _one(light.wet) / (1 + 4 * x * x) * rows
+    width = _per_picture(light.glare_width)
+    x = (columns - _per_picture(light.glare_column)) / width
+    y = (rows - _per_picture(light.glare_row)) / width
+    veil = _per_picture(light.glare) / (1 + x * x + y * y)
+    streak = _per_picture(light.wet) / (1 + 4 * x * x) * rows
     return blend(picture, torch.tensor(1.1), (veil + streak).clamp_(max=0.9))
 
 
 def draw_bonnet(picture: Tensor, sensor: Sensor) -> Tensor:
-    """The rim of one's own car along the lower edge of some pictures."""
+    """The rim of the car's own bonnet along the lower edge of some pictures."""
     rows, columns = _axes((picture.shape[2], picture.shape[3]))
-    edge = 1 - _one(sensor.bonnet) * (1 - 1.6 * (columns - 0.5) * (columns - 0.5))
-    cover = ((rows - edge) * picture.shape[2]).clamp(0.0, 1.0) * (_one(sensor.bonnet) > 0)
+    edge = 1 - _per_picture(sensor.bonnet) * (1 - 1.6 * (columns - 0.5) * (columns - 0.5))
+    cover = ((rows - edge) * picture.shape[2]).clamp(0.0, 1.0) * (_per_picture(sensor.bonnet) > 0)
     return blend(picture, tint(sensor.bonnet_colour), cover)
 
 
 def expose(picture: Tensor, sensor: Sensor) -> Tensor:
     """Light to grey values: blur, vignette, white balance, contrast, gamma; result in [0, 1]."""
-    picture = _blur(picture, _one(sensor.blur), _one(sensor.blur + sensor.motion))
+    picture = _blur(picture, _per_picture(sensor.blur), _per_picture(sensor.blur + sensor.motion))
     rows, columns = _axes((picture.shape[2], picture.shape[3]))
     corner = ((rows - 0.5) * (rows - 0.5) + (columns - 0.5) * (columns - 0.5)) * 2
-    pivot, gain = _one(sensor.pivot), _one(sensor.gain)
-    picture.mul_((1 - _one(sensor.vignette) * corner) * (tint(sensor.balance) * gain))
+    pivot, gain = _per_picture(sensor.pivot), _per_picture(sensor.gain)
+    picture.mul_((1 - _per_picture(sensor.vignette) * corner) * (tint(sensor.balance) * gain))
     picture.add_(pivot - pivot * gain).clamp_(0.0, 1.0)
     # between x**2 and sqrt(x), through x: a gamma without a transcendental function
-    bend = _one(sensor.gamma)
+    bend = _per_picture(sensor.gamma)
     bent = torch.where(bend > 0, picture.sqrt(), picture * picture)
     picture = blend(picture, bent, torch.where(bend > 0, bend * 0.7, -bend))
     grey = (picture[:, :1] + 2 * picture[:, 1:2] + picture[:, 2:]) / 4
-    return picture.sub_(grey).mul_(_one(sensor.saturation)).add_(grey)
+    return picture.sub_(grey).mul_(_per_picture(sensor.saturation)).add_(grey)
 
 
 def _blur(picture: Tensor, across: Tensor, down: Tensor) -> Tensor:
@@ -70,14 +67,14 @@ def _blur(picture: Tensor, across: Tensor, down: Tensor) -> Tensor:
 def digitise(picture: Tensor, sensor: Sensor) -> Tensor:
     """Noise, sharpening and compression, then bytes, (N, 3, H, W) uint8."""
     shape = (3, picture.shape[2], picture.shape[3])
-    picture = picture + white_noise(sensor.noise_at, shape).mul_(_one(sensor.noise))
+    picture = picture + white_noise(sensor.noise_at, shape).mul_(_per_picture(sensor.noise))
     which = sensor.sharpen.nonzero()[:, 0]
     if len(which):
-        amount = _one(-0.3 * sensor.sharpen[which])
+        amount = _per_picture(-0.3 * sensor.sharpen[which])
         picture[which] = _blur(picture[which], amount, amount)
     which = sensor.codec.nonzero()[:, 0]
     if len(which) and picture.shape[2] % 8 == 0 and picture.shape[3] % 8 == 0:
-        picture[which] = _compress(picture[which], _one(sensor.codec[which]))
+        picture[which] = _compress(picture[which], _per_picture(sensor.codec[which]))
     return picture.mul_(255).add_(0.5).clamp_(0.0, 255.0).to(torch.uint8)
 
 

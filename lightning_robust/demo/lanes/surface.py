@@ -1,7 +1,4 @@
-"""The road itself, pixel by pixel: asphalt, paint, shoulders, shadows on it.
-
-What stands above the road is drawn in `backdrop.py`, what the camera adds in `sensor.py`.
-"""
+"""Draws the road itself, pixel by pixel: asphalt, paint, shoulders, shadows on it."""
 
 from __future__ import annotations
 
@@ -32,7 +29,7 @@ def _pixel_size(camera: Camera, hit: Ground) -> tuple[Tensor, Tensor]:
 
 
 def draw_surface(scene: Scene, camera: Camera, hit: Ground) -> Tensor:
-    """Colours of the road and its surroundings where every pixel is taken to show the ground, (N, 3, h, w).
+    """Colours of the road and its surroundings as if every pixel showed the ground, (N, 3, h, w).
 
     Args:
         scene: What to draw.
@@ -43,7 +40,7 @@ def draw_surface(scene: Scene, camera: Camera, hit: Ground) -> Tensor:
     ahead, across = hit.ahead.clamp(0.5, FAR), hit.across.clamp(-90.0, 90.0)
     coarse = _texture(scene.surface, ahead, across, along_size / 2, 1, slice(0, 2))
     shade, verge = _asphalt(scene.surface, scene.paint, coarse[:, 1], ahead, across, across_size, along_size)
-    paint, yellow = _lines(scene.paint, ahead, across, across_size * 1.15, along_size)
+    paint, yellow = _paint_lines(scene.paint, ahead, across, across_size * 1.15, along_size)
     paint = torch.maximum(paint, _box(scene.surface.marks, ahead, across, across_size, along_size))
     paint = paint * (1 - verge)
     worn = shade / wide(scene.surface.brightness)
@@ -56,7 +53,7 @@ def draw_surface(scene: Scene, camera: Camera, hit: Ground) -> Tensor:
     return picture.mul_(_shadows(scene.light, scene.surface, ahead, across, across_size, along_size)[:, None])
 
 
-def _lines(paint: Paint, ahead: Tensor, across: Tensor, width: Tensor, along: Tensor) -> tuple[Tensor, Tensor]:
+def _paint_lines(paint: Paint, ahead: Tensor, across: Tensor, width: Tensor, along: Tensor) -> tuple[Tensor, Tensor]:
     """Share of paint and share of yellow of each pixel.
 
     The lines are parallel and evenly spaced, so a pixel needs only the line nearest to it.

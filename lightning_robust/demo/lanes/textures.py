@@ -1,7 +1,4 @@
-"""Patterns that surfaces are made of: tiles of noise, stripes and dashes averaged exactly over a pixel.
-
-How they are combined into a road is decided in `surface.py` and `backdrop.py`.
-"""
+"""Patterns that surfaces are made of: tiles of noise, stripes and dashes averaged exactly over a pixel."""
 
 from __future__ import annotations
 
@@ -64,7 +61,7 @@ def look_up(x: Tensor, y: Tensor, channels: slice) -> Tensor:
 
     Args:
         x: Position in tiles; any real number, the tile repeats, (N, h, w).
-        y: Likewise.
+        y: Position in tiles across the other axis, (N, h, w).
         channels: Which patterns of `tile`.
 
     Returns:

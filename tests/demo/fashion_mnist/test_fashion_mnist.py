@@ -8,9 +8,9 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from lightning_robust.demo.fashion_mnist import FashionMNISTData, ImageClassifier, files
-from lightning_robust.demo.fashion_mnist.data import moved
-from lightning_robust.demo.fashion_mnist.files import DEBIAN, SHA256, find_files, read_idx
+from lightning_robust.demo.fashion_mnist import FashionMNISTData, ImageClassifier, idx_files
+from lightning_robust.demo.fashion_mnist.data import shift_pictures
+from lightning_robust.demo.fashion_mnist.idx_files import DEBIAN, SHA256, find_files, read_idx
 from lightning_robust.demo.fashion_mnist.two_layers import TwoLayerClassifier, UnitFashionMNISTData
 
 needs_files = pytest.mark.skipif(
@@ -85,10 +85,10 @@ def test_few_labels_and_the_other_pictures_with_their_numbers(folder):
     assert torch.equal(pixels["unlabelled"].long() - 3, batch["unlabelled"][1])
 
 
-def test_moved_closed_form():
+def test_shift_closed_form():
     picture = torch.arange(1, 7).reshape(1, 1, 2, 3)
     offsets = torch.tensor([[0, 0], [1, 0], [-1, 0], [0, 2], [0, -1], [1, 1]])
-    assert moved(picture.expand(6, 2, 2, 3), offsets)[:, 1].tolist() == [
+    assert shift_pictures(picture.expand(6, 2, 2, 3), offsets)[:, 1].tolist() == [
         [[1, 2, 3], [4, 5, 6]],
         [[0, 0, 0], [1, 2, 3]],
         [[4, 5, 6], [0, 0, 0]],
@@ -139,9 +139,9 @@ def test_nowhere_says_all_three_ways(tmp_path, monkeypatch):
     def no_connection(*_, **__):
         raise OSError("no connection")
 
-    monkeypatch.setattr(files, "DEBIAN", tmp_path / "none")
+    monkeypatch.setattr(idx_files, "DEBIAN", tmp_path / "none")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(files.urllib.request, "urlopen", no_connection)
+    monkeypatch.setattr(idx_files.urllib.request, "urlopen", no_connection)
     with pytest.raises(FileNotFoundError, match=r"no connection.*\(1\).*apt-get.*\(2\).*`root`.*\(3\)"):
         find_files()
     with pytest.raises(FileNotFoundError, match=r"Expected .* in .*nowhere"):
@@ -156,12 +156,12 @@ def test_fetched_once_and_verified(tmp_path, monkeypatch):
         asked.append(address)
         return io.BytesIO(gzip.compress(content[address.rsplit("/", 1)[1].removesuffix(".gz")]))
 
-    monkeypatch.setattr(files, "DEBIAN", tmp_path / "none")
+    monkeypatch.setattr(idx_files, "DEBIAN", tmp_path / "none")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(files.urllib.request, "urlopen", serve)
+    monkeypatch.setattr(idx_files.urllib.request, "urlopen", serve)
     with pytest.raises(ValueError, match="SHA-256"):
         find_files()
-    monkeypatch.setattr(files, "SHA256", {name: hashlib.sha256(c).hexdigest() for name, c in content.items()})
+    monkeypatch.setattr(idx_files, "SHA256", {name: hashlib.sha256(c).hexdigest() for name, c in content.items()})
     assert find_files() == content
     assert find_files() == content
     assert len(asked) == 1 + 4

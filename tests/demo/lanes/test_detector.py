@@ -84,7 +84,7 @@ def test_drawn_line_lies_on_its_columns():
 def test_pictures_are_logged_once_a_validation(data, monkeypatch):
     logged = []
     callback = LanePictures(count=2, scale=2)
-    monkeypatch.setattr("lightning_robust.harness.logging.log_images", lambda *arguments: logged.append(arguments))
+    monkeypatch.setattr("lightning_robust.demo.lanes.pictures.log_images", lambda *arguments: logged.append(arguments))
     trainer = pl.Trainer(
         accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, callbacks=[callback]
     )

@@ -1,4 +1,4 @@
-"""The four IDX files of Fashion-MNIST: where they are, fetching them once, reading them."""
+"""The four IDX files of Fashion-MNIST: finds them, fetches them once, reads them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import urllib.request
 import zlib
 from pathlib import Path
 
+import platformdirs
 import torch
 from torch import Tensor
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 ADDRESS = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
-# SHA-256 of the files without compression, computed from Debian's package; the compressed ones differ in their headers.
+# SHA-256 of the uncompressed files, from Debian's package; compressed ones differ in their headers.
 SHA256 = {
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
@@ -29,25 +30,25 @@ def find_files(root: str | None = None) -> dict[str, bytes]:
     """Contents of the four files, by name, without compression.
 
     Args:
-        root: Folder to read them from; None looks in Debian's, then in the cache (``$XDG_CACHE_HOME`` or
-            ``~/.cache``), then fetches them from the official address into the cache and verifies them.
+        root: Folder to read them from; None looks in Debian's, then in the user's cache (``~/.cache`` on Linux), then
+            fetches them from the official address into the cache and verifies them.
 
     Raises:
-        FileNotFoundError: If they are nowhere; the message says all three ways to get them.
+        FileNotFoundError: If they are nowhere; the message names the three ways to get them.
         ValueError: If a compressed file is damaged, or a fetched file's checksum is wrong.
     """
-    folders = [Path(root).expanduser()] if root is not None else [DEBIAN, _cache()]
+    folders = [Path(root).expanduser()] if root is not None else [DEBIAN, _cache_folder()]
     for folder in folders:
-        found = {name: _read(folder, name) for name in SHA256}
-        if all(content is not None for content in found.values()):
-            return {name: content for name, content in found.items() if content is not None}
+        contents = {name: content for name in SHA256 if (content := _read_unpacked(folder, name)) is not None}
+        if len(contents) == len(SHA256):
+            return contents
     if root is not None:
-        missing = [name for name, content in found.items() if content is None]
-        raise FileNotFoundError(f"Expected {missing} (.gz or not) in {root}, but they are not there. {_ways()}")
+        missing = [name for name in SHA256 if name not in contents]
+        raise FileNotFoundError(f"Expected {missing} (.gz or not) in {root}, but they are not there. {_how_to_get()}")
     try:
         return {name: _fetch(name) for name in SHA256}
     except OSError as error:
-        raise FileNotFoundError(f"Fashion-MNIST could not be fetched ({error}). {_ways()}") from error
+        raise FileNotFoundError(f"Fashion-MNIST could not be fetched ({error}). {_how_to_get()}") from error
 
 
 def read_idx(content: bytes, name: str, dimensions: int) -> Tensor:
@@ -57,7 +58,7 @@ def read_idx(content: bytes, name: str, dimensions: int) -> Tensor:
         content: The file: two zero bytes, the type (8 for unsigned bytes), the number of dimensions, their sizes as
             big-endian 32-bit integers, the values.
         name: For error messages.
-        dimensions: How many there should be.
+        dimensions: The expected number of dimensions.
 
     Returns:
         uint8 tensor.
@@ -81,11 +82,11 @@ def read_idx(content: bytes, name: str, dimensions: int) -> Tensor:
     return torch.frombuffer(bytearray(content[head:]), dtype=torch.uint8).reshape(shape)
 
 
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning_robust" / "fashion-mnist"
+def _cache_folder() -> Path:
+    return platformdirs.user_cache_path("lightning_robust", appauthor=False) / "fashion-mnist"
 
 
-def _read(folder: Path, name: str) -> bytes | None:
+def _read_unpacked(folder: Path, name: str) -> bytes | None:
     plain, packed = folder / name, folder / f"{name}.gz"
     if plain.is_file():
         return plain.read_bytes()
@@ -96,7 +97,7 @@ def _unpack(packed: bytes, source: str) -> bytes:
     try:
         return gzip.decompress(packed)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"Expected a whole gzip file from {source}, but got {error!r}. {_ways()}") from error
+        raise ValueError(f"Expected a whole gzip file from {source}, but got {error!r}. {_how_to_get()}") from error
 
 
 def _fetch(name: str) -> bytes:
@@ -105,8 +106,10 @@ def _fetch(name: str) -> bytes:
     content = _unpack(packed, f"{ADDRESS}/{name}.gz")
     digest = hashlib.sha256(content).hexdigest()
     if digest != SHA256[name]:
-        raise ValueError(f"Expected {name} with SHA-256 {SHA256[name]}, but got {digest} from {ADDRESS}. {_ways()}")
-    folder = _cache()
+        raise ValueError(
+            f"Expected {name} with SHA-256 {SHA256[name]}, but got {digest} from {ADDRESS}. {_how_to_get()}"
+        )
+    folder = _cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f".{name}.{os.getpid()}"
     part.write_bytes(packed)
@@ -114,7 +117,7 @@ def _fetch(name: str) -> bytes:
     return content
 
 
-def _ways() -> str:
+def _how_to_get() -> str:
     return (
         "Get it in one of three ways: (1) on Debian or Ubuntu, apt-get install dataset-fashion-mnist; (2) put the four "
         f"files into a folder and pass it as `root` (--data.root=...); (3) let it be fetched from {ADDRESS}, once, "
