@@ -20,9 +20,9 @@ import torch
 from rows import quiet_trainer, run
 
 from lightning_robust import DatapathCallback
-from lightning_robust.callbacks.datapath.figure import draw
+from lightning_robust.callbacks.datapath.figure import draw_datapath
 from lightning_robust.callbacks.datapath.measure import Datapath
-from lightning_robust.callbacks.datapath.report import summary, table
+from lightning_robust.callbacks.datapath.report import datapath_table, describe_datapath
 from lightning_robust.demo.fashion_mnist import FashionMNISTData, RobustImageClassifier
 from lightning_robust.harness.checkpoints import read_state
 
@@ -85,10 +85,10 @@ def main() -> None:
         torch.manual_seed(given.seed)
         datapath = look(module, under=["pgd", "fp16"], steps=20, num_samples=512, num_paths=256)
         for found in datapath.datapaths:
-            columns, rows = table(found)
-            print(f"\n{name}. {summary(found)}\n\n| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
+            columns, rows = datapath_table(found)
+            print(f"\n{name}. {describe_datapath(found)}\n\n| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
             print("\n".join(f"| {' | '.join(row)} |" for row in rows), flush=True)
-            draw(found).savefig(given.out / f"{name}-{found.condition}.png", dpi=110)
+            draw_datapath(found, describe_datapath(found)).savefig(given.out / f"{name}-{found.condition}.png", dpi=110)
     epoch = epoch_seconds()
     for text, settings in (("defaults", {}), ("without critical channels", {"num_paths": 0})):
         seconds = look(module, **settings).seconds

@@ -13,12 +13,12 @@ from lightning_robust.suggest import nearest
 
 @dataclass(frozen=True)
 class Layer:
-    """What is put back at once.
+    """A group of tensors that is treated as one.
 
     Args:
         name: As in figures and tags.
         parameters: Names in the module's ``state_dict``; a tied tensor under its first name.
-        buffers: Saved buffers likewise, such as the statistics of BatchNorm.
+        buffers: Names of saved buffers, such as the statistics of BatchNorm.
     """
 
     name: str
@@ -27,7 +27,7 @@ class Layer:
 
     @property
     def tensors(self) -> tuple[str, ...]:
-        """All names."""
+        """The names of parameters and buffers."""
         return self.parameters + self.buffers
 
 
@@ -43,7 +43,7 @@ def find_layers(module: nn.Module, groups: Sequence[str] | Mapping[str, str] | N
             One that matches a path takes all that is inside it as well. None takes each module by itself.
 
     Raises:
-        ValueError: If an expression is none or matches no module that has parameters; the message names near ones.
+        ValueError: If an expression is invalid or matches no module with parameters; the message names near ones.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
@@ -52,23 +52,50 @@ def find_layers(module: nn.Module, groups: Sequence[str] | Mapping[str, str] | N
         >>> find_layers(net, {"head": "2"})[0].buffers
         ('2.1.running_mean', '2.1.running_var', '2.1.num_batches_tracked')
     """
-    own = _own_tensors(module)
+    modules = _modules_with_tensors(module)
     if groups is None:
-        return _without_doubles([_joined(path or "(root)", [layer]) for path, layer in own.items()])
+        first: dict[tuple[str, ...], Layer] = {}
+        for path, layer in modules.items():
+            # ties can make several modules the same layer
+            first.setdefault(layer.tensors, _join(path or "(root)", [layer]))
+        return list(first.values())
     named = groups.items() if isinstance(groups, Mapping) else [(pattern, pattern) for pattern in groups]
-    return [_joined(name, _matching(own, pattern, type(module).__name__)) for name, pattern in named]
+    return [_join(name, _match(modules, pattern, type(module).__name__)) for name, pattern in named]
+
+
+def match_modules(module: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Paths of the modules with parameters that regular expressions match, and of those inside of them.
+
+    Args:
+        module: The network.
+        patterns: Regular expressions on module paths.
+
+    Raises:
+        ValueError: If an expression is invalid or matches nothing; the message names near paths.
+
+    Example:
+        >>> match_modules(nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2))), ["1"])
+        ['1.0']
+    """
+    modules = _modules_with_tensors(module)
+    return [layer.name for pattern in patterns for layer in _match(modules, pattern, type(module).__name__)]
 
 
 def whole(module: nn.Module) -> Layer:
-    """All parameters and saved buffers as one layer."""
-    return _joined("whole network", _own_tensors(module, only_with_parameters=False).values())
+    """All parameters and saved buffers as one layer.
+
+    Example:
+        >>> whole(nn.Linear(2, 2))
+        Layer(name='whole network', parameters=('weight', 'bias'), buffers=())
+    """
+    return _join("whole network", _modules_with_tensors(module, only_with_parameters=False).values())
 
 
-def _own_tensors(module: nn.Module, *, only_with_parameters: bool = True) -> dict[str, Layer]:
-    """By module path, what belongs to that module itself."""
+def _modules_with_tensors(module: nn.Module, *, only_with_parameters: bool = True) -> dict[str, Layer]:
+    """By path, the parameters and saved buffers that a module holds itself."""
     first = {id(t): name for name, t in [*module.named_buffers(), *module.named_parameters()]}
     saved = set(module.state_dict())
-    found = {}
+    layers = {}
     for path, part in module.named_modules():
         prefix = f"{path}." if path else ""
         parameters, buffers = (
@@ -76,36 +103,28 @@ def _own_tensors(module: nn.Module, *, only_with_parameters: bool = True) -> dic
             for each in (part.named_parameters(recurse=False), part.named_buffers(recurse=False))
         )
         if parameters or (buffers and not only_with_parameters):
-            found[path] = Layer(path, parameters, buffers)
-    return found
+            layers[path] = Layer(path, parameters, buffers)
+    return layers
 
 
-def _joined(name: str, layers: Iterable[Layer]) -> Layer:
+def _join(name: str, layers: Iterable[Layer]) -> Layer:
     layers = list(layers)
     parameters = dict.fromkeys(each for layer in layers for each in layer.parameters)
     buffers = dict.fromkeys(each for layer in layers for each in layer.buffers)
     return Layer(name, tuple(parameters), tuple(buffers))
 
 
-def _without_doubles(layers: list[Layer]) -> list[Layer]:
-    """Layers that are one and the same by their ties, once."""
-    first: dict[tuple[str, ...], Layer] = {}
-    for layer in layers:
-        first.setdefault(layer.tensors, layer)
-    return list(first.values())
-
-
-def _matching(own: Mapping[str, Layer], pattern: str, network: str) -> list[Layer]:
+def _match(modules: Mapping[str, Layer], pattern: str, network: str) -> list[Layer]:
     try:
         inside = re.compile(rf"(?:{pattern})(?:\..+)?")
     except re.error as error:
         raise ValueError(f"Expected regular expressions as `layers`, but got {pattern!r}: {error}.") from error
-    found = [layer for path, layer in own.items() if inside.fullmatch(path)]
-    if not found:
-        paths = {path.rsplit(".", cut)[0] for path in own for cut in range(path.count(".") + 1)} - {""}
+    matches = [layer for path, layer in modules.items() if inside.fullmatch(path)]
+    if not matches:
+        paths = {path.rsplit(".", cut)[0] for path in modules for cut in range(path.count(".") + 1)} - {""}
         near = nearest(pattern, sorted(paths)) or sorted(paths)[:8]
         raise ValueError(
             f"Expected `layers` to match modules of {network} that have parameters, but {pattern!r} matches none. "
             f"Near ones are {', '.join(map(repr, near))}."
         )
-    return found
+    return matches

@@ -89,7 +89,7 @@ def _lazy(**settings):
 
 
 def _datapath(**settings):
-    small = {"under": ["pgd", "bf16"], "steps": 2, "num_samples": 8, "gate_steps": 2, "on_failure": "raise"}
+    small = {"under": ["pgd", "bf16"], "steps": 2, "num_samples": 8, "num_paths": 4, "on_failure": "raise"}
     return DatapathCallback(**(small | settings))
 
 

@@ -1,29 +1,34 @@
-"""The picture of a datapath. What it says in words and numbers is ``datapath_report.py``."""
+"""The picture of a datapath: divergence over depth, the channels of both paths, the overlap of critical channels."""
 
 from __future__ import annotations
 
 import math
+import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from lightning_robust.callbacks.datapath.measure import Datapath, Paths
-from lightning_robust.callbacks.datapath.report import summary
+import numpy as np
+
+from lightning_robust.callbacks.datapath.measure import CARRIED_SHARE, Datapath
+from lightning_robust.callbacks.datapath.paths import Paths
+from lightning_robust.callbacks.diagnostics import use_plain_log_ticks
+from lightning_robust.tables import shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.collections import PatchCollection
     from matplotlib.figure import Figure
 
-_CLEAN, _MOVED, _GREY = "#2166ac", "#c51b7d", "#8a8a8a"
+_CLEAN, _PERTURBED, _GREY = "#2166ac", "#c51b7d", "#8a8a8a"
 _MOST_CELLS = 8
-"""Channels of a group that are drawn in one layer."""
-_LABELLED_LAYERS = 26
-"""Up to so many layers, cells have room for numbers."""
+"""Channels of a kind that are drawn in one layer."""
+_MOST_LABELLED_LAYERS = 26
+"""With more layers, cells have no room for numbers."""
 _MOST_NAMES = 70
 
 
-def draw(found: Datapath) -> Figure:
+def draw_datapath(result: Datapath, title: str) -> Figure:
     """Depth from left to right: divergence above, the channels of both paths in the middle, their overlap below.
 
     In the middle each column is a layer, each cell a channel, darker the further it moves. Blue goes through the
@@ -32,176 +37,159 @@ def draw(found: Datapath) -> Figure:
     """
     from matplotlib.figure import Figure
 
-    count = len(found.layers)
-    rows = 2 if found.paths is None else 3
+    count, rows = len(result.layers), 2 if result.paths is None else 3
     figure = Figure(figsize=(max(8.5, min(0.3 * count + 2.6, 40)), 3.2 + 2.4 * rows), layout="constrained")
     panels = figure.subplots(rows, 1, sharex=True, height_ratios=[1.2, 2.6, 1.1][:rows], squeeze=False)[:, 0]
-    _draw_divergence(panels[0], found)
-    _draw_paths(figure, panels[1], found)
-    if found.paths is not None:
-        _draw_overlaps(panels[2], found, found.paths)
-    every = -(-count // _MOST_NAMES)
-    shown = [i for i in range(count) if i % every == 0 or i == found.parting]
-    panels[-1].set_xticks(shown, [_short(found.layers[i].name) for i in shown], rotation=60, ha="right", fontsize=7)
-    for label in panels[-1].get_xticklabels():
-        label.set_rotation_mode("anchor")
+    _draw_divergence(panels[0], result)
+    _draw_channels(panels[1], result)
+    if result.paths is not None:
+        _draw_overlaps(panels[2], result.paths)
+    step = -(-count // _MOST_NAMES)
+    shown = sorted({*range(0, count, step), *([] if result.parting is None else [result.parting])})
+    names = [shorten(result.layers[i].name) for i in shown]
+    panels[-1].set_xticks(shown, names, rotation=60, ha="right", rotation_mode="anchor", fontsize=7)
     panels[-1].set_xlim(-0.7, count - 0.3)
-    wide = int(figure.get_figwidth() * 13)
-    figure.suptitle(_wrapped(summary(found).replace("`", ""), wide), fontsize=9.5, x=0.01, ha="left")
+    lines = textwrap.wrap(title.replace("`", ""), max(int(figure.get_figwidth() * 13), 60))
+    figure.suptitle("\n".join(lines), fontsize=9.5, x=0.01, ha="left")
     return figure
 
 
 @dataclass(frozen=True)
 class _Column:
-    """The channels of a layer: on both paths, on the clean one alone, on the perturbed one alone."""
+    """The channels of a layer from the bottom up: of the perturbed path alone, of both, of the clean path alone.
+
+    Args:
+        place: The layer.
+        clean: Lowest and highest point of the clean path.
+        perturbed: Lowest and highest point of the perturbed path.
+        cells: Bottom and channel of each cell.
+        notes: Where to say how many channels are not drawn.
+    """
 
     place: int
-    shared: list[int]
-    clean: list[int]
-    moved: list[int]
-
-    def blocks(self) -> list[tuple[float, list[int]]]:
-        """Bottom and channels, from the bottom up, of each kind."""
-        ends = ((self.reach("clean")[0], self.shared), (self.reach("moved")[1], self.clean))
-        blocks = (*ends, (self.reach("moved")[0], self.moved))
-        return [(low, channels[:_MOST_CELLS]) for low, channels in blocks]
-
-    def left_out(self) -> list[tuple[float, str]]:
-        """Where to say how many channels of a kind are not drawn."""
-        more = [len(each) - _MOST_CELLS for each in (self.clean, self.moved, self.shared)]
-        ends = (self.reach("clean")[1] + 0.4, self.reach("moved")[0] - 0.4, self.reach("moved")[0] - 1.0)
-        texts = (f"+{more[0]}", f"+{more[1]}", f"+{more[2]} both")
-        return [(y, text) for y, text, count in zip(ends, texts, more, strict=True) if count > 0]
-
-    def reach(self, side: str) -> tuple[float, float]:
-        """Lowest and highest point of a path."""
-        half = min(len(self.shared), _MOST_CELLS) / 2
-        if side == "clean":
-            return -half, half + min(len(self.clean), _MOST_CELLS)
-        return -half - min(len(self.moved), _MOST_CELLS), half
+    clean: tuple[float, float]
+    perturbed: tuple[float, float]
+    cells: list[tuple[float, int]]
+    notes: list[tuple[float, str]]
 
 
-def _columns(found: Datapath) -> list[_Column]:
-    paths, columns = found.paths, []
-    for place, layer in enumerate(found.layers):
-        if paths is None:
-            before, after = set(layer.active(found.share)), set(layer.carriers(found.share))
-        elif place in paths.places:
-            at = paths.places.index(place)
-            before, after = (
-                set(side.sets[at][paths.shown].nonzero().flatten().tolist()) for side in (paths.clean, paths.perturbed)
-            )
-        else:
-            continue
-        order = layer.moved.argsort(descending=True).tolist()
-        kinds = (before & after, before - after, after - before)
-        columns.append(_Column(place, *([channel for channel in order if channel in kind] for kind in kinds)))
-    return columns
+def _stack(place: int, order: Sequence[int], clean: set[int], perturbed: set[int]) -> _Column:
+    """Place the channels of both paths, in this order within each kind."""
+    kinds = [[c for c in order if c in kind] for kind in (clean & perturbed, clean - perturbed, perturbed - clean)]
+    shared, only_clean, only_perturbed = (kind[:_MOST_CELLS] for kind in kinds)
+    half = len(shared) / 2
+    top, bottom = half + len(only_clean), -half - len(only_perturbed)
+    blocks = ((-half, shared), (half, only_clean), (bottom, only_perturbed))
+    cells = [(low + row, channel) for low, channels in blocks for row, channel in enumerate(channels)]
+    hidden = [len(kind) - _MOST_CELLS for kind in kinds]
+    notes = ((bottom - 1.0, hidden[0], " both"), (top + 0.4, hidden[1], ""), (bottom - 0.4, hidden[2], ""))
+    texts = [(y, f"+{count}{kind}") for y, count, kind in notes if count > 0]
+    return _Column(place, (-half, top), (bottom, half), cells, texts)
 
 
-def _draw_divergence(axes: Axes, found: Datapath) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+def _columns(result: Datapath) -> list[_Column]:
+    """Critical channels of the sample that is shown, or without paths the channels that hold most of the energy."""
+    orders = [layer.moved.argsort(descending=True).tolist() for layer in result.layers]
+    paths = result.paths
+    if paths is None:
+        return [
+            _stack(place, order, set(layer.active(CARRIED_SHARE)), set(layer.carriers(CARRIED_SHARE)))
+            for place, (layer, order) in enumerate(zip(result.layers, orders, strict=True))
+        ]
+    clean, perturbed = (
+        [set(channels[paths.shown].nonzero().flatten().tolist()) for channels in side.sets]
+        for side in (paths.clean, paths.perturbed)
+    )
+    return [_stack(p, orders[p], c, d) for p, c, d in zip(paths.places, clean, perturbed, strict=True)]
 
-    curves = [([layer.relative for layer in found.layers], _MOVED, found.condition)]
-    if found.controls is not None:
-        curves.append((found.controls, _GREY, "noise of the same norm"))
+
+def _draw_divergence(axes: Axes, result: Datapath) -> None:
+    curves = [(result.values, _PERTURBED, result.condition)]
+    if result.controls is not None:
+        curves.append((result.controls, _GREY, "noise of the same norm"))
+    drawable = False
     for values, colour, label in curves:
-        drawn = [value if 0 < value < math.inf else math.nan for value in values]
-        axes.plot(range(len(drawn)), drawn, color=colour, marker="o", ms=3, label=label)
-    if found.start:
-        axes.axhline(found.start, color=_GREY, linestyle=":", linewidth=1, label="of the inputs")
-    if any(0 < value < math.inf for values, *_ in curves for value in values):
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(10, (1.0, 2.0, 5.0)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_locator(NullLocator())
+        points = [value if 0 < value < math.inf else math.nan for value in values]
+        axes.plot(range(len(points)), points, color=colour, marker="o", ms=3, label=label)
+        drawable |= not np.isnan(points).all()
+    if result.start:
+        axes.axhline(result.start, color=_GREY, linestyle=":", linewidth=1, label="of the inputs")
+    if drawable:
+        use_plain_log_ticks(axes, "y")
     axes.set_ylabel("‖A(x') - A(x)‖ / ‖A(x)‖", fontsize=8)
-    _mark(axes, found.parting, "parts", _MOVED)
+    _mark(axes, result.parting, "parts", _PERTURBED)
     axes.grid(alpha=0.3)
     axes.tick_params(labelsize=7)
     axes.legend(fontsize=8, loc="best", frameon=False)
 
 
-def _draw_paths(figure: Figure, axes: Axes, found: Datapath) -> None:
-    columns = _columns(found)
-    for side, colour in (("clean", _CLEAN), ("moved", _MOVED)):
-        _draw_stream(axes, columns, side, colour)
-    bar = figure.colorbar(_draw_cells(axes, found, columns), ax=axes, pad=0.01, fraction=0.03)
+def _draw_channels(axes: Axes, result: Datapath) -> None:
+    columns = _columns(result)
+    _draw_stream(axes, columns, "clean", _CLEAN)
+    _draw_stream(axes, columns, "perturbed", _PERTURBED)
+    bar = axes.figure.colorbar(_draw_cells(axes, result, columns), ax=axes, pad=0.01, fraction=0.03)
     bar.set_label("channel's move / layer's rms", fontsize=7)
     bar.ax.tick_params(labelsize=6)
     axes.set_yticks([])
-    ends = [column.reach(side) for column in columns for side in ("clean", "moved")]
-    axes.set_ylim(min((end[0] for end in ends), default=-1) - 1.6, max((end[1] for end in ends), default=1) + 1)
-    _mark(axes, found.parting, "", _MOVED)
-    axes.set_ylabel(_caption(found), fontsize=7.5)
+    bottom = min((column.perturbed[0] for column in columns), default=-1.0)
+    axes.set_ylim(bottom - 1.6, max((column.clean[1] for column in columns), default=1.0) + 1)
+    _mark(axes, result.parting, "", _PERTURBED)
+    caption = "critical channels of one sample\nclean (blue), perturbed (pink)"
+    if result.paths is None:
+        caption = f"channels with {CARRIED_SHARE:.0%} of\nactivity (blue), difference (pink)"
+    axes.set_ylabel(caption, fontsize=7.5)
 
 
-def _draw_cells(axes: Axes, found: Datapath, columns: list[_Column]) -> PatchCollection:
+def _draw_cells(axes: Axes, result: Datapath, columns: Sequence[_Column]) -> PatchCollection:
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Rectangle
 
-    places = [
-        (column.place, low + row, channel, found.layers[column.place].levels[channel].item())
-        for column in columns
-        for low, channels in column.blocks()
-        for row, channel in enumerate(channels)
-    ]
-    finite = sorted(level for *_, level in places if math.isfinite(level))
-    top = (finite[int(0.97 * (len(finite) - 1))] if finite else 0.0) or 1.0
-    rectangles = [Rectangle((x - 0.33, y + 0.06), 0.66, 0.88) for x, y, *_ in places]
-    cells = PatchCollection(rectangles, cmap="YlOrBr", edgecolor="#555555", linewidth=0.4, zorder=3)
-    cells.set_array([level if level <= top else top for *_, level in places])
-    cells.set_clim(0, top)
-    axes.add_collection(cells)
-    if len(found.layers) > _LABELLED_LAYERS:
-        return cells
-    for x, y, channel, level in places:
-        colour = "black" if level < 0.6 * top else "white"
-        axes.text(x, y + 0.5, str(channel), fontsize=5.5, ha="center", va="center", zorder=4, color=colour)
-    for column in columns:
-        for y, text in column.left_out():
-            axes.text(column.place, y, text, fontsize=5, ha="center", va="center", zorder=4)
-    return cells
+    cells = [(column.place, y, channel) for column in columns for y, channel in column.cells]
+    levels = np.array([result.layers[place].levels[channel].item() for place, _, channel in cells])
+    finite = levels[np.isfinite(levels)]
+    top = (float(np.quantile(finite, 0.97, method="lower")) if finite.size else 0.0) or 1.0
+    levels = np.where(levels <= top, levels, top)
+    rectangles = [Rectangle((place - 0.33, y + 0.06), 0.66, 0.88) for place, y, _ in cells]
+    patches = PatchCollection(rectangles, cmap="YlOrBr", edgecolor="#555555", linewidth=0.4, zorder=3)
+    patches.set_array(levels)
+    patches.set_clim(0, top)
+    axes.add_collection(patches)
+    if len(result.layers) <= _MOST_LABELLED_LAYERS:
+        texts = [(place, y + 0.5, str(channel), 5.5) for place, y, channel in cells]
+        texts += [(column.place, y, text, 5) for column in columns for y, text in column.notes]
+        dark = [*(levels >= 0.6 * top), *[False] * (len(texts) - len(cells))]
+        for (x, y, text, size), white in zip(texts, dark, strict=True):
+            colour = "white" if white else "black"
+            axes.text(x, y, text, fontsize=size, ha="center", va="center", zorder=4, color=colour)
+    return patches
 
 
-def _draw_stream(axes: Axes, columns: list[_Column], side: str, colour: str) -> None:
-    """A band through the channels of one path."""
-    xs, lows, highs = [], [], []
-    for one, other in pairwise(columns):
-        for step in range(12):
-            t = step / 12
-            ease = t * t * (3 - 2 * t)
-            (low, high), (next_low, next_high) = one.reach(side), other.reach(side)
-            xs.append(one.place + t * (other.place - one.place))
-            lows.append(low + ease * (next_low - low))
-            highs.append(high + ease * (next_high - high))
-    if columns:
-        low, high = columns[-1].reach(side)
-        xs, lows, highs = [*xs, columns[-1].place], [*lows, low], [*highs, high]
-    axes.fill_between(xs, lows, highs, color=colour, alpha=0.28, linewidth=0, zorder=1)
-    for edge in (lows, highs):
-        axes.plot(xs, edge, color=colour, linewidth=0.9, zorder=2)
+def _draw_stream(axes: Axes, columns: Sequence[_Column], side: Literal["clean", "perturbed"], colour: str) -> None:
+    """A band through the channels of one path, eased from column to column."""
+    if not columns:
+        return
+    index = np.arange(len(columns))
+    steps = np.linspace(0, len(columns) - 1, 12 * (len(columns) - 1) + 1)
+    fraction = steps % 1
+    eased = steps - fraction + fraction**2 * (3 - 2 * fraction)
+    low, high = (np.interp(eased, index, edge) for edge in zip(*(getattr(c, side) for c in columns), strict=True))
+    x = np.interp(steps, index, [column.place for column in columns])
+    axes.fill_between(x, low, high, color=colour, alpha=0.28, linewidth=0, zorder=1)
+    for edge in (low, high):
+        axes.plot(x, edge, color=colour, linewidth=0.9, zorder=2)
 
 
-def _draw_overlaps(axes: Axes, found: Datapath, paths: Paths) -> None:
+def _draw_overlaps(axes: Axes, paths: Paths) -> None:
     for name, label, colour, style in (
         ("pair", "perturbed and itself clean", "black", "-"),
         ("within", "two clean of a class", _GREY, "--"),
         ("own", "perturbed and its own class", _CLEAN, "-"),
-        ("other", "perturbed and the wrong class", _MOVED, "-"),
+        ("other", "perturbed and the wrong class", _PERTURBED, "-"),
     ):
-        axes.plot(
-            paths.places,
-            [getattr(overlap, name) for overlap in paths.overlaps],
-            color=colour,
-            linestyle=style,
-            marker="o",
-            ms=2.5,
-            linewidth=1.2,
-            label=label,
-        )
+        values = [getattr(overlap, name) for overlap in paths.overlaps]
+        axes.plot(paths.places, values, style, color=colour, marker="o", ms=2.5, linewidth=1.2, label=label)
     _mark(axes, paths.diverging, "diverging", "black")
-    _mark(axes, paths.merging, "merging", _MOVED, low=True)
+    _mark(axes, paths.merging, "merging", _PERTURBED, low=True)
     axes.set_ylim(0, 1.02)
     axes.set_ylabel("overlap of\ncritical channels", fontsize=8)
     axes.tick_params(labelsize=7)
@@ -210,25 +198,9 @@ def _draw_overlaps(axes: Axes, found: Datapath, paths: Paths) -> None:
 
 
 def _mark(axes: Axes, place: int | None, text: str, colour: str, *, low: bool = False) -> None:
+    """A dotted line before a layer, with its name."""
     if place is None:
         return
     axes.axvline(place - 0.5, color=colour, linestyle=":", linewidth=1.3, zorder=0)
-    height = 0.04 if low else 0.96
-    transform = axes.get_xaxis_transform()
-    axes.text(place - 0.45, height, text, transform=transform, color=colour, fontsize=8, va="bottom" if low else "top")
-
-
-def _caption(found: Datapath) -> str:
-    if found.paths is None:
-        return f"channels with {found.share:.0%} of\nactivity (blue), difference (pink)"
-    return "critical channels of one sample\nclean (blue), perturbed (pink)"
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 24 else "..." + name[-21:]
-
-
-def _wrapped(text: str, width: int) -> str:
-    import textwrap
-
-    return "\n".join(textwrap.wrap(text, max(width, 60)))
+    height, align = (0.04, "bottom") if low else (0.96, "top")
+    axes.text(place - 0.45, height, text, transform=axes.get_xaxis_transform(), color=colour, fontsize=8, va=align)

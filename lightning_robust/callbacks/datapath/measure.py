@@ -1,12 +1,9 @@
-"""Pairs of clean and perturbed samples sent through a module of the Trainer, and what becomes of them layer by layer.
-
-The mathematics is in ``functional/datapath.py`` and ``functional/gates.py``, hooks are in ``utilities/activations.py``.
-"""
+"""How far each layer's activations move between clean and perturbed samples, beside noise of the same norm."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,76 +13,26 @@ from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
 
 from lightning_robust.callbacks.conditions import Condition
-from lightning_robust.functional.datapath import (
-    LayerDivergence,
-    channel_energy,
-    lasting,
-    parting_point,
-    same_norm_noise,
-)
-from lightning_robust.functional.gates import CriticalChannels, Overlap, critical_channels, overlaps
-from lightning_robust.harness.activations import Point, eager, find_points, gated, rounded, visiting
+from lightning_robust.callbacks.datapath.activations import eager, find_points, visiting
+from lightning_robust.callbacks.datapath.network import PRECISIONS, QuietNetwork
+from lightning_robust.callbacks.datapath.paths import Paths, find_paths
+from lightning_robust.functional.datapath import LayerDivergence, channel_energy, parting_point, same_norm_noise
 from lightning_robust.harness.batches import validation_batches
-from lightning_robust.harness.evaluate import quietly
-from lightning_robust.structures import Key, get_args, get_item, map_tensors, take_rows, tensors_in
+from lightning_robust.structures import Key, map_tensors, take_rows, tensors_in
 
-PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
-"""Conditions that round weights and activations instead of moving inputs."""
-Pair = tuple[Any, Any]
-
-
-@dataclass(frozen=True)
-class Paths:
-    """The channels that the predictions of clean and of perturbed samples rest on.
-
-    Args:
-        places: Which layers have such channels, as positions in :attr:`Datapath.layers`.
-        clean: Of the clean samples.
-        perturbed: Of the same samples perturbed.
-    """
-
-    places: list[int]
-    clean: CriticalChannels
-    perturbed: CriticalChannels
-    overlaps: list[Overlap]
-
-    @property
-    def changed(self) -> Tensor:
-        """Which predictions the perturbation changed, bool ``(N,)``."""
-        return self.clean.classes != self.perturbed.classes
-
-    @property
-    def shown(self) -> int:
-        """The sample to draw: the first whose prediction changed."""
-        return int(self.changed.int().argmax())
-
-    @property
-    def diverging(self) -> int | None:
-        """The layer from which on a perturbed sample has less in common with itself than with others of its class.
-
-        Precisely: the overlap with its own clean path lies below that of two clean samples of the class.
-        """
-        return self._place(lasting(each.pair < each.within for each in self.overlaps))
-
-    @property
-    def merging(self) -> int | None:
-        """The layer from which on it has more in common with clean samples of the wrong class than of its own."""
-        return self._place(lasting(each.other > each.own for each in self.overlaps))
-
-    def _place(self, found: int | None) -> int | None:
-        return None if found is None or not self.changed.any() else self.places[found]
+CARRIED_SHARE = 0.8
+"""The share of a layer's squared difference that the channels to look at carry."""
 
 
 @dataclass(frozen=True)
 class Datapath:
-    """What one condition does to the network.
+    """The effect of one condition on the network.
 
     Args:
         condition: Its name.
         samples: How many pairs were compared.
         layers: In the order in which they are computed.
         factor: As of :func:`~lightning_robust.functional.datapath.parting_point`.
-        share: Of the difference that is said to be carried.
         start: Divergence of the inputs; None where they do not move.
         paths: None for tasks other than classification.
     """
@@ -94,24 +41,42 @@ class Datapath:
     samples: int
     layers: list[LayerDivergence]
     factor: float
-    share: float
     start: float | None = None
     paths: Paths | None = None
 
     @property
+    def values(self) -> list[float]:
+        """The divergence of each layer."""
+        return [layer.relative for layer in self.layers]
+
+    @property
     def controls(self) -> list[float] | None:
-        """The divergence under noise of the same norm, for each layer."""
+        """The divergence of each layer under noise of the same norm."""
         values = [layer.control for layer in self.layers]
         return [value for value in values if value is not None] if None not in values else None
 
     @property
     def parting(self) -> int | None:
         """The layer from which on clean and perturbed go apart."""
-        return parting_point([layer.relative for layer in self.layers], self.controls, self.factor, self.start)
+        return parting_point(self.values, self.controls, self.factor, self.start)
 
     def depth(self, place: int | None) -> float:
         """A position as a share of the network's depth; 1 for nowhere."""
         return 1.0 if place is None else place / len(self.layers)
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """Arguments of :class:`~lightning_robust.callbacks.datapath.callback.DatapathCallback`, explained there."""
+
+    layers: list[str] | None
+    num_samples: int
+    batch_size: int
+    num_paths: int
+    gate_weight: float
+    factor: float
+    input_key: Key | list[Key]
+    target_key: Key
 
 
 class DatapathProbe:
@@ -121,202 +86,135 @@ class DatapathProbe:
 
     Args:
         trainer: Within ``fit`` or ``validate``.
-        pl_module: The module; left as it was by every method.
-        layers: As of :func:`~lightning_robust.harness.activations.find_points`.
-        num_samples: How many samples.
-        batch_size: How many at once.
-        num_paths: Of so many samples critical channels are sought.
-        weight: As of :func:`~lightning_robust.functional.gates.critical_channels`.
-        steps: Likewise.
-        factor: As of :class:`Datapath`.
-        share: Likewise.
-        input_key: Which part of a batch goes into ``forward``; a list for several.
-        target_key: Which part holds the classes.
-        seed: Of the noise.
+        pl_module: The module; every method leaves it as it was.
+        settings: How much is measured.
 
     Raises:
-        ValueError: If there are no validation batches, or as :func:`find_points`.
+        ValueError: If there are no validation batches, or ``layers`` matches nothing that ``forward`` calls.
     """
 
-    def __init__(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        *,
-        layers: list[str] | None,
-        num_samples: int,
-        batch_size: int,
-        num_paths: int,
-        weight: float,
-        steps: int,
-        factor: float,
-        share: float,
-        input_key: Key | list[Key],
-        target_key: Key,
-        seed: int,
-    ) -> None:
-        self._trainer, self._module = trainer, pl_module
-        self._num_paths, self._weight, self._steps, self._seed = num_paths, weight, steps, seed
-        self._factor, self._share = factor, share
-        self._input_key, self._target_key = input_key, target_key
-        self._batches = self._gathered(num_samples, batch_size)
+    def __init__(self, trainer: pl.Trainer, pl_module: pl.LightningModule, settings: ProbeSettings) -> None:
+        self._settings = settings
+        self._network = QuietNetwork(trainer, pl_module, settings.input_key)
+        self._batches = _first_samples(trainer, pl_module, settings.num_samples, settings.batch_size)
         first = self._batches[0]
-        with self._quietly():
-            self.points = find_points(pl_module, lambda: self._run(first), extract_batch_size(first), layers)
+        with self._network.quiet():
+            size = extract_batch_size(first)
+            self.points = find_points(pl_module, lambda: self._network.run(first), size, settings.layers)
 
     def measure(self, condition: Condition) -> Datapath:
         """Divergence of all layers, and for classifiers the critical channels."""
-        pairs = [(batch, self._perturbed(condition, batch, index)) for index, batch in enumerate(self._batches)]
-        moving = condition.name not in PRECISIONS
-        generator = torch.Generator().manual_seed(self._seed)
-        with self._quietly():
-            energies = [[torch.zeros(p.channels, dtype=torch.float64) for p in self.points] for _ in range(3)]
-            for pair in pairs:
-                self._compare(condition, pair, energies, generator)
+        settings, moves_inputs = self._settings, condition.name not in PRECISIONS
+        pairs = [(batch, _perturb(condition, batch, index)) for index, batch in enumerate(self._batches)]
+        return Datapath(
+            condition.name,
+            sum(extract_batch_size(batch) for batch in self._batches),
+            self._divergences(condition.name, pairs, moves_inputs),
+            settings.factor,
+            self._input_divergence(pairs) if moves_inputs else None,
+            find_paths(
+                self._network,
+                self.points,
+                _first_pairs(pairs, settings.num_paths),
+                condition.name,
+                target_key=settings.target_key,
+                weight=settings.gate_weight,
+            ),
+        )
+
+    def _divergences(self, condition: str, pairs: Sequence[tuple[Any, Any]], control: bool) -> list[LayerDivergence]:
+        generator = torch.Generator().manual_seed(0)
+        energies = [[torch.zeros(p.channels, dtype=torch.float64) for p in self.points] for _ in range(3)]
         clean, moved, noise = energies
-        layers = [
-            LayerDivergence(p.name, c, m, n if moving else None)
+        with self._network.quiet():
+            for before, after in pairs:
+                activations = self._activations(before, clean)
+                with self._network.arithmetic(condition):
+                    self._add_differences(after, activations, moved)
+                if control:
+                    self._add_differences(_noisy(before, after, generator), activations, noise)
+        return [
+            LayerDivergence(p.name, c, m, n if control else None)
             for p, c, m, n in zip(self.points, clean, moved, noise, strict=True)
         ]
-        samples = sum(extract_batch_size(batch) for batch in self._batches)
-        start = self._start(pairs) if moving else None
-        paths = self._paths(condition, pairs)
-        return Datapath(condition.name, samples, layers, self._factor, self._share, start, paths)
 
-    def _gathered(self, count: int, batch_size: int) -> list[Any]:
-        """The first samples, in parts of at most ``batch_size``."""
-        if self._trainer.val_dataloaders is None:
-            self._trainer.fit_loop.epoch_loop.val_loop.setup_data()
-        parts: list[Any] = []
-        if self._trainer.val_dataloaders is not None:
-            with closing(validation_batches(self._trainer, self._module)) as batches:
-                for batch in batches:
-                    size = extract_batch_size(batch)
-                    cuts = range(0, min(size, count), batch_size)
-                    parts += [take_rows(batch, slice(at, min(at + batch_size, count)), size) for at in cuts]
-                    count -= size
-                    if count <= 0:
-                        break
-        if not parts:
-            raise ValueError(
-                "Expected validation batches to compare activations on, but the Trainer has none. Give it a "
-                "validation loader, and leave `limit_val_batches` above 0."
-            )
-        return [map_tensors(torch.clone, part) for part in parts]
+    def _activations(self, batch: Any, energies: list[Tensor]) -> dict[int, Tensor]:
+        """Activations by point; their squares are added up."""
+        activations: dict[int, Tensor] = {}
 
-    def _perturbed(self, condition: Condition, batch: Any, index: int) -> Any:
-        if condition.transform is None:
-            return batch
-        with eager():
-            return map_tensors(Tensor.detach, condition.transform(batch, index, 0))
+        def keep(index: int, tensor: Tensor) -> None:
+            # later layers may change it in place
+            activations[index] = tensor.detach().clone()
+            energies[index] += channel_energy(tensor, self.points[index].dim)
 
-    @contextmanager
-    def _quietly(self) -> Iterator[None]:
-        with quietly(self._trainer, self._module, "validating"), eager(), torch.no_grad():
-            yield
+        with visiting(self._network.module, self.points, keep):
+            self._network.run(batch)
+        return activations
 
-    def _run(self, batch: Any) -> Any:
-        # a network that draws random numbers draws the same ones every time
-        torch.default_generator.manual_seed(self._seed)
-        if self._module.device.type == "cuda":
-            torch.cuda.manual_seed(self._seed)
-        with self._trainer.precision_plugin.forward_context():
-            return self._module(*get_args(batch, self._input_key))
+    def _add_differences(self, batch: Any, clean: dict[int, Tensor], energies: list[Tensor]) -> None:
+        """Add up the squares by which activations differ from the clean ones."""
 
-    def _start(self, pairs: Sequence[Pair]) -> float:
-        """How far the inputs of the network moved, relative to what they are."""
+        def compare(index: int, tensor: Tensor) -> None:
+            before = clean.get(index)
+            if before is not None and before.shape == tensor.shape:
+                energies[index] += channel_energy(tensor.float() - before.float(), self.points[index].dim)
+
+        with visiting(self._network.module, self.points, compare):
+            self._network.run(batch)
+
+    def _input_divergence(self, pairs: Sequence[tuple[Any, Any]]) -> float:
         energies = torch.zeros(2, dtype=torch.float64)
         for clean, perturbed in pairs:
-            both = zip(*(tensors_in(get_args(each, self._input_key)) for each in (clean, perturbed)), strict=True)
-            for before, after in both:
+            for before, after in zip(self._network.inputs(clean), self._network.inputs(perturbed), strict=True):
                 if before.is_floating_point():
                     change = after.float() - before.float()
                     energies += torch.stack([each.float().square().sum().cpu().double() for each in (before, change)])
         return LayerDivergence("inputs", energies[:1], energies[1:]).relative
 
-    def _compare(
-        self, condition: Condition, pair: Pair, energies: list[list[Tensor]], generator: torch.Generator
-    ) -> None:
-        """Add up squares of the clean activations, of how far they moved, and of how far noise moves them."""
-        kept: dict[int, Tensor] = {}
 
-        def keep(index: int, tensor: Tensor) -> None:
-            # later layers may change it in place
-            kept[index] = tensor.detach().clone()
-            energies[0][index] += channel_energy(tensor, self.points[index].dim)
+def _first_samples(trainer: pl.Trainer, pl_module: pl.LightningModule, count: int, batch_size: int) -> list[Any]:
+    """The first validation samples, in parts of at most ``batch_size``."""
+    if trainer.val_dataloaders is None:
+        trainer.fit_loop.epoch_loop.val_loop.setup_data()
+    parts: list[Any] = []
+    if trainer.val_dataloaders is not None:
+        with closing(validation_batches(trainer, pl_module)) as batches:
+            for batch in batches:
+                size = extract_batch_size(batch)
+                cuts = range(0, min(size, count), batch_size)
+                parts += [take_rows(batch, slice(at, min(at + batch_size, count)), size) for at in cuts]
+                count -= size
+                if count <= 0:
+                    break
+    if not parts:
+        raise ValueError(
+            "Expected validation batches to compare activations on, but the Trainer has none. Give it a validation "
+            "loader, and leave `limit_val_batches` above 0."
+        )
+    return [map_tensors(torch.clone, part) for part in parts]
 
-        def compare(into: list[Tensor], index: int, tensor: Tensor) -> None:
-            clean = kept.get(index)
-            if clean is not None and clean.shape == tensor.shape:
-                into[index] += channel_energy(tensor.float() - clean.float(), self.points[index].dim)
 
-        with visiting(self._module, self.points, keep):
-            self._run(pair[0])
-        with self._under(condition), visiting(self._module, self.points, lambda i, t: compare(energies[1], i, t)):
-            self._run(pair[1])
-        if condition.name not in PRECISIONS:
-            with visiting(self._module, self.points, lambda i, t: compare(energies[2], i, t)):
-                self._run(_noisy(*pair, generator))
+def _first_pairs(pairs: Sequence[tuple[Any, Any]], count: int) -> list[tuple[Any, Any]]:
+    chosen = []
+    for clean, perturbed in pairs:
+        size = extract_batch_size(clean)
+        if count > 0:
+            chosen.append((take_rows(clean, slice(count), size), take_rows(perturbed, slice(count), size)))
+        count -= size
+    return chosen
 
-    def _under(self, condition: Condition) -> AbstractContextManager[None]:
-        """The arithmetic that the condition has; hooks that are to see rounded values come inside."""
-        precision = PRECISIONS.get(condition.name)
-        return nullcontext() if precision is None else rounded(self._module, precision)
 
-    def _paths(self, condition: Condition, pairs: Sequence[Pair]) -> Paths | None:
-        """Critical channels of the first samples and their overlaps."""
-        wanted, left = [], self._num_paths
-        for pair in pairs:
-            size = extract_batch_size(pair[0])
-            if left > 0:
-                wanted.append(tuple(take_rows(each, slice(left), size) for each in pair))
-            left -= size
-        if not wanted or not self._classifies(wanted[0][0]):
-            return None
-        places = self._gateable(wanted[0][0])
-        with self._quietly():
-            clean = [self._critical(Condition("clean"), batch, places) for batch, _ in wanted]
-            perturbed = [self._critical(condition, batch, places) for _, batch in wanted]
-        sides = CriticalChannels.joined(clean), CriticalChannels.joined(perturbed)
-        return Paths(places, *sides, overlaps(*sides))
-
-    def _classifies(self, batch: Any) -> bool:
-        """Whether ``forward`` gives logits ``(N, classes)`` and the batch has classes ``(N,)``."""
-        try:
-            target = get_item(batch, self._target_key)
-        except KeyError:
-            return False
-        with self._quietly():
-            output = self._run(batch)
-        if not (isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] > 1):
-            return False
-        return isinstance(target, Tensor) and not target.is_floating_point() and target.shape == output.shape[:1]
-
-    def _gateable(self, batch: Any) -> list[int]:
-        """Layers whose channels can be closed for each sample by itself; that of the logits is none."""
-        outputs: dict[int, Tensor] = {}
-        with self._quietly(), visiting(self._module, self.points, lambda i, t: outputs.update({i: t})):
-            logits = self._run(batch)
-        return [i for i, p in enumerate(self.points) if p.by_sample and i in outputs and outputs[i] is not logits]
-
-    def _critical(self, condition: Condition, batch: Any, places: list[int]) -> CriticalChannels:
-        points: list[Point] = [self.points[place] for place in places]
-        size, device = extract_batch_size(batch), self._module.device
-
-        def predict(gates: Sequence[Tensor]) -> Tensor:
-            with gated(self._module, points, gates):
-                return self._run(batch).float().softmax(1)
-
-        ones = [torch.ones(size, point.channels, device=device) for point in points]
-        with self._under(condition):
-            return critical_channels(predict, ones, weight=self._weight, steps=self._steps)
+def _perturb(condition: Condition, batch: Any, index: int) -> Any:
+    if condition.transform is None:
+        return batch
+    with eager():
+        return map_tensors(Tensor.detach, condition.transform(batch, index, 0))
 
 
 def _noisy(clean: Any, perturbed: Any, generator: torch.Generator) -> Any:
     """The clean batch with noise in place of the perturbation, in every tensor that it moved."""
-    before = tensors_in(clean)
-    moved = iter(
+    tensors = iter(
         same_norm_noise(one, other, generator) if one.is_floating_point() and one.ndim > 1 else one
-        for one, other in zip(before, tensors_in(perturbed), strict=True)
+        for one, other in zip(tensors_in(clean), tensors_in(perturbed), strict=True)
     )
-    return map_tensors(lambda _: next(moved), clean)
+    return map_tensors(lambda _: next(tensors), clean)

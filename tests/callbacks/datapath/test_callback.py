@@ -10,12 +10,13 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_robust import DatapathCallback
-from lightning_robust.callbacks.datapath.figure import draw
-from lightning_robust.callbacks.datapath.measure import Datapath, Paths
-from lightning_robust.callbacks.datapath.report import scalars, summary, table
+from lightning_robust.callbacks.datapath.activations import find_points, gated
+from lightning_robust.callbacks.datapath.figure import draw_datapath
+from lightning_robust.callbacks.datapath.measure import Datapath
+from lightning_robust.callbacks.datapath.paths import Paths
+from lightning_robust.callbacks.datapath.report import datapath_scalars, datapath_table, describe_datapath
 from lightning_robust.functional.datapath import LayerDivergence
 from lightning_robust.functional.gates import CriticalChannels, Overlap
-from lightning_robust.harness.activations import find_points, gated
 from tests.boring import Boring, Pictures, make_trainer
 
 FRAGILE = 5
@@ -86,8 +87,8 @@ def test_the_fragile_channel_is_found_and_without_it_the_prediction_is_back(tmp_
     # it is what being taken for bright rests on, and never what a right prediction does
     assert found.paths.perturbed.sets[0][found.paths.perturbed.classes == 1, FRAGILE].all()
     assert not found.paths.clean.sets[0][:, FRAGILE].any()
-    assert "1 of 6 channels carry 80% of it" in summary(found)
-    assert table(found)[1][0][5].startswith("5, ")
+    assert "1 of 6 channels carry 80% of it" in describe_datapath(found)
+    assert datapath_table(found)[1][0][5].startswith("5, ")
     images, labels = data.tensors
     images = images.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(module.training_step((images, labels), 0), images)
@@ -125,7 +126,7 @@ def test_where_no_direction_grows_nothing_parts(tmp_path):
         assert layer.control == pytest.approx(size, rel=1e-4)
     assert found.start == pytest.approx(size, rel=1e-4)
     assert (found.parting, found.depth(found.parting)) == (None, 1)
-    assert "do not part" in summary(found)
+    assert "do not part" in describe_datapath(found)
 
 
 def test_the_same_in_parts_of_any_size(tmp_path):
@@ -152,7 +153,7 @@ def test_precision_is_measured_without_control_and_as_rounding_by_hand(tmp_path)
         rounded = (x @ weight.T + bias).to(dtype).float()
         assert found.layers[0].relative == pytest.approx(((rounded - clean).norm() / clean.norm()).item(), rel=1e-3)
         assert found.controls is None
-        assert not any("/noise/" in tag for tag in scalars(found))
+        assert not any("/noise/" in tag for tag in datapath_scalars(found))
     # three bits less
     assert 4 < bf16.layers[0].relative / fp16.layers[0].relative < 16
 
@@ -169,7 +170,7 @@ def test_every_epoch_is_bit_identical_to_none(tmp_path):
     """Weights, statistics and random numbers, with dropout and BatchNorm in the network."""
     _, plain = fit(tmp_path, [])
     rng = torch.get_rng_state()
-    watching = DatapathCallback(["pgd", "fp16", "brightness"], every_n_epochs=1, gate_steps=2, on_failure="raise")
+    watching = DatapathCallback(["pgd", "fp16", "brightness"], every_n_epochs=1, num_paths=4, on_failure="raise")
     trainer, module = fit(tmp_path, [watching])
     assert torch.equal(rng, torch.get_rng_state())
     for name, tensor in plain.state_dict().items():
@@ -183,7 +184,7 @@ def test_every_epoch_is_bit_identical_to_none(tmp_path):
 def test_every_n_epochs_and_the_end(tmp_path, monkeypatch):
     seen = []
     watching = DatapathCallback(every_n_epochs=2)
-    monkeypatch.setattr(watching, "_guarded", lambda trainer, _: seen.append(trainer.current_epoch) or {})
+    monkeypatch.setattr(watching, "_measure_and_log", lambda trainer, _, in_loop: seen.append(trainer.current_epoch))
     fit(tmp_path, [watching], max_epochs=5, num_sanity_val_steps=1)
     assert seen == [1, 3, 5]
 
@@ -202,7 +203,7 @@ def test_a_failure_warns_and_training_goes_on(tmp_path):
 
 
 def test_a_figure_that_cannot_be_drawn_costs_nothing_else(tmp_path, monkeypatch):
-    monkeypatch.setattr("lightning_robust.callbacks.datapath.callback.draw", lambda found: 1 / 0)
+    monkeypatch.setattr("lightning_robust.callbacks.datapath.report.draw_datapath", lambda *_: 1 / 0)
     with pytest.warns(UserWarning, match="not all is shown. ZeroDivisionError"):
         trainer, _ = fit(tmp_path, [DatapathCallback(num_paths=0)], logger=CSVLogger(tmp_path))
     assert "datapath/pgd/parting_depth" in trainer.callback_metrics
@@ -214,7 +215,7 @@ def test_without_validation_batches_it_says_so(tmp_path):
 
 
 def test_rejects_arguments():
-    for settings in ({"steps": 0}, {"num_samples": 0}, {"every_n_epochs": 0}, {"gate_steps": -1}, {"num_paths": -1}):
+    for settings in ({"steps": 0}, {"num_samples": 0}, {"every_n_epochs": 0}, {"num_paths": -1}):
         with pytest.raises(ValueError, match=f"Expected `{next(iter(settings))}` of at least"):
             DatapathCallback(**settings)
     with pytest.raises(ValueError, match="Expected `factor` above 1"):
@@ -252,7 +253,7 @@ def test_tasks_other_than_classification_have_no_critical_channels(tmp_path):
 
 def test_files_where_the_logger_has_no_pictures(tmp_path):
     logger = CSVLogger(tmp_path, version=0)
-    fit(tmp_path, [DatapathCallback("fgsm", gate_steps=1)], logger=logger)
+    fit(tmp_path, [DatapathCallback("fgsm", num_paths=4)], logger=logger)
     found = {path.name.split("-")[0] for path in (tmp_path / "lightning_logs/version_0/figures/datapath").rglob("*.*")}
     assert found == {"overview", "layers"}
     text = next((tmp_path / "lightning_logs/version_0/figures/datapath").rglob("layers*.csv")).read_text()
@@ -273,14 +274,14 @@ def large(layers=64, width=512, classifier=True):
     ]
     overlaps = [Overlap(0.9 - 0.01 * i, 0.6, 0.5, 0.01 * i) for i in range(layers)]
     paths = Paths(list(range(layers)), *sides, overlaps) if classifier else None
-    return Datapath("pgd", 3, found, 1.5, 0.8, 0.5, paths)
+    return Datapath("pgd", 3, found, 1.5, 0.5, paths)
 
 
 @pytest.mark.parametrize("classifier", [True, False])
 def test_figure_of_a_deep_network_is_bounded(classifier):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figure = draw(large(classifier=classifier))
+        figure = draw_datapath(large(classifier=classifier), "title")
     assert figure.get_figwidth() <= 40
     cells = figure.axes[1].collections[-1]
     # 64 layers x 512 channels are 32,768
@@ -292,17 +293,17 @@ def test_figure_survives_what_is_not_finite():
     broken = [LayerDivergence("a", torch.ones(2), torch.tensor([math.inf, 1.0]))]
     dead = [LayerDivergence("a", torch.zeros(2), torch.zeros(2), torch.zeros(2))]
     for layers in (broken, dead):
-        found = Datapath("fp16", 1, layers, 1.5, 0.8)
-        draw(found).savefig("/dev/null", format="png")
-        assert table(found)[1]
-        assert all(math.isfinite(value) for value in scalars(found).values())
-    assert summary(Datapath("fp16", 1, dead, 1.5, 0.8)) == "fp16 moves nothing."
+        found = Datapath("fp16", 1, layers, 1.5)
+        draw_datapath(found, describe_datapath(found)).savefig("/dev/null", format="png")
+        assert datapath_table(found)[1]
+        assert all(math.isfinite(value) for value in datapath_scalars(found).values())
+    assert describe_datapath(Datapath("fp16", 1, dead, 1.5)) == "fp16 moves nothing."
 
 
 def test_diverging_and_merging_layers():
     found = large()
     # 0.9 - 0.01 i < 0.6 from layer 31 on; 0.01 i > 0.5 from layer 51 on
     assert (found.paths.diverging, found.paths.merging) == (31, 51)
-    assert scalars(found)["datapath/pgd/diverging_depth"] == pytest.approx(31 / 64)
-    assert scalars(found)["datapath/pgd/changed"] == 1
-    assert "diverging at `stages.31.conv`, merging with the wrong class at `stages.51.conv`" in summary(found)
+    assert datapath_scalars(found)["datapath/pgd/diverging_depth"] == pytest.approx(31 / 64)
+    assert datapath_scalars(found)["datapath/pgd/changed"] == 1
+    assert "diverging at `stages.31.conv`, merging with the wrong class at `stages.51.conv`" in describe_datapath(found)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_robust.harness.activations import eager, find_points, gated, rounded, visiting
+from lightning_robust.callbacks.datapath.activations import eager, find_points, gated, rounded, visiting
 
 
 class Odd(nn.Module):

@@ -1,12 +1,10 @@
-"""The activations of a network while it runs: where they are, looking at them, changing them.
-
-What is computed from them stands in ``functional/datapath.py``.
-"""
+"""The activations of a network while it runs: where they are, looking at them, changing them."""
 
 from __future__ import annotations
 
-import re
+import functools
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_robust.functional.weights import Weights
-from lightning_robust.layers import find_layers
+from lightning_robust.layers import match_modules
 from lightning_robust.structures import map_tensors, rebuild, tensors_in
 
 Visit = Callable[[int, Tensor], Tensor | None]
-"""Takes the position of a point and its activations; what it returns stands in for them."""
+"""Takes the position of a point and its activations; what it returns takes their place."""
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _CHANNELS_SECOND = (*_BATCH_NORMS, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
@@ -29,13 +27,13 @@ _CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.Embedding)
 
 
 @dataclass(frozen=True)
-class Point:
+class ActivationPoint:
     """One place in the computation.
 
     Args:
         name: Path of the layer; with ``#2`` for its second call in a forward pass, and so on.
-        path: Of the module whose output is meant: the layer's own, or the normalisation right behind it.
-        call: Its how many-th call.
+        path: Path of the module that gives the activations: the layer, or the normalisation right behind it.
+        call: The number of the call in a forward pass, from 1.
         dim: Which dimension counts channels.
         channels: How many there are.
         by_sample: Whether the first dimension counts the samples.
@@ -51,7 +49,7 @@ class Point:
 
 def find_points(
     module: nn.Module, run: Callable[[], Any], samples: int, layers: list[str] | None = None
-) -> list[Point]:
+) -> list[ActivationPoint]:
     r"""Where the layers of a network give their activations, in the order in which they do.
 
     A normalisation that takes the output of a layer as it is belongs to that layer: the activations are those behind
@@ -72,48 +70,60 @@ def find_points(
         >>> [(p.name, p.path, p.channels) for p in find_points(net, lambda: net(torch.zeros(4, 3, 1, 1)), 4)]
         [('0', '1', 8), ('4', '4', 2)]
     """
-    paths = _wanted(module, layers)
-    found: list[Point] = []
-    counts: dict[str, int] = {}
-    last: list[Any] = [None]
-
-    def note(path: str, part: nn.Module, given: tuple[Any, ...], output: Any) -> None:
-        counts[path] = call = counts.get(path, 0) + 1
-        tensor = _main(output)
-        if tensor is None:
-            return
-        behind = isinstance(part, _NORMS) and bool(found) and given and given[0] is last[0]
-        if behind or path in paths:
-            dim = _channel_dim(part, tensor)
-            name = found.pop().name if behind else _named(path, call)
-            found.append(Point(name, path, call, dim, tensor.shape[dim], len(tensor) == samples))
-            last[0] = tensor
-
+    paths = _layer_paths(module, layers)
+    finder = _PointFinder(paths, samples)
     with ExitStack() as stack:
         for path, part in module.named_modules():
             if path in paths or isinstance(part, _NORMS):
-                handle = part.register_forward_hook(
-                    lambda part, given, output, path=path: note(path, part, given, output)
-                )
-                stack.callback(handle.remove)
+                stack.callback(part.register_forward_hook(functools.partial(finder.note, path)).remove)
         run()
-    if not found:
+    if not finder.points:
         raise ValueError(
             f"Expected `forward` of {type(module).__name__} to call layers, but it called none of {sorted(paths)[:8]}. "
             "Set `layers` to modules that it calls."
         )
-    return found
+    return finder.points
+
+
+class _PointFinder:
+    """Notes where the layers at some paths give their activations."""
+
+    def __init__(self, paths: set[str], samples: int) -> None:
+        self.points: list[ActivationPoint] = []
+        self._paths, self._samples = paths, samples
+        self._calls: Counter[str] = Counter()
+        self._last: Tensor | None = None
+
+    def note(self, path: str, part: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        """A forward hook, once its path is bound."""
+        self._calls[path] += 1
+        tensor = _activations_in(output)
+        if tensor is None:
+            return
+        name = self._name(path, part, inputs)
+        if name is not None:
+            dim = _channel_dim(part, tensor)
+            by_sample = len(tensor) == self._samples
+            point = ActivationPoint(name, path, self._calls[path], dim, tensor.shape[dim], by_sample)
+            self.points.append(point)
+            self._last = tensor
+
+    def _name(self, path: str, part: nn.Module, inputs: tuple[Any, ...]) -> str | None:
+        """The layer's own name; that of the layer before for a normalisation of its output; None for other modules."""
+        if isinstance(part, _NORMS) and self.points and inputs and inputs[0] is self._last:
+            return self.points.pop().name
+        return _name_call(path, self._calls[path]) if path in self._paths else None
 
 
 @contextmanager
-def visiting(module: nn.Module, points: Sequence[Point], visit: Visit) -> Iterator[None]:
+def visiting(module: nn.Module, points: Sequence[ActivationPoint], visit: Visit) -> Iterator[None]:
     """Inside the block, which holds one forward pass, ``visit`` sees the activations at each point."""
     places = {(point.path, point.call): index for index, point in enumerate(points)}
-    counts: dict[str, int] = {}
+    calls: Counter[str] = Counter()
 
-    def hook(path: str, output: Any) -> Any:
-        counts[path] = counts.get(path, 0) + 1
-        index, tensor = places.get((path, counts[path])), _main(output)
+    def hook(path: str, _: nn.Module, __: Any, output: Any) -> Any:
+        calls[path] += 1
+        index, tensor = places.get((path, calls[path])), _activations_in(output)
         new = None if index is None or tensor is None else visit(index, tensor)
         if new is None:
             return output
@@ -122,12 +132,11 @@ def visiting(module: nn.Module, points: Sequence[Point], visit: Visit) -> Iterat
     with ExitStack() as stack:
         for path in dict.fromkeys(point.path for point in points):
             part = module.get_submodule(path)
-            handle = part.register_forward_hook(lambda _, __, output, path=path: hook(path, output))
-            stack.callback(handle.remove)
+            stack.callback(part.register_forward_hook(functools.partial(hook, path)).remove)
         yield
 
 
-def gated(module: nn.Module, points: Sequence[Point], gates: Sequence[Tensor]) -> Any:
+def gated(module: nn.Module, points: Sequence[ActivationPoint], gates: Sequence[Tensor]) -> Any:
     """Inside the block, which holds one forward pass, channels are multiplied by gates, ``(N, C)`` or ``(1, C)``."""
 
     def visit(index: int, tensor: Tensor) -> Tensor:
@@ -169,21 +178,22 @@ def eager() -> Any:
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
-def _wanted(module: nn.Module, layers: list[str] | None) -> set[str]:
-    own = {path: list(part.parameters(recurse=False)) for path, part in module.named_modules()}
-    if layers is None:
-        return {path for path, parameters in own.items() if any(p.ndim > 1 for p in parameters)}
-    find_layers(module, layers)
-    inside = [re.compile(rf"(?:{pattern})(?:\..+)?") for pattern in layers]
-    return {path for path, parameters in own.items() if parameters and any(p.fullmatch(path) for p in inside)}
+def _layer_paths(module: nn.Module, layers: list[str] | None) -> set[str]:
+    if layers is not None:
+        return set(match_modules(module, layers))
+    return {
+        path
+        for path, part in module.named_modules()
+        if any(parameter.ndim > 1 for parameter in part.parameters(recurse=False))
+    }
 
 
-def _named(path: str, call: int) -> str:
+def _name_call(path: str, call: int) -> str:
     name = path.replace("_orig_mod.", "") or "(root)"
     return name if call == 1 else f"{name}#{call}"
 
 
-def _main(output: Any) -> Tensor | None:
+def _activations_in(output: Any) -> Tensor | None:
     """The first tensor of activations in what a module returned."""
     return next((t for t in tensors_in(output) if t.is_floating_point() and t.ndim > 1), None)
 
