@@ -19,6 +19,7 @@ from lightning_robust.deployment.pixels.perturb import perturb
 from lightning_robust.functional.attacks import fgsm, pgd
 from lightning_robust.harness.batches import pixel_space
 from lightning_robust.harness.evaluate import Transform
+from lightning_robust.harness.steps import call_step
 from lightning_robust.structures import Key, get_item, replace_items
 
 ATTACK = "fgsm"
@@ -118,7 +119,7 @@ def attacked(
 
     def transform(batch: Any, index: int, loader: int) -> Any:
         objective = AttackObjective(
-            trainer, pl_module, lambda part: step(part, index), batch, inputs, "same", "validating"
+            trainer, pl_module, lambda part: call_step(step, part, index), batch, inputs, "same", "validating"
         )
 
         def uphill(loss: Callable[..., Tensor], pixels: Tensor, radius: Tensor) -> Tensor:

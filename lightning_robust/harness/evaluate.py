@@ -23,6 +23,7 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import BinaryAccuracy, MulticlassAccuracy, MultilabelAccuracy
 
 from lightning_robust.harness.batches import Batch, HeldBatches, isolated_rng, stage, transferred, twins
+from lightning_robust.harness.steps import call_step
 from lightning_robust.harness.trainers import replaced
 
 Transform = Callable[[Any, int, int], Any]
@@ -225,7 +226,7 @@ class Evaluator:
             for size, batch, index, loader in self._batches(transform, limit):
                 recorder.enter(size, loader)
                 samples[loader] += size
-                _call_step(getattr(module, self._step), batch, index, loader, len(samples))
+                call_step(getattr(module, self._step), batch, index, loader if len(samples) > 1 else None)
                 self.batches += 1
                 yield recorder.entries
             recorder.leave_loaders()
@@ -400,17 +401,6 @@ def _metrics(module: nn.Module) -> Iterator[tuple[nn.Module, str, Metric | Metri
             yield module, name, child
         else:
             yield from _metrics(child)
-
-
-def _call_step(step: Callable[..., Any], batch: Any, index: int, loader: int, loaders: int) -> None:
-    parameters = inspect.signature(step).parameters
-    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    extra: dict[str, int] = {}
-    if "batch_idx" in parameters or anything:
-        extra["batch_idx"] = index
-    if loaders > 1:
-        extra["dataloader_idx"] = loader
-    step(batch, **extra)
 
 
 def _reduced(reduce_fx: Any, values: list[float]) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing_extensions import override
 
 from lightning_robust.callbacks.adversarial.callback import AdversarialCallback
 from lightning_robust.harness.evaluate import muted
+from lightning_robust.harness.steps import call_step
 from lightning_robust.harness.trainers import find_callbacks, refuse_sharded, replaced
 from lightning_robust.structures import Key, get_item, loss_in, map_tensors, replace_items
 
@@ -36,8 +36,7 @@ class HostStep:
     module: ObjectiveMixin
     host: Callable[..., Any]
     batch: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    batch_idx: int
     extra: Tensor | None = None
     """Inputs that join the host's own in its forward pass."""
     around: list[AbstractContextManager[Any]] = field(default_factory=list)
@@ -68,14 +67,14 @@ class HostStep:
         with ExitStack() as stack:
             for context in [self._noting(), *self.around]:
                 stack.enter_context(context)
-            return self.host(self.batch, *self.args, **self.kwargs)
+            return self.host(self.batch, self.batch_idx)
 
     def loss_of(self, inputs: Tensor, targets: Any) -> Tensor:
         """The host's loss for other inputs and targets; nothing is logged. Equal inputs are passed through once."""
         keys = self.module.input_key, self.module.target_key
         batch = replace_items(self.batch, dict(zip(keys, (inputs, targets), strict=True)))
         with self._noting(), muted(self.module):
-            loss: Tensor = loss_in(self.host(batch, *self.args, **self.kwargs))
+            loss: Tensor = loss_in(self.host(batch, self.batch_idx))
         return loss
 
     @contextmanager
@@ -205,29 +204,23 @@ class ObjectiveMixin(pl.LightningModule):
         self._seed = checkpoint.get("objective_seed", self._seed)
 
     @override
-    def training_step(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
+    def training_step(self, batch: Any, batch_idx: int = 0) -> Any:
         """The host's, with terms added to its loss."""
         if not self._is_on():
-            return self._host(batch, *args, **kwargs)
+            return self._host(batch, batch_idx)
         labelled = self._labelled(batch)
         if not self.training:
-            return self._host(labelled, *args, **kwargs)
+            return self._host(labelled, batch_idx)
         if labelled is None:
             return self._sum(None, self._terms(None, batch), self._host_weight())
-        step = HostStep(self, self._host, labelled, args, kwargs)
+        step = HostStep(self, self._host, labelled, batch_idx)
         self._prepare(step)
         output = step.run()
         return output if output is None else self._sum(output, self._terms(step, batch), self._host_weight())
 
-    def _host(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
-        """The host's training step with as many arguments as it takes."""
-        if batch is None:
-            return None
-        step = super().training_step
-        parameters = inspect.signature(step).parameters.values()
-        if not any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
-            args = args[: len(parameters) - 1]
-        return step(batch, *args, **kwargs)
+    def _host(self, batch: Any, batch_idx: int) -> Any:
+        """The host's training step; None for no batch."""
+        return None if batch is None else call_step(super().training_step, batch, batch_idx)
 
     def _sum(self, output: Any, terms: list[Term], weight: float) -> Any:
         if not terms:

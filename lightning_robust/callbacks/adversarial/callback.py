@@ -25,6 +25,7 @@ from lightning_robust.callbacks.adversarial.validation import RobustValidation
 from lightning_robust.functional.attacks import AttackRecord, fgsm, nfgsm, pgd
 from lightning_robust.functional.embeddings import freelb_loss, perturb_embedding
 from lightning_robust.harness.schedule import parse_fraction
+from lightning_robust.harness.steps import call_step
 from lightning_robust.harness.trainers import NoEffectWarning, Replaced, refuse_sharded
 from lightning_robust.structures import Key, get_item, loss_in, take_rows
 
@@ -279,14 +280,14 @@ class AdversarialCallback(pl.Callback):
         original = pl_module.training_step
 
         @functools.wraps(original)
-        def training_step(batch: Any, *args: Any, **kwargs: Any) -> Any:
+        def training_step(batch: Any, batch_idx: int = 0) -> Any:
             if not self._is_due(trainer):
-                return original(batch, *args, **kwargs)
+                return call_step(original, batch, batch_idx)
             try:
-                return self._train(trainer, pl_module, batch, args, kwargs)
+                return self._train(trainer, pl_module, batch, batch_idx)
             except NoLossError:
                 # the module leaves this batch out; so it does with the inputs as they are
-                return original(batch, *args, **kwargs)
+                return call_step(original, batch, batch_idx)
 
         self._original, self._replaced = original, Replaced(pl_module, "training_step", training_step)
 
@@ -298,14 +299,12 @@ class AdversarialCallback(pl.Callback):
     def _is_due(self, trainer: pl.Trainer) -> bool:
         return max(self._radii) > 0 and trainer.fit_loop.total_batch_idx % self.every_n_steps == 0
 
-    def _train(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, args: tuple[Any, ...], kwargs: Any
-    ) -> Any:
+    def _train(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> Any:
         start = time.perf_counter()
         self._attacks += 1
 
         def step(part: Any) -> Any:
-            return self._original(part, *args, **kwargs) if self._original else None
+            return call_step(self._original, part, batch_idx) if self._original else None
 
         if self.method == "free":
             return step(self._free.perturbed(batch))

@@ -15,6 +15,7 @@ from lightning_robust.callbacks.adversarial.objective import AttackInputs, Attac
 from lightning_robust.functional.attacks import AttackRecord, fgsm, pgd
 from lightning_robust.functional.norm_ball import Norm
 from lightning_robust.harness.evaluate import Evaluator
+from lightning_robust.harness.steps import call_step
 from lightning_robust.structures import Key, get_args, get_item
 
 
@@ -62,7 +63,13 @@ class RobustValidation:
                     return starts[loader, index]
 
                 objective = AttackObjective(
-                    trainer, pl_module, lambda part: step(part, index), batch, self.inputs, "same", "validating"
+                    trainer,
+                    pl_module,
+                    lambda part: call_step(step, part, index),
+                    batch,
+                    self.inputs,
+                    "same",
+                    "validating",
                 )
                 attacked = objective.attacked(perturb, reach)
                 if (loader, index) == (0, 0) and reach == max(radii):

@@ -27,6 +27,7 @@ from lightning_robust.functional.linearization import (
     tangent_kernel,
 )
 from lightning_robust.harness.evaluate import quietly
+from lightning_robust.harness.steps import call_step
 from lightning_robust.layers import find_layers
 from lightning_robust.structures import (
     Key,
@@ -244,7 +245,7 @@ class _Attacks:
     def _loss(self, batch: Any) -> float:
         step, inputs = own_step(self._module), self._settings.network
         objective = AttackObjective(
-            self._trainer, self._module, lambda part: step(part, 0), batch, inputs, "same", "validating"
+            self._trainer, self._module, lambda part: call_step(step, part), batch, inputs, "same", "validating"
         )
         return objective.loss_of(batch).mean().item()
 

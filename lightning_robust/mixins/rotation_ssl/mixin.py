@@ -17,6 +17,7 @@ from typing_extensions import override
 from lightning_robust.functional.rotation import TURNS, rotate_each, rotate_quadrants, rotation_anomaly, square
 from lightning_robust.harness.batches import first_training_batch
 from lightning_robust.harness.evaluate import in_evaluation_mode, quietly
+from lightning_robust.harness.steps import call_step
 from lightning_robust.harness.trainers import replaced
 from lightning_robust.mixins.objective import HostStep, ObjectiveMixin, Term
 from lightning_robust.mixins.rotation_ssl.metric import OutOfDistributionAUROC
@@ -107,7 +108,7 @@ class RotationSSLMixin(ObjectiveMixin):
         """What AdversarialCallback climbs: the host's loss, and while training that of the turns as well."""
         # mypy does not know what comes after this class
         own = getattr(super(), "attack_loss", None)
-        loss: Tensor = own(batch) if own is not None else loss_in(super().training_step(batch, 0))
+        loss: Tensor = own(batch) if own is not None else loss_in(call_step(super().training_step, batch))
         if self.rotation_weight == 0 or not isinstance(loss, Tensor) or not self.trainer.training:
             return loss
         turned, turns = self._turned(get_item(self._labelled(batch), self.input_key))

@@ -29,6 +29,7 @@ from lightning_robust.functional.weights import state_on_cpu
 from lightning_robust.harness.batches import validation_batches
 from lightning_robust.harness.checkpoints import expand, read_state
 from lightning_robust.harness.evaluate import quietly
+from lightning_robust.harness.steps import call_step
 from lightning_robust.harness.trainers import find_callbacks, is_fast_dev_run, refuse_sharded
 from lightning_robust.structures import loss_in
 
@@ -347,5 +348,5 @@ class _Step(nn.Module):
         self.module = module
 
     def forward(self, batch: Any) -> Tensor:
-        loss: Tensor = loss_in(self.module.training_step(batch, 0))
+        loss: Tensor = loss_in(call_step(self.module.training_step, batch))
         return loss
