@@ -1,16 +1,16 @@
-"""When something begins and how long it lasts, written as users write it: 0.75, 3, "500 steps", "2 epochs"."""
+"""How far a run has come: when something begins, how long it lasts, how much is done."""
 
 from __future__ import annotations
 
-import math
-import re
 from dataclasses import dataclass
 from typing import Literal
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Timer
 
-from lightning_robust.harness.trainers import progress
+from lightning_robust.harness.arguments import parse_duration
+from lightning_robust.harness.trainers import find_callbacks
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,12 @@ class Moment:
     unit: Literal["fraction", "epochs", "steps"]
 
     def is_reached(self, trainer: pl.Trainer, batch_idx: int) -> bool:
-        """Whether it has come at the beginning of a batch; all ranks get the same answer."""
+        """Whether a batch begins at this moment or later; all ranks get the same answer."""
         if self.unit == "epochs":
             return trainer.current_epoch >= self.value
         if self.unit == "steps":
             return trainer.global_step >= self.value
-        return trainer.strategy.reduce_boolean_decision(progress(trainer, batch_idx) >= self.value, all=False)
+        return trainer.strategy.reduce_boolean_decision(share_of_run(trainer, batch_idx) >= self.value, all=False)
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Period:
     epochs: bool = False
 
     def steps(self, trainer: pl.Trainer) -> float:
-        """In optimizer steps.
+        """The length in optimizer steps.
 
         Raises:
             MisconfigurationException: For epochs of unknown length.
@@ -53,7 +53,7 @@ class Period:
 
 
 def parse_moment(value: float | str) -> Moment:
-    """Below 1 a fraction of the run, from 1 whole epochs, or text as ``"500 steps"``.
+    """Read a moment: below 1 a fraction of the run, from 1 whole epochs, or text as ``"500 steps"``.
 
     Raises:
         ValueError: For anything else.
@@ -65,8 +65,7 @@ def parse_moment(value: float | str) -> Moment:
         Moment(value=500.0, unit='steps')
     """
     if isinstance(value, str):
-        number, unit = _split(value)
-        return Moment(number, "epochs" if unit == "epoch" else "steps")
+        return Moment(*parse_duration(value))
     if not (0 <= value < 1 or (value >= 1 and value == int(value))):
         raise ValueError(
             f"Expected a start below 1 (a fraction of the run), a whole number of epochs, or '500 steps', got {value}."
@@ -75,7 +74,7 @@ def parse_moment(value: float | str) -> Moment:
 
 
 def parse_period(value: float | str) -> Period:
-    """A positive number of optimizer steps, or text as ``"2 epochs"``.
+    """Read a length of time: a positive number of optimizer steps, or text as ``"2 epochs"``.
 
     Raises:
         ValueError: For anything else.
@@ -84,34 +83,30 @@ def parse_period(value: float | str) -> Period:
         >>> parse_period("0.5 epochs")
         Period(length=0.5, epochs=True)
     """
-    number, unit = _split(value) if isinstance(value, str) else (float(value), "step")
-    if number <= 0:
+    length, unit = parse_duration(value) if isinstance(value, str) else (float(value), "steps")
+    if length <= 0:
         raise ValueError(f"Expected a positive length, but got {value!r}.")
-    return Period(number, epochs=unit == "epoch")
+    return Period(length, epochs=unit == "epochs")
 
 
-def parse_fraction(value: float | str, name: str = "eps") -> float:
-    """A number, or a quotient as users write it: ``"8/255"``.
+def share_of_run(trainer: pl.Trainer, batch_idx: int) -> float:
+    """The share of the run that is done at the beginning of a batch, from 0 to 1: of its epochs, steps or time.
 
     Raises:
-        ValueError: If it is no number, negative or not finite.
-
-    Example:
-        >>> round(parse_fraction("8/255"), 4)
-        0.0314
+        MisconfigurationException: If the run has no known end.
     """
-    try:
-        top, _, bottom = str(value).partition("/")
-        number = float(top) / float(bottom or 1)
-    except (ValueError, ZeroDivisionError):
-        number = math.nan
-    if not (math.isfinite(number) and number >= 0):
-        raise ValueError(f"Expected `{name}` as a number from 0 or a quotient such as '8/255', but got {value!r}.")
-    return number
-
-
-def _split(text: str) -> tuple[float, str]:
-    found = re.fullmatch(r"\s*([\d.eE+]+)\s*(step|epoch)s?\s*", text)
-    if not found:
-        raise ValueError(f"Expected a number with its unit, as '500 steps' or '2 epochs', but got {text!r}.")
-    return float(found[1]), found[2]
+    shares = []
+    if trainer.max_steps > 0:
+        shares.append(trainer.global_step / trainer.max_steps)
+    if trainer.max_epochs is not None and trainer.max_epochs > 0:
+        shares.append((trainer.current_epoch + batch_idx / trainer.num_training_batches) / trainer.max_epochs)
+    for timer in find_callbacks(trainer, Timer):
+        elapsed, remaining = timer.time_elapsed(), timer.time_remaining()
+        if remaining is not None:
+            shares.append(elapsed / max(elapsed + remaining, 1e-9))
+    if not shares:
+        raise MisconfigurationException(
+            "Expected a run with an end for a start given as a fraction of it, but got none of `max_epochs`, "
+            "`max_steps`, `max_time`. Set one of them, or give the start in epochs (3) or steps ('500 steps')."
+        )
+    return max(shares)

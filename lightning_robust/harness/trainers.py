@@ -8,7 +8,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 
@@ -66,29 +65,6 @@ def find_callbacks(trainer: pl.Trainer, kind: Any) -> list[Any]:
     """The Trainer's callbacks of a class (or union of classes), in order."""
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return [callback for callback in callbacks if isinstance(callback, kind)]
-
-
-def progress(trainer: pl.Trainer, batch_idx: int) -> float:
-    """How much of the run is done at the beginning of a batch, from 0 to 1: of its epochs, steps or time.
-
-    Raises:
-        MisconfigurationException: If the run has no known end.
-    """
-    shares = []
-    if trainer.max_steps > 0:
-        shares.append(trainer.global_step / trainer.max_steps)
-    if trainer.max_epochs is not None and trainer.max_epochs > 0:
-        shares.append((trainer.current_epoch + batch_idx / trainer.num_training_batches) / trainer.max_epochs)
-    for timer in find_callbacks(trainer, Timer):
-        elapsed, remaining = timer.time_elapsed(), timer.time_remaining()
-        if remaining is not None:
-            shares.append(elapsed / max(elapsed + remaining, 1e-9))
-    if not shares:
-        raise MisconfigurationException(
-            "Expected a run with an end for a start given as a fraction of it, but got none of `max_epochs`, "
-            "`max_steps`, `max_time`. Set one of them, or give the start in epochs (3) or steps ('500 steps')."
-        )
-    return max(shares)
 
 
 def is_fast_dev_run(trainer: pl.Trainer) -> bool:

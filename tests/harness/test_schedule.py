@@ -5,8 +5,7 @@ import pytest
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Timer
 
-from lightning_robust.harness.schedule import parse_fraction, parse_moment, parse_period
-from lightning_robust.harness.trainers import progress
+from lightning_robust.harness.schedule import parse_moment, parse_period, share_of_run
 
 
 def trainer(**settings):
@@ -33,19 +32,19 @@ def trainer(**settings):
     ],
 )
 def test_progress_is_of_what_ends_first(settings, batch, expected):
-    assert progress(trainer(**settings), batch) == expected
+    assert share_of_run(trainer(**settings), batch) == expected
 
 
-def test_progress_of_time():
+def test_share_of_time():
     timer = Timer({"seconds": 0.2})
     timer.on_train_start(None, None)
     time.sleep(0.1)
-    assert 0.4 < progress(trainer(callbacks=[timer]), 0) < 1.0
+    assert 0.4 < share_of_run(trainer(callbacks=[timer]), 0) < 1.0
 
 
 def test_a_run_without_an_end_is_refused():
     with pytest.raises(MisconfigurationException, match="max_epochs"):
-        progress(trainer(), 0)
+        share_of_run(trainer(), 0)
 
 
 @pytest.mark.parametrize(
@@ -74,11 +73,3 @@ def test_periods():
 def test_rejects_unclear_moments(value):
     with pytest.raises(ValueError, match="Expected"):
         parse_moment(value)
-
-
-def test_fractions():
-    assert parse_fraction("8/255") == 8 / 255
-    assert parse_fraction(0.1) == 0.1
-    for bad in ("8/0", "-1/255", "nan", "eight", float("inf"), -1):
-        with pytest.raises(ValueError, match="'8/255'"):
-            parse_fraction(bad)

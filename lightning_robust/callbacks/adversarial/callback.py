@@ -24,7 +24,7 @@ from lightning_robust.callbacks.adversarial.objective import AttackInputs, Attac
 from lightning_robust.callbacks.adversarial.validation import RobustValidation
 from lightning_robust.functional.attacks import AttackRecord, fgsm, nfgsm, pgd
 from lightning_robust.functional.embeddings import freelb_loss, perturb_embedding
-from lightning_robust.harness.schedule import parse_fraction
+from lightning_robust.harness.arguments import parse_fraction
 from lightning_robust.harness.steps import call_step
 from lightning_robust.harness.trainers import NoEffectWarning, Replaced, refuse_sharded
 from lightning_robust.structures import Key, get_item, loss_in, take_rows

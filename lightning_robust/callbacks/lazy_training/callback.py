@@ -16,8 +16,8 @@ from lightning_robust.callbacks.adversarial.objective import AttackInputs
 from lightning_robust.callbacks.lazy_training.measure import Laziness, Numbers, Settings, measure_laziness, weights_of
 from lightning_robust.callbacks.lazy_training.report import Point, draw, longest_step, table
 from lightning_robust.functional.averaging import State
+from lightning_robust.harness.arguments import parse_fraction
 from lightning_robust.harness.logging import add_layout, log_figure, log_scalars, log_table, write_layout
-from lightning_robust.harness.schedule import parse_fraction
 from lightning_robust.harness.trainers import NoEffectWarning, is_fast_dev_run, refuse_sharded
 from lightning_robust.structures import get_args, map_tensors, rebuild, take_rows, tensors_in
 

@@ -17,10 +17,11 @@ from lightning_robust.functional.averaging import RunningAverage, require_same
 from lightning_robust.functional.consistency import divergence, pseudo_label_loss
 from lightning_robust.functional.pixels import PixelSpace
 from lightning_robust.functional.weights import Weights
+from lightning_robust.harness.arguments import parse_fraction
 from lightning_robust.harness.batches import pixel_space
 from lightning_robust.harness.checkpoints import read_state
 from lightning_robust.harness.evaluate import in_evaluation_mode
-from lightning_robust.harness.schedule import parse_fraction, parse_period
+from lightning_robust.harness.schedule import parse_period
 from lightning_robust.harness.trainers import NoEffectWarning
 from lightning_robust.mixins.objective import HostStep, ObjectiveMixin, Term
 from lightning_robust.structures import get_item, split_path, take_rows
