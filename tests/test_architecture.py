@@ -29,9 +29,9 @@ def imported(path, *, top_level=False):
 
 
 ROOMS = {  # room -> the rooms it may use, beside itself
-    **{name: set() for name in ("statistics", "structures", "suggest", "tables", "pages")},
+    **{name: set() for name in ("statistics", "structures", "suggest", "tables", "pages", "torch_names")},
     "layers": {"suggest"},
-    "functional": {"statistics", "layers", "suggest"},
+    "functional": {"statistics", "layers", "suggest", "torch_names"},
 }
 GROUND = {*ROOMS}
 ROOMS["deployment"] = GROUND

@@ -19,7 +19,7 @@ from lightning_robust.callbacks.deployment_parity.callback import DeploymentPari
 from lightning_robust.functional.averaging import State
 from lightning_robust.functional.batchnorm import batchnorm_layers
 from lightning_robust.functional.weights import Weights
-from lightning_robust.harness.batches import refresh_statistics
+from lightning_robust.harness.bn_refresh import refresh_statistics
 from lightning_robust.harness.evaluate import Evaluator, pick
 from lightning_robust.harness.trainers import find_callbacks, is_fast_dev_run
 from lightning_robust.structures import Key

@@ -17,8 +17,8 @@ from lightning_robust.callbacks.adversarial.objective import AttackInputs, Attac
 from lightning_robust.deployment.pixels.catalogue import CATALOGUE, Perturbation, perturbations
 from lightning_robust.deployment.pixels.perturb import perturb
 from lightning_robust.functional.attacks import fgsm, pgd
-from lightning_robust.harness.batches import pixel_space
 from lightning_robust.harness.evaluate import Transform
+from lightning_robust.harness.normalisation import pixel_space
 from lightning_robust.harness.steps import call_step
 from lightning_robust.structures import Key, get_item, replace_items
 

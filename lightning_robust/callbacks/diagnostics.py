@@ -13,9 +13,9 @@ from typing_extensions import override
 
 from lightning_robust.callbacks.adversarial.objective import AttackInputs
 from lightning_robust.callbacks.conditions import ATTACK, PGD, Condition, attacked, named_perturbations, preprocessed
+from lightning_robust.harness.arguments import parse_fraction
 from lightning_robust.harness.logging import log_figure, log_scalars, log_table
 from lightning_robust.harness.ranks import Guard
-from lightning_robust.harness.schedule import parse_fraction
 from lightning_robust.harness.trainers import refuse_sharded
 
 if TYPE_CHECKING:

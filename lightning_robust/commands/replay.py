@@ -20,7 +20,7 @@ from lightning_robust.deployment.replay.measure import replay as replay_frames
 from lightning_robust.deployment.replay.pictures import animate, draw_worst_frames
 from lightning_robust.deployment.replay.report import replay_json, replay_markdown, replay_summary
 from lightning_robust.functional.pixels import PixelSpace
-from lightning_robust.harness.batches import pixel_space
+from lightning_robust.harness.normalisation import pixel_space
 from lightning_robust.harness.runs import load_data, load_module
 
 if TYPE_CHECKING:

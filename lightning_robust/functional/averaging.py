@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lightning_robust.torch_names import lerp_all_
+
 State = dict[str, Tensor]
 Kind = Literal["uniform", "ema", "lawa"]
 
@@ -26,7 +28,7 @@ class RunningAverage:
 
     Integer and bool tensors are copied, never averaged. Memory: one copy in ``dtype`` (``window`` copies for lawa);
     an update allocates nothing where the tensors have that type, else one tensor at a time. Cost: one fused
-    ``torch._foreach_lerp_``, about one read and one read-and-write of the weights.
+    kernel, about one read and one read-and-write of the weights.
 
     Args:
         kind: Which average.
@@ -216,8 +218,7 @@ def _fusable(average: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[bool]
 def _lerp(average: Sequence[Tensor], tensors: Sequence[Tensor], weight: float, fusable: Sequence[bool]) -> None:
     fused = list(compress(average, fusable))
     if fused:
-        # a private name of torch, used by all of its optimizers; one kernel for the whole list
-        torch._foreach_lerp_(fused, list(compress(tensors, fusable)), weight)
+        lerp_all_(fused, list(compress(tensors, fusable)), weight)
     if len(fused) == len(average):
         return
     for mine, other, done in zip(average, tensors, fusable, strict=True):

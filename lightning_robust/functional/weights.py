@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from lightning_robust.torch_names import is_compiled as is_compiled
+
 
 class Weights:
     """The parameters and saved buffers of a module, each tensor once, to be averaged and exchanged.
@@ -141,15 +143,3 @@ def channels_last(module: nn.Module) -> Iterator[None]:
 def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
     path, _, leaf = name.rpartition(".")
     return module.get_submodule(path), leaf
-
-
-def is_compiled(module: nn.Module) -> bool:
-    """Whether torch has compiled the module or a part of it.
-
-    Example:
-        >>> is_compiled(nn.Linear(2, 2)), is_compiled(torch.compile(nn.Linear(2, 2)))
-        (False, True)
-    """
-    return any("_orig_mod" in name for name, _ in module.named_parameters()) or any(
-        getattr(part, "_compiled_call_impl", None) is not None for part in module.modules()
-    )

@@ -1,73 +1,25 @@
-"""Judge the weights that a module holds now by the Trainer's own validation, run quietly.
-
-Nothing here changes the module: what is measured with other weights is put there by the caller.
-"""
+"""Judge the weights that a module holds now by the Trainer's own validation, run quietly."""
 
 from __future__ import annotations
 
-import copy
-import inspect
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.data import extract_batch_size
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
-from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import BinaryAccuracy, MulticlassAccuracy, MultilabelAccuracy
 
-from lightning_robust.harness.batches import Batch, HeldBatches, isolated_rng, stage, transferred, twins
+from lightning_robust.harness.batches import copied, transferred
+from lightning_robust.harness.compat import load_validation_data, overrides
+from lightning_robust.harness.held_batches import Batch, HeldBatches
+from lightning_robust.harness.quiet import quietly
+from lightning_robust.harness.recorder import LoggedValue, Recorder
 from lightning_robust.harness.steps import call_step
-from lightning_robust.harness.trainers import replaced
 
 Transform = Callable[[Any, int, int], Any]
-_LOG = inspect.signature(pl.LightningModule.log)
-_LOG_DICT = inspect.signature(pl.LightningModule.log_dict)
-
-
-@dataclass
-class _Entry:
-    """One logged name: a metric object, or numbers with how they are reduced."""
-
-    reduce_fx: Any
-    metric: Metric | None = None
-    settled: float | None = None
-    values: list[float] = field(default_factory=list)
-    weights: list[float] = field(default_factory=list)
-
-    @property
-    def weight(self) -> float:
-        return sum(self.weights)
-
-    def mean(self) -> float:
-        if self.settled is not None:
-            return self.settled
-        if self.metric is not None:
-            return float(self.metric.compute())
-        return sum(v * w for v, w in zip(self.values, self.weights, strict=True)) / self.weight
-
-    def result(self, trainer: pl.Trainer) -> float:
-        if self.settled is not None or self.metric is not None:
-            return self.mean()  # torchmetrics synchronises ranks itself
-        if self.reduce_fx == "mean":
-            pair = torch.tensor([self.mean() * self.weight, self.weight], dtype=torch.float64)
-            total = trainer.strategy.reduce(pair.to(_wide_device(trainer)), reduce_op="sum").cpu()
-            return (total[0] / total[1]).item()
-        return _reduced(self.reduce_fx, self.values)
-
-    @property
-    def is_mean_over_samples(self) -> bool:
-        """Whether the final value is the mean of what each sample adds, so that a part of the data bounds it."""
-        if self.metric is None:
-            return self.settled is None and self.reduce_fx == "mean"
-        accuracy = isinstance(self.metric, (BinaryAccuracy, MulticlassAccuracy, MultilabelAccuracy))
-        return accuracy and self.metric.average == "micro" and self.metric.ignore_index is None
+"""Changes a batch; takes it with its index and that of its loader."""
 
 
 class Evaluator:
@@ -92,12 +44,12 @@ class Evaluator:
         testing = trainer.state.fn == "test"
         self._stage = "testing" if testing else "validating"
         self._step = "test_step" if testing else "validation_step"
-        if not is_overridden(self._step, pl_module):
+        if not overrides(pl_module, self._step):
             raise ValueError(
                 f"Expected {type(pl_module).__name__} to have a `{self._step}`, which weights are judged by."
             )
-        if not testing and trainer.val_dataloaders is None:
-            trainer.fit_loop.epoch_loop.val_loop.setup_data()
+        if not testing:
+            load_validation_data(trainer)
         self._loaders = trainer.test_dataloaders if testing else trainer.val_dataloaders
         self._limits = list(trainer.num_test_batches if testing else trainer.num_val_batches)
         if self._loaders is None or sum(self._limits) == 0:
@@ -121,7 +73,7 @@ class Evaluator:
             transform: Applied to each batch after transfer, with its index and that of its loader.
             limit: Use only so many batches of each loader; all if None.
         """
-        entries: dict[str, _Entry] = {}
+        entries: dict[str, LoggedValue] = {}
         for entries in self._run(transform, limit):  # noqa: B007 - the last ones are complete
             pass
         self._weights = {name: entry.weight for name, entry in entries.items() if entry.is_mean_over_samples}
@@ -209,7 +161,7 @@ class Evaluator:
 
     def _run(
         self, transform: Transform | None = None, limit: int | None = None
-    ) -> Generator[dict[str, _Entry], None, None]:
+    ) -> Generator[dict[str, LoggedValue], None, None]:
         """Evaluate; after each batch, what was logged so far."""
         trainer, module = self.trainer, self.module
         samples = [0] * len(self._limits)
@@ -247,7 +199,7 @@ class Evaluator:
             self._held = held if held.intact else None
 
     def _loaded(self, transform: Transform | None, limit: int | None) -> Iterator[Batch]:
-        loaders = CombinedLoader(twins(self._loaders), "sequential")
+        loaders = CombinedLoader(copied(self._loaders), "sequential")
         loaders.limits = [most if limit is None else min(most, limit) for most in self._limits]
         for batch, index, loader in loaders:
             size = extract_batch_size(batch)
@@ -269,150 +221,7 @@ def pick(metrics: Mapping[str, float], monitor: str) -> float:
     return metrics[monitor]
 
 
-class Recorder:
-    """Stands in for ``log`` and ``log_dict`` of a module."""
-
-    def __init__(self, loaders: int) -> None:
-        self.entries: dict[str, _Entry] = {}
-        self.batch_size = 1
-        self._loaders = loaders
-        self._loader: int | None = None
-
-    def enter(self, batch_size: int, loader: int) -> None:
-        """A batch begins."""
-        if self._loader is not None and loader != self._loader:
-            self._settle()
-        self.batch_size, self._loader = batch_size, loader
-
-    def leave_loaders(self) -> None:
-        """What follows belongs to no loader."""
-        self.batch_size, self._loader = 1, None
-
-    def _settle(self) -> None:
-        """As Lightning does, take the value of a metric object before the next loader goes into the same one."""
-        for entry in self.entries.values():
-            if entry.metric is not None:
-                entry.settled = float(entry.metric.compute())
-                entry.metric = None
-
-    def log(self, *args: Any, **settings: Any) -> None:
-        """As ``LightningModule.log``."""
-        given = _LOG.bind(None, *args, **settings)
-        given.apply_defaults()
-        self._keep(**{key: value for key, value in given.arguments.items() if key != "self"})
-
-    def log_dict(self, *args: Any, **settings: Any) -> None:
-        """As ``LightningModule.log_dict``."""
-        given = _LOG_DICT.bind(None, *args, **settings)
-        given.apply_defaults()
-        common = {key: value for key, value in given.arguments.items() if key not in ("self", "dictionary")}
-        for name, value in given.arguments["dictionary"].items():
-            self._keep(name=name, value=value, **common)
-
-    def _keep(self, name: str, value: Any, reduce_fx: Any, add_dataloader_idx: bool, **settings: Any) -> None:
-        if self._loaders > 1 and add_dataloader_idx and self._loader is not None:
-            name = f"{name}/dataloader_idx_{self._loader}"
-        entry = self.entries.setdefault(name, _Entry("mean" if reduce_fx is torch.mean else reduce_fx))
-        entry.weights.append(float(settings.get("batch_size") or self.batch_size))
-        if isinstance(value, Metric):
-            entry.metric = value
-        else:
-            entry.values.append(float(value))
-
-
-@contextmanager
-def quietly(
-    trainer: pl.Trainer,
-    module: pl.LightningModule,
-    stage_name: str,
-    recorder: Recorder | None = None,
-    loaders: Any = None,
-) -> Iterator[None]:
-    """The module in evaluation mode, without a trace of what is run inside the block.
-
-    What it logs goes to the recorder, or nowhere; metric objects are twins, loggers do nothing; modes, random numbers
-    and the Trainer's stage come back as they were, also after an error.
-    """
-    loggers = trainer.loggers
-    with ExitStack() as stack:
-        stack.enter_context(isolated_rng(loaders))
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(stage(trainer, stage_name))
-        stack.enter_context(muted(module, recorder))
-        stack.enter_context(in_evaluation_mode(module))
-        trainer.loggers = [DummyLogger() for _ in loggers]
-        try:
-            yield
-        finally:
-            trainer.loggers = loggers
-
-
-@contextmanager
-def muted(module: pl.LightningModule, recorder: Recorder | None = None) -> Iterator[None]:
-    """What the module logs inside the block goes to the recorder, or nowhere; its metric objects are twins."""
-    with (
-        _twin_metrics(module),
-        replaced(module, "log", recorder.log if recorder else _ignore),
-        replaced(module, "log_dict", recorder.log_dict if recorder else _ignore),
-    ):
-        yield
-
-
-@contextmanager
-def in_evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Every part of the module in evaluation mode inside the block, and as it was afterwards."""
-    modes = [(part, part.training) for part in module.modules()]
-    try:
-        module.eval()
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
-
-
 def _share_buffers(module: nn.Module) -> None:
     """Rank 0's buffers on all ranks, as DDP shares them at every forward pass of its own."""
     for buffer in module.buffers():
         torch.distributed.broadcast(buffer, 0)
-
-
-def _ignore(*_: Any, **__: Any) -> None:
-    pass
-
-
-@contextmanager
-def _twin_metrics(module: nn.Module) -> Iterator[None]:
-    """Fresh copies of all metric objects inside the block, so that the ones in use keep what they gathered."""
-    originals = list(_metrics(module))
-    for parent, name, metric in originals:
-        twin = copy.deepcopy(metric)
-        twin.reset()
-        setattr(parent, name, twin)
-    try:
-        yield
-    finally:
-        for parent, name, metric in originals:
-            setattr(parent, name, metric)
-
-
-def _metrics(module: nn.Module) -> Iterator[tuple[nn.Module, str, Metric | MetricCollection]]:
-    for name, child in module.named_children():
-        if isinstance(child, (Metric, MetricCollection)):
-            yield module, name, child
-        else:
-            yield from _metrics(child)
-
-
-def _reduced(reduce_fx: Any, values: list[float]) -> float:
-    known: dict[Any, Callable[[list[float]], float]] = {"sum": sum, "max": max, "min": min}
-    for name in ("sum", "max", "min"):
-        known[getattr(torch, name)] = known[name]
-    if reduce_fx in known:
-        return float(known[reduce_fx](values))
-    return float(reduce_fx(torch.tensor(values)))
-
-
-def _wide_device(trainer: pl.Trainer) -> torch.device:
-    """Where fp64 exists and ranks can reduce it."""
-    device: torch.device = trainer.strategy.root_device
-    return torch.device("cpu") if device.type == "mps" else device

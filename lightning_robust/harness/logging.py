@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, W
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from lightning_robust.harness.compat import logged_step
 from lightning_robust.harness.trainers import is_fast_dev_run
 from lightning_robust.tables import markdown
 
@@ -30,7 +31,7 @@ _layouts: WeakKeyDictionary[pl.Trainer, Layout] = WeakKeyDictionary()
 
 def log_step(trainer: pl.Trainer) -> int:
     """The step under which Lightning itself writes validation scalars, so that pictures and curves line up."""
-    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+    return logged_step(trainer)
 
 
 def log_scalars(trainer: pl.Trainer, scalars: Mapping[str, float]) -> None:

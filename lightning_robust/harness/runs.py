@@ -14,7 +14,7 @@ import yaml
 from typing_extensions import override
 
 from lightning_robust.functional.pixels import PixelSpace
-from lightning_robust.harness.batches import pixel_space
+from lightning_robust.harness.normalisation import pixel_space
 from lightning_robust.harness.samples import FirstInputs
 
 

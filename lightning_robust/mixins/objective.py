@@ -15,9 +15,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_robust.callbacks.adversarial.callback import AdversarialCallback
-from lightning_robust.harness.evaluate import muted
+from lightning_robust.harness.compat import batches_before, is_attached
+from lightning_robust.harness.quiet import muted
+from lightning_robust.harness.replacement import replaced
 from lightning_robust.harness.steps import call_step
-from lightning_robust.harness.trainers import find_callbacks, refuse_sharded, replaced
+from lightning_robust.harness.trainers import find_callbacks, refuse_sharded
 from lightning_robust.structures import Key, get_item, loss_in, map_tensors, replace_items
 
 _LARGE = 1_000_003
@@ -256,8 +258,7 @@ class ObjectiveMixin(pl.LightningModule):
 
     def _generator(self, stream: int, device: torch.device | None = None) -> torch.Generator:
         """Random numbers of this step and rank: the same ones after a resume, others for each stream."""
-        attached = self._trainer is not None
-        step, rank = (self.trainer.fit_loop.total_batch_idx + 1, self.global_rank) if attached else (0, 0)
+        step, rank = (batches_before(self.trainer) + 1, self.global_rank) if is_attached(self) else (0, 0)
         seed = (self._seed or 0) + _LARGE * (step + _LARGE * (rank + _LARGE * stream))
         return torch.Generator(device or self.device).manual_seed(seed % 2**62)
 

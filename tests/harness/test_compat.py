@@ -1,6 +1,27 @@
 """One test for each private or internal name of Lightning and torch: it fails when the name moves or changes."""
 
+import ast
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.loggers import Logger
+from torch import nn
+from torch.utils.data import DataLoader
+
+import lightning_robust
+from lightning_robust import torch_names
 from lightning_robust.harness import compat
+
+from ..boring import Boring, Pictures, make_trainer
+
+PACKAGE = Path(lightning_robust.__file__).parent
+HOLDERS = {PACKAGE / "harness/compat.py", PACKAGE / "torch_names.py"}
+
+
+def public_functions(module):
+    return {name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}
 
 
 def test_takes_batch_index():
@@ -11,3 +32,198 @@ def test_takes_batch_index():
 
     host = Host()
     assert [compat.takes_batch_index(step) for step in (host.alone, host.pair, host.anything)] == [False, True, True]
+
+
+def test_overrides():
+    class Data(pl.LightningDataModule):
+        def on_before_batch_transfer(self, batch, dataloader_idx): ...
+
+    assert compat.overrides(Boring(), "validation_step")
+    assert not compat.overrides(Boring(), "test_step")
+    assert compat.overrides(Data(), "on_before_batch_transfer")
+    assert not compat.overrides(Data(), "train_dataloader")
+
+
+def test_is_attached(tmp_path):
+    module = Boring()
+    assert not compat.is_attached(module)
+    make_trainer(tmp_path, fast_dev_run=True).fit(module)
+    assert compat.is_attached(module)
+
+
+def test_loaders_given_to_fit(tmp_path):
+    class Ask(pl.Callback):
+        def setup(self, trainer, pl_module, stage):
+            self.loaders = compat.loaders_given_to_fit(trainer)
+
+    ask, loader = Ask(), DataLoader(Pictures(16), 16)
+    make_trainer(tmp_path, [ask], fast_dev_run=True).fit(Boring(), loader)
+    assert ask.loaders is loader
+    make_trainer(tmp_path, [ask], fast_dev_run=True).fit(Boring())
+    assert ask.loaders is None
+
+
+def test_load_validation_data(tmp_path):
+    class Ask(pl.Callback):
+        def on_train_start(self, trainer, pl_module):
+            self.before = trainer.val_dataloaders
+            compat.load_validation_data(trainer)
+            self.first = trainer.val_dataloaders
+            compat.load_validation_data(trainer)
+            self.again = trainer.val_dataloaders
+
+    ask = Ask()
+    make_trainer(tmp_path, [ask], max_epochs=1).fit(Boring())
+    assert ask.before is None
+    assert isinstance(ask.first, DataLoader)
+    assert ask.again is ask.first
+
+
+def test_counts_of_batches(tmp_path):
+    """Four batches an epoch: the seventh of the run is the third of its epoch; validations are at steps 4 and 8."""
+
+    class Note(pl.Callback):
+        def __init__(self):
+            self.batches, self.logged = [], []
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            self.batches.append((compat.batches_before(trainer), compat.batch_in_epoch(trainer)))
+
+        def on_validation_epoch_end(self, trainer, pl_module):
+            self.logged.append(compat.logged_step(trainer))
+
+    note = Note()
+    make_trainer(tmp_path, [note]).fit(Boring())
+    assert note.batches == [(index, index % 4) for index in range(8)]
+    assert note.logged == [4, 8]
+
+
+def test_silent_logger():
+    logger = compat.silent_logger()
+    assert isinstance(logger, Logger)
+    logger.log_metrics({"a": 1.0}, 3)
+    logger.experiment.add_scalar("a", 1.0, 3)
+
+
+def test_version():
+    tensor = torch.zeros(2)
+    before = compat.version(tensor)
+    tensor.add_(1)
+    assert compat.version(tensor) == before + 1
+    with torch.inference_mode():
+        assert compat.version(torch.zeros(2)) == 0
+
+
+def test_compiler_is_loaded():
+    torch.compile(nn.Linear(2, 2))
+    assert compat.compiler_is_loaded()
+
+
+def test_lerp_all_():
+    starts = [torch.zeros(3), torch.ones(2, 2)]
+    torch_names.lerp_all_(starts, [torch.ones(3), torch.full((2, 2), 5.0)], 0.25)
+    assert [each.unique().tolist() for each in starts] == [[0.25], [2.0]]
+
+
+def test_names_of_compiled_modules():
+    linear = nn.Linear(2, 2)
+    compiled = nn.ModuleDict({"net": torch.compile(linear)})
+    assert torch_names.original_of_compiled(compiled["net"]) is linear
+    assert torch_names.original_of_compiled(linear) is None
+    names = [torch_names.without_compiled_prefix(name) for name in compiled.state_dict()]
+    assert names == ["net.weight", "net.bias"]
+
+
+def test_is_compiled():
+    in_place = nn.Sequential(nn.Linear(2, 2))
+    assert not torch_names.is_compiled(in_place)
+    in_place[0].compile()
+    assert torch_names.is_compiled(in_place)
+    assert torch_names.is_compiled(nn.Sequential(torch.compile(nn.Linear(2, 2))))
+
+
+def test_compat_names_what_the_rooms_below_need():
+    assert public_functions(torch_names) <= vars(compat).keys()
+
+
+# names of modules that Lightning documents for users, though they live under `utilities`
+DOCUMENTED = {
+    "lightning.fabric.utilities.exceptions",
+    "lightning.pytorch.utilities",
+    "lightning.pytorch.utilities.data",
+    "lightning.pytorch.utilities.seed",
+    "lightning.pytorch.utilities.types",
+}
+LOOPS = {"fit_loop", "epoch_loop", "val_loop", "validate_loop", "test_loop", "predict_loop"}
+HIDDEN_TEXT = ("_orig_mod", "_compiled_call_impl", "torch._dynamo")
+NOT_PRIVATE = {"_fields", "_make", "_exit"}  # of NamedTuples and os, documented
+
+
+def imported_modules(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names if alias.name.startswith("_"))
+
+
+def is_internal(module):
+    library, *rest = module.split(".")
+    if library not in ("lightning", "torch"):
+        return False
+    private = any(part.startswith("_") and part != "__future__" for part in rest)
+    return private or (library == "lightning" and "utilities" in rest and module not in DOCUMENTED)
+
+
+def private_attributes(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and (node.attr in LOOPS or is_private(node.attr)):
+            yield node.attr
+
+
+def is_private(name):
+    return name.startswith("_") and not name.startswith("__") and name not in NOT_PRIVATE
+
+
+def names_of_our_own():
+    """Everything that the package itself defines: functions, classes, variables, attributes, arguments."""
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                yield node.name
+            elif isinstance(node, ast.Attribute | ast.Name) and isinstance(node.ctx, ast.Store):
+                yield node.attr if isinstance(node, ast.Attribute) else node.id
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_other_module_uses_private_names(path):
+    if path in HOLDERS:
+        return
+    text = path.read_text()
+    tree = ast.parse(text)
+    assert not [module for module in imported_modules(tree) if is_internal(module)]
+    own = OWN - HIDDEN if path.is_relative_to(PACKAGE / "mixins") else OWN
+    assert not [name for name in private_attributes(tree) if name in LOOPS or name not in own]
+    assert not [name for name in HIDDEN_TEXT if f'"{name}' in text]
+
+
+OWN = set(names_of_our_own())
+HIDDEN = {name for name in dir(pl.LightningModule()) if is_private(name)}
+
+
+def test_the_search_for_private_names_finds_them():
+    source = "import torch._dynamo\nfrom lightning.pytorch.utilities.model_helpers import is_overridden\n"
+    source += "trainer.fit_loop.epoch_loop._batches_that_stepped\nself._trainer\nself._weights\n"
+    tree = ast.parse(source)
+    assert [module for module in imported_modules(tree) if is_internal(module)] == [
+        "torch._dynamo",
+        "lightning.pytorch.utilities.model_helpers",
+    ]
+    assert sorted(private_attributes(tree)) == [
+        "_batches_that_stepped",
+        "_trainer",
+        "_weights",
+        "epoch_loop",
+        "fit_loop",
+    ]

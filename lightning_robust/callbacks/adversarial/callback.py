@@ -25,8 +25,9 @@ from lightning_robust.callbacks.adversarial.validation import RobustValidation
 from lightning_robust.functional.attacks import AttackRecord, fgsm, nfgsm, pgd
 from lightning_robust.functional.embeddings import freelb_loss, perturb_embedding
 from lightning_robust.harness.arguments import parse_fraction
+from lightning_robust.harness.replacement import Replacement
 from lightning_robust.harness.steps import call_step
-from lightning_robust.harness.trainers import NoEffectWarning, Replaced, refuse_sharded
+from lightning_robust.harness.trainers import NoEffectWarning, refuse_sharded
 from lightning_robust.structures import Key, get_item, loss_in, take_rows
 
 Method = Literal["fgsm", "fgsm_rs", "nfgsm", "pgd", "free", "trades", "fgm", "freelb"]
@@ -184,7 +185,7 @@ class AdversarialCallback(pl.Callback):
         self._val_inputs = AttackInputs(val_keys, mean, std, bounds)
         self._free = FreeTraining(self._inputs, steps)
         self._original: Callable[..., Any] | None = None
-        self._replaced: Replaced | None = None
+        self._replaced: Replacement | None = None
         self._record = AttackRecord()
         self._attacks, self._seconds, self._epoch_start = 0, 0.0, 0.0
         self._warned: set[str] = set()
@@ -289,7 +290,7 @@ class AdversarialCallback(pl.Callback):
                 # the module leaves this batch out; so it does with the inputs as they are
                 return call_step(original, batch, batch_idx)
 
-        self._original, self._replaced = original, Replaced(pl_module, "training_step", training_step)
+        self._original, self._replaced = original, Replacement(pl_module, "training_step", training_step)
 
     def _unwrap(self, pl_module: pl.LightningModule) -> None:
         if self._replaced is not None:

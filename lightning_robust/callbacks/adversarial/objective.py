@@ -14,8 +14,8 @@ from torch import Tensor
 
 from lightning_robust.functional.pixels import PixelSpace
 from lightning_robust.functional.weights import channels_last
-from lightning_robust.harness.batches import pixel_space
-from lightning_robust.harness.evaluate import quietly
+from lightning_robust.harness.normalisation import pixel_space
+from lightning_robust.harness.quiet import quietly
 from lightning_robust.structures import Key, get_args, loss_in, map_tensors, replace_items, take_rows
 
 AttackPrecision = Literal["bf16", "32", "same"]

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from lightning_robust.callbacks.averaging.averages import MAIN, ScheduledAverage
 from lightning_robust.functional.batchnorm import batchnorm_layers
 from lightning_robust.functional.weights import Weights
-from lightning_robust.harness.batches import refresh_statistics
+from lightning_robust.harness.bn_refresh import refresh_statistics
 from lightning_robust.harness.evaluate import Evaluator
 from lightning_robust.harness.ranks import Guard
-from lightning_robust.harness.trainers import NoEffectWarning, Replaced
+from lightning_robust.harness.replacement import Replacement
+from lightning_robust.harness.trainers import NoEffectWarning
 from lightning_robust.structures import Key
 
 
@@ -75,7 +76,7 @@ class AveragedModule:
                 NoEffectWarning,
                 key="bn_refresh",
             )
-        self._saving: Replaced | None = Replaced(pl_module, "on_save_checkpoint", self._with_average())
+        self._saving: Replacement | None = Replacement(pl_module, "on_save_checkpoint", self._with_average())
 
     @property
     def names(self) -> list[str]:

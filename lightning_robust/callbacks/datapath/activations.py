@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lightning_robust.functional.weights import Weights
 from lightning_robust.layers import match_modules
 from lightning_robust.structures import map_tensors, rebuild, tensors_in
+from lightning_robust.torch_names import without_compiled_prefix
 
 Visit = Callable[[int, Tensor], Tensor | None]
 """Takes the position of a point and its activations; what it returns takes their place."""
@@ -175,7 +176,7 @@ def rounded(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 def eager() -> Any:
     """Inside the block, compiled modules run as they are written, so that hooks see them."""
     # where nothing was compiled, the compiler is not imported for that
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+    return torch.compiler.set_stance("force_eager") if compiler_is_loaded() else nullcontext()
 
 
 def _layer_paths(module: nn.Module, layers: list[str] | None) -> set[str]:

@@ -40,8 +40,10 @@ from lightning_robust.deployment.report.tables import (
     target_rows,
 )
 from lightning_robust.functional.weights import state_on_cpu
-from lightning_robust.harness.batches import isolated_rng, pixel_space, validation_batches
+from lightning_robust.harness.batches import validation_batches
 from lightning_robust.harness.logging import add_layout, log_figure, log_scalars, log_step, log_table, write_layout
+from lightning_robust.harness.normalisation import pixel_space
+from lightning_robust.harness.quiet import isolated_rng
 from lightning_robust.harness.samples import FirstInputs
 from lightning_robust.harness.trainers import NoEffectWarning, is_fast_dev_run, refuse_sharded
 

@@ -14,7 +14,7 @@ from lightning_robust.callbacks.conditions import CLEAN, Condition
 from lightning_robust.callbacks.deployment_parity.callback import DeploymentParityCallback
 from lightning_robust.functional.batchnorm import batchnorm_layers
 from lightning_robust.functional.weights import Weights
-from lightning_robust.harness.batches import refresh_statistics
+from lightning_robust.harness.bn_refresh import refresh_statistics
 from lightning_robust.harness.evaluate import Evaluator, pick
 from lightning_robust.harness.ranks import Guard
 from lightning_robust.harness.trainers import find_callbacks

@@ -26,7 +26,7 @@ from lightning_robust.functional.linearization import (
     single_step,
     tangent_kernel,
 )
-from lightning_robust.harness.evaluate import quietly
+from lightning_robust.harness.quiet import quietly
 from lightning_robust.harness.steps import call_step
 from lightning_robust.layers import find_layers
 from lightning_robust.structures import (

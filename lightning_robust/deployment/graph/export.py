@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_robust.structures import flatten, map_tensors, rebuild
+from lightning_robust.torch_names import original_of_compiled
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _UNKNOWN = re.compile(r"No ONNX function found for <OpOverload\(op='([^']+)'")
@@ -212,8 +213,8 @@ def _distinct(outputs: tuple[str, ...], inputs: Mapping[str, Tensor]) -> list[st
 
 
 def _uncompiled(module: nn.Module) -> nn.Module:
-    original = getattr(module, "_orig_mod", None)
-    if isinstance(original, nn.Module):
+    original = original_of_compiled(module)
+    if original is not None:
         return _uncompiled(original)
     for name, child in module.named_children():
         setattr(module, name, _uncompiled(child))

@@ -16,9 +16,9 @@ from typing_extensions import override
 
 from lightning_robust.functional.rotation import TURNS, rotate_each, rotate_quadrants, rotation_anomaly, square
 from lightning_robust.harness.batches import first_training_batch
-from lightning_robust.harness.evaluate import in_evaluation_mode, quietly
+from lightning_robust.harness.quiet import in_evaluation_mode, quietly
+from lightning_robust.harness.replacement import replaced
 from lightning_robust.harness.steps import call_step
-from lightning_robust.harness.trainers import replaced
 from lightning_robust.mixins.objective import HostStep, ObjectiveMixin, Term
 from lightning_robust.mixins.rotation_ssl.metric import OutOfDistributionAUROC
 from lightning_robust.structures import get_item, loss_in
@@ -91,7 +91,7 @@ class RotationSSLMixin(ObjectiveMixin):
     def setup(self, stage: str) -> None:
         """Make the head, if there is none yet."""
         super().setup(stage)
-        if stage == "fit" and self.rotation_weight > 0 and HEAD not in self._modules:
+        if stage == "fit" and self.rotation_weight > 0 and not hasattr(self, HEAD):
             with quietly(self.trainer, self, "training"), torch.no_grad():
                 size = self._features(self._turnable(self._sample())).shape[1]
             self._make_head(size)
@@ -100,7 +100,7 @@ class RotationSSLMixin(ObjectiveMixin):
     def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
         """As of the host; a head that was saved is made first."""
         weight = state_dict.get(f"{HEAD}.weight")
-        if weight is not None and HEAD not in self._modules and self.rotation_weight > 0:
+        if weight is not None and not hasattr(self, HEAD) and self.rotation_weight > 0:
             self._make_head(weight.shape[1])
         return super().load_state_dict(state_dict, *args, **kwargs)
 

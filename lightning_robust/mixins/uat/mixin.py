@@ -18,9 +18,9 @@ from lightning_robust.functional.consistency import divergence, pseudo_label_los
 from lightning_robust.functional.pixels import PixelSpace
 from lightning_robust.functional.weights import Weights
 from lightning_robust.harness.arguments import parse_fraction
-from lightning_robust.harness.batches import pixel_space
 from lightning_robust.harness.checkpoints import read_state
-from lightning_robust.harness.evaluate import in_evaluation_mode
+from lightning_robust.harness.normalisation import pixel_space
+from lightning_robust.harness.quiet import in_evaluation_mode
 from lightning_robust.harness.schedule import parse_period
 from lightning_robust.harness.trainers import NoEffectWarning
 from lightning_robust.mixins.objective import HostStep, ObjectiveMixin, Term

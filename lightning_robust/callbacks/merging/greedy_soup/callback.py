@@ -28,7 +28,7 @@ from lightning_robust.functional.soups import Soup, greedy_soup, uniform_soup
 from lightning_robust.functional.weights import state_on_cpu
 from lightning_robust.harness.batches import validation_batches
 from lightning_robust.harness.checkpoints import expand, read_state
-from lightning_robust.harness.evaluate import quietly
+from lightning_robust.harness.quiet import quietly
 from lightning_robust.harness.steps import call_step
 from lightning_robust.harness.trainers import find_callbacks, is_fast_dev_run, refuse_sharded
 from lightning_robust.structures import loss_in

@@ -1,0 +1,146 @@
+"""Running a user's step quietly: what it logs, draws and counts leaves no trace in the module or the Trainer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import nn
+from torchmetrics import Metric, MetricCollection
+
+from lightning_robust.harness.compat import silent_logger
+from lightning_robust.harness.recorder import Recorder
+from lightning_robust.harness.replacement import replaced
+
+
+@contextmanager
+def quietly(
+    trainer: pl.Trainer,
+    module: pl.LightningModule,
+    stage: str,
+    recorder: Recorder | None = None,
+    loaders: Any = None,
+) -> Iterator[None]:
+    """Inside the block the module is in evaluation mode and nothing that it runs leaves a trace.
+
+    What it logs goes to the recorder, or nowhere; metric objects are fresh copies, loggers do nothing; modes, random
+    numbers and the Trainer's stage are restored, also after an error.
+
+    Args:
+        trainer: The Trainer.
+        module: The module.
+        stage: What the Trainer says it is doing: ``"training"``, ``"validating"``, ``"testing"``.
+        recorder: Takes what the module logs.
+        loaders: Structure of loaders whose own random generators are restored as well.
+    """
+    loggers = trainer.loggers
+    with ExitStack() as stack:
+        stack.enter_context(isolated_rng(loaders))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(in_stage(trainer, stage))
+        stack.enter_context(muted(module, recorder))
+        stack.enter_context(in_evaluation_mode(module))
+        trainer.loggers = [silent_logger() for _ in loggers]
+        try:
+            yield
+        finally:
+            trainer.loggers = loggers
+
+
+@contextmanager
+def muted(module: pl.LightningModule, recorder: Recorder | None = None) -> Iterator[None]:
+    """Inside the block, what the module logs goes to the recorder or nowhere; its metric objects are fresh copies."""
+    with (
+        _fresh_metrics(module),
+        replaced(module, "log", recorder.log if recorder else _ignore),
+        replaced(module, "log_dict", recorder.log_dict if recorder else _ignore),
+    ):
+        yield
+
+
+@contextmanager
+def in_evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Every part of the module is in evaluation mode inside the block, and in its own mode afterwards."""
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        module.eval()
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+@contextmanager
+def in_stage(trainer: pl.Trainer, stage: str) -> Iterator[None]:
+    """The Trainer says that it is ``"training"`` or ``"validating"``; data modules choose augmentations by it."""
+    before = trainer.state.stage
+    setattr(trainer, stage, True)
+    try:
+        yield
+    finally:
+        trainer.state.stage = before
+
+
+@contextmanager
+def isolated_rng(loaders: Any = None) -> Iterator[None]:
+    """All random generators continue after the block as if it had drawn nothing, also after an error in it.
+
+    Args:
+        loaders: Structure of loaders whose own generators are restored as well.
+    """
+    states = [(generator, generator.get_state()) for generator in _generators(loaders)]
+    isolation = isolate_rng()
+    isolation.__enter__()
+    try:
+        yield
+    finally:
+        # Lightning's context restores nothing when an error passes through it
+        isolation.__exit__(None, None, None)
+        for generator, state in states:
+            generator.set_state(state)
+
+
+def _generators(loaders: Any) -> Iterator[torch.Generator]:
+    """The generators of loaders and of their samplers, other than torch's global one."""
+    if isinstance(loaders, Mapping):
+        loaders = list(loaders.values())
+    if isinstance(loaders, list | tuple):
+        for loader in loaders:
+            yield from _generators(loader)
+        return
+    for owner in (loaders, getattr(loaders, "sampler", None)):
+        generator = getattr(owner, "generator", None)
+        if isinstance(generator, torch.Generator):
+            yield generator
+
+
+@contextmanager
+def _fresh_metrics(module: nn.Module) -> Iterator[None]:
+    """Inside the block all metric objects are empty copies; the module's own keep their state."""
+    originals = list(_metrics(module))
+    for parent, name, metric in originals:
+        fresh = copy.deepcopy(metric)
+        fresh.reset()
+        setattr(parent, name, fresh)
+    try:
+        yield
+    finally:
+        for parent, name, metric in originals:
+            setattr(parent, name, metric)
+
+
+def _metrics(module: nn.Module) -> Iterator[tuple[nn.Module, str, Metric | MetricCollection]]:
+    for name, child in module.named_children():
+        if isinstance(child, (Metric, MetricCollection)):
+            yield module, name, child
+        else:
+            yield from _metrics(child)
+
+
+def _ignore(*_: Any, **__: Any) -> None:
+    pass
