@@ -15,7 +15,6 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
-from torch import Tensor
 
 from lightning_robust.torch_names import is_compiled as is_compiled
 from lightning_robust.torch_names import lerp_all_ as lerp_all_
@@ -71,11 +70,6 @@ def logged_step(trainer: pl.Trainer) -> int:
 def silent_logger() -> Logger:
     """A logger that accepts every call and writes nothing."""
     return DummyLogger()
-
-
-def version(tensor: Tensor) -> int:
-    """A count of in-place changes of the tensor; tensors of inference mode have none."""
-    return 0 if tensor.is_inference() else int(tensor._version)
 
 
 def compiler_is_loaded() -> bool:

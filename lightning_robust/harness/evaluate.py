@@ -13,24 +13,23 @@ from torch import nn
 
 from lightning_robust.harness.batches import copied, transferred
 from lightning_robust.harness.compat import load_validation_data, overrides
-from lightning_robust.harness.held_batches import Batch, HeldBatches
 from lightning_robust.harness.quiet import quietly
 from lightning_robust.harness.recorder import LoggedValue, Recorder
 from lightning_robust.harness.steps import call_step
 
 Transform = Callable[[Any, int, int], Any]
-"""Changes a batch; takes it with its index and that of its loader."""
+"""Changes a batch after its transfer; takes it with its index and that of its loader."""
 
 
 class Evaluator:
     """Runs the module's ``validation_step`` over the Trainer's validation loaders, without leaving a trace.
 
-    Within ``trainer.test()`` it is ``test_step`` and the test loaders.
+    Within ``trainer.test()`` it runs ``test_step`` over the test loaders.
 
-    ``log`` and ``log_dict`` are caught, torchmetrics objects replaced by twins, loggers by ones that do nothing; modes,
-    random numbers, the Trainer's stage and gradients' mode come back as they were, also after an error. Module hooks
-    ``on_validation_epoch_start`` and ``..._end`` run, those of callbacks do not. ``limit_val_batches`` holds. Means are
-    weighted by batch size and reduced over ranks, so that all ranks see the same numbers.
+    ``log`` and ``log_dict`` are recorded, torchmetrics objects replaced by copies, loggers by ones that do nothing;
+    modes, random numbers, the Trainer's stage and the gradient mode are restored, also after an error. The module's
+    hooks ``on_validation_epoch_start`` and ``..._end`` run, those of callbacks do not. ``limit_val_batches`` holds.
+    Means are weighted by batch size and reduced over ranks, so that all ranks see the same numbers.
 
     Args:
         trainer: The Trainer, within ``fit``, ``validate`` or ``test``.
@@ -64,14 +63,13 @@ class Evaluator:
         """Samples of each loader in the last whole pass."""
         self._weights: dict[str, float] = {}
         self._best: dict[str, float] = {}
-        self._held: HeldBatches | None = None
 
     def metrics(self, transform: Transform | None = None, limit: int | None = None) -> dict[str, float]:
         """Everything that a validation of the present weights logs, by name.
 
         Args:
-            transform: Applied to each batch after transfer, with its index and that of its loader.
-            limit: Use only so many batches of each loader; all if None.
+            transform: Applied to each batch.
+            limit: Batches of each loader to use; all if None.
         """
         entries: dict[str, LoggedValue] = {}
         for entries in self._run(transform, limit):  # noqa: B007 - the last ones are complete
@@ -92,7 +90,7 @@ class Evaluator:
         """Pairs (mean so far, share of the data), the last of them (final score, 1.0).
 
         Gives only the last pair where a part of the data says nothing about the rest: several processes, a metric
-        that is no mean over samples, or no whole pass seen before.
+        that is no mean over samples, or no whole pass before this one.
         """
         total = self._weights.get(monitor)
         if total is None or self.trainer.world_size > 1:
@@ -111,49 +109,22 @@ class Evaluator:
 
         Args:
             monitor: Which of :meth:`metrics`.
-            transform: As there.
+            transform: Applied to each batch.
 
         Raises:
             ValueError: If it is not among them.
         """
-        run, seen = self._run(transform), 0.0
+        run, weight = self._run(transform), 0.0
         try:
             for entries in run:
                 entry = entries.get(monitor)
                 partial = entry is not None and entry.is_mean_over_samples and self.trainer.world_size == 1
-                if entry is not None and partial and entry.weight > seen:
-                    seen = entry.weight
-                    yield entry.mean(), seen
-            yield pick({name: entry.result(self.trainer) for name, entry in entries.items()}, monitor), seen
+                if entry is not None and partial and entry.weight > weight:
+                    weight = entry.weight
+                    yield entry.mean(), weight
+            yield pick({name: entry.result(self.trainer) for name, entry in entries.items()}, monitor), weight
         finally:
             run.close()
-
-    def hold(self, limit: int, transform: Transform | None = None) -> bool:
-        """Keep the batches for further passes, after transfer and transform, if they fit into so many bytes.
-
-        What a pass changes in them in place is noticed; later passes then load them again.
-
-        Args:
-            limit: In bytes; what was held before is let go.
-            transform: As of :meth:`metrics`, which applies its own on top.
-
-        Returns:
-            Whether they are held.
-        """
-        self.release()
-        if limit > 0:
-            with quietly(self.trainer, self.module, self._stage, None, self._loaders):
-                self._held = HeldBatches.gather(self._loaded(transform, None), limit)
-        return self._held is not None
-
-    def release(self) -> None:
-        """Let go of what is held."""
-        self._held = None
-
-    @property
-    def held_bytes(self) -> int:
-        """What :meth:`hold` keeps."""
-        return 0 if self._held is None else self._held.size
 
     def best_possible(self, monitor: str) -> float | None:
         """1 for accuracies, which no part of the data can exceed; None for what is not known."""
@@ -186,19 +157,8 @@ class Evaluator:
             yield recorder.entries
         self.samples = samples
 
-    def _batches(self, transform: Transform | None, limit: int | None) -> Iterator[Batch]:
-        if self._held is None:
-            yield from self._loaded(transform, limit)
-            return
-        held = self._held
-        try:
-            for size, batch, index, loader in held:
-                if limit is None or index < limit:
-                    yield size, (batch if transform is None else transform(batch, index, loader)), index, loader
-        finally:
-            self._held = held if held.intact else None
-
-    def _loaded(self, transform: Transform | None, limit: int | None) -> Iterator[Batch]:
+    def _batches(self, transform: Transform | None, limit: int | None) -> Iterator[tuple[int, Any, int, int]]:
+        """The number of samples, the batch, its index and that of its loader."""
         loaders = CombinedLoader(copied(self._loaders), "sequential")
         loaders.limits = [most if limit is None else min(most, limit) for most in self._limits]
         for batch, index, loader in loaders:

@@ -105,15 +105,6 @@ def test_silent_logger():
     logger.experiment.add_scalar("a", 1.0, 3)
 
 
-def test_version():
-    tensor = torch.zeros(2)
-    before = compat.version(tensor)
-    tensor.add_(1)
-    assert compat.version(tensor) == before + 1
-    with torch.inference_mode():
-        assert compat.version(torch.zeros(2)) == 0
-
-
 def test_compiler_is_loaded():
     torch.compile(nn.Linear(2, 2))
     assert compat.compiler_is_loaded()

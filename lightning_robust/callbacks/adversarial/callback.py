@@ -25,6 +25,7 @@ from lightning_robust.callbacks.adversarial.validation import RobustValidation
 from lightning_robust.functional.attacks import AttackRecord, fgsm, nfgsm, pgd
 from lightning_robust.functional.embeddings import freelb_loss, perturb_embedding
 from lightning_robust.harness.arguments import parse_fraction
+from lightning_robust.harness.compat import batch_in_epoch, batches_before
 from lightning_robust.harness.replacement import Replacement
 from lightning_robust.harness.steps import call_step
 from lightning_robust.harness.trainers import NoEffectWarning, refuse_sharded
@@ -298,7 +299,7 @@ class AdversarialCallback(pl.Callback):
         self._original = self._replaced = None
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
-        return max(self._radii) > 0 and trainer.fit_loop.total_batch_idx % self.every_n_steps == 0
+        return max(self._radii) > 0 and batches_before(trainer) % self.every_n_steps == 0
 
     def _train(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> Any:
         start = time.perf_counter()
@@ -337,7 +338,7 @@ class AdversarialCallback(pl.Callback):
 
     def _is_probed(self, trainer: pl.Trainer) -> bool:
         every = self.guard_every_n_steps
-        return self.method in _SINGLE_STEP and every > 0 and trainer.fit_loop.total_batch_idx % every == 0
+        return self.method in _SINGLE_STEP and every > 0 and batches_before(trainer) % every == 0
 
     def _probe(
         self,
@@ -422,11 +423,11 @@ class AdversarialCallback(pl.Callback):
         if self.warmup_epochs == 0:
             return 1.0
         batches = max(trainer.num_training_batches, 1)
-        done = trainer.current_epoch + (trainer.fit_loop.batch_idx + 1) / batches
+        done = trainer.current_epoch + (batch_in_epoch(trainer) + 1) / batches
         return min(done / self.warmup_epochs, 1.0)
 
     def _generator(self, trainer: pl.Trainer, device: torch.device) -> torch.Generator:
-        step = trainer.fit_loop.total_batch_idx + 1
+        step = batches_before(trainer) + 1
         return torch.Generator(device).manual_seed(self.seed + _LARGE * step + trainer.global_rank)
 
     def _validate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
