@@ -1,13 +1,11 @@
-"""Batches and outputs of any shape: tensors inside dicts, lists, tuples, NamedTuples and dataclasses.
-
-What a Trainer does with them does not belong here.
-"""
+"""Tensors inside of dicts, lists, tuples, NamedTuples and dataclasses: batches, and what networks return."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 from torch import Tensor
@@ -33,19 +31,8 @@ def get_item(batch: Any, key: Key) -> Any:
     if isinstance(batch, Tensor) and key == 0:
         return batch
     parts = _parts(batch)
-    if isinstance(key, int) and not isinstance(batch, Mapping):
-        names = list(parts)
-        if -len(names) <= key < len(names):
-            return parts[names[key]]
-    elif key in parts:
-        return parts[key]
-    elif isinstance(key, str) and "." in key:
-        first, rest = split_path(key)
-        return get_item(get_item(batch, first), rest)
-    raise KeyError(
-        f"Expected the batch to have a part {key!r}, but got {type(batch).__name__} with {list(parts)}. "
-        "Set `input_key` / `target_key` to one of them."
-    )
+    name, rest = _locate(batch, parts, key)
+    return parts[name] if rest is None else get_item(parts[name], rest)
 
 
 def get_args(batch: Any, keys: Key | list[Key]) -> tuple[Any, ...]:
@@ -61,29 +48,20 @@ def get_args(batch: Any, keys: Key | list[Key]) -> tuple[Any, ...]:
 def replace_items(batch: Any, new: Mapping[Key, Any]) -> Any:
     """The same batch with other parts, by position, name or path. The original and its tensors are left alone.
 
+    Raises:
+        KeyError: If the batch has no such part.
+
     Example:
         >>> replace_items(("image", "label"), {0: "other"}), replace_items({"labelled": [3, 4]}, {"labelled.0": 5})
         (('other', 'label'), {'labelled': [5, 4]})
     """
     if isinstance(batch, Tensor):
         return new[0]
-    for path in [key for key in new if isinstance(key, str) and "." in key and key not in _parts(batch)]:
-        first, rest = split_path(path)
-        batch = replace_items(batch, {first: replace_items(get_item(batch, first), {rest: new[path]})})
-        new = {key: value for key, value in new.items() if key != path}
-    if not new:
-        return batch
-    if _is_dataclass(batch):
-        names = [f.name for f in dataclasses.fields(batch)]
-        return dataclasses.replace(batch, **{names[k] if isinstance(k, int) else k: v for k, v in new.items()})
-    if isinstance(batch, Mapping):
-        return _like(batch, {**batch, **new})
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        fields: tuple[str, ...] = batch._fields
-        named = {fields[k] if isinstance(k, int) else k: v for k, v in new.items()}
-        return type(batch)(**{**dict(zip(fields, batch, strict=True)), **named})
-    places = {k % len(batch): v for k, v in new.items() if isinstance(k, int)}
-    return type(batch)(places.get(index, item) for index, item in enumerate(batch))
+    parts = _parts(batch)
+    for key, value in new.items():
+        name, rest = _locate(batch, parts, key)
+        parts[name] = value if rest is None else replace_items(parts[name], {rest: value})
+    return _with_parts(batch, parts)
 
 
 def take_rows(batch: Any, rows: Tensor | slice, size: int) -> Any:
@@ -124,10 +102,10 @@ def flatten(value: Any, name: str = "output") -> dict[str, Tensor]:
     """
     if isinstance(value, Tensor):
         return {name: value}
-    found = dict(_walk(value, ""))
-    if not found:
+    tensors = dict(_walk(value, ""))
+    if not tensors:
         raise ValueError(f"Expected tensors in {name!r}, but got {type(value).__name__} without any.")
-    return {(f"{name}.{path}" if path[0].isdigit() else path): tensor for path, tensor in found.items()}
+    return {(f"{name}.{path}" if path[0].isdigit() else path): tensor for path, tensor in tensors.items()}
 
 
 def rebuild(value: Any, tensors: Iterator[Tensor]) -> Any:
@@ -140,16 +118,8 @@ def rebuild(value: Any, tensors: Iterator[Tensor]) -> Any:
     """
     if isinstance(value, Tensor):
         return next(tensors)
-    if _is_dataclass(value):
-        new = {f.name: rebuild(getattr(value, f.name), tensors) for f in dataclasses.fields(value) if f.init}
-        return dataclasses.replace(value, **new)
-    if isinstance(value, Mapping):
-        return _like(value, {key: rebuild(item, tensors) for key, item in value.items()})
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(rebuild(item, tensors) for item in value))
-    if isinstance(value, list | tuple):
-        return type(value)(rebuild(item, tensors) for item in value)
-    return value
+    parts = _parts(value)
+    return _with_parts(value, {name: rebuild(part, tensors) for name, part in parts.items()}) if parts else value
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
@@ -199,24 +169,60 @@ def split_path(path: str) -> tuple[Key, Key]:
     return (int(first) if first.isdigit() else first), (int(rest) if rest.isdigit() else rest)
 
 
-def _is_dataclass(value: Any) -> bool:
-    return dataclasses.is_dataclass(value) and not isinstance(value, type)
-
-
-def _like(original: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
-    return items if type(original) is dict else type(original)(items)  # type: ignore[call-arg]
-
-
 def _parts(value: Any) -> dict[Any, Any]:
+    """The parts of a structure by key, field name or position; none for anything else."""
     if _is_dataclass(value):
-        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return dict(value)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
+    if _is_namedtuple(value):
         return dict(zip(value._fields, value, strict=True))
     if isinstance(value, list | tuple):
         return dict(enumerate(value))
     return {}
+
+
+def _with_parts(value: Any, parts: dict[Any, Any]) -> Any:
+    """A structure of the same class with other parts.
+
+    ``lightning_utilities.apply_to_collection`` does the same for one function of all tensors, except that it leaves
+    frozen dataclasses as they are.
+    """
+    if _is_dataclass(value):
+        # fields that __init__ does not take are derived from the others
+        derived = {field.name for field in dataclasses.fields(value) if not field.init}
+        return dataclasses.replace(value, **{name: part for name, part in parts.items() if name not in derived})
+    if isinstance(value, MutableMapping) and type(value) is not dict:
+        changed = copy.copy(value)  # as a defaultdict is not made from its items
+        changed.update(parts)
+        return changed
+    if isinstance(value, Mapping):
+        return parts if type(value) is dict else type(value)(parts)  # type: ignore[call-arg]
+    return type(value)(*parts.values()) if _is_namedtuple(value) else type(value)(parts.values())
+
+
+def _locate(value: Any, parts: Mapping[Any, Any], key: Key) -> tuple[Any, Key | None]:
+    """The name of the part that a key leads to, and the rest of the key where it is a path."""
+    names = list(parts)
+    if isinstance(key, int) and not isinstance(value, Mapping) and -len(names) <= key < len(names):
+        return names[key], None
+    if key in parts:
+        return key, None
+    if isinstance(key, str) and "." in key:
+        first, rest = split_path(key)
+        return _locate(value, parts, first)[0], rest
+    raise KeyError(
+        f"Expected the batch to have a part {key!r}, but got {type(value).__name__} with {names}. "
+        "Set `input_key` / `target_key` to one of them."
+    )
+
+
+def _is_dataclass(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def _is_namedtuple(value: Any) -> bool:
+    return isinstance(value, tuple) and hasattr(value, "_fields")
 
 
 def _walk(value: Any, path: str) -> Iterator[tuple[str, Tensor]]:

@@ -1,10 +1,11 @@
-from collections import namedtuple
-from dataclasses import dataclass
+from collections import OrderedDict, UserDict, defaultdict, namedtuple
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import pytest
 import torch
 
-from lightning_robust.structures import flatten, get_item, map_tensors, rebuild
+from lightning_robust.structures import flatten, get_item, map_tensors, rebuild, replace_items, tensors_in
 
 Pair = namedtuple("Pair", "image label")
 
@@ -16,6 +17,24 @@ class Frame:
     name: str = "front"
 
 
+@dataclass
+class Derived:
+    """Its second field comes from the first, as after ``__post_init__``; it is no argument."""
+
+    image: torch.Tensor
+    mean: torch.Tensor = field(init=False)
+    label: torch.Tensor = None
+
+    def __post_init__(self):
+        self.mean = self.image.mean()
+
+
+class Batch(dict):
+    """As of Hugging Face: a dict that carries something beside its items."""
+
+    source = "unknown"
+
+
 def _structures():
     image, label = torch.zeros(2, 3), torch.ones(2)
     return {
@@ -24,6 +43,10 @@ def _structures():
         "dict": ({"image": image, "label": label}, "image", ["image", "label"]),
         "namedtuple": (Pair(image, label), "image", ["image", "label"]),
         "dataclass": (Frame(image, {"yaw": label}), "image", ["image", "pose.yaw"]),
+        "defaultdict": (defaultdict(list, image=image, label=label), "image", ["image", "label"]),
+        "ordered dict": (OrderedDict(image=image, label=label), "image", ["image", "label"]),
+        "dict subclass": (Batch(image=image, label=label), "image", ["image", "label"]),
+        "user dict": (UserDict(image=image, label=label), "image", ["image", "label"]),
     }
 
 
@@ -70,3 +93,43 @@ def test_rejects_missing_part(batch, key):
 def test_rejects_no_tensor():
     with pytest.raises(ValueError, match="without any"):
         flatten({"a": 1})
+
+
+@pytest.mark.parametrize("kind", _structures())
+def test_replace_items_leaves_the_original_alone(kind):
+    value, key, names = _structures()[kind]
+    label = 1 if key == 0 else names[1]
+    new = replace_items(value, {key: "image", label: "label"})
+    assert type(new) is type(value)
+    assert (get_item(new, key), get_item(new, label)) == ("image", "label")
+    assert [tensor.sum().item() for tensor in tensors_in(value)] == [0, 2]
+
+
+def test_replace_items_by_position_and_path():
+    frame = replace_items(Frame(torch.zeros(1), {"yaw": [1, 2]}), {"pose.yaw.1": 5, 2: "rear"})
+    assert (frame.pose, frame.name) == ({"yaw": [1, 5]}, "rear")
+    assert replace_items([1, 2, 3], {-1: 9}) == [1, 2, 9]
+    assert replace_items(Pair(1, 2), {"label": 3, 0: 4}) == Pair(4, 3)
+    assert replace_items({"a.b": 1, "a": {"b": 2}}, {"a.b": 3}) == {"a.b": 3, "a": {"b": 2}}
+    assert replace_items({"a": [1, 2]}, {"a.0": 3, "a.1": 4}) == {"a": [3, 4]}
+    assert replace_items(torch.zeros(1), {0: "other"}) == "other"
+    with pytest.raises(KeyError, match=r"part 3, but got list with \[0, 1\]"):
+        replace_items([1, 2], {3: 0})
+    with pytest.raises(KeyError, match="part 'b', but got dict"):
+        replace_items({"a": {"c": 1}}, {"a.b": 0})
+
+
+def test_dicts_keep_what_they_carry():
+    counts = map_tensors(torch.neg, defaultdict(int, a=torch.ones(1)))
+    assert counts["missing"] == 0
+    batch = Batch(a=torch.ones(1))
+    batch.source = "front camera"
+    assert replace_items(batch, {"a": 2}).source == "front camera"
+    assert batch["a"] == 1
+    frozen = map_tensors(torch.neg, MappingProxyType({"a": torch.ones(1)}))
+    assert (type(frozen), frozen["a"].item()) == (MappingProxyType, -1)
+
+
+def test_fields_that_are_no_arguments_are_derived_anew():
+    doubled = map_tensors(lambda tensor: 2 * tensor, Derived(torch.ones(2), label=torch.full((1,), 5.0)))
+    assert [tensor.tolist() for tensor in tensors_in(doubled)] == [[2, 2], 2, [10]]

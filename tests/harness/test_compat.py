@@ -65,7 +65,7 @@ def test_loaders_given_to_fit(tmp_path):
 
 def test_load_validation_data(tmp_path):
     class Ask(pl.Callback):
-        def on_train_start(self, trainer, pl_module):
+        def on_fit_start(self, trainer, pl_module):
             self.before = trainer.val_dataloaders
             compat.load_validation_data(trainer)
             self.first = trainer.val_dataloaders
@@ -80,7 +80,7 @@ def test_load_validation_data(tmp_path):
 
 
 def test_counts_of_batches(tmp_path):
-    """Four batches an epoch: the seventh of the run is the third of its epoch; validations are at steps 4 and 8."""
+    """Four batches an epoch: the seventh of the run is the third of its epoch; validations are logged at 3 and 7."""
 
     class Note(pl.Callback):
         def __init__(self):
@@ -95,7 +95,7 @@ def test_counts_of_batches(tmp_path):
     note = Note()
     make_trainer(tmp_path, [note]).fit(Boring())
     assert note.batches == [(index, index % 4) for index in range(8)]
-    assert note.logged == [4, 8]
+    assert note.logged == [3, 7]
 
 
 def test_silent_logger():
