@@ -18,6 +18,7 @@ from lightning_robust.callbacks.averaging.learning_rate import CyclicRate
 from lightning_robust.callbacks.averaging.swalp.low_precision import LowPrecision
 from lightning_robust.functional.averaging import Kind
 from lightning_robust.harness.checkpoints import RAW_KEY
+from lightning_robust.harness.compat import batches_before
 from lightning_robust.harness.ranks import Guard
 from lightning_robust.harness.trainers import NoEffectWarning, find_callbacks, refuse_sharded
 
@@ -152,7 +153,7 @@ class SWACallback(pl.Callback):
         if self._averaged is not None:
             self._averaged.begin_batch(batch_idx)
         if self._low is not None:
-            self._low.begin_step(trainer.fit_loop.total_batch_idx + 1)
+            self._low.begin_step(batches_before(trainer) + 1)
         if self._rate is not None and self.main.started is not None:
             self._rate.apply(trainer, self.main)
 
