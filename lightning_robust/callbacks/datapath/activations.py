@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 from lightning_robust.functional.weights import Weights
 from lightning_robust.layers import match_modules
 from lightning_robust.structures import map_tensors, rebuild, tensors_in
-from lightning_robust.torch_names import without_compiled_prefix
 
 Visit = Callable[[int, Tensor], Tensor | None]
 """Takes the position of a point and its activations; what it returns takes their place."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_robust.callbacks.datapath.activations import eager, rounded
-from lightning_robust.harness.evaluate import quietly
+from lightning_robust.harness.quiet import quietly
 from lightning_robust.structures import Key, get_args, tensors_in
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
