@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_robust.functional.weights import Weights
+from lightning_robust.harness.compat import compiler_is_loaded, without_compiled_prefix
 from lightning_robust.layers import match_modules
 from lightning_robust.structures import map_tensors, rebuild, tensors_in
 
@@ -188,7 +189,7 @@ def _layer_paths(module: nn.Module, layers: list[str] | None) -> set[str]:
 
 
 def _name_call(path: str, call: int) -> str:
-    name = path.replace("_orig_mod.", "") or "(root)"
+    name = without_compiled_prefix(path) or "(root)"
     return name if call == 1 else f"{name}#{call}"
 
 

@@ -18,6 +18,7 @@ from lightning_robust.callbacks.datapath.network import PRECISIONS, QuietNetwork
 from lightning_robust.callbacks.datapath.paths import Paths, find_paths
 from lightning_robust.functional.datapath import LayerDivergence, channel_energy, parting_point, same_norm_noise
 from lightning_robust.harness.batches import validation_batches
+from lightning_robust.harness.compat import load_validation_data
 from lightning_robust.structures import Key, map_tensors, take_rows, tensors_in
 
 CARRIED_SHARE = 0.8
@@ -174,8 +175,7 @@ class DatapathProbe:
 
 def _first_samples(trainer: pl.Trainer, pl_module: pl.LightningModule, count: int, batch_size: int) -> list[Any]:
     """The first validation samples, in parts of at most ``batch_size``."""
-    if trainer.val_dataloaders is None:
-        trainer.fit_loop.epoch_loop.val_loop.setup_data()
+    load_validation_data(trainer)
     parts: list[Any] = []
     if trainer.val_dataloaders is not None:
         with closing(validation_batches(trainer, pl_module)) as batches:
