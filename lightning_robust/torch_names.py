@@ -6,7 +6,17 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as AnyBatchNorm
+from torch.nn.modules.conv import _ConvNd as AnyConvolution
 
+__all__ = [
+    "AnyBatchNorm",
+    "AnyConvolution",
+    "is_compiled",
+    "lerp_all_",
+    "original_of_compiled",
+    "without_compiled_prefix",
+]
 _COMPILED = "_orig_mod"
 
 

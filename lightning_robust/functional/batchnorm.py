@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_robust.torch_names import AnyBatchNorm
 
 
 @dataclass
@@ -114,7 +115,7 @@ def refresh_batchnorm(
     return len(chosen)
 
 
-def batchnorm_layers(module: nn.Module) -> list[_BatchNorm]:
+def batchnorm_layers(module: nn.Module) -> list[AnyBatchNorm]:
     """The BatchNorm layers that keep running statistics, in the order of ``modules()``.
 
     Example:
@@ -122,17 +123,17 @@ def batchnorm_layers(module: nn.Module) -> list[_BatchNorm]:
         >>> batchnorm_layers(net) == [net[0]]
         True
     """
-    return [part for part in module.modules() if isinstance(part, _BatchNorm) and part.running_mean is not None]
+    return [part for part in module.modules() if isinstance(part, AnyBatchNorm) and part.running_mean is not None]
 
 
 def _collect(
-    layers: list[_BatchNorm],
+    layers: list[AnyBatchNorm],
     batches: Callable[[], Iterable[Any]],
     run: Callable[[Any], Any],
     reduce: Callable[[Tensor], Tensor] | None,
     *,
     stop: bool,
-) -> dict[_BatchNorm, _Moments]:
+) -> dict[AnyBatchNorm, _Moments]:
     """The moments of the inputs of each layer that sees any, in one pass over the data."""
     moments: dict[nn.Module, _Moments] = {layer: _Moments() for layer in layers}
 
@@ -157,7 +158,7 @@ def _collect(
     return seen if reduce is None else {layer: part.reduced(reduce) for layer, part in seen.items()}
 
 
-def _set_statistics(layer: _BatchNorm, moments: _Moments, *, correction: int) -> None:
+def _set_statistics(layer: AnyBatchNorm, moments: _Moments, *, correction: int) -> None:
     """Mean and variance, the latter over ``n - correction``."""
     if layer.running_mean is not None and layer.running_var is not None:
         layer.running_mean.copy_(torch.as_tensor(moments.mean))
@@ -165,14 +166,14 @@ def _set_statistics(layer: _BatchNorm, moments: _Moments, *, correction: int) ->
 
 
 def _in_order_of_calls(
-    layers: list[_BatchNorm], batches: Callable[[], Iterable[Any]], run: Callable[[Any], Any]
-) -> list[_BatchNorm]:
+    layers: list[AnyBatchNorm], batches: Callable[[], Iterable[Any]], run: Callable[[Any], Any]
+) -> list[AnyBatchNorm]:
     """The layers in the order in which a forward pass reaches them."""
     seen: dict[nn.Module, None] = {}
     with _hooked(layers, lambda layer, _: seen.setdefault(layer)):
         for batch in islice(batches(), 1):
             run(batch)
-    return [layer for layer in seen if isinstance(layer, _BatchNorm)]
+    return [layer for layer in seen if isinstance(layer, AnyBatchNorm)]
 
 
 @contextmanager
@@ -186,7 +187,7 @@ def _hooked(layers: Iterable[nn.Module], hook: Callable[[nn.Module, tuple[Any, .
 
 
 @contextmanager
-def _all_or_nothing(layers: list[_BatchNorm]) -> Iterator[None]:
+def _all_or_nothing(layers: list[AnyBatchNorm]) -> Iterator[None]:
     buffers = [buffer for layer in layers for buffer in (layer.running_mean, layer.running_var) if buffer is not None]
     copies = [(buffer, buffer.clone()) for buffer in buffers]
     try:
@@ -198,7 +199,7 @@ def _all_or_nothing(layers: list[_BatchNorm]) -> Iterator[None]:
 
 
 @contextmanager
-def _evaluating(module: nn.Module, layers: list[_BatchNorm]) -> Iterator[None]:
+def _evaluating(module: nn.Module, layers: list[AnyBatchNorm]) -> Iterator[None]:
     """Evaluation mode everywhere but in ``layers``, which normalise by the batch and keep no statistics of it."""
     modes = [(part, part.training) for part in module.modules()]
     tracking = [(layer, layer.track_running_stats) for layer in layers]

@@ -16,6 +16,8 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
+from lightning_robust.torch_names import AnyBatchNorm as AnyBatchNorm
+from lightning_robust.torch_names import AnyConvolution as AnyConvolution
 from lightning_robust.torch_names import is_compiled as is_compiled
 from lightning_robust.torch_names import lerp_all_ as lerp_all_
 from lightning_robust.torch_names import original_of_compiled as original_of_compiled

@@ -20,10 +20,6 @@ PACKAGE = Path(lightning_robust.__file__).parent
 HOLDERS = {PACKAGE / "harness/compat.py", PACKAGE / "torch_names.py"}
 
 
-def public_functions(module):
-    return {name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}
-
-
 def test_takes_batch_index():
     class Host:
         def alone(self, batch): ...
@@ -133,8 +129,17 @@ def test_is_compiled():
     assert torch_names.is_compiled(nn.Sequential(torch.compile(nn.Linear(2, 2))))
 
 
+def test_classes_of_layers():
+    norms = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.LazyBatchNorm2d}
+    convolutions = {nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d}
+    assert all(issubclass(each, torch_names.AnyBatchNorm) for each in norms)
+    assert all(issubclass(each, torch_names.AnyConvolution) for each in convolutions)
+    assert not issubclass(nn.GroupNorm, torch_names.AnyBatchNorm)
+    assert not issubclass(nn.Linear, torch_names.AnyConvolution)
+
+
 def test_compat_names_what_the_rooms_below_need():
-    assert public_functions(torch_names) <= vars(compat).keys()
+    assert {*torch_names.__all__} <= vars(compat).keys()
 
 
 # names of modules that Lightning documents for users, though they live under `utilities`

@@ -26,6 +26,7 @@ from lightning_robust.functional.linearization import (
     single_step,
     tangent_kernel,
 )
+from lightning_robust.harness.compat import without_compiled_prefix
 from lightning_robust.harness.quiet import quietly
 from lightning_robust.harness.steps import call_step
 from lightning_robust.layers import find_layers
@@ -129,7 +130,7 @@ class _Network:
             )
         self._now = {name: _wide(tensor) for name, tensor in now.items()}
         self._start = {name: _wide(start[name].to(tensor.device)) for name, tensor in now.items()}
-        self._layers = {layer.name.replace("_orig_mod.", ""): layer for layer in find_layers(module)}
+        self._layers = {without_compiled_prefix(layer.name): layer for layer in find_layers(module)}
         self.args: tuple[Any, ...] = ()
 
     def movement(self) -> Numbers:

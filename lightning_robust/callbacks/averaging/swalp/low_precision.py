@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_robust.functional.quantization import quantize_block
+from lightning_robust.harness.compat import AnyConvolution
 
 _FIRST_MOMENTS = ("momentum_buffer", "exp_avg")
 _LARGE = 1_000_003
@@ -54,7 +54,7 @@ class LowPrecision:
         self._of_all_ranks, self._of_rank = torch.Generator(device), torch.Generator(device)
         self._rank = rank
         self.begin_step(0)
-        layers = [part for part in module.modules() if isinstance(part, nn.Linear | _ConvNd)]
+        layers = [part for part in module.modules() if isinstance(part, nn.Linear | AnyConvolution)]
         for layer in layers[:-1]:
             self._handles.append(layer.register_forward_hook(self._round_output))
         for optimizer in optimizers:
