@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: the frame that they share, rendered by Jinja with everything escaped."""
+"""Self-contained HTML pages, rendered by Jinja with every value escaped: their common frame and its parts."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ _PACKAGES = (
 
 
 def render(package: str, template: str, title: str, **values: Any) -> str:
-    """A whole page without anything from outside of it.
+    """A whole page that loads nothing from elsewhere.
 
     Args:
         package: Name of the package that holds the template.
         template: Its file name, ``*.html.j2``. It extends ``base.html.j2``, fills the block ``content``, and may call
-            the macros ``parts.table(columns, rows, kind)`` and ``parts.bullets(lines)``. Every value is escaped.
-        title: Of the window and of the first heading.
-        values: What the template names, besides ``facts`` (see :func:`environment_facts`), the last table of the page.
+            the macros of ``parts.html.j2``: ``parts.table(columns, rows, kind)``, ``parts.bullets(lines)`` and
+            ``parts.breakable(name)``. Every value is escaped.
+        title: Title of the window, and the first heading.
+        values: The variables of the template, and ``facts`` (see :func:`environment_facts`), the last table.
     """
     loaders = [jinja2.PackageLoader(package, ""), jinja2.PackageLoader(__name__, "")]
     environment = jinja2.Environment(
@@ -46,7 +47,7 @@ def render(package: str, template: str, title: str, **values: Any) -> str:
 
 
 def svg(figure: Figure) -> Markup:
-    """A figure inside of the page."""
+    """A figure as part of the page."""
     stream = io.StringIO()
     figure.savefig(stream, format="svg", metadata={"Date": None})
     text = stream.getvalue()
@@ -54,7 +55,7 @@ def svg(figure: Figure) -> Markup:
 
 
 def environment_facts() -> dict[str, str]:
-    """When, by which command, on which machine and with which packages a page was written."""
+    """The time, the command, the machine and the versions of packages that a page was written with."""
     facts = {
         "written": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
         "command": " ".join(sys.argv),

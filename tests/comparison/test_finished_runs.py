@@ -69,6 +69,14 @@ def test_csv_parity_and_replay(tmp_path):
     }
 
 
+def test_csv_tells_nan_from_an_empty_cell(tmp_path):
+    """A loss that became NaN is the last value; a cell that was left empty, or cut off, is not."""
+    (tmp_path / "metrics.csv").write_text("epoch,step,val/acc,train/loss\n0,1,0.5,2.0\n1,3,,nan\n2,5\n")
+    scalars = read_run(tmp_path).scalars
+    assert (scalars["epoch"], scalars["val/acc"]) == (2.0, 0.5)
+    assert math.isnan(scalars["train/loss"])
+
+
 def test_worst_family_is_not_a_number_where_one_is_not(tmp_path):
     scalars = {"sensitivity/family/shift": 2.0, "sensitivity/family/gamma": 3.0}
     assert read_run(write_run(tmp_path / "a", scalars)).scalars[WORST] == 3.0

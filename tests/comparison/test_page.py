@@ -6,7 +6,6 @@ import re
 import pytest
 
 from lightning_robust.comparison.columns import GROUPS
-from lightning_robust.comparison.figure import draw_pareto
 from lightning_robust.comparison.finished_runs import SECONDS, FinishedRun
 from lightning_robust.comparison.page import cost_rows, html_page, markdown_page, missing, write_comparison
 from lightning_robust.comparison.table import compare_runs
@@ -80,13 +79,3 @@ def test_files(comparison, tmp_path):
     }
     assert told["rows"][1]["times_plain"] == 1.5
     assert "torch" in told["provenance"]
-
-
-def test_picture_has_the_means_and_the_front(comparison):
-    (plane,) = draw_pareto(comparison).axes
-    places = [tuple(points.get_offsets()[0]) for points in plane.collections if len(points.get_offsets()) == 1]
-    assert (0.5625, 0.25) in places
-    assert (0.875, 0.125) in places
-    assert plane.lines[0].get_xydata().tolist() == [[0.5625, 0.25], [0.875, 0.125]]
-    assert plane.get_xlabel() == "clean: val/acc"
-    assert draw_pareto(compare_runs([finished(0, 0.5, 0.25, 1.0)])) is None

@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lightning_robust.comparison.columns import Column, direction, group_of
+from lightning_robust.comparison.columns import Column
 from lightning_robust.comparison.finished_runs import SECONDS, FinishedRun
-from lightning_robust.comparison.names import techniques
 from lightning_robust.comparison.table import axes, compare_runs, leading, mean_range, pareto_front
 
 CLASS = "lightning_robust.callbacks."
@@ -91,22 +90,6 @@ def test_doubts_are_told():
     )
 
 
-def test_techniques_of_a_configuration():
-    content = config(model={"regmixup_weight": 1.0, "regmixup_alpha": 20.0, "rotation_weight": 0.0})
-    content |= {"swa": swa(start=1), "greedy_soup": False, "deployment_parity": {"class_path": "x", "init_args": {}}}
-    content["trainer"] = {"callbacks": [{"class_path": CLASS + "WiSEFTCallback", "init_args": {"alphas": 3}}]}
-    assert techniques(content) == {
-        "regmixup": {"regmixup_weight": 1.0, "regmixup_alpha": 20.0},
-        "wise_ft": {"alphas": 3},
-        "swa": {"start": 1},
-    }
-    rewound = {"class_path": CLASS + "LayerCriticalityCallback", "init_args": {"rewind": True}}
-    assert techniques(config(layer_criticality=rewound)) == {"layer_criticality": {"rewind": True}}
-    assert techniques(config(layer_criticality=rewound | {"init_args": {"rewind": False}})) == {}
-    measured = config(adversarial={"class_path": CLASS + "AdversarialCallback", "init_args": {"ratio": 0.0}})
-    assert techniques(measured) == {}
-
-
 def test_chosen_metrics():
     run = finished("a", {"val/acc": 0.5, "depth": 2.0})
     assert compare_runs([run], "depth:min, val/acc").columns == (
@@ -123,58 +106,11 @@ def test_chosen_metrics():
         compare_runs([])
 
 
-@pytest.mark.parametrize(
-    ("tag", "group", "better"),
-    [
-        ("val/acc", "clean", "max"),
-        ("val_lateral_px", "clean", "min"),
-        ("adversarial/val_acc@0.1", "attacked", "max"),
-        ("adversarial/val_loss@0.1", "attacked", "min"),
-        ("val/pgd_acc", "attacked", "max"),
-        ("val/acc_corrupted", "corrupted", "max"),
-        ("attribution/preprocessing", "preprocessing", "min"),
-        ("parity/tensorrt-fp16/px_p99", "fp16", "min"),
-        ("parity/emulated-tf32/rel_l2", "tf32", "min"),
-        ("replay/torch-fp32/swing", "recording", "min"),
-        ("test/recording_bend_px", "recording", "min"),
-        ("train/loss", "other", "min"),
-        ("val/depth", "clean", None),
-    ],
-)
-def test_what_a_tag_tells(tag, group, better):
-    assert (group_of(tag), direction(tag)) == (group, better)
-
-
 def test_pareto_front_against_all_pairs():
     generator = random.Random(0)
     points = [(generator.randint(0, 5), generator.randint(0, 5)) for _ in range(40)]
     beaten = {i for i, p in enumerate(points) for q in points if q != p and q[0] >= p[0] and q[1] <= p[1]}
     assert pareto_front(points, ("max", "min")) == [i for i in range(40) if i not in beaten]
-
-
-def test_settings_are_told_as_short_as_they_differ():
-    models = [("my.Net", {"lr": 1}, None), ("my.Net", {"lr": 2}, 3), ("your.Net2", {"lr": 2}, 3)]
-    models += [("your.Net2", {"lr": 3}, 3), ("your.Net2", {"lr": 4}, 3)]
-    runs = [
-        FinishedRun(
-            Path(str(i)),
-            {
-                "model": {"class_path": path},
-                "optimizer": optimizer,
-                "head": {"lr": 1},
-                "trainer": {"max_epochs": epochs},
-            },
-            {"val/acc": 0.5},
-        )
-        for i, (path, optimizer, epochs) in enumerate(models)
-    ]
-    assert [row.name for row in compare_runs(runs).rows] == [
-        "plain [class_path=Net, lr=1]",
-        "plain [class_path=Net, lr=2]",
-        "plain [class_path=Net2, lr=2]",
-        "plain [class_path=Net2, lr=3]",
-        "plain [class_path=Net2, lr=4]",
-    ]
 
 
 def test_the_strongest_attack_speaks_for_all():
@@ -183,6 +119,20 @@ def test_the_strongest_attack_speaks_for_all():
     tags = [leading(comparison, group).tag for group in ("clean", "attacked", "fp16")]
     assert tags == ["val/acc", "val/pgd_acc", "parity/b-fp16/rel_l2"]
     assert leading(comparison, "corrupted") is None
+
+
+def test_a_run_without_numbers_is_a_row_without_cells():
+    comparison = compare_runs([finished("a", {"val/acc": 0.5}), finished("b", {}, optimizer={"lr": 1})])
+    assert [comparison.cell(row, "val/acc") for row in range(2)] == [(0.5,), ()]
+    assert comparison.best(comparison.columns[0]) == set()  # nothing to choose from
+    assert compare_runs([finished("a", {})]).columns == ()
+
+
+def test_a_diverged_run_is_worst_and_is_shown():
+    runs = [finished("a", {"val/acc": math.nan}), finished("b", {"val/acc": 0.5}, optimizer={"lr": 1})]
+    comparison = compare_runs(runs)
+    assert math.isnan(comparison.means["val/acc"][0])
+    assert comparison.best(comparison.columns[0]) == {1}
 
 
 def test_axes_of_the_picture():
