@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from vision import SmallViT, resnet18
 
 from lightning_robust.deployment.graph.export import export, frozen_copy
-from lightning_robust.deployment.numerics.sensitivity import Sweep
+from lightning_robust.deployment.numerics.keep_list import find_keep_list
+from lightning_robust.deployment.numerics.sensitivity import NodeSweep
 from lightning_robust.tables import markdown
 
 HEAD = ("model", "nodes", "ranking, s", "list, s", "all fp16", "kept", "with the list", "factor")
@@ -65,10 +66,10 @@ def row(name: str) -> list[str]:
     images = torch.randn(2, 3, 224, 224)
     exported = export(module, (images,))
     start = time.perf_counter()
-    sweep = Sweep(exported.model, {exported.inputs[0]: images.numpy()}, origins=exported.origins)
+    sweep = NodeSweep(exported.model, {exported.inputs[0]: images.numpy()}, origins=exported.origins)
     found = sweep.sensitivity()
     ranked = time.perf_counter()
-    kept = sweep.keep_fp32(found.total / 50)
+    kept = find_keep_list(sweep, found, found.total / 50)
     listed = time.perf_counter()
     return [
         name,

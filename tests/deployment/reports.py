@@ -4,7 +4,8 @@ import dataclasses
 import math
 
 from lightning_robust.deployment.graph.export import Origin
-from lightning_robust.deployment.numerics.sensitivity import KeepList, NodeSensitivity, Sensitivity
+from lightning_robust.deployment.numerics.keep_list import KeepList
+from lightning_robust.deployment.numerics.sensitivity import NodeSensitivity, Sensitivity
 from lightning_robust.deployment.numerics.trace import NodeTrace
 from lightning_robust.deployment.parity.result import ParityReport, TargetResult
 

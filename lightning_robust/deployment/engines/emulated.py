@@ -7,7 +7,8 @@ from typing import cast
 from lightning_robust.deployment.engines.base import HALF, Built, Runtime
 from lightning_robust.deployment.engines.onnxruntime import open_session
 from lightning_robust.deployment.engines.subject import Subject
-from lightning_robust.deployment.numerics.emulate import Precision, emulate
+from lightning_robust.deployment.numerics.emulate import emulate
+from lightning_robust.deployment.numerics.rounding import Precision
 
 
 class EmulatedRuntime(Runtime):

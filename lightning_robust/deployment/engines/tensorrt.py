@@ -13,7 +13,8 @@ from lightning_robust.deployment.engines.base import HALF, Built, Runtime, feed
 from lightning_robust.deployment.engines.child.process import EngineError
 from lightning_robust.deployment.engines.profile import make_profile
 from lightning_robust.deployment.engines.subject import Subject
-from lightning_robust.deployment.numerics.convert import Half, to_half
+from lightning_robust.deployment.numerics.convert import to_half
+from lightning_robust.deployment.numerics.rounding import Half
 
 
 class TensorRTRuntime(Runtime):

@@ -6,49 +6,28 @@ an overflow inside the network stays unseen. Rounding each value explicitly show
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
-from typing import Literal
+from collections.abc import Collection
+from typing import get_args
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+import onnx_ir as ir
+from onnx import TensorProto
 
 from lightning_robust.deployment.graph.types import element_types
-
-Precision = Literal["fp16", "bf16", "tf32"]
-
-MOVES = frozenset(
-    [
-        "Concat",
-        "DepthToSpace",
-        "Expand",
-        "Flatten",
-        "Gather",
-        "GatherElements",
-        "GatherND",
-        "Identity",
-        "Pad",
-        "Reshape",
-        "Shape",
-        "Slice",
-        "SpaceToDepth",
-        "Split",
-        "Squeeze",
-        "Tile",
-        "Transpose",
-        "Unsqueeze",
-        "Where",
-    ]
+from lightning_robust.deployment.numerics.operators import MOVES, TENSOR_CORE
+from lightning_robust.deployment.numerics.preconditions import check_graph, check_names
+from lightning_robust.deployment.numerics.rounding import (
+    TF32_FACTOR,
+    TF32_LIMIT,
+    Precision,
+    round_array,
+    round_value,
+    split_value,
 )
-"""Operators that only move values: their results are as rounded as their inputs."""
+
 SWITCHES = "low_precision"
 """Name of the input that :func:`switchable` adds."""
-# Operators that an engine computes on tensor cores when TF32 is allowed.
-_TENSOR_CORE = frozenset(["Conv", "ConvTranspose", "Gemm", "MatMul"])
-_CAST = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
-_TF32_SPLIT = float(2**13 + 1)
-_TF32_LIMIT = float(2**100)
 
 
 def emulate(model: onnx.ModelProto, precision: Precision, keep_fp32: Collection[str] = ()) -> onnx.ModelProto:
@@ -62,45 +41,26 @@ def emulate(model: onnx.ModelProto, precision: Precision, keep_fp32: Collection[
     An engine fuses nodes and then rounds less often (smaller error); one that accumulates in fp16 errs more.
 
     Args:
-        model: fp32 graph as from :func:`~lightning_robust.deployment.graph.export.export`.
+        model: fp32 graph as from :func:`~lightning_robust.deployment.graph.export.export`. It is not changed.
         precision: ``"fp16"``, ``"bf16"`` or ``"tf32"``.
         keep_fp32: Names of nodes that compute in fp32 on unrounded weights. Their results are rounded where a node
             that is not kept reads them; what they read from such a node has been rounded.
 
     Returns:
-        A new graph with the same inputs and outputs, both fp32. The given one is left alone.
+        A new graph with the same inputs and outputs, both fp32.
 
     Raises:
-        ValueError: For an unknown precision, an unknown node name, or a graph with subgraphs (If, Loop, Scan).
+        ValueError: For an unknown precision, an unknown node name, sparse weights, or a graph with subgraphs (If, Loop,
+            Scan).
 
     Example:
-        >>> x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
-        >>> y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
-        >>> graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"], "act")], "g", [x], [y])
-        >>> [node.op_type for node in emulate(helper.make_model(graph), "fp16").graph.node]
+        >>> from onnx import parser
+        >>> text = "g (float[1] x) => (float[1] y) { [act] y = Relu(x) }"
+        >>> model = parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]> {text}')
+        >>> [node.op_type for node in emulate(model, "fp16").graph.node]
         ['Cast', 'Cast', 'Relu', 'Cast', 'Cast']
     """
-    if precision not in ("fp16", "bf16", "tf32"):
-        raise ValueError(f"Expected `precision` to be 'fp16', 'bf16' or 'tf32', but got {precision!r}.")
-    _check_nodes(model.graph, keep_fp32)
-    return _Emulation(model, precision, frozenset(keep_fp32)).build()
-
-
-def round_array(values: NDArray[np.float32], precision: Precision) -> NDArray[np.float32]:
-    """Round an fp32 array to the nearest value of another precision, ties to even; too large becomes infinity.
-
-    Example:
-        >>> round_array(np.array([1.0005, 7e4], np.float32), "fp16").tolist()
-        [1.0009765625, inf]
-    """
-    with np.errstate(over="ignore"):
-        if precision == "fp16":
-            return values.astype(np.float16).astype(np.float32)
-        dropped = {"bf16": 16, "tf32": 13}[precision]
-        bits = values.view(np.uint32).astype(np.uint64)
-        even = (bits >> dropped) & 1
-        rounded = ((bits + (1 << (dropped - 1)) - 1 + even) >> dropped << dropped).astype(np.uint32)
-        return np.where(np.isfinite(values), rounded.view(np.float32), values)
+    return to_model(Emulation(model, precision, keep_fp32).build())
 
 
 def switchable(model: onnx.ModelProto, precision: Precision) -> tuple[onnx.ModelProto, tuple[str, ...]]:
@@ -121,192 +81,160 @@ def switchable(model: onnx.ModelProto, precision: Precision) -> tuple[onnx.Model
     Raises:
         ValueError: As :func:`emulate`.
     """
-    if precision not in ("fp16", "bf16", "tf32"):
-        raise ValueError(f"Expected `precision` to be 'fp16', 'bf16' or 'tf32', but got {precision!r}.")
-    _check_nodes(model.graph, ())
-    emulation = _Switchable(model, precision, frozenset())
-    return emulation.build(), tuple(emulation.switches)
+    emulation = _SwitchableEmulation(model, precision)
+    return to_model(emulation.build()), tuple(emulation.switched)
 
 
-class _Emulation:
+def to_model(model: ir.Model) -> onnx.ModelProto:
+    """The ONNX model without its inferred types, which do not hold in a graph that was rewritten."""
+    proto = ir.to_proto(model)
+    del proto.graph.value_info[:]
+    return proto
+
+
+class Emulation:
     """One pass over the nodes that rounds what each reads and computes; no value is rounded twice.
 
     A node that computes in half precision stores half: what a node kept in fp32 reads from it has lost its bits.
+
+    Args:
+        model: As for :func:`emulate`.
+        precision: ``"fp16"``, ``"bf16"`` or ``"tf32"``.
+        keep_fp32: Names of nodes that compute in fp32.
+
+    Attributes:
+        unrounded: Rounded output of a node -> the output before its rounding.
     """
 
-    def __init__(self, model: onnx.ModelProto, precision: Precision, keep: frozenset[str]) -> None:
-        self._model = onnx.ModelProto()
-        self._model.CopyFrom(model)
+    def __init__(self, model: onnx.ModelProto, precision: Precision, keep_fp32: Collection[str] = ()) -> None:
+        if precision not in get_args(Precision):
+            raise ValueError(f"Expected `precision` to be 'fp16', 'bf16' or 'tf32', but got {precision!r}.")
+        check_graph(model.graph)
+        check_names(model.graph, keep_fp32)
+        self.unrounded: dict[ir.Value, ir.Value] = {}
+        self._model = ir.from_proto(model)
+        self._graph = self._model.graph
+        self._keep = frozenset(keep_fp32)
         self._precision: Precision = precision
-        self._keep = keep
         self._types = element_types(model)
-        self._initializers = {tensor.name: tensor for tensor in self._model.graph.initializer}
-        self._rounded: dict[str, str] = {}
-        self._exact: set[str] = set()  # values that rounding would not change
-        self._nodes: list[onnx.NodeProto] = []
+        self._rounded: dict[ir.Value, ir.Value] = {}
+        self._exact: set[ir.Value] = set()  # values that rounding would not change
 
-    def build(self) -> onnx.ModelProto:
-        graph = self._model.graph
-        if self._precision == "tf32":
-            self._add_constants()
-        for node in list(graph.node):
-            self._add(node)
-        del graph.node[:], graph.value_info[:]
-        graph.node.extend(self._nodes)
-        _drop_unused(graph)
+    def build(self) -> ir.Model:
+        """Insert the roundings."""
+        for node in tuple(self._graph):
+            if node.name not in self._keep and self._is_floating(node):
+                self._narrow(node)
+        self._drop_unread_weights()
         return self._model
 
-    def _add(self, node: onnx.NodeProto) -> None:
-        narrow = node.name not in self._keep and self._is_floating(node)
-        if narrow:
-            operands = 2 if self._precision == "tf32" else len(node.input)  # a bias is added in fp32
-            for index, name in enumerate(node.input[:operands]):
-                if self._types.get(name) == TensorProto.FLOAT:
-                    node.input[index] = self._read(node, index, name)
-        self._nodes.append(node)
-        if narrow and self._precision != "tf32":
-            for index, name in enumerate(node.output):
-                if self._types.get(name) == TensorProto.FLOAT:
-                    self._write(node, index, name)
-
-    def _is_floating(self, node: onnx.NodeProto) -> bool:
+    def _is_floating(self, node: ir.Node) -> bool:
         if self._precision == "tf32":
-            return node.op_type in _TENSOR_CORE
-        return any(self._types.get(name) == TensorProto.FLOAT for name in (*node.input, *node.output))
+            return node.op_type in TENSOR_CORE
+        return any(self._is_float(value) for value in (*node.inputs, *node.outputs))
 
-    def _read(self, node: onnx.NodeProto, index: int, name: str) -> str:
-        """The name under which a node in low precision reads a value."""
-        return self._round(name)
+    def _is_float(self, value: ir.Value | None) -> bool:
+        return value is not None and self._types.get(value.name or "") == TensorProto.FLOAT
 
-    def _write(self, node: onnx.NodeProto, index: int, name: str) -> None:
-        """Round what a node in low precision computed."""
-        if node.op_type not in MOVES:
-            node.output[index] = f"{name}__exact"
-            self._nodes.extend(self._cast(f"{name}__exact", name))
-        self._exact.add(name)
+    def _narrow(self, node: ir.Node) -> None:
+        """Let a node read and write values of the other precision."""
+        operands = node.inputs[:2] if self._precision == "tf32" else node.inputs  # TF32 adds a bias in fp32
+        for index, value in enumerate(operands):
+            if value is not None and self._is_float(value):
+                node.replace_input_with(index, self._read(node, index, value))
+        outputs = [value for value in node.outputs if self._is_float(value)]
+        if node.op_type in MOVES:
+            self._exact.update(outputs)
+        elif self._precision != "tf32":
+            self._graph.insert_after(node, [step for value in outputs for step in self._write(value)])
 
-    def _round(self, name: str) -> str:
-        if name in self._exact:
-            return name
-        if name not in self._rounded:
-            target = f"{name}__{self._precision}"
-            self._rounded[name] = target
-            if name in self._initializers:
-                self._round_weight(name, target)
-            else:
-                self._nodes.extend(self._steps(name, target))
-        return self._rounded[name]
+    def _read(self, node: ir.Node, index: int, value: ir.Value) -> ir.Value:
+        """The value that a node in low precision reads in the place of one of its inputs."""
+        if value in self._exact:
+            return value
+        if value.is_initializer():
+            return self._round_weight(value)
+        if value not in self._rounded:
+            target = self._rounded[value] = ir.Value(name=f"{value.name}__{self._precision}")
+            self._graph.insert_before(node, self._round(value, target))
+        return self._rounded[value]
 
-    def _round_weight(self, name: str, target: str) -> None:
-        values = numpy_helper.to_array(self._initializers[name])
-        rounded = round_array(np.ascontiguousarray(values), self._precision)
-        self._model.graph.initializer.append(numpy_helper.from_array(rounded, target))
+    def _write(self, value: ir.Value) -> list[ir.Node]:
+        """Put a rounding between a node's output and all who read it, under the output's name."""
+        rounded = ir.Value(name=value.name, type=value.type, shape=value.shape)
+        value.replace_all_uses_with(rounded, replace_graph_outputs=True)
+        value.name = f"{rounded.name}__exact"
+        self._exact.add(rounded)
+        self.unrounded[rounded] = value
+        return self._round(value, rounded)
 
-    def _steps(self, source: str, target: str) -> list[onnx.NodeProto]:
-        return self._split(source, target) if self._precision == "tf32" else self._cast(source, target)
+    def _round_weight(self, value: ir.Value) -> ir.Value:
+        if value not in self._rounded and value.const_value is not None:
+            weights = round_array(value.const_value.numpy(), self._precision)
+            self._rounded[value] = self._add_weight(f"{value.name}__{self._precision}", weights)
+        return self._rounded[value]
 
-    def _cast(self, source: str, target: str) -> list[onnx.NodeProto]:
-        narrow = f"{target}__narrow"
-        return [
-            helper.make_node("Cast", [source], [narrow], f"round/{target}", to=_CAST[self._precision]),
-            helper.make_node("Cast", [narrow], [target], f"widen/{target}", to=TensorProto.FLOAT),
-        ]
+    def _round(self, source: ir.Value, target: ir.Value) -> list[ir.Node]:
+        """The nodes that round one value into another."""
+        if self._precision == "tf32":
+            factor = self._add_weight("__tf32_split", np.array(TF32_FACTOR, np.float32))
+            limit = self._add_weight("__tf32_limit", np.array(TF32_LIMIT, np.float32))
+            return split_value(source, target, factor, limit)
+        return round_value(source, target, self._precision)
 
-    def _split(self, source: str, target: str) -> list[onnx.NodeProto]:
-        """Veltkamp: with c = x (2^13 + 1), c - (c - x) is x rounded to 11 significant bits."""
+    def _add_weight(self, name: str, values: np.ndarray) -> ir.Value:
+        if name not in self._graph.initializers:
+            self._graph.register_initializer(ir.Value(name=name, const_value=ir.tensor(values, name=name)))
+        return self._graph.initializers[name]
 
-        def node(op: str, inputs: list[str], output: str) -> onnx.NodeProto:
-            return helper.make_node(op, inputs, [output], f"round/{output}")
-
-        return [
-            node("Mul", [source, "__tf32_split"], f"{target}__scaled"),
-            node("Sub", [f"{target}__scaled", source], f"{target}__rest"),
-            node("Sub", [f"{target}__scaled", f"{target}__rest"], f"{target}__head"),
-            node("Abs", [source], f"{target}__size"),
-            node("Less", [f"{target}__size", "__tf32_limit"], f"{target}__small"),
-            node("Where", [f"{target}__small", f"{target}__head", source], target),
-        ]
-
-    def _add_constants(self) -> None:
-        for name, value in (("__tf32_split", _TF32_SPLIT), ("__tf32_limit", _TF32_LIMIT)):
-            self._model.graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), name))
+    def _drop_unread_weights(self) -> None:
+        # not onnx_ir's RemoveUnusedNodesPass, which drops nodes and outputs that a trace has to report
+        for name, value in tuple(self._graph.initializers.items()):
+            if not value.uses() and not value.is_graph_output():
+                del self._graph.initializers[name]
 
 
-class _Switchable(_Emulation):
+class _SwitchableEmulation(Emulation):
     """The same with a switch before every rounding."""
 
-    def __init__(self, model: onnx.ModelProto, precision: Precision, keep: frozenset[str]) -> None:
-        super().__init__(model, precision, keep)
-        self.switches: list[str] = []
+    def __init__(self, model: onnx.ModelProto, precision: Precision) -> None:
+        super().__init__(model, precision)
+        self.switched: list[str] = []
+        self._switches = ir.Value(name=SWITCHES, type=ir.TensorType(ir.DataType.BOOL))
 
-    def build(self) -> onnx.ModelProto:
+    def build(self) -> ir.Model:
         model = super().build()
-        model.graph.input.append(helper.make_tensor_value_info(SWITCHES, TensorProto.BOOL, [len(self.switches)]))
+        self._switches.shape = ir.Shape([len(self.switched)])
+        self._graph.inputs.append(self._switches)
         return model
 
-    def _add(self, node: onnx.NodeProto) -> None:
-        if self._is_floating(node):
-            switch = f"{SWITCHES}/{len(self.switches)}"
-            index = numpy_helper.from_array(np.array(len(self.switches)), f"{switch}/index")
-            self._model.graph.initializer.append(index)
-            self._nodes.append(helper.make_node("Gather", [SWITCHES, index.name], [switch], switch))
-            self.switches.append(node.name)
-        super()._add(node)
+    def _narrow(self, node: ir.Node) -> None:
+        name = f"{SWITCHES}/{len(self.switched)}"
+        index = self._add_weight(f"{name}/index", np.array(len(self.switched)))
+        self._switch = ir.Value(name=name)
+        gather = ir.node("Gather", [self._switches, index], outputs=[self._switch], name=name)
+        self._graph.insert_before(node, gather)
+        self.switched.append(node.name or "")
+        super()._narrow(node)
 
-    def _read(self, node: onnx.NodeProto, index: int, name: str) -> str:
-        if name in self._initializers and name not in self._rounded:
-            self._rounded[name] = f"{name}__{self._precision}"
-            self._round_weight(name, self._rounded[name])
-        return self._choose(name, f"{name}__read{len(self.switches)}_{index}")
-
-    def _write(self, node: onnx.NodeProto, index: int, name: str) -> None:
-        if node.op_type not in MOVES:
-            node.output[index] = f"{name}__exact"
-            self._choose(f"{name}__exact", name)
-
-    def _choose(self, source: str, target: str) -> str:
-        """``target`` is ``source``, rounded if the switch of the last node is on."""
-        inner = f"{target}__rounded"
-        if source in self._rounded:
-            rounding = [helper.make_node("Identity", [self._rounded[source]], [inner])]
-        else:
-            rounding = self._steps(source, inner)
-        passing = [helper.make_node("Identity", [source], [f"{target}__passed"])]
-        branches = {
-            name: helper.make_graph(nodes, name, [], [helper.make_tensor_value_info(out, TensorProto.FLOAT, None)])
-            for name, nodes, out in (
-                ("then_branch", rounding, inner),
-                ("else_branch", passing, f"{target}__passed"),
-            )
-        }
-        switch = f"{SWITCHES}/{len(self.switches) - 1}"
-        self._nodes.append(helper.make_node("If", [switch], [target], f"choose/{target}", **branches))
+    def _read(self, node: ir.Node, index: int, value: ir.Value) -> ir.Value:
+        if value.is_initializer():
+            self._round_weight(value)
+        target = ir.Value(name=f"{value.name}__read{len(self.switched)}_{index}")
+        self._graph.insert_before(node, self._round(value, target))
         return target
 
-
-def _check_nodes(graph: onnx.GraphProto, names: Iterable[str]) -> None:
-    known = {node.name for node in graph.node}
-    unknown = sorted(set(names) - known)
-    if unknown:
-        raise ValueError(f"Expected `keep_fp32` to name nodes of the graph, but got {unknown}.")
-    for node in graph.node:
-        if any(attribute.HasField("g") for attribute in node.attribute):
-            raise ValueError(
-                f"Expected a graph without subgraphs, but node {node.name!r} ({node.op_type}) has one. "
-                "Replace data-dependent control flow by tensor operations."
-            )
-
-
-def _drop_unused(graph: onnx.GraphProto) -> None:
-    used = {name for node in graph.node for name in _read_names(node)} | {value.name for value in graph.output}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
-
-
-def _read_names(node: onnx.NodeProto) -> Iterator[str]:
-    """All that a node reads, in its branches too."""
-    yield from node.input
-    for attribute in node.attribute:
-        for inner in attribute.g.node:
-            yield from _read_names(inner)
+    def _round(self, source: ir.Value, target: ir.Value) -> list[ir.Node]:
+        """``target`` is ``source``, rounded if the switch of the last node is on."""
+        kind = ir.TensorType(ir.DataType.FLOAT)
+        rounded, passed = (ir.Value(name=f"{target.name}__{end}", type=kind) for end in ("rounded", "passed"))
+        if source in self._rounded:
+            rounding = [ir.node("Identity", [self._rounded[source]], outputs=[rounded])]
+        else:
+            rounding = super()._round(source, rounded)
+        passing = [ir.node("Identity", [source], outputs=[passed])]
+        branches = {
+            name: ir.Graph([], [output], nodes=nodes, name=name)
+            for name, output, nodes in (("then_branch", rounded, rounding), ("else_branch", passed, passing))
+        }
+        return [ir.node("If", [self._switch], branches, outputs=[target], name=f"choose/{target.name}")]

@@ -1,17 +1,11 @@
-"""What each node of a graph costs in low precision, and the shortest list of nodes to keep in fp32.
-
-The arithmetic is ``numerics/emulate.py``'s; what is done with the list is ``numerics/convert.py``'s.
-"""
+"""What each node of a graph costs at the outputs when it computes in low precision."""
 
 from __future__ import annotations
 
-import json
 import math
-import re
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -20,7 +14,10 @@ from torch import Tensor
 
 from lightning_robust.deployment.graph.export import Origin
 from lightning_robust.deployment.graph.session import Session
-from lightning_robust.deployment.numerics.emulate import MOVES, SWITCHES, Precision, switchable
+from lightning_robust.deployment.numerics.emulate import SWITCHES, switchable
+from lightning_robust.deployment.numerics.moves import MoveGraph
+from lightning_robust.deployment.numerics.operators import MOVES
+from lightning_robust.deployment.numerics.rounding import Precision
 from lightning_robust.deployment.numerics.trace import NodeTrace, trace_rounding
 
 Measure = Callable[[Sequence[Tensor], Sequence[Tensor]], float]
@@ -87,43 +84,6 @@ class Sensitivity:
         return next((n for n in self.nodes if n.trace.nonfinite > 0 or n.trace.drift > tolerance), None)
 
 
-@dataclass(frozen=True)
-class KeepList:
-    """Nodes that compute in fp32 so that a tolerance is met.
-
-    Args:
-        nodes: Names for ``to_half(model, keep_fp32=...)``, those between two of them that only move values included.
-        modules: Paths of the PyTorch modules they come from.
-        error: Distance that is left with all other nodes in low precision.
-        tolerance: What was asked for.
-        total: Distance without the list.
-        precision: ``"fp16"``, ``"bf16"`` or ``"tf32"``.
-        unit: What the distances are counted in.
-        samples: Number of inputs that it was found on.
-        complete: False if time was up before the list could be shortened.
-    """
-
-    nodes: tuple[str, ...]
-    modules: tuple[str, ...]
-    error: float
-    tolerance: float
-    total: float
-    precision: Precision
-    unit: str
-    samples: int
-    complete: bool
-
-    @property
-    def met(self) -> bool:
-        """Whether the tolerance is met."""
-        return self.error <= self.tolerance
-
-    def write(self, path: str | Path) -> None:
-        """Write it as JSON: ``nodes_to_exclude`` are the regular expressions that ModelOpt AutoCast takes."""
-        content = asdict(self) | {"met": self.met, "nodes_to_exclude": [f"^{re.escape(name)}$" for name in self.nodes]}
-        Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
 def relative_distance(reference: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
     r""":math:`\|y - r\| / \|r\|` over all floating outputs together; infinite where a value is lost.
 
@@ -140,7 +100,7 @@ def relative_distance(reference: Sequence[Tensor], outputs: Sequence[Tensor]) ->
     return error / size if size > 0 else (0.0 if error == 0 else math.inf)
 
 
-class Sweep:
+class NodeSweep:
     """One ONNX Runtime session that answers what any set of nodes costs in low precision.
 
     Args:
@@ -149,6 +109,11 @@ class Sweep:
         precision: ``"fp16"``, ``"bf16"`` or ``"tf32"``.
         measure: Distance between two sets of outputs, in the task's own unit.
         unit: Name of that unit.
+        origins: Node name -> where it comes from.
+
+    Attributes:
+        names: All nodes that read or compute fp32 values, in the graph's order.
+        computing: Those of them that do more than move values.
         origins: Node name -> where it comes from.
 
     Raises:
@@ -171,20 +136,15 @@ class Sweep:
                 "Expected a graph with nodes that compute in fp32, but none does. Give the fp32 model, before any "
                 "conversion to half precision or quantisation."
             )
+        self._feeds = _select_feeds(model, feeds)
         self._session = Session(switched)
-        wanted = [value.name for value in model.graph.input]
-        if missing := sorted(set(wanted) - set(feeds)):
-            raise ValueError(f"Expected an array for each input of the graph, but got none for {missing}.")
-        self._feeds = {name: feeds[name] for name in wanted}
         self._model, self._precision, self._measure, self._unit = model, precision, measure, unit
-        self._origins = origins or {}
-        self._samples = max((len(array) for array in self._feeds.values() if array.ndim), default=1)
+        self.origins = dict(origins or {})
+        self._operators = {node.name: node.op_type for node in model.graph.node}
+        self.computing = [name for name in self.names if self._operators[name] not in MOVES]
         self._index = {name: position for position, name in enumerate(self.names)}
-        self._readers = _Moves(model, frozenset(self.names))
-        self._ops = {node.name: node.op_type for node in model.graph.node}
-        self.computing = [name for name in self.names if self._ops[name] not in MOVES]
+        self._moves = MoveGraph(model, self.names)
         self._reference = self._run(np.zeros(len(self.names), bool))
-        self._ranking: Sensitivity | None = None
 
     def cost(self, narrow: Iterable[str]) -> float:
         """Distance of the outputs to those in fp32 if the named nodes, and no others, compute in low precision."""
@@ -195,8 +155,12 @@ class Sweep:
     def cost_of_keeping(self, keep: Collection[str]) -> float:
         """Distance if all nodes compute in low precision but the named ones, and the moves between them."""
         mask = np.ones(len(self.names), bool)
-        mask[[self._index[name] for name in self._readers.carried(keep)]] = False
+        mask[[self._index[name] for name in self.with_moves(keep)]] = False
         return self._distance(mask)
+
+    def with_moves(self, keep: Collection[str]) -> list[str]:
+        """These nodes, and those that only move values from one of them to another or to an output."""
+        return self._moves.with_moves(keep)
 
     def sensitivity(self, time_limit: float = 60.0) -> Sensitivity:
         """Measure every node, in blocks first: a block of neighbours that costs next to nothing is not taken apart.
@@ -214,50 +178,16 @@ class Sweep:
         nodes = tuple(
             NodeSensitivity(
                 name,
-                self._ops[name],
-                self._origins.get(name, Origin("", "")),
+                self._operators[name],
+                self.origins.get(name, Origin("", "")),
                 *costs[name],
                 traces.get(name, NodeTrace(0.0, 0.0, 0.0, 0.0)),  # a comparison: it reads floats and gives none
             )
             for name in self.computing
         )
         total = self.cost_of_keeping(())
-        seconds = time.monotonic() - start
-        self._ranking = Sensitivity(nodes, total, self._precision, self._unit, self._samples, seconds, complete)
-        return self._ranking
-
-    def keep_fp32(self, tolerance: float, time_limit: float = 60.0) -> KeepList:
-        """Find a short list of nodes whose computing in fp32 brings the distance down to a tolerance.
-
-        The nodes that cost most alone are kept, as few as it takes; then each is given up again that is not needed.
-        Neighbours that help only together (a norm that overflows) are found because each overflows alone.
-
-        Args:
-            tolerance: Largest allowed distance, in the sweep's unit.
-            time_limit: Seconds for the search, besides those of the ranking where it has not been made.
-
-        Raises:
-            ValueError: If the tolerance is negative or not finite.
-        """
-        if not 0 <= tolerance < math.inf:
-            raise ValueError(f"Expected `tolerance` to be a number from 0 up, but got {tolerance}.")
-        ranking = self._ranking or self.sensitivity(time_limit)
-        deadline = time.monotonic() + time_limit
-        order = [node.name for node in ranking.ranked()]
-        count = self._shortest_prefix(order, tolerance) if ranking.total > tolerance else 0
-        kept, complete = self._without_needless(order[:count], tolerance, deadline)
-        modules = dict.fromkeys(str(self._origins[name].module) for name in kept if name in self._origins)
-        return KeepList(
-            tuple(self._readers.carried(kept)),
-            tuple(modules),
-            self.cost_of_keeping(kept),
-            tolerance,
-            ranking.total,
-            self._precision,
-            self._unit,
-            self._samples,
-            complete,
-        )
+        samples = max((len(array) for array in self._feeds.values() if array.ndim), default=1)
+        return Sensitivity(nodes, total, self._precision, self._unit, samples, time.monotonic() - start, complete)
 
     def _costs(self, deadline: float) -> tuple[dict[str, tuple[float, bool]], bool]:
         """Node -> (cost, whether of the node alone); and whether everything that matters was taken apart."""
@@ -274,26 +204,6 @@ class Sweep:
             _, block = known.pop(0)
             costs |= {name: (self.cost([name]), True) for name in block}
         return costs, True
-
-    def _shortest_prefix(self, order: list[str], tolerance: float) -> int:
-        """The smallest number of leading nodes to keep that meets the tolerance: doubling, then halving."""
-        low, high = 0, 1
-        while high < len(order) and self.cost_of_keeping(order[:high]) > tolerance:
-            low, high = high, 2 * high
-        high = min(high, len(order))
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if self.cost_of_keeping(order[:middle]) <= tolerance else (middle, high)
-        return high
-
-    def _without_needless(self, kept: list[str], tolerance: float, deadline: float) -> tuple[list[str], bool]:
-        for name in reversed(kept):
-            if time.monotonic() > deadline:
-                return kept, False
-            rest = [other for other in kept if other != name]
-            if self.cost_of_keeping(rest) <= tolerance:
-                kept = rest
-        return kept, True
 
     def _distance(self, mask: NDArray[np.bool_]) -> float:
         distance = self._measure(self._reference, self._run(mask))
@@ -312,34 +222,8 @@ def _is_settled(blocks: Sequence[tuple[float, list[str]]], costs: Mapping[str, t
     return left <= _SETTLED * (left + found)
 
 
-class _Moves:
-    """Which nodes only move values, and between which others."""
-
-    def __init__(self, model: onnx.ModelProto, switches: frozenset[str]) -> None:
-        self._nodes = [node for node in model.graph.node if node.name in switches]
-        self._outputs = {value.name for value in model.graph.output}
-
-    def carried(self, keep: Collection[str]) -> list[str]:
-        """The nodes to keep with the moves on the way from one of them to another or to an output, in order."""
-        kept = set(keep)
-        before = self._reached(self._nodes, kept, lambda node: (node.input, node.output), set())
-        after = self._reached(self._nodes[::-1], kept, lambda node: (node.output, node.input), set(self._outputs))
-        return [node.name for node in self._nodes if node.name in kept | (before & after)]
-
-    @staticmethod
-    def _reached(
-        nodes: Sequence[onnx.NodeProto],
-        kept: set[str],
-        ends: Callable[[onnx.NodeProto], tuple[Sequence[str], Sequence[str]]],
-        values: set[str],
-    ) -> set[str]:
-        """The moves that a kept node's values reach through moves alone."""
-        found = set()
-        for node in nodes:
-            here, there = ends(node)
-            if node.name in kept:
-                values.update(there)
-            elif node.op_type in MOVES and values & set(here):
-                found.add(node.name)
-                values.update(there)
-        return found
+def _select_feeds(model: onnx.ModelProto, feeds: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
+    names = [value.name for value in model.graph.input]
+    if missing := sorted(set(names) - set(feeds)):
+        raise ValueError(f"Expected an array for each input of the graph, but got none for {missing}.")
+    return {name: feeds[name] for name in names}

@@ -1,27 +1,23 @@
-"""How far each node's values drift when a whole graph computes in low precision, in one run of bounded memory.
-
-What a node costs at the outputs is measured in ``numerics/sensitivity.py``.
-"""
+"""How far each node's values drift when a whole graph computes in low precision, in one run of bounded memory."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import TensorProto
 
 from lightning_robust.deployment.graph.session import Session
 from lightning_robust.deployment.graph.types import element_types
-from lightning_robust.deployment.numerics.emulate import Precision, emulate
+from lightning_robust.deployment.numerics.emulate import Emulation, to_model
+from lightning_robust.deployment.numerics.rounding import Precision
 
-_OUTPUT = "rounding_trace"
-_PREFIX = "narrow/"
-_NUMBERS = 5
+_STATISTICS = 5  # a node, see _add_statistics
 
 
 @dataclass(frozen=True)
@@ -45,9 +41,9 @@ class NodeTrace:
 def trace_rounding(
     model: onnx.ModelProto, feeds: Mapping[str, NDArray[np.generic]], precision: Precision
 ) -> dict[str, NodeTrace]:
-    """Run a graph twice at once, in fp32 and in low precision, and compare every node.
+    """Run a graph in fp32 and in low precision at the same time, and compare every node.
 
-    The numbers are reduced inside the graph, so that no intermediate value outlives its last reader.
+    The statistics are computed inside the graph, so that no intermediate value outlives its last reader.
 
     Args:
         model: fp32 graph.
@@ -56,11 +52,15 @@ def trace_rounding(
 
     Returns:
         Node name -> :class:`NodeTrace`, for every node with a floating first output.
+
+    Raises:
+        ValueError: If the graph cannot be emulated.
     """
     paired, names = _pair(model, precision)
-    (numbers,) = Session(paired, optimise=False).run(feeds)
-    numbers = numbers.reshape(len(names), _NUMBERS)
-    return {name: _to_trace(*row) for name, row in zip(names, numbers.tolist(), strict=True)}
+    # in a single run the optimiser loses more time on so many small nodes than it saves
+    (statistics,) = Session(paired, optimise=False).run(feeds)
+    rows = statistics.reshape(len(names), _STATISTICS).tolist()
+    return {name: _to_trace(*row) for name, row in zip(names, rows, strict=True)}
 
 
 def _to_trace(error: float, size: float, overflow: float, nonfinite: float, flushed: float) -> NodeTrace:
@@ -72,75 +72,85 @@ def _to_trace(error: float, size: float, overflow: float, nonfinite: float, flus
 
 
 def _pair(model: onnx.ModelProto, precision: Precision) -> tuple[onnx.ModelProto, list[str]]:
-    """The graph, its copy in low precision on the same inputs, and five numbers a node as the only output."""
-    narrow = emulate(model, precision).graph
-    paired = onnx.ModelProto()
-    paired.CopyFrom(model)
-    graph = paired.graph
-    shared = {value.name for value in graph.input} | {""}
-
-    def renamed(name: str) -> str:
-        return name if name in shared else _PREFIX + name
-
-    known = {tensor.name for tensor in graph.initializer}
-    for tensor in narrow.initializer:
-        copy = graph.initializer.add()
-        copy.CopyFrom(tensor)
-        copy.name = renamed(tensor.name)
-    for node in narrow.node:
-        copy_node = graph.node.add()
-        copy_node.CopyFrom(node)
-        copy_node.name = _PREFIX + node.name
-        copy_node.input[:] = [renamed(name) for name in node.input]
-        copy_node.output[:] = [renamed(name) for name in node.output]
-    unrounded = {name for node in narrow.node for name in node.output} | known
-    names: list[str] = []
-    parts: list[str] = []
-    types = element_types(model)
-    for node in model.graph.node:
-        value = node.output[0]
-        if types.get(value) == TensorProto.FLOAT:
-            exact = f"{value}__exact" if f"{value}__exact" in unrounded else value
-            graph.node.extend(_compare(value, renamed(value), renamed(exact), f"trace/{len(names)}"))
-            parts.append(f"trace/{len(names)}")
-            names.append(node.name)
-    graph.node.append(helper.make_node("Concat", parts, [_OUTPUT], "trace", axis=0))
-    graph.initializer.append(numpy_helper.from_array(np.array(0, np.float32), "trace/zero"))
-    graph.initializer.append(numpy_helper.from_array(np.array([-1]), "trace/flat"))
-    del graph.output[:], graph.value_info[:]
-    graph.output.append(helper.make_tensor_value_info(_OUTPUT, TensorProto.DOUBLE, [None]))
-    return paired, names
+    """The graph, its emulation on the same inputs, and the statistics of these nodes as the only output."""
+    emulation = Emulation(model, precision)
+    narrow, wide = emulation.build().graph, ir.from_proto(model)
+    graph, types = wide.graph, element_types(model)
+    nodes = [node for node in graph if types.get(node.outputs[0].name or "") == TensorProto.FLOAT]
+    rounded = {value.name: value for node in narrow for value in node.outputs}
+    pairs = [(node.outputs[0], rounded[node.outputs[0].name]) for node in nodes]
+    _merge(narrow, graph)
+    statistics = _Statistics(graph)
+    rows = [statistics.add(wide, narrow, emulation.unrounded.get(narrow, narrow)) for wide, narrow in pairs]
+    output = statistics.node("Concat", *rows, axis=0)
+    output.type, output.shape = ir.TensorType(ir.DataType.DOUBLE), ir.Shape([None])
+    graph.outputs.clear()
+    graph.outputs.append(output)
+    return to_model(wide), [node.name or "" for node in nodes]
 
 
-def _compare(wide: str, narrow: str, exact: str, target: str) -> Iterator[NodeProto]:
-    """Nodes that reduce one value's fp32 and low-precision versions to the numbers of :func:`_to_trace`."""
+def _merge(narrow: ir.Graph, graph: ir.Graph) -> None:
+    """Move the nodes of one graph into another whose inputs and unrounded weights they share."""
+    narrow.outputs.clear()
+    for ours, theirs in zip(graph.inputs, narrow.inputs, strict=True):
+        theirs.replace_all_uses_with(ours)
+    for name, weight in tuple(narrow.initializers.items()):
+        del narrow.initializers[name]
+        if name in graph.initializers:
+            weight.replace_all_uses_with(graph.initializers[name])
+        else:
+            graph.register_initializer(weight)
+    for node in tuple(narrow):
+        narrow.remove(node)
+        node.name = f"narrow/{node.name}"
+        for value in node.outputs:
+            value.name = f"narrow/{value.name}"
+        graph.append(node)
 
-    def node(op: str, inputs: list[str], output: str, **attributes: Any) -> NodeProto:
-        return helper.make_node(op, inputs, [f"{target}/{output}"], f"{target}/{output}", **attributes)
 
-    def own(*names: str) -> list[str]:
-        return [f"{target}/{name}" for name in names]
+class _Statistics:
+    """Nodes at the end of a graph that reduce two versions of a value to the arguments of :func:`_to_trace`."""
 
-    yield node("Sub", [narrow, wide], "error32")
-    yield node("Cast", own("error32"), "error64", to=TensorProto.DOUBLE)
-    yield node("ReduceSumSquare", own("error64"), "error", keepdims=0)
-    yield node("Cast", [wide], "wide64", to=TensorProto.DOUBLE)
-    yield node("ReduceSumSquare", own("wide64"), "size", keepdims=0)
-    for name, value in (("wide", wide), ("narrow", narrow), ("exact", exact)):
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph, self._count = graph, 0
+        self._zero = self._constant("trace/zero", np.array(0, np.float32))
+        self._flat = self._constant("trace/flat", np.array([-1]))
+
+    def add(self, wide: ir.Value, narrow: ir.Value, unrounded: ir.Value) -> ir.Value:
+        """A vector of squared error, squared size, and the shares of overflowed, lost and flushed values."""
+        lost = self.node("Not", self._finite(narrow))
+        flushed = self.node("And", self._is_zero(narrow), self.node("Not", self._is_zero(unrounded)))
+        scalars = (
+            self._square_sum(self.node("Sub", narrow, wide)),
+            self._square_sum(wide),
+            self._share(self.node("And", lost, self._finite(unrounded))),
+            self._share(self.node("And", lost, self._finite(wide))),
+            self._share(flushed),
+        )
+        return self.node("Concat", *(self.node("Reshape", scalar, self._flat) for scalar in scalars), axis=0)
+
+    def node(self, operator: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
+        """Append a node; returns its output."""
+        name = f"trace/{self._count}"
+        self._count += 1
+        output = ir.Value(name=name)
+        self._graph.append(ir.node(operator, inputs, attributes, outputs=[output], name=name))
+        return output
+
+    def _constant(self, name: str, value: NDArray[np.generic]) -> ir.Value:
+        constant = ir.Value(name=name, const_value=ir.tensor(value, name=name))
+        self._graph.register_initializer(constant)
+        return constant
+
+    def _square_sum(self, value: ir.Value) -> ir.Value:
+        return self.node("ReduceSumSquare", self.node("Cast", value, to=TensorProto.DOUBLE), keepdims=0)
+
+    def _finite(self, value: ir.Value) -> ir.Value:
         # a finite value minus itself is zero, infinity and NaN minus themselves are NaN
-        yield node("Sub", [value, value], f"{name}_self")
-        yield node("Equal", [f"{target}/{name}_self", "trace/zero"], f"{name}_finite")
-    yield node("Not", own("narrow_finite"), "lost")
-    yield node("And", own("lost", "exact_finite"), "overflow_mask")
-    yield node("And", own("lost", "wide_finite"), "nonfinite_mask")
-    yield node("Equal", [narrow, "trace/zero"], "is_zero")
-    yield node("Equal", [exact, "trace/zero"], "was_zero")
-    yield node("Not", own("was_zero"), "was_something")
-    yield node("And", own("is_zero", "was_something"), "flushed_mask")
-    for name in ("overflow", "nonfinite", "flushed"):
-        yield node("Cast", own(f"{name}_mask"), f"{name}_values", to=TensorProto.DOUBLE)
-        yield node("ReduceMean", own(f"{name}_values"), name, keepdims=0)
-    scalars = ("error", "size", "overflow", "nonfinite", "flushed")
-    for name in scalars:
-        yield node("Reshape", [f"{target}/{name}", "trace/flat"], f"{name}_flat")
-    yield helper.make_node("Concat", own(*(f"{name}_flat" for name in scalars)), [target], target, axis=0)
+        return self._is_zero(self.node("Sub", value, value))
+
+    def _is_zero(self, value: ir.Value) -> ir.Value:
+        return self.node("Equal", value, self._zero)
+
+    def _share(self, mask: ir.Value) -> ir.Value:
+        return self.node("ReduceMean", self.node("Cast", mask, to=TensorProto.DOUBLE), keepdims=0)

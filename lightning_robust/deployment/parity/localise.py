@@ -9,8 +9,9 @@ from typing import Any, cast
 
 from lightning_robust.deployment.engines import Subject
 from lightning_robust.deployment.engines.base import HALF, feed
-from lightning_robust.deployment.numerics.emulate import Precision
-from lightning_robust.deployment.numerics.sensitivity import Sensitivity, Sweep
+from lightning_robust.deployment.numerics.keep_list import find_keep_list
+from lightning_robust.deployment.numerics.rounding import Precision
+from lightning_robust.deployment.numerics.sensitivity import NodeSweep, Sensitivity
 from lightning_robust.deployment.parity.result import ParityReport
 from lightning_robust.deployment.parity.scale import Decode, Scale
 from lightning_robust.structures import flatten, map_tensors
@@ -48,7 +49,7 @@ def localise(
         return report
     exported = subject.exported
     example = _first(subject.example, samples)
-    sweep = Sweep(
+    sweep = NodeSweep(
         exported.model,
         feed(example, exported),
         precision=cast(Precision, precision),
@@ -57,7 +58,7 @@ def localise(
         origins=exported.origins,
     )
     layers = sweep.sensitivity(time_limit)
-    keep = sweep.keep_fp32(_aim(layers) if tolerance is None else tolerance, time_limit)
+    keep = find_keep_list(sweep, layers, _aim(layers) if tolerance is None else tolerance, time_limit)
     return replace(report, layers=layers, keep=keep)
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from lightning_robust.deployment.engines.execution import STATUS_CODES, Status
 from lightning_robust.deployment.graph.lint import Finding
-from lightning_robust.deployment.numerics.sensitivity import KeepList, Sensitivity
+from lightning_robust.deployment.numerics.keep_list import KeepList
+from lightning_robust.deployment.numerics.sensitivity import Sensitivity
 from lightning_robust.deployment.pixels.catalogue import CATALOGUE
 
 

@@ -1,45 +1,22 @@
+"""Emulated arithmetic: against torch in half precision, closed forms, and with a switch for every node."""
+
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from lightning_robust.deployment.graph.export import export, frozen_copy
-from lightning_robust.deployment.numerics.emulate import emulate, round_array
+from lightning_robust.deployment.graph.session import Session
+from lightning_robust.deployment.numerics.convert import to_half
+from lightning_robust.deployment.numerics.emulate import SWITCHES, emulate, switchable
+from lightning_robust.deployment.numerics.rounding import round_array
 
+from ..graphs import MODULES, binary, chain, graph, make, run
 from ..models import OverflowingNorm, SmallCNN, images
 
 HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-def run(model, x):
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
-
-
-def binary(op, value, *, name="node"):
-    """A graph x op constant."""
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [None])
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [None])
-    constant = numpy_helper.from_array(np.array([value], np.float32), "c")
-    graph = helper.make_graph([helper.make_node(op, ["x", "c"], ["y"], name)], "g", [x], [y], [constant])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-
-
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_rounding_matches_torch(precision):
-    values = torch.cat([torch.randn(4000) * 10.0**k for k in range(-8, 9)])
-    expected = values.to(HALF[precision]).float()
-    assert np.array_equal(round_array(values.numpy(), precision), expected.numpy())
-
-
-def test_tf32_rounding_closed_form():
-    """10 mantissa bits: spacing 2^-10 in [1, 2), ties to even; infinity and NaN stay."""
-    x = np.array([1 + 2**-10, 1 + 2**-11, 1 + 3 * 2**-11, 1 + 2**-12, np.inf, -3e38], np.float32)
-    assert round_array(x, "tf32")[:5].tolist() == [1 + 2**-10, 1.0, 1 + 2**-9, 1.0, np.inf]
-    assert np.isnan(round_array(np.array([np.nan], np.float32), "tf32"))[0]
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
@@ -88,8 +65,6 @@ def test_matches_torch_half_precision(precision):
 def test_catches_the_overflow_that_onnxruntime_hides():
     """A channel-wise norm whose squares exceed 65504: torch in half and the emulation break, an fp16 graph on
     ONNX Runtime's CPU provider looks fine."""
-    from lightning_robust.deployment.numerics.convert import to_half
-
     module = frozen_copy(OverflowingNorm())
     x = images(2)
     expected = module(x)
@@ -145,5 +120,65 @@ def test_rejects_subgraphs():
     node = helper.make_node("If", ["x"], ["y"], "branch", then_branch=body, else_branch=body)
     model = binary("Mul", 1.0)
     model.graph.node[0].CopyFrom(node)
-    with pytest.raises(ValueError, match=r"'branch' .If. has one"):
+    with pytest.raises(ValueError, match="'branch' is of type If"):
         emulate(model, "fp16")
+
+
+def switched(model, precision, x, narrow):
+    graph, names = switchable(model, precision)
+    mask = np.array([name in narrow for name in names])
+    return Session(graph).run({model.graph.input[0].name: x.numpy(), SWITCHES: mask})[0], names
+
+
+@pytest.mark.parametrize("kind", MODULES)
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "tf32"])
+def test_all_switches_off_is_fp32_and_all_on_is_the_emulation(kind, precision):
+    exported, x = make(kind)
+    off, names = switched(exported.model, precision, x, ())
+    torch.testing.assert_close(off, run(exported.model, x), rtol=1e-5, atol=1e-5 * float(off.abs().max()))
+    on, _ = switched(exported.model, precision, x, names)
+    emulated = run(emulate(exported.model, precision), x)
+    scale = {"fp16": 2**-11, "bf16": 2**-8, "tf32": 2**-11}[precision]
+    # fused kernels sum in another order, which may turn a rounding over
+    assert (on - emulated).norm() <= 4 * scale * emulated.norm()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_one_switch_is_everything_else_kept(precision):
+    model = chain(("Mul", 0.1), ("Exp", None), ("Add", 3.3))
+    x = torch.randn(5, 4)
+    for name in ("n0", "n1", "n2"):
+        got, names = switched(model, precision, x, {name})
+        assert torch.equal(got, run(emulate(model, precision, keep_fp32=set(names) - {name}), x))
+
+
+def test_what_a_kept_node_reads_from_half_has_lost_its_bits():
+    """1e5 is infinite in fp16, whether or not the next node computes in fp32."""
+    model = chain(("Mul", 1e3), ("Mul", 1e-3))
+    x = torch.full((2, 4), 100.0)
+    assert run(emulate(model, "fp16", keep_fp32=["n1"]), x).isinf().all()
+    assert run(emulate(model, "fp16", keep_fp32=["n0"]), x).isinf().all()
+    torch.testing.assert_close(run(emulate(model, "fp16", keep_fp32=["n0", "n1"]), x), x)
+
+
+def test_scalar_weights_stay_scalars():
+    """Dropout's ratio and Range's limits must have no dimension."""
+    model = graph("g (float[N] x) => (float[N] y) { a = Range(zero, four, one) [add] y = Add(x, a) }",
+                  zero=np.float32(0), four=np.float32(4), one=np.float32(1))  # fmt: skip
+    emulated = emulate(model, "fp16")
+    assert {tensor.name: list(tensor.dims) for tensor in emulated.graph.initializer}["four__fp16"] == []
+    assert run(emulated, torch.zeros(4)).tolist() == [0, 1, 2, 3]
+
+
+def test_weights_are_rounded_once_and_dropped_where_nobody_reads_them():
+    model = graph(
+        "g (float[2] x) => (float[2] y, float[2] z) { [a] y = Mul(x, w) [b] p = Add(x, w) [c] z = Mul(p, w) }",
+        w=np.float32([0.1, 1]),
+    )
+
+    def weights(keep):
+        return sorted(tensor.name for tensor in emulate(model, "fp16", keep).graph.initializer)
+
+    assert weights([]) == ["w__fp16"]
+    assert weights(["b"]) == ["w", "w__fp16"]
+    assert weights(["a", "b", "c"]) == ["w"]

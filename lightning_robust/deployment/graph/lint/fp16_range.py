@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from lightning_robust.deployment.graph.lint.finding import (
     Finding,
@@ -29,24 +30,21 @@ def check_weights(graph: LintGraph) -> Iterator[Finding]:
     weighted = graph.nodes("Conv", "ConvTranspose", "Gemm", "MatMul")
     readers = {value: node for node in weighted for value in node.inputs[1:] if value is not None}
     for value, node in readers.items():
-        weights = constant(value)
-        if weights is None or not is_floating(weights):
-            continue
-        size = np.abs(weights[weights != 0].astype(np.float64))
-        if size.size and size.max() > FP16_MAX:
+        size = _sizes(constant(value))
+        largest, tiny = size.max(initial=0), float((size < FP16_NORMAL).mean()) if size.size else 0.0
+        if largest > FP16_MAX:
             yield graph.finding(
                 "A3",
                 node,
-                f"weights up to {size.max():.3g} in {value.name}",
+                f"weights up to {largest:.3g} in {value.name}",
                 "They are infinite in fp16, and so is what they touch.",
                 "Scale the layer down and its input up, or keep the node in fp32.",
             )
-        elif size.size and (size < FP16_NORMAL).mean() > _TINY_SHARE:
-            share = (size < FP16_NORMAL).mean()
+        elif tiny > _TINY_SHARE:
             yield graph.finding(
                 "A3",
                 node,
-                f"{share:.0%} of the weights in {value.name} are below the smallest normal fp16 number",
+                f"{tiny:.0%} of the weights in {value.name} are below the smallest normal fp16 number",
                 "They lose their digits or become zero.",
                 "Scale the layer up and its output down (a normalisation before it has the same effect).",
             )
@@ -101,6 +99,13 @@ def check_output_scale(graph: LintGraph) -> Iterator[Finding]:
                     "Return the value before scaling and scale on the deployed side, or keep the node in fp32.",
                 )
                 break
+
+
+def _sizes(weights: NDArray[np.generic] | None) -> NDArray[np.float64]:
+    """The magnitudes of all floating weights that are not zero."""
+    if weights is None or not is_floating(weights):
+        return np.empty(0)
+    return np.abs(weights[weights != 0].astype(np.float64))
 
 
 def _elementwise_chain(output: ir.Value) -> Iterator[ir.Node]:
