@@ -1,4 +1,4 @@
-"""How lazy a network is and how vulnerable, on one fixed batch: numbers by tag. When and where to is not known here."""
+"""How lazy a network is and how vulnerable, on one fixed batch: numbers by tag."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lightning_robust.callbacks.adversarial.objective import AttackInputs, AttackObjective
 from lightning_robust.callbacks.conditions import Condition, attacked, own_step
+from lightning_robust.callbacks.diagnostics import finite
 from lightning_robust.functional.activation_signs import Signs, activation_signs, changed_signs
 from lightning_robust.functional.averaging import State
 from lightning_robust.functional.linearization import (
@@ -28,6 +29,7 @@ from lightning_robust.functional.linearization import (
 )
 from lightning_robust.harness.compat import without_compiled_prefix
 from lightning_robust.harness.quiet import quietly
+from lightning_robust.harness.ranks import describe
 from lightning_robust.harness.steps import call_step
 from lightning_robust.layers import find_layers
 from lightning_robust.structures import (
@@ -44,8 +46,8 @@ Numbers = dict[str, float]
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What is measured; see :class:`~lightning_robust.callbacks.lazy_training.callback.LazyTrainingCallback`."""
+class LazinessSettings:
+    """Arguments of :class:`~lightning_robust.callbacks.lazy_training.callback.LazyTrainingCallback`."""
 
     betas: tuple[float, ...]
     eps: float
@@ -60,20 +62,18 @@ class Settings:
 
 @dataclass
 class Laziness:
-    """What was measured, by tag without its prefix; numbers that are not finite are left out."""
+    """Numbers by tag without its prefix; those that are not finite are left out."""
 
     numbers: Numbers = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     """What could not be measured, and why."""
 
-    def gather(self, what: str, measure: Callable[[], Mapping[str, float]]) -> None:
+    def gather(self, subject: str, measure: Callable[[], Mapping[str, float]]) -> None:
         """Add numbers, or the reason why there are none."""
         try:
-            found = measure()
+            self.numbers |= finite(measure())
         except Exception as error:
-            self.failures[what] = f"{type(error).__name__}: {error}"
-        else:
-            self.numbers |= {tag: value for tag, value in found.items() if math.isfinite(value)}
+            self.failures[subject] = describe(error)
 
 
 def weights_of(module: nn.Module) -> State:
@@ -82,15 +82,15 @@ def weights_of(module: nn.Module) -> State:
 
 
 def measure_laziness(
-    trainer: pl.Trainer, pl_module: pl.LightningModule, start: State, batch: Any, settings: Settings
+    trainer: pl.Trainer, pl_module: pl.LightningModule, start: State, batch: Any, settings: LazinessSettings
 ) -> Laziness:
     """Everything about the weights that the module holds now, without leaving a trace.
 
     Args:
         trainer: The Trainer.
         pl_module: The module.
-        start: Weights at the start, wherever they are.
-        batch: The probe after transfer, wherever it is; None measures only what needs no inputs.
+        start: Weights at the start, on any device.
+        batch: The probe after transfer, on any device; None measures only what needs no inputs.
         settings: What to measure.
     """
     result = Laziness()
@@ -135,13 +135,12 @@ class _Network:
 
     def movement(self) -> Numbers:
         """Of all weights and of each layer."""
-        found = {"movement": relative_movement(self._start, self._now, self._now)}
-        found["neuron_movement"] = neuron_movement(self._start, self._now, self._now)
-        for name, layer in self._layers.items():
-            known = [each for each in layer.parameters if each in self._now]
-            found[f"movement/{name}"] = relative_movement(self._start, self._now, known)
-            found[f"neuron_movement/{name}"] = neuron_movement(self._start, self._now, known)
-        return found
+        groups = {"": list(self._now)}
+        groups |= {f"/{name}": [p for p in layer.parameters if p in self._now] for name, layer in self._layers.items()}
+        movements = {f"movement{end}": relative_movement(self._start, self._now, g) for end, g in groups.items()}
+        return movements | {
+            f"neuron_movement{end}": neuron_movement(self._start, self._now, g) for end, g in groups.items()
+        }
 
     def gap(self) -> Numbers:
         """Of the first floating output."""
@@ -156,7 +155,7 @@ class _Network:
         shares = {f"sign_changes/{name}": part / all_ for name, (part, all_) in counts.items()}
         return {"sign_changes": changed / total, **shares}
 
-    def kernel_alignment(self, settings: Settings) -> Numbers:
+    def kernel_alignment(self, settings: LazinessSettings) -> Numbers:
         """Of the first few samples."""
         rows = slice(settings.kernel_samples)
         with torch.no_grad():
@@ -183,7 +182,7 @@ class _Network:
 class _Attacks:
     """What attacks do to the predictions of the module as it is, in its own precision; without classes, to its loss."""
 
-    def __init__(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, settings: Settings) -> None:
+    def __init__(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, settings: LazinessSettings) -> None:
         self._trainer, self._module, self._batch, self._settings = trainer, module, batch, settings
 
     def single_steps(self) -> Numbers:
@@ -191,12 +190,12 @@ class _Attacks:
         with self._as_trained():
             condition = attacked(self._trainer, self._module, self._settings.network, 1.0, perturb=single_step)
             inputs, ends = (self._inputs(each) for each in (self._batch, self._moved(condition)))
-            found = {}
+            numbers = {}
             for beta in self._settings.betas:
                 moved = [x.lerp(end, beta) for x, end in zip(inputs, ends, strict=True)]
                 name, value = self._effect(replace_items(self._batch, dict(zip(self._keys, moved, strict=True))))
-                found[f"single_step{name}@{beta:g}"] = value
-        return found
+                numbers[f"single_step{name}@{beta:g}"] = value
+        return numbers
 
     def fgsm(self) -> Numbers:
         """At the radius; rows of numbers are no pictures."""
@@ -278,5 +277,5 @@ def first_floating(outputs: Any) -> Tensor:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """Computed with in fp32 at least."""
+    """In fp32 at least."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32)) if tensor.is_floating_point() else tensor

@@ -1,10 +1,14 @@
-"""What laziness and vulnerability look like: table and figure. How they are measured stands elsewhere."""
+"""Laziness beside vulnerability in words, numbers and a picture."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from lightning_robust.callbacks.diagnostics import Report, Table, use_plain_log_ticks
+from lightning_robust.tables import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,8 +25,8 @@ _BLUE = "#2166ac"
 
 
 @dataclass(frozen=True)
-class Point:
-    """What was measured after so many optimizer steps.
+class Measurement:
+    """The numbers after so many optimizer steps.
 
     Args:
         step: Optimizer steps.
@@ -32,9 +36,21 @@ class Point:
     step: int
     numbers: dict[str, float]
 
+    def tags(self) -> dict[str, float]:
+        """The numbers as they are logged."""
+        return {f"lazy/{name}": value for name, value in self.numbers.items()}
+
+
+def lazy_report(history: Sequence[Measurement], lazy_below: float, vulnerable_above: float) -> Report:
+    """The table of the last measurement and the figure of all; arguments as of :func:`draw_laziness`."""
+    return Report(
+        tables={"lazy/layers": laziness_table(history[-1].numbers)},
+        figures={"lazy/overview": functools.partial(draw_laziness, history, lazy_below, vulnerable_above)},
+    )
+
 
 def longest_step(numbers: Mapping[str, float], name: str = "single_step") -> tuple[float, float] | None:
-    """The largest beta and what its step did, as a share of right predictions; None if that was not measured.
+    """The largest beta and the effect of its step, as a share of right predictions; None if there is no such number.
 
     Args:
         numbers: By tag without its prefix.
@@ -48,22 +64,35 @@ def longest_step(numbers: Mapping[str, float], name: str = "single_step") -> tup
     return max(((float(beta), numbers[f"{name}@{beta}"]) for beta in steps), default=None)
 
 
-def table(numbers: Mapping[str, float]) -> tuple[list[str], list[list[str]]]:
-    """Columns and a line for each layer; the last is the whole network."""
-    kinds = ("movement", "neuron_movement", "sign_changes")
-    layers = list(dict.fromkeys(tag.partition("/")[2] for tag in numbers if "/" in tag))
-    rows = [[name, *(_number(numbers.get(f"{kind}/{name}")) for kind in kinds)] for name in layers]
-    whole = ["whole network", *(_number(numbers.get(kind)) for kind in kinds)]
+def describe_danger(numbers: Mapping[str, float], lazy_below: float, vulnerable_above: float) -> str:
+    """A warning where training was lazy and one step fools the network; else empty."""
+    step, movement = longest_step(numbers), numbers.get("movement", 1.0)
+    if step is None or movement >= lazy_below or step[1] <= vulnerable_above:
+        return ""
+    return (
+        f"Training was lazy and the network is easily fooled: its weights moved by {movement:.1%} of their length, and "
+        f"one gradient step of {step[0]:g} |x| / sqrt(d) changes {step[1]:.0%} of the right predictions. What helps "
+        "most is adversarial training (`adversarial`); a smaller width or a larger learning rate lets the weights "
+        "move further, which may help. Thresholds: `lazy_below`, `vulnerable_above`."
+    )
+
+
+def laziness_table(numbers: Mapping[str, float]) -> Table:
+    """A line for each layer; the last is the whole network."""
     columns = [
         "layer",
         "moved, share of its length",
         "largest move of a neuron x sqrt(width)",
         "activation signs changed",
     ]
-    return columns, [*rows, whole]
+    layers = list(dict.fromkeys(tag.partition("/")[2] for tag in numbers if "/" in tag))
+    lines = [("whole network", ""), *((name, f"/{name}") for name in layers)]
+    kinds = ("movement", "neuron_movement", "sign_changes")
+    rows = [[name, *(number(numbers.get(f"{kind}{end}")) for kind in kinds)] for name, end in lines]
+    return columns, [*rows[1:], rows[0]]
 
 
-def draw(history: Sequence[Point], lazy_below: float, vulnerable_above: float) -> Figure:
+def draw_laziness(history: Sequence[Measurement], lazy_below: float, vulnerable_above: float) -> Figure:
     """Laziness over the run, vulnerability over the run, and one against the other.
 
     Args:
@@ -75,93 +104,85 @@ def draw(history: Sequence[Point], lazy_below: float, vulnerable_above: float) -
 
     figure = Figure(figsize=(14.5, 5.0), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    _laziness(left, history)
-    _vulnerability(middle, history)
-    _path(right, history, lazy_below, vulnerable_above)
+    _draw_movement(left, history)
+    _draw_vulnerability(middle, history)
+    _draw_path(right, history, lazy_below, vulnerable_above)
     figure.suptitle("Lazy training: does the network leave its initialisation, and does one gradient step fool it?")
     return figure
 
 
-def _laziness(axes: Axes, history: Sequence[Point]) -> None:
+def _draw_movement(axes: Axes, history: Sequence[Measurement]) -> None:
     for tag, (label, colour) in _LAZINESS.items():
-        _line(axes, history, tag, label, colour)
+        _draw_curve(axes, history, tag, label, colour)
     axes.set_ylim(bottom=0)
-    _finish(axes, "How far from the initialisation", "lazy is low (for the kernel's cosine: high)")
+    _caption_run(axes, "How far from the initialisation", "lazy is low (for the kernel's cosine: high)")
 
 
-def _vulnerability(axes: Axes, history: Sequence[Point]) -> None:
+def _draw_vulnerability(axes: Axes, history: Sequence[Measurement]) -> None:
     tags = [tag for tag in history[-1].numbers if tag.startswith(("single_step", "fgsm"))]
     steps = sorted((tag for tag in tags if "@" in tag), key=lambda tag: float(tag.partition("@")[2]))
     for index, tag in enumerate(steps):
         colour = _REDS[min(index, len(_REDS) - 1)]
-        _line(axes, history, tag, f"step of {tag.partition('@')[2]} |x| / √d", colour)
+        _draw_curve(axes, history, tag, f"step of {tag.partition('@')[2]} |x| / √d", colour)
     for tag in tags:
         if "@" not in tag:
-            _line(axes, history, tag, "FGSM", _BLUE, "--")
-    grows = any("_loss" in tag for tag in tags)
-    if not grows:
+            _draw_curve(axes, history, tag, "FGSM", _BLUE, "--")
+    unit = "relative growth of the loss"
+    if not any("_loss" in tag for tag in tags):
+        unit = "share of right predictions that change"
         axes.set_ylim(-0.03, 1.03)
-    _finish(
-        axes,
-        "How easily one gradient step fools it",
-        "relative growth of the loss" if grows else "share of right predictions that change",
-    )
+    _caption_run(axes, "How easily one gradient step fools it", unit)
 
 
-def _path(axes: Axes, history: Sequence[Point], lazy_below: float, vulnerable_above: float) -> None:
-    """Movement against what the longest step does, one dot for each measurement."""
+def _draw_path(axes: Axes, history: Sequence[Measurement], lazy_below: float, vulnerable_above: float) -> None:
+    """Movement against the effect of the longest step, one dot for each measurement."""
     axes.set_title("Laziness against vulnerability", fontsize=10)
     axes.set_xlabel("weights moved, share of their length")
-    counted = any(longest_step(point.numbers) is not None for point in history)
-    name = "single_step" if counted else "single_step_loss"
-    found = [(point, longest_step(point.numbers, name)) for point in history if point.numbers.get("movement", 0) > 0]
-    dots = [(point.numbers["movement"], *step, point.step) for point, step in found if step is not None]
+    counted = any(longest_step(each.numbers) is not None for each in history)
+    dots = _dots(history, "single_step" if counted else "single_step_loss")
     if not dots:
         axes.text(0.5, 0.5, "nothing was measured", ha="center", transform=axes.transAxes)
         return
-    xs, betas, ys, steps = (list(column) for column in zip(*dots, strict=True))
-    edges = [*xs, lazy_below] if lazy_below > 0 else xs
+    movements, betas, effects, steps = zip(*dots, strict=True)
+    edges = [*movements, lazy_below] if lazy_below > 0 else movements
     low, high = min(edges) / 2, max(edges) * 2
-    _logarithmic(axes, low, high)
-    what = "share changed" if counted else "growth of the loss"
-    axes.set_ylabel(f"{what} by the step of {betas[0]:g} |x| / √d")
+    use_plain_log_ticks(axes, "x", (1, 2, 5) if high / low < 300 else (1,))
+    axes.set_xlim(low, high)
+    axes.set_ylabel(f"{'share changed' if counted else 'growth of the loss'} by the step of {betas[0]:g} |x| / √d")
     if counted:
         axes.set_ylim(-0.03, 1.03)
-    if counted and lazy_below > 0:
-        label = f"lazy and easily fooled (below {lazy_below:g}, above {vulnerable_above:g})"
-        axes.fill_between([low, lazy_below], vulnerable_above, 1.03, color=_REDS[0], alpha=0.4, lw=0, label=label)
-        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17), frameon=False)
-    axes.plot(xs, ys, color="#8a8a8a", linewidth=1, zorder=2)
-    points = axes.scatter(xs, ys, c=steps, cmap="viridis", s=36, zorder=3)
+        _shade_danger(axes, low, lazy_below, vulnerable_above)
+    axes.plot(movements, effects, color="#8a8a8a", linewidth=1, zorder=2)
+    points = axes.scatter(movements, effects, c=steps, cmap="viridis", s=36, zorder=3)
     axes.figure.colorbar(points, ax=axes, label="optimizer steps")
     axes.grid(alpha=0.3)
 
 
-def _logarithmic(axes: Axes, low: float, high: float) -> None:
-    """With ticks that say their value."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
-    axes.set_xscale("log")
-    axes.set_xlim(low, high)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
+def _dots(history: Sequence[Measurement], name: str) -> list[tuple[float, float, float, int]]:
+    """Movement, longest beta, its effect and the optimizer steps of each measurement that has them."""
+    pairs = [(each, longest_step(each.numbers, name)) for each in history if each.numbers.get("movement", 0) > 0]
+    return [(each.numbers["movement"], *step, each.step) for each, step in pairs if step is not None]
 
 
-def _line(axes: Axes, history: Sequence[Point], tag: str, label: str, colour: str, style: str = "-") -> None:
-    known = [(point.step, point.numbers[tag]) for point in history if tag in point.numbers]
-    if known:
-        axes.plot(*zip(*known, strict=True), style, color=colour, marker="o", markersize=3.5, label=label)
+def _shade_danger(axes: Axes, low: float, lazy_below: float, vulnerable_above: float) -> None:
+    if lazy_below > 0:
+        label = f"lazy and easily fooled (below {lazy_below:g}, above {vulnerable_above:g})"
+        axes.fill_between([low, lazy_below], vulnerable_above, 1.03, color=_REDS[0], alpha=0.4, lw=0, label=label)
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17), frameon=False)
 
 
-def _finish(axes: Axes, title: str, ylabel: str) -> None:
+def _draw_curve(
+    axes: Axes, history: Sequence[Measurement], tag: str, label: str, colour: str, style: str = "-"
+) -> None:
+    points = [(each.step, each.numbers[tag]) for each in history if tag in each.numbers]
+    if points:
+        axes.plot(*zip(*points, strict=True), style, color=colour, marker="o", markersize=3.5, label=label)
+
+
+def _caption_run(axes: Axes, title: str, ylabel: str) -> None:
     axes.set_title(title, fontsize=10)
     axes.set_xlabel("optimizer steps")
     axes.set_ylabel(ylabel)
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, frameon=False)
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"

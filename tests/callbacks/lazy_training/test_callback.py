@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_robust import LazyTrainingCallback, NoEffectWarning
 from lightning_robust.callbacks.lazy_training.measure import first_floating
-from lightning_robust.callbacks.lazy_training.report import Point, draw, longest_step, table
+from lightning_robust.callbacks.lazy_training.report import Measurement, draw_laziness, laziness_table, longest_step
 from lightning_robust.structures import tensors_in
 
 from ...boring import Boring, make_trainer
@@ -267,12 +267,12 @@ def test_an_early_end_is_measured(tmp_path):
 def test_the_probe_is_the_first_validation_batch_and_survives_a_resume(tmp_path):
     lazy, trainer = fit(tmp_path, Small(mlp()), lazy_callback(num_samples=5), val=data(), max_epochs=2)
     trainer.save_checkpoint(tmp_path / "stopped.ckpt")
-    assert torch.equal(tensors_in(lazy._probe)[0], data().dataset.tensors[0][:5])
+    assert torch.equal(tensors_in(lazy._probe.batch)[0], data().dataset.tensors[0][:5])
     other = DataLoader(TensorDataset(torch.rand(32, 6), torch.zeros(32).long()), 16)
     resumed = lazy_callback(num_samples=5)
     trainer = make_trainer(tmp_path, [resumed], max_epochs=3)
     trainer.fit(Small(mlp()), data(), other, ckpt_path=tmp_path / "stopped.ckpt", weights_only=True)
-    assert torch.equal(tensors_in(resumed._probe)[0], tensors_in(lazy._probe)[0])
+    assert torch.equal(tensors_in(resumed._probe.batch)[0], tensors_in(lazy._probe.batch)[0])
     assert [point.step for point in resumed.history] == [2, 4, 6]
     assert all(torch.equal(resumed._start[name], tensor) for name, tensor in lazy._start.items())
 
@@ -354,18 +354,23 @@ def test_first_floating_says_what_it_wanted():
 
 def test_table_has_a_line_for_each_layer_and_the_whole():
     numbers = {"movement": 0.5, "movement/a": 0.25, "neuron_movement/a": 3.0, "sign_changes/a": 0.125}
-    columns, rows = table(numbers)
+    columns, rows = laziness_table(numbers)
     assert rows == [["a", "0.25", "3", "0.125"], ["whole network", "0.5", "", ""]]
     assert len(columns) == 4
 
 
 def test_figure_draws_what_was_measured():
-    points = [Point(n, {"movement": 0.1 * n, "sign_changes": 0.2, "single_step@2": 0.7, "fgsm": 0.4}) for n in (1, 2)]
-    left, middle, right, _ = draw(points, 0.1, 0.5).axes
+    points = [
+        Measurement(n, {"movement": 0.1 * n, "sign_changes": 0.2, "single_step@2": 0.7, "fgsm": 0.4}) for n in (1, 2)
+    ]
+    left, middle, right, _ = draw_laziness(points, 0.1, 0.5).axes
     assert [line.get_xydata().tolist() for line in left.lines] == [[[1, 0.1], [2, 0.2]], [[1, 0.2], [2, 0.2]]]
     assert [text.get_text() for text in middle.get_legend().texts] == ["step of 2 |x| / √d", "FGSM"]
     assert right.lines[0].get_xydata().tolist() == [[0.1, 0.7], [0.2, 0.7]]
     assert longest_step({"single_step_loss@1": 3.0}) is None
-    growth = [Point(1, {"movement": 0.1, "single_step_loss@1": 3.0, "single_step_loss@2": 9.0})]
-    assert draw(growth, 0.1, 0.5).axes[2].lines[0].get_xydata().tolist() == [[0.1, 9.0]]
-    assert draw([Point(1, {"movement": 0.0})], 0.1, 0.5).axes[2].texts[0].get_text() == "nothing was measured"
+    growth = [Measurement(1, {"movement": 0.1, "single_step_loss@1": 3.0, "single_step_loss@2": 9.0})]
+    assert draw_laziness(growth, 0.1, 0.5).axes[2].lines[0].get_xydata().tolist() == [[0.1, 9.0]]
+    assert (
+        draw_laziness([Measurement(1, {"movement": 0.0})], 0.1, 0.5).axes[2].texts[0].get_text()
+        == "nothing was measured"
+    )
