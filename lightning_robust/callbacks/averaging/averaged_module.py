@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -50,79 +49,78 @@ class AveragedModule:
         bn_samples: int | None,
         input_key: Key | list[Key],
     ) -> None:
-        self._trainer, self._module = trainer, pl_module
+        # the Trainer is not held, so that the callback can be copied and pickled
+        self._module = pl_module
         self._averages, self._main, self._guard = averages, averages[MAIN], guard
         self._weights = Weights(pl_module)
         self._raw: list[Tensor] | None = None
         self._step = trainer.global_step
         for average in averages.values():
             average.begin_training(trainer, self._weights.tensors())
-        layers: list[nn.Module] = [layer for layer in batchnorm_layers(pl_module) if layer.training]
-        self._refresh_statistics: Callable[[], int] | None = None
-        if bn_refresh and layers:
-            self._refresh_statistics = partial(
-                refresh_statistics,
-                trainer,
-                pl_module,
-                input_key=input_key,
-                layers=layers,
-                layerwise=bn_refresh == "layerwise",
-                samples=bn_samples,
-            )
-        elif bn_refresh:
+        self._layers: list[nn.Module] = []
+        if bn_refresh:
+            self._layers = [layer for layer in batchnorm_layers(pl_module) if layer.training]
+        self._settings: dict[str, Any] = {
+            "input_key": input_key,
+            "layerwise": bn_refresh == "layerwise",
+            "samples": bn_samples,
+        }
+        if bn_refresh and not self._layers:
             guard.warn(
                 f"bn_refresh={bn_refresh} has nothing to refresh: {type(pl_module).__name__} has no BatchNorm layer "
                 "that is being trained. Averaging goes on; set bn_refresh to false to say so.",
                 NoEffectWarning,
                 key="bn_refresh",
             )
-        self._saving: Replacement | None = Replacement(pl_module, "on_save_checkpoint", self._with_average())
+        self._saving: Replacement | None = Replacement(pl_module, "on_save_checkpoint", self._with_average(trainer))
 
     @property
     def names(self) -> list[str]:
         """Names of the averaged tensors."""
         return self._weights.names
 
-    def begin_batch(self, batch_idx: int) -> None:
+    def begin_batch(self, trainer: pl.Trainer, batch_idx: int) -> None:
         """Begin the averages whose time has come."""
         for average in self._averages.values():
-            average.begin_batch(self._trainer, batch_idx)
+            average.begin_batch(trainer, batch_idx)
 
-    def end_batch(self) -> None:
+    def end_batch(self, trainer: pl.Trainer) -> None:
         """Update the averages that are due, if the optimizer has stepped."""
-        if self._trainer.global_step == self._step:
+        if trainer.global_step == self._step:
             return
-        self._step = self._trainer.global_step
+        self._step = trainer.global_step
         for average in self._averages.values():
-            if average.is_due(self._trainer):
-                average.update(self._trainer, self._weights.tensors())
+            if average.is_due(trainer):
+                average.update(trainer, self._weights.tensors())
 
-    def measure(self, *, raw: bool) -> dict[str, float]:
+    def measure(self, trainer: pl.Trainer, *, raw: bool) -> dict[str, float]:
         """Validation metrics of the further averages, and of the raw weights beside the main average.
 
         Args:
+            trainer: The Trainer.
             raw: Whether to validate the raw weights.
 
         Returns:
             Metrics by tag, ``swa/<name>/<metric>``.
         """
-        metrics = self._validate("raw") if raw and self._main.exists else {}
+        metrics = self._validate(trainer, "raw") if raw and self._main.exists else {}
         for name, average in self._averages.items():
             if average is not self._main and average.exists:
-                self._refresh(average)
+                self._refresh(trainer, average)
                 with self._weights.exchanged(average.values):
-                    metrics |= self._validate(name)
+                    metrics |= self._validate(trainer, name)
         return metrics
 
-    def put_average(self, *, refresh: bool = True) -> None:
+    def put_average(self, trainer: pl.Trainer, *, refresh: bool = True) -> None:
         """The module holds the main average, if there is a snapshot, until :meth:`put_raw`.
 
         Args:
+            trainer: The Trainer.
             refresh: Whether to recompute BatchNorm statistics.
         """
         if self._main.exists and self._raw is None:
             if refresh:
-                self._refresh(self._main)
+                self._refresh(trainer, self._main)
             self._raw = self._weights.put(self._main.values)
 
     def put_raw(self) -> None:
@@ -131,11 +129,11 @@ class AveragedModule:
             self._weights.restore(self._raw)
             self._raw = None
 
-    def averaged_state(self, present: dict[str, Any]) -> dict[str, Any]:
+    def averaged_state(self, trainer: pl.Trainer, present: dict[str, Any]) -> dict[str, Any]:
         """The module's state dict with the main average, ``present`` being its state dict now."""
         if self._raw is not None or not self._main.exists:
             return present
-        self._refresh(self._main)
+        self._refresh(trainer, self._main)
         return self._weights.state_dict(self._main.values)
 
     def raw_state(self, present: dict[str, Any]) -> dict[str, Any]:
@@ -148,25 +146,25 @@ class AveragedModule:
             self._saving.restore(self._module)
             self._saving = None
 
-    def _validate(self, name: str) -> dict[str, float]:
+    def _validate(self, trainer: pl.Trainer, name: str) -> dict[str, float]:
         """Metrics of the weights that the module holds."""
         metrics: dict[str, float] = self._guard.attempt(
-            self._trainer,
-            lambda: Evaluator(self._trainer, self._module).metrics(),
+            trainer,
+            lambda: Evaluator(trainer, self._module).metrics(),
             f"swa/{name} could not be measured; training goes on",
             default={},
             once=True,
         )
         return {f"swa/{name}/{key}": value for key, value in metrics.items()}
 
-    def _refresh(self, average: ScheduledAverage) -> None:
+    def _refresh(self, trainer: pl.Trainer, average: ScheduledAverage) -> None:
         """Recompute the BatchNorm statistics of an average that has changed since the last time."""
-        if self._refresh_statistics is None or average.fresh:
+        if not self._layers or average.fresh:
             return
         with self._weights.exchanged(average.values):
             self._guard.attempt(
-                self._trainer,
-                self._refresh_statistics,
+                trainer,
+                lambda: refresh_statistics(trainer, self._module, layers=self._layers, **self._settings),
                 "BatchNorm statistics could not be refreshed, and their averages are used. Set `input_key` to what "
                 "`forward` takes, or bn_refresh to false",
                 once=True,
@@ -174,13 +172,13 @@ class AveragedModule:
             self._weights.read_buffers(average.values)
         average.fresh = True
 
-    def _with_average(self) -> Callable[[dict[str, Any]], None]:
+    def _with_average(self, trainer: pl.Trainer) -> Callable[[dict[str, Any]], None]:
         """The module's hook for saving; when only weights are saved, Lightning calls it and no callback's."""
         original = self._module.on_save_checkpoint
 
         def on_save_checkpoint(checkpoint: dict[str, Any]) -> None:
             if "callbacks" not in checkpoint:
-                checkpoint["state_dict"] = self.averaged_state(checkpoint["state_dict"])
+                checkpoint["state_dict"] = self.averaged_state(trainer, checkpoint["state_dict"])
             original(checkpoint)
 
         return on_save_checkpoint

@@ -151,7 +151,7 @@ class SWACallback(pl.Callback):
     ) -> None:
         """Begin averages whose time has come, and set the learning rate."""
         if self._averaged is not None:
-            self._averaged.begin_batch(batch_idx)
+            self._averaged.begin_batch(trainer, batch_idx)
         if self._low is not None:
             self._low.begin_step(batches_before(trainer) + 1)
         if self._rate is not None and self.main.started is not None:
@@ -171,15 +171,15 @@ class SWACallback(pl.Callback):
     ) -> None:
         """Update the averages that are due, if the optimizer has stepped."""
         if self._averaged is not None:
-            self._averaged.end_batch()
+            self._averaged.end_batch(trainer)
 
     @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Validate the raw weights and further averages, then exchange the weights for the average."""
         self._metrics = {}
         if _validates_in_fit(trainer) and self._averaged is not None:
-            self._metrics = self._averaged.measure(raw=self.compare_raw)
-            self._averaged.put_average()
+            self._metrics = self._averaged.measure(trainer, raw=self.compare_raw)
+            self._averaged.put_average(trainer)
 
     @override
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -206,7 +206,7 @@ class SWACallback(pl.Callback):
         if self._low is not None:
             self._low.detach()
         if self.main.exists and self._averaged is not None:
-            self._averaged.put_average()
+            self._averaged.put_average(trainer)
             rank_zero_info(f"The module holds the average of {self.main.running.count} snapshots.")
         else:
             self._guard.warn(
@@ -224,7 +224,7 @@ class SWACallback(pl.Callback):
         if self._low is not None:
             self._low.detach()
         if self._averaged is not None:
-            self._averaged.put_average(refresh=False)
+            self._averaged.put_average(trainer, refresh=False)
             self._averaged.close()
 
     @override
@@ -259,7 +259,7 @@ class SWACallback(pl.Callback):
         """Save the average as ``state_dict`` and the raw weights beside it."""
         if self.main.exists and self._averaged is not None:
             present = checkpoint["state_dict"]
-            checkpoint["state_dict"] = self._averaged.averaged_state(present)
+            checkpoint["state_dict"] = self._averaged.averaged_state(trainer, present)
             checkpoint[RAW_KEY] = self._averaged.raw_state(present)
 
     @override

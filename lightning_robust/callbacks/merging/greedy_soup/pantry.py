@@ -1,0 +1,106 @@
+"""The ingredients of a soup with their scores: epochs of this run, checkpoints of this run, or files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_robust.callbacks.candidates import Candidates
+from lightning_robust.functional.averaging import State, require_same
+from lightning_robust.harness.checkpoints import read_state
+from lightning_robust.harness.ranks import agreed
+from lightning_robust.harness.trainers import find_callbacks
+
+
+@dataclass
+class NamedIngredient:
+    """Weights in a file, which is opened at the first call and then stays mapped, or weights in memory.
+
+    Args:
+        label: Its name in tables and figures.
+        path: The file; None for weights in memory.
+        state: The weights; None until the file is opened.
+        score: Value of the monitored metric; None until it is measured.
+    """
+
+    label: str
+    path: Path | None = None
+    state: State | None = None
+    score: float | None = None
+
+    def __call__(self) -> State:
+        """The weights."""
+        if self.state is None:
+            if self.path is None:
+                raise RuntimeError(f"Expected a file or weights for {self.label}.")
+            self.state = read_state(self.path)
+        return self.state
+
+
+class BestEpochs:
+    """Saves the best epochs of a run as weights-only checkpoints and removes worse ones.
+
+    Args:
+        top_k: How many to keep.
+        merits: Merit by path; the larger, the better.
+    """
+
+    def __init__(self, top_k: int, merits: dict[str, float] | None = None) -> None:
+        self.top_k = top_k
+        self.merits = dict(merits or {})
+
+    def offer(self, trainer: pl.Trainer, folder: Path, merit: float) -> None:
+        """Save the present weights, if they are among the best."""
+        worst = min(self.merits, key=self.merits.__getitem__, default="")
+        if len(self.merits) >= self.top_k and merit <= self.merits[worst]:
+            return
+        path = str(folder / f"epoch={trainer.current_epoch}-step={trainer.global_step}.ckpt")
+        trainer.save_checkpoint(path, weights_only=True)
+        self.merits[path] = merit
+        if len(self.merits) > self.top_k:
+            del self.merits[worst]
+            trainer.strategy.remove_checkpoint(worst)
+
+    def ingredients(self, mode: str) -> list[NamedIngredient]:
+        """The epochs that are kept, with their scores."""
+        sign = 1 if mode == "max" else -1
+        return [NamedIngredient(Path(p).stem, Path(p), score=sign * merit) for p, merit in self.merits.items()]
+
+
+def checkpoint_ingredients(trainer: pl.Trainer, monitor: str) -> list[NamedIngredient]:
+    """The best checkpoints of this run's ModelCheckpoint callbacks, with scores where they monitor the same metric."""
+    return [
+        NamedIngredient(Path(path).stem, Path(path), score=float(score) if keeper.monitor == monitor else None)
+        for keeper in find_callbacks(trainer, ModelCheckpoint)
+        for path, score in keeper.best_k_models.items()
+    ]
+
+
+def scored(ingredients: Sequence[NamedIngredient], candidates: Candidates) -> list[NamedIngredient]:
+    """The ingredients with a finite score, which is measured where it is not known.
+
+    Raises:
+        ValueError: If there is none, a file cannot be read, or its weights are not those of the module.
+        RankError: If only some ranks can read a file.
+    """
+    agreed(candidates.trainer, lambda: [ingredient() for ingredient in ingredients], "Reading the ingredients")
+    usable = []
+    for ingredient in ingredients:
+        if ingredient.score is None:
+            require_same(candidates.module.state_dict(), ingredient(), ingredient.label)
+            ingredient.score = candidates.score(ingredient(), mixed=False)
+        if math.isfinite(ingredient.score):
+            usable.append(ingredient)
+        else:
+            rank_zero_warn(
+                f"GreedySoupCallback: {ingredient.label} is left out, its {candidates.monitor} is not finite."
+            )
+    if not usable:
+        raise ValueError(f"Expected at least one ingredient with a finite {candidates.monitor!r}, but none has.")
+    return usable

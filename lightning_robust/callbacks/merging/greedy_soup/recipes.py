@@ -1,0 +1,124 @@
+"""How a soup is cooked in a Trainer: barriers between the ingredients, and the four recipes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+
+from lightning_robust.callbacks.candidates import Candidates
+from lightning_robust.callbacks.merging.greedy_soup.pantry import NamedIngredient
+from lightning_robust.functional.averaging import State
+from lightning_robust.functional.basins import Barrier, barriers
+from lightning_robust.functional.coefficients import learned_soup, stock_soup
+from lightning_robust.functional.soups import Soup, greedy_soup, uniform_soup
+from lightning_robust.harness.batches import validation_batches
+from lightning_robust.harness.evaluate import quietly
+from lightning_robust.harness.steps import call_step
+from lightning_robust.structures import loss_in
+
+Recipe = Literal["greedy", "uniform", "learned", "stock"]
+_UNRELATED = 0.3
+"""Weights of models that were fine-tuned from one start have a cosine well above this, independent ones below."""
+
+
+def cook_greedy(
+    pantry: Sequence[NamedIngredient],
+    candidates: Candidates,
+    *,
+    strict: bool,
+    drop: bool,
+    best_possible: float | None,
+) -> Soup:
+    """Add ingredients, best first, as long as the score improves; arguments as of GreedySoupCallback."""
+    if best_possible is None and candidates.mode == "max":
+        best_possible = candidates.evaluator.best_possible(candidates.monitor)
+    return greedy_soup(
+        pantry,
+        lambda state: candidates.running_score(state, mixed=True),
+        mode=candidates.mode,
+        strict=strict,
+        scores=_scores(pantry),
+        best_possible=best_possible,
+        drop=drop,
+    )
+
+
+def cook_all(recipe: Recipe, pantry: Sequence[NamedIngredient], candidates: Candidates, base: State) -> Soup:
+    """Mix all ingredients and score the soup; a single one is the soup.
+
+    Args:
+        recipe: ``"uniform"``, ``"learned"`` or ``"stock"``.
+        pantry: The ingredients.
+        candidates: Judges the soup.
+        base: Initial weights, for ``"stock"``.
+    """
+    several = len(pantry) > 1
+    if several and recipe == "learned":
+        soup = _learn(pantry, candidates.trainer, candidates.module)
+    elif several and recipe == "stock":
+        soup = stock_soup(pantry, base)
+    else:
+        soup = uniform_soup(pantry)
+    soup.scores = _scores(pantry)
+    soup.score = candidates.score(soup.state, mixed=several)
+    return soup
+
+
+def measure_barriers(pantry: Sequence[NamedIngredient], candidates: Candidates, base: State) -> list[Barrier]:
+    """Measure the barrier between the best ingredient and each other one, and name the one that fits worst.
+
+    Args:
+        pantry: The ingredients; there is nothing to measure with fewer than two.
+        candidates: Judges the weights in the middle.
+        base: Initial weights that the ingredients share; empty where they are not known.
+    """
+    if len(pantry) < 2:
+        return []
+
+    def evaluate(state: State) -> Iterator[tuple[float, float]]:
+        return candidates.running_score(state, mixed=True)
+
+    measured = barriers(pantry, evaluate, _scores(pantry), mode=candidates.mode, base=base or None)
+    worst = max(measured, key=lambda barrier: barrier.height)
+    if worst.height > 0:
+        unrelated = not base and worst.cosine < _UNRELATED
+        cause = ": it shares no initialisation with the best" if unrelated else ""
+        rank_zero_info(
+            f"Soup: {pantry[worst.ingredient].label} fits worst: half way to it, {candidates.monitor} is worse by "
+            f"{worst.height:.4g} than the mean of both ends (cosine of the weights {worst.cosine:.2f}){cause}."
+        )
+    return measured
+
+
+def _learn(pantry: Sequence[NamedIngredient], trainer: pl.Trainer, module: pl.LightningModule) -> Soup:
+    """Coefficients by gradient descent on the validation data, with the loss of ``training_step``."""
+    step = _TrainingLoss(module)
+
+    def loss(state: Mapping[str, Tensor], batch: object) -> Tensor:
+        named = {f"module.{name}": tensor.to(module.device) for name, tensor in state.items()}
+        result: Tensor = torch.func.functional_call(step, named, (batch,))
+        return result
+
+    with quietly(trainer, module, "training"):
+        return learned_soup(pantry, loss, lambda: validation_batches(trainer, module))
+
+
+def _scores(pantry: Sequence[NamedIngredient]) -> list[float]:
+    return [float(ingredient.score or 0.0) for ingredient in pantry]
+
+
+class _TrainingLoss(nn.Module):
+    """The module's training step as a forward pass, in which weights can be replaced."""
+
+    def __init__(self, module: pl.LightningModule) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, batch: Any) -> Tensor:
+        loss: Tensor = loss_in(call_step(self.module.training_step, batch))
+        return loss

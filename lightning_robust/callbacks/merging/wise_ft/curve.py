@@ -1,0 +1,85 @@
+"""The curve from zero-shot to fine-tuned weights, and the choice of a point on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class AlphaCurve:
+    """Metrics of the mixtures from zero-shot (alpha 0) to fine-tuned weights (alpha 1).
+
+    Args:
+        alphas: Shares of the fine-tuned weights, ascending.
+        names: Name of the metric on each loader; the first loader is in distribution, the others are shifted.
+        values: At each alpha, the metric on each loader.
+        samples: Number of samples of each loader; empty where that is not known.
+
+    Example:
+        >>> curve = AlphaCurve([0.0, 1.0], ["acc/0", "acc/1", "acc/2"], [[0.7, 0.8, 0.6], [0.9, 0.5, 0.5]], [])
+        >>> curve.inside, [round(value, 2) for value in curve.shifted]
+        ([0.7, 0.9], [0.7, 0.5])
+    """
+
+    alphas: Sequence[float]
+    names: Sequence[str]
+    values: Sequence[Sequence[float]]
+    samples: Sequence[int]
+
+    @property
+    def inside(self) -> list[float]:
+        """The metric in distribution at each alpha."""
+        return self.column(0)
+
+    @property
+    def shifted(self) -> list[float]:
+        """The mean metric under shift at each alpha; of a single loader, its metric."""
+        return [under_shift(row) for row in self.values]
+
+    def column(self, loader: int) -> list[float]:
+        """The metric on a loader at each alpha."""
+        return [row[loader] for row in self.values]
+
+
+def choose_alpha(
+    alphas: Sequence[float], values: Sequence[Sequence[float]], *, epsilon: float, mode: Literal["max", "min"]
+) -> float:
+    """The alpha with the best mean metric under shift among those within ``epsilon`` of the best in distribution.
+
+    Args:
+        alphas: Where the curve was measured.
+        values: At each alpha, the metric in distribution, then under each shift. Without a shift, 0.5 is chosen.
+        epsilon: How much of the metric may be given up in distribution.
+        mode: Whether larger or smaller is better. Ties go to the larger alpha.
+
+    Raises:
+        ValueError: If no value is finite.
+
+    Example:
+        >>> choose_alpha([0, 0.5, 1], [[0.7, 0.9], [0.895, 0.8], [0.9, 0.6]], epsilon=0.01, mode="max")
+        0.5
+    """
+    sign = 1.0 if mode == "max" else -1.0
+    usable = [i for i, row in enumerate(values) if all(math.isfinite(value) for value in row)]
+    if not usable:
+        raise ValueError("Expected finite metrics at some alpha, but none is. Is the metric defined on these loaders?")
+    if len(values[0]) == 1:
+        return min((alphas[i] for i in usable), key=lambda alpha: abs(alpha - 0.5))
+    best = max(sign * values[i][0] for i in usable)
+    # rounding of the subtraction must not shut out an alpha that lies on the limit
+    near = [i for i in usable if sign * values[i][0] >= best - epsilon - 1e-12 * abs(best)]
+    return alphas[max(near, key=lambda i: (sign * under_shift(values[i]), alphas[i]))]
+
+
+def under_shift(row: Sequence[float]) -> float:
+    """The mean over the shifted loaders; the only loader where there is one.
+
+    Example:
+        >>> under_shift([0.9, 0.5, 0.7]), under_shift([0.9])
+        (0.6, 0.9)
+    """
+    shifted = row[1:] or row
+    return sum(shifted) / len(shifted)

@@ -1,0 +1,67 @@
+"""What the callbacks that choose weights share."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+
+from lightning_robust.callbacks.candidates import Candidates, judged_by, output_folder, require_last, save_chosen
+
+from ..boring import Boring, make_trainer
+
+
+def test_metric_and_mode_come_from_what_watches_already(tmp_path):
+    trainer = make_trainer(tmp_path, [EarlyStopping("val/loss", mode="max")])
+    assert judged_by(trainer, None, None) == ("val/loss", "max")
+    assert judged_by(trainer, "val/loss", "min") == ("val/loss", "min")
+    with pytest.raises(MisconfigurationException, match="monitor='val/acc' with mode=None"):
+        judged_by(trainer, "val/acc", None)
+
+
+def test_rejects_a_callback_that_comes_later(tmp_path):
+    class Chooses(Callback):
+        pass
+
+    chooses, other = Chooses(), EarlyStopping("val/loss")
+    require_last(make_trainer(tmp_path, [other, chooses]), chooses, EarlyStopping)
+    with pytest.raises(MisconfigurationException, match="Expected EarlyStopping before Chooses"):
+        require_last(make_trainer(tmp_path, [chooses, other]), chooses, EarlyStopping)
+
+
+def test_files_go_into_the_given_folder_or_that_of_the_run(tmp_path):
+    trainer = make_trainer(tmp_path, [])
+    assert output_folder(trainer, str(tmp_path / "mine"), "soup") == tmp_path / "mine"
+    assert output_folder(trainer, None, "soup") == tmp_path / "soup"
+
+
+def test_best_means_the_chosen_weights_where_the_metric_is_the_same(tmp_path):
+    keepers = [ModelCheckpoint(tmp_path, monitor=name) for name in ("val/loss", "val/acc")]
+    for keeper in keepers:
+        keeper.best_model_score = torch.tensor(1.0)
+    trainer = SimpleNamespace(callbacks=keepers, fast_dev_run=False, save_checkpoint=lambda path, weights_only: None)
+    save_chosen(trainer, tmp_path / "soup.ckpt", monitor="val/loss", score=0.25)
+    assert [keeper.best_model_path for keeper in keepers] == [str(tmp_path / "soup.ckpt"), ""]
+    assert [keeper.best_model_score.item() for keeper in keepers] == [0.25, 1.0]
+
+
+def test_states_are_judged_in_the_module_and_leave_no_trace(tmp_path):
+    """The weights of another module are scored as validating that module does."""
+    results = {}
+
+    class Judge(Callback):
+        def on_train_end(self, trainer, pl_module):
+            before = {name: tensor.clone() for name, tensor in pl_module.state_dict().items()}
+            candidates = Candidates(trainer, pl_module, "val/loss", "min")
+            torch.manual_seed(5)
+            other = Boring()
+            results["score"] = candidates.score(other.state_dict(), mixed=False)
+            results["other"] = other
+            assert all(torch.equal(tensor, before[name]) for name, tensor in pl_module.state_dict().items())
+            with pytest.raises(ValueError, match="Expected a DeploymentParityCallback"):
+                Candidates(trainer, pl_module, "parity/x/rel_l2", "min").score(before, mixed=False)
+
+    make_trainer(tmp_path, [Judge()], max_epochs=1).fit(Boring())
+    (expected,) = make_trainer(tmp_path).validate(results["other"], verbose=False)
+    assert results["score"] == pytest.approx(expected["val/loss"], rel=1e-6)
