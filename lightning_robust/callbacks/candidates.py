@@ -1,6 +1,6 @@
-"""Candidate weights in a module during ``fit`` or ``validate``: put in, judged, installed for good.
+"""What callbacks share that choose the weights of a module after training: the soup, WiSE-FT, the rewinding of layers.
 
-Which candidates there are and which one wins is the business of the soup and WiSE-FT callbacks.
+They judge candidate states by one metric, in a fixed order of callbacks, and save the winner.
 """
 
 from __future__ import annotations
@@ -28,38 +28,51 @@ _PARITY = ("parity/", "sensitivity/", "attribution/")
 
 
 class Candidates:
-    """Judges states on the Trainer's validation loaders, or by the parity of their deployment.
+    """Judges states by one metric, on the Trainer's validation loaders or by the parity of their deployment.
+
+    The module holds its own weights after every method but :meth:`install`.
 
     Args:
         trainer: Within ``fit`` or ``validate``.
-        pl_module: The module; it holds what it held after every method but :meth:`install`.
+        pl_module: The module.
+        monitor: Name of the metric; one that begins with ``parity/``, ``sensitivity/`` or ``attribution/`` is measured
+            by the Trainer's DeploymentParityCallback.
+        mode: Whether larger or smaller is better.
         bn_refresh: Recompute BatchNorm statistics of mixed weights from the training data.
-        bn_samples: From about so many samples on each rank; all if None.
-        input_key: Which part of a batch goes into ``forward`` for it.
+        bn_samples: Number of training samples on each rank for that; all if None.
+        input_key: Which part of a batch goes into ``forward`` for that.
     """
 
     def __init__(
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
+        monitor: str,
+        mode: Literal["max", "min"],
         *,
         bn_refresh: bool = True,
         bn_samples: int | None = None,
         input_key: Key | list[Key] = 0,
     ) -> None:
         self.trainer, self.module = trainer, pl_module
+        self.monitor, self.mode = monitor, mode
         self.evaluator = Evaluator(trainer, pl_module)
         self._weights = Weights(pl_module)
         self._refreshes = bn_refresh and bool(batchnorm_layers(pl_module))
         self._bn_samples, self._input_key = bn_samples, input_key
 
     def present(self) -> State:
-        """A copy of what the module holds now, by the names of its state dict."""
+        """A copy of the state dict that the module has now."""
         return {name: tensor.detach().clone() for name, tensor in self.module.state_dict().items()}
 
     @contextmanager
     def holding(self, state: Mapping[str, Tensor], *, mixed: bool) -> Iterator[None]:
-        """The module holds a state inside the block; statistics of a mixed one are refreshed, in place where it can."""
+        """The module holds a state inside the block.
+
+        Args:
+            state: By the names of the module's state dict.
+            mixed: Whether the state is a mixture, whose BatchNorm statistics have to be recomputed.
+        """
         with self._weights.exchanged([state[name] for name in self._weights.names]):
             if mixed:
                 self._refresh()
@@ -70,16 +83,21 @@ class Candidates:
         with self.holding(state, mixed=mixed):
             return self.evaluator.metrics()
 
-    def running_score(self, state: Mapping[str, Tensor], monitor: str, *, mixed: bool) -> Iterator[tuple[float, float]]:
-        """The monitored metric of a state as it becomes known: pairs (so far, share of the data)."""
+    def running_score(self, state: Mapping[str, Tensor], *, mixed: bool) -> Iterator[tuple[float, float]]:
+        """The metric of a state while it is measured: pairs (mean so far, share of the data)."""
         with self.holding(state, mixed=mixed):
-            if monitor.startswith(_PARITY):
-                yield pick(self._parity().measure(self.trainer, self.module, monitor), monitor), 1.0
+            if self.monitor.startswith(_PARITY):
+                yield pick(self._parity().measure(self.trainer, self.module, self.monitor), self.monitor), 1.0
             else:
-                yield from self.evaluator.running_score(monitor)
+                yield from self.evaluator.running_score(self.monitor)
+
+    def score(self, state: Mapping[str, Tensor], *, mixed: bool) -> float:
+        """The metric of a state."""
+        *_, (score, _) = self.running_score(state, mixed=mixed)
+        return score
 
     def install(self, state: Mapping[str, Tensor], *, mixed: bool) -> None:
-        """The module keeps a state."""
+        """The module holds a state from now on."""
         self._weights.put([state[name].clone() for name in self._weights.names])
         if mixed:
             self._refresh()
@@ -89,23 +107,22 @@ class Candidates:
             refresh_statistics(self.trainer, self.module, input_key=self._input_key, samples=self._bn_samples)
 
     def _parity(self) -> DeploymentParityCallback:
-        found = find_callbacks(self.trainer, DeploymentParityCallback)
-        if not found:
+        callbacks: list[DeploymentParityCallback] = find_callbacks(self.trainer, DeploymentParityCallback)
+        if not callbacks:
             raise ValueError(
                 "Expected a DeploymentParityCallback among the callbacks to choose weights by a parity metric, but "
                 "there is none. Add it (deployment_parity: true), or monitor a validation metric."
             )
-        callback: DeploymentParityCallback = found[0]
-        return callback
+        return callbacks[0]
 
 
 def judged_by(
     trainer: pl.Trainer, monitor: str | None, mode: Literal["max", "min"] | None
 ) -> tuple[str, Literal["max", "min"]]:
-    """The metric to judge by and its mode; what is not given comes from a ModelCheckpoint or EarlyStopping callback.
+    """The metric to judge by and its mode; a ModelCheckpoint or EarlyStopping callback fills in what is None.
 
     Raises:
-        MisconfigurationException: If that says nothing either.
+        MisconfigurationException: If no callback does.
     """
     watchers = [w for w in find_callbacks(trainer, ModelCheckpoint | EarlyStopping) if w.monitor is not None]
     name = monitor or next((watcher.monitor for watcher in watchers), None)
@@ -121,6 +138,11 @@ def judged_by(
 def require_last(trainer: pl.Trainer, callback: pl.Callback, others: Any) -> None:
     """Refuse an order in which another callback would replace the weights that this one chooses.
 
+    Args:
+        trainer: The Trainer.
+        callback: The callback that chooses weights.
+        others: Class, or union of classes, of those that must come before it.
+
     Raises:
         MisconfigurationException: Naming both.
     """
@@ -134,15 +156,15 @@ def require_last(trainer: pl.Trainer, callback: pl.Callback, others: Any) -> Non
 
 
 def output_folder(trainer: pl.Trainer, dirpath: str | None, name: str) -> Path:
-    """Where a callback's files go: the given folder, or one in that of the run; the same on all ranks."""
+    """The folder for a callback's files, the same on all ranks: ``dirpath``, or ``name`` in the folder of the run."""
     folder = Path(dirpath) if dirpath is not None else Path(trainer.log_dir or trainer.default_root_dir) / name
     return Path(str(trainer.strategy.broadcast(str(folder), 0)))
 
 
 def save_chosen(trainer: pl.Trainer, path: Path, *, monitor: str, score: float | None) -> None:
-    """Save what the module holds as a weights-only checkpoint that ``ckpt_path="best"`` then means.
+    """Save the weights that the module holds as a weights-only checkpoint.
 
-    It takes the place of the best checkpoint where a ModelCheckpoint monitors the same metric.
+    Where a ModelCheckpoint monitors the same metric, ``ckpt_path="best"`` means this file from now on.
     """
     if is_fast_dev_run(trainer):
         return

@@ -65,6 +65,9 @@ from lightning_robust.functional.linearization import tangent_kernel as tangent_
 from lightning_robust.functional.lines import bends as bends
 from lightning_robust.functional.lines import swings as swings
 from lightning_robust.functional.mixing import regmixup_batch as regmixup_batch
+from lightning_robust.functional.norm_ball import NormBall as NormBall
+from lightning_robust.functional.norm_ball import as_radius as as_radius
+from lightning_robust.functional.norm_ball import per_sample as per_sample
 from lightning_robust.functional.pixels import PixelSpace as PixelSpace
 from lightning_robust.functional.quantization import quantize_block as quantize_block
 from lightning_robust.functional.rotation import rotate_each as rotate_each
@@ -77,5 +80,4 @@ from lightning_robust.functional.soups import greedy_soup as greedy_soup
 from lightning_robust.functional.soups import uniform_soup as uniform_soup
 from lightning_robust.functional.weights import Weights as Weights
 from lightning_robust.functional.weights import channels_last as channels_last
-from lightning_robust.functional.weights import is_compiled as is_compiled
 from lightning_robust.functional.weights import state_on_cpu as state_on_cpu

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from lightning_robust.torch_names import is_compiled as is_compiled
+from lightning_robust.torch_names import is_compiled
 
 
 class Weights:
@@ -37,18 +37,18 @@ class Weights:
 
     def __init__(self, module: nn.Module, only: Collection[str] | None = None) -> None:
         self._module = module
-        chosen = set(module.state_dict()) if only is None else set(only)
-        parameters = [(name, tensor) for name, tensor in module.named_parameters() if name in chosen]
+        chosen = set(module.state_dict() if only is None else only)
+        parameters = {name: tensor for name, tensor in module.named_parameters() if name in chosen}
         buffers = [name for name, _ in module.named_buffers() if name in chosen]
-        self.names = [*(name for name, _ in parameters), *buffers]
-        self._parameters: list[Tensor] = [tensor for _, tensor in parameters]
+        self.names = [*parameters, *buffers]
+        self._parameters: list[Tensor] = list(parameters.values())
         self._owners = [_owner(module, name) for name in buffers]
-        if not any(tensor.is_floating_point() for tensor in self.tensors()):
+        if not any(map(torch.is_floating_point, self.tensors())):
             raise ValueError(
                 f"Expected floating-point parameters or buffers in {type(module).__name__}, but it has none: there is "
                 "nothing to average. Take weight averaging out of its callbacks."
             )
-        self._plain = not is_compiled(module) and {type(p) for p in self.tensors()} <= {Tensor, nn.Parameter}
+        self._plain = not is_compiled(module) and set(map(type, self.tensors())) <= {Tensor, nn.Parameter}
 
     def tensors(self) -> list[Tensor]:
         """The live tensors; buffers are looked up at every call, since modules may replace them."""

@@ -31,7 +31,7 @@ def draw_soup(soup: Soup, labels: Sequence[str], monitor: str, mode: str) -> Fig
     for inside, colour, name in ((True, _INSIDE, "ingredient in the soup"), (False, _OUTSIDE, "ingredient left out")):
         points = [(x, soup.scores[index]) for x, index in enumerate(order) if (index in soup.ingredients) is inside]
         axes.scatter([x for x, _ in points], [score for _, score in points], color=colour, zorder=3, label=name)
-    course = _course(soup, order[0])
+    course = _scores_so_far(soup, order[0])
     if len(course) > 1:
         axes.step(range(len(course)), course, where="post", color=_SOUP, linewidth=2, label="soup so far")
     if soup.score is not None:
@@ -54,7 +54,7 @@ def _order(soup: Soup) -> list[int]:
     return [index for index in range(len(soup.scores)) if index not in tried] + tried if tried else soup.ingredients
 
 
-def _course(soup: Soup, first: int) -> list[float]:
+def _scores_so_far(soup: Soup, first: int) -> list[float]:
     """The score of the soup that begins with an ingredient, and after each trial of an addition."""
     scores = [soup.scores[first]]
     for trial in soup.trials:

@@ -17,7 +17,7 @@ from lightning_robust.functional.basins import Barrier, barriers
 from lightning_robust.functional.coefficients import learned_soup, stock_soup
 from lightning_robust.functional.soups import Soup, greedy_soup, uniform_soup
 from lightning_robust.harness.batches import validation_batches
-from lightning_robust.harness.evaluate import quietly
+from lightning_robust.harness.quiet import quietly
 from lightning_robust.harness.steps import call_step
 from lightning_robust.structures import loss_in
 

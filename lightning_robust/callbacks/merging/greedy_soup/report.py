@@ -1,53 +1,44 @@
-"""What a soup is made of, and the report on it: table, figure, provenance. Which soup is made stands elsewhere."""
+"""The report on a soup: scalars, table, figure, warnings, and its provenance in ``soup.json``."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_robust.callbacks.merging.figures import draw_soup
-from lightning_robust.functional.averaging import State
+from lightning_robust.callbacks.candidates import Candidates
+from lightning_robust.callbacks.merging.greedy_soup.figure import draw_soup
+from lightning_robust.callbacks.merging.greedy_soup.pantry import NamedIngredient
 from lightning_robust.functional.basins import Barrier
-from lightning_robust.functional.soups import Soup
-from lightning_robust.harness.checkpoints import read_state, sha256
+from lightning_robust.functional.soups import Soup, SoupTrial
+from lightning_robust.harness.checkpoints import sha256
 from lightning_robust.harness.logging import log_figure, log_scalars, log_table
 from lightning_robust.harness.trainers import NoEffectWarning, is_fast_dev_run
-
-
-@dataclass
-class Ingredient:
-    """A file with weights, opened when they are first asked for and kept mapped, or weights in memory."""
-
-    label: str
-    path: Path | None = None
-    state: State | None = None
-    score: float | None = None
-
-    def __call__(self) -> State:
-        """The weights."""
-        if self.state is None:
-            if self.path is None:
-                raise RuntimeError(f"Expected a file or weights for {self.label}.")
-            self.state = read_state(self.path)
-        return self.state
+from lightning_robust.tables import number
 
 
 def report_soup(
-    trainer: pl.Trainer,
-    folder: Path,
     soup: Soup,
-    pantry: list[Ingredient],
-    found: list[Barrier],
-    monitor: str,
-    mode: str,
+    pantry: Sequence[NamedIngredient],
+    barriers: Sequence[Barrier],
+    candidates: Candidates,
+    folder: Path,
     recipe: str,
 ) -> None:
-    """Log the table, the figure and the numbers, warn where the soup is no gain, write ``soup.json``."""
+    """Log the numbers, the table and the figure, warn where the soup is no gain, write ``soup.json``.
+
+    Args:
+        soup: The soup.
+        pantry: Its ingredients.
+        barriers: Barriers between them; none where they were not measured.
+        candidates: Judged the soup.
+        folder: Where ``soup.json`` goes.
+        recipe: Name of the recipe.
+    """
+    trainer, monitor, mode = candidates.trainer, candidates.monitor, candidates.mode
     best = (max if mode == "max" else min)(soup.scores)
     score = float(soup.score if soup.score is not None else best)
     log_scalars(
@@ -55,8 +46,8 @@ def report_soup(
         {"soup/score": score, "soup/best_ingredient": best, "soup/ingredients": float(len(soup.ingredients))},
     )
     labels = [ingredient.label for ingredient in pantry]
-    table = _rows(soup, labels, found, monitor)
-    log_table(trainer, "soup/ingredients", *table)
+    columns = ["ingredient", monitor, "in the soup", "soup with it", "barrier", "cosine"]
+    log_table(trainer, "soup/ingredients", columns, _ingredient_rows(soup, labels, barriers))
     log_figure(trainer, "soup/overview", draw_soup(soup, labels, monitor, mode))
     verdict = f"{len(soup.ingredients)} of {len(pantry)} ingredients, {monitor} {score:.4g}, best alone {best:.4g}"
     rank_zero_info(f"Soup ({recipe}): {verdict}.")
@@ -69,12 +60,12 @@ def report_soup(
             category=NoEffectWarning,
         )
     if trainer.is_global_zero and not is_fast_dev_run(trainer):
-        content = {"recipe": recipe, "monitor": monitor, "mode": mode, **_provenance(soup, pantry, found)}
+        content = {"recipe": recipe, "monitor": monitor, "mode": mode, **_provenance(soup, pantry, barriers)}
         (folder / "soup.json").write_text(json.dumps(content, indent=2))
 
 
-def _provenance(soup: Soup, pantry: list[Ingredient], found: list[Barrier]) -> dict[str, Any]:
-    measured = {barrier.ingredient: barrier for barrier in found}
+def _provenance(soup: Soup, pantry: Sequence[NamedIngredient], barriers: Sequence[Barrier]) -> dict[str, Any]:
+    measured = {barrier.ingredient: barrier for barrier in barriers}
     return {
         "score": soup.score,
         "order": soup.ingredients,
@@ -96,22 +87,22 @@ def _provenance(soup: Soup, pantry: list[Ingredient], found: list[Barrier]) -> d
     }
 
 
-def _rows(soup: Soup, labels: list[str], found: list[Barrier], monitor: str) -> tuple[list[str], list[list[str]]]:
-    """The table of ingredients, best first."""
-    measured = {barrier.ingredient: barrier for barrier in found}
+def _ingredient_rows(soup: Soup, labels: Sequence[str], barriers: Sequence[Barrier]) -> list[list[str]]:
+    """A row of the table for each ingredient, in the given order."""
+    measured = {barrier.ingredient: barrier for barrier in barriers}
     trials = {trial.ingredient: trial for trial in soup.trials if not trial.dropped}
-    columns = ["ingredient", monitor, "in the soup", "soup with it", "barrier", "cosine"]
     rows = []
     for index, label in enumerate(labels):
-        barrier, trial = measured.get(index), trials.get(index)
-        rows.append(
-            [
-                label,
-                f"{soup.scores[index]:.5g}",
-                str(soup.ingredients.index(index) + 1) if index in soup.ingredients else "no",
-                "" if trial is None else ("not better" if trial.score is None else f"{trial.score:.5g}"),
-                "" if barrier is None else f"{barrier.height:.3g}",
-                "" if barrier is None else f"{barrier.cosine:.3f}",
-            ]
-        )
-    return columns, rows
+        place = str(soup.ingredients.index(index) + 1) if index in soup.ingredients else "no"
+        barrier = measured.get(index)
+        height, cosine = (None, None) if barrier is None else (barrier.height, barrier.cosine)
+        outcome = _outcome(trials.get(index))
+        rows.append([label, number(soup.scores[index], 5), place, outcome, number(height), number(cosine)])
+    return rows
+
+
+def _outcome(trial: SoupTrial | None) -> str:
+    """The score of the soup with an ingredient, as the table says it."""
+    if trial is None:
+        return ""
+    return "not better" if trial.score is None else number(trial.score, 5)

@@ -63,15 +63,16 @@ def choose_alpha(
         0.5
     """
     sign = 1.0 if mode == "max" else -1.0
-    usable = [i for i, row in enumerate(values) if all(math.isfinite(value) for value in row)]
+    usable = {alpha: row for alpha, row in zip(alphas, values, strict=True) if all(map(math.isfinite, row))}
     if not usable:
         raise ValueError("Expected finite metrics at some alpha, but none is. Is the metric defined on these loaders?")
     if len(values[0]) == 1:
-        return min((alphas[i] for i in usable), key=lambda alpha: abs(alpha - 0.5))
-    best = max(sign * values[i][0] for i in usable)
+        return min(usable, key=lambda alpha: abs(alpha - 0.5))
+    best = max(sign * row[0] for row in usable.values())
     # rounding of the subtraction must not shut out an alpha that lies on the limit
-    near = [i for i in usable if sign * values[i][0] >= best - epsilon - 1e-12 * abs(best)]
-    return alphas[max(near, key=lambda i: (sign * under_shift(values[i]), alphas[i]))]
+    limit = best - epsilon - 1e-12 * abs(best)
+    near = [alpha for alpha, row in usable.items() if sign * row[0] >= limit]
+    return max(near, key=lambda alpha: (sign * under_shift(usable[alpha]), alpha))
 
 
 def under_shift(row: Sequence[float]) -> float:

@@ -8,15 +8,14 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_robust import DeploymentParityCallback, GreedySoupCallback, NoEffectWarning, SWACallback
-from lightning_robust.callbacks import candidates as candidates_module
-from lightning_robust.callbacks.merging.greedy_soup import report as soup_report
+from lightning_robust.callbacks.merging.greedy_soup import pantry
 from lightning_robust.cli import RobustCLI
 
 from ....boring import Boring, make_trainer
@@ -129,8 +128,8 @@ def test_files(tmp_path, form):
 
 def test_checkpoints_of_the_run_are_not_measured_again_and_read_once(tmp_path, monkeypatch):
     opened = []
-    real = soup_report.read_state
-    monkeypatch.setattr(soup_report, "read_state", lambda path: opened.append(path) or real(path))
+    real = pantry.read_state
+    monkeypatch.setattr(pantry, "read_state", lambda path: opened.append(path) or real(path))
     keeper = ModelCheckpoint(tmp_path, monitor="val/loss", save_top_k=3)
     soup = judged(report_barriers=False)
     trainer, module = run(tmp_path, soup, keeper)
@@ -266,12 +265,6 @@ def test_bad_settings_are_refused(tmp_path):
         run(tmp_path, judged(monitor="val/acc", ingredients="epochs"))
     with pytest.raises(MisconfigurationException, match="Expected SWACallback before GreedySoupCallback"):
         make_trainer(tmp_path, [judged(), SWACallback()], enable_checkpointing=True).fit(Scalar(PATH))
-
-
-def test_metric_and_mode_come_from_what_watches_already(tmp_path):
-    trainer = make_trainer(tmp_path, [EarlyStopping("val/loss", mode="max")])
-    assert candidates_module.judged_by(trainer, None, None) == ("val/loss", "max")
-    assert candidates_module.judged_by(trainer, "val/loss", "min") == ("val/loss", "min")
 
 
 def test_the_command_line_cooks_finished_runs(tmp_path, monkeypatch):

@@ -11,7 +11,6 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_robust import GreedySoupCallback, NoEffectWarning, WiSEFTCallback
-from lightning_robust.callbacks.merging.wise_ft.callback import choose_alpha
 
 from ....boring import Boring, make_trainer
 
@@ -85,22 +84,6 @@ def test_one_loader_takes_one_half_and_says_what_it_costs(tmp_path):
     with pytest.warns(UserWarning, match=r"with one validation loader alpha is 0\.5, and val/loss is 0\.25"):
         _, module = run(tmp_path, judged(alphas=4), module=Scalar([1.0]))
     assert module.w.item() == 0.5
-
-
-@pytest.mark.parametrize(
-    ("values", "settings", "expected"),
-    [
-        ([[0.7, 0.9], [0.9, 0.8], [0.91, 0.5]], {"epsilon": 0.01, "mode": "max"}, 0.5),
-        ([[0.7, 0.9], [0.9, 0.8], [0.92, 0.5]], {"epsilon": 0.01, "mode": "max"}, 1.0),
-        ([[0.9, 0.9, 0.1], [0.9, 0.4, 0.9], [0.9, 0.5, 0.5]], {"epsilon": 0.0, "mode": "max"}, 0.5),
-        ([[1.0, 2.0], [1.0, 2.0], [1.0, 2.0]], {"epsilon": 0.0, "mode": "min"}, 1.0),
-        ([[float("nan"), 0.0], [1.0, 2.0], [1.0, 3.0]], {"epsilon": 9.0, "mode": "min"}, 0.5),
-    ],
-)
-def test_choice(values, settings, expected):
-    assert choose_alpha([0.0, 0.5, 1.0], values, **settings) == expected
-    with pytest.raises(ValueError, match="finite metrics"):
-        choose_alpha([0.0], [[float("nan")]], **settings)
 
 
 class Recorded(pl.Callback):
