@@ -134,20 +134,22 @@ def _find_group(tag: str) -> MetricGroup:
 
 
 def default_columns(tags: Sequence[str]) -> list[Column]:
-    """Of many metrics those that a reader wants first, group by group.
+    """Of many metrics those that a reader wants first, group by group."""
+    return [Column.of(tag) for group in GROUPS for tag in _select_tags(group, tags)]
 
-    Losses give way to metrics, and relative distances to those in the task's units.
-    """
-    columns: list[Column] = []
-    for group in GROUPS:
-        members = [tag for tag in tags if group_of(tag) == group.name]
-        if group.name in ("clean", "attacked"):
-            members = [tag for tag in members if "loss" not in tag] or members
-        if group.name in ("fp16", "tf32"):
-            in_units = [tag for tag in members if tag.endswith("_p99")]
-            members = in_units or [tag for tag in members if tag.endswith("/rel_l2")]
-        columns += map(Column.of, members)
-    return columns
+
+def _select_tags(group: MetricGroup, tags: Sequence[str]) -> list[str]:
+    """The tags of a group: metrics rather than losses, and distances in the task's units rather than relative ones."""
+    members = [tag for tag in tags if group_of(tag) == group.name]
+    if group.name in ("fp16", "tf32"):
+        return _keep(r"_p99$", members) or _keep(r"/rel_l2$", members)
+    if group.name in ("clean", "attacked"):
+        return _keep(r"^(?!.*loss)", members) or members
+    return members
+
+
+def _keep(pattern: str, tags: Sequence[str]) -> list[str]:
+    return [tag for tag in tags if re.search(pattern, tag)]
 
 
 def parse_columns(metrics: str, tags: Sequence[str]) -> list[Column]:

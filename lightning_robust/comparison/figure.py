@@ -22,12 +22,10 @@ _OFFSETS = ((9, 7), (-9, 7), (9, -7), (-9, -7))
 
 def draw_pareto(comparison: Comparison) -> Figure | None:
     """Robust against clean, better is up and to the right; the numbers are those of the table. None without both."""
-    chosen = axes(comparison)
-    if chosen is None:
+    if (chosen := axes(comparison)) is None:
         return None
-    across, up = chosen
-    tags = (across.tag, up.tag)
-    means = comparison.means[list(tags)].to_numpy()
+    tags = [column.tag for column in chosen]
+    means = comparison.means[tags].to_numpy()
     rows = np.flatnonzero(np.isfinite(means).all(axis=1)).tolist()
     if len(rows) < 2:
         return None
@@ -35,12 +33,11 @@ def draw_pareto(comparison: Comparison) -> Figure | None:
 
     figure = Figure(figsize=(11, 5), layout="constrained")
     plane = figure.subplots()
-    front = [rows[place] for place in pareto_front(means[rows], (across.mode or "max", up.mode or "max"))]
-    line = sorted(means[front].tolist())
-    plane.plot([x for x, _ in line], [y for _, y in line], color=_FRONT, linewidth=1.2, label="not beaten in both")
+    front = [rows[place] for place in pareto_front(means[rows], [column.mode or "max" for column in chosen])]
+    plane.plot(*np.array(sorted(means[front].tolist())).T, color=_FRONT, linewidth=1.2, label="not beaten in both")
     for row, offset in zip(rows, cycle(_OFFSETS), strict=False):
         _draw_point(plane, comparison, row, tags, _FRONT if row in front else _BEHIND, offset)
-    for axis, column in ((plane.xaxis, across), (plane.yaxis, up)):
+    for axis, column in zip((plane.xaxis, plane.yaxis), chosen, strict=True):
         axis.set_label_text(f"{column.group}: {column.tag}")
         axis.set_inverted(column.mode == "min")
     plane.grid(alpha=0.3)
@@ -49,7 +46,7 @@ def draw_pareto(comparison: Comparison) -> Figure | None:
 
 
 def _draw_point(
-    plane: Axes, comparison: Comparison, row: int, tags: tuple[str, str], colour: str, offset: tuple[int, int]
+    plane: Axes, comparison: Comparison, row: int, tags: Sequence[str], colour: str, offset: tuple[int, int]
 ) -> None:
     """A row with its intervals as error bars and its number beside it."""
     cells = [comparison.cell(row, tag) for tag in tags]

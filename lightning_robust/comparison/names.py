@@ -74,14 +74,14 @@ def class_arguments(value: Any) -> dict[str, Any]:
 
 def identity(run: FinishedRun) -> dict[str, str]:
     """The settings that runs share when they repeat each other with another seed; a run without any is its folder."""
-    return flatten(run.config or str(run.folder))
+    return flatten_settings(run.config or str(run.folder))
 
 
-def flatten(value: Any, path: str = "") -> dict[str, str]:
+def flatten_settings(value: Any, path: str = "") -> dict[str, str]:
     """Dotted path -> value of the settings that make a result; seeds and paths of files are left out.
 
     Example:
-        >>> flatten({"optimizer": {"lr": 0.1}, "seed_everything": 1, "betas": [0.9]})
+        >>> flatten_settings({"optimizer": {"lr": 0.1}, "seed_everything": 1, "betas": [0.9]})
         {'optimizer.lr': '0.1', 'betas.0': '0.9'}
     """
     if not isinstance(value, Mapping | list):
@@ -90,7 +90,7 @@ def flatten(value: Any, path: str = "") -> dict[str, str]:
     settings: dict[str, str] = {}
     for key, item in items:
         if key not in _SEEDS | _PATHS:
-            settings |= flatten(item, f"{path}.{key}" if path else str(key))
+            settings |= flatten_settings(item, f"{path}.{key}" if path else str(key))
     return settings
 
 
@@ -113,7 +113,7 @@ def name_configurations(runs: Sequence[FinishedRun]) -> list[str]:
     """
     switched_on = pd.DataFrame(
         [
-            (row, technique, flatten(arguments))
+            (row, technique, flatten_settings(arguments))
             for row, run in enumerate(runs)
             for technique, arguments in techniques(run.config).items()
         ],
@@ -127,7 +127,7 @@ def name_configurations(runs: Sequence[FinishedRun]) -> list[str]:
 
 def other_differences(runs: Sequence[FinishedRun]) -> list[str]:
     """The settings in which configurations differ besides those of techniques, sorted."""
-    table = pd.DataFrame([flatten(run.config) for run in runs if run.config], dtype=object)
+    table = pd.DataFrame([flatten_settings(run.config) for run in runs if run.config], dtype=object)
     return sorted(filterfalse(_is_of_technique, table.columns[table.nunique(dropna=False) > 1]))
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from lightning_robust.comparison.columns import GROUPS
+from lightning_robust.comparison.columns import GROUPS, Column
 from lightning_robust.comparison.figure import draw_pareto
 from lightning_robust.comparison.table import Comparison, leading, mean_range
 from lightning_robust.pages import environment_facts, render, svg
 from lightning_robust.structures import jsonable
-from lightning_robust.tables import markdown
+from lightning_robust.tables import markdown, number
 
 _NOTHING, _PICTURE = "-", "pareto.png"
 _COST_GROUPS = [*(group.name for group in GROUPS if group.name not in ("time", "memory")), "other"]
@@ -74,7 +74,7 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
 
 def markdown_page(comparison: Comparison) -> str:
     """The tables, for a terminal, a README or a pull request."""
-    heads = ["#", "run", "seeds", *(f"{column.group}: {column.title}" for column in comparison.columns)]
+    heads = ["#", "run", "seeds", *map(_column_heading, comparison.columns)]
     rows = [[number, name, seeds, *map(_cell_text, cells)] for number, name, seeds, cells in _shown_rows(comparison)]
     parts = [markdown(heads, rows)]
     if costs := cost_rows(comparison):
@@ -112,15 +112,23 @@ def cost_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]] | Non
     plain = [index for index, row in enumerate(comparison.rows) if row.plain]
     if len(plain) != 1 or len(comparison.rows) < 2:
         return None
-    leads = (leading(comparison, group) for group in _COST_GROUPS)
-    columns = [column for column in leads if column and comparison.cell(plain[0], column.tag)]
-    heads = ["run", "training time", *(f"{column.group}: {column.title}" for column in columns)]
+    columns = _cost_columns(comparison, plain[0])
     rows = []
     for index, row in enumerate(comparison.rows):
-        if index != plain[0]:
-            times = _NOTHING if row.times is None else f"{row.times:.2f} x"
-            rows.append([row.name, times, *(_difference(comparison, index, plain[0], c.tag) for c in columns)])
-    return heads, rows
+        times = _NOTHING if row.times is None else f"{row.times:.2f} x"
+        rows.append([row.name, times, *(_difference(comparison, index, plain[0], column.tag) for column in columns)])
+    del rows[plain[0]]
+    return ["run", "training time", *map(_column_heading, columns)], rows
+
+
+def _cost_columns(comparison: Comparison, plain: int) -> list[Column]:
+    """One metric of each group that the plain row has."""
+    columns = filter(None, (leading(comparison, group) for group in _COST_GROUPS))
+    return [column for column in columns if comparison.cell(plain, column.tag)]
+
+
+def _column_heading(column: Column) -> str:
+    return f"{column.group}: {column.title}"
 
 
 def _difference(comparison: Comparison, row: int, plain: int, tag: str) -> str:
@@ -165,8 +173,8 @@ def _show(values: Sequence[float], *, best: bool) -> _ShownCell:
     if not values:
         return _ShownCell(_NOTHING, "", best)
     interval = mean_range(values)
-    text = "" if interval is None else f"{interval[0]:.3g} to {interval[1]:.3g}"
-    return _ShownCell(f"{fmean(values):.4g}", text, best)
+    text = "" if interval is None else " to ".join(map(number, interval))
+    return _ShownCell(number(fmean(values), 4) or "nan", text, best)
 
 
 def _cell_text(cell: _ShownCell) -> str:

@@ -68,7 +68,7 @@ class Comparison:
     @cached_property
     def means(self) -> pd.DataFrame:
         """Rows x tags: the mean of the values, NaN without any."""
-        return self.values.map(_mean)
+        return self.values.map(_mean_or_nan)
 
     def has(self, tag: str) -> pd.Series[bool]:
         """Which rows have values of a tag."""
@@ -83,12 +83,12 @@ class Comparison:
         return set(finite.index[finite == (finite.max() if column.mode == "max" else finite.min())])
 
 
-def _as_tuple(cell: Any) -> tuple[float, ...]:
+def _cell_values(cell: Any) -> tuple[float, ...]:
     """A cell of a pivot table, which holds NaN where there was nothing."""
     return cell if isinstance(cell, tuple) else ()
 
 
-def _mean(values: Sequence[float]) -> float:
+def _mean_or_nan(values: Sequence[float]) -> float:
     return statistics.fmean(values) if values else math.nan
 
 
@@ -133,7 +133,9 @@ def compare_runs(
     values = _tabulate(members)
     tags = values.columns.tolist()
     columns = parse_columns(metrics, tags) if metrics else default_columns(tags)
-    values = values.reindex(columns=list(dict.fromkeys([*(column.tag for column in columns), SECONDS]))).map(_as_tuple)
+    values = values.reindex(columns=list(dict.fromkeys([*(column.tag for column in columns), SECONDS]))).map(
+        _cell_values
+    )
     first = [group[0] for group in members]
     plain = _find_plain(members, baseline)
     parts = zip(name_configurations(first), members, plain, _times_plain(values[SECONDS], plain), strict=True)
@@ -153,7 +155,7 @@ def _tabulate(members: Sequence[Sequence[FinishedRun]]) -> pd.DataFrame:
     return logged.groupby(["row", "tag"])["value"].agg(tuple).unstack().reindex(range(len(members)))
 
 
-def pareto_front(points: ArrayLike, modes: tuple[Mode, Mode]) -> list[int]:
+def pareto_front(points: ArrayLike, modes: Sequence[Mode]) -> list[int]:
     """Which points no other point beats in one respect without losing in the other.
 
     Example:
@@ -208,7 +210,7 @@ def _find_plain(members: Sequence[Sequence[FinishedRun]], baseline: str | Path |
 
 
 def _times_plain(seconds: pd.Series[Any], plain: Sequence[bool]) -> list[float | None]:
-    means = seconds.map(_mean)
+    means = seconds.map(_mean_or_nan)
     reference = means[list(plain)].dropna()
     if len(reference) != 1 or len(means) < 2:
         return [None] * len(means)

@@ -3,7 +3,13 @@
 from pathlib import Path
 
 from lightning_robust.comparison.finished_runs import FinishedRun
-from lightning_robust.comparison.names import distinguish, flatten, name_configurations, other_differences, techniques
+from lightning_robust.comparison.names import (
+    distinguish,
+    flatten_settings,
+    name_configurations,
+    other_differences,
+    techniques,
+)
 
 CLASS = "lightning_robust.callbacks."
 
@@ -87,4 +93,4 @@ def test_runs_without_a_configuration_are_their_folders():
 
 def test_seeds_and_paths_are_no_settings():
     content = {"seed_everything": 3, "data": {"root": "/x", "seed": 1, "size": [8, 9]}, "trainer": {"logger": True}}
-    assert flatten(content) == {"data.size.0": "8", "data.size.1": "9"}
+    assert flatten_settings(content) == {"data.size.0": "8", "data.size.1": "9"}

@@ -37,14 +37,18 @@ def find_files(root: str | None = None) -> dict[str, bytes]:
         FileNotFoundError: If they are nowhere; the message names the three ways to get them.
         ValueError: If a compressed file is damaged, or a fetched file's checksum is wrong.
     """
-    folders = [Path(root).expanduser()] if root is not None else [DEBIAN, _cache_folder()]
-    for folder in folders:
-        contents = {name: content for name in SHA256 if (content := _read_unpacked(folder, name)) is not None}
+    if root is not None:
+        contents = _read_folder(Path(root).expanduser())
+        missing = [name for name in SHA256 if name not in contents]
+        if missing:
+            raise FileNotFoundError(
+                f"Expected {missing} (.gz or not) in {root}, but they are not there. {_how_to_get()}"
+            )
+        return contents
+    for folder in (DEBIAN, _cache_folder()):
+        contents = _read_folder(folder)
         if len(contents) == len(SHA256):
             return contents
-    if root is not None:
-        missing = [name for name in SHA256 if name not in contents]
-        raise FileNotFoundError(f"Expected {missing} (.gz or not) in {root}, but they are not there. {_how_to_get()}")
     try:
         return {name: _fetch(name) for name in SHA256}
     except OSError as error:
@@ -86,11 +90,16 @@ def _cache_folder() -> Path:
     return platformdirs.user_cache_path("lightning_robust", appauthor=False) / "fashion-mnist"
 
 
-def _read_unpacked(folder: Path, name: str) -> bytes | None:
-    plain, packed = folder / name, folder / f"{name}.gz"
-    if plain.is_file():
-        return plain.read_bytes()
-    return _unpack(packed.read_bytes(), str(packed)) if packed.is_file() else None
+def _read_folder(folder: Path) -> dict[str, bytes]:
+    """Those of the files that are in a folder, without compression."""
+    contents = {}
+    for name in SHA256:
+        plain, packed = folder / name, folder / f"{name}.gz"
+        if plain.is_file():
+            contents[name] = plain.read_bytes()
+        elif packed.is_file():
+            contents[name] = _unpack(packed.read_bytes(), str(packed))
+    return contents
 
 
 def _unpack(packed: bytes, source: str) -> bytes:
