@@ -130,6 +130,8 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
         >>> map_tensors(torch.neg, (torch.ones(1), "label"))
         (tensor([-1.]), 'label')
     """
+    if isinstance(value, Tensor):
+        return function(value)
     return rebuild(value, iter([function(tensor) for tensor in tensors_in(value)]))
 
 
@@ -171,14 +173,12 @@ def split_path(path: str) -> tuple[Key, Key]:
 
 def _parts(value: Any) -> dict[Any, Any]:
     """The parts of a structure by key, field name or position; none for anything else."""
-    if _is_dataclass(value):
+    if dataclasses.is_dataclass(type(value)):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return dict(value)
-    if _is_namedtuple(value):
-        return dict(zip(value._fields, value, strict=True))
     if isinstance(value, list | tuple):
-        return dict(enumerate(value))
+        return dict(zip(getattr(value, "_fields", range(len(value))), value, strict=True))
     return {}
 
 
@@ -188,7 +188,7 @@ def _with_parts(value: Any, parts: dict[Any, Any]) -> Any:
     ``lightning_utilities.apply_to_collection`` does the same for one function of all tensors, except that it leaves
     frozen dataclasses as they are.
     """
-    if _is_dataclass(value):
+    if dataclasses.is_dataclass(type(value)):
         # fields that __init__ does not take are derived from the others
         derived = {field.name for field in dataclasses.fields(value) if not field.init}
         return dataclasses.replace(value, **{name: part for name, part in parts.items() if name not in derived})
@@ -198,7 +198,7 @@ def _with_parts(value: Any, parts: dict[Any, Any]) -> Any:
         return changed
     if isinstance(value, Mapping):
         return parts if type(value) is dict else type(value)(parts)  # type: ignore[call-arg]
-    return type(value)(*parts.values()) if _is_namedtuple(value) else type(value)(parts.values())
+    return type(value)(*parts.values()) if hasattr(value, "_fields") else type(value)(parts.values())
 
 
 def _locate(value: Any, parts: Mapping[Any, Any], key: Key) -> tuple[Any, Key | None]:
@@ -215,14 +215,6 @@ def _locate(value: Any, parts: Mapping[Any, Any], key: Key) -> tuple[Any, Key | 
         f"Expected the batch to have a part {key!r}, but got {type(value).__name__} with {names}. "
         "Set `input_key` / `target_key` to one of them."
     )
-
-
-def _is_dataclass(value: Any) -> bool:
-    return dataclasses.is_dataclass(value) and not isinstance(value, type)
-
-
-def _is_namedtuple(value: Any) -> bool:
-    return isinstance(value, tuple) and hasattr(value, "_fields")
 
 
 def _walk(value: Any, path: str) -> Iterator[tuple[str, Tensor]]:

@@ -183,7 +183,7 @@ CALLBACKS = [
 ]
 OBJECTIVES = [
     Objective(
-        "regmixup", _regmixup, "regmixup/loss", settings={"regmixup_weight": 0.5, "regmixup_scaling": "official"}
+        "regmixup", _regmixup, "regmixup/loss", settings={"regmixup_weight": 0.5, "regmixup_forward": "separate"}
     ),
     Objective(
         "rotation_ssl", _rotation, "rotation/loss", settings={"rotation_features": "net.0", "input_key": "image"}

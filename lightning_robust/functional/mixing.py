@@ -1,4 +1,4 @@
-"""Mixtures of the samples of a batch. What their loss is does not belong here."""
+"""Mixtures of the samples of a batch."""
 
 from __future__ import annotations
 
@@ -13,23 +13,20 @@ def regmixup_batch(
     targets: Tensor,
     alpha: float = 20.0,
     generator: torch.Generator | None = None,
-    *,
-    derange: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, float]:
     r"""Mix every sample with another one of the batch, all by the same share.
 
     .. math:: \tilde x = \lambda x + (1 - \lambda) x_\pi, \qquad \lambda \sim \mathrm{Beta}(\alpha, \alpha)
 
     The loss of a mixture is :math:`\lambda L(\tilde x, y) + (1 - \lambda) L(\tilde x, y_\pi)`, for any criterion and
-    any targets. With :math:`\alpha = 20`, as `RegMixup (Pinto et al. 2022) <https://arxiv.org/abs/2206.14502>`_ has it,
-    the shares lie around one half.
+    any targets. With :math:`\alpha = 20`, as in `RegMixup (Pinto et al. 2022) <https://arxiv.org/abs/2206.14502>`_,
+    the shares lie around one half. The permutation is uniform: a sample may be mixed with itself.
 
     Args:
         inputs: ``(batch, ...)``, floating point; never changed.
         targets: ``(batch, ...)``, of any type.
-        alpha: Of the Beta distribution.
+        alpha: Parameter of the Beta distribution.
         generator: Source of the share and of the permutation, on any device; torch's global one on the CPU if None.
-        derange: No sample is mixed with itself; else the permutation is uniform, as in the authors' code.
 
     Returns:
         ``(mixed, targets, permuted targets, share)``.
@@ -40,9 +37,9 @@ def regmixup_batch(
 
     Example:
         >>> x = torch.tensor([[0.0], [1.0]])
-        >>> mixed, first, second, share = regmixup_batch(x, torch.tensor([0, 1]), derange=True)
-        >>> torch.allclose(mixed, torch.tensor([[1 - share], [share]])), second
-        (True, tensor([1, 0]))
+        >>> mixed, first, second, share = regmixup_batch(x, torch.tensor([0, 1]))
+        >>> torch.allclose(mixed, share * x + (1 - share) * x[second])
+        True
     """
     if not (math.isfinite(alpha) and alpha > 0):
         raise ValueError(f"Expected `alpha` of the Beta distribution to be positive and finite, but got {alpha}.")
@@ -54,10 +51,9 @@ def regmixup_batch(
         raise ValueError(f"Expected as many targets as inputs, but got {len(targets)} and {len(inputs)}.")
     device = torch.device("cpu") if generator is None else generator.device
     order = torch.randperm(len(inputs), generator=generator, device=device)
-    other = torch.empty_like(order).index_copy(0, order, order.roll(1)) if derange else order
     share = _beta(alpha, generator)
-    other = other.to(inputs.device)
-    return torch.lerp(inputs[other], inputs, share), targets, targets[other.to(targets.device)], share
+    mixed = torch.lerp(inputs[order.to(inputs.device)], inputs, share)
+    return mixed, targets, targets[order.to(targets.device)], share
 
 
 def _beta(alpha: float, generator: torch.Generator | None) -> float:

@@ -55,11 +55,8 @@ def quietly(
 @contextmanager
 def muted(module: pl.LightningModule, recorder: Recorder | None = None) -> Iterator[None]:
     """Inside the block, what the module logs goes to the recorder or nowhere; its metric objects are fresh copies."""
-    with (
-        _fresh_metrics(module),
-        replaced(module, "log", recorder.log if recorder else _ignore),
-        replaced(module, "log_dict", recorder.log_dict if recorder else _ignore),
-    ):
+    log, log_dict = (_ignore, _ignore) if recorder is None else (recorder.log, recorder.log_dict)
+    with _fresh_metrics(module), replaced(module, log=log, log_dict=log_dict):
         yield
 
 

@@ -1,10 +1,9 @@
-"""What the mixins share: one training step that adds terms to the host's own loss, whatever the order of the bases."""
+"""What the mixins share: one training step that adds a list of terms to the host's own loss."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,105 +15,42 @@ from typing_extensions import override
 
 from lightning_robust.callbacks.adversarial.callback import AdversarialCallback
 from lightning_robust.harness.compat import batches_before, is_attached
-from lightning_robust.harness.quiet import muted
-from lightning_robust.harness.replacement import replaced
 from lightning_robust.harness.steps import call_step
 from lightning_robust.harness.trainers import find_callbacks, refuse_sharded
-from lightning_robust.structures import Key, get_item, loss_in, map_tensors, replace_items
+from lightning_robust.mixins.host_step import HostStep
+from lightning_robust.structures import Key, loss_in
 
 _LARGE = 1_000_003
 
 
-@dataclass
-class HostStep:
-    """One training step of the host, and what mixins see of it.
-
-    The host's ``training_step`` is called with batches; the outputs that its loss is computed from are those of its
-    method ``logits`` if it has one, else of ``forward``. They are noted where that method is given the very inputs of
-    the batch, and given back to a later loss of the same inputs, so that several losses cost one pass. A host that
-    passes its inputs twice gets two passes, and each loss both.
-    """
-
-    module: ObjectiveMixin
-    host: Callable[..., Any]
-    batch: Any
-    batch_idx: int
-    extra: Tensor | None = None
-    """Inputs that join the host's own in its forward pass."""
-    around: list[AbstractContextManager[Any]] = field(default_factory=list)
-    """Entered around the host's own step."""
-    notes: dict[str, Any] = field(default_factory=dict)
-    """What mixins keep from before the host's step until after it."""
-    known: list[tuple[Tensor, Any]] = field(default_factory=list)
-    """Inputs and the outputs for them, in the order of the passes."""
-
-    @property
-    def inputs(self) -> Tensor:
-        """What the host takes."""
-        inputs = get_item(self.batch, self.module.input_key)
-        if not isinstance(inputs, Tensor):
-            raise TypeError(
-                f"Expected a tensor at input_key={self.module.input_key!r}, but got {type(inputs).__name__}. Set "
-                "`input_key` to the pictures of a batch."
-            )
-        return inputs
-
-    @property
-    def targets(self) -> Any:
-        """What the host's loss compares with."""
-        return get_item(self.batch, self.module.target_key)
-
-    def run(self) -> Any:
-        """The host's training step as it would run alone."""
-        with ExitStack() as stack:
-            for context in [self._noting(), *self.around]:
-                stack.enter_context(context)
-            return self.host(self.batch, self.batch_idx)
-
-    def loss_of(self, inputs: Tensor, targets: Any) -> Tensor:
-        """The host's loss for other inputs and targets; nothing is logged. Equal inputs are passed through once."""
-        keys = self.module.input_key, self.module.target_key
-        batch = replace_items(self.batch, dict(zip(keys, (inputs, targets), strict=True)))
-        with self._noting(), muted(self.module):
-            loss: Tensor = loss_in(self.host(batch, self.batch_idx))
-        return loss
-
-    @contextmanager
-    def _noting(self) -> Iterator[None]:
-        name = self.module.output_method
-        real = getattr(self.module, name)
-        own = self.inputs
-
-        told: list[int] = []
-
-        def method(inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            if args or kwargs or not isinstance(inputs, Tensor):
-                return real(inputs, *args, **kwargs)
-            for place, (seen, outputs) in enumerate(self.known):
-                if inputs is seen and place not in told:
-                    told.append(place)
-                    return outputs
-            if inputs is own and self.extra is not None and not self.known:
-                both, count = real(torch.cat([own, self.extra])), len(own)
-                self.known.append((own, map_tensors(lambda t: t[:count], both)))
-                self.known.append((self.extra, map_tensors(lambda t: t[count:], both)))
-                told.append(0)
-                return self.known[0][1]
-            told.append(len(self.known))
-            self.known.append((inputs, real(inputs)))
-            return self.known[-1][1]
-
-        with replaced(self.module, name, method):
-            yield
-
-
 @dataclass(frozen=True)
-class Term:
-    """One summand of the objective."""
+class WeightedLoss:
+    """A loss that is added to the host's, logged under its name."""
 
     name: str
     loss: Tensor
     weight: float
+
+
+def no_preparation(step: HostStep) -> None:
+    """Of terms that need nothing from before the host's own step."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """What a mixin adds to the host's loss.
+
+    Args:
+        is_on: Whether its weight is above 0.
+        losses: Gives the losses of a step, and takes what ``prepare`` returned before the host's own step.
+        prepare: Sees the step before the host's own loss is computed.
+        needs_labels: Whether it is left out of batches without any label.
+    """
+
+    is_on: Callable[[], bool]
+    losses: Callable[[HostStep, Any], list[WeightedLoss]]
+    prepare: Callable[[HostStep], Any] = no_preparation
+    needs_labels: bool = True
 
 
 class ObjectiveMixin(pl.LightningModule):
@@ -142,8 +78,10 @@ class ObjectiveMixin(pl.LightningModule):
         super().__init__(**kwargs)
         self.input_key: Key = input_key
         self.target_key: Key = target_key
+        self._terms: list[Term] = []
+        """The objective beside the host's loss, one term for each mixin, in the reverse order of the bases."""
         self._seed: int | None = None
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse an order of bases that would leave the mixin without effect."""
@@ -208,53 +146,46 @@ class ObjectiveMixin(pl.LightningModule):
     @override
     def training_step(self, batch: Any, batch_idx: int = 0) -> Any:
         """The host's, with terms added to its loss."""
-        if not self._is_on():
+        terms = [term for term in self._terms if term.is_on()]
+        if not terms:
             return self._host(batch, batch_idx)
         labelled = self._labelled(batch)
         if not self.training:
             return self._host(labelled, batch_idx)
-        if labelled is None:
-            return self._sum(None, self._terms(None, batch), self._host_weight())
-        step = HostStep(self, self._host, labelled, batch_idx)
-        self._prepare(step)
+        terms = [term for term in terms if labelled is not None or not term.needs_labels]
+        step = HostStep(self, self._host, labelled, batch, batch_idx)
+        prepared = [term.prepare(step) for term in terms]
         output = step.run()
-        return output if output is None else self._sum(output, self._terms(step, batch), self._host_weight())
+        if output is None and labelled is not None:
+            return None
+        losses = [loss for term, state in zip(terms, prepared, strict=True) for loss in term.losses(step, state)]
+        return self._add(output, losses)
 
     def _host(self, batch: Any, batch_idx: int) -> Any:
         """The host's training step; None for no batch."""
         return None if batch is None else call_step(super().training_step, batch, batch_idx)
 
-    def _sum(self, output: Any, terms: list[Term], weight: float) -> Any:
-        if not terms:
+    def _add(self, output: Any, losses: list[WeightedLoss]) -> Any:
+        """What the host returned, with the losses added to its own."""
+        if not losses:
             return output
-        self._note({term.name: term.loss.detach() for term in terms})
-        total: Any = 0.0 if output is None else weight * loss_in(output)
-        for term in terms:
-            total = total + term.weight * term.loss
+        self._log_means({each.name: each.loss.detach() for each in losses})
+        total: Any = 0.0 if output is None else loss_in(output)
+        for each in losses:
+            total = total + each.weight * each.loss
         return {**output, "loss": total} if isinstance(output, dict) else total
 
-    def _note(self, values: dict[str, Tensor]) -> None:
+    def _log_means(self, values: dict[str, Tensor]) -> None:
         """Log means over the epoch and all ranks, once an epoch."""
         self.log_dict(values, on_step=False, on_epoch=True, sync_dist=True)
 
     def _is_on(self) -> bool:
-        """Whether any term has a weight. Mixins add their own."""
-        return False
+        """Whether any term has a weight."""
+        return any(term.is_on() for term in self._terms)
 
     def _labelled(self, batch: Any) -> Any:
         """The part of a batch that the host's loss is for; None if there is none."""
         return batch
-
-    def _prepare(self, step: HostStep) -> None:
-        """Before the host's step."""
-
-    def _terms(self, step: HostStep | None, batch: Any) -> list[Term]:
-        """What is added; ``step`` is None where nothing in the batch has a label."""
-        return []
-
-    def _host_weight(self) -> float:
-        """Of the host's own loss."""
-        return 1.0
 
     def _generator(self, stream: int, device: torch.device | None = None) -> torch.Generator:
         """Random numbers of this step and rank: the same ones after a resume, others for each stream."""
@@ -262,8 +193,7 @@ class ObjectiveMixin(pl.LightningModule):
         seed = (self._seed or 0) + _LARGE * (step + _LARGE * (rank + _LARGE * stream))
         return torch.Generator(device or self.device).manual_seed(seed % 2**62)
 
-    def _tell(self, message: str, category: type[Warning] = UserWarning) -> None:
-        """Warn once."""
-        if message not in self._told:
-            self._told.add(message)
+    def _warn_once(self, message: str, category: type[Warning] = UserWarning) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
             rank_zero_warn(f"{type(self).__name__}: {message}", category=category)

@@ -1,14 +1,11 @@
-"""RotationSSLMixin: telling quarter turns apart as a second task. The turns stand in ``functional``."""
+"""RotationSSLMixin: telling quarter turns apart as a second task."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics import Metric
@@ -17,12 +14,12 @@ from typing_extensions import override
 from lightning_robust.functional.rotation import TURNS, rotate_each, rotate_quadrants, rotation_anomaly, square
 from lightning_robust.harness.batches import first_training_batch
 from lightning_robust.harness.quiet import in_evaluation_mode, quietly
-from lightning_robust.harness.replacement import replaced
 from lightning_robust.harness.steps import call_step
-from lightning_robust.mixins.objective import HostStep, ObjectiveMixin, Term
+from lightning_robust.mixins.host_step import HostStep
+from lightning_robust.mixins.objective import ObjectiveMixin, Term, WeightedLoss
+from lightning_robust.mixins.rotation_ssl.features import Features
 from lightning_robust.mixins.rotation_ssl.metric import OutOfDistributionAUROC
 from lightning_robust.structures import get_item, loss_in
-from lightning_robust.suggest import nearest
 
 HEAD = "rotation_head"
 
@@ -58,7 +55,7 @@ class RotationSSLMixin(ObjectiveMixin):
 
     Raises:
         ValueError: For a negative weight, an unknown setting, or features that are neither 2-D nor 4-D.
-        MisconfigurationException: If there are no features to be had; the message lists near names.
+        MisconfigurationException: If the host has no features; the message lists near names.
     """
 
     rotation_head: nn.Linear
@@ -84,6 +81,8 @@ class RotationSSLMixin(ObjectiveMixin):
         self.rotation_weight, self.rotation_turns = rotation_weight, rotation_turns
         self.rotation_features, self.rotation_fit = rotation_features, rotation_fit
         self.rotation_ood_loader = rotation_ood_loader
+        self._features = Features(self, rotation_features)
+        self._terms.append(Term(self._turns_pictures, self._turn_loss, self._keep_features))
         if rotation_ood_loader is not None:
             self.rotation_ood: Metric = OutOfDistributionAUROC()
 
@@ -93,12 +92,12 @@ class RotationSSLMixin(ObjectiveMixin):
         super().setup(stage)
         if stage == "fit" and self.rotation_weight > 0 and not hasattr(self, HEAD):
             with quietly(self.trainer, self, "training"), torch.no_grad():
-                size = self._features(self._turnable(self._sample())).shape[1]
+                size = self._features.of(self._turnable(self._blank_pictures())).shape[1]
             self._make_head(size)
 
     @override
     def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
-        """As of the host; a head that was saved is made first."""
+        """Load as the host does; a saved head is made first."""
         weight = state_dict.get(f"{HEAD}.weight")
         if weight is not None and not hasattr(self, HEAD) and self.rotation_weight > 0:
             self._make_head(weight.shape[1])
@@ -107,8 +106,8 @@ class RotationSSLMixin(ObjectiveMixin):
     def attack_loss(self, batch: Any) -> Tensor:
         """What AdversarialCallback climbs: the host's loss, and while training that of the turns as well."""
         # mypy does not know what comes after this class
-        own = getattr(super(), "attack_loss", None)
-        loss: Tensor = own(batch) if own is not None else loss_in(call_step(super().training_step, batch))
+        host_loss = getattr(super(), "attack_loss", None)
+        loss: Tensor = host_loss(batch) if host_loss is not None else loss_in(call_step(super().training_step, batch))
         if self.rotation_weight == 0 or not isinstance(loss, Tensor) or not self.trainer.training:
             return loss
         turned, turns = self._turned(get_item(self._labelled(batch), self.input_key))
@@ -118,7 +117,7 @@ class RotationSSLMixin(ObjectiveMixin):
 
     def turn_logits(self, images: Tensor) -> Tensor:
         """Logits of how pictures ``(N, C, S, S)`` are turned, ``(N, 4)``."""
-        logits: Tensor = self.rotation_head(self._features(images))
+        logits: Tensor = self.rotation_head(self._features.of(images))
         return logits
 
     @torch.no_grad()
@@ -155,35 +154,34 @@ class RotationSSLMixin(ObjectiveMixin):
     def _copies(self) -> int:
         return TURNS if self.rotation_turns == "all" else 1
 
-    @override
-    def _is_on(self) -> bool:
-        return self.rotation_weight > 0 or super()._is_on()
+    def _turns_pictures(self) -> bool:
+        return self.rotation_weight > 0
 
-    @override
-    def _prepare(self, step: HostStep) -> None:
-        super()._prepare(step)
-        if self.rotation_weight > 0 and step.inputs.ndim == 4 and step.inputs.shape[2] == step.inputs.shape[3]:
-            step.around.append(self._noting_features(step))
+    def _keep_features(self, step: HostStep) -> list[Tensor]:
+        """Filled with the features that the host computes of its own inputs, which are those of the turn by 0."""
+        features: list[Tensor] = []
+        if step.inputs.ndim == 4 and step.inputs.shape[2] == step.inputs.shape[3]:
+            step.around.append(self._features.kept(features))
+        return features
 
-    @override
-    def _terms(self, step: HostStep | None, batch: Any) -> list[Term]:
-        terms = super()._terms(step, batch)
-        if self.rotation_weight == 0 or step is None:
-            return terms
-        upright = step.notes.get("rotation")
+    def _turn_loss(self, step: HostStep, upright: list[Tensor]) -> list[WeightedLoss]:
         turned, turns = self._turned(step.inputs)
-        if upright is None:
-            features = self._features(turned)
+        if upright:
+            features, turns = self._complete(upright[0][: len(step.inputs)], turned, turns)
         else:
-            # what is not turned has been passed through; rows are told apart on the CPU, so that no device waits
-            still, moved = (rows.flatten() for rows in ((turns == 0).nonzero(), turns.nonzero()))
-            turns = torch.cat([turns[still], turns[moved]])
-            features = upright[still.to(upright.device) % len(upright)]
-            if len(moved) > 0:
-                features = torch.cat([features, self._features(turned[moved.to(turned.device)])])
+            features = self._features.of(turned)
         turns, logits = turns.to(self.device), self.rotation_head(features)
-        self._note({"rotation/acc": (logits.argmax(1) == turns).float().mean()})
-        return [*terms, Term("rotation/loss", cross_entropy(logits, turns), self.rotation_weight)]
+        self._log_means({"rotation/acc": (logits.argmax(1) == turns).float().mean()})
+        return [WeightedLoss("rotation/loss", cross_entropy(logits, turns), self.rotation_weight)]
+
+    def _complete(self, upright: Tensor, turned: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and turns of all pictures, where those that are not turned have been passed through already."""
+        # on the CPU, so that no device waits
+        still, rest = (turns == 0).nonzero().flatten(), turns.nonzero().flatten()
+        features = upright[still.to(upright.device) % len(upright)]
+        if len(rest) > 0:
+            features = torch.cat([features, self._features.of(turned[rest.to(turned.device)])])
+        return features, torch.cat([turns[still], turns[rest]])
 
     def _turned(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Turned pictures, and their turns on the CPU; the same ones again within a step."""
@@ -196,86 +194,8 @@ class RotationSSLMixin(ObjectiveMixin):
     def _turnable(self, images: Tensor) -> Tensor:
         return square(images, self.rotation_fit)
 
-    def _features(self, images: Tensor) -> Tensor:
-        """``(N, features)`` of pictures."""
-        if self.rotation_features is None:
-            own = getattr(self, "features", None)
-            if own is None:
-                raise MisconfigurationException(
-                    f"Expected a method `features(inputs)` on {type(self).__name__}, or `rotation_features` with the "
-                    f"path of a module, but got neither. Modules are {self._near('')}."
-                )
-            found = own(images)
-        else:
-            found = self._output_of(self.rotation_features, images)
-        return self._pooled(found)
-
-    def _pooled(self, features: Any) -> Tensor:
-        if isinstance(features, Tensor) and features.ndim in (2, 4):
-            return features if features.ndim == 2 else features.mean((2, 3))
-        shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-        raise ValueError(
-            f"Expected features (N, F) or (N, F, H, W) for rotation self-supervision, but got {shape}. Name another "
-            "module in `rotation_features`, or define `features(inputs)`."
-        )
-
-    def _output_of(self, path: str, images: Tensor) -> Any:
-        """The output of a module in a forward pass that ends there."""
-        module = self._named(path)
-
-        def stop(_: nn.Module, args: Any, output: Any) -> None:
-            raise _Reached(output)
-
-        handle = module.register_forward_hook(stop)
-        try:
-            self(images)
-        except _Reached as reached:
-            return reached.output
-        finally:
-            handle.remove()
-        raise MisconfigurationException(
-            f"Expected the forward pass to go through rotation_features={path!r}, but it does not."
-        )
-
-    def _named(self, path: str) -> nn.Module:
-        try:
-            return self.get_submodule(path)
-        except AttributeError as error:
-            raise MisconfigurationException(
-                f"Expected a module at rotation_features={path!r}, but there is none. Near are {self._near(path)}."
-            ) from error
-
-    def _near(self, path: str) -> list[str]:
-        names = [name for name, _ in self.named_modules() if name]
-        return nearest(path, names, 5) or names[:10]
-
-    @contextmanager
-    def _noting_features(self, step: HostStep) -> Iterator[None]:
-        """Keep the features that the host computes of its own inputs, which are those of the turn by 0 degrees."""
-        count = len(step.inputs)
-
-        def keep(features: Any) -> None:
-            step.notes.setdefault("rotation", self._pooled(features)[:count])
-
-        if self.rotation_features is not None:
-            handle = self._named(self.rotation_features).register_forward_hook(lambda _, args, output: keep(output))
-            try:
-                yield
-            finally:
-                handle.remove()
-            return
-        real = getattr(self, "features", None)
-
-        def features(inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            found = real(inputs, *args, **kwargs) if real is not None else None
-            keep(found)
-            return found
-
-        with replaced(self, "features", features):
-            yield
-
-    def _sample(self) -> Tensor:
-        """A black picture of the size that the module takes."""
+    def _blank_pictures(self) -> Tensor:
+        """Two black pictures of the size that the module takes."""
         example = self.example_input_array
         if not isinstance(example, Tensor):
             example = get_item(self._labelled(first_training_batch(self.trainer, self)), self.input_key)
@@ -283,11 +203,3 @@ class RotationSSLMixin(ObjectiveMixin):
 
     def _make_head(self, size: int) -> None:
         self.rotation_head = nn.Linear(size, TURNS, device=self.device, dtype=self.dtype)
-
-
-class _Reached(Exception):  # noqa: N818 - it tells of no error
-    """The forward pass has come to the module whose output is wanted."""
-
-    def __init__(self, output: Any) -> None:
-        super().__init__()
-        self.output = output

@@ -1,29 +1,26 @@
-"""UATMixin: adversarial training on pictures without labels. Losses and attacks stand in ``functional``."""
+"""UATMixin: adversarial training on pictures without labels."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_robust.functional.attacks import pgd
-from lightning_robust.functional.averaging import RunningAverage, require_same
 from lightning_robust.functional.consistency import divergence, pseudo_label_loss
 from lightning_robust.functional.pixels import PixelSpace
-from lightning_robust.functional.weights import Weights
 from lightning_robust.harness.arguments import parse_fraction
-from lightning_robust.harness.checkpoints import read_state
 from lightning_robust.harness.normalisation import pixel_space
 from lightning_robust.harness.quiet import in_evaluation_mode
 from lightning_robust.harness.schedule import parse_period
 from lightning_robust.harness.trainers import NoEffectWarning
-from lightning_robust.mixins.objective import HostStep, ObjectiveMixin, Term
+from lightning_robust.mixins.host_step import HostStep
+from lightning_robust.mixins.objective import ObjectiveMixin, Term, WeightedLoss
+from lightning_robust.mixins.uat.targets import TargetModel
 from lightning_robust.structures import get_item, split_path, take_rows
 
 _SAVED = "uat"
@@ -116,56 +113,48 @@ class UATMixin(ObjectiveMixin):
         self.uat_mean, self.uat_std = uat_mean, uat_std
         self._radius = parse_fraction(uat_eps, "uat_eps")
         self._step = None if uat_step_size is None else parse_fraction(uat_step_size, "uat_step_size")
-        self._period = parse_period(uat_half_life)
         self._pixels: PixelSpace | None = None
-        self._target: list[Tensor] | None = None
-        self._average: RunningAverage | None = None
-        self._saved_average: dict[str, Any] | None = None
-        self._answers: dict[int, Tensor] = {}
+        self._target = TargetModel(self, uat_target, parse_period(uat_half_life), self._classify)
         self._unlabelled_seen = 0
+        self._terms.append(Term(self._uses_uat, self._unlabelled_losses, needs_labels=False))
 
     @override
     def setup(self, stage: str) -> None:
         """Find out how pictures were normalised."""
         super().setup(stage)
-        if stage == "fit" and self._uses_uat:
+        if stage == "fit" and self._uses_uat():
             self._pixels = pixel_space(self.trainer, self.uat_mean, self.uat_std)
-            self._target, self._average, self._saved_average, self._answers = None, None, None, {}
+            self._target.reset()
 
     @override
     def on_train_start(self) -> None:
         """Make the target model that a checkpoint or an average gives."""
         super().on_train_start()
-        if self.uat_ft_weight == 0:
-            return
-        if self.uat_target == "ema":
-            self._average = RunningAverage("ema", half_life=self._period.steps(self.trainer))
-            if self._saved_average is not None:
-                self._average.load_state_dict(self._saved_average)
-        elif self.uat_target != "first" and self._target is None:
-            self._target = self._read(self.uat_target)
+        if self.uat_ft_weight > 0:
+            self._target.start(self.trainer)
 
     @override
     def on_train_epoch_start(self) -> None:
         """Fix the target model, if it was to be trained first."""
         super().on_train_epoch_start()
         self._unlabelled_seen = 0
-        if self._fixes_first and self._target is None and self.current_epoch >= self.uat_target_epochs:
-            self._target = [tensor.detach().clone() for tensor in Weights(self).tensors()]
+        fixes = self.uat_ft_weight > 0 and self.uat_target == "first"
+        if fixes and self.current_epoch >= self.uat_target_epochs:
+            self._target.fix()
 
     @override
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Take the new weights into the average."""
         super().on_train_batch_end(outputs, batch, batch_idx)
-        if self._average is not None and (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
-            self._average.update(Weights(self).tensors())
+        if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
+            self._target.update()
 
     @override
     def on_train_epoch_end(self) -> None:
         """Say so, if nothing was without a label."""
         super().on_train_epoch_end()
-        if self._uses_uat and self._unlabelled_seen == 0:
-            self._tell(
+        if self._uses_uat() and self._unlabelled_seen == 0:
+            self._warn_once(
                 "no sample without a label was seen in an epoch: unsupervised adversarial training has done nothing. "
                 "Mark such samples by targets of -1, or give them by a second loader and set `uat_unlabelled_key`.",
                 NoEffectWarning,
@@ -176,37 +165,22 @@ class UATMixin(ObjectiveMixin):
         """Keep the target model and its answers."""
         super().on_save_checkpoint(checkpoint)
         if self.uat_ft_weight > 0:
-            checkpoint[_SAVED] = {
-                "target": self._target,
-                "average": None if self._average is None else self._average.state_dict(),
-                "answers": self._answers,
-            }
+            checkpoint[_SAVED] = self._target.state_dict()
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with both."""
         super().on_load_checkpoint(checkpoint)
         saved = checkpoint.get(_SAVED)
-        if saved is None or self.uat_ft_weight == 0:
-            return
-        self._target, self._answers, self._saved_average = saved["target"], saved["answers"], saved["average"]
+        if saved is not None and self.uat_ft_weight > 0:
+            self._target.load_state_dict(saved)
 
-    @property
     def _uses_uat(self) -> bool:
         return self.uat_ot_weight > 0 or self.uat_ft_weight > 0
 
-    @property
-    def _fixes_first(self) -> bool:
-        return self.uat_ft_weight > 0 and self.uat_target == "first"
-
-    @override
-    def _is_on(self) -> bool:
-        return self._uses_uat or super()._is_on()
-
     @override
     def _labelled(self, batch: Any) -> Any:
-        batch = super()._labelled(batch)
-        if not self._uses_uat:
+        if not self._uses_uat():
             return batch
         if self.uat_unlabelled_key is not None:
             try:
@@ -231,34 +205,29 @@ class UATMixin(ObjectiveMixin):
             )
         return (targets == -1).reshape(len(targets), -1).all(1)
 
-    @override
-    def _terms(self, step: HostStep | None, batch: Any) -> list[Term]:
-        terms = super()._terms(step, batch)
-        if not self._uses_uat:
-            return terms
-        pictures, numbers = self._unlabelled(batch)
+    def _unlabelled_losses(self, step: HostStep, _: None) -> list[WeightedLoss]:
+        pictures, indices = self._unlabelled(step.whole)
         if pictures is None or len(pictures) == 0:
-            return terms
+            return []
         self._unlabelled_seen += len(pictures)
         (self._pixels or PixelSpace()).check(pictures)
-        dim = self.uat_class_dim
-        with torch.no_grad(), in_evaluation_mode(self):
-            prediction = self._predict(pictures) if self.uat_ot_weight > 0 else None
-        if prediction is not None:
-            goal: Tensor = prediction
-            terms = [*terms, self._term("ot", pictures, lambda z: divergence(z, goal, dim), goal, self.uat_ot_weight)]
-        if self.uat_ft_weight > 0:
-            labels = self._labels(pictures, numbers)
-            if labels is not None:
-                found: Tensor = labels
-                one = self._term("ft", pictures, lambda z: pseudo_label_loss(z, found, dim), found, self.uat_ft_weight)
-                terms = [*terms, one]
-        return terms
+        losses, dim = [], self.uat_class_dim
+        if self.uat_ot_weight > 0:
+            with torch.no_grad(), in_evaluation_mode(self):
+                goal = self._predict(pictures)
+            loss = self._worst_loss(pictures, lambda logits: divergence(logits, goal, dim), goal.argmax(dim), stream=3)
+            losses.append(WeightedLoss("uat/ot", loss, self.uat_ot_weight))
+        classes = self._target.classes(pictures, indices) if self.uat_ft_weight > 0 else None
+        if classes is not None:
+            labels: Tensor = classes
+            loss = self._worst_loss(pictures, lambda logits: pseudo_label_loss(logits, labels, dim), labels, stream=4)
+            losses.append(WeightedLoss("uat/ft", loss, self.uat_ft_weight))
+        return losses
 
-    def _term(
-        self, name: str, pictures: Tensor, loss_of: Callable[[Tensor], Tensor], target: Tensor, weight: float
-    ) -> Term:
-        """The largest loss in the ball around each picture, and its weight."""
+    def _worst_loss(
+        self, pictures: Tensor, loss_of: Callable[[Tensor], Tensor], classes: Tensor, stream: int
+    ) -> Tensor:
+        """The mean of the largest loss in the ball around each picture; logs how many classes that changes."""
         space = self._pixels or PixelSpace()
         with in_evaluation_mode(self):
             neighbours = pgd(
@@ -268,21 +237,20 @@ class UATMixin(ObjectiveMixin):
                 steps=self.uat_steps,
                 step_size=self._step,
                 bounds=(0.0, 1.0),
-                generator=self._generator(3 if name == "ot" else 4, pictures.device),
+                generator=self._generator(stream, pictures.device),
             )
         logits = self._predict(space.from_pixels(neighbours).to(pictures.dtype))
-        classes = target.argmax(self.uat_class_dim) if target.is_floating_point() else target
         changed = (logits.argmax(self.uat_class_dim) != classes).float().mean()
-        self._note({"uat/share": changed})
-        return Term(f"uat/{name}", loss_of(logits).mean(), weight)
+        self._log_means({"uat/share": changed})
+        return loss_of(logits).mean()
 
     def _unlabelled(self, batch: Any) -> tuple[Tensor | None, Tensor | None]:
-        """The unlabelled pictures of a batch, and their numbers in the data set."""
-        numbers = None if self.uat_index_key is None else get_item(batch, self.uat_index_key)
+        """The unlabelled pictures of a batch, and their indices in the data set."""
+        indices = None if self.uat_index_key is None else get_item(batch, self.uat_index_key)
         if self.uat_unlabelled_key is not None:
             part = self.uat_unlabelled_key
             if get_item(batch, split_path(part)[0] if isinstance(part, str) else part) is None:
-                self._tell(
+                self._warn_once(
                     "the loader of unlabelled samples has ended before the other one; the rest of the epoch is trained "
                     "on labels alone. CombinedLoader(..., 'max_size_cycle') begins it again."
                 )
@@ -293,10 +261,10 @@ class UATMixin(ObjectiveMixin):
                     f"Expected pictures at uat_unlabelled_key={part!r}, but got {type(pictures).__name__}. Name their "
                     f"place in it, as '{part}.0'."
                 )
-            return pictures, numbers
+            return pictures, indices
         rows = self._without_label(batch)
         pictures = get_item(batch, self.input_key)
-        return pictures[rows], None if numbers is None else numbers[rows]
+        return pictures[rows], None if indices is None else indices[rows]
 
     def _predict(self, pictures: Tensor) -> Tensor:
         logits = getattr(self, self.output_method)(pictures)
@@ -307,39 +275,5 @@ class UATMixin(ObjectiveMixin):
             )
         return logits
 
-    def _labels(self, pictures: Tensor, numbers: Tensor | None) -> Tensor | None:
-        """The classes that the target model gives; None as long as there is none."""
-        target = self._target
-        if self._average is not None and self._average.count > 0:
-            target = self._average.values()
-        if target is None:
-            return None
-        if numbers is None:
-            return self._answer(target, pictures)
-        keys = numbers.tolist()
-        missing = [row for row, key in enumerate(keys) if key not in self._answers]
-        if missing:
-            found = self._answer(target, pictures[missing]).cpu()
-            self._answers |= {keys[row]: found[place].clone() for place, row in enumerate(missing)}
-        return torch.stack([self._answers[key] for key in keys]).to(pictures.device)
-
-    def _answer(self, target: list[Tensor], pictures: Tensor) -> Tensor:
-        weights = Weights(self)
-        target = [tensor.to(live) for tensor, live in zip(target, weights.tensors(), strict=True)]
-        with torch.no_grad(), weights.exchanged(target), in_evaluation_mode(self):
-            return self._predict(pictures).argmax(self.uat_class_dim)
-
-    def _read(self, path: str) -> list[Tensor]:
-        """The target model of a file, as the tensors that are exchanged."""
-        if not Path(path).exists():
-            raise MisconfigurationException(
-                f"Expected uat_target to be 'first', 'ema' or the path of a checkpoint, but there is no {path!r}."
-            )
-        state, own = read_state(path), self.state_dict()
-        heads = {name: tensor for name, tensor in own.items() if name not in state and name.startswith("rotation_head")}
-        state |= heads
-        try:
-            require_same(own, state)
-        except ValueError as error:
-            raise ValueError(f"Expected {path} as the target model to be of this module's shape. {error}") from error
-        return [state[name].clone() for name in Weights(self).names]
+    def _classify(self, pictures: Tensor) -> Tensor:
+        return self._predict(pictures).argmax(self.uat_class_dim)

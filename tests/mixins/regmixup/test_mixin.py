@@ -43,17 +43,17 @@ def step(module, given):
     return module.training_step(given, 0)
 
 
-def test_official_is_the_authors_loss():
+def test_is_twice_the_loss_of_the_authors_code():
     """One pass over clean and mixed inputs, lambda CE(y, y_a) + (1 - lambda) CE(y, y_b), the mean over both halves."""
-    module = Mixed(regmixup_weight=1.0, regmixup_scaling="official")
+    module = Mixed(regmixup_weight=1.0)
     x, y = batch()
     mixed, _, other, share = mixture(module, x, y)
     logits = Mixed().train()(torch.cat([x, mixed]))
     labels = [torch.cat([y, y]), torch.cat([y, other])]
     each = [nn.functional.cross_entropy(logits, label, reduction="none") for label in labels]
     shares = torch.cat([torch.ones(8), torch.full((8,), share)])
-    expected = (shares * each[0] + (1 - shares) * each[1]).mean()
-    assert step(module, (x, y)).item() == pytest.approx(expected.item(), abs=1e-6)
+    expected = 2 * (shares * each[0] + (1 - shares) * each[1]).mean()
+    assert step(module, (x, y)).item() == pytest.approx(expected.item(), abs=2e-6)
 
 
 @pytest.mark.parametrize("forward", ["joint", "separate"])
@@ -186,7 +186,7 @@ def test_the_hosts_metrics_are_of_clean_inputs(tmp_path):
 
 
 def test_a_batch_of_one_is_mixed_with_itself():
-    module, (x, y) = Mixed(regmixup_weight=1.0, regmixup_derange=True), batch(1)
+    module, (x, y) = Mixed(regmixup_weight=1.0), batch(1)
     twin = Mixed().train()
     expected = 2 * nn.functional.cross_entropy(twin(torch.cat([x, x])), torch.cat([y, y]))
     assert step(module, (x, y)).item() == pytest.approx(expected.item(), abs=1e-6)
@@ -197,9 +197,9 @@ def test_ranks_and_steps_draw_differently(tmp_path):
     shares = []
 
     class Look(Mixed):
-        def _terms(self, step, given):
-            shares.append(step.notes["regmixup"][3])
-            return super()._terms(step, given)
+        def _mixture_loss(self, step, mixture):
+            shares.append(mixture[3])
+            return super()._mixture_loss(step, mixture)
 
     make_trainer(tmp_path, max_epochs=1).fit(Look(regmixup_weight=1.0))
     assert len(set(shares)) == 4
@@ -213,7 +213,6 @@ def test_ranks_and_steps_draw_differently(tmp_path):
         ({"regmixup_weight": -1.0}, "`regmixup_weight` of at least 0"),
         ({"regmixup_weight": float("nan")}, "`regmixup_weight` of at least 0"),
         ({"regmixup_alpha": 0.0}, "`regmixup_alpha` to be positive"),
-        ({"regmixup_scaling": "half"}, "'paper' or 'official'"),
         ({"regmixup_forward": "both"}, "'joint' or 'separate'"),
     ],
 )

@@ -100,7 +100,7 @@ def test_fixed_targets_are_those_of_the_checkpoint(tmp_path, pair):
     trainer, teacher = fit(tmp_path, Boring(), max_epochs=3)
     trainer.save_checkpoint(tmp_path / "teacher.ckpt")
     module, twin = pair(uat_ft_weight=1.5, uat_target=str(tmp_path / "teacher.ckpt"))
-    module._target = module._read(module.uat_target)
+    module._target.weights = module._target.read(module.uat_target)
     x, y, _ = mixed_batch()
     u = x[y < 0]
     labels = teacher.eval()(u).argmax(1)
@@ -176,7 +176,7 @@ def test_the_target_trained_first_is_fixed_then(tmp_path):
         def on_train_epoch_start(self):
             self.weights.append(self.net[5].weight.detach().clone())
             super().on_train_epoch_start()
-            self.targets.append(self._target)
+            self.targets.append(self._target.weights)
 
     module = Look(uat_ft_weight=1.0, uat_target_epochs=2)
     trainer, _ = fit(tmp_path, module, max_epochs=4)
@@ -189,11 +189,11 @@ def test_the_target_trained_first_is_fixed_then(tmp_path):
 def test_the_average_is_the_target(tmp_path):
     module = Unsupervised(uat_ft_weight=1.0, uat_target="ema", uat_half_life=2)
     fit(tmp_path, module, max_epochs=3)
-    assert module._average.count == 12
+    assert module._target.average.count == 12
     u = Pictures(8).images
     twin = copy.deepcopy(module).eval()
     weights = Weights(twin)
-    weights.put(module._average.values())
+    weights.put(module._target.average.values())
     assert torch.equal(module._labels(u, None), twin(u).argmax(1))
 
 

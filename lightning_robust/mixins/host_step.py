@@ -1,0 +1,120 @@
+"""One training step of the host as terms of the objective see it, in which equal inputs are passed through once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lightning_robust.harness.quiet import muted
+from lightning_robust.harness.replacement import replaced
+from lightning_robust.structures import get_item, loss_in, map_tensors, replace_items
+
+if TYPE_CHECKING:
+    from lightning_robust.mixins.objective import ObjectiveMixin
+
+
+class HostStep:
+    """One training step of the host, with the outputs that its loss is computed from.
+
+    These are the outputs of its method ``logits`` if it has one, else of ``forward``. That method keeps what it
+    computes, and where it is called with the very same tensor for another loss, it returns what it kept: so several
+    losses of the same inputs cost one pass. A host that passes its inputs twice in a step gets two passes.
+
+    Args:
+        module: The module.
+        host: Its own training step.
+        batch: The labelled part of the batch, which the host's loss is for; None if there is none.
+        whole: The batch as the loader gives it.
+        batch_idx: Index of the batch.
+
+    Raises:
+        TypeError: If there is no tensor at ``input_key``.
+    """
+
+    def __init__(
+        self, module: ObjectiveMixin, host: Callable[[Any, int], Any], batch: Any, whole: Any, batch_idx: int
+    ) -> None:
+        self.module, self.batch, self.whole = module, batch, whole
+        self.extra: Tensor | None = None
+        """Inputs that join the host's own in its forward pass."""
+        self.around: list[AbstractContextManager[Any]] = []
+        """Entered around the host's own step."""
+        self._host, self._batch_idx = host, batch_idx
+        self._method = module.output_method
+        self._passes: list[tuple[Tensor, Any]] = []
+        self._used: set[int] = set()
+        if batch is not None:
+            self.inputs = self._read_inputs()
+
+    @property
+    def targets(self) -> Any:
+        """What the host's loss compares with."""
+        return get_item(self.batch, self.module.target_key)
+
+    def has_passed(self, inputs: Tensor) -> bool:
+        """Whether this very tensor has gone through the host's method."""
+        return any(seen is inputs for seen, _ in self._passes)
+
+    def run(self) -> Any:
+        """The output of the host's training step on its own batch; None where there is no labelled sample."""
+        if self.batch is None:
+            return None
+        with ExitStack() as stack:
+            stack.enter_context(self._sharing())
+            for context in self.around:
+                stack.enter_context(context)
+            return self._call(self.batch)
+
+    def losses_of(self, inputs: Tensor, targets: Sequence[Any]) -> list[Tensor]:
+        """The host's loss of other inputs with each of several targets; nothing is logged."""
+        keys = self.module.input_key, self.module.target_key
+        batches = [replace_items(self.batch, dict(zip(keys, (inputs, each), strict=True))) for each in targets]
+        with self._sharing(), muted(self.module):
+            return [loss_in(self._call(batch)) for batch in batches]
+
+    def _call(self, batch: Any) -> Any:
+        self._used.clear()
+        return self._host(batch, self._batch_idx)
+
+    @contextmanager
+    def _sharing(self) -> Iterator[None]:
+        """Inside the block, the host's method returns the outputs it kept for the very same tensor."""
+        compute = getattr(self.module, self._method)
+
+        def method(*args: Any, **kwargs: Any) -> Any:
+            if len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
+                return compute(*args, **kwargs)
+            for place, (seen, outputs) in enumerate(self._passes):
+                if args[0] is seen and place not in self._used:
+                    self._used.add(place)
+                    return outputs
+            place = len(self._passes)
+            self._used.add(place)
+            self._passes += self._pass(compute, args[0])
+            return self._passes[place][1]
+
+        with replaced(self.module, **{self._method: method}):
+            yield
+
+    def _pass(self, compute: Callable[[Tensor], Any], inputs: Tensor) -> list[tuple[Tensor, Any]]:
+        """Inputs with their outputs; in the host's own first pass those of the extra inputs too."""
+        if self.extra is None or self._passes or inputs is not self.inputs:
+            return [(inputs, compute(inputs))]
+        both, count = compute(torch.cat([inputs, self.extra])), len(inputs)
+        return [
+            (inputs, map_tensors(lambda tensor: tensor[:count], both)),
+            (self.extra, map_tensors(lambda tensor: tensor[count:], both)),
+        ]
+
+    def _read_inputs(self) -> Tensor:
+        inputs = get_item(self.batch, self.module.input_key)
+        if not isinstance(inputs, Tensor):
+            raise TypeError(
+                f"Expected a tensor at input_key={self.module.input_key!r}, but got {type(inputs).__name__}. Set "
+                "`input_key` to the pictures of a batch."
+            )
+        return inputs
