@@ -26,18 +26,18 @@ def sweep(
     address: str | None = None,
     cpus: int | None = None,
 ) -> None:
-    """Train many configurations with Ray Tune, compare them, and cook a soup of their checkpoints if asked to.
+    """Train many configurations with Ray Tune, compare them, and cook a soup of their checkpoints if the file has one.
 
-    Each trial is `lightning-robust fit` in a process and a folder of its own: what a configuration writes to a
-    relative path lands there, what it reads needs an absolute one. A trial that fails or is killed goes on from the
-    checkpoint of its last epoch; after `retries` it is given up and the others go on. Writes into the output folder
-    trials.csv, trials.json, for each trial config.yaml and its last checkpoint, and soup/.
+    Each trial is `lightning-robust fit` in a process and a folder of its own: relative paths of output lead there, and
+    paths of input must be absolute. A trial that fails or is killed goes on from the checkpoint of its last epoch;
+    after `retries` it is given up and the others go on. The output folder holds trials.csv, trials.json, config.yaml
+    and the last checkpoint of each trial, and soup/.
 
     Args:
         file: The sweep: `configs`, `vary`, `monitor`, `mode`, `num_samples`, `seed`, `resources`, `retries`, `soup`.
         output: Folder for the results, new or empty; by default sweeps/ and the name of the file. On a cluster, one
             that all machines share.
-        address: Of a running Ray cluster, such as auto or ray-head:6379; by default this machine alone.
+        address: Address of a running Ray cluster, such as auto or ray-head:6379; by default this machine alone.
         cpus: Cores of this machine to use; all by default.
     """
     # these import the command line, which imports this package

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -233,10 +233,15 @@ def _attacks(runs: Sequence[FinishedRun], columns: Sequence[Column]) -> list[str
     """Which attack stands behind the attacked columns, from the configurations."""
     if not any(column.tag.startswith("adversarial/") for column in columns):
         return []
-    settings = [class_arguments(run.config.get("adversarial")) for run in runs]
-    steps = sorted({each["val_steps"] for each in settings if isinstance(each.get("val_steps"), int)})
-    names = ["FGSM" if count == 0 else f"PGD-{count}" for count in steps]
+    steps = {count for run in runs if (count := _validation_steps(run.config)) is not None}
+    names = ["FGSM" if count == 0 else f"PGD-{count}" for count in sorted(steps)]
     if not names:
         return []
     doubt = " Runs were attacked differently: do not compare those numbers." if len(names) > 1 else ""
     return [f"Attacked at validation by {' or '.join(names)}; behind @ stands the radius.{doubt}"]
+
+
+def _validation_steps(config: Mapping[str, Any]) -> int | None:
+    """Steps of the attack at validation; beside ``adversarial``, ``robust_validation`` is the one that attacks."""
+    training = class_arguments(config.get("adversarial")).get("val_steps")
+    return class_arguments(config.get("robust_validation")).get("steps", training)

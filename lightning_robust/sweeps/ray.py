@@ -34,9 +34,9 @@ def run_trials(trials: Sequence[SweepTrial], sweep: Sweep, folder: Path, address
 
     Args:
         trials: From :func:`~lightning_robust.sweeps.trials.plan`.
-        sweep: Resources and retries.
-        folder: For one folder a trial; on a cluster one that all machines share.
-        address: Of a running Ray cluster, or None for this machine.
+        sweep: The settings; resources, retries and the monitored metric count.
+        folder: Gets one folder for each trial; on a cluster, one that all machines share.
+        address: Address of a running Ray cluster, or None for this machine.
         cpus: How many cores of this machine to use; None is all.
 
     Raises:

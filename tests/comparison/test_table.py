@@ -90,6 +90,19 @@ def test_doubts_are_told():
     )
 
 
+def test_the_attacks_at_validation_are_named():
+    tag = "adversarial/val_acc@0.1"
+    pgd = {"class_path": CLASS + "AdversarialCallback", "init_args": {"val_steps": 10, "ratio": 0.0}}
+    fgsm = {"class_path": CLASS + "RobustValidationCallback", "init_args": {"steps": 0}}
+    runs = [finished("a", {tag: 0.5}, adversarial=pgd), finished("b", {tag: 0.25}, adversarial=pgd)]
+    named = "Attacked at validation by {}; behind @ stands the radius."
+    assert named.format("PGD-10") in compare_runs(runs).notes
+    runs.append(finished("c", {tag: 0.25}, adversarial=pgd, robust_validation=fgsm, seed=1))
+    doubt = " Runs were attacked differently: do not compare those numbers."
+    assert named.format("FGSM or PGD-10") + doubt in compare_runs(runs).notes
+    assert not any("Attacked" in note for note in compare_runs([finished("d", {"val/acc": 0.5})]).notes)
+
+
 def test_chosen_metrics():
     run = finished("a", {"val/acc": 0.5, "depth": 2.0})
     assert compare_runs([run], "depth:min, val/acc").columns == (
