@@ -49,7 +49,7 @@ def recorded(path: Path, count: int = 8) -> Tensor:
 
 
 def planted(first: Perturbation, second: Perturbation, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Training's and the car's pictures where two things differ."""
+    """Training's and the deployed side's pictures where two things differ."""
     a, b = sorted((first, second), key=lambda entry: PIPELINE.index(entry.family))
     return b.trained(a.trained(pixels)), b.deployed(a.deployed(pixels))
 

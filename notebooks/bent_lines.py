@@ -12,7 +12,7 @@
 # # My engine bends lines: find out why
 #
 # You get a way to go from "in the car the lines look wrong" to the layer that does it and the list of nodes that
-# repairs it. You see the same for preprocessing: which difference moves the lines how far, and which one the car has,
+# repairs it. You see the same for preprocessing: which difference moves the lines how far, and which one the deployed side has,
 # read off two tensors. A small lane detector is trained here with a flaw planted in it, so you can check every answer.
 #
 # It runs on a CPU in well under a minute, without any engine: fp16 is emulated.
@@ -199,14 +199,14 @@ plt.show()
 # %% [markdown]
 # ## 6. The other suspect: preprocessing
 #
-# Each bar is one thing that a car may do differently to the pixels, and how far it moves the lines; the orange rule is
-# what fp16 does in the flawed model. A long bar says where to look first, not that the car does it.
+# Each bar is one thing that the deployed side may do differently, and how far it moves the lines; the orange rule is
+# what fp16 does in the flawed model. A long bar says where to look first, not that the deployed side does it.
 
 # %%
 draw_parity([(0, report.attribution)], report)
 
 # %% [markdown]
-# To know what the car does, dump the network's input on both sides for the same frames. Here the "car" feeds BGR in the
+# To know what the deployed side does, dump the network's input on both sides for the same frames. Here it feeds BGR in the
 # first dump, and resizes with OpenCV's bilinear filter in the second; `fingerprint` is told neither.
 
 # %%

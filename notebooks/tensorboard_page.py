@@ -100,7 +100,7 @@ def show(tag, *, width=10.0):
 # | `parity/findings` | what will go wrong on TensorRT, read off the graph | the table says where, what happens, what to write instead |
 # | `parity/status` | 0 is well; 4 is failed | the warning in the console says why |
 # | `attribution/<cause>` | the distance by cause, in one unit | begin with the tallest |
-# | `sensitivity/<name>/lateral_px_p99` | what one difference in preprocessing does | `lightning-robust fingerprint` says whether the car has it |
+# | `sensitivity/<name>/lateral_px_p99` | what one difference in preprocessing does | `lightning-robust fingerprint` says whether the deployed side has it |
 # | `sensitivity/<name>/times_fp16` | the same in multiples of fp16 | above 1: look at the pixels before the precision |
 # | `sensitivity/family/<family>` | the worst of each kind | train against it: adversarial training, augmentation |
 # | `val/...`, `swa/raw/val/...` | the average of weights, and the raw weights of the same epoch | raw as good: the average buys nothing, leave it out |

@@ -136,7 +136,7 @@ def test_commands_run(folder, monkeypatch, capsys):
                 np.savez("car.npz", **{key: golden[key] + 0.125 for key in golden if key.startswith("output/")})
         main([name, *arguments, *QUICK.get(name, [])])
         said[line] = capsys.readouterr().out
-    assert "the car feeds channels as BGR" in said["fingerprint train.npy car.npy"]
+    assert "the deployed side feeds channels as BGR" in said["fingerprint train.npy car.npy"]
     assert "come from the engine" in next(out for line, out in said.items() if "--check" in line)
     assert sum("parity.html" in out for out in said.values()) == 2
     assert "frames, 0 skipped" in next(out for line, out in said.items() if line.startswith("replay"))

@@ -1,155 +1,45 @@
-"""One detector for each kind of difference: from two sets of pictures to named causes with their evidence.
+"""One detector for each kind of difference: from a view of both sides to named causes with their evidence.
 
-Pictures are levels of 8 bits, ``(N, C, H, W)`` in fp64. Evidence is counted in multiples of what would just be enough;
-the limits were set on rendered roads and one recording, see ``benchmarks/fingerprint.py``.
+Evidence is counted in multiples of a threshold. The thresholds were set on rendered roads and one recording, see
+``benchmarks/fingerprint.py``. Pictures are levels of 8 bits, ``(N, C, H, W)`` in fp64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
-import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, pad
 
-from lightning_robust.deployment.fingerprint.colours import Colors, fit_colors
-from lightning_robust.deployment.fingerprint.filters import (
-    blockiness,
-    chroma_steps,
-    fit_filter,
-    fit_gains,
-    noise_power,
-    pooled,
-    sharpness,
-)
-from lightning_robust.deployment.fingerprint.motion import Kernel, Motion, estimate_motion, jitter, polish, warp
-from lightning_robust.deployment.pixels.operations import jpeg, nv12
+from lightning_robust.deployment.fingerprint.colours import Colors
+from lightning_robust.deployment.fingerprint.filters import mean_square, noise_power, sharpness
+from lightning_robust.deployment.fingerprint.motion import Motion, jitter
+from lightning_robust.deployment.fingerprint.view import FILTER_LIMIT, SHIFT_LIMIT, STRETCH_LIMIT, View
 
-MOVED = 0.04  # pixels of shift; compression and filters move content by a hundredth
-STRETCHED = 0.1  # pixels at the border
-CROPPED = 0.6  # pixels at the border; resizing from corner to corner stretches by less than half a pixel
-JITTERED = 0.03  # pixels from column to column
-ZOOMED_JITTER = 0.12  # likewise where the picture is cropped; interpolating with another kernel does half of it
-FILTERED = 1.3  # how much more a motion alone leaves than a motion and a filter
-BLOCKS = 0.05  # share of coefficients
-HALF_CHROMA = 0.75
-RESYNTHESIS = 1.05  # how much more compression on a wrong grid leaves than on the right one
-FEWER_LEVELS = 0.7
-NOISE = 0.25  # variance in levels squared; rounding leaves 0.08, a filter that does not invert 0.2
-WHITE = 0.15
-EVEN = 0.8
-_RADIUS = 3
-_FEW = 2  # pictures to find the quality of a JPEG on
-_QUALITIES = (97, 95, 92, 90, 87, 85, 80, 75, 65, 50)
-_NO_GAIN = 0.03  # what the offset of a cut is taken for at most, where dark pictures leave the gain uncertain
+_CROP = 0.6  # pixels at the border; resizing from corner to corner stretches by less than half a pixel
+_JITTER = 0.03  # pixels from column to column
+_CROPPED_JITTER = 0.12  # the same where the picture is cropped; interpolation with another kernel causes half of it
+_FEWER_LEVELS = 0.7
+_NOISE = 0.25  # variance in levels squared; rounding leaves 0.08, a filter that does not invert 0.2
+_WHITE = 0.15
+_EVEN = 0.8
+_UNIT_GAIN = 0.03  # the gain's largest distance to 1 for the offset of a cut; dark pictures leave the gain uncertain
 
 
 @dataclass(frozen=True)
-class Finding:
-    """A cause by name, with its numbers and the evidence over what would just be enough."""
+class Evidence:
+    """A cause by name, with its parameters and its strength in multiples of the threshold."""
 
     name: str
     parameters: dict[str, float | str]
     strength: float
 
 
-@dataclass(frozen=True)
-class View:
-    """Both sides under one motion and change of colours.
-
-    Args:
-        deployed: The car's pictures.
-        motion: Where the content went.
-        kernel: How it was interpolated.
-        colors: How colours changed.
-        predicted: What training's pictures become.
-        mask: Pixels whose content training has too, ``(H, W)``.
-        taps: The filter that is missing between prediction and the car's, on grey pictures.
-        rest: What motion, colours and filter leave of the car's grey pictures, ``(N, H, W)``.
-    """
-
-    deployed: Tensor
-    motion: Motion
-    kernel: Kernel
-    colors: Colors
-    predicted: Tensor
-    mask: Tensor
-    taps: Tensor
-    rest: Tensor
-
-    @property
-    def plain(self) -> float:
-        """Grey variance that motion and colours leave, with the best gain and offset: a filter could be just that."""
-        before, after = (side.mean(1)[:, self.mask].reshape(-1, 1) for side in (self.predicted, self.deployed))
-        gain, offset = fit_gains(before, after)
-        return float((after - gain * before - offset).square().mean())
-
-    @property
-    def filtered(self) -> float:
-        """Grey variance that is left with a filter."""
-        return _power(self.rest, self.mask)
-
-
-def _power(residual: Tensor, mask: Tensor) -> float:
-    return float(residual[..., mask].square().mean())
-
-
-def _predict(trained: Tensor, deployed: Tensor, motion: Motion, kernel: Kernel, colors: Colors) -> Tensor:
-    predicted = colors.apply(trained if motion == Motion() else warp(trained, motion, kernel))
-    clipped = float(deployed.min()) >= 0 and float(deployed.max()) <= 255
-    return predicted.clamp(0, 255) if clipped else predicted
-
-
-def _look(trained: Tensor, deployed: Tensor, motion: Motion, kernel: Kernel, colors: Colors) -> View:
-    predicted = _predict(trained, deployed, motion, kernel, colors)
-    mask = motion.inside(trained.shape[-2], trained.shape[-1], margin=_RADIUS)
-    taps, rest = fit_filter(predicted.mean(1), deployed.mean(1), mask, _RADIUS)
-    return View(deployed, motion, kernel, colors, predicted, mask, taps, pad(rest, [_RADIUS] * 4))
-
-
-def views(trained: Tensor, deployed: Tensor) -> tuple[list[View], float]:
-    """The two sides brought together, with each kernel where content moved, and their correlation."""
-    before, after = trained.mean(1), deployed.mean(1)
-    motion, correlation = estimate_motion(before, after)
-    stretch = max(map(abs, motion.stretch(*before.shape[-2:])))
-    if max(abs(motion.dx), abs(motion.dy)) < MOVED and stretch < STRETCHED:
-        motion = Motion()
-    colors = fit_colors(*_colours(warp(trained, motion), deployed, motion))
-    if motion == Motion():
-        return [_look(trained, deployed, motion, "linear", colors)], correlation
-    kernels: tuple[Kernel, ...] = ("linear", "cubic")
-    return [_look(trained, deployed, polish(before, after, motion, k), k, colors) for k in kernels], correlation
-
-
-def _colours(moved: Tensor, deployed: Tensor, motion: Motion) -> tuple[Tensor, Tensor]:
-    """Block means of both sides, without blocks that the car's side clips."""
-    low, high = (bound(deployed, (0, 2, 3), keepdim=True) for bound in (torch.amin, torch.amax))
-    open_ended = ((deployed > low + 0.5) & (deployed < high - 0.5)).all(1)
-    use = motion.inside(*deployed.shape[-2:]) & open_ended
-    if float(use.double().mean()) < 0.1:
-        use = motion.inside(*deployed.shape[-2:]).expand_as(open_ended)
-    return pooled(moved, use), pooled(deployed, use)
-
-
-def best_view(seen: list[View]) -> tuple[View, float]:
-    """The view that explains most, and how much less a filter leaves than motion alone."""
-    plain, filtered = (min(seen, key=key) for key in (lambda v: v.plain, lambda v: v.filtered))
-    gain = plain.plain / max(filtered.filtered, 0.02)
-    return (filtered if gain > FILTERED else plain), gain
-
-
-def residual(view: View, gain: float) -> Tensor:
-    """What is left of the car's grey pictures, ``(N, H, W)``, with a filter if there is one."""
-    return view.rest if gain > FILTERED else (view.deployed - view.predicted).mean(1)
-
-
-def color_findings(colors: Colors) -> Iterator[Finding]:
-    """Causes that a change of colours names."""
+def color_evidence(colors: Colors) -> Iterator[Evidence]:
+    """The causes of a colour change."""
     for cause in colors.causes:
-        yield Finding(cause, _color_parameters(colors, cause), colors.evidence(cause))
+        yield Evidence(cause, _color_parameters(colors, cause), colors.evidence(cause))
 
 
 def _color_parameters(colors: Colors, cause: str) -> dict[str, float | str]:
@@ -160,41 +50,54 @@ def _color_parameters(colors: Colors, cause: str) -> dict[str, float | str]:
     if cause == "gamma":
         return {"gamma": colors.gamma}
     if cause == "gain_offset":
-        numbers = {"gain": colors.gain, "offset": colors.offset}
-        return {
-            key if len(values) == 1 else f"{key}_{'RGB'[channel].lower()}": value
-            for key, values in numbers.items()
-            for channel, value in enumerate(values)
-        }
+        return _per_channel("gain", colors.gain) | _per_channel("offset", colors.offset)
     return {"read": colors.decoding.causes[cause]}
 
 
-def geometry_findings(view: View, gain: float) -> Iterator[Finding]:
-    """Shift, crop and resize filter: what moves content, and what changes its detail."""
-    height, width = view.mask.shape
-    motion = view.motion
-    stretch = motion.stretch(height, width)
-    detail = sharpness(view.taps)
-    furthest = max(map(abs, stretch))
-    uneven = jitter(view.predicted.mean(1), view.deployed.mean(1), view.mask) if motion != Motion() else 0.0
-    even = JITTERED if furthest < CROPPED else ZOOMED_JITTER
-    nearest = uneven > even
-    corners = furthest < CROPPED and min(map(abs, stretch)) > STRETCHED
-    if furthest >= CROPPED:
-        yield Finding("crop", _crop(motion, height, width), furthest / CROPPED)
-    filtered = gain > FILTERED and (detail > 1 or furthest < CROPPED)  # shrinking takes detail away by itself
-    if nearest or corners or filtered:
-        kind = "nearest" if nearest else "align_corners" if corners else "sharper" if detail > 1 else "smoother"
-        strength = max(gain / FILTERED, uneven / even, furthest / STRETCHED if corners else 0.0)
-        yield Finding("resize_filter", {"kind": kind, "sharpness": detail}, strength)
-    # the nearest pixel lies up to half a pixel up and left of where it should
-    by = max(abs(motion.dx), abs(motion.dy))
-    own = nearest and 0 < motion.dx < 0.5 and 0 < motion.dy < 0.5
-    if by > MOVED and not own:
-        yield Finding("shift", {"dx": motion.dx, "dy": motion.dy}, by / MOVED)
+def _per_channel(name: str, values: tuple[float, ...]) -> dict[str, float | str]:
+    if len(values) == 1:
+        return {name: values[0]}
+    return {f"{name}_{channel}": value for channel, value in zip("rgb", values, strict=True)}
 
 
-def _crop(motion: Motion, height: int, width: int) -> dict[str, float | str]:
+def geometry_evidence(view: View) -> Iterator[Evidence]:
+    """Crop, resize filter and shift: the causes that move content, or change its detail."""
+    motion, stretch = view.motion, view.motion.stretch(*view.mask.shape)
+    furthest, nearest = max(map(abs, stretch)), min(map(abs, stretch))
+    cropped = furthest >= _CROP
+    if cropped:
+        yield Evidence("crop", _visible_part(motion, *view.mask.shape), furthest / _CROP)
+    jittered = 0.0 if motion == Motion() else jitter(view.predicted.mean(1), view.deployed.mean(1), view.mask)
+    jitter_limit = _CROPPED_JITTER if cropped else _JITTER
+    to_nearest = jittered > jitter_limit
+    corners = not cropped and nearest > STRETCH_LIMIT
+    kind = _resize_kind(view, to_nearest, corners, cropped)
+    if kind:
+        strength = max(
+            view.filter_gain / FILTER_LIMIT, jittered / jitter_limit, furthest / STRETCH_LIMIT if corners else 0.0
+        )
+        yield Evidence("resize_filter", {"kind": kind, "sharpness": sharpness(view.taps)}, strength)
+    shift = max(abs(motion.dx), abs(motion.dy))
+    # the nearest pixel lies up to half a pixel up and left of the right place: that is no shift of its own
+    by_resize = to_nearest and 0 < motion.dx < 0.5 and 0 < motion.dy < 0.5
+    if shift > SHIFT_LIMIT and not by_resize:
+        yield Evidence("shift", {"dx": motion.dx, "dy": motion.dy}, shift / SHIFT_LIMIT)
+
+
+def _resize_kind(view: View, to_nearest: bool, corners: bool, cropped: bool) -> str:
+    """The kind of another resize filter, '' for none."""
+    if to_nearest:
+        return "nearest"
+    if corners:
+        return "align_corners"
+    sharper = sharpness(view.taps) > 1
+    if view.needs_filter and (sharper or not cropped):  # shrinking takes detail away by itself
+        return "sharper" if sharper else "smoother"
+    return ""
+
+
+def _visible_part(motion: Motion, height: int, width: int) -> dict[str, float | str]:
+    """The part of training's picture that the deployed side shows."""
     rows, columns = motion.sources(height, width)
     half = 0.5 / motion.zoom_x, 0.5 / motion.zoom_y
     return {
@@ -208,109 +111,48 @@ def _crop(motion: Motion, height: int, width: int) -> dict[str, float | str]:
     }
 
 
-def rounding_finding(trained: Tensor, view: View) -> Finding | None:
+def rounding_evidence(trained: Tensor, view: View) -> Evidence | None:
     """Fewer levels than training has."""
     whole = bool((view.deployed - view.deployed.round()).abs().max() < 0.01)
     expected = view.predicted.round() if whole else trained[:, list(view.colors.order)]
-    counts = [(_distinct(d), _distinct(e)) for d, e in zip(view.deployed.unbind(1), expected.unbind(1), strict=True)]
+    counts = [
+        (_count_levels(d), _count_levels(e)) for d, e in zip(view.deployed.unbind(1), expected.unbind(1), strict=True)
+    ]
     levels, of = max(counts, key=lambda count: count[0] / count[1])
     share = max(levels / of, 1e-3)
-    if share > FEWER_LEVELS:
+    if share > _FEWER_LEVELS:
         return None
-    return Finding("rounding", {"kind": "fewer levels", "levels": levels, "expected": of}, FEWER_LEVELS / share)
+    return Evidence("rounding", {"kind": "fewer levels", "levels": levels, "expected": of}, _FEWER_LEVELS / share)
 
 
-def is_cut(finding: Finding, rounding: Finding) -> bool:
-    """Whether an offset is no more than what cutting off to fewer levels takes away: up to a step, without a gain."""
-    if finding.name != "gain_offset":
-        return False
-    step = float(rounding.parameters["expected"]) / float(rounding.parameters["levels"])
-    numbers = {key: float(value) for key, value in finding.parameters.items() if not isinstance(value, str)}
-    gains = [value for key, value in numbers.items() if key.startswith("gain")]
-    offsets = [value for key, value in numbers.items() if key.startswith("offset")]
-    return all(abs(gain - 1) < _NO_GAIN for gain in gains) and all(-step < offset < 1 for offset in offsets)
-
-
-def _distinct(channel: Tensor) -> int:
+def _count_levels(channel: Tensor) -> int:
     return len(np.unique(channel.round(decimals=2).numpy()))
 
 
-@dataclass(frozen=True)
-class _Codec:
-    parameters: dict[str, float | str]
-    run: Callable[[Tensor], Tensor]
-    off_grid: int
-
-    def __call__(self, levels: Tensor, shifted: bool = False) -> Tensor:
-        by = self.off_grid if shifted else 0
-        rolled = (levels.clamp(0, 255).round() / 255).roll((-by, -by), (2, 3))
-        return (self.run(rolled) * 255).roll((by, by), (2, 3))
-
-
-def _codecs(channels: int) -> Iterator[_Codec]:
-    if channels == 3:
-        yield _Codec({"kind": "nv12"}, nv12, 1)
-    try:
-        import PIL  # noqa: F401
-    except ImportError:
-        return
-    for quality in _QUALITIES:
-        yield _Codec({"kind": "jpeg", "quality": quality}, partial(jpeg, quality=quality), 4)
+def is_offset_of_cut(evidence: Evidence, rounding: Evidence) -> bool:
+    """Whether an offset is no more than a cut to fewer levels takes away: up to a step, without a gain."""
+    if evidence.name != "gain_offset":
+        return False
+    step = float(rounding.parameters["expected"]) / float(rounding.parameters["levels"])
+    gains, offsets = (
+        [float(value) for key, value in evidence.parameters.items() if key.startswith(kind)]
+        for kind in ("gain", "offset")
+    )
+    return all(abs(gain - 1) < _UNIT_GAIN for gain in gains) and all(-step < offset < 1 for offset in offsets)
 
 
-def compression_finding(trained: Tensor, view: View, gain: float) -> tuple[Finding, Tensor] | None:
-    """Traces of JPEG's or NV12's grid, and training's pictures after the compression that explains the car's best.
+def noise_evidence(view: View, channels: int, *, even: bool = False) -> Evidence | None:
+    """A residual that is white, and as strong in calm regions as elsewhere.
 
-    Two kinds of evidence: what is missing in the car's pictures on the codec's grid and not on others; and that
-    training's pictures explain the car's better after compression on that grid than on one that is off by half a block.
+    Args:
+        view: Both sides.
+        channels: Of the pictures; the residual is grey.
+        even: Demand that the noise is hardly stronger elsewhere. The residual of a compression that is not quite the
+            deployed side's is stronger there.
     """
-    rows, columns = (_whole_blocks(view.mask.any(axis)) for axis in (1, 0))
-    shown = view.deployed[..., rows, columns]
-    blocks = blockiness(shown.mean(1)) - blockiness(trained[..., rows, columns].mean(1))
-    halved = chroma_steps(shown) if trained.shape[1] == 3 else 1.0
-    strength = max(blocks / BLOCKS, (1 - halved) / (1 - HALF_CHROMA))
-    few = View(**{**vars(view), "deployed": view.deployed[:_FEW]})
-    best = min(_codecs(trained.shape[1]), key=lambda codec: _left(few, codec(trained[:_FEW]), gain), default=None)
-    parameters: dict[str, float | str] = {"kind": "nv12" if halved < HALF_CHROMA / 2 else "jpeg"}
-    compressed = trained
-    if best is not None:
-        again = _repolished(view, best(trained))
-        aligned, off_grid = (_left(again, best(trained, shifted), gain) for shifted in (False, True))
-        if aligned < _left(view, trained, gain):
-            strength = max(strength, (off_grid / max(aligned, 1e-3) - 1) / (RESYNTHESIS - 1))
-            parameters, compressed = best.parameters, best(trained)
-    return (Finding("compression", parameters, strength), compressed) if strength >= 1 else None
-
-
-def _whole_blocks(inside: Tensor) -> slice:
-    """From the first to the last that is inside, in whole blocks of 8: the edge of a letterbox lies on some grid."""
-    places = inside.nonzero()[:, 0]
-    return slice(-(-int(places[0]) // 8) * 8, (int(places[-1]) + 1) // 8 * 8)
-
-
-def _repolished(view: View, compressed: Tensor) -> View:
-    """The view with the motion that fits compressed pictures: JPEG takes detail away, which pulls a motion along."""
-    if view.motion == Motion():
-        return view
-    motion = polish(view.colors.apply(compressed).mean(1), view.deployed.mean(1), view.motion, view.kernel)
-    return View(**{**vars(view), "motion": motion})
-
-
-def _left(view: View, source: Tensor, gain: float) -> float:
-    """What is left of the car's pictures when ``source`` stands for training's, with the view's filter if any."""
-    predicted = _predict(source, view.deployed, view.motion, view.kernel, view.colors)
-    if gain > FILTERED:
-        padded = pad(predicted.flatten(0, 1)[:, None], [_RADIUS] * 4, mode="replicate")
-        predicted = conv2d(padded, view.taps[None, None]).reshape(predicted.shape)
-    return _power(view.deployed - predicted, view.mask)
-
-
-def noise_finding(residual: Tensor, view: View, channels: int, *, even: bool = False) -> Finding | None:
-    """A residual ``(N, H, W)`` that is white and as strong where nothing happens.
-
-    ``even`` asks that it is hardly stronger elsewhere: what a compression leaves that is not quite the car's, is.
-    """
-    power, correlation = noise_power(residual, view.predicted.mean(1), view.mask)
-    if power < NOISE or abs(correlation) > WHITE or (even and power < EVEN * _power(residual, view.mask)):
+    power, correlation = noise_power(view.residual, view.predicted.mean(1), view.mask)
+    if power < _NOISE or abs(correlation) > _WHITE:
         return None
-    return Finding("noise", {"std": (power * channels) ** 0.5}, power / NOISE)
+    if even and power < _EVEN * mean_square(view.residual[..., view.mask]):
+        return None
+    return Evidence("noise", {"std": (power * channels) ** 0.5}, power / _NOISE)

@@ -1,6 +1,6 @@
 """Closed-form estimates of how pictures differ in colour, sharpness, and traces of compression, once registered.
 
-Levels of 8 bits in fp64. What an estimate means is `fingerprint.py`'s business.
+Pictures are levels of 8 bits in fp64.
 """
 
 from __future__ import annotations
@@ -15,6 +15,11 @@ from torch.nn.functional import avg_pool2d, conv2d, unfold
 from lightning_robust.deployment.fingerprint.motion import blurred, solve_normal
 
 _STRIP = 64  # rows of a picture whose patches are held at once
+
+
+def mean_square(values: Tensor) -> float:
+    """Mean of the squares."""
+    return float(values.square().mean())
 
 
 def fit_gains(trained: Tensor, deployed: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,12 +42,12 @@ def fit_gamma(trained: Tensor, deployed: Tensor, steps: int = 6) -> float:
 
 
 def fit_filter(trained: Tensor, deployed: Tensor, mask: Tensor, radius: int = 3) -> tuple[Tensor, Tensor]:
-    """The linear filter that makes one set of grey pictures of the other best, and what it leaves.
+    """The linear filter that best maps one set of grey pictures to the other, and its residual.
 
     Args:
         trained: ``(N, H, W)``.
-        deployed: Likewise.
-        mask: Pixels to use, ``(H, W)``; the border of ``radius`` pixels is left out in any case.
+        deployed: ``(N, H, W)``.
+        mask: Pixels to use, ``(H, W)``; a border of ``radius`` pixels is never used.
         radius: Of the filter, which has ``2 radius + 1`` taps each way.
 
     Returns:
@@ -91,15 +96,17 @@ def occupied_levels(values: Tensor) -> float:
 
 
 def blockiness(images: Tensor) -> float:
-    """How much more often high frequencies of 8 x 8 blocks are missing on JPEG's grid than on others, in [-1, 1].
+    """The excess of missing high frequencies in 8 x 8 blocks on JPEG's grid over those on other grids, in [-1, 1].
 
-    The share of DCT coefficients below 0.7 levels, for grey pictures ``(N, H, W)`` whose grid starts in the corner.
+    It compares the share of DCT coefficients below 0.7 levels. Pictures are grey, ``(N, H, W)``, and their grid starts
+    in the corner.
     """
-    aligned, *others = (_missing(images[:, top:, left:]) for top, left in ((0, 0), (4, 4), (2, 5), (5, 3)))
+    corners = ((0, 0), (4, 4), (2, 5), (5, 3))
+    aligned, *others = (_share_of_missing_frequencies(images[:, top:, left:]) for top, left in corners)
     return aligned - max(others)
 
 
-def _missing(images: Tensor) -> float:
+def _share_of_missing_frequencies(images: Tensor) -> float:
     step = torch.arange(8, dtype=torch.float64)
     transform = torch.cos(math.pi * (2 * step + 1) * step[:, None] / 16) / 2
     transform[0] /= math.sqrt(2)
@@ -110,7 +117,7 @@ def _missing(images: Tensor) -> float:
 
 
 def chroma_steps(images: Tensor) -> float:
-    """Detail of colour inside 2 x 2 blocks on NV12's grid as a share of that on the other, over the same of brightness.
+    """Detail of colour inside 2 x 2 blocks on NV12's grid over that on the shifted grid, relative to brightness.
 
     Near 0 where colour has half the resolution, 1 where nothing favours a grid; pictures ``(N, 3, H, W)``.
     """
@@ -120,27 +127,27 @@ def chroma_steps(images: Tensor) -> float:
 
 
 def _grid_ratio(images: Tensor) -> float:
-    aligned, other = (_within(images[..., start:, start:]) for start in (0, 1))
+    aligned, other = (_block_variance(images[..., start:, start:]) for start in (0, 1))
     return aligned / max(other, 1e-6)
 
 
-def _within(images: Tensor) -> float:
+def _block_variance(images: Tensor) -> float:
     rows, columns = (side // 2 for side in images.shape[-2:])
     blocks = images[..., : rows * 2, : columns * 2].reshape(*images.shape[:2], rows, 2, columns, 2)
     return float((blocks - blocks.mean((3, 5), keepdim=True)).square().mean())
 
 
-def noise_power(residual: Tensor, moved: Tensor, mask: Tensor) -> tuple[float, float]:
+def noise_power(residual: Tensor, clean: Tensor, mask: Tensor) -> tuple[float, float]:
     """Variance of a residual in the calmest quarter of the pictures, and its correlation from pixel to pixel there.
 
-    Noise is the same everywhere and white; what a wrong filter or compression leaves follows the content.
+    Noise is the same everywhere and white; the residual of a wrong filter or compression follows the content.
 
     Args:
         residual: ``(N, H, W)``.
-        moved: The picture without noise, likewise.
+        clean: The pictures without noise, ``(N, H, W)``.
         mask: Pixels to use, ``(H, W)``.
     """
-    activity = (moved - blurred(moved)).abs() + (moved - moved.roll(1, 2)).abs() + (moved - moved.roll(1, 1)).abs()
+    activity = (clean - blurred(clean)).abs() + (clean - clean.roll(1, 2)).abs() + (clean - clean.roll(1, 1)).abs()
     activity = blurred(activity)
     use = mask.expand_as(residual)
     calm = use & (activity <= activity[use].kthvalue(max(int(use.sum()) // 4, 1)).values)

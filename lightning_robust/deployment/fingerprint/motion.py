@@ -1,6 +1,6 @@
-"""Where the content of one set of pictures lies in another: shift and zoom, to hundredths of a pixel.
+"""Registration: the shift and zoom from one set of pictures to another, to hundredths of a pixel.
 
-Grey pictures ``(N, H, W)`` in fp64. What a motion means is `fingerprint.py`'s business.
+Pictures are grey, ``(N, H, W)`` in fp64.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Literal
 
 import torch
@@ -26,8 +27,8 @@ class Motion:
     Args:
         dx: Pixels to the right.
         dy: Pixels down.
-        zoom_x: How much wider the content becomes.
-        zoom_y: How much higher.
+        zoom_x: Factor of the content's width.
+        zoom_y: Factor of its height.
 
     Example:
         >>> Motion(dx=2.0).sources(1, 4)[1].tolist()
@@ -40,7 +41,7 @@ class Motion:
     zoom_y: float = 1.0
 
     def sources(self, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Rows ``(height,)`` and columns ``(width,)`` where the content of each pixel lay before."""
+        """Rows ``(height,)`` and columns ``(width,)`` from which the content of each pixel comes."""
         return _sources(height, self.dy, self.zoom_y), _sources(width, self.dx, self.zoom_x)
 
     def stretch(self, height: int, width: int) -> tuple[float, float]:
@@ -148,24 +149,21 @@ def blurred(images: Tensor) -> Tensor:
 
 
 def estimate_motion(trained: Tensor, deployed: Tensor) -> tuple[Motion, float]:
-    """The motion, shared by all pictures, that explains one set by the other best, and the correlation it leads to.
+    """The motion, shared by all pictures, that best maps one set to the other, and the correlation after it.
 
     Gauss-Newton on shift and zoom of both axes with free contrast and brightness (Lucas and Kanade, 1981), coarse to
-    fine, from rest and from phase correlation; where that leads nowhere, from a grid of zooms. Both sets are blurred
-    first, so that a sharper filter, noise or JPEG moves nothing.
+    fine, from rest and from phase correlation; where both fail, from a grid of zooms. Both sets are blurred first, so
+    that a sharper filter, noise or JPEG does not pull the estimate.
     """
+    correlation = itemgetter(1)
     best = _refine(trained, deployed, Motion())
     if best[1] < _GOOD:
-        best = max(best, _refine(trained, deployed, Motion(*phase_correlation(trained, deployed))), key=_second)
+        best = max(best, _refine(trained, deployed, Motion(*phase_correlation(trained, deployed))), key=correlation)
     if best[1] < _GOOD:
         starts = [_coarse(trained, deployed, zoom_x, zoom_y) for zoom_y in _ZOOMS for zoom_x in _ZOOMS]
-        for start, _ in sorted(starts, key=_second, reverse=True)[:3]:
-            best = max(best, _refine(trained, deployed, start), key=_second)
+        for start, _ in sorted(starts, key=correlation, reverse=True)[:3]:
+            best = max(best, _refine(trained, deployed, start), key=correlation)
     return best
-
-
-def _second(pair: tuple[Motion, float]) -> float:
-    return pair[1]
 
 
 def _coarse(trained: Tensor, deployed: Tensor, zoom_x: float, zoom_y: float) -> tuple[Motion, float]:
@@ -180,9 +178,9 @@ def _correlation(trained: Tensor, deployed: Tensor, motion: Motion) -> float:
     mask = motion.inside(trained.shape[-2], trained.shape[-1], margin=1)
     if int(mask.sum()) < 0.25 * mask.numel():
         return -1.0
-    moved, there = warp(trained, motion)[:, mask], deployed[:, mask]
-    moved, there = moved - moved.mean(), there - there.mean()
-    return float((moved * there).sum() / (moved.norm() * there.norm()).clamp(min=1e-9))
+    before, after = warp(trained, motion)[:, mask], deployed[:, mask]
+    before, after = before - before.mean(), after - after.mean()
+    return float((before * after).sum() / (before.norm() * after.norm()).clamp(min=1e-9))
 
 
 def _refine(trained: Tensor, deployed: Tensor, motion: Motion) -> tuple[Motion, float]:
@@ -211,15 +209,15 @@ def polish(trained: Tensor, deployed: Tensor, motion: Motion, kernel: Kernel) ->
 
 
 def _gauss_newton(trained: Tensor, deployed: Tensor, motion: Motion, kernel: Kernel) -> tuple[float, Motion]:
-    """One step; its length in pixels at the border, and where it leads."""
+    """One step: its length in pixels at the border, and the motion after it."""
     height, width = trained.shape[-2:]
     mask = motion.inside(height, width, margin=2)
     if int(mask.sum()) < 64:
         return 0.0, motion
-    moved, across, down = _slopes(trained, motion, kernel)
+    warped, across, down = _slopes(trained, motion, kernel)
     x = torch.linspace(-1, 1, width, dtype=torch.float64)
     y = torch.linspace(-1, 1, height, dtype=torch.float64)[:, None]
-    columns = [across, across * x, down, down * y, moved, torch.ones_like(moved)]
+    columns = [across, across * x, down, down * y, warped, torch.ones_like(warped)]
     basis = torch.stack([column[:, mask].flatten() for column in columns], 1)
     solution = least_squares(basis, deployed[:, mask].reshape(-1, 1))[:, 0]
     contrast = float(solution[4]) or 1.0
@@ -234,10 +232,10 @@ def _gauss_newton(trained: Tensor, deployed: Tensor, motion: Motion, kernel: Ker
 
 
 def _slopes(images: Tensor, motion: Motion, kernel: Kernel) -> tuple[Tensor, Tensor, Tensor]:
-    """Moved pictures and their derivatives to the right and down; for the linear kernel, of the kernel itself."""
-    moved = warp(images, motion, kernel)
+    """Warped pictures and their derivatives to the right and down; for the linear kernel, of the kernel itself."""
+    warped = warp(images, motion, kernel)
     if kernel == "cubic":
-        return moved, (moved.roll(-1, 2) - moved.roll(1, 2)) / 2, (moved.roll(-1, 1) - moved.roll(1, 1)) / 2
+        return warped, (warped.roll(-1, 2) - warped.roll(1, 2)) / 2, (warped.roll(-1, 1) - warped.roll(1, 1)) / 2
     nudge = 0.02
     across, down = (
         (
@@ -247,24 +245,25 @@ def _slopes(images: Tensor, motion: Motion, kernel: Kernel) -> tuple[Tensor, Ten
         / (2 * nudge)
         for axis, by in (("dx", motion.dx), ("dy", motion.dy))
     )
-    return moved, across, down
+    return warped, across, down
 
 
-def jitter(moved: Tensor, deployed: Tensor, mask: Tensor) -> float:
-    """How unevenly rows and columns are displaced after registration, in pixels: sampling at the nearest pixel does it.
+def jitter(warped: Tensor, deployed: Tensor, mask: Tensor) -> float:
+    """The unevenness of the displacement of rows and columns after registration, in pixels.
 
-    Each column's displacement is a least-squares fit along the slope across it, likewise each row's; the smaller of the
-    two standard deviations is returned, robustly and without what is linear over the picture.
+    Sampling at the nearest pixel causes it. The displacement of each column and row is a least-squares fit along the
+    slope across it. The result is the smaller of the two standard deviations, estimated robustly from neighbours, which
+    removes what is linear over the picture.
 
     Args:
-        moved: Trained pictures after the motion.
-        deployed: The others.
+        warped: Trained pictures after the motion.
+        deployed: The deployed ones.
         mask: Pixels to use, ``(H, W)``.
     """
-    rest = torch.where(mask, deployed - moved, 0.0)
+    rest = torch.where(mask, deployed - warped, 0.0)
     spreads = []
     for axis in (1, 2):
-        slope = torch.where(mask, (moved.roll(1, axis) - moved.roll(-1, axis)) / 2, 0.0)
+        slope = torch.where(mask, (warped.roll(1, axis) - warped.roll(-1, axis)) / 2, 0.0)
         along = tuple(d for d in (0, 1, 2) if d != axis)
         profile = (slope * rest).sum(along) / slope.square().sum(along).clamp(min=1e-9)
         profile = profile[mask.any(2 - axis)]

@@ -128,4 +128,4 @@ def test_order_with_a_gain():
 def test_nothing_is_no_cause():
     x = colours()
     assert fit_colors(x, x).causes == ()
-    assert math.isclose(fit_colors(x, x).left, 0.0, abs_tol=1e-12)
+    assert math.isclose(fit_colors(x, x).error, 0.0, abs_tol=1e-12)

@@ -120,7 +120,7 @@ def test_other_pictures_cannot_tell(roads):
 
 def test_the_text_gives_sentence_and_line(roads):
     text = str(fingerprint(roads, roads.flip(1)))
-    assert "the car feeds channels as BGR where training has RGB" in text
+    assert "the deployed side feeds channels as BGR where training has RGB" in text
     assert "cv2.COLOR_BGR2RGB" in text
 
 
