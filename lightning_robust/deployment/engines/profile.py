@@ -74,10 +74,14 @@ def _check_shapes(name: str, dims: list[int | str], shapes: Shapes) -> Shapes:
     if not len(least) == len(best) == len(most) == len(dims):
         raise ValueError(f"Expected shapes of {len(dims)} dimensions in the profile of {name!r}, but got {shapes}")
     known = tuple(size if isinstance(size, int) else None for size in dims)
-    for size, *triple in zip(known, least, best, most, strict=True):
-        if triple != sorted(triple) or triple[0] < 0 or (size is not None and set(triple) != {size}):
-            raise ValueError(
-                f"Expected smallest <= usual <= largest in the profile of {name!r}, and the static sizes of {known}, "
-                f"but got {shapes}"
-            )
+    if not all(map(_fits, known, least, best, most)):
+        raise ValueError(
+            f"Expected smallest <= usual <= largest in the profile of {name!r}, and the static sizes of {known}, "
+            f"but got {shapes}"
+        )
     return least, best, most
+
+
+def _fits(known: int | None, least: int, best: int, most: int) -> bool:
+    """Whether the sizes of one dimension do not shrink, and are the known size where it is static."""
+    return 0 <= least <= best <= most and (known is None or least == most == known)

@@ -1,7 +1,4 @@
-"""What of an ONNX model is structure and what is weights, so that an engine is built once and refitted afterwards.
-
-Reads graphs only; engines are built and refitted in `builder.py` and `child/engine.py`.
-"""
+"""The structure and the weights of an ONNX model, so that an engine is built once and refitted afterwards."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ import onnx
 from onnx import TensorProto
 
 _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
-_VALUES = ("raw_data", "float_data", "double_data", "int32_data")  # half precision may stand in int32_data
+_VALUES = ("raw_data", "float_data", "double_data", "int32_data")  # half precision may be in int32_data
 
 
 def structure(model: bytes) -> bytes:
@@ -47,7 +44,7 @@ def weight_digests(model: bytes) -> dict[str, str]:
 
 
 def folded_weights(model: bytes) -> set[str]:
-    """The weights of BatchNormalization nodes: ONNX parsers fold them, under names of their own, and refit them so."""
+    """The weights of BatchNormalization nodes, which ONNX parsers fold and refit under other names."""
     nodes = onnx.ModelProto.FromString(model).graph.node
     return {name for node in nodes if node.op_type == "BatchNormalization" for name in node.input[1:]}
 

@@ -37,7 +37,7 @@ class TensorRTRuntime(Runtime):
     def build(self, subject: Subject) -> Built:
         """Build the engine, or take it from the cache."""
         exported = subject.exported
-        weakly = subject.weakly_typed and self.runtime == "tensorrt" and self.precision == "fp16"
+        weakly = subject.weakly_typed and self.name == "tensorrt-fp16"
         model = exported.model
         if self.precision in HALF and not weakly:
             model = to_half(model, cast(Half, self.precision), subject.fp32_nodes())
@@ -57,8 +57,8 @@ class TensorRTRuntime(Runtime):
             results = builder.run_engine(engine, feed(args, exported), time_limit=subject.time_limit)
             return [torch.from_numpy(results[name]) for name in exported.outputs]
 
-        notes = {"weakly typed": weakly, "refittable": "REFIT" in engine.flags.split()}
-        return Built(run, engine.size, ", ".join(note for note, true in notes.items() if true), warning)
+        notes = ["weakly typed"] * weakly + ["refittable"] * ("REFIT" in engine.flags.split())
+        return Built(run, engine.size, ", ".join(notes), warning)
 
 
 def _build_or_refit(model: bytes, settings: dict[str, Any], *, refit: bool) -> tuple[builder.Engine, str]:

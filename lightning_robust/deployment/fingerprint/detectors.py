@@ -60,40 +60,41 @@ def _per_channel(name: str, values: tuple[float, ...]) -> dict[str, float | str]
     return {f"{name}_{channel}": value for channel, value in zip("rgb", values, strict=True)}
 
 
-def geometry_evidence(view: View) -> Iterator[Evidence]:
+def geometry_evidence(view: View) -> list[Evidence]:
     """Crop, resize filter and shift: the causes that move content, or change its detail."""
     motion, stretch = view.motion, view.motion.stretch(*view.mask.shape)
-    furthest, nearest = max(map(abs, stretch)), min(map(abs, stretch))
+    furthest = max(map(abs, stretch))
     cropped = furthest >= _CROP
+    resize = _resize_evidence(view, cropped)
+    evidence = [] if resize is None else [resize]
     if cropped:
-        yield Evidence("crop", _visible_part(motion, *view.mask.shape), furthest / _CROP)
-    jittered = 0.0 if motion == Motion() else jitter(view.predicted.mean(1), view.deployed.mean(1), view.mask)
-    jitter_limit = _CROPPED_JITTER if cropped else _JITTER
-    to_nearest = jittered > jitter_limit
-    corners = not cropped and nearest > STRETCH_LIMIT
-    kind = _resize_kind(view, to_nearest, corners, cropped)
-    if kind:
-        strength = max(
-            view.filter_gain / FILTER_LIMIT, jittered / jitter_limit, furthest / STRETCH_LIMIT if corners else 0.0
-        )
-        yield Evidence("resize_filter", {"kind": kind, "sharpness": sharpness(view.taps)}, strength)
+        evidence.insert(0, Evidence("crop", _visible_part(motion, *view.mask.shape), furthest / _CROP))
     shift = max(abs(motion.dx), abs(motion.dy))
     # the nearest pixel lies up to half a pixel up and left of the right place: that is no shift of its own
-    by_resize = to_nearest and 0 < motion.dx < 0.5 and 0 < motion.dy < 0.5
-    if shift > SHIFT_LIMIT and not by_resize:
-        yield Evidence("shift", {"dx": motion.dx, "dy": motion.dy}, shift / SHIFT_LIMIT)
+    to_nearest = resize is not None and resize.parameters["kind"] == "nearest"
+    if shift > SHIFT_LIMIT and not (to_nearest and 0 < motion.dx < 0.5 and 0 < motion.dy < 0.5):
+        evidence.append(Evidence("shift", {"dx": motion.dx, "dy": motion.dy}, shift / SHIFT_LIMIT))
+    return evidence
 
 
-def _resize_kind(view: View, to_nearest: bool, corners: bool, cropped: bool) -> str:
-    """The kind of another resize filter, '' for none."""
-    if to_nearest:
-        return "nearest"
-    if corners:
-        return "align_corners"
-    sharper = sharpness(view.taps) > 1
-    if view.needs_filter and (sharper or not cropped):  # shrinking takes detail away by itself
-        return "sharper" if sharper else "smoother"
-    return ""
+def _resize_evidence(view: View, cropped: bool) -> Evidence | None:
+    """Another resize filter: the nearest pixel, aligned corners, or more or less detail."""
+    uneven = 0.0 if view.motion == Motion() else jitter(view.predicted.mean(1), view.deployed.mean(1), view.mask)
+    uneven_limit = _CROPPED_JITTER if cropped else _JITTER
+    stretch = [abs(pixels) for pixels in view.motion.stretch(*view.mask.shape)]
+    corners = not cropped and min(stretch) > STRETCH_LIMIT
+    detail = sharpness(view.taps)
+    kinds = {
+        "nearest": uneven > uneven_limit,
+        "align_corners": corners,
+        "sharper": view.needs_filter and detail > 1,
+        "smoother": view.needs_filter and not cropped,  # shrinking takes detail away by itself
+    }
+    kind = next((kind for kind, evident in kinds.items() if evident), None)
+    if kind is None:
+        return None
+    strengths = (view.filter_gain / FILTER_LIMIT, uneven / uneven_limit, corners * max(stretch) / STRETCH_LIMIT)
+    return Evidence("resize_filter", {"kind": kind, "sharpness": detail}, max(strengths))
 
 
 def _visible_part(motion: Motion, height: int, width: int) -> dict[str, float | str]:

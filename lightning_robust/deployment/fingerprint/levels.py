@@ -56,7 +56,7 @@ def find_units(
         return _uniform_units(1.0, channels, "levels from 0 to 255")
     if mean is not None or std is not None:
         return _known_units(PixelSpace(0.0 if mean is None else mean, 1.0 if std is None else std), channels)
-    low, high = (float(bound) for bound in images.double().aminmax())
+    low, high = map(float, images.double().aminmax())
     if low >= -1e-3 and high <= 1 + 1e-3:
         return _uniform_units(1 / 255, channels, "[0, 1]")
     if low >= -0.5 and 8 < high <= 255.5:

@@ -21,7 +21,7 @@ from lightning_robust.deployment.fingerprint.detectors import (
 )
 from lightning_robust.deployment.fingerprint.levels import Units, find_units
 from lightning_robust.deployment.fingerprint.view import View, best_view
-from lightning_robust.deployment.fingerprint.words import Fingerprint, describe
+from lightning_robust.deployment.fingerprint.words import Fingerprint, describe_cause
 
 _EQUAL = 0.05  # levels; half precision of normalised pixels costs as much
 _FLAT = 1.0  # levels of standard deviation
@@ -82,10 +82,10 @@ def fingerprint(
             return _no_cause(distance, note, "Cannot tell: the pictures are (nearly) constant.")
         if distance < _EQUAL and not units:
             return _no_cause(distance, note, "No difference.")
-        return _explain(before, after, units, distance, note)
+        return _name_causes(before, after, units, distance, note)
 
 
-def _explain(before: Tensor, after: Tensor, units: list[Evidence], distance: float, note: str) -> Fingerprint:
+def _name_causes(before: Tensor, after: Tensor, units: list[Evidence], distance: float, note: str) -> Fingerprint:
     count = max(1, min(len(before), _PIXELS // (before.shape[2] * before.shape[3])))
     before, after = before[:count], after[:count]
     view, correlation = best_view(before, after)
@@ -93,7 +93,7 @@ def _explain(before: Tensor, after: Tensor, units: list[Evidence], distance: flo
         unlike = "Cannot tell: the pictures do not show the same content. Dump the same frames on both sides."
         return _no_cause(distance, note, unlike)
     evidence, unexplained = _gather_evidence(before, view)
-    causes = [describe(e.name, e.parameters, e.strength) for e in _strongest_two([*units, *evidence])]
+    causes = [describe_cause(e.name, e.parameters, e.strength) for e in _strongest_two([*units, *evidence])]
     if not causes:
         verdict = "They differ by what no known cause explains." if unexplained > _UNEXPLAINED else ""
         note = _join_notes(note, verdict or "No difference to speak of.")
@@ -133,22 +133,25 @@ def _strongest_two(evidence: list[Evidence]) -> list[Evidence]:
 
 def _check_pictures(images: Tensor | npt.NDArray[Any], side: str) -> Tensor:
     tensor = torch.from_numpy(np.ascontiguousarray(images)) if isinstance(images, np.ndarray) else images.detach().cpu()
-    if tensor.ndim != 4 or 0 in tensor.shape:
-        raise ValueError(
-            f"Expected {side} pictures of shape (N, C, H, W), but got {tuple(tensor.shape)}. "
-            + ("Add the batch dimension: images[None]." if tensor.ndim == 3 else "Dump the network's input.")
-        )
-    if tensor.shape[1] not in (1, 3):
-        last = tensor.shape[3] in (1, 3, 4)
-        hint = "Channels seem to come last: images.transpose(0, 3, 1, 2)." if last else "Leave other channels out."
-        raise ValueError(f"Expected {side} pictures of 1 or 3 channels, but got {tuple(tensor.shape)}. {hint}")
-    if min(tensor.shape[2:]) < _SMALLEST:
-        raise ValueError(f"Expected {side} pictures of at least 16 x 16 pixels, but got {tuple(tensor.shape)}.")
+    _check_shape(tensor, side)
     if not (tensor.is_floating_point() or tensor.dtype == torch.uint8):
         raise TypeError(f"Expected {side} pictures as uint8 or floating, but got {tensor.dtype}. Convert them first.")
     if not bool(tensor.isfinite().all()):
         raise ValueError(f"Expected finite {side} pictures, but got NaN or infinity. Look where the dump is written.")
     return tensor
+
+
+def _check_shape(tensor: Tensor, side: str) -> None:
+    shape = tuple(tensor.shape)
+    if tensor.ndim != 4 or 0 in shape:
+        hint = "Add the batch dimension: images[None]." if tensor.ndim == 3 else "Dump the network's input."
+        raise ValueError(f"Expected {side} pictures of shape (N, C, H, W), but got {shape}. {hint}")
+    if shape[1] not in (1, 3):
+        last = shape[3] in (1, 3, 4)
+        hint = "Channels seem to come last: images.transpose(0, 3, 1, 2)." if last else "Leave other channels out."
+        raise ValueError(f"Expected {side} pictures of 1 or 3 channels, but got {shape}. {hint}")
+    if min(shape[2:]) < _SMALLEST:
+        raise ValueError(f"Expected {side} pictures of at least 16 x 16 pixels, but got {shape}.")
 
 
 def _bring_to_levels(

@@ -14,7 +14,23 @@ from typing import Literal
 
 from torch import Tensor
 
-from lightning_robust.deployment.pixels import geometry, operations
+from lightning_robust.deployment.pixels.geometry import crop, letterbox, resize, shift, truncated_resize
+from lightning_robust.deployment.pixels.operations import (
+    brighten,
+    divided_by_256,
+    fewer_levels,
+    gamma,
+    jpeg,
+    noise,
+    nv12,
+    offset,
+    other_normalisation,
+    swap_channels,
+    unchanged,
+    unexpanded_range,
+    wrong_matrix,
+    wrong_range,
+)
 from lightning_robust.suggest import did_you_mean
 
 Pixels = Callable[[Tensor], Tensor]
@@ -49,7 +65,7 @@ class Perturbation:
     severity: Severity
     description: str
     deployed: Pixels
-    trained: Pixels = operations.unchanged
+    trained: Pixels = unchanged
     colour: bool = False
     in_levels: bool = True
 
@@ -93,107 +109,83 @@ def _select(names: list[str]) -> tuple[Perturbation, ...]:
     return tuple(entry for name, entry in CATALOGUE.items() if name in names or entry.family in families)
 
 
-_TRAINED_RESIZE = partial(geometry.resize, filter="antialias")
+_TRAINED_RESIZE = partial(resize, filter="antialias")
 
 
-def _resize(filter: str, severity: Severity, description: str) -> Perturbation:  # noqa: A002 - the field's word
-    deployed = partial(geometry.resize, filter=filter)
+def _resize_entry(filter: str, severity: Severity, description: str) -> Perturbation:  # noqa: A002 - the field's word
+    deployed = partial(resize, filter=filter)
     return Perturbation(f"resize_{filter}", "resize_filter", severity, description, deployed, _TRAINED_RESIZE)
 
 
-def _shift(name: str, pixels: float, severity: Severity, description: str) -> Perturbation:
-    return Perturbation(name, "shift", severity, description, partial(geometry.shift, by=pixels))
+def _shift_entry(name: str, by: float, severity: Severity, description: str) -> Perturbation:
+    return Perturbation(name, "shift", severity, description, partial(shift, by=by))
 
 
-def _jpeg(quality: int, severity: Severity) -> Perturbation:
+def _jpeg_entry(quality: int, severity: Severity) -> Perturbation:
     description = f"takes frames through JPEG of quality {quality}"
-    deployed = partial(operations.jpeg, quality=quality)
-    return Perturbation(f"jpeg_{quality}", "compression", severity, description, deployed)
-
-
-def _gain(name: str, gain: float, severity: Severity, description: str) -> Perturbation:
-    return Perturbation(name, "gain_offset", severity, description, partial(operations.brighten, gain=gain))
-
-
-def _gamma(name: str, exponent: float, severity: Severity, effect: str) -> Perturbation:
-    description = f"is {effect} by a gamma of {exponent}"
-    return Perturbation(name, "gamma", severity, description, partial(operations.gamma, exponent=exponent))
-
-
-def _noise(levels: int, severity: Severity) -> Perturbation:
-    deployed = partial(operations.noise, deviation=float(levels))
-    return Perturbation(f"noise_{levels}", "noise", severity, f"has noise of {levels} levels", deployed)
-
-
-def _matrix(name: str, severity: Severity, description: str, reverse: bool) -> Perturbation:
-    deployed = partial(operations.wrong_matrix, reverse=reverse)
-    return Perturbation(name, "color_matrix", severity, description, deployed, colour=True)
+    return Perturbation(f"jpeg_{quality}", "compression", severity, description, partial(jpeg, quality=quality))
 
 
 _ENTRIES = (
-    _resize("bilinear", "typical", "resizes bilinearly without antialiasing (OpenCV's INTER_LINEAR) instead of with"),
-    _resize("nearest", "typical", "resizes to the nearest pixel instead of bilinearly with antialiasing"),
-    _resize("area", "typical", "resizes by area (OpenCV's INTER_AREA) instead of bilinearly with antialiasing"),
-    _resize("bicubic", "typical", "resizes bicubically without antialiasing instead of bilinearly with"),
-    _resize("pil_bicubic", "mild", "resizes bicubically with antialiasing (PIL's BICUBIC) instead of bilinearly"),
-    _resize("lanczos", "mild", "resizes with PIL's LANCZOS instead of bilinearly with antialiasing"),
-    _resize("align_corners", "typical", "resizes between corner pixels (align_corners) instead of half-pixel centres"),
-    _resize("asymmetric", "severe", "resizes bilinearly from pixel corners instead of half-pixel centres"),
-    _shift("shift_quarter_pixel", 0.25, "mild", "crops a quarter of a pixel further left and up"),
-    _shift("shift_half_pixel", 0.5, "typical", "crops half a pixel further left and up"),
-    _shift("shift_one_pixel", 1.0, "severe", "crops a pixel further left and up"),
+    _resize_entry(
+        "bilinear", "typical", "resizes bilinearly without antialiasing (OpenCV's INTER_LINEAR) instead of with"
+    ),
+    _resize_entry("nearest", "typical", "resizes to the nearest pixel instead of bilinearly with antialiasing"),
+    _resize_entry("area", "typical", "resizes by area (OpenCV's INTER_AREA) instead of bilinearly with antialiasing"),
+    _resize_entry("bicubic", "typical", "resizes bicubically without antialiasing instead of bilinearly with"),
+    _resize_entry("pil_bicubic", "mild", "resizes bicubically with antialiasing (PIL's BICUBIC) instead of bilinearly"),
+    _resize_entry("lanczos", "mild", "resizes with PIL's LANCZOS instead of bilinearly with antialiasing"),
+    _resize_entry(
+        "align_corners", "typical", "resizes between corner pixels (align_corners) instead of half-pixel centres"
+    ),
+    _resize_entry("asymmetric", "severe", "resizes bilinearly from pixel corners instead of half-pixel centres"),
+    _shift_entry("shift_quarter_pixel", 0.25, "mild", "crops a quarter of a pixel further left and up"),
+    _shift_entry("shift_half_pixel", 0.5, "typical", "crops half a pixel further left and up"),
+    _shift_entry("shift_one_pixel", 1.0, "severe", "crops a pixel further left and up"),
+    Perturbation("crop", "crop", "typical", "cuts off 2 % at each side and stretches", partial(crop, share=0.02)),
+    Perturbation("letterbox", "crop", "severe", "adds grey bars above and below", partial(letterbox, share=0.05)),
     Perturbation(
-        "crop", "crop", "typical", "cuts off 2 % at each side and stretches", partial(geometry.crop, share=0.02)
+        "color_matrix", "color_matrix", "typical", "reads YCbCr of BT.601 as BT.709", wrong_matrix, colour=True
     ),
     Perturbation(
-        "letterbox", "crop", "severe", "adds grey bars above and below", partial(geometry.letterbox, share=0.05)
+        "color_matrix_709",
+        "color_matrix",
+        "severe",
+        "reads YCbCr of BT.709 as BT.601",
+        partial(wrong_matrix, reverse=True),
+        colour=True,
     ),
-    _matrix("color_matrix", "typical", "reads YCbCr of BT.601 as BT.709", reverse=False),
-    _matrix("color_matrix_709", "severe", "reads YCbCr of BT.709 as BT.601", reverse=True),
+    Perturbation("color_range", "color_range", "typical", "reads full-range YCbCr as limited range", wrong_range),
     Perturbation(
-        "color_range", "color_range", "typical", "reads full-range YCbCr as limited range", operations.wrong_range
+        "color_range_limited", "color_range", "mild", "reads limited-range YCbCr as full range", unexpanded_range
     ),
+    Perturbation("nv12", "compression", "typical", "takes frames through NV12 (4:2:0)", nv12, colour=True),
+    _jpeg_entry(95, "mild"),
+    _jpeg_entry(90, "typical"),
+    _jpeg_entry(75, "severe"),
     Perturbation(
-        "color_range_limited",
-        "color_range",
-        "mild",
-        "reads limited-range YCbCr as full range",
-        operations.unexpanded_range,
+        "truncation", "rounding", "typical", "cuts off to 8 bits instead of rounding", truncated_resize, _TRAINED_RESIZE
     ),
-    Perturbation("nv12", "compression", "typical", "takes frames through NV12 (4:2:0)", operations.nv12, colour=True),
-    _jpeg(95, "mild"),
-    _jpeg(90, "typical"),
-    _jpeg(75, "severe"),
-    Perturbation(
-        "truncation",
-        "rounding",
-        "typical",
-        "cuts off to 8 bits instead of rounding",
-        geometry.truncated_resize,
-        _TRAINED_RESIZE,
-    ),
-    Perturbation("levels_6_bit", "rounding", "severe", "cuts off to 6 bits", partial(operations.fewer_levels, bits=6)),
-    Perturbation("bgr", "channel_order", "typical", "feeds BGR instead of RGB", operations.swap_channels, colour=True),
-    _gain("gain_105", 1.05, "mild", "is 5 % brighter"),
-    _gain("brightness", 1.1, "typical", "is 10 % brighter"),
-    _gain("gain_080", 0.8, "severe", "is 20 % darker"),
-    Perturbation("offset_8", "gain_offset", "mild", "adds eight levels", partial(operations.offset, levels=8)),
-    Perturbation(
-        "scale_256", "gain_offset", "mild", "divides by 256 instead of 255", operations.divided_by_256, in_levels=False
-    ),
+    Perturbation("levels_6_bit", "rounding", "severe", "cuts off to 6 bits", partial(fewer_levels, bits=6)),
+    Perturbation("bgr", "channel_order", "typical", "feeds BGR instead of RGB", swap_channels, colour=True),
+    Perturbation("gain_105", "gain_offset", "mild", "is 5 % brighter", partial(brighten, gain=1.05)),
+    Perturbation("brightness", "gain_offset", "typical", "is 10 % brighter", partial(brighten, gain=1.1)),
+    Perturbation("gain_080", "gain_offset", "severe", "is 20 % darker", partial(brighten, gain=0.8)),
+    Perturbation("offset_8", "gain_offset", "mild", "adds eight levels", partial(offset, levels=8)),
+    Perturbation("scale_256", "gain_offset", "mild", "divides by 256 instead of 255", divided_by_256, in_levels=False),
     Perturbation(
         "mean_std",
         "gain_offset",
         "severe",
         "normalises with mean and deviation 0.5 instead of ImageNet's",
-        operations.other_normalisation,
+        other_normalisation,
         in_levels=False,
     ),
-    _gamma("gamma_11", 1.1, "mild", "darkened"),
-    _gamma("gamma_09", 0.9, "typical", "brightened"),
-    _gamma("gamma_07", 0.7, "severe", "brightened"),
-    _noise(2, "typical"),
-    _noise(6, "severe"),
+    Perturbation("gamma_11", "gamma", "mild", "is darkened by a gamma of 1.1", partial(gamma, exponent=1.1)),
+    Perturbation("gamma_09", "gamma", "typical", "is brightened by a gamma of 0.9", partial(gamma, exponent=0.9)),
+    Perturbation("gamma_07", "gamma", "severe", "is brightened by a gamma of 0.7", partial(gamma, exponent=0.7)),
+    Perturbation("noise_2", "noise", "typical", "has noise of 2 levels", partial(noise, deviation=2.0)),
+    Perturbation("noise_6", "noise", "severe", "has noise of 6 levels", partial(noise, deviation=6.0)),
 )
 CATALOGUE: dict[str, Perturbation] = {entry.name: entry for entry in _ENTRIES}
 """All perturbations by name."""

@@ -20,7 +20,7 @@ from lightning_robust.deployment.graph.export import export, frozen_copy
 from lightning_robust.deployment.numerics.convert import to_half
 
 from ..models import images
-from .test_builder import no_rtx
+from .builds import no_rtx
 
 PROFILE = {"input": ((1, 3, 16, 16), (4, 3, 16, 16), (8, 3, 16, 16))}
 VERBS = "verbs.txt"

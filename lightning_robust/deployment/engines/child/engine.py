@@ -25,7 +25,7 @@ STAND_IN_VERSION = "11.4.0.106"
 """The version of full TensorRT that TensorRT-RTX claims when it stands in for it."""
 
 _GRACE = 10
-"""Seconds after the parent's time limit at which the child ends by itself, should the parent be gone."""
+"""Seconds after the parent's time limit when the child ends by itself, in case the parent is gone."""
 
 
 def cuda_device_name() -> str:
@@ -43,7 +43,7 @@ def cuda_device_name() -> str:
 
 
 def load_tensorrt(spec: dict[str, Any]) -> Any:
-    """Import the TensorRT that the spec asks for and point Polygraphy at it; before Polygraphy's backend is imported.
+    """Import the TensorRT of the spec and point Polygraphy at it, before Polygraphy's backend is imported.
 
     Polygraphy reads its switch once per process, hence one process per engine.
     """
@@ -81,7 +81,7 @@ def make_config(spec: dict[str, Any], tensorrt: Any) -> Any:
 
 
 def describe_layers(network: Any) -> dict[str, str]:
-    """For each layer of the parsed network the types of its outputs, comma separated, e.g. {"node_conv2d": "HALF"}."""
+    """Layer of the parsed network -> types of its outputs, comma separated, e.g. {"node_conv2d": "HALF"}."""
     layers: dict[str, str] = {}
     for index in range(network.num_layers):
         layer = network.get_layer(index)
@@ -92,14 +92,14 @@ def describe_layers(network: Any) -> dict[str, str]:
 
 
 def describe_flags(network: Any, config: Any, tensorrt: Any) -> str:
-    """The flags really set on the network and the configuration, space separated, e.g. "STRONGLY_TYPED TF32"."""
+    """The flags that are set on the network and the configuration, space separated, e.g. "STRONGLY_TYPED TF32"."""
     kinds = [(network, tensorrt.NetworkDefinitionCreationFlag), (config, tensorrt.BuilderFlag)]
     names = [name for owner, kind in kinds for name, flag in kind.__members__.items() if owner.get_flag(flag)]
     return " ".join(names)
 
 
 def build(spec: dict[str, Any]) -> dict[str, Any]:
-    """Parse the ONNX file, build, write the engine. Returns what a reader wants to know about the engine."""
+    """Parse the ONNX file, build the engine and write it. Returns a report on the engine."""
     tensorrt = load_tensorrt(spec)
     if spec["weakly_typed"] and int(tensorrt.__version__.split(".")[0]) >= 11:
         return {
@@ -119,7 +119,7 @@ def build(spec: dict[str, Any]) -> dict[str, Any]:
     model = Path(spec["model"]).read_bytes()
     builder, network, parser = backend.NetworkFromOnnxBytes(model, strongly_typed=not spec["weakly_typed"])()
     config = make_config(spec, tensorrt)(builder, network)
-    # the layers as parsed: the builder may not be asked again once it has fused them
+    # the layers as parsed: the builder fuses them
     layers, flags = describe_layers(network), describe_flags(network, config, tensorrt)
     engine = bytes(backend.EngineBytesFromNetwork((builder, network, parser), config=lambda *_: config)())
     Path(spec["engine"]).write_bytes(engine)
@@ -130,7 +130,7 @@ def build(spec: dict[str, Any]) -> dict[str, Any]:
 def refit(spec: dict[str, Any]) -> dict[str, Any]:
     """Set the weights of an ONNX file in an engine that was built for the same graph, and write that engine.
 
-    Refused where a weight that changed is fixed in the engine: it would keep its old value without a word.
+    Refused where a weight that changed is fixed in the engine, which would silently keep its old value.
     """
     tensorrt = load_tensorrt(spec)
     backend = importlib.import_module("polygraphy.backend.trt")
@@ -155,9 +155,9 @@ def refit(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(spec: dict[str, Any]) -> dict[str, Any]:
-    """Run the engine once on the inputs of an .npz; its arrays are numbered, their names stand in the spec.
+    """Run the engine once on the inputs of an .npz with numbered arrays; the spec has their names.
 
-    Outputs are written the same way; types that numpy lacks (bfloat16) are refused by Polygraphy with its own message.
+    Outputs are written the same way. Polygraphy refuses types that numpy lacks (bfloat16) with a message.
     """
     import numpy as np
 
@@ -187,18 +187,18 @@ def classify(error: Exception) -> str:
     if isinstance(error, OSError):
         # the loader's "cannot open shared object file" carries no errno
         return "disk" if error.errno else "unavailable"
-    # by name, since the class cannot be imported where Polygraphy is missing: the parser or the builder said no
+    # by name, since the class cannot be imported where Polygraphy is missing: a refusal by parser or builder
     return "refused" if type(error).__name__ == "PolygraphyException" else "crashed"
 
 
 def attempt(verb: str, spec: dict[str, Any]) -> dict[str, Any]:
-    """Do what is asked and turn an exception into an outcome."""
+    """Run one verb and turn an exception into a result."""
     try:
         return {"build": build, "refit": refit, "run": run, "device": device}[verb](spec)
     except Exception as error:
         result = {"status": classify(error), "message": f"{type(error).__name__}: {error}"}
         if result["status"] != "refused":
-            traceback.print_exc()  # of a refusal the library has printed the reason
+            traceback.print_exc()  # the library itself prints the reason of a refusal
         elif verb == "run":
             result["advice"] = (
                 "If it loaded: pass the inputs by name, in the types and shapes that the engine was built for. "
@@ -208,7 +208,7 @@ def attempt(verb: str, spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(verb: str, spec_path: str) -> None:
-    """Read the spec, do what the verb says, write the result."""
+    """Read the spec, run the verb, write the result."""
     spec = json.loads(Path(spec_path).read_text(encoding="utf-8"))
     if hasattr(signal, "alarm"):
         signal.alarm(int(spec["time_limit"]) + _GRACE)

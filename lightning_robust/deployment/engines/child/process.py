@@ -1,7 +1,4 @@
-"""A script in a process group of its own: started, limited in time, killed, and what its end meant.
-
-What the script does stands in `child/engine.py`, what is asked of it in `builder.py`.
-"""
+"""The parent's side of the child process: start a script, limit its time, kill it, and read its result."""
 
 from __future__ import annotations
 
@@ -29,8 +26,8 @@ _ADVICE: dict[Kind, str] = {
     "cancelled": "",
 }
 CANCELLED: ContextVar[threading.Event | None] = ContextVar("cancelled", default=None)
-"""In a thread that has put an event here, children are killed as soon as another thread sets it."""
-_POLL = 0.05  # seconds between two looks at it
+"""A thread that puts an event here has its children killed as soon as another thread sets the event."""
+_POLL = 0.05  # seconds between two checks of the event
 
 
 class EngineError(RuntimeError):
@@ -39,8 +36,8 @@ class EngineError(RuntimeError):
     The message says what happened, gives the last lines of the child's log and says what to do.
 
     Args:
-        kind: "crashed" (the process died), "timed_out", "refused" (parser or builder said no), "garbage" (it ended well
-            and left no valid result), "disk" (full, read-only, no such place), "unavailable" (package or device) or
+        kind: "crashed" (the process died), "timed_out", "refused" (by parser or builder), "garbage" (it ended well and
+            left no valid result), "disk" (full, read-only, no such place), "unavailable" (package or device) or
             "cancelled" (see :data:`CANCELLED`).
         what: What happened, one sentence.
         log: What the child printed.
@@ -84,13 +81,18 @@ def run_child(
     log = _read_log(log_file)
     if code != 0:
         raise EngineError("crashed", f"The process of the {verb} ended with {_name_exit(code)}.", log)
+    return _read_result(result_file, verb, log), log
+
+
+def _read_result(path: Path, verb: str, log: str) -> dict[str, Any]:
+    """The child's result; EngineError where it is unreadable, or its status is another than "done"."""
     try:
-        result = json.loads(result_file.read_text(encoding="utf-8"))
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         status = result["status"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EngineError("garbage", f"The {verb} ended well and left no readable result ({error!r}).", log) from error
     if status == "done":
-        return result, log
+        return result
     if status not in _ADVICE:
         raise EngineError("garbage", f"The {verb} left a result of unknown status {status!r}.", log)
     reasons = [line[4:] for line in log.splitlines() if line.startswith("[E] ")][-1:]

@@ -1,0 +1,56 @@
+"""Profiles: of a subject, and checked against a model."""
+
+import json
+import textwrap
+
+import onnx.parser
+import pytest
+
+from lightning_robust.deployment.engines import Subject
+from lightning_robust.deployment.engines.profile import complete_profile, make_profile
+from lightning_robust.deployment.graph.export import frozen_copy
+
+from ..models import SmallCNN, images
+from .builds import GOOD, PROFILE, build, make_model, script
+
+
+def test_profile_spans_one_to_the_largest_batch():
+    subject = Subject(frozen_copy(SmallCNN()), (images(6),), max_batch=8)
+    assert make_profile(subject.exported, subject) == {"input": ((1, 3, 16, 16), (6, 3, 16, 16), (8, 3, 16, 16))}
+
+
+def test_completed_profile_closed_form():
+    """A static input is its own smallest, usual and largest shape; weights among the inputs are no inputs."""
+    text = """<ir_version: 10, opset_import: ["" : 20]>
+        g (float[n,3] x, float[2,3] fixed, float[3] w) => (float[n,3] y) <float[3] w = {1, 2, 3}> { y = Add(x, w) }"""
+    model = onnx.parser.parse_model(text).SerializeToString()
+    profile = {"x": ((1, 3), (4, 3), (8, 3))}
+    assert complete_profile(model, profile) == profile | {"fixed": ((2, 3),) * 3}
+
+
+def test_rejects_other_bytes():
+    with pytest.raises(ValueError, match="serialised ONNX model"):
+        build(b"no model")
+
+
+@pytest.mark.parametrize(
+    ("profile", "message"),
+    [
+        ({}, r"none came for 'image' of shape \['batch', 64, 8, 8\]"),
+        ({"picture": PROFILE["image"]}, r"inputs \['image'\], but got one for \['picture'\]"),
+        ({"image": ((1, 64), (2, 64), (4, 64))}, "shapes of 4 dimensions"),
+        ({"image": ((4, 64, 8, 8), (2, 64, 8, 8), (1, 64, 8, 8))}, "smallest <= usual <= largest"),
+        ({"image": ((1, 64, 8, 8), (2, 64, 8, 8), (4, 64, 8, 16))}, r"static sizes of \(None, 64, 8, 8\)"),
+    ],
+)
+def test_rejects_profiles_that_do_not_fit(profile, message):
+    with pytest.raises(ValueError, match=message):
+        build(profile=profile)
+
+
+def test_static_inputs_need_no_profile(tmp_path, monkeypatch):
+    script(tmp_path, monkeypatch, "print(json.dumps(spec['profile']))" + textwrap.dedent(GOOD))
+    model = make_model()
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+    log = build(model.SerializeToString(), profile={}, directory=tmp_path / "cache").log
+    assert json.loads(log) == {"image": [[2, 64, 8, 8]] * 3}

@@ -1,0 +1,56 @@
+"""The subject: one export, and the nodes that stay in fp32."""
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_robust.deployment.engines import Subject
+from lightning_robust.deployment.engines import subject as subject_module
+from lightning_robust.deployment.graph.export import ExportError, frozen_copy
+
+from ..models import SmallCNN, images
+
+
+def test_a_failed_export_is_tried_once(monkeypatch):
+    calls = []
+
+    def refuse(*_, **__):
+        calls.append(1)
+        raise ExportError("planted")
+
+    monkeypatch.setattr(subject_module, "export", refuse)
+    subject = Subject(nn.Identity(), (torch.zeros(2, 1),))
+    for _ in range(3):
+        with pytest.raises(ExportError, match="planted"):
+            _ = subject.exported
+    assert len(calls) == 1
+
+
+def test_fp32_nodes_are_named_by_node_and_by_module():
+    """A module's path means the nodes in it and in its children; the order is the graph's, whatever the settings'."""
+    subject = Subject(frozen_copy(SmallCNN()), (images(2),))
+    origins = subject.exported.origins
+    nodes = [node.name for node in subject.exported.model.graph.node]
+    stem = [name for name in nodes if name in origins and origins[name].module.split(".")[0] == "stem"]
+    head = [name for name in nodes if name in origins and origins[name].module == "head"]
+    assert len(stem) >= 2
+    assert len(head) == 1
+    subject.keep_fp32 = ("head", "stem")
+    assert subject.fp32_nodes() == tuple(name for name in nodes if name in {*stem, *head})
+    subject.keep_fp32 = (head[0],)
+    assert subject.fp32_nodes() == (head[0],)
+    subject.keep_fp32 = ()
+    assert subject.fp32_nodes() == ()
+
+
+def test_rejects_unknown_fp32_nodes():
+    subject = Subject(frozen_copy(SmallCNN()), (images(2),), keep_fp32=("stemm",))
+    with pytest.raises(ValueError, match=r"modules in `keep_fp32`, but got 'stemm'.*Did you mean 'stem"):
+        subject.fp32_nodes()
+
+
+def test_nothing_is_exported_for_findings():
+    subject = Subject(frozen_copy(SmallCNN()), (images(2),))
+    assert subject.findings() == ()
+    _ = subject.exported
+    assert isinstance(subject.findings(), tuple)

@@ -1,0 +1,48 @@
+"""The targets: each engine against PyTorch in fp64, and their names."""
+
+import pytest
+import torch
+
+from lightning_robust.deployment.engines import TARGETS, Subject, abilities, available, run_module, runtime
+from lightning_robust.deployment.graph.export import frozen_copy
+
+from ..models import SmallCNN, images
+
+HERE = [name for name in TARGETS if not name.startswith("tensorrt")]
+
+
+@pytest.fixture(scope="module")
+def subject():
+    torch.manual_seed(0)
+    return Subject(frozen_copy(SmallCNN()), (images(6),), max_batch=8)
+
+
+@pytest.mark.parametrize("target", HERE)
+def test_matches_reference_within_the_precision(subject, target):
+    """The last place of the output type, times ten for the sums in between."""
+    made = runtime(target)
+    assert made.name == target
+    assert made.can_build()
+    assert made.can_run()
+    exact = run_module(frozen_copy(subject.module).double(), (subject.example[0].double(),))[0]
+    got = made.build(subject).run(subject.example)[0].double()
+    bound = {"fp32": 2**-23, "tf32": 2**-11, "fp16": 2**-11, "bf16": 2**-8}[made.precision] * 10 * exact.abs().max()
+    assert 0 < (got - exact).abs().max() < bound
+
+
+def test_other_batch_sizes_run(subject):
+    run = runtime("onnxruntime-fp32").build(subject).run
+    x = images(5, seed=3)
+    torch.testing.assert_close(run((x[:1],))[0], run((x,))[0][:1], rtol=0, atol=1e-6)
+
+
+def test_auto_leaves_out_what_is_not_here(monkeypatch):
+    monkeypatch.setattr(abilities.importlib.util, "find_spec", lambda name: None)
+    names = [made.name for made in available("auto")]
+    assert {"onnxruntime-fp32", "emulated-tf32", "emulated-fp16", "emulated-bf16"} <= set(names)
+    assert not any(name.startswith("tensorrt") for name in names)
+
+
+def test_rejects_unknown_target():
+    with pytest.raises(ValueError, match="Did you mean 'tensorrt_rtx-fp16'"):
+        runtime("tensorrtrtx-fp16")
