@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -63,39 +62,6 @@ def execute(made: Runtime, subject: Subject) -> Execution:
         return Execution(status, outputs, run, built.note, built.warning, built.size, seconds)
     except Exception as error:
         return Execution("failed", note=one_line(error), seconds=time.monotonic() - start)
-
-
-class PerturbedInputs:
-    """The perturbed samples of one pass, on which runtimes can be run as well, also later in a thread.
-
-    Args:
-        max_batch: The largest batch that engines take.
-    """
-
-    def __init__(self, max_batch: int) -> None:
-        self._max_batch = max_batch
-        self._args: dict[Any, tuple[Any, ...]] = {}
-        self._trained: dict[str, Any] = {}
-
-    def add(self, name: str, deployed: tuple[Any, ...], key: Any, trained: tuple[Any, ...]) -> None:
-        """Store a perturbation's deployed inputs, and training's under a key that several perturbations may share."""
-        self._args |= {key: trained, name: deployed}
-        self._trained[name] = key
-
-    def run(self, runner: Runner, late: Callable[[], bool]) -> dict[Any, list[Tensor]]:
-        """Outputs on all inputs, until ``late`` says that the time is up. It draws no random number."""
-        outputs = {}
-        for key, args in self._args.items():
-            if late():
-                break
-            outputs[key] = run_in_batches(runner, args, self._max_batch)
-        return outputs
-
-    def pairs(self, outputs: Mapping[Any, list[Tensor]]) -> Iterator[tuple[str, list[Tensor], list[Tensor]]]:
-        """For each perturbation that was run: its name, the outputs on training's inputs and on the deployed ones."""
-        for name, key in self._trained.items():
-            if name in outputs and key in outputs:
-                yield name, outputs[key], outputs[name]
 
 
 def run_in_batches(runner: Runner, args: tuple[Any, ...], max_batch: int) -> list[Tensor]:

@@ -15,7 +15,6 @@ from lightning_robust.deployment.engines import Runtime, Subject, run_module
 from lightning_robust.deployment.engines.base import Runner
 from lightning_robust.deployment.engines.execution import (
     Execution,
-    PerturbedInputs,
     execute,
     one_line,
     run_in_batches,
@@ -23,6 +22,7 @@ from lightning_robust.deployment.engines.execution import (
 from lightning_robust.deployment.engines.torch import TorchRuntime
 from lightning_robust.deployment.graph.lint import Finding
 from lightning_robust.deployment.parity.attribution import attribute, fp16_metrics
+from lightning_robust.deployment.parity.perturbed_inputs import PerturbedInputs
 from lightning_robust.deployment.parity.result import ParityReport, TargetResult
 from lightning_robust.deployment.parity.scale import Decode, Reading, Scale
 from lightning_robust.deployment.pixels.catalogue import Perturbation

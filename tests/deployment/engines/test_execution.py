@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from lightning_robust.deployment.engines import Ability, Built, Runtime, Subject
-from lightning_robust.deployment.engines.execution import PerturbedInputs, execute, one_line, run_in_batches
+from lightning_robust.deployment.engines.execution import execute, one_line, run_in_batches
 
 
 class Stub(Runtime):
@@ -52,27 +52,6 @@ def test_what_becomes_of_a_runtime(made, status, note):
     if status == "measured":
         assert execution.outputs[0][:, 0].tolist() == [1, 2, 3, 4, 5]
         assert execution.size == 7
-
-
-def test_perturbed_inputs_pair_each_perturbation_with_what_training_feeds():
-    inputs = PerturbedInputs(8)
-    for name, value, key, trained in (("a", 2.0, "same", 1.0), ("b", 3.0, "same", 1.0), ("c", 5.0, "resized", 4.0)):
-        inputs.add(name, (torch.full((2, 1), value),), key, (torch.full((2, 1), trained),))
-    calls = []
-
-    def runner(args):
-        calls.append(float(args[0][0]))
-        return [args[0] * 10]
-
-    pairs = list(inputs.pairs(inputs.run(runner, lambda: False)))
-    assert [(name, float(old[0][0]), float(new[0][0])) for name, old, new in pairs] == [
-        ("a", 10, 20),
-        ("b", 10, 30),
-        ("c", 40, 50),
-    ]
-    assert sorted(calls) == [1, 2, 3, 4, 5]
-    late = iter([False, False, True])
-    assert [name for name, *_ in inputs.pairs(inputs.run(runner, lambda: next(late)))] == ["a"]
 
 
 def test_an_error_is_one_line():
