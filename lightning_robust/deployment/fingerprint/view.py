@@ -81,7 +81,7 @@ class View:
 
     def error_from(self, source: Tensor) -> float:
         """Mean square where other pictures take the place of training's, with the same motion, colours and filter."""
-        predicted = _predict(source, self.deployed, self.motion, self.kernel, self.colors)
+        predicted = _predict_deployed(source, self.deployed, self.motion, self.kernel, self.colors)
         if self.needs_filter:
             padded = pad(predicted.flatten(0, 1)[:, None], [_RADIUS] * 4, mode="replicate")
             predicted = conv2d(padded, self.taps[None, None]).reshape(predicted.shape)
@@ -118,13 +118,13 @@ def _make_views(trained: Tensor, deployed: Tensor) -> tuple[list[View], float]:
 
 
 def _make_view(trained: Tensor, deployed: Tensor, motion: Motion, kernel: Kernel, colors: Colors) -> View:
-    predicted = _predict(trained, deployed, motion, kernel, colors)
+    predicted = _predict_deployed(trained, deployed, motion, kernel, colors)
     mask = motion.inside(trained.shape[-2], trained.shape[-1], margin=_RADIUS)
     taps, rest = fit_filter(predicted.mean(1), deployed.mean(1), mask, _RADIUS)
     return View(deployed, motion, kernel, colors, predicted, mask, taps, pad(rest, [_RADIUS] * 4))
 
 
-def _predict(trained: Tensor, deployed: Tensor, motion: Motion, kernel: Kernel, colors: Colors) -> Tensor:
+def _predict_deployed(trained: Tensor, deployed: Tensor, motion: Motion, kernel: Kernel, colors: Colors) -> Tensor:
     predicted = colors.apply(trained if motion == Motion() else warp(trained, motion, kernel))
     clipped = float(deployed.min()) >= 0 and float(deployed.max()) <= 255
     return predicted.clamp(0, 255) if clipped else predicted
