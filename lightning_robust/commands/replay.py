@@ -15,10 +15,10 @@ from lightning_robust.deployment.engines import available
 from lightning_robust.deployment.pixels.catalogue import Names
 from lightning_robust.deployment.pixels.catalogue import perturbations as named_perturbations
 from lightning_robust.deployment.replay.frames import open_recording
-from lightning_robust.deployment.replay.measure import ReplayReport, worst
 from lightning_robust.deployment.replay.measure import replay as replay_frames
 from lightning_robust.deployment.replay.pictures import animate, draw_worst_frames
 from lightning_robust.deployment.replay.report import replay_json, replay_markdown, replay_summary
+from lightning_robust.deployment.replay.results import ReplayReport, worst
 from lightning_robust.functional.pixels import PixelSpace
 from lightning_robust.harness.normalisation import pixel_space
 from lightning_robust.harness.runs import load_data, load_module

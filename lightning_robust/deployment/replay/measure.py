@@ -1,13 +1,9 @@
-"""Recorded frames through PyTorch, every runtime and every preprocessing perturbation: how the lines swing and bend.
-
-Frames are read in ``frames.py``, lines measured in ``lines.py``; tables are in ``replay_report.py``, pictures in
-``replay_pictures.py``.
-"""
+"""Recorded frames through PyTorch, every runtime and every perturbation: how far their lines move, swing and bend."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -18,73 +14,16 @@ from torch import Tensor, nn
 from lightning_robust.deployment.engines import Runtime, Subject
 from lightning_robust.deployment.engines.base import Runner
 from lightning_robust.deployment.engines.execution import Status, one_line
-from lightning_robust.deployment.pixels.catalogue import Perturbation, Pixels
-from lightning_robust.deployment.pixels.geometry import keep_camera_frames
+from lightning_robust.deployment.pixels.catalogue import Perturbation
+from lightning_robust.deployment.pixels.perturb import PerturbedImages, perturb
 from lightning_robust.deployment.replay.frames import Chunk, Recording
 from lightning_robust.deployment.replay.lines import deviation_metrics, line_metrics
 from lightning_robust.deployment.replay.module import Geometry, LineFinder
+from lightning_robust.deployment.replay.results import ReplayReport, ReplayResult
 from lightning_robust.functional.pixels import PixelSpace
 from lightning_robust.structures import flatten, rebuild, take_rows
 
-
-@dataclass(frozen=True)
-class Replayed:
-    """What became of one runtime or perturbation.
-
-    Args:
-        status: ``"measured"``; ``"built"`` (an engine that cannot be executed here: it has no numbers);
-            ``"unavailable"`` (a package or device is missing); ``"failed"``.
-        note: Why, in one line; of a perturbation, what the car does differently.
-        lines: Metrics of each line: :func:`~.lines.line_metrics` and :func:`~.lines.deviation_metrics`.
-        seconds: What it took.
-        columns: Its lines, ``(N, lines, rows)``, float64.
-        reference: What they are measured against, likewise.
-    """
-
-    status: Status
-    note: str = ""
-    lines: tuple[dict[str, float], ...] = ()
-    seconds: float = 0.0
-    columns: Tensor | None = None
-    reference: Tensor | None = None
-
-    @property
-    def p99(self) -> float:
-        """The largest ``p99`` of the lines, in pixels; -1 where nothing was measured."""
-        return max((line["p99"] for line in self.lines), default=-1.0)
-
-
-@dataclass(frozen=True)
-class ReplayReport:
-    """The numbers of one replay.
-
-    Args:
-        value: Name of the decoded value that holds the lines.
-        numbers: Places of the frames in the recording.
-        skipped: Frame -> why it could not be decoded.
-        reference: PyTorch in fp32 on the CPU.
-        runtimes: Target -> what became of it, measured against ``reference``.
-        perturbations: Name -> PyTorch on perturbed pixels, measured against PyTorch on what training makes of them.
-        geometry: For the pictures; None where the module does not tell.
-        seconds: What the replay took.
-        notes: Lines that a reader should see.
-    """
-
-    value: str
-    numbers: tuple[int, ...]
-    skipped: dict[str, str]
-    reference: Replayed
-    runtimes: dict[str, Replayed]
-    perturbations: dict[str, Replayed]
-    geometry: Geometry | None
-    seconds: float
-    notes: tuple[str, ...] = ()
-
-
-def worst(results: Mapping[str, Replayed]) -> str | None:
-    """The name of what moves the lines farthest, by the largest ``p99``; None where nothing was measured."""
-    measured = [name for name, result in results.items() if result.status == "measured"]
-    return max(measured, key=lambda name: results[name].p99, default=None)
+_EXAMPLES = 3  # broken frames that a note names
 
 
 def replay(
@@ -98,16 +37,16 @@ def replay(
     device: str = "cpu",
     time_limit: float = 300.0,
 ) -> ReplayReport:
-    """Find the lines in recorded frames with PyTorch and with everything that may stand in the car, and compare.
+    """Find the lines in recorded frames with PyTorch, with every runtime and under every perturbation, and compare.
 
     Each chunk of frames is preprocessed once, by the module, and goes through every runtime. A runtime or perturbation
     that fails becomes a line in the report; the others go on. Memory: one chunk of frames, and all lines.
 
     Args:
-        module: A :class:`~.replayable.Replayable`, for instance a LightningModule; it is copied, not touched.
+        module: A :class:`~.module.Replayable`, for instance a LightningModule; a copy of it is used.
         recording: From :func:`~.frames.open_recording`.
-        runtimes: From :func:`~.runtimes.available`.
-        perturbations: From :func:`~.preprocessing.perturbations`; applied to the network's input, in PyTorch.
+        runtimes: From :func:`~.engines.targets.available`.
+        perturbations: From :func:`~.catalogue.perturbations`; applied to the network's input, in PyTorch.
         pixels: How ``preprocess`` normalises; needed for perturbations.
         value: Which decoded value holds the lines; the first floating one of three dimensions if None.
         device: Where ``torch-fp16`` and ``torch-bf16`` run.
@@ -117,9 +56,9 @@ def replay(
         TypeError: If the module cannot be replayed; the message says what to write.
         ValueError: If no frame can be decoded, or ``decode`` gives no lines.
     """
-    run = _Pass(LineFinder(module, value), runtimes, perturbations, pixels)
+    run = _Replay(LineFinder(module, value), runtimes, perturbations, pixels)
     for chunk in recording:
-        if not run.numbers:
+        if not run.frames:
             run.build(chunk, partial(Subject, max_batch=recording.batch_size, device=device, time_limit=time_limit))
         run.take(chunk)
     return run.report(recording)
@@ -136,155 +75,140 @@ class _Track:
     columns: list[Tensor] = field(default_factory=list)
     references: list[Tensor] = field(default_factory=list)
 
-    def attempt(self, work: Callable[[], None]) -> None:
-        """Do a part of it, as long as nothing has failed; an error ends this track alone."""
+    def attempt(self, work: Callable[[], tuple[Tensor, Tensor] | None]) -> None:
+        """Do a part of the work and add the lines it returns (reference, deployed); an error ends this track alone."""
         if self.status != "measured":
             return
         start = time.monotonic()
         try:
-            work()
+            lines = work()
         except Exception as error:
-            self.status, self.note = "failed", one_line(error)
+            self.fail(error)
+        else:
+            if lines is not None:
+                self.references.append(lines[0])
+                self.columns.append(lines[1])
         self.seconds += time.monotonic() - start
 
-    def add(self, columns: Tensor, reference: Tensor) -> None:
-        self.columns.append(columns)
-        self.references.append(reference)
+    def fail(self, error: Exception) -> None:
+        self.status, self.note = "failed", one_line(error)
 
-    def result(self, places: Tensor) -> Replayed:
+    def build(self, runtime: Runtime, subject: Subject) -> None:
+        able = runtime.can_build()
+        if not able:
+            self.status, self.note = "unavailable", able.reason
+            return
+        built = runtime.build(subject)
+        self.runner, self.note = built.run, built.note
+        if built.run is None:
+            self.status = "built"
+
+    def run(self, finder: LineFinder, args: tuple[Any, ...], reference: Tensor) -> tuple[Tensor, Tensor] | None:
+        return None if self.runner is None else (reference, finder.lines(self.runner(args)))
+
+    def result(self, frames: Tensor) -> ReplayResult:
         """The metrics of each line."""
         if self.status != "measured":
-            return Replayed(self.status, self.note, seconds=self.seconds)
+            return ReplayResult(self.status, self.note, seconds=self.seconds)
         columns, reference = torch.cat(self.columns), torch.cat(self.references)
         lines = tuple(
-            line_metrics(own, places) | deviation_metrics(other, own, places)
-            for own, other in zip(columns.unbind(1), reference.unbind(1), strict=True)
+            line_metrics(line, frames) | deviation_metrics(exact, line, frames)
+            for exact, line in zip(reference.unbind(1), columns.unbind(1), strict=True)
         )
-        return Replayed("measured", self.note, lines, self.seconds, columns, reference)
+        return ReplayResult("measured", self.note, lines, self.seconds, columns, reference)
 
 
-class _Pass:
-    """One replay: a track for PyTorch, each runtime and each perturbation, and the notes that gather on the way."""
+class _Replay:
+    """One replay: a track for PyTorch, each runtime and each perturbation, and the notes of the replay."""
 
     def __init__(
         self,
-        model: LineFinder,
+        finder: LineFinder,
         runtimes: Sequence[Runtime],
         perturbations: Sequence[Perturbation],
         pixels: PixelSpace | None,
     ) -> None:
         self._start = time.monotonic()
-        self._model, self._pixels = model, pixels
+        self._finder, self._pixels = finder, pixels
         self._torch = _Track()
-        self._runtimes = [(made, _Track()) for made in runtimes]
-        self._perturbations = [(made, _Track(note=made.description)) for made in perturbations]
+        self._runtimes = [(runtime, _Track()) for runtime in runtimes]
+        self._perturbations = [(entry, _Track(note=entry.description)) for entry in perturbations]
         self._notes: list[str] = []
-        self.numbers: list[int] = []
+        self.frames: list[int] = []
 
     def build(self, chunk: Chunk, subject: Callable[..., Subject]) -> None:
-        """Build the engines and look at how the pixels were normalised, on the first frames."""
-        args = self._model.inputs(chunk.pictures)
-        two = take_rows(args, torch.tensor([0, -1]), len(chunk.numbers))  # a batch of 2, also of a single frame
-        example = subject(self._model.module, two)
-        for made, track in self._runtimes:
-            track.attempt(partial(_build, made, track, example))
-        self._perturbations = self._applicable(args)
+        """Build the engines, and see which perturbations apply, on the first frames."""
+        args = self._finder.inputs(chunk.pictures)
+        two = take_rows(args, torch.tensor([0, -1]), len(chunk.frames))  # a batch of 2, also of a single frame
+        example = subject(self._finder.module, two)
+        for runtime, track in self._runtimes:
+            track.attempt(partial(track.build, runtime, example))
+        if self._perturbations:
+            self._select_perturbations(next(iter(flatten(args).values())))
 
     def take(self, chunk: Chunk) -> None:
         """Send a chunk of frames through everything."""
-        args = self._model.inputs(chunk.pictures)
+        args = self._finder.inputs(chunk.pictures)
         start = time.monotonic()
-        lines = self._model.lines(self._model.run(args))
+        lines = self._finder.lines(self._finder.run(args))
         self._torch.seconds += time.monotonic() - start
-        self._torch.add(lines, lines)
-        self.numbers += chunk.numbers
+        self._torch.attempt(lambda: (lines, lines))
+        self.frames += chunk.frames
         for _, track in self._runtimes:
-            track.attempt(partial(self._through, track, args, lines))
-        if self._perturbations and self._pixels is not None:
-            self._perturb(args, self._pixels)
+            track.attempt(partial(track.run, self._finder, args, lines))
+        if self._perturbations:
+            self._perturb(args)
 
     def report(self, recording: Recording) -> ReplayReport:
-        places = (torch.tensor(self.numbers) - self.numbers[0]) // recording.stride
-        reference = self._torch.result(places)
-        geometry = self._model.geometry()
-        self._remark(recording, reference, geometry)
+        frames = (torch.tensor(self.frames) - self.frames[0]) // recording.stride
+        reference = self._torch.result(frames)
+        geometry = self._finder.geometry()
         return ReplayReport(
-            str(self._model.value),
-            tuple(self.numbers),
+            str(self._finder.value),
+            tuple(self.frames),
             dict(recording.skipped),
             reference,
-            {made.name: track.result(places) for made, track in self._runtimes},
-            {made.name: track.result(places) for made, track in self._perturbations},
+            {runtime.name: track.result(frames) for runtime, track in self._runtimes},
+            {entry.name: track.result(frames) for entry, track in self._perturbations},
             geometry,
             time.monotonic() - self._start,
-            tuple(self._notes),
+            (*self._notes, *_remarks(recording, reference, geometry, len(self.frames))),
         )
 
-    def _through(self, track: _Track, args: tuple[Any, ...], lines: Tensor) -> None:
-        if track.runner is not None:
-            track.add(self._model.lines(track.runner(args)), lines)
+    def _select_perturbations(self, images: Tensor) -> None:
+        """Drop the perturbations that do not apply; all of them, with a note, where pixels are not as expected."""
+        try:
+            names = {applicable.entry.name for applicable in self._perturbed(images)}
+        except ValueError as error:
+            self._notes.append(f"Preprocessing was not perturbed: {error}")
+            names = set()
+        self._perturbations = [pair for pair in self._perturbations if pair[0].name in names]
 
-    def _applicable(self, args: tuple[Any, ...]) -> list[tuple[Perturbation, _Track]]:
-        """Those that fit the input; none, and a note, where pixels are not what they should be."""
-        if not self._perturbations:
-            return []
-        images = next(iter(flatten(args).values()))
-        complaint = ""
-        if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.is_floating_point():
-            complaint = "the network's first input is no image batch (N, 1 or 3, H, W)."
-        elif self._pixels is None:
-            complaint = "it is not known how pixels are normalised."
-        else:
-            try:
-                self._pixels.check(images)
-            except ValueError as error:
-                complaint = str(error)
-        if complaint:
-            self._notes.append(f"Preprocessing was not perturbed: {complaint}")
-            return []
-        return [entry for entry in self._perturbations if entry[0].applies_to(images.shape[1])]
-
-    @keep_camera_frames()
-    def _perturb(self, args: tuple[Any, ...], pixels: PixelSpace) -> None:
+    def _perturb(self, args: tuple[Any, ...]) -> None:
         images, *others = flatten(args).values()
-        rounded = (pixels.to_pixels(images) * 255).round().clamp(0, 255) / 255
-        known: dict[Pixels, Tensor] = {}
 
-        def lines(change: Pixels) -> Tensor:
-            changed = rebuild(args, iter([pixels.from_pixels(change(rounded)), *others]))
-            return self._model.lines(self._model.run(changed))
+        def lines(inputs: Tensor) -> Tensor:
+            return self._finder.lines(self._finder.run(rebuild(args, iter([inputs, *others]))))
 
-        def once(made: Perturbation, track: _Track) -> None:
-            if made.trained not in known:
-                known[made.trained] = lines(made.trained)
-            track.add(lines(made.deployed), known[made.trained])
+        try:
+            batch = self._perturbed(images)
+        except ValueError as error:
+            for _, track in self._perturbations:
+                track.fail(error)
+            return
+        for perturbed, (_, track) in zip(batch, self._perturbations, strict=True):
+            track.attempt(partial(perturbed.through, lines))
 
-        for made, track in self._perturbations:
-            track.attempt(partial(once, made, track))
-
-    def _remark(self, recording: Recording, reference: Replayed, geometry: Geometry | None) -> None:
-        if recording.skipped:
-            few = "; ".join(f"{frame}: {reason}" for frame, reason in list(recording.skipped.items())[:3])
-            more = "; ..." if len(recording.skipped) > 3 else ""
-            self._notes.append(
-                f"Frames left out because they could not be decoded: {len(recording.skipped)} ({few}{more})."
-            )
-        if not any("swing" in line for line in reference.lines):
-            self._notes.append(
-                f"Swing is undefined: it needs a line in three consecutive frames. Frames in all: {len(self.numbers)}."
-            )
-        if geometry is None:
-            self._notes.append(
-                "No pictures: they need `rows`, `frame_height` and `frame_width` (of the decoded pixels) on the module."
-            )
+    def _perturbed(self, images: Tensor) -> list[PerturbedImages]:
+        return perturb(images, self._pixels, [entry for entry, _ in self._perturbations])
 
 
-def _build(made: Runtime, track: _Track, subject: Subject) -> None:
-    able = made.can_build()
-    if not able:
-        track.status, track.note = "unavailable", able.reason
-        return
-    built = made.build(subject)
-    track.runner, track.note = built.run, built.note
-    if built.run is None:
-        track.status = "built"
+def _remarks(recording: Recording, reference: ReplayResult, geometry: Geometry | None, frames: int) -> Iterator[str]:
+    skipped = [f"{frame}: {reason}" for frame, reason in recording.skipped.items()]
+    if skipped:
+        examples = "; ".join([*skipped[:_EXAMPLES], *(["..."] if len(skipped) > _EXAMPLES else [])])
+        yield f"Frames left out because they could not be decoded: {len(skipped)} ({examples})."
+    if not any("swing" in line for line in reference.lines):
+        yield f"Swing is undefined: it needs a line in three consecutive frames. Frames in all: {frames}."
+    if geometry is None:
+        yield "No pictures: they need `rows`, `frame_height` and `frame_width` (of the decoded pixels) on the module."

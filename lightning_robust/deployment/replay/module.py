@@ -1,7 +1,4 @@
-"""From recorded frames to lines through a module: what it needs for that, and a copy of it that does it.
-
-What is compared with what stands in ``replay.py``.
-"""
+"""The way from recorded frames to lines: what a module needs for it, and a copy of the module that goes it."""
 
 from __future__ import annotations
 
@@ -14,18 +11,19 @@ from torch import Tensor, nn
 
 from lightning_robust.deployment.engines import run_module
 from lightning_robust.deployment.graph.export import frozen_copy
-from lightning_robust.structures import flatten, rebuild
+from lightning_robust.deployment.parity.scale import Scale
+from lightning_robust.structures import flatten
 
 
 class Replayable(Protocol):
-    """What a module needs so that recorded frames can be replayed: two methods beside ``forward``.
+    """A module that recorded frames can be replayed through: two methods beside ``forward``.
 
-    For the pictures it also has attributes ``rows`` (at which rows its lines are found), ``frame_height`` and
+    For the pictures it also has attributes ``rows`` (the rows that its columns belong to), ``frame_height`` and
     ``frame_width`` (of the frame in whose pixels rows and columns are given).
     """
 
     def preprocess(self, frames: Tensor) -> Any:
-        """What ``forward`` takes (a tuple for several arguments) of RGB frames, uint8, ``(N, H, W, 3)``, any size."""
+        """Turn RGB frames, uint8, ``(N, H, W, 3)`` of any size, into what ``forward`` takes: a tuple for several."""
 
     def decode(self, outputs: Any) -> Mapping[str, Tensor]:
         """Named values of ``forward``'s outputs; the floating one of shape ``(N, lines, rows)`` holds the lines.
@@ -55,20 +53,20 @@ class LineFinder:
     """
 
     def __init__(self, module: nn.Module, value: str | None) -> None:
-        for method, what in _WANTED.items():
+        for method, template in _METHODS.items():
             if not callable(getattr(module, method, None)):
                 raise TypeError(
-                    f"Expected {type(module).__name__} to have a method `{method}`, but it has none. Write `{what}`"
+                    f"Expected {type(module).__name__} to have a method `{method}`, but it has none. Write `{template}`"
                 )
         self.module: Any = frozen_copy(module)
         self.value = value
-        self._template: Any = None
+        self._scale: Scale | None = None
 
     def inputs(self, frames: Tensor) -> tuple[Any, ...]:
         """The arguments of ``forward``."""
         with torch.no_grad():
-            made = self.module.preprocess(frames)
-        args = made if type(made) is tuple else (made,)
+            inputs = self.module.preprocess(frames)
+        args = inputs if type(inputs) is tuple else (inputs,)
         first = next(iter(flatten(args).values()))
         if first.ndim == 0 or len(first) != len(frames):
             raise ValueError(
@@ -79,23 +77,23 @@ class LineFinder:
 
     def run(self, args: tuple[Any, ...]) -> list[Tensor]:
         """Flattened outputs of PyTorch in fp32."""
-        if self._template is None:
-            with torch.no_grad():
-                self._template = self.module(*args)
+        if self._scale is None:
+            self._scale = Scale(self.module, args, self.module.decode)
         return run_module(self.module, args)
 
     def lines(self, outputs: list[Tensor]) -> Tensor:
-        """Columns, float64, of the flattened outputs of any runtime."""
-        values = self.module.decode(rebuild(self._template, iter(outputs)))
-        name = self.value or next((k for k, v in values.items() if v.is_floating_point() and v.ndim == 3), None)
-        if name not in values or values[name].ndim != 3 or not values[name].is_floating_point():
-            found = {key: tuple(tensor.shape) for key, tensor in values.items()}
+        """Columns, float64, in the flattened outputs of any runtime; PyTorch has to :meth:`run` first."""
+        values = {} if self._scale is None else self._scale.read(outputs).values
+        lines = {key: value for key, value in values.items() if value.is_floating_point() and value.ndim == 3}
+        name = next(iter(lines), "") if self.value is None else self.value
+        if name not in lines:
+            shapes = {key: tuple(tensor.shape) for key, tensor in values.items()}
             raise ValueError(
                 f"Expected `decode` to return lines as a floating tensor (frames, lines, rows)"
-                f"{f' named {name!r}' if name else ''}, but got {found}."
+                f"{f' named {name!r}' if name else ''}, but got {shapes}."
             )
         self.value = name
-        return values[name].detach().cpu().double()
+        return lines[name].detach().cpu().double()
 
     def geometry(self) -> Geometry | None:
         """Rows and frame size, where the module has them."""
@@ -106,7 +104,7 @@ class LineFinder:
         return Geometry(torch.as_tensor(rows).double().cpu(), float(height), float(width))
 
 
-_WANTED = {
+_METHODS = {
     "preprocess": "def preprocess(self, frames: Tensor) -> Tensor: it takes RGB frames, uint8 (N, H, W, 3), of any "
     "size and returns what `forward` takes, resized, normalised, channels first.",
     "decode": "def decode(self, outputs) -> dict[str, Tensor]: it takes what `forward` returns and gives lines as "

@@ -1,7 +1,4 @@
-"""Recorded frames with the lines of PyTorch and of what moves them most: a picture of the worst frames, an animation.
-
-Numbers stand in ``replay_report.py``.
-"""
+"""Pictures of a replay: recorded frames with the lines of PyTorch and of the worst deployment, and an animation."""
 
 from __future__ import annotations
 
@@ -12,22 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_robust.deployment.replay.frames import Recording
-from lightning_robust.deployment.replay.measure import ReplayReport, worst
+from lightning_robust.deployment.replay.frames import Picture, Recording
 from lightning_robust.deployment.replay.module import Geometry
+from lightning_robust.deployment.replay.results import ReplayReport, worst
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Frame = np.ndarray[Any, Any]
 _PYTORCH, _DEPLOYED = "#19d3ff", "#ff4f14"
 _VISIBLE = 0.01  # share of the frame's width below which a deviation is drawn larger than it is
-_GIF_SIZES = ((128, 720), (64, 540), (32, 400))  # colours and width, tried in turn until the file is small enough
+_GIF_SIZES = ((128, 720), (64, 540), (32, 400))  # colours and width, from large to small until the file fits
 _GIF_BYTES = 4_000_000
 _GIF_MILLISECONDS = 80
 
@@ -35,12 +30,12 @@ _GIF_MILLISECONDS = 80
 def draw_worst_frames(report: ReplayReport, recording: Recording, count: int = 4) -> Figure | None:
     """The frames in which the worst runtime and the worst perturbation are farthest from PyTorch.
 
-    The frames of one block are some way apart. Where the largest deviation is below a hundredth of the frame's width,
+    The frames of one block lie apart in time. Where the largest deviation is below a hundredth of the frame's width,
     deviations are drawn 10 or 100 times as large as they are, and the heading says so.
 
     Args:
         report: Of the recording.
-        recording: The same again; the frames are read from it.
+        recording: The recording that was replayed; the frames are read from it.
         count: Frames for each of the two.
 
     Returns:
@@ -52,18 +47,18 @@ def draw_worst_frames(report: ReplayReport, recording: Recording, count: int = 4
     if not scenes:
         return None
     chosen = [scene.farthest(count) for scene in scenes]
-    frames = recording.pick(report.numbers[place] for places in chosen for place in places)
-    heights = [0.6 + math.ceil(len(places) / 2) * (6.4 * scenes[0].shape + 0.1) for places in chosen]
+    pictures = recording.pick(report.frames[position] for positions in chosen for position in positions)
+    heights = [0.6 + math.ceil(len(positions) / 2) * (6.4 * scenes[0].shape + 0.1) for positions in chosen]
     figure = Figure(figsize=(13.0, sum(heights)), layout="constrained")
     blocks = figure.subfigures(len(scenes), 1, height_ratios=heights, squeeze=False)[:, 0]
-    for block, scene, places in zip(blocks, scenes, chosen, strict=True):
+    for block, scene, positions in zip(blocks, scenes, chosen, strict=True):
         block.suptitle(scene.title, fontsize=13, x=0.01, ha="left")
-        panels = list(block.subplots(math.ceil(len(places) / 2), 2, squeeze=False).flat)
-        for panel, place in zip(panels, places, strict=False):
-            scene.draw(panel, place, frames)
-        for panel in panels[len(places) :]:
+        panels = list(block.subplots(math.ceil(len(positions) / 2), 2, squeeze=False).flat)
+        for panel, position in zip(panels, positions, strict=False):
+            scene.draw(panel, position, pictures)
+        for panel in panels[len(positions) :]:
             panel.axis("off")
-        block.legend(handles=_legend(), loc="upper right", ncols=3, fontsize=10, frameon=False)
+        block.legend(handles=_legend_handles(), loc="upper right", ncols=3, fontsize=10, frameon=False)
     return figure
 
 
@@ -72,22 +67,22 @@ def animate(report: ReplayReport, recording: Recording, path: Path, count: int =
 
     Args:
         report: Of the recording.
-        recording: The same again; the frames are read from it.
+        recording: The recording that was replayed; the frames are read from it.
         path: The file.
-        count: Frames at most.
+        count: The most frames.
 
     Returns:
-        Whether it was written: not where nothing was measured or the module has no geometry.
+        Whether it was written: False where nothing was measured or the module has no geometry.
     """
     scenes = _scenes(report)
     if not scenes:
         return False
     scene = max(scenes, key=lambda each: each.p99)
-    first = max(0, min(scene.farthest(1)[0] - count // 2, len(report.numbers) - count))
-    places = range(len(report.numbers))[first : first + count]
-    frames = recording.pick(report.numbers[place] for place in places)
+    first = max(0, min(scene.farthest(1)[0] - count // 2, len(report.frames) - count))
+    positions = range(len(report.frames))[first : first + count]
+    pictures = recording.pick(report.frames[position] for position in positions)
     for colours, width in _GIF_SIZES:
-        film = [scene.picture(place, frames, width).quantize(colours, dither=0) for place in places]
+        film = [scene.render(position, pictures, width).quantize(colours, dither=0) for position in positions]
         film[0].save(path, save_all=True, append_images=film[1:], duration=_GIF_MILLISECONDS, loop=0)
         if path.stat().st_size <= _GIF_BYTES:
             break
@@ -101,7 +96,7 @@ def distances(columns: Tensor, reference: Tensor) -> Tensor:
 
     Args:
         columns: ``(N, lines, rows)``, NaN where there is no line.
-        reference: Likewise.
+        reference: Of the same shape.
 
     Returns:
         ``(N,)``; 0 for a frame in which the reference has no line.
@@ -115,19 +110,19 @@ def distances(columns: Tensor, reference: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Scene:
-    """One runtime or perturbation as it is drawn on frames."""
+    """One runtime or perturbation drawn on frames; positions count the frames of the replay."""
 
     name: str
     columns: Tensor
     reference: Tensor
     p99: float
-    numbers: tuple[int, ...]
+    frames: tuple[int, ...]
     geometry: Geometry
 
     @property
     def title(self) -> str:
-        magnified = f"; deviations drawn {self.times} times as large" if self.times > 1 else ""
-        return textwrap.fill(self.name + magnified, 95)
+        magnification = f"; deviations drawn {self.times} times as large" if self.times > 1 else ""
+        return textwrap.fill(self.name + magnification, 95)
 
     @property
     def top(self) -> float:
@@ -147,35 +142,35 @@ class _Scene:
         return 1 if largest >= 1 else 10 if largest >= 0.1 else 100
 
     def farthest(self, count: int) -> list[int]:
-        """Places of the frames with the largest distances, some way apart, in order."""
+        """Positions of the frames with the largest distances, apart from each other, in order."""
         distance = distances(self.columns, self.reference)
         apart = max(1, len(distance) // (4 * count))
         chosen: list[int] = []
-        for place in distance.argsort(descending=True, stable=True).tolist():
-            if len(chosen) < count and all(abs(place - other) >= apart for other in chosen):
-                chosen.append(place)
+        for position in distance.argsort(descending=True, stable=True).tolist():
+            if len(chosen) < count and all(abs(position - other) >= apart for other in chosen):
+                chosen.append(position)
         return sorted(chosen)
 
-    def draw(self, panel: Axes, place: int, frames: dict[int, Frame]) -> None:
+    def draw(self, panel: Axes, position: int, pictures: dict[int, Picture]) -> None:
         """One frame from a little above the lines to the bottom, in the coordinates of the module's frame."""
         height, width = self.geometry.height, self.geometry.width
         rows = self.geometry.rows.numpy()
-        frame = frames.get(self.numbers[place])
-        if frame is not None:
-            panel.imshow(frame, extent=(-0.5, width - 0.5, height - 0.5, -0.5), interpolation="antialiased")
-        for found, reference in zip(self.columns[place], self.reference[place], strict=True):
-            drawn = torch.where(reference.isnan(), found, reference + self.times * (found - reference))
-            lost = (found.isnan() & ~reference.isnan()).numpy()
+        picture = pictures.get(self.frames[position])
+        if picture is not None:
+            panel.imshow(picture, extent=(-0.5, width - 0.5, height - 0.5, -0.5), interpolation="antialiased")
+        for deployed, reference in zip(self.columns[position], self.reference[position], strict=True):
+            magnified = torch.where(reference.isnan(), deployed, reference + self.times * (deployed - reference))
+            lost = (deployed.isnan() & ~reference.isnan()).numpy()
             panel.plot(reference, rows, color=_PYTORCH, linewidth=3.5)
-            panel.plot(drawn, rows, color=_DEPLOYED, linewidth=1.5, marker="o", markersize=2.5)
+            panel.plot(magnified, rows, color=_DEPLOYED, linewidth=1.5, marker="o", markersize=2.5)
             panel.plot(reference[lost], rows[lost], "x", color="white", markersize=6, markeredgewidth=1.5)
         panel.set_xlim(-0.5, width - 0.5)
         panel.set_ylim(height - 0.5, self.top)
         panel.set_aspect("equal")
         panel.axis("off")
-        panel.set_title(self._caption(place), fontsize=10, loc="left")
+        panel.set_title(self._caption(position), fontsize=10, loc="left")
 
-    def picture(self, place: int, frames: dict[int, Frame], width: int) -> Any:
+    def render(self, position: int, pictures: dict[int, Picture], width: int) -> Any:
         """One frame with its heading as a Pillow image."""
         from matplotlib.figure import Figure
         from PIL import Image
@@ -183,22 +178,23 @@ class _Scene:
         figure = Figure(figsize=(7.2, 7.2 * self.shape + 0.5), layout="constrained")
         figure.suptitle(self.title, fontsize=9, x=0.01, ha="left")
         panel = figure.subplots()
-        self.draw(panel, place, frames)
-        panel.legend(handles=_legend(), loc="upper right", ncols=3, fontsize=8)
+        self.draw(panel, position, pictures)
+        panel.legend(handles=_legend_handles(), loc="upper right", ncols=3, fontsize=8)
         stream = io.BytesIO()
         figure.savefig(stream, format="png", dpi=width / 7.2)
         return Image.open(stream).convert("RGB")
 
-    def _caption(self, place: int) -> str:
-        deviation = (self.columns[place] - self.reference[place]).abs()
+    def _caption(self, position: int) -> str:
+        columns, reference = self.columns[position], self.reference[position]
+        deviation = (columns - reference).abs()
         known = deviation[~deviation.isnan()]
-        lost = int((self.columns[place].isnan() & ~self.reference[place].isnan()).sum())
+        lost = int((columns.isnan() & ~reference.isnan()).sum())
         farthest = f", up to {float(known.max()):.2g} px" if known.numel() else ""
-        return f"frame {self.numbers[place]}{farthest}" + (f", points lost: {lost}" if lost else "")
+        return f"frame {self.frames[position]}{farthest}" + (f", points lost: {lost}" if lost else "")
 
 
 def _scenes(report: ReplayReport) -> list[_Scene]:
-    """The worst runtime and the worst perturbation, as far as there are any."""
+    """The worst runtime and the worst perturbation, of the kinds that were measured."""
     scenes = []
     for kind, results in (("runtime", report.runtimes), ("perturbation", report.perturbations)):
         name = worst(results)
@@ -207,11 +203,11 @@ def _scenes(report: ReplayReport) -> list[_Scene]:
             continue
         note = f" ({result.note})" if result.note else ""
         heading = f"Worst {kind}: {name}{note}"
-        scenes.append(_Scene(heading, result.columns, result.reference, result.p99, report.numbers, report.geometry))
+        scenes.append(_Scene(heading, result.columns, result.reference, result.p99, report.frames, report.geometry))
     return scenes
 
 
-def _legend() -> list[Any]:
+def _legend_handles() -> list[Any]:
     from matplotlib.lines import Line2D
 
     return [

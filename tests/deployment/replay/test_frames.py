@@ -24,7 +24,7 @@ def everything(recording):
     numbers, columns = [], []
     for chunk in recording:
         assert chunk.pictures.dtype == torch.uint8
-        numbers += chunk.numbers
+        numbers += chunk.frames
         columns += brightest(chunk.pictures)
     return numbers, columns
 
@@ -42,7 +42,7 @@ def video(tmp_path):
 def test_pictures_come_as_they_are_and_in_natural_order(folder):
     recording = open_recording(folder, batch_size=5)
     assert isinstance(recording, Pictures)
-    assert [len(chunk.numbers) for chunk in recording] == [5, 5, 2]
+    assert [len(chunk.frames) for chunk in recording] == [5, 5, 2]
     np.testing.assert_array_equal(torch.cat([chunk.pictures for chunk in recording]), FRAMES)
 
 

@@ -11,7 +11,8 @@ from lightning_robust.deployment.engines import Built, Runtime, available, run_m
 from lightning_robust.deployment.engines.builder import Ability
 from lightning_robust.deployment.pixels.catalogue import perturbations
 from lightning_robust.deployment.replay.frames import open_recording
-from lightning_robust.deployment.replay.measure import replay, worst
+from lightning_robust.deployment.replay.measure import replay
+from lightning_robust.deployment.replay.results import worst
 from lightning_robust.functional.pixels import PixelSpace
 
 from ..recordings import HEIGHT, WIDTH, Stripes, save_pictures, save_video, stripes
@@ -66,7 +67,7 @@ def recording(tmp_path):
 def test_pytorch_by_itself(recording):
     report = replay(Stripes(), recording, [])
     assert report.value == "columns_px"
-    assert report.numbers == tuple(range(11))
+    assert report.frames == tuple(range(11))
     left, right = report.reference.lines
     assert left["swing"] == pytest.approx(0.0, abs=1e-4)
     assert right["swing"] == pytest.approx(4.0, abs=1e-4)
@@ -203,7 +204,7 @@ def test_undecodable_frames_are_counted_and_no_movement_is_seen_across_them(tmp_
     folder = save_pictures(tmp_path / "frames", stripes([4, 6, 8, 20, 22, 24, 26], [40] * 7))
     (folder / "frame_3.png").write_bytes(b"broken")
     report = replay(Stripes(), open_recording(folder), [])
-    assert report.numbers == (0, 1, 2, 4, 5, 6)
+    assert report.frames == (0, 1, 2, 4, 5, 6)
     assert list(report.skipped) == ["frame_3.png"]
     assert "decoded: 1 (frame_3.png: UnidentifiedImageError" in report.notes[0]
     assert report.reference.lines[0]["swing"] == pytest.approx(0.0, abs=1e-4)

@@ -3,24 +3,24 @@
 import json
 import math
 
-from lightning_robust.deployment.replay.measure import Replayed, ReplayReport
 from lightning_robust.deployment.replay.report import replay_json, replay_markdown, replay_rows, replay_summary
+from lightning_robust.deployment.replay.results import ReplayReport, ReplayResult
 
 OWN = {"swing": 1.25, "bend": 0.5, "present": 1.0}
 AGAINST = {"mean": 0.0, "p99": 0.25, "lost": 0.125, "frames_lost": 0.0, "swing_beyond": 0.0625}
 
 
 def measured(p99):
-    return Replayed("measured", "note", (OWN | AGAINST | {"p99": p99}, OWN | AGAINST))
+    return ReplayResult("measured", "note", (OWN | AGAINST | {"p99": p99}, OWN | AGAINST))
 
 
 REPORT = ReplayReport(
     "columns_px",
     (0, 1, 3),
     {"frame 2": "damaged"},
-    Replayed("measured", lines=({"swing": 1.25, "p99": 0.0}, {"p99": 0.0})),
-    {"emulated-fp16": measured(0.5), "engine-fp16": Replayed("built", "not run: no device")},
-    {"mild": measured(0.3), "hard": measured(math.inf), "broken": Replayed("failed", "ValueError: no")},
+    ReplayResult("measured", lines=({"swing": 1.25, "p99": 0.0}, {"p99": 0.0})),
+    {"emulated-fp16": measured(0.5), "engine-fp16": ReplayResult("built", "not run: no device")},
+    {"mild": measured(0.3), "hard": measured(math.inf), "broken": ReplayResult("failed", "ValueError: no")},
     None,
     12.0,
     ("One remark.",),
