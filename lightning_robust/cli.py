@@ -225,7 +225,7 @@ def _default_config(cls: type[Callback]) -> jsonargparse.Namespace:
 def _suggest_key(unknown: str) -> str:
     known = {"model", "data", "optimizer", "lr_scheduler", "seed_everything", *inspect.signature(Trainer).parameters}
     for slot in TECHNIQUES:
-        known |= {slot.key, *inspect.signature(slot.cls).parameters}
+        known |= {slot.key, *jsonargparse.ArgumentParser().add_class_arguments(slot.cls)}
     return did_you_mean(unknown.rsplit(".", 1)[-1], sorted(known), 1)
 
 

@@ -52,9 +52,9 @@ def show(trainer: pl.Trainer, report: Report, module: pl.LightningModule | None 
         module: Logs the scalars by its ``log_dict``, inside of the loops; None writes them to the loggers directly,
             after the fit.
     """
-    if module is None:
+    if module is None and report.scalars:
         log_scalars(trainer, report.scalars)
-    else:
+    elif module is not None:
         module.log_dict(dict(report.scalars), add_dataloader_idx=False)
     for sentence in report.sentences:
         rank_zero_info(sentence)

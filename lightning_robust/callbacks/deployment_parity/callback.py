@@ -1,65 +1,36 @@
-"""DeploymentParityCallback: at validation end, how far the deployed model is from the trained one, and why.
-
-Hooks, state and logging only; the measuring is done by ``deployment/parity/``.
-"""
+"""DeploymentParityCallback: at validation end, how far the deployed model is from the trained one, and why."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor
 from typing_extensions import override
 
-from lightning_robust.deployment.engines import Subject, available, runtime
+from lightning_robust.callbacks.deployment_parity.engine_settings import EngineSettings, check_positive
+from lightning_robust.callbacks.deployment_parity.measure import ParityMeter, Snapshot
+from lightning_robust.callbacks.deployment_parity.record import STATUS, Numbers, ParityRecord
+from lightning_robust.callbacks.deployment_parity.report import CHARTS, pass_report
+from lightning_robust.callbacks.deployment_parity.tolerance import Action, hold_tolerances
+from lightning_robust.callbacks.diagnostics import DiagnosticCallback, show
+from lightning_robust.deployment.engines import runtime
 from lightning_robust.deployment.engines.execution import STATUS_CODES
-from lightning_robust.deployment.graph.export import ExportError, frozen_copy, to_args
-from lightning_robust.deployment.parity.background import BackgroundParity, LateResults
-from lightning_robust.deployment.parity.localise import localise
-from lightning_robust.deployment.parity.measure import measure_parity
+from lightning_robust.deployment.parity.background import LateResults
 from lightning_robust.deployment.parity.result import ParityReport
-from lightning_robust.deployment.parity.scale import Decode, unit_label
-from lightning_robust.deployment.parity.verdict import violations
 from lightning_robust.deployment.pixels.catalogue import Names
 from lightning_robust.deployment.pixels.catalogue import perturbations as named_perturbations
-from lightning_robust.deployment.report.figures import draw_layers, draw_parity
-from lightning_robust.deployment.report.page import write_report
-from lightning_robust.deployment.report.tables import (
-    finding_rows,
-    keep_rows,
-    layer_rows,
-    perturbation_rows,
-    summary,
-    target_rows,
-)
-from lightning_robust.functional.weights import state_on_cpu
-from lightning_robust.harness.batches import validation_batches
-from lightning_robust.harness.logging import add_layout, log_figure, log_scalars, log_step, log_table, write_layout
-from lightning_robust.harness.normalisation import pixel_space
-from lightning_robust.harness.quiet import isolated_rng
-from lightning_robust.harness.samples import FirstInputs
-from lightning_robust.harness.trainers import NoEffectWarning, is_fast_dev_run, refuse_sharded
-
-_STATUS = "parity/status"
+from lightning_robust.harness.logging import add_layout, log_scalars, write_layout
+from lightning_robust.harness.ranks import describe, on_rank_zero
+from lightning_robust.harness.trainers import NoEffectWarning, is_fast_dev_run
 
 
-@dataclass
-class _Outcome:
-    """What rank 0 tells the others: numbers, or why there are none."""
-
-    scalars: dict[str, float] = field(default_factory=dict)
-    complaints: list[str] = field(default_factory=list)
-    failure: str = ""
+class TargetError(RuntimeError):
+    """A target was asked for and has no numbers."""
 
 
-class DeploymentParityCallback(pl.Callback):
+class DeploymentParityCallback(DiagnosticCallback):
     r"""Measure at every validation how far the deployed model is from the trained one, and log the causes.
 
     The weights that were just validated (averaged ones included, whatever the order of callbacks) are copied, exported
@@ -81,48 +52,38 @@ class DeploymentParityCallback(pl.Callback):
     of the model on the CPU and a few seconds a pass, on rank 0 (``parity/seconds``). Resumes with its history.
 
     Args:
-        targets: ``"auto"`` (all that this machine has) or a list of ``"<runtime>-<precision>"``: ``torch-fp32``,
-            ``torch-fp16``, ``torch-bf16``, ``onnxruntime-fp32``, ``emulated-tf32``, ``emulated-fp16``,
-            ``emulated-bf16``, ``tensorrt-fp32``, ``tensorrt-fp16``, ``tensorrt-bf16``, ``tensorrt_rtx-fp32``,
-            ``tensorrt_rtx-fp16``.
+        targets: ``"auto"`` (all that this machine has) or a list of ``"<runtime>-<precision>"``, such as
+            ``torch-bf16``, ``onnxruntime-fp32``, ``emulated-tf32``, ``emulated-fp16``, ``tensorrt-fp16``; all names are
+            in ``lightning_robust.deployment.engines.TARGETS``.
         every_n_epochs: Measure at every n-th epoch's validation, and at the first and the last.
         num_samples: Validation inputs to measure on.
-        max_batch: The largest batch that engines are built for.
         time_limit: Seconds for one pass; what does not fit is reported as skipped. Also the limit of one engine build.
         perturbations: ``"typical"``, ``"all"`` (every severity), ``"none"``, or names of entries and families of
             ``lightning_robust.deployment.pixels.catalogue.CATALOGUE``.
         mean: Mean that the pixels were normalised with, for pixels in [0, 1]; one number or one a channel. None takes
             ``mean`` of the Trainer's data module if it has one, else 0.
-        std: Standard deviation likewise; None takes the data module's, else 1.
+        std: Standard deviation that the pixels were normalised with; None takes the data module's, else 1.
         input_key: Which part of a batch goes into ``forward``: position or name; a list gives several arguments.
         decode: Method of the LightningModule that turns outputs into named values; None for no task units.
         tolerance: ``"<target>"`` or ``"<target>/<metric>"`` -> largest allowed value; the former means ``rel_l2``.
             None takes the defaults of ``lightning_robust.deployment.parity.verdict.DEFAULT_TOLERANCES``.
         on_violation: What to do beyond a tolerance: ``"log"``, ``"warn"``, ``"stop"`` the training, or ``"raise"``.
         on_failure: ``"warn"`` and go on, or ``"raise"``.
-        weakly_typed: Build ``tensorrt-fp16`` with the fp16 flag of TensorRT 10, which chooses precisions itself.
-        keep_fp32: ONNX nodes or PyTorch modules (with all in them) that stay fp32 in the emulated and built half
-            precisions; ``keep_fp32.json`` of an earlier run proposes them.
         localise: After the fit, or a lone ``validate``, find what each node of the last pass costs in half precision
             and the shortest list to keep in fp32 (tables ``parity/layers`` and ``parity/keep_fp32``, one figure), and
             write ``parity/parity.html``, ``parity.json`` and ``keep_fp32.json`` into the logger's folder. Costs
             seconds, at most twice `time_limit`, and until then a copy of the model and the samples.
         keep_tolerance: Distance that the list is to meet, in the report's unit (``lateral_px_p99``); None aims at a
             fifth of what the whole graph costs.
-        refit: Where engines can be run, set new weights in the engine of an earlier validation instead of building
-            another. A refittable engine may be optimised less than the one that is deployed.
-        background: During ``fit``, build and run engines while training goes on. Their numbers arrive at a later
-            validation or when training ends, with the step whose weights they belong to in ``parity/<target>/step``; do
-            not let a checkpoint be chosen by them.
-        perturb_targets: Run every target that is measured on the perturbed inputs too:
-            ``sensitivity/<perturbation>/<target>/<unit>``.
+        engines: How engines are built and run, as :class:`~.engine_settings.EngineSettings` documents: ``max_batch``,
+            ``weakly_typed``, ``keep_fp32``, ``refit``, ``background``, ``perturb_targets``.
 
     Raises:
         ValueError: For an unknown target, perturbation, metric limit, or a number out of range.
         MisconfigurationException: Under strategies in which no rank has the whole model.
 
     Example:
-        >>> callback = DeploymentParityCallback(["onnxruntime-fp32", "emulated-fp16"], every_n_epochs=2)
+        >>> callback = DeploymentParityCallback(["onnxruntime-fp32", "emulated-fp16"], every_n_epochs=2, max_batch=8)
         >>> trainer = pl.Trainer(callbacks=[callback], logger=False, enable_checkpointing=False)
     """
 
@@ -132,7 +93,6 @@ class DeploymentParityCallback(pl.Callback):
         *,
         every_n_epochs: int = 1,
         num_samples: int = 16,
-        max_batch: int = 16,
         time_limit: float = 120.0,
         perturbations: Names = "typical",
         mean: float | list[float] | None = None,
@@ -140,74 +100,43 @@ class DeploymentParityCallback(pl.Callback):
         input_key: int | str | list[int | str] = 0,
         decode: str | None = "decode",
         tolerance: dict[str, float] | None = None,
-        on_violation: Literal["log", "warn", "stop", "raise"] = "log",
+        on_violation: Action = "log",
         on_failure: Literal["warn", "raise"] = "warn",
-        weakly_typed: bool = False,
-        keep_fp32: list[str] | None = None,
         localise: bool = True,
         keep_tolerance: float | None = None,
-        refit: bool = False,
-        background: bool = False,
-        perturb_targets: bool = False,
+        **engines: Any,
     ) -> None:
-        super().__init__()
-        _check_positive(
-            every_n_epochs=every_n_epochs, num_samples=num_samples, max_batch=max_batch, time_limit=time_limit
+        super().__init__(on_failure)
+        check_positive(every_n_epochs=every_n_epochs, num_samples=num_samples, time_limit=time_limit)
+        for name in [*(targets if isinstance(targets, list) else ()), *(tolerance or {})]:
+            runtime(name.split("/")[0])
+        self.targets, self.every_n_epochs, self.num_samples = targets, every_n_epochs, num_samples
+        self.time_limit, self.perturbations, self.mean, self.std = time_limit, perturbations, mean, std
+        self.input_key, self.decode, self.tolerance = input_key, decode, tolerance
+        self.on_violation, self.localise, self.keep_tolerance = on_violation, localise, keep_tolerance
+        self.engines = EngineSettings(**engines)
+        self._meter = ParityMeter(
+            targets, named_perturbations(perturbations), mean, std, decode, time_limit=time_limit, engines=self.engines
         )
-        if isinstance(targets, list):
-            for target in targets:
-                runtime(target)
-        for key in tolerance or {}:
-            runtime(key.split("/")[0])
-        self.targets = targets
-        self.every_n_epochs = every_n_epochs
-        self.num_samples = num_samples
-        self.max_batch = max_batch
-        self.time_limit = time_limit
-        self.perturbations = perturbations
-        self.mean, self.std = mean, std
-        self.input_key = input_key
-        self.decode = decode
-        self.tolerance = tolerance
-        self.on_violation = on_violation
-        self.on_failure = on_failure
-        self.weakly_typed = weakly_typed
-        self.keep_fp32 = keep_fp32
-        self.localise = localise
-        self.keep_tolerance = keep_tolerance
-        self.refit = refit
-        self.background = background
-        self.perturb_targets = perturb_targets
-        self.report: ParityReport | None = None
-        self._perturbations = named_perturbations(perturbations)
-        self._engines = BackgroundParity(time_limit)
-        self._history: list[tuple[int, dict[str, float]]] = []
-        self._last: dict[str, float] = {}
-        self._warned: set[str] = set()
-        self._due = False
-        self._snapshot: dict[str, Tensor] | None = None
-        self._inputs: FirstInputs | None = None
-        self._attempted = False
-        self._subject: Subject | None = None
+        self._record = ParityRecord()
+        self._due = self._attempted = False
+        self._snapshot: Snapshot | None = None
+
+    @property
+    def report(self) -> ParityReport | None:
+        """The last pass; None before the first, and on ranks other than 0."""
+        return self._record.report
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse what cannot work and say at once which targets are missing here."""
-        refuse_sharded(trainer, "DeploymentParityCallback")
-        add_layout(
-            trainer,
-            "deployment parity",
-            {
-                "distance to PyTorch": [r"parity/.*/rel_l2"],
-                "attribution": [r"attribution/.*"],
-                "preprocessing, as a multiple of fp16": [r"sensitivity/.*/times_fp16"],
-            },
-        )
-        if isinstance(self.targets, list):
-            for made in map(runtime, self.targets):
-                able = made.can_build()
-                if not able:
-                    self._fail(f"{made.name} cannot be measured here: {able.reason}")
+        super().setup(trainer, pl_module, stage)
+        add_layout(trainer, "deployment parity", CHARTS)
+        for target in map(runtime, self.targets if isinstance(self.targets, list) else ()):
+            able = target.can_build()
+            if not able:
+                error = TargetError(f"{target.name} cannot be measured here: {able.reason}")
+                self.guard.fail(error, f"{target.name} will have no numbers")
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -217,9 +146,8 @@ class DeploymentParityCallback(pl.Callback):
     @override
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Decide whether this validation is measured."""
-        self._due = self._is_due(trainer)
-        self._snapshot = None
-        self._inputs = FirstInputs(self._wanted(trainer), self.input_key)
+        self._due = self._record.is_due(trainer, self.every_n_epochs)
+        self._snapshot = self._new_snapshot(trainer) if self._due and trainer.is_global_zero else None
 
     @override
     def on_validation_batch_end(
@@ -231,35 +159,30 @@ class DeploymentParityCallback(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the weights as validated (averages are swapped back later), and the first inputs."""
-        if not self._due or not trainer.is_global_zero or dataloader_idx > 0 or self._inputs is None:
-            return
-        if self._snapshot is None:
-            self._snapshot = state_on_cpu(pl_module)
-        self._inputs.add(batch)
+        """Copy the weights as validated (averages are swapped back later), and the first inputs."""
+        if self._snapshot is not None and dataloader_idx == 0:
+            self._snapshot.add(pl_module, batch)
 
     @override
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure on rank 0, log on every rank."""
-        if self.background or not self._due:
-            self._carry(trainer)
+        if self.engines.background or not self._due:
+            self._record.carry(trainer)
         if not self._due:
-            pl_module.log_dict(self._arrived(trainer, self._engines.collect), add_dataloader_idx=False)
+            pl_module.log_dict(self._collect(trainer, self._meter.background.collect), add_dataloader_idx=False)
             return
         self._attempted = True
-        outcome = self._measure(trainer, pl_module) if trainer.is_global_zero else _Outcome()
-        outcome = trainer.strategy.broadcast(outcome, 0)
-        self._snapshot = self._inputs = None
-        if outcome.failure:
-            self._carry(trainer)
-            pl_module.log(_STATUS, float(STATUS_CODES["failed"]), add_dataloader_idx=False)
-            self._fail(outcome.failure)
+        measure = functools.partial(self._measure, trainer, pl_module)
+        numbers = self.guard.attempt(trainer, lambda: on_rank_zero(trainer, measure, "It"), "the parity pass failed")
+        self._snapshot = None
+        if numbers is None:
+            self._record.carry(trainer)
+            pl_module.log(STATUS, float(STATUS_CODES["failed"]), add_dataloader_idx=False)
             return
-        self._last |= outcome.scalars
-        pl_module.log_dict(outcome.scalars, add_dataloader_idx=False)
-        for complaint in outcome.complaints:
-            self._fail(complaint)
-        self._judge(trainer, outcome.scalars)
+        report = pass_report(numbers.scalars, self.report, self._record.history)
+        log = functools.partial(show, trainer, report, pl_module)
+        self.guard.attempt(trainer, log, "a figure or a table could not be logged", once=True)
+        self._take(trainer, numbers)
 
     def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, tag: str) -> dict[str, float]:
         """Parity of the weights that the module holds now, on the first validation samples; logs nothing.
@@ -269,233 +192,90 @@ class DeploymentParityCallback(pl.Callback):
         Args:
             trainer: The Trainer.
             pl_module: The module.
-            tag: The metric that is wanted; for ``parity/<target>/...`` only that target is measured.
+            tag: The metric to measure; for ``parity/<target>/...`` only that target is measured.
 
         Returns:
-            What was measured, by tag.
+            The numbers by tag.
 
         Raises:
             RuntimeError: If the pass failed; the message says why.
         """
-        target = tag.split("/")[1] if tag.startswith("parity/") else None
-        outcome = _Outcome()
-        if trainer.is_global_zero:
-            self._snapshot = state_on_cpu(pl_module)
-            self._inputs = FirstInputs(self._wanted(trainer), self.input_key)
-            for batch in validation_batches(trainer, pl_module):
-                self._inputs.add(batch)
-                if self._inputs.complete:
-                    break
-            try:
-                with isolated_rng(), torch.inference_mode(False), torch.no_grad():
-                    outcome.scalars = self._report(trainer, pl_module, target).scalars()
-            except Exception as error:
-                outcome.failure = f"The parity pass failed: {type(error).__name__}: {error}."
-        self._snapshot = self._inputs = None
-        outcome = trainer.strategy.broadcast(outcome, 0)
-        if outcome.failure:
-            raise RuntimeError(outcome.failure)
-        return outcome.scalars
+        work = functools.partial(self._meter.scalars, trainer, pl_module, self._new_snapshot(trainer), tag)
+        try:
+            return on_rank_zero(trainer, work, "It")
+        except Exception as error:
+            raise RuntimeError(f"The parity pass failed: {describe(error)}.") from error
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take what engines still give, while the ranks still hear each other."""
-        if arrived := self._arrived(trainer, self._engines.finish):
-            log_scalars(trainer, arrived)
+        """Take the numbers of engines that are still at work, while the ranks still hear each other."""
+        if scalars := self._collect(trainer, self._meter.background.finish):
+            log_scalars(trainer, scalars)
 
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the last pass: one table, the worst perturbation, and where to read more."""
         if not self._attempted:
-            rank_zero_warn(
-                "DeploymentParityCallback measured nothing: no validation batch was seen. "
-                "Give the Trainer a validation loader with at least one batch.",
-                category=NoEffectWarning,
-            )
-        self._announce(trainer)
+            advice = "Give the Trainer a validation loader with at least one batch."
+            self.guard.warn(f"nothing was measured: no validation batch was seen. {advice}", NoEffectWarning)
+        self._close(trainer)
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Kill what is being built."""
-        self._engines.stop()
+        self._meter.background.stop()
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Kill what is being built."""
-        self._engines.stop()
+        self._meter.background.stop()
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """After a lone ``trainer.validate()``, print the table."""
         if trainer.state.fn == "validate":
-            self._announce(trainer)
+            self._close(trainer)
 
     @override
     def state_dict(self) -> dict[str, Any]:
         """The history of the figure and the last numbers, for a resumed run."""
-        return {"history": [[epoch, dict(shares)] for epoch, shares in self._history], "last": dict(self._last)}
+        return self._record.state_dict()
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the history of the interrupted run."""
-        self._history = [(int(epoch), dict(shares)) for epoch, shares in state_dict["history"]]
-        self._last = dict(state_dict["last"])
+        self._record.load_state_dict(state_dict)
 
-    def _announce(self, trainer: pl.Trainer) -> None:
-        if self.report is None:
-            return
-        page = self._examine(trainer, self.report)
-        rank_zero_info(f"\n{summary(self.report)}")
-        if page is not None:
-            rank_zero_info(f"\nThe whole report:  {page}")
-        if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
-            rank_zero_info(f"\nSee it all:  tensorboard --logdir {trainer.log_dir}\n")
+    def _new_snapshot(self, trainer: pl.Trainer) -> Snapshot:
+        samples = min(self.num_samples, 2) if is_fast_dev_run(trainer) else self.num_samples
+        return Snapshot(samples, self.input_key)
 
-    def _examine(self, trainer: pl.Trainer, report: ParityReport) -> Path | None:
-        """Find the layers that matter in the last pass and write the page; a failure loses neither fit nor report."""
-        subject, self._subject = self._subject, None
-        if subject is None:
-            return None
-        try:
-            with isolated_rng(), torch.inference_mode(False), torch.no_grad():
-                decode = self._decoder(subject.module)
-                self.report = report = localise(
-                    subject, report, decode=decode, tolerance=self.keep_tolerance, time_limit=self.time_limit
-                )
-            if report.layers is not None:
-                log_figure(trainer, "parity/layers", draw_layers(report.layers, unit_label(report.unit)))
-                log_table(trainer, "parity/layers", *layer_rows(report))
-                log_table(trainer, "parity/keep_fp32", *keep_rows(report))
-        except ExportError as error:
-            self.report = report = replace(report, notes=(*report.notes, f"Layers were not measured: {error}"))
-        except Exception as error:
-            self._fail(f"the layers that matter could not be found: {type(error).__name__}: {error}.")
-        if trainer.logger is None or trainer.log_dir is None or is_fast_dev_run(trainer):
-            return None
-        try:
-            folder = Path(trainer.log_dir) / "parity"
-            return write_report(report, folder, history=self._history, tolerance=self.tolerance)
-        except OSError as error:
-            self._fail(f"the report could not be written: {error}.")
-            return None
+    def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Numbers:
+        """The pass itself, on rank 0."""
+        subject, report = self._meter.measure(trainer, pl_module, self._snapshot or self._new_snapshot(trainer))
+        return self._record.add(report, trainer.current_epoch, subject if self.localise else None)
 
-    def _is_due(self, trainer: pl.Trainer) -> bool:
-        if trainer.sanity_checking:
-            return False
-        if trainer.state.fn != "fit":
-            return True
-        epoch = trainer.current_epoch + 1
-        return not self._last or epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs
-
-    def _wanted(self, trainer: pl.Trainer) -> int:
-        return min(self.num_samples, 2) if is_fast_dev_run(trainer) else self.num_samples
-
-    def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> _Outcome:
-        try:
-            with isolated_rng(), torch.inference_mode(False), torch.no_grad():
-                report = self._report(trainer, pl_module)
-        except Exception as error:
-            return _Outcome(failure=f"the parity pass failed: {type(error).__name__}: {error}.")
-        self.report = report
-        self._history.append((trainer.current_epoch, report.attribution))
-        outcome = _Outcome(report.scalars(), self._complaints(report))
-        try:
-            self._show(trainer, report)
-        except Exception as error:
-            outcome.complaints.append(f"the figure or a table could not be logged: {type(error).__name__}: {error}.")
-        return outcome
-
-    def _arrived(self, trainer: pl.Trainer, fetch: Callable[[], LateResults | None]) -> dict[str, float]:
-        """The numbers of engines that were built in the meantime, on every rank; none where none were."""
-        if not self.background:
+    def _collect(self, trainer: pl.Trainer, fetch: Callable[[], LateResults | None]) -> dict[str, float]:
+        """The numbers of engines that were built in the meantime, on every rank; empty without any."""
+        if not self.engines.background:
             return {}
-        late = fetch() if trainer.is_global_zero else None
-        outcome = _Outcome() if late is None else _Outcome(late.scalars(), self._complaints(late))
-        if late is not None and self.report is not None:
-            self.report = late.merged_into(self.report)
-        outcome = trainer.strategy.broadcast(outcome, 0)
-        self._last |= outcome.scalars
-        for complaint in outcome.complaints:
-            self._fail(complaint)
-        self._judge(trainer, outcome.scalars)
-        return outcome.scalars
+        add = functools.partial(on_rank_zero, trainer, lambda: self._record.add_late(fetch()), "It")
+        numbers = self.guard.attempt(trainer, add, "the numbers of engines in the background are lost", Numbers())
+        self._take(trainer, numbers)
+        return numbers.scalars
 
-    def _complaints(self, report: ParityReport | LateResults) -> list[str]:
-        """What went wrong in a pass, each line once in a run."""
-        failed = {name: target for name, target in report.targets.items() if target.status == "failed"}
-        for note in self._new(report.notes):
-            rank_zero_warn(f"Deployment parity: {note}")
-        return self._new(f"{name} failed: {target.note}" for name, target in failed.items())
+    def _take(self, trainer: pl.Trainer, numbers: Numbers) -> None:
+        """Keep the numbers for monitors, pass on what went wrong, and hold the tolerances."""
+        self._record.last |= numbers.scalars
+        for note in numbers.notes:
+            self.guard.warn(note, key=note.split(":")[0])
+        for name, reason in numbers.failures.items():
+            self.guard.fail(TargetError(f"{name} failed: {reason}"), f"{name} has no numbers", once=True)
+        hold_tolerances(trainer, numbers.scalars, self.tolerance, self.on_violation)
 
-    def _new(self, lines: Iterable[str]) -> list[str]:
-        """The lines whose part before the colon was not seen before."""
-        new = {line.split(":")[0]: line for line in lines if line.split(":")[0] not in self._warned}
-        self._warned |= new.keys()
-        return list(new.values())
-
-    def _report(self, trainer: pl.Trainer, pl_module: pl.LightningModule, target: str | None = None) -> ParityReport:
-        """Measure everything, or one target without perturbations."""
-        if self._inputs is None or self._snapshot is None:
-            raise ValueError("no validation batch was seen")
-        module = frozen_copy(pl_module, self._snapshot)
-        example = to_args(self._inputs.args(), torch.float32)
-        subject = Subject(
-            module,
-            example,
-            max_batch=self.max_batch,
-            device=str(pl_module.device),
-            time_limit=self.time_limit,
-            weakly_typed=self.weakly_typed,
-            keep_fp32=tuple(self.keep_fp32 or ()),
-            refit=self.refit,
-        )
-        self._subject = subject if self.localise and target is None else self._subject
-        runtimes = available(self.targets if target is None else [target])
-        settings: dict[str, Any] = {
-            "decode": self._decoder(module),
-            "perturbations": self._perturbations if target is None else [],
-            "pixels": pixel_space(trainer, self.mean, self.std),
-            "perturb_targets": self.perturb_targets,
-        }
-        if self.background and target is None and trainer.state.fn == "fit":
-            step, epoch = log_step(trainer), trainer.current_epoch
-            return self._engines.measure(subject, runtimes, step=step, epoch=epoch, **settings)
-        return measure_parity(subject, runtimes, time_limit=self.time_limit, **settings)
-
-    def _decoder(self, module: torch.nn.Module) -> Decode | None:
-        return getattr(module, self.decode, None) if self.decode else None
-
-    def _show(self, trainer: pl.Trainer, report: ParityReport) -> None:
-        log_figure(trainer, "parity/overview", draw_parity(self._history, report))
-        log_table(trainer, "parity/targets", *target_rows(report))
-        log_table(trainer, "sensitivity/perturbations", *perturbation_rows(report))
-        if report.findings:
-            log_table(trainer, "parity/findings", *finding_rows(report))
-
-    def _fail(self, message: str) -> None:
-        if self.on_failure == "raise":
-            raise RuntimeError(f"Deployment parity: {message}")
-        rank_zero_warn(f"Deployment parity: {message} Training goes on.")
-
-    def _carry(self, trainer: pl.Trainer) -> None:
-        """Keep the last numbers visible to monitors without logging them twice."""
-        if not trainer.sanity_checking:
-            last = {tag: torch.tensor(value) for tag, value in self._last.items() if tag != _STATUS}
-            trainer.callback_metrics.update(last)
-
-    def _judge(self, trainer: pl.Trainer, scalars: dict[str, float]) -> None:
-        broken = [str(violation) for violation in violations(scalars, self.tolerance)]
-        if not broken or self.on_violation == "log":
-            return
-        message = "Deployment parity is violated: " + "; ".join(broken) + "."
-        if self.on_violation == "raise":
-            raise MisconfigurationException(message)
-        rank_zero_warn(message)
-        if self.on_violation == "stop":
-            trainer.should_stop = True
-
-
-def _check_positive(**values: float) -> None:
-    for name, value in values.items():
-        if value <= 0:
-            raise ValueError(f"Expected `{name}` to be positive, but got {value}.")
+    def _close(self, trainer: pl.Trainer) -> None:
+        """Examine the last pass, write its page and print it; a failure loses neither the fit nor the report."""
+        examine = functools.partial(self._record.examine, trainer, self._meter, self.keep_tolerance)
+        write = functools.partial(self._record.write, trainer, self.tolerance)
+        self.guard.attempt(trainer, examine, "the layers that matter could not be found")
+        self._record.announce(trainer, self.guard.attempt(trainer, write, "the report could not be written"))

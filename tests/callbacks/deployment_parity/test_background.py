@@ -50,8 +50,8 @@ class Settle(pl.Callback):
         self.parity, self.seen = parity, []
 
     def on_validation_start(self, trainer, pl_module):
-        if self.parity._engines._job is not None:
-            self.parity._engines._job.thread.join(10)
+        if self.parity._meter.background._job is not None:
+            self.parity._meter.background._job.thread.join(10)
 
     def on_validation_end(self, trainer, pl_module):
         self.seen.append({tag: float(value) for tag, value in trainer.callback_metrics.items() if "tensorrt" in tag})
@@ -113,14 +113,14 @@ def test_no_thread_outlives_an_exception(tmp_path, gate, raised, ends):
     class Breaks(pl.Callback):
         def on_train_epoch_start(self, trainer, pl_module):
             if trainer.current_epoch == 1:
-                assert parity._engines._job.thread.is_alive()
+                assert parity._meter.background._job.thread.is_alive()
                 raise raised("planted")
 
     gate.clear()
     parity = Parity()
     with pytest.raises(ends):
         fit(tmp_path, parity, Breaks())
-    assert parity._engines._job is None
+    assert parity._meter.background._job is None
 
 
 def test_validate_alone_waits(tmp_path):

@@ -84,7 +84,7 @@ def test_measures_the_weights_that_were_validated(tmp_path, first):
 
     ema, parity, remember = EMAWeightAveraging(decay=0.9), DeploymentParityCallback(**CHEAP), Remember()
     seen = []
-    parity._decoder = lambda module: seen.append({k: v.clone() for k, v in module.state_dict().items()})
+    parity._meter._decoder = lambda module: seen.append({k: v.clone() for k, v in module.state_dict().items()})
     trainer = make_trainer(tmp_path, [parity, ema, remember] if first else [ema, remember, parity], max_epochs=1)
     module = Boring()
     trainer.fit(module)
@@ -326,7 +326,7 @@ def test_full_disk_where_the_figure_goes(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Figure, "savefig", full)
-    with pytest.warns(UserWarning, match="the report could not be written: .*No space left"):
+    with pytest.warns(UserWarning, match=r"the report could not be written\. .*No space left"):
         trainer, _ = fit(tmp_path, DeploymentParityCallback(**CHEAP), logger=CSVLogger(tmp_path))
     assert trainer.callback_metrics["parity/status"] == 0
 
@@ -419,15 +419,15 @@ def test_decode_that_fails_is_left_out(tmp_path):
 
 def test_a_failing_pass_loses_nothing_and_old_values_stay(tmp_path):
     class FailsLater(DeploymentParityCallback):
-        def _report(self, trainer, pl_module):
+        def _measure(self, trainer, pl_module):
             if trainer.current_epoch == 1:
                 raise ZeroDivisionError("planted")
-            return super()._report(trainer, pl_module)
+            return super()._measure(trainer, pl_module)
 
     callback = FailsLater(**CHEAP)
     keeper = ModelCheckpoint(tmp_path, "{epoch}", monitor="parity/torch-bf16/rel_l2", auto_insert_metric_name=False)
     trainer = make_trainer(tmp_path, [callback, keeper], max_epochs=2, enable_checkpointing=True)
-    with pytest.warns(UserWarning, match="the parity pass failed: ZeroDivisionError: planted"):
+    with pytest.warns(UserWarning, match=r"the parity pass failed\. ZeroDivisionError: planted"):
         trainer.fit(Boring())
     assert trainer.current_epoch == 2
     assert trainer.callback_metrics["parity/status"] == 4

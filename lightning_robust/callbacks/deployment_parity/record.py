@@ -1,0 +1,122 @@
+"""The parity passes of one run: the last report and its examination, the history, and the numbers for monitors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
+
+from lightning_robust.callbacks.deployment_parity.measure import ParityMeter
+from lightning_robust.callbacks.deployment_parity.report import layers_report
+from lightning_robust.callbacks.diagnostics import show
+from lightning_robust.deployment.engines import Subject
+from lightning_robust.deployment.graph.export import ExportError
+from lightning_robust.deployment.parity.background import LateResults
+from lightning_robust.deployment.parity.result import ParityReport
+from lightning_robust.deployment.report.page import write_report
+from lightning_robust.deployment.report.tables import summary
+from lightning_robust.harness.trainers import is_fast_dev_run
+
+STATUS = "parity/status"
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The numbers of one pass as all ranks get them, and what went wrong in it.
+
+    Args:
+        scalars: Values by tag.
+        failures: Target -> why it has no numbers.
+        notes: Lines that the user should see.
+    """
+
+    scalars: dict[str, float] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, report: ParityReport | LateResults) -> Numbers:
+        """Those of a whole pass, or of engines that were late."""
+        failures = {name: target.note for name, target in report.targets.items() if target.status == "failed"}
+        return cls(report.scalars(), failures, report.notes)
+
+
+class ParityRecord:
+    """What a run has measured so far. Reports and subjects are on rank 0 only, numbers on every rank."""
+
+    def __init__(self) -> None:
+        self.report: ParityReport | None = None
+        self.history: list[tuple[int, dict[str, float]]] = []
+        self.last: dict[str, float] = {}
+        self._subject: Subject | None = None
+
+    def is_due(self, trainer: pl.Trainer, every_n_epochs: int) -> bool:
+        """Whether a validation is measured: every n-th epoch's, the first and the last of a fit, and each lone one."""
+        if trainer.sanity_checking:
+            return False
+        if trainer.state.fn != "fit":
+            return True
+        epoch = trainer.current_epoch + 1
+        return not self.last or epoch % every_n_epochs == 0 or epoch == trainer.max_epochs
+
+    def add(self, report: ParityReport, epoch: int, subject: Subject | None) -> Numbers:
+        """A pass, with its subject if that is to be examined later."""
+        self.report, self._subject = report, subject
+        self.history.append((epoch, report.attribution))
+        return Numbers.of(report)
+
+    def add_late(self, late: LateResults | None) -> Numbers:
+        """Results of engines that an earlier pass had started, if there are any."""
+        if late is None:
+            return Numbers()
+        self.report = late.merged_into(self.report) if self.report is not None else None
+        return Numbers.of(late)
+
+    def carry(self, trainer: pl.Trainer) -> None:
+        """Keep the last numbers visible to monitors without logging them twice."""
+        if not trainer.sanity_checking:
+            last = {tag: torch.tensor(value) for tag, value in self.last.items() if tag != STATUS}
+            trainer.callback_metrics.update(last)
+
+    def examine(self, trainer: pl.Trainer, meter: ParityMeter, tolerance: float | None) -> None:
+        """Measure and log what each node of the last pass's graph costs in half precision."""
+        if self._subject is None or self.report is None:
+            return
+        try:
+            self.report = meter.localise(self._subject, self.report, tolerance)
+        except ExportError as error:
+            self.report = replace(self.report, notes=(*self.report.notes, f"Layers were not measured: {error}"))
+        show(trainer, layers_report(self.report))
+
+    def write(self, trainer: pl.Trainer, tolerance: dict[str, float] | None) -> Path | None:
+        """Write the page of the last pass, if it was to be examined and the run has a folder; drop the subject."""
+        subject, self._subject = self._subject, None
+        if subject is None or self.report is None:
+            return None
+        if trainer.logger is None or trainer.log_dir is None or is_fast_dev_run(trainer):
+            return None
+        return write_report(self.report, Path(trainer.log_dir) / "parity", history=self.history, tolerance=tolerance)
+
+    def announce(self, trainer: pl.Trainer, page: Path | None) -> None:
+        """Print the last pass, and where to read more."""
+        if self.report is None:
+            return
+        rank_zero_info(f"\n{summary(self.report)}")
+        if page is not None:
+            rank_zero_info(f"\nThe whole report:  {page}")
+        if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
+            rank_zero_info(f"\nSee it all:  tensorboard --logdir {trainer.log_dir}\n")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The history of the figure and the last numbers."""
+        return {"history": [[epoch, dict(causes)] for epoch, causes in self.history], "last": dict(self.last)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the history of an interrupted run."""
+        self.history = [(int(epoch), dict(causes)) for epoch, causes in state_dict["history"]]
+        self.last = dict(state_dict["last"])

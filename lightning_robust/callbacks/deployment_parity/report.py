@@ -1,0 +1,53 @@
+"""A parity pass for loggers: its scalars, figures and tables, and those of its layers."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from lightning_robust.callbacks.diagnostics import Report, Table
+from lightning_robust.deployment.parity.attribution import History
+from lightning_robust.deployment.parity.result import ParityReport
+from lightning_robust.deployment.parity.scale import unit_label
+from lightning_robust.deployment.report.figures import draw_layers, draw_parity
+from lightning_robust.deployment.report.tables import (
+    finding_rows,
+    keep_rows,
+    layer_rows,
+    perturbation_rows,
+    target_rows,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CHARTS = {
+    "distance to PyTorch": [r"parity/.*/rel_l2"],
+    "attribution": [r"attribution/.*"],
+    "preprocessing, as a multiple of fp16": [r"sensitivity/.*/times_fp16"],
+}
+"""The page of custom scalars: title -> tags."""
+
+
+def pass_report(scalars: Mapping[str, float], report: ParityReport | None, history: History) -> Report:
+    """One pass; the numbers alone on ranks that did not measure it."""
+    if report is None:
+        return Report(scalars)
+    tables: dict[str, Table] = {
+        "parity/targets": target_rows(report),
+        "sensitivity/perturbations": perturbation_rows(report),
+    }
+    if report.findings:
+        tables["parity/findings"] = finding_rows(report)
+    return Report(scalars, tables, {"parity/overview": functools.partial(draw_parity, history, report)})
+
+
+def layers_report(report: ParityReport) -> Report:
+    """What each node costs in half precision; nothing where that was not measured."""
+    if report.layers is None:
+        return Report()
+    figures: dict[str, Callable[[], Figure]] = {
+        "parity/layers": functools.partial(draw_layers, report.layers, unit_label(report.unit))
+    }
+    return Report(tables={"parity/layers": layer_rows(report), "parity/keep_fp32": keep_rows(report)}, figures=figures)
