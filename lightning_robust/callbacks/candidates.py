@@ -49,7 +49,6 @@ class Candidates:
         pl_module: pl.LightningModule,
         monitor: str,
         mode: Literal["max", "min"],
-        *,
         bn_refresh: bool = True,
         bn_samples: int | None = None,
         input_key: Key | list[Key] = 0,
@@ -90,6 +89,10 @@ class Candidates:
                 yield pick(self._parity().measure(self.trainer, self.module, self.monitor), self.monitor), 1.0
             else:
                 yield from self.evaluator.running_score(self.monitor)
+
+    def running_mixture(self, state: Mapping[str, Tensor]) -> Iterator[tuple[float, float]]:
+        """:meth:`running_score` of a mixture."""
+        return self.running_score(state, mixed=True)
 
     def score(self, state: Mapping[str, Tensor], *, mixed: bool) -> float:
         """The metric of a state."""

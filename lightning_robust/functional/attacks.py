@@ -21,7 +21,14 @@ _FP16_SCALE = 1024.0
 
 @dataclass
 class AttackRecord:
-    """Counts of one or several attacks, added up while they run."""
+    """Counts of one or several attacks, added up while they run.
+
+    Example:
+        >>> record, x = AttackRecord(), torch.tensor([[1.0], [-1.0]])
+        >>> _ = pgd(lambda x: x.relu().sum(), x, 0.1, steps=3, random_start=False, record=record)
+        >>> record.passes, record.samples, record.zero_share  # the second sample never has a gradient
+        (3, 6, 0.5)
+    """
 
     passes: int = 0
     """Forward and input-gradient passes."""

@@ -25,6 +25,15 @@ class EmbeddingDeltas:
     Args:
         embedding: The module, for instance ``nn.Embedding``; it maps indices ``(batch, tokens)`` to
             ``(batch, tokens, dim)``.
+
+    Example:
+        >>> embedding = nn.Embedding(5, 2, padding_idx=0)
+        >>> deltas, tokens = EmbeddingDeltas(embedding), torch.tensor([[3, 0]])
+        >>> loss = deltas.loss(lambda: embedding(tokens).sum())
+        >>> deltas.climb(deltas.gradients(loss), step_size=2.0, radius=None)
+        >>> deltas.deltas[0]  # padding stays
+        tensor([[[1.4142, 1.4142],
+                 [0.0000, 0.0000]]], requires_grad=True)
     """
 
     def __init__(self, embedding: nn.Module) -> None:
@@ -191,7 +200,14 @@ def freelb_loss(
 
 @contextmanager
 def replayed_rng(*, keep: bool = False) -> Iterator[None]:
-    """Random numbers of the block repeat after it, unless ``keep``."""
+    """Random numbers of the block repeat after it, unless ``keep``.
+
+    Example:
+        >>> with replayed_rng():
+        ...     first = torch.rand(3)
+        >>> torch.equal(first, torch.rand(3))
+        True
+    """
     if keep:
         yield
         return

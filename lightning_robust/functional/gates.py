@@ -27,6 +27,11 @@ class CriticalChannels:
         confidence: Its probability, ``(N,)``.
         kept: The probability that is left with all other channels at zero, ``(N,)``.
         sets: For each layer, which channels, bool ``(N, C)``.
+
+    Example:
+        >>> sets = [torch.tensor([[True, False, False, False]]), torch.tensor([[True, False]])]
+        >>> CriticalChannels(torch.tensor([3]), torch.tensor([0.9]), torch.tensor([0.8]), sets).share
+        0.375
     """
 
     classes: Tensor
@@ -60,6 +65,12 @@ def first_order(predict: Predict, ones: Sequence[Tensor]) -> tuple[Tensor, list[
 
     Returns:
         Probabilities ``(N, classes)``, and :math:`q` for each layer.
+
+    Example:
+        >>> weights = torch.tensor([[2.0, 0.0], [0.0, 1.0]])  # channels to classes
+        >>> probabilities, terms = first_order(lambda gates: (gates[0] @ weights) / 3, [torch.ones(1, 2)])
+        >>> probabilities, terms[0]  # only the first channel adds to the first class
+        (tensor([[0.6667, 0.3333]]), tensor([[0.6667, 0.0000]]))
     """
     gates = [each.clone().requires_grad_() for each in ones]
     with torch.enable_grad():
@@ -92,6 +103,12 @@ def critical_channels(
         ones: Open gates, ``(N, C)`` for each layer.
         weight: :math:`\lambda`.
         steps: Of the descent, one forward and one backward pass each; with 0 the first-order terms decide alone.
+
+    Example:
+        >>> weights = torch.tensor([[4.0, 0.0], [0.0, 1.0], [0.0, 1.0]])  # channels to classes
+        >>> critical = critical_channels(lambda gates: (gates[0] @ weights).softmax(1), [torch.ones(1, 3)])
+        >>> critical.classes, critical.sets[0]  # the others speak for the second class
+        (tensor([0]), tensor([[ True, False, False]]))
     """
     probabilities, terms = first_order(predict, ones)
     confidence, classes = probabilities.max(1)
@@ -151,6 +168,10 @@ class Overlap:
         within: Clean samples of one predicted class.
         own: A perturbed sample and other clean samples of the class that it was taken for clean.
         other: A perturbed sample and clean samples of the class that it is taken for now.
+
+    Example:
+        >>> Overlap(pair=0.5, within=0.8, own=0.4, other=0.6).other > 0.4  # closer to the wrong class than to its own
+        True
     """
 
     pair: float

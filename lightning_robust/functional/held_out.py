@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
 from typing import Literal
 
 from torch import Tensor
@@ -62,12 +61,7 @@ class HeldOutScorer:
         Raises:
             ValueError: If the score is not finite or lies beyond ``best_possible``.
         """
-        score, share = math.nan, 0.0
-        with self._running(state) as running:
-            for score, share in running:  # noqa: B007 - the last pair counts
-                self._check_bound(score)
-        self.evaluated += share
-        return require_finite(score, name)
+        return require_finite(self._follow(state, lambda score, share: False)[0], name)
 
     def contest(self, state: State, best: float, *, strict: bool | None = None) -> tuple[float | None, float]:
         """The score of a state if it wins against ``best``, else None; and the share of the data that took.
@@ -81,30 +75,28 @@ class HeldOutScorer:
             ValueError: If the score is not finite or lies beyond ``best_possible``.
         """
         strict = self.strict if strict is None else strict
-        score, share = math.nan, 0.0
-        with self._running(state) as running:
-            for score, share in running:
-                self._check_bound(score)
-                if self._is_lost(score, share, best, strict):
-                    self.evaluated += share
-                    return None, share
-        self.evaluated += share
-        require_finite(score, "a candidate")
-        return (score if self._wins(score, best, strict) else None), share
+        score, share, stopped = self._follow(state, lambda score, share: self._is_lost(score, share, best, strict))
+        wins = not stopped and self._wins(require_finite(score, "a candidate"), best, strict)
+        return (score if wins else None), share
 
-    @contextmanager
-    def _running(self, state: State) -> Iterator[RunningScore]:
-        """The running score; a generator is closed at once, so that it can clean up before the next one begins."""
+    def _follow(self, state: State, is_lost: Callable[[float, float], bool]) -> tuple[float, float, bool]:
+        """The mean, the share of the data seen, and whether the candidate was lost before the end."""
         self.evaluations += 1
         result = self.evaluate(state)
-        if isinstance(result, (int, float, Tensor)):
-            yield iter([(float(result), 1.0)])
-            return
+        running = iter([(float(result), 1.0)]) if isinstance(result, (int, float, Tensor)) else result
+        score, share, stopped = math.nan, 0.0, False
         try:
-            yield result
+            for score, share in running:
+                self._check_bound(score)
+                stopped = is_lost(score, share)
+                if stopped:
+                    break
         finally:
-            if isinstance(result, Generator):
-                result.close()
+            # at once, so that it can clean up before the next one begins
+            if isinstance(running, Generator):
+                running.close()
+        self.evaluated += share
+        return score, share, stopped
 
     def _wins(self, score: float, best: float, strict: bool) -> bool:
         gain = self.sign * (score - best)

@@ -27,6 +27,11 @@ class Linearization:
     Args:
         gap: 0 is linear; NaN if the outputs did not change.
         method: ``"jvp"`` is exact, ``"difference"`` a central difference.
+
+    Example:
+        >>> linear = linearization_gap(lambda state: 2 * state["w"], {"w": torch.zeros(1)}, {"w": torch.ones(1)})
+        >>> linear
+        Linearization(gap=0.0, method='jvp')
     """
 
     gap: float
@@ -101,6 +106,11 @@ def central_difference(model: Model, start: State, direction: State, relative: f
 
     The step is relative to the weights, not to the direction: on a long displacement a fixed share of it would leave
     the region where the model is linear. Zero if the direction or the weights are.
+
+    Example:
+        >>> cube = lambda state: state["w"] ** 3
+        >>> central_difference(cube, {"w": torch.tensor([2.0])}, {"w": torch.tensor([1.0])}).round(decimals=1)
+        tensor([12.])
     """
     length = _length(direction.values())
     step = relative * _length(start.values()) / length if length > 0 else 0.0
@@ -125,6 +135,12 @@ def tangent_kernel(model: Model, state: State, signs: Tensor) -> Tensor:
 
     Returns:
         ``(batch, batch)``. One backward pass through the batch for each sample; holds a gradient for each.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 0.0], [1.0, 2.0]])
+        >>> tangent_kernel(lambda state: x @ state["w"], {"w": torch.zeros(2, 1)}, torch.ones(2, 1))  # x @ x.T
+        tensor([[1., 1.],
+                [1., 5.]])
     """
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in state.items()}
     with torch.enable_grad():

@@ -98,6 +98,10 @@ def as_radius(value: float | Tensor, inputs: Tensor, name: str) -> Tensor:
 
     Raises:
         ValueError: If a number is negative or not finite, or there is not one for each sample.
+
+    Example:
+        >>> as_radius(0.5, torch.zeros(2, 3), "eps").shape, as_radius(torch.ones(2), torch.zeros(2, 3), "eps").shape
+        (torch.Size([1, 1]), torch.Size([2, 1]))
     """
     radius = torch.as_tensor(value, dtype=torch.promote_types(inputs.dtype, torch.float32), device=inputs.device)
     if radius.ndim <= 1 or radius.ndim != inputs.ndim:
@@ -112,7 +116,12 @@ def as_radius(value: float | Tensor, inputs: Tensor, name: str) -> Tensor:
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
-    """One value for each sample, shaped to broadcast to ``like``."""
+    """One value for each sample, shaped to broadcast to ``like``.
+
+    Example:
+        >>> per_sample(torch.tensor([1.0, 2.0]), torch.zeros(2, 3, 4, 4)).shape
+        torch.Size([2, 1, 1, 1])
+    """
     return values.reshape(-1, *[1] * (like.ndim - 1))
 
 

@@ -71,6 +71,11 @@ def rotate_each(images: Tensor, turns: Tensor) -> Tensor:
 
     Raises:
         ValueError: If the pictures are not square.
+
+    Example:
+        >>> rotate_each(torch.tensor([[[[1, 2], [3, 4]]]]), torch.tensor([2]))
+        tensor([[[[4, 3],
+                  [2, 1]]]])
     """
     _require_square(images)
     choices = torch.stack([torch.rot90(images, turn, (2, 3)) for turn in range(TURNS)])
@@ -94,6 +99,13 @@ def rotation_anomaly(
 
     Returns:
         ``(N,)``.
+
+    Example:
+        >>> knows = lambda images: 100 * torch.nn.functional.one_hot(torch.arange(4).repeat_interleave(2), 4).float()
+        >>> guesses = lambda images: torch.zeros(8, 4)
+        >>> images = torch.zeros(2, 1, 4, 4)
+        >>> rotation_anomaly(images, knows), rotation_anomaly(images, guesses)
+        (tensor([0., 0.]), tensor([1.3863, 1.3863]))
     """
     rotated, labels = rotate_quadrants(images)
     score = cross_entropy(turn_logits(rotated).float(), labels, reduction="none").reshape(TURNS, -1).mean(0)

@@ -25,6 +25,11 @@ def test_every_public_name_is_exported(path):
         assert getattr(functional, node.name).__module__ == f"lightning_robust.functional.{path.stem}", node.name
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_public_name_has_an_example(path):
+    assert [node.name for node in definitions(path) if ">>>" not in (ast.get_docstring(node) or "")] == []
+
+
 def test_nothing_else_is_exported():
     defined = [node.name for path in FILES for node in definitions(path)]
     assert len(defined) == len(set(defined)) > 50

@@ -44,7 +44,6 @@ class AveragedModule:
         pl_module: pl.LightningModule,
         averages: Mapping[str, ScheduledAverage],
         guard: Guard,
-        *,
         bn_refresh: bool | Literal["layerwise"],
         bn_samples: int | None,
         input_key: Key | list[Key],
@@ -60,11 +59,8 @@ class AveragedModule:
         self._layers: list[nn.Module] = []
         if bn_refresh:
             self._layers = [layer for layer in batchnorm_layers(pl_module) if layer.training]
-        self._settings: dict[str, Any] = {
-            "input_key": input_key,
-            "layerwise": bn_refresh == "layerwise",
-            "samples": bn_samples,
-        }
+        layerwise = bn_refresh == "layerwise"
+        self._settings: dict[str, Any] = {"input_key": input_key, "layerwise": layerwise, "samples": bn_samples}
         if bn_refresh and not self._layers:
             guard.warn(
                 f"bn_refresh={bn_refresh} has nothing to refresh: {type(pl_module).__name__} has no BatchNorm layer "

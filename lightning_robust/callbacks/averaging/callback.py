@@ -134,13 +134,7 @@ class SWACallback(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prepare the averages for the module, and begin low-precision training."""
         self._averaged = AveragedModule(
-            trainer,
-            pl_module,
-            self._averages,
-            self._guard,
-            bn_refresh=self.bn_refresh,
-            bn_samples=self.bn_samples,
-            input_key=self.input_key,
+            trainer, pl_module, self._averages, self._guard, self.bn_refresh, self.bn_samples, self.input_key
         )
         if self._low is not None:
             self._low.attach(pl_module, trainer.optimizers, trainer.global_rank, resumed=self._resumed)

@@ -13,12 +13,7 @@ from typing_extensions import override
 
 from lightning_robust.callbacks.averaging.callback import SWACallback
 from lightning_robust.callbacks.candidates import Candidates, judged_by, output_folder, require_last, save_chosen
-from lightning_robust.callbacks.merging.greedy_soup.pantry import (
-    BestEpochs,
-    NamedIngredient,
-    checkpoint_ingredients,
-    scored,
-)
+from lightning_robust.callbacks.merging.greedy_soup.pantry import BestEpochs, NamedIngredient, from_checkpoints, scored
 from lightning_robust.callbacks.merging.greedy_soup.recipes import Recipe, cook_all, cook_greedy, measure_barriers
 from lightning_robust.callbacks.merging.greedy_soup.report import report_soup
 from lightning_robust.functional.averaging import State, require_same
@@ -178,20 +173,11 @@ class GreedySoupCallback(pl.Callback):
             ValueError: If there is no usable ingredient, or they differ in names or shapes.
         """
         monitor, mode = self._judged_by(trainer)
-        candidates = Candidates(
-            trainer,
-            pl_module,
-            monitor,
-            mode,
-            bn_refresh=self.bn_refresh,
-            bn_samples=self.bn_samples,
-            input_key=self.input_key,
-        )
+        candidates = Candidates(trainer, pl_module, monitor, mode, self.bn_refresh, self.bn_samples, self.input_key)
         pantry = scored(self._gather(trainer, candidates), candidates)
         barriers = measure_barriers(pantry, candidates, self._base) if self.report_barriers else []
         if self.recipe == "greedy":
-            settings: dict[str, Any] = {"strict": self.strict, "drop": self.drop, "best_possible": self.best_possible}
-            soup = cook_greedy(pantry, candidates, **settings)
+            soup = cook_greedy(pantry, candidates, self.strict, self.drop, self.best_possible)
         else:
             soup = cook_all(self.recipe, pantry, candidates, self._base)
         self.soup = soup
@@ -224,7 +210,7 @@ class GreedySoupCallback(pl.Callback):
         """The ingredients; the present weights, where the run kept nothing."""
         source = self._source(trainer)
         if source == "checkpoints":
-            ingredients = checkpoint_ingredients(trainer, candidates.monitor)
+            ingredients = from_checkpoints(trainer, candidates.monitor)
         elif source == "epochs":
             ingredients = self._epochs.ingredients(candidates.mode)
         else:

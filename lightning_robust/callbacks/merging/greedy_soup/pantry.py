@@ -73,7 +73,7 @@ class BestEpochs:
         return [NamedIngredient(Path(p).stem, Path(p), score=sign * merit) for p, merit in self.merits.items()]
 
 
-def checkpoint_ingredients(trainer: pl.Trainer, monitor: str) -> list[NamedIngredient]:
+def from_checkpoints(trainer: pl.Trainer, monitor: str) -> list[NamedIngredient]:
     """The best checkpoints of this run's ModelCheckpoint callbacks, with scores where they monitor the same metric."""
     return [
         NamedIngredient(Path(path).stem, Path(path), score=float(score) if keeper.monitor == monitor else None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -27,19 +27,14 @@ _UNRELATED = 0.3
 
 
 def cook_greedy(
-    pantry: Sequence[NamedIngredient],
-    candidates: Candidates,
-    *,
-    strict: bool,
-    drop: bool,
-    best_possible: float | None,
+    pantry: Sequence[NamedIngredient], candidates: Candidates, strict: bool, drop: bool, best_possible: float | None
 ) -> Soup:
     """Add ingredients, best first, as long as the score improves; arguments as of GreedySoupCallback."""
     if best_possible is None and candidates.mode == "max":
         best_possible = candidates.evaluator.best_possible(candidates.monitor)
     return greedy_soup(
         pantry,
-        lambda state: candidates.running_score(state, mixed=True),
+        candidates.running_mixture,
         mode=candidates.mode,
         strict=strict,
         scores=_scores(pantry),
@@ -79,11 +74,7 @@ def measure_barriers(pantry: Sequence[NamedIngredient], candidates: Candidates, 
     """
     if len(pantry) < 2:
         return []
-
-    def evaluate(state: State) -> Iterator[tuple[float, float]]:
-        return candidates.running_score(state, mixed=True)
-
-    measured = barriers(pantry, evaluate, _scores(pantry), mode=candidates.mode, base=base or None)
+    measured = barriers(pantry, candidates.running_mixture, _scores(pantry), mode=candidates.mode, base=base or None)
     worst = max(measured, key=lambda barrier: barrier.height)
     if worst.height > 0:
         unrelated = not base and worst.cosine < _UNRELATED

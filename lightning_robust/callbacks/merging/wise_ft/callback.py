@@ -143,15 +143,7 @@ class WiSEFTCallback(pl.Callback):
 
     def _interpolate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         monitor, mode = self._judged_by(trainer)
-        candidates = Candidates(
-            trainer,
-            pl_module,
-            monitor,
-            mode,
-            bn_refresh=self.bn_refresh,
-            bn_samples=self.bn_samples,
-            input_key=self.input_key,
-        )
+        candidates = Candidates(trainer, pl_module, monitor, mode, self.bn_refresh, self.bn_samples, self.input_key)
         fine_tuned = candidates.present()
         zero_shot = agreed(trainer, lambda: self._zero_shot_state(fine_tuned), "Reading the zero-shot weights")
         curve = self._measure(candidates, zero_shot, fine_tuned)

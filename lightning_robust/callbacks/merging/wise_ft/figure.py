@@ -30,7 +30,7 @@ def draw_wise_ft(curve: AlphaCurve, chosen: float, monitor: str, mode: str) -> F
     figure = Figure(figsize=(5.2 * len(loaders), 4.8), layout="constrained")
     panels = figure.subplots(1, len(loaders), squeeze=False)[0]
     for axes, loader in zip(panels, loaders, strict=True):
-        _draw_curve(axes, curve, loader, chosen)
+        _draw_mixtures(axes, curve, loader, chosen)
         if mode == "max" and _are_shares(curve) and len(curve.samples) == len(curve.names):
             _draw_intervals(axes, curve, loader)
         axes.set_xlabel(f"{monitor}, in distribution")
@@ -39,7 +39,7 @@ def draw_wise_ft(curve: AlphaCurve, chosen: float, monitor: str, mode: str) -> F
     return figure
 
 
-def _draw_curve(axes: Axes, curve: AlphaCurve, loader: int, chosen: float) -> None:
+def _draw_mixtures(axes: Axes, curve: AlphaCurve, loader: int, chosen: float) -> None:
     xs, ys, last = curve.inside, curve.column(loader), len(curve.alphas) - 1
     axes.plot(xs, ys, color=_BETWEEN, marker="o", markersize=4, linewidth=1.5, label="weights between", zorder=2)
     half, best = _nearest(curve.alphas, 0.5), _nearest(curve.alphas, chosen)
