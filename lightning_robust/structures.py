@@ -189,9 +189,8 @@ def _with_parts(value: Any, parts: dict[Any, Any]) -> Any:
     frozen dataclasses as they are.
     """
     if dataclasses.is_dataclass(type(value)):
-        # fields that __init__ does not take are derived from the others
-        derived = {field.name for field in dataclasses.fields(value) if not field.init}
-        return dataclasses.replace(value, **{name: part for name, part in parts.items() if name not in derived})
+        arguments = [field.name for field in dataclasses.fields(value) if field.init]
+        return dataclasses.replace(value, **{name: parts[name] for name in arguments})
     if isinstance(value, MutableMapping) and type(value) is not dict:
         changed = copy.copy(value)  # as a defaultdict is not made from its items
         changed.update(parts)

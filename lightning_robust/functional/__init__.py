@@ -53,6 +53,8 @@ from lightning_robust.functional.held_out import require_finite as require_finit
 from lightning_robust.functional.ingredients import require_ingredients as require_ingredients
 from lightning_robust.functional.ingredients import state_of as state_of
 from lightning_robust.functional.ingredients import states_of as states_of
+from lightning_robust.functional.line_motion import bends as bends
+from lightning_robust.functional.line_motion import swings as swings
 from lightning_robust.functional.linearization import Linearization as Linearization
 from lightning_robust.functional.linearization import alignment as alignment
 from lightning_robust.functional.linearization import central_difference as central_difference
@@ -62,8 +64,6 @@ from lightning_robust.functional.linearization import neuron_movement as neuron_
 from lightning_robust.functional.linearization import relative_movement as relative_movement
 from lightning_robust.functional.linearization import single_step as single_step
 from lightning_robust.functional.linearization import tangent_kernel as tangent_kernel
-from lightning_robust.functional.lines import bends as bends
-from lightning_robust.functional.lines import swings as swings
 from lightning_robust.functional.mixing import regmixup_batch as regmixup_batch
 from lightning_robust.functional.norm_ball import NormBall as NormBall
 from lightning_robust.functional.norm_ball import as_radius as as_radius

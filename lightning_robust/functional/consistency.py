@@ -1,4 +1,4 @@
-"""Losses of unsupervised adversarial training. Where unlabelled pictures and targets come from is not known here.
+"""Losses of unsupervised adversarial training.
 
 `Uesato et al. 2019, Are Labels Required for Improving Adversarial Robustness? <https://arxiv.org/abs/1905.13725>`_
 """
@@ -14,9 +14,9 @@ def divergence(logits: Tensor, goal: Tensor, dim: int = 1) -> Tensor:
     r"""The Kullback-Leibler divergence :math:`\mathrm{KL}(g \| p)` of each sample; UAT-OT climbs and lowers it.
 
     Args:
-        logits: Of the prediction :math:`p`, ``(N, ...)`` with the classes along ``dim``.
+        logits: Logits of the prediction :math:`p`, ``(N, ...)`` with the classes along ``dim``.
         goal: Logits of the target :math:`g`, of the same shape; no gradient flows into them.
-        dim: Where the classes are.
+        dim: Dimension of the classes.
 
     Returns:
         ``(N,)``: the sum over classes, its mean over all other positions.
@@ -33,8 +33,8 @@ def divergence(logits: Tensor, goal: Tensor, dim: int = 1) -> Tensor:
             f"Expected a target of the prediction's shape {tuple(logits.shape)}, but got {tuple(goal.shape)}. Has the "
             "target model other classes?"
         )
-    target, found = goal.detach().float().log_softmax(dim), logits.float().log_softmax(dim)
-    each = (target.exp() * (target - found)).sum(dim)
+    target, prediction = goal.detach().float().log_softmax(dim), logits.float().log_softmax(dim)
+    each = (target.exp() * (target - prediction)).sum(dim)
     return each.reshape(len(each), -1).mean(1)
 
 
@@ -44,7 +44,7 @@ def pseudo_label_loss(logits: Tensor, labels: Tensor, dim: int = 1) -> Tensor:
     Args:
         logits: ``(N, ...)`` with the classes along ``dim``.
         labels: int64, of the shape without ``dim``.
-        dim: Where the classes are.
+        dim: Dimension of the classes.
 
     Returns:
         ``(N,)``: the mean over all other positions.

@@ -1,4 +1,4 @@
-"""Pictures turned by quarters, and what a head that tells the turns apart knows about them."""
+"""Quarter turns of pictures, and the score of a head that tells the turns apart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read weights from files: Lightning checkpoints, plain state dicts, safetensors. Only tensors, never code."""
+"""Reading weights from files: Lightning checkpoints, plain state dicts, safetensors. Only tensors, never code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from lightning_robust.functional.averaging import State
 
 RAW_KEY = "raw_state_dict"
-"""Where a full checkpoint of SWACallback keeps the weights that training goes on from."""
+"""Key of the weights that training continues from, in a full checkpoint of SWACallback."""
 _ADVICE = "Give Lightning checkpoints (.ckpt), state dicts (.pt) or .safetensors that hold tensors."
 
 
@@ -48,8 +48,8 @@ def load_averaged(path: str | Path, which: str = "averaged") -> State:
 
     Args:
         path: The checkpoint.
-        which: ``"averaged"`` (what was validated), ``"raw"`` (what training goes on from; full checkpoints only), or
-            the name of a further average.
+        which: ``"averaged"`` (the weights that were validated), ``"raw"`` (those that training continues from; full
+            checkpoints only), or the name of a further average.
 
     Returns:
         A state dict for ``module.load_state_dict``.
@@ -72,7 +72,7 @@ def load_averaged(path: str | Path, which: str = "averaged") -> State:
         return dict(content[RAW_KEY])
     tensors: State = dict(zip(saved["names"], saved["averages"][which]["running"]["tensors"], strict=True))
     if not tensors:
-        raise ValueError(f"Expected a snapshot of {which!r} in {path}, but none had been taken when it was written.")
+        raise ValueError(f"Expected a snapshot of {which!r} in {path}, but it was written before the first one.")
     # ties are saved under every name, averaged under the first
     raw: State = content[RAW_KEY] if RAW_KEY in content else content["state_dict"]
     first: dict[int, str] = {value.data_ptr(): name for name, value in reversed(list(raw.items()))}
@@ -85,8 +85,8 @@ def read_callback(path: str | Path, callback: str) -> dict[str, Any] | None:
     path = Path(path)
     if path.suffix == ".safetensors" or not path.is_file():
         return None
-    found: dict[str, Any] | None = _read_torch(path).get("callbacks", {}).get(callback)
-    return found
+    state: dict[str, Any] | None = _read_torch(path).get("callbacks", {}).get(callback)
+    return state
 
 
 def expand(patterns: Sequence[str]) -> list[Path]:
@@ -95,13 +95,13 @@ def expand(patterns: Sequence[str]) -> list[Path]:
     Raises:
         ValueError: If nothing matches.
     """
-    found: dict[Path, None] = {}
+    paths: dict[Path, None] = {}
     for pattern in patterns:
         matches = [pattern] if Path(pattern).is_file() else glob.glob(pattern, recursive=True)
         if not matches:
             raise ValueError(f"Expected files at {pattern!r}, but nothing matches. Quote globs in the shell.")
-        found |= dict.fromkeys(Path(match) for match in sorted(matches, key=_natural))
-    return list(found)
+        paths |= dict.fromkeys(Path(match) for match in sorted(matches, key=_natural_order))
+    return list(paths)
 
 
 def sha256(path: Path) -> str:
@@ -114,8 +114,8 @@ def _read_torch(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        found = re.search(r"Unsupported global: GLOBAL ([\w.]+)", str(error))
-        foreign = found[1] if found else "others"
+        match = re.search(r"Unsupported global: GLOBAL ([\w.]+)", str(error))
+        foreign = match[1] if match else "others"
         raise ValueError(
             f"Expected only tensors and plain values in {path}, but it holds {foreign}. "
             f"Such objects are never loaded, since that can run code; save with save_weights_only=True. {_ADVICE}"
@@ -138,5 +138,5 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         raise ValueError(f"Expected a whole .safetensors file at {path}, but {error}. {_ADVICE}") from error
 
 
-def _natural(text: str) -> list[Any]:
+def _natural_order(text: str) -> list[Any]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]

@@ -1,7 +1,6 @@
-"""Figures, pictures, tables and late scalars to whatever logger the Trainer has, and the one TensorBoard layout.
+"""Scalars, figures, pictures and tables for whatever loggers the Trainer has, and the one TensorBoard layout.
 
-Every function does nothing on ranks other than 0. The only private attribute of Lightning that this package reads
-stands here: :func:`log_step`.
+Every function does nothing on ranks other than 0.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ def log_step(trainer: pl.Trainer) -> int:
 
 
 def log_scalars(trainer: pl.Trainer, scalars: Mapping[str, float]) -> None:
-    """Send numbers to every logger and to ``trainer.callback_metrics``, where ``pl_module.log`` is not allowed."""
+    """Send scalars to every logger and to ``trainer.callback_metrics``, where ``pl_module.log`` is not allowed."""
     trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in scalars.items()})
     _to_all(trainer, lambda logger, step: logger.log_metrics(dict(scalars), step))
 

@@ -45,7 +45,7 @@ def agreed(trainer: pl.Trainer, work: Callable[[], T], what: str) -> T:
         error = caught
     if trainer.strategy.reduce_boolean_decision(error is None, all=True):
         return result
-    reasons = [trainer.strategy.broadcast(describe(error), rank) for rank in range(trainer.world_size)]
+    reasons = [trainer.strategy.broadcast(describe_error(error), rank) for rank in range(trainer.world_size)]
     if error is not None and len(set(reasons)) == 1:
         raise error
     failures = [f"rank {rank}: {reason}" for rank, reason in enumerate(reasons) if reason]
@@ -76,13 +76,13 @@ def on_rank_zero(trainer: pl.Trainer, work: Callable[[], T], what: str) -> T:
             result = work()
         except Exception as caught:
             error = caught
-    shared, reason = trainer.strategy.broadcast((result, describe(error)), 0)
+    shared, reason = trainer.strategy.broadcast((result, describe_error(error)), 0)
     if reason:
         raise RankError(f"{what} failed. Rank 0: {reason}") from error
     return cast("T", shared)
 
 
-def describe(error: Exception | None) -> str:
+def describe_error(error: Exception | None) -> str:
     """An error as messages quote it, ``"ValueError: why"``; empty for None."""
     if error is None:
         return ""
@@ -141,7 +141,7 @@ class Guard:
         """Warn of an error that every rank has, or raise it."""
         if self._on_failure == "raise":
             raise RankError(f"{self._technique}: {consequence}. {error}") if isinstance(error, RankError) else error
-        self.warn(f"{consequence}. {describe(error)}", key=consequence if once else None)
+        self.warn(f"{consequence}. {describe_error(error)}", key=consequence if once else None)
 
     def warn(self, message: str, category: type[Warning] = UserWarning, *, key: str | None = None) -> None:
         """Warn on rank 0, once for each key until :meth:`reset`."""

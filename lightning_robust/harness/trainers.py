@@ -1,4 +1,4 @@
-"""What techniques ask of a Trainer before they start: strategies they refuse, warnings they share."""
+"""Questions that techniques ask a Trainer, and what they refuse or warn of."""
 
 from __future__ import annotations
 

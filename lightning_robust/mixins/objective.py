@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,17 +86,15 @@ class ObjectiveMixin(pl.LightningModule):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse an order of bases that would leave the mixin without effect."""
         super().__init_subclass__(**kwargs)
-        order = cls.__mro__
-        place = order.index(ObjectiveMixin)
-        before = [each for each in order[:place] if "training_step" in vars(each)]
-        hosts = [c for c in order[place + 1 :] if "training_step" in vars(c) and c is not pl.LightningModule]
-        if any(not issubclass(each, ObjectiveMixin) for each in before) or (before and not hosts):
-            mixins = [c.__name__ for c in order[:place] if ObjectiveMixin in c.__bases__]
-            raise TypeError(
-                f"Expected the mixins before the LightningModule whose `training_step` they add to, as "
-                f"class {cls.__name__}({', '.join(mixins)}, Host), but {before[0].__name__}.training_step comes first "
-                "and hides them. Give the host a class of its own and put it last in the bases."
-            )
+        place = cls.__mro__.index(ObjectiveMixin)
+        before, after = _with_training_step(cls.__mro__[:place]), _with_training_step(cls.__mro__[place + 1 :])
+        if all(issubclass(each, ObjectiveMixin) for each in before) and (after or not before):
+            return
+        raise TypeError(
+            f"Expected the mixins before the LightningModule whose `training_step` they add to, as "
+            f"class {cls.__name__}({', '.join(_mixins_of(cls))}, Host), but {before[0].__name__}.training_step comes "
+            "first and hides them. Give the host a class of its own and put it last in the bases."
+        )
 
     @property
     def output_method(self) -> str:
@@ -109,7 +107,7 @@ class ObjectiveMixin(pl.LightningModule):
         super().setup(stage)
         if stage != "fit" or not self._is_on():
             return
-        names = " and ".join(c.__name__ for c in type(self).__mro__ if ObjectiveMixin in c.__bases__)
+        names = " and ".join(_mixins_of(type(self)))
         refuse_sharded(self.trainer, names)
         self._seed = None
         if not self.automatic_optimization:
@@ -152,13 +150,17 @@ class ObjectiveMixin(pl.LightningModule):
         labelled = self._labelled(batch)
         if not self.training:
             return self._host(labelled, batch_idx)
-        terms = [term for term in terms if labelled is not None or not term.needs_labels]
-        step = HostStep(self, self._host, labelled, batch, batch_idx)
-        prepared = [term.prepare(step) for term in terms]
+        if labelled is None:
+            terms = [term for term in terms if not term.needs_labels]
+        return self._run(HostStep(self, self._host, labelled, batch, batch_idx), terms)
+
+    def _run(self, step: HostStep, terms: list[Term]) -> Any:
+        """The host's step, and the terms behind it; a batch that the host leaves out has no loss at all."""
+        states = [term.prepare(step) for term in terms]
         output = step.run()
-        if output is None and labelled is not None:
+        if output is None and step.batch is not None:
             return None
-        losses = [loss for term, state in zip(terms, prepared, strict=True) for loss in term.losses(step, state)]
+        losses = [loss for term, state in zip(terms, states, strict=True) for loss in term.losses(step, state)]
         return self._add(output, losses)
 
     def _host(self, batch: Any, batch_idx: int) -> Any:
@@ -197,3 +199,12 @@ class ObjectiveMixin(pl.LightningModule):
         if message not in self._warned:
             self._warned.add(message)
             rank_zero_warn(f"{type(self).__name__}: {message}", category=category)
+
+
+def _with_training_step(classes: Iterable[type]) -> list[type]:
+    """Classes that define a step of their own."""
+    return [each for each in classes if "training_step" in vars(each) and each is not pl.LightningModule]
+
+
+def _mixins_of(cls: type) -> list[str]:
+    return [each.__name__ for each in cls.__mro__ if ObjectiveMixin in each.__bases__]

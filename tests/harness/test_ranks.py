@@ -6,7 +6,7 @@ import warnings
 import lightning.pytorch as pl
 import pytest
 
-from lightning_robust.harness.ranks import Guard, RankError, agreed, describe, on_rank_zero
+from lightning_robust.harness.ranks import Guard, RankError, agreed, describe_error, on_rank_zero
 
 from ..boring import Boring, TwoProcesses, make_trainer
 
@@ -144,6 +144,6 @@ def test_warns_once_where_asked(trainer):
 
 
 def test_describes_errors():
-    assert describe(None) == ""
-    assert describe(ValueError("why")) == "ValueError: why"
-    assert describe(RankError("Reading failed on 1 of 2 ranks.")) == "Reading failed on 1 of 2 ranks."
+    assert describe_error(None) == ""
+    assert describe_error(ValueError("why")) == "ValueError: why"
+    assert describe_error(RankError("Reading failed on 1 of 2 ranks.")) == "Reading failed on 1 of 2 ranks."

@@ -16,7 +16,7 @@ from lightning_robust.callbacks.lazy_training.report import Measurement, describ
 from lightning_robust.functional.averaging import State
 from lightning_robust.harness.arguments import parse_fraction
 from lightning_robust.harness.logging import add_layout, write_layout
-from lightning_robust.harness.ranks import RankError, describe
+from lightning_robust.harness.ranks import RankError, describe_error
 from lightning_robust.harness.trainers import NoEffectWarning, is_fast_dev_run
 
 _CHARTS = {
@@ -217,7 +217,7 @@ class LazyTrainingCallback(DiagnosticCallback):
         try:
             self._probe.keep(batch)
         except Exception as error:
-            self._fail("a probe", describe(error))
+            self._fail("a probe", describe_error(error))
 
     def _log_epoch(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         epoch = trainer.current_epoch + 1
@@ -231,7 +231,7 @@ class LazyTrainingCallback(DiagnosticCallback):
         try:
             laziness = measure_laziness(trainer, pl_module, self._start, batch, self._settings)
         except Exception as error:
-            laziness = Laziness(failures={"anything": describe(error)})
+            laziness = Laziness(failures={"anything": describe_error(error)})
         laziness = trainer.strategy.broadcast(laziness, 0)
         for subject, reason in laziness.failures.items():
             self._fail(subject, reason)

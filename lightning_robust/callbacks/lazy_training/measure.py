@@ -29,7 +29,7 @@ from lightning_robust.functional.linearization import (
 )
 from lightning_robust.harness.compat import without_compiled_prefix
 from lightning_robust.harness.quiet import quietly
-from lightning_robust.harness.ranks import describe
+from lightning_robust.harness.ranks import describe_error
 from lightning_robust.harness.steps import call_step
 from lightning_robust.layers import find_layers
 from lightning_robust.structures import (
@@ -73,7 +73,7 @@ class Laziness:
         try:
             self.numbers |= finite(measure())
         except Exception as error:
-            self.failures[subject] = describe(error)
+            self.failures[subject] = describe_error(error)
 
 
 def weights_of(module: nn.Module) -> State:

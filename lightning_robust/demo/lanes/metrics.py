@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_robust.functional.lines import bends
+from lightning_robust.functional.line_motion import bends
 
 
 def _require_same_shape(columns: Tensor, target: Tensor) -> None:

@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 
 from lightning_robust.deployment.parity.distance import compare_decoded, share_true
-from lightning_robust.functional.lines import bends, swings
+from lightning_robust.functional.line_motion import bends, swings
 
 
 def line_metrics(columns: Tensor, frames: Tensor | None = None) -> dict[str, float]:
     """How much a line swings and bends by itself.
 
-    - ``swing``: mean absolute :func:`~lightning_robust.functional.lines.swings` in pixels, the frame-to-frame movement
-      less its trend;
-    - ``bend``: mean absolute :func:`~lightning_robust.functional.lines.bends`, the second difference along the rows;
+    - ``swing``: mean absolute :func:`~lightning_robust.functional.line_motion.swings` in pixels, the frame-to-frame
+      movement less its trend;
+    - ``bend``: mean absolute :func:`~lightning_robust.functional.line_motion.bends`, the second difference along the
+      rows;
     - ``present``: share of frames and rows where the line is present.
 
     Args:

@@ -69,8 +69,8 @@ class RegMixupMixin(ObjectiveMixin):
         if not isinstance(targets, Tensor) or targets.ndim == 0 or len(targets) != len(inputs):
             raise TypeError(
                 f"Expected one target tensor with a row for each of {len(inputs)} samples at "
-                f"target_key={self.target_key!r}, but got {_describe(targets)}. Set `target_key` to the tensor that "
-                "the loss compares with, or regmixup_weight=0: targets such as lists of boxes have no mixture."
+                f"target_key={self.target_key!r}, but got {_describe_targets(targets)}. Set `target_key` to the tensor "
+                "that the loss compares with, or regmixup_weight=0: targets such as lists of boxes have no mixture."
             )
         mixture = regmixup_batch(inputs, targets, self.regmixup_alpha, self._generator(1))
         if self.regmixup_forward == "joint":
@@ -88,7 +88,7 @@ class RegMixupMixin(ObjectiveMixin):
         return [WeightedLoss("regmixup/loss", share * first + (1 - share) * second, self.regmixup_weight)]
 
 
-def _describe(targets: Any) -> str:
+def _describe_targets(targets: Any) -> str:
     if isinstance(targets, Tensor):
         return f"shape {tuple(targets.shape)}"
     return f"a dict with {list(targets)}" if isinstance(targets, dict) else type(targets).__name__

@@ -20,7 +20,7 @@ from lightning_robust.harness.schedule import parse_period
 from lightning_robust.harness.trainers import NoEffectWarning
 from lightning_robust.mixins.host_step import HostStep
 from lightning_robust.mixins.objective import ObjectiveMixin, Term, WeightedLoss
-from lightning_robust.mixins.uat.targets import TargetModel
+from lightning_robust.mixins.uat.target_model import TargetModel
 from lightning_robust.structures import get_item, split_path, take_rows
 
 _SAVED = "uat"

@@ -1,4 +1,4 @@
-"""How lines move from frame to frame and bend along themselves. Who found them is not known here."""
+"""How lines move from frame to frame, and how they bend along themselves."""
 
 from __future__ import annotations
 

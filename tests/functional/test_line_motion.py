@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lightning_robust.functional.lines import bends, swings
+from lightning_robust.functional.line_motion import bends, swings
 
 TIME = torch.arange(40, dtype=torch.float64)
 
