@@ -22,7 +22,7 @@ from lightning_robust.deployment.parity.result import ParityReport
 from lightning_robust.deployment.pixels.catalogue import Names
 from lightning_robust.deployment.pixels.catalogue import perturbations as named_perturbations
 from lightning_robust.harness.logging import add_layout, log_scalars, write_layout
-from lightning_robust.harness.ranks import describe, on_rank_zero
+from lightning_robust.harness.ranks import describe_error, on_rank_zero
 from lightning_robust.harness.trainers import NoEffectWarning, is_fast_dev_run
 
 
@@ -204,7 +204,7 @@ class DeploymentParityCallback(DiagnosticCallback):
         try:
             return on_rank_zero(trainer, work, "It")
         except Exception as error:
-            raise RuntimeError(f"The parity pass failed: {describe(error)}.") from error
+            raise RuntimeError(f"The parity pass failed: {describe_error(error)}.") from error
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
