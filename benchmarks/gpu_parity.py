@@ -9,9 +9,6 @@ each where it is found. Distances are relative L2 to PyTorch in fp64, on the out
 counts. An executed distance of at most three times the emulated one is the precision's own; beyond it is a fault of the
 engine (or of its accumulators). A head that decides (the lanes' argmax) can turn a difference in the last place into a
 jump on one side: look at the outputs before blaming anyone, whether the ratio is large or small.
-
-Without onnx and onnxruntime the last two models are still compared, with an emulation in PyTorch that rounds the result
-of every operator.
 """
 
 from __future__ import annotations
@@ -22,24 +19,28 @@ import logging
 import platform
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 from vision import SmallViT, resnet18
+
+from lightning_robust.deployment.engines import TARGETS, Subject, run_module, runtime
+from lightning_robust.deployment.engines.base import feed
+from lightning_robust.deployment.engines.execution import Execution, execute, one_line
+from lightning_robust.deployment.graph.export import frozen_copy, to_args
+from lightning_robust.deployment.numerics.convert import to_half
+from lightning_robust.deployment.parity.distance import compare_outputs
 
 BUDGET = 3.0
 FP32_LIMIT = 1e-4  # this library's tolerance for engines in fp32, for which there is nothing to emulate
 HEAD = ("model", "executed", "emulated rel_l2", "executed rel_l2", "ratio", "verdict")
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 PACKAGES = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13")
-Outputs = list[Tensor]
 Case = tuple[nn.Module, Tensor]
 
 
@@ -117,103 +118,38 @@ MODELS: dict[str, Callable[[int, Path | None], Case]] = {
 # What is executed
 
 
-def run(model: nn.Module, x: Tensor, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Outputs:
-    """The outputs of a copy in another type on a device."""
-    copied = copy.deepcopy(model).to(device, dtype)
-    with torch.no_grad():
-        outputs = copied(x.to(device, dtype))
-    return [out.cpu() for out in ((outputs,) if isinstance(outputs, Tensor) else outputs)]
+def torch_on_cuda(subject: Subject) -> dict[str, Execution]:
+    """PyTorch in fp32 on the GPU, without and with TF32; nothing without a GPU."""
+    if not subject.device.startswith("cuda"):
+        return {}
+    executions = {}
+    for name, allowed in (("torch_cuda-fp32", False), ("torch_cuda-tf32", True)):
+        with tf32(allowed):
+            module = copy.deepcopy(subject.module).to(subject.device)
+            outputs = run_module(module, to_args(subject.example, torch.float32, subject.device))
+        executions[name] = Execution("measured", outputs)
+    return executions
 
 
 @contextmanager
-def tf32(on: bool) -> Iterator[None]:
+def tf32(allowed: bool) -> Iterator[None]:
     """TF32 in products and convolutions of PyTorch on CUDA."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = on
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
     try:
         yield
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
-class Rounding(TorchDispatchMode):
-    """Rounds what every operator returns to another type, computing in fp32."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.dtype = dtype
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call and round."""
-        result = func(*args, **(kwargs or {}))
-        if func._schema.is_mutable:
-            return result.copy_(result.to(self.dtype)) if isinstance(result, Tensor) else result
-        return tree_map(self._round, result)
-
-    def _round(self, value: Any) -> Any:
-        wide = isinstance(value, Tensor) and value.dtype == torch.float32
-        return value.to(self.dtype).float() if wide else value
-
-
-def emulated_in_torch(model: nn.Module, x: Tensor) -> dict[str, Outputs]:
-    """What PyTorch gives where every result is rounded, weights and inputs included."""
-    outputs = {}
-    for name, dtype in DTYPES.items():
-        rounded = copy.deepcopy(model).to(dtype).float()
-        with Rounding(dtype):
-            outputs[name] = run(rounded, x.to(dtype).float())
-    return outputs
-
-
-def executed_in_torch(model: nn.Module, x: Tensor, device: str) -> dict[str, Outputs | str]:
-    """PyTorch's own half precision, and on CUDA fp32 with and without TF32."""
-    wanted = {f"torch-{name}": (dtype, nullcontext()) for name, dtype in DTYPES.items()}
-    if device.startswith("cuda"):
-        wanted |= {"torch-fp32": (torch.float32, tf32(False)), "torch-tf32": (torch.float32, tf32(True))}
-    outputs: dict[str, Outputs | str] = {}
-    for name, (dtype, context) in wanted.items():
-        try:
-            with context:
-                outputs[name] = run(model, x, dtype, device)
-        except RuntimeError as error:
-            outputs[name] = f"not run: {str(error).splitlines()[0]}"
-    return outputs
-
-
-def with_onnx(model: nn.Module, x: Tensor, device: str) -> tuple[dict[str, Outputs], dict[str, Outputs | str]]:
-    """Through this library: what the emulator predicts, and what engines give."""
-    from lightning_robust.deployment.engines import TARGETS, Subject, runtime
-    from lightning_robust.deployment.engines.execution import execute
-
-    subject = Subject(model, (x,), max_batch=len(x), device=device, time_limit=600.0)
-    emulated, executed = {}, {}
-    for target in TARGETS:
-        name, precision = target.rsplit("-", 1)
-        if name == "torch" or target == "onnxruntime-fp32":
-            continue
-        execution = execute(runtime(target), subject)
-        if execution.run is None:
-            executed[target] = f"not run ({execution.status}): {execution.note.split('. ')[0]}"
-        elif name == "emulated":
-            emulated[precision] = execution.outputs
-        else:
-            executed[target] = execution.outputs
-    return emulated, executed | onnxruntime_on_cuda(subject)
-
-
-def onnxruntime_on_cuda(subject: Any) -> dict[str, Outputs | str]:
+def onnxruntime_on_cuda(subject: Subject) -> dict[str, Execution]:
     """ONNX Runtime's CUDA provider, in fp32 without TF32, with TF32, and in fp16."""
-    import onnxruntime
-
-    from lightning_robust.deployment.engines.base import feed
-    from lightning_robust.deployment.numerics.convert import to_half
-
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        return {"onnxruntime_cuda-fp16": "not run (unavailable): this onnxruntime has no CUDA provider"}
+        return {"onnxruntime_cuda-fp16": Execution("unavailable", note="this onnxruntime has no CUDA provider")}
     exported = subject.exported
     models = {name: (exported.model, name == "tf32") for name in ("fp32", "tf32")}
     models["fp16"] = to_half(exported.model), False
-    outputs: dict[str, Outputs | str] = {}
+    executions = {}
     for name, (model, use_tf32) in models.items():
         options = {"use_tf32": str(int(use_tf32))}
         try:
@@ -223,57 +159,54 @@ def onnxruntime_on_cuda(subject: Any) -> dict[str, Outputs | str]:
             if session.get_providers()[0] != "CUDAExecutionProvider":
                 raise RuntimeError("the CUDA provider could not be loaded")
             results = session.run(list(exported.outputs), feed(subject.example, exported))
-            outputs[f"onnxruntime_cuda-{name}"] = [torch.from_numpy(array) for array in results]
+            executions[f"onnxruntime_cuda-{name}"] = Execution("measured", [torch.from_numpy(a) for a in results])
         except Exception as error:
-            outputs[f"onnxruntime_cuda-{name}"] = f"not run (failed): {str(error).splitlines()[0]}"
-    return outputs
+            executions[f"onnxruntime_cuda-{name}"] = Execution("failed", note=one_line(error))
+    return executions
 
 
 # The table
 
 
-def distance(reference: Outputs, outputs: Outputs) -> float:
-    """Relative L2 on the outputs less their mean; the worst output counts, and one that is not finite is infinite."""
-    worst = 0.0
-    for exact, got in zip(reference, outputs, strict=True):
-        moved = (got.double() - exact).norm() / (exact - exact.mean()).norm()
-        worst = max(worst, float(moved) if bool(moved.isfinite()) else float("inf"))
-    return worst
-
-
-def row(model: str, target: str, got: Outputs | str, reference: Outputs, emulated: dict[str, float]) -> list[str]:
+def row(
+    model: str, target: str, execution: Execution, reference: list[Tensor], emulated: dict[str, float]
+) -> list[str]:
     """A line of the table."""
     precision = target.rsplit("-", 1)[1]
     predicted = emulated.get(precision)
-    told = f"{predicted:.2e}" if predicted is not None else "-"
-    if isinstance(got, str):
-        return [model, target, told, "-", "-", got]
-    measured = distance(reference, got)
+    prediction = f"{predicted:.2e}" if predicted is not None else "-"
+    if execution.status != "measured":
+        return [
+            model,
+            target,
+            prediction,
+            "-",
+            "-",
+            f"not run ({execution.status}): {execution.note.removeprefix('not run: ').split('. ')[0]}",
+        ]
+    measured = compare_outputs(reference, execution.outputs)["rel_l2"]
     ratio = None if predicted is None else measured / predicted
     sound = measured <= FP32_LIMIT if ratio is None else ratio <= BUDGET
     verdict = "fine" if sound else "ENGINE FAULT"
-    if target.startswith("emulated"):
-        verdict = "second emulation"
-    elif ratio is None and precision != "fp32":
+    if ratio is None and precision != "fp32":
         verdict = "nothing to compare with"
-    return [model, target, told, f"{measured:.2e}", "-" if ratio is None else f"{ratio:.2f}", verdict]
+    return [model, target, prediction, f"{measured:.2e}", "-" if ratio is None else f"{ratio:.2f}", verdict]
 
 
-def compare(name: str, samples: int, checkpoint: Path | None, device: str, onnx: bool) -> Iterator[list[str]]:
+def compare(name: str, samples: int, checkpoint: Path | None, device: str) -> Iterator[list[str]]:
     """The lines of one model."""
     torch.manual_seed(0)
     model, x = MODELS[name](samples, checkpoint)
-    model = model.cpu().float().eval().requires_grad_(False)
-    reference = run(model, x.double(), torch.float64)
-    executed = executed_in_torch(model, x, device)
-    in_torch = emulated_in_torch(model, x)
-    predicted, engines = with_onnx(model, x, device) if onnx else (in_torch, {})
-    emulated = {precision: distance(reference, outputs) for precision, outputs in predicted.items()}
-    for target, got in (executed | engines).items():
-        yield row(name, target, got, reference, emulated)
-    if onnx:
-        for precision, outputs in in_torch.items():
-            yield row(name, f"emulated_in_torch-{precision}", outputs, reference, emulated)
+    subject = Subject(frozen_copy(model), (x,), max_batch=len(x), device=device, time_limit=600.0)
+    reference = run_module(copy.deepcopy(subject.module).double(), (x.double(),))
+    executions = {target: execute(runtime(target), subject) for target in TARGETS if target != "torch-fp32"}
+    emulated = {
+        target.removeprefix("emulated-"): compare_outputs(reference, executions.pop(target).outputs)["rel_l2"]
+        for target in tuple(executions)
+        if target.startswith("emulated-")
+    }
+    for target, execution in (executions | torch_on_cuda(subject) | onnxruntime_on_cuda(subject)).items():
+        yield row(name, target, execution, reference, emulated)
 
 
 def device_name(device: str) -> str:
@@ -284,17 +217,6 @@ def device_name(device: str) -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     named = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     return f"{named} ({torch.get_num_threads()} threads); no GPU was used"
-
-
-def missing() -> str:
-    """Why the library cannot be imported here, '' where it can."""
-    try:
-        import onnxruntime  # noqa: F401
-
-        import lightning_robust  # noqa: F401
-    except ImportError as error:
-        return str(error)
-    return ""
 
 
 def versions() -> str:
@@ -314,17 +236,10 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    absent = missing()
     print(f"Device: {device_name(options.device)}\nVersions: {versions()}, Python {platform.python_version()}")
-    if absent:
-        print(
-            f"Emulated in PyTorch, and without lanes and fashion_mnist: lightning_robust is not usable here ({absent})"
-        )
     print(f"\n| {' | '.join(HEAD)} |\n|{' --- |' * len(HEAD)}")
     for name in options.only:
-        if absent and name in ("lanes", "fashion_mnist"):
-            continue
-        for cells in compare(name, options.samples, getattr(options, name, None), options.device, not absent):
+        for cells in compare(name, options.samples, getattr(options, name, None), options.device):
             print(f"| {' | '.join(cells)} |", flush=True)
 
 
