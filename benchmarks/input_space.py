@@ -26,12 +26,13 @@ RECIPE = [
     "--data.batch_size=100",
     "--data.flip=false",
 ]
+UNGUARDED = ["--adversarial.guard_every_n_steps=0"]
 EPS, CURVE = 0.1, (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
 ROWS = {
     "plain": (5, []),
-    "fgsm": (3, ["--adversarial.method=fgsm"]),
-    "fgsm_rs": (5, ["--adversarial.method=fgsm_rs"]),
-    "nfgsm": (3, ["--adversarial.method=nfgsm"]),
+    "fgsm": (3, ["--adversarial.method=fgsm", *UNGUARDED]),
+    "fgsm_rs": (5, ["--adversarial.method=fgsm_rs", *UNGUARDED]),
+    "nfgsm": (3, ["--adversarial.method=nfgsm", *UNGUARDED]),
     "pgd, 7 steps": (3, ["--adversarial.method=pgd", "--adversarial.step_size=0.025"]),
     "free, 4 replays": (8, ["--adversarial.method=free", "--adversarial.steps=4"]),
     "trades, 5 steps": (2, ["--adversarial.method=trades", "--adversarial.steps=5"]),
@@ -42,7 +43,7 @@ def row(results: Results, name: str, seed: int) -> None:
     """Train, then test clean, under FGSM and under PGD-40."""
     folder = results.folder / slug(name) / str(seed)
     epochs, switches = ROWS[name]
-    common = [f"--adversarial.eps={EPS}", "--adversarial.val_eps=[]", "--adversarial.guard_every_n_steps=0"]
+    common = [f"--adversarial.eps={EPS}", "--adversarial.val_eps=[]"]
 
     def fit() -> dict[str, float]:
         start = time.perf_counter()

@@ -6,6 +6,7 @@ from lightning_robust.callbacks import DeploymentParityCallback as DeploymentPar
 from lightning_robust.callbacks import GreedySoupCallback as GreedySoupCallback
 from lightning_robust.callbacks import LayerCriticalityCallback as LayerCriticalityCallback
 from lightning_robust.callbacks import LazyTrainingCallback as LazyTrainingCallback
+from lightning_robust.callbacks import RobustValidationCallback as RobustValidationCallback
 from lightning_robust.callbacks import SWACallback as SWACallback
 from lightning_robust.callbacks import WiSEFTCallback as WiSEFTCallback
 from lightning_robust.deployment.parity import ParityReport as ParityReport

@@ -25,6 +25,7 @@ from lightning_robust.callbacks import (
     GreedySoupCallback,
     LayerCriticalityCallback,
     LazyTrainingCallback,
+    RobustValidationCallback,
     SWACallback,
     WiSEFTCallback,
 )
@@ -41,6 +42,7 @@ class Slot(NamedTuple):
 
 TECHNIQUES: tuple[Slot, ...] = (
     Slot("adversarial", AdversarialCallback),
+    Slot("robust_validation", RobustValidationCallback),
     Slot("layer_criticality", LayerCriticalityCallback),
     Slot("lazy_training", LazyTrainingCallback),
     Slot("datapath", DatapathCallback),
@@ -137,8 +139,9 @@ class RobustCLI(LightningCLI):
     """LightningCLI with the techniques as keys: ``true``, ``false``, or a mapping of the callback's arguments.
 
     Keys compose over several ``-c`` files in any order and can be edited from the shell. Within one key later values
-    refine earlier ones, while a later ``true`` begins again from the defaults. The saved ``config.yaml`` holds every
-    argument and reloads to an equal object. The same classes also work under ``trainer.callbacks``; a technique in
+    refine earlier ones, while a later ``true`` begins again from the defaults. The saved ``config.yaml`` reloads to an
+    equal object: it holds every argument, of an attack's method and validation those that were given. The same classes
+    also work under ``trainer.callbacks``; a technique in
     both places is an error.
 
     Example:

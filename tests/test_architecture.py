@@ -107,6 +107,7 @@ def test_public_names_are_importable_and_typed():
         "NoEffectWarning",
         "ParityReport",
         "RegMixupMixin",
+        "RobustValidationCallback",
         "RotationSSLMixin",
         "SWACallback",
         "UATMixin",

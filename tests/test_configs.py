@@ -32,6 +32,7 @@ JUDGED = ("layer_criticality", "greedy_soup", "wise_ft")
 OBJECTIVES = ("regmixup", "rotation_ssl", "uat")
 SHOWS = {
     "adversarial": "adversarial/eps",
+    "robust_validation": "adversarial/val_loss@0.1",
     "layer_criticality": "criticality/trained",
     "lazy_training": "lazy/movement",
     "swa": "swa/snapshots",
@@ -46,9 +47,9 @@ SHOWS = {
 
 
 def test_all_are_found():
-    assert len(CONFIGS) == 17
+    assert len(CONFIGS) == 18
     assert {path.name for path in ROOT.glob("*.yaml")} == BASES
-    assert len(TECHNIQUES) == 13
+    assert len(TECHNIQUES) == 14
     assert [path.name for path in SWEEPS] == ["lazy.yaml", "soup.yaml"]
 
 

@@ -21,6 +21,7 @@ from lightning_robust import (
     GreedySoupCallback,
     LayerCriticalityCallback,
     LazyTrainingCallback,
+    RobustValidationCallback,
     SWACallback,
     WiSEFTCallback,
 )
@@ -79,6 +80,10 @@ def _free(**settings):
     return _adversarial(method="free", steps=3, **settings)
 
 
+def _robust_validation(**settings):
+    return RobustValidationCallback(**({"eps": [0.1, "8/255"], "steps": 2, "batches": 1} | settings))
+
+
 def _criticality(**settings):
     small = {"monitor": "val/loss", "mode": "min", "draws": 2, "checkpoints": ["2 steps"], "on_failure": "raise"}
     return LayerCriticalityCallback(**(small | settings))
@@ -131,6 +136,13 @@ CALLBACKS = [
     ),
     Technique("adversarial", _free, "adversarial/val_loss@0.1", settings={"method": "free", "steps": 4}),
     Technique("adversarial", _pgd, "adversarial/val_loss@0.1", settings={"eps": [0.1], "bounds": "none"}),
+    Technique(
+        "robust_validation",
+        _robust_validation,
+        "adversarial/val_loss@0.1",
+        diagnostic=True,
+        settings={"eps": ["4/255", 0.1], "norm": "l2", "mean": [0.5, 0.4, 0.3], "std": 0.2, "batches": None},
+    ),
     Technique(
         "layer_criticality",
         _criticality,

@@ -1,6 +1,6 @@
 """What a Trainer takes: a folder for each technique, with its card as README.md.
 
-``conditions.py`` and ``candidates.py`` hold what several of them share.
+``attacked_batches.py``, ``conditions.py`` and ``candidates.py`` hold what several of them share.
 """
 
 from lightning_robust.callbacks.adversarial import AdversarialCallback as AdversarialCallback
@@ -11,3 +11,4 @@ from lightning_robust.callbacks.layer_criticality import LayerCriticalityCallbac
 from lightning_robust.callbacks.lazy_training import LazyTrainingCallback as LazyTrainingCallback
 from lightning_robust.callbacks.merging import GreedySoupCallback as GreedySoupCallback
 from lightning_robust.callbacks.merging import WiSEFTCallback as WiSEFTCallback
+from lightning_robust.callbacks.robust_validation import RobustValidationCallback as RobustValidationCallback

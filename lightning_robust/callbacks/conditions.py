@@ -1,7 +1,4 @@
-"""Conditions to evaluate weights under: clean batches, attacked ones, or a car's preprocessing.
-
-Attacks are in ``functional``, perturbations in ``deployment/pixels/catalogue.py``.
-"""
+"""Conditions to evaluate weights under: clean batches, attacked ones, or the preprocessing of the deployed side."""
 
 from __future__ import annotations
 
@@ -13,7 +10,15 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from lightning_robust.callbacks.adversarial.objective import AttackInputs, AttackObjective, Perturb
+from lightning_robust.callbacks.attacked_batches import (
+    AttackInputs,
+    BatchPixels,
+    ModuleLoss,
+    Perturb,
+    attack_batch,
+    outside_inference,
+    own_step,
+)
 from lightning_robust.deployment.pixels.catalogue import CATALOGUE, Perturbation, perturbations
 from lightning_robust.deployment.pixels.perturb import perturb
 from lightning_robust.functional.attacks import fgsm, pgd
@@ -94,11 +99,6 @@ def preprocessed(
     return Condition(entry.name, transform)
 
 
-def own_step(pl_module: pl.LightningModule) -> Callable[..., Any]:
-    """The module's training step, without what AdversarialCallback puts on the instance."""
-    return getattr(vars(pl_module).get("training_step"), "__wrapped__", pl_module.training_step)
-
-
 def attacked(
     trainer: pl.Trainer,
     pl_module: pl.LightningModule,
@@ -109,25 +109,29 @@ def attacked(
     seed: int = 0,
     perturb: Perturb | None = None,
 ) -> Condition:
-    """Inputs moved uphill against the network as it is when it is evaluated.
+    """Inputs perturbed to raise the loss of the network as it is when it is evaluated.
 
-    By FGSM; by PGD if ``steps`` are given, its random start drawn from ``seed`` and the index of the batch; or as
-    ``perturb`` does it.
+    Args:
+        trainer: Its data module may say how pictures were normalised.
+        pl_module: The module.
+        inputs: What of a batch is perturbed.
+        eps: Radius of each input, in pixels.
+        steps: Of PGD from a random start; None takes a single FGSM step.
+        seed: With the index of the batch, decides the random start.
+        perturb: Another attack instead of these two.
     """
     step = own_step(pl_module)
     inputs.find_normalisation(trainer)
 
     def transform(batch: Any, index: int, loader: int) -> Any:
-        objective = AttackObjective(
-            trainer, pl_module, lambda part: call_step(step, part, index), batch, inputs, "same", "validating"
-        )
-
-        def uphill(loss: Callable[..., Tensor], pixels: Tensor, radius: Tensor) -> Tensor:
+        def climb(loss: Callable[..., Tensor], pixels: Tensor, radius: Tensor) -> Tensor:
             if steps is None:
                 return fgsm(loss, pixels, radius, bounds=inputs.range)
             generator = torch.Generator(pixels.device).manual_seed(seed + index)
             return pgd(loss, pixels, radius, steps=steps, bounds=inputs.range, generator=generator)
 
-        return objective.attacked(perturb or uphill, [eps] * len(inputs.keys))
+        view = BatchPixels(inputs, outside_inference(batch), [eps] * len(inputs.keys))
+        loss = ModuleLoss(pl_module, lambda part: call_step(step, part, index))
+        return attack_batch(trainer, view, perturb or climb, loss, stage="validating")
 
     return Condition(ATTACK if steps is None else PGD, transform, fixed=False)

@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
-from lightning_robust.callbacks.adversarial.objective import AttackInputs
+from lightning_robust.callbacks.attacked_batches import AttackInputs
 from lightning_robust.callbacks.conditions import ATTACK, PGD, Condition, attacked, named_perturbations, preprocessed
 from lightning_robust.harness.arguments import parse_fraction
 from lightning_robust.harness.logging import log_figure, log_scalars, log_table

@@ -38,7 +38,7 @@ GROUPS: tuple[MetricGroup, ...] = (
     MetricGroup(
         "attacked",
         rf"^adversarial/val_|{_HELD_OUT}.*(robust|attack|fgsm|pgd|(^|[/_])adv)",
-        "`adversarial: {ratio: 0}` in a run, which attacks at validation and leaves training alone",
+        "`robust_validation: true` in a run, which attacks at validation and leaves training alone",
     ),
     MetricGroup(
         "corrupted",

@@ -91,6 +91,7 @@ def nfgsm(
     eps: float | Tensor,
     *,
     noise: float = 2.0,
+    step_size: float | Tensor | None = None,
     generator: torch.Generator | None = None,
     record: AttackRecord | None = None,
 ) -> Tensor:
@@ -106,7 +107,7 @@ def nfgsm(
     """
     radius = as_radius(eps, inputs, "eps")
     offset = torch.empty_like(inputs).uniform_(-noise, noise, generator=generator)
-    return fgsm(loss_fn, inputs.detach() + offset * radius, eps, record=record)
+    return fgsm(loss_fn, inputs.detach() + offset * radius, eps, step_size=step_size, record=record)
 
 
 def pgd(

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_robust.callbacks.adversarial.callback import AdversarialCallback
+from lightning_robust.callbacks.adversarial import TRADES, AdversarialCallback
 from lightning_robust.harness.compat import batches_before, is_attached
 from lightning_robust.harness.steps import call_step
 from lightning_robust.harness.trainers import find_callbacks, refuse_sharded
@@ -115,7 +115,7 @@ class ObjectiveMixin(pl.LightningModule):
                 f"Expected automatic optimisation with {names}, since the host's `training_step` has to return its "
                 "loss for terms to be added. Set the weights of the mixins to 0 or return the loss."
             )
-        if any(callback.method == "trades" for callback in find_callbacks(self.trainer, AdversarialCallback)):
+        if any(isinstance(callback.attack, TRADES) for callback in find_callbacks(self.trainer, AdversarialCallback)):
             raise MisconfigurationException(
                 f"Expected another method of adversarial training with {names}: trades has a loss of its own, without "
                 "the terms of the mixins. Use method='pgd' or 'fgsm_rs'."

@@ -5,7 +5,7 @@ import math
 import pytest
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_robust.callbacks.adversarial.objective import AttackInputs
+from lightning_robust.callbacks.attacked_batches import AttackInputs
 from lightning_robust.callbacks.conditions import ATTACK, PGD
 from lightning_robust.callbacks.diagnostics import NamedConditions, Report, check_at_least, finite, show
 

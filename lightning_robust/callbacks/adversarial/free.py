@@ -1,14 +1,62 @@
-"""Free adversarial training: one backward pass serves the weights and the perturbation. The callback owns the hooks."""
+"""Free adversarial training: one backward pass serves the weights and the perturbation."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from lightning_robust.callbacks.adversarial.objective import AttackInputs
+from lightning_robust.callbacks.adversarial.methods import Attack, AttackedStep, require_steps
+from lightning_robust.callbacks.attacked_batches import AttackInputs
 from lightning_robust.structures import flatten, rebuild, replace_items
+
+
+@dataclass
+class Free(Attack):
+    r"""Free training: each batch is trained on ``steps`` times in a row, and each pass also moves its perturbation.
+
+    `Shafahi et al. 2019 <https://arxiv.org/abs/1904.12843>`_; for the linf norm. An epoch costs what it costs without
+    this, and sees one batch in ``steps``.
+
+    Args:
+        steps: Replays of each batch.
+
+    Raises:
+        ValueError: For fewer than one.
+    """
+
+    refuses: ClassVar[tuple[str, ...]] = ("ratio", "every_n_steps")
+
+    steps: int = 7
+    training: FreeTraining | None = field(default=None, init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        require_steps(self.steps)
+
+    def begin(self, inputs: AttackInputs) -> None:
+        """Start without a perturbation."""
+        self.training = FreeTraining(inputs, self.steps)
+
+    def train(self, step: AttackedStep) -> Any:
+        """The module's own step on the batch that is being replayed."""
+        return step.run(step.batch if self.training is None else self.training.perturbed(step.batch))
+
+    def after_backward(self, radii: list[float]) -> None:
+        """Move the perturbation by the same gradient."""
+        if self.training is not None:
+            self.training.update(radii)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The perturbation, and the batch that is being replayed."""
+        return {} if self.training is None else {"free": self.training.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue with the replays."""
+        if self.training is not None and "free" in state:
+            self.training.load_state_dict(state["free"])
 
 
 class FreeTraining:

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import torch
 from typing_extensions import override
 
-from lightning_robust.callbacks.adversarial.objective import AttackInputs
+from lightning_robust.callbacks.attacked_batches import AttackInputs
 from lightning_robust.callbacks.conditions import ATTACK, PGD
 from lightning_robust.callbacks.datapath.measure import Datapath, DatapathProbe, ProbeSettings
 from lightning_robust.callbacks.datapath.network import PRECISIONS

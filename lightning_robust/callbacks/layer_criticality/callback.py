@@ -9,7 +9,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from typing_extensions import override
 
-from lightning_robust.callbacks.adversarial.objective import AttackInputs
+from lightning_robust.callbacks.attacked_batches import AttackInputs
 from lightning_robust.callbacks.averaging.callback import SWACallback
 from lightning_robust.callbacks.candidates import judged_by, output_folder, require_last, save_chosen
 from lightning_robust.callbacks.conditions import ATTACK, CLEAN, Condition

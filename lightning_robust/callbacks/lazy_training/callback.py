@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
-from lightning_robust.callbacks.adversarial.objective import AttackInputs
+from lightning_robust.callbacks.attacked_batches import AttackInputs
 from lightning_robust.callbacks.diagnostics import DiagnosticCallback, Report, check_at_least, show
 from lightning_robust.callbacks.lazy_training.measure import Laziness, LazinessSettings, measure_laziness, weights_of
 from lightning_robust.callbacks.lazy_training.probe import Probe

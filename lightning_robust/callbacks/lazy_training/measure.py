@@ -13,8 +13,8 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from lightning_robust.callbacks.adversarial.objective import AttackInputs, AttackObjective
-from lightning_robust.callbacks.conditions import Condition, attacked, own_step
+from lightning_robust.callbacks.attacked_batches import AttackInputs, ModuleLoss, own_step
+from lightning_robust.callbacks.conditions import Condition, attacked
 from lightning_robust.callbacks.diagnostics import finite
 from lightning_robust.functional.activation_signs import Signs, activation_signs, changed_signs
 from lightning_robust.functional.averaging import State
@@ -243,11 +243,9 @@ class _Attacks:
 
     @torch.no_grad()
     def _loss(self, batch: Any) -> float:
-        step, inputs = own_step(self._module), self._settings.network
-        objective = AttackObjective(
-            self._trainer, self._module, lambda part: call_step(step, part), batch, inputs, "same", "validating"
-        )
-        return objective.loss_of(batch).mean().item()
+        step = own_step(self._module)
+        loss = ModuleLoss(self._module, lambda part: call_step(step, part))
+        return loss(batch, len(self._inputs(batch)[0])).mean().item()
 
     def _targets(self) -> Tensor | None:
         """Classes, one for each sample, if that is what the batch holds."""

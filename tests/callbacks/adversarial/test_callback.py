@@ -12,7 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_robust import AdversarialCallback, NoEffectWarning
 from lightning_robust.callbacks.adversarial.free import FreeTraining
 from lightning_robust.callbacks.adversarial.guard import OverfittingGuard
-from lightning_robust.callbacks.adversarial.objective import AttackInputs, AttackObjective
+from lightning_robust.callbacks.attacked_batches import AttackInputs, BatchPixels, ModuleLoss, attack_batch
 from lightning_robust.demo.lanes import LaneData, LaneDetector
 from lightning_robust.functional.attacks import fgsm, pgd
 
@@ -134,25 +134,19 @@ def test_an_attack_leaves_no_trace(tmp_path, breaks):
             pl_module.net[4].eval()
             before = self.state(trainer, pl_module)
             batch = (Pictures(8).images, Pictures(8).labels)
-            objective = AttackObjective(
-                trainer,
-                pl_module,
-                lambda part: pl_module.training_step(part, 0),
-                batch,
-                AttackInputs([0], None, None, "pixels"),
-                "same",
-            )
+            view = BatchPixels(AttackInputs([0]), batch, [0.1])
+            loss = ModuleLoss(pl_module, lambda part: pl_module.training_step(part, 0))
 
-            def perturb(loss, inputs, radius):
+            def perturb(loss_of, pixels, radius):
                 if breaks:
                     raise KeyError("planted")
-                return fgsm(loss, inputs, radius)
+                return fgsm(loss_of, pixels, radius)
 
             if breaks:
                 with pytest.raises(KeyError, match="planted"):
-                    objective.attacked(perturb, [0.1])
+                    attack_batch(trainer, view, perturb, loss)
             else:
-                objective.attacked(perturb, [0.1])
+                attack_batch(trainer, view, perturb, loss)
             assert self.state(trainer, pl_module) == before
             self.checked = True
             pl_module.net[4].train()
@@ -311,8 +305,16 @@ def test_batches_left_out_by_the_module_stay_out(tmp_path):
     assert len(module.inputs) == 3
 
 
-@pytest.mark.parametrize("method", ["fgsm_rs", "pgd", "free", "trades"])
-def test_single_samples_and_a_smaller_last_batch(tmp_path, method):
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("fgsm_rs", {"guard_every_n_steps": 1}),
+        ("pgd", {"steps": 2}),
+        ("free", {"steps": 2}),
+        ("trades", {"steps": 2}),
+    ],
+)
+def test_single_samples_and_a_smaller_last_batch(tmp_path, method, settings):
     class Uneven(Boring):
         def __init__(self, size):
             super().__init__(lr=0.002)
@@ -323,14 +325,14 @@ def test_single_samples_and_a_smaller_last_batch(tmp_path, method):
             return DataLoader(Pictures(17), self.size)
 
     for size, batches in ((8, 3), (1, 17)):
-        callback = AdversarialCallback(method, eps=0.1, steps=2, val_batches=1, guard_every_n_steps=1)
+        callback = AdversarialCallback(method, eps=0.1, val_batches=1, **settings)
         trainer, module = train(tmp_path, callback, Uneven(size), max_epochs=1)
         assert trainer.global_step == batches
         assert all(torch.isfinite(p).all() for p in module.parameters())
 
 
-@pytest.mark.parametrize("method", ["fgsm_rs", "trades"])
-def test_compiled_modules_and_mixed_precision_train_the_same_way(tmp_path, method):
+@pytest.mark.parametrize(("method", "settings"), [("fgsm_rs", {"attack_precision": "32"}), ("trades", {"steps": 2})])
+def test_compiled_modules_and_mixed_precision_train_the_same_way(tmp_path, method, settings):
     """A compiled network gives the weights of the plain one; in bf16-mixed they are near."""
     weights = {}
     for name, precision in (("plain", "32-true"), ("compiled", "32-true"), ("mixed", "bf16-mixed")):
@@ -339,7 +341,7 @@ def test_compiled_modules_and_mixed_precision_train_the_same_way(tmp_path, metho
         module.net[4] = nn.Identity()
         if name == "compiled":
             module.net.compile(backend="eager")
-        callback = AdversarialCallback(method, eps=0.1, steps=2, val_batches=1, attack_precision="32")
+        callback = AdversarialCallback(method, eps=0.1, val_batches=1, **settings)
         trainer, _ = train(tmp_path, callback, module, max_epochs=1, precision=precision)
         assert trainer.callback_metrics["adversarial/val_loss@0.1"] > trainer.callback_metrics["val/loss"]
         weights[name] = torch.cat([p.detach().flatten() for p in module.parameters()])
@@ -481,9 +483,9 @@ class Words(pl.LightningModule):
     val_dataloader = train_dataloader
 
 
-@pytest.mark.parametrize("method", ["fgm", "pgd", "freelb"])
-def test_text(tmp_path, method):
-    callback = AdversarialCallback(method, eps=0.3, steps=2, embedding="embedding")
+@pytest.mark.parametrize(("method", "settings"), [("fgm", {}), ("pgd", {"steps": 2}), ("freelb", {"steps": 2})])
+def test_text(tmp_path, method, settings):
+    callback = AdversarialCallback(method, eps=0.3, embedding="embedding", **settings)
     trainer, module = train(tmp_path, callback, Words(), max_epochs=12)
     assert float(trainer.callback_metrics["val/acc"]) > 0.9
     assert not module.embedding._forward_hooks
@@ -506,7 +508,7 @@ def test_trades_is_its_definition(tmp_path):
 
     module = Plain()
     start = {k: v.clone() for k, v in module.state_dict().items()}
-    callback = AdversarialCallback("trades", eps=0.1, steps=2, beta=3.0, val_eps=[], attack_precision="32")
+    callback = AdversarialCallback("trades", eps=0.1, steps=2, beta=3.0, val_eps=[])
     trainer, _ = train(tmp_path, callback, module, max_steps=1, limit_val_batches=0)
     reference = Plain()
     reference.load_state_dict(start)
@@ -661,7 +663,16 @@ def test_manual_optimisation_needs_an_attack_loss(tmp_path):
         ({"method": "fab"}, "`method`"),
         ({"method": "fgm"}, "`embedding`"),
         ({"ratio": 1.5}, "`ratio`"),
-        ({"steps": 0}, "`steps`"),
+        ({"method": "pgd", "steps": 0}, "`steps` of at least 1"),
+        ({"method": "pgd", "step_size": -1}, "`step_size`"),
+        ({"method": "free", "steps": 0}, "`steps` of at least 1"),
+        ({"method": "freelb", "embedding": "e", "steps": 0}, "`steps` of at least 1"),
+        ({"guard_limit": 0.5}, "`guard_limit`"),
+        ({"on_collapse": "pgd", "steps": 0}, "`steps` of at least 1"),
+        ({"every_n_steps": 0}, "`every_n_steps`"),
+        ({"warmup_epochs": -1}, "`warmup_epochs`"),
+        ({"val_steps": -1}, "`val_steps`"),
+        ({"val_input_key": [0, 1]}, "`val_input_key`"),
         ({"bounds": [1.0, 0.0]}, "`bounds`"),
     ],
 )

@@ -1,0 +1,234 @@
+"""What an attack in a LightningModule perturbs, in which units, and the loss that it raises."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from lightning_robust.functional.pixels import PixelSpace
+from lightning_robust.functional.weights import channels_last
+from lightning_robust.harness.normalisation import pixel_space
+from lightning_robust.harness.quiet import quietly
+from lightning_robust.structures import Key, get_item, loss_in, map_tensors, replace_items, take_rows
+
+AttackPrecision = Literal["bf16", "32", "same"]
+PixelBounds = list[float] | Literal["pixels", "none"]
+BatchLoss = Callable[[Any, int], Tensor]
+"""``loss(batch, size)``: one value for each of ``size`` samples, or their sum."""
+Perturb = Callable[[Callable[..., Tensor], Tensor, Tensor], Tensor]
+"""``perturb(loss, pixels, radius)`` gives perturbed pixels. ``loss(pixels)`` is the loss of the batch with other
+pixels, ``loss(some, rows)`` that of some of its samples."""
+
+
+class NoLossError(ValueError):
+    """A batch for which the module has no loss, such as a training step that skips it by returning None."""
+
+
+class AttackInputs:
+    """The parts of a batch that are perturbed, and how to turn them into pixels in [0, 1].
+
+    Args:
+        keys: Positions, names or paths of the inputs in a batch.
+        mean: Mean that pixels were normalised with; None takes ``mean`` of the data module if it has one, else 0.
+        std: Standard deviation that pixels were normalised with; None takes ``std`` of the data module, else 1.
+        bounds: Smallest and largest pixel value; ``"pixels"`` is [0, 1], ``"none"`` perturbs inputs as they are.
+
+    Raises:
+        ValueError: For bounds that are neither of these.
+    """
+
+    def __init__(
+        self,
+        keys: list[Key],
+        mean: float | list[float] | None = None,
+        std: float | list[float] | None = None,
+        bounds: PixelBounds = "pixels",
+    ) -> None:
+        limits = [0.0, 1.0] if bounds == "pixels" else bounds
+        if isinstance(limits, list) and (len(limits) != 2 or not limits[0] < limits[1]):
+            raise ValueError(f"Expected `bounds` as [smallest, largest], 'pixels' or 'none', but got {bounds}.")
+        self.keys, self.mean, self.std = keys, mean, std
+        self.bounds = limits if isinstance(limits, list) else None
+        self.range = None if self.bounds is None else (0.0, 1.0)
+        """Smallest and largest value of what is perturbed."""
+        self.pixels: PixelSpace | None = None
+        self.find_normalisation(None)
+
+    def find_normalisation(self, trainer: pl.Trainer | None) -> None:
+        """Take what was not given from the data module of the Trainer."""
+        if self.bounds is not None:
+            self.pixels = pixel_space(trainer, self.mean, self.std, *self.bounds)
+
+    def read(self, batch: Any) -> list[Tensor]:
+        """The inputs, checked.
+
+        Raises:
+            TypeError: If they are not floating point.
+            ValueError: If they were not normalised as stated.
+        """
+        inputs = []
+        for key in self.keys:
+            part = get_item(batch, key)
+            if not isinstance(part, Tensor) or not part.is_floating_point():
+                kind = part.dtype if isinstance(part, Tensor) else type(part).__name__
+                raise TypeError(
+                    f"Expected a floating-point tensor at input_key={key!r} to perturb, but got {kind}. For token "
+                    "indices set `embedding` to the module that embeds them; scale 8-bit pictures with / 255."
+                )
+            if self.pixels is not None and part.ndim >= 3:
+                self.pixels.check(part)
+            inputs.append(part)
+        return inputs
+
+    def to_pixels(self, part: Tensor) -> Tensor:
+        """An input in the units of the perturbation."""
+        return part if self.pixels is None else self.pixels.to_pixels(part).clamp(0, 1)
+
+    def from_pixels(self, part: Tensor) -> Tensor:
+        """An input in the units of the network."""
+        return part if self.pixels is None else self.pixels.from_pixels(part)
+
+
+class BatchPixels:
+    """The attacked inputs of one batch as one tensor; the batch itself is never changed.
+
+    Args:
+        inputs: Which parts of the batch.
+        batch: The batch.
+        radii: Radius of each input, in pixels.
+    """
+
+    def __init__(self, inputs: AttackInputs, batch: Any, radii: list[float]) -> None:
+        self._inputs, self.batch = inputs, batch
+        self._parts = inputs.read(batch)
+        pixels = [inputs.to_pixels(part.detach()) for part in self._parts]
+        if len(pixels) == 1:
+            self.pixels = pixels[0]
+            """``(batch, ...)`` of a single input; several are flattened and joined to ``(batch, elements)``."""
+            self.radius = torch.full([1] * self.pixels.ndim, radii[0], device=self.pixels.device)
+            """Broadcasts to the pixels."""
+        else:
+            self.pixels = torch.cat([part.flatten(1) for part in pixels], 1)
+            each = [torch.full((1, p[0].numel()), radius) for p, radius in zip(pixels, radii, strict=True)]
+            self.radius = torch.cat(each, 1).to(self.pixels)
+
+    def batch_with(self, pixels: Tensor, rows: Tensor | None = None) -> Any:
+        """The batch, or some of its rows, with other pixels."""
+        batch = self.batch if rows is None else take_rows(self.batch, rows, len(self.pixels))
+        parts = [pixels] if len(self._parts) == 1 else self._split(pixels)
+        new = {}
+        for key, part, old in zip(self._inputs.keys, parts, self._parts, strict=True):
+            new[key] = self._inputs.from_pixels(part).to(old.dtype)
+        return replace_items(batch, new)
+
+    def _split(self, pixels: Tensor) -> list[Tensor]:
+        shapes = [part.shape[1:] for part in self._parts]
+        parts = torch.split(pixels, [shape.numel() for shape in shapes], 1)
+        return [part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+@dataclass
+class ModuleLoss:
+    """The loss of a batch that an attack on a module raises.
+
+    It is ``attack_loss(batch)`` where the module defines it (a scalar, or one value for each sample), else what the
+    step returns.
+
+    Args:
+        module: The module.
+        step: Its training step, as a function of a batch.
+        precision: Arithmetic of the pass: ``"bf16"`` where the device computes in it, ``"32"``, or ``"same"`` as the
+            training.
+    """
+
+    module: pl.LightningModule
+    step: Callable[[Any], Any]
+    precision: AttackPrecision = "same"
+
+    def __post_init__(self) -> None:
+        """Find out what the device can do."""
+        self.in_bf16 = self.precision == "bf16" and computes_in_bf16(self.module.device)
+
+    def __call__(self, batch: Any, size: int) -> Tensor:
+        """One value for each of ``size`` samples, or their sum, in fp32.
+
+        Raises:
+            NoLossError: If the module has no loss for this batch.
+        """
+        attack_loss = getattr(self.module, "attack_loss", None)
+        device = self.module.device.type
+        arithmetic: AbstractContextManager[Any] = nullcontext()
+        if self.precision == "32":
+            arithmetic = torch.autocast(device, enabled=False)
+        elif self.in_bf16:
+            arithmetic = torch.autocast(device, torch.bfloat16)
+        with arithmetic:
+            output = self.step(batch) if attack_loss is None else attack_loss(batch)
+        loss = loss_in(output)
+        if not isinstance(loss, Tensor):
+            raise NoLossError(
+                f"Expected `training_step` or `attack_loss` to return a loss, but got {type(loss).__name__}. Batches "
+                "without a loss cannot be attacked."
+            )
+        return loss.float() * size if loss.ndim == 0 else loss.float()
+
+
+def attack_batch(
+    trainer: pl.Trainer,
+    view: BatchPixels,
+    perturb: Perturb,
+    loss: ModuleLoss,
+    *,
+    raised: BatchLoss | None = None,
+    stage: Literal["training", "validating"] = "training",
+) -> Any:
+    """A batch with perturbed inputs; the passes through the module leave no trace on it.
+
+    Args:
+        trainer: The Trainer.
+        view: The batch, its pixels and the radius.
+        perturb: The attack.
+        loss: The loss of the module.
+        raised: Another function of the batch that the attack raises instead.
+        stage: What the Trainer says it does meanwhile; an ``attack_loss`` may differ between training and validation.
+    """
+    batch_loss = raised or loss
+
+    def loss_of(pixels: Tensor, rows: Tensor | None = None) -> Tensor:
+        return batch_loss(view.batch_with(pixels, rows), len(pixels))
+
+    with quietly(trainer, loss.module, stage), channels_last(loss.module) if loss.in_bf16 else nullcontext():
+        pixels = perturb(loss_of, view.pixels, view.radius)
+    return view.batch_with(pixels)
+
+
+def outside_inference(batch: Any) -> Any:
+    """The batch with clones of its inference tensors, which cannot take part in autograd."""
+    return map_tensors(lambda tensor: tensor.clone() if tensor.is_inference() else tensor, batch)
+
+
+def own_step(pl_module: pl.LightningModule) -> Callable[..., Any]:
+    """The training step of the module, without what AdversarialCallback puts on the instance."""
+    return getattr(vars(pl_module).get("training_step"), "__wrapped__", pl_module.training_step)
+
+
+@functools.cache
+def computes_in_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies in bf16 faster than in fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags

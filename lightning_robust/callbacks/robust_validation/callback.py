@@ -1,0 +1,150 @@
+"""RobustValidationCallback: log the validation metrics of any LightningModule on attacked batches."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import lightning.pytorch as pl
+from typing_extensions import override
+
+from lightning_robust.callbacks.attacked_batches import AttackInputs, PixelBounds
+from lightning_robust.callbacks.robust_validation.measure import AttackedEvaluation
+from lightning_robust.functional.norm_ball import Norm
+from lightning_robust.harness.arguments import parse_fraction
+from lightning_robust.harness.ranks import Guard
+from lightning_robust.harness.trainers import refuse_sharded
+
+
+class RobustValidationCallback(pl.Callback):
+    r"""Validate and test on attacked batches; training is as without this callback.
+
+    .. math:: \max_{\|\delta\| \le \epsilon} L_\theta(x + \delta)
+
+    by projected gradient descent (`Madry et al. 2017 <https://arxiv.org/abs/1706.06083>`_) on
+    ``pl_module.attack_loss(batch)`` where the module defines it, else on its ``training_step``, run quietly in
+    evaluation mode. The module's own ``validation_step`` (or ``test_step``) then judges the attacked batches, so that
+    every metric it logs is there under attack, whatever the task.
+
+    Logged: ``adversarial/<metric>@<eps>`` at validation and in ``trainer.validate`` and ``trainer.test``, for each of
+    ``eps``, with the slashes of the metric as underscores (``adversarial/val_acc@0.1``): any ModelCheckpoint can
+    monitor it. Warnings say where robustness is masked: random outputs, probabilities taken for logits, gradients that
+    are zero. A validation that fails becomes a warning, and training continues.
+
+    :class:`~lightning_robust.AdversarialCallback` validates in the same way by itself. Beside it, this callback takes
+    over, so that nothing is measured twice.
+
+    Cost: ``steps`` forward and input-gradient passes and one validation step over ``batches`` batches of each loader,
+    for each of ``eps``.
+
+    Args:
+        eps: Radius in units of pixels in [0, 1], a number or ``"8/255"``; or several. Each attack starts where that of
+            the next smaller radius ended.
+        norm: ``"linf"`` or ``"l2"``.
+        steps: Steps of PGD; 0 takes a single FGSM step.
+        restarts: Attacks from random points, of which the highest loss counts: that of each sample where
+            ``attack_loss`` gives one for each, else of the batch.
+        batches: Attacked batches of each loader; all if None.
+        drop_solved: For classifiers: attack samples no further once they are taken for another class. Accuracies
+            are those of the worst iterate, so never higher; losses stop rising there; the fewer samples withstand, the
+            less it costs.
+        target_key: Where ``drop_solved`` finds the classes in a batch.
+        mean: Mean that pixels in [0, 1] were normalised with; one number or one a channel. None takes ``mean`` of the
+            data module if it has one, else 0.
+        std: Standard deviation that pixels were normalised with; None takes ``std`` of the data module, else 1.
+        bounds: Smallest and largest pixel; ``"pixels"`` is [0, 1], ``"none"`` perturbs inputs as they are, without
+            normalisation or range.
+        input_key: Which part of a batch is perturbed: position, name, or path as ``"labelled.0"``; a list for several.
+        proportions: Radii of several inputs relative to each other; the first has ``eps``. None gives all the same.
+        seed: Of the random starts.
+
+    Raises:
+        ValueError: For arguments out of range.
+        MisconfigurationException: Under strategies in which no rank has the whole model.
+
+    Example:
+        >>> robust = RobustValidationCallback(["2/255", "8/255"], batches=4)
+        >>> trainer = pl.Trainer(callbacks=[robust], logger=False, enable_checkpointing=False)
+    """
+
+    owner: ClassVar[str] = "RobustValidationCallback"
+    """The callback that messages speak of."""
+    prefix: ClassVar[str] = ""
+    """Of the names of its arguments."""
+
+    def __init__(
+        self,
+        eps: float | str | list[float | str] = "8/255",
+        *,
+        norm: Norm = "linf",
+        steps: int = 10,
+        restarts: int = 1,
+        batches: int | None = 8,
+        drop_solved: bool = False,
+        target_key: int | str = 1,
+        mean: float | list[float] | None = None,
+        std: float | list[float] | None = None,
+        bounds: PixelBounds = "pixels",
+        input_key: int | str | list[int | str] = 0,
+        proportions: list[float] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if norm not in ("linf", "l2"):
+            raise ValueError(f"Expected `norm` to be 'linf' or 'l2', but got {norm!r}.")
+        if steps < 0 or restarts < 1 or (steps == 0 and (drop_solved or restarts > 1)):
+            raise ValueError(
+                f"Expected `{self.prefix}restarts` of at least 1, and `{self.prefix}steps` of at least 0, or 1 with "
+                f"restarts or `{self.prefix}drop_solved`, but got {restarts} and {steps}."
+            )
+        keys = input_key if isinstance(input_key, list) else [input_key]
+        if proportions is not None and len(proportions) != len(keys):
+            raise ValueError(f"Expected `proportions` for each of {len(keys)} inputs, but got {proportions}.")
+        self.eps, self.norm, self.steps, self.restarts, self.batches = eps, norm, steps, restarts, batches
+        self.drop_solved, self.target_key, self.proportions, self.seed = drop_solved, target_key, proportions, seed
+        self.mean, self.std, self.bounds, self.input_key = mean, std, bounds, input_key
+        self._radii = sorted(
+            parse_fraction(value, f"{self.prefix}eps") for value in (eps if isinstance(eps, list) else [eps])
+        )
+        self._inputs = AttackInputs(keys, mean, std, bounds)
+        self._guard = Guard(self.owner)
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse strategies that cannot work, and find out how batches are normalised."""
+        refuse_sharded(trainer, self.owner)
+        self._inputs.find_normalisation(trainer)
+
+    @override
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Validate on attacked batches."""
+        self._validate(trainer, pl_module)
+
+    @override
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Test on attacked batches."""
+        self._validate(trainer, pl_module)
+
+    def _validate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking or not self._radii:
+            return
+        solved = self.target_key if self.drop_solved else None
+        evaluation = AttackedEvaluation(
+            self._inputs, self.norm, self.steps, self.restarts, self.batches, self.seed, solved, self.prefix
+        )
+        proportions = self.proportions or [1.0] * len(self._inputs.keys)
+        radii = [[radius * each / proportions[0] for each in proportions] for radius in self._radii]
+        try:
+            metrics = evaluation.metrics(trainer, pl_module, radii)
+        except Exception as error:
+            self._guard.fail(error, "robust validation failed, training continues", once=True)
+            return
+        for radius, values in zip(self._radii, metrics, strict=True):
+            tags = {f"adversarial/{name.replace('/', '_')}@{radius:g}": value for name, value in values.items()}
+            pl_module.log_dict(tags, sync_dist=True, add_dataloader_idx=False)
+        for doubt in evaluation.doubts:
+            self._guard.warn(f"robust metrics may mean little: {doubt}.", key=doubt[:20])
+        share = evaluation.record.zero_share
+        if share > 0.05:
+            self._guard.warn(
+                f"{share:.0%} of the gradients are zero at validation: robustness is masked.", key="zero gradients"
+            )

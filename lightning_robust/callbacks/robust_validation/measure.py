@@ -1,0 +1,178 @@
+"""The metrics that validation logs on attacked batches, for several radii, and doubts about them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from lightning_robust.callbacks.attacked_batches import (
+    AttackInputs,
+    BatchPixels,
+    ModuleLoss,
+    attack_batch,
+    outside_inference,
+    own_step,
+)
+from lightning_robust.functional.attacks import AttackRecord, fgsm, pgd
+from lightning_robust.functional.norm_ball import Norm
+from lightning_robust.harness.evaluate import Evaluator
+from lightning_robust.harness.quiet import quietly
+from lightning_robust.harness.steps import call_step
+from lightning_robust.structures import Key, get_args, get_item
+
+
+@dataclass
+class AttackedEvaluation:
+    """Runs the validation (or test) step on attacked batches.
+
+    Radii are taken in rising order, and each attack starts where that of the next smaller radius ended.
+
+    Args:
+        inputs: What of a batch is perturbed.
+        norm: ``"linf"`` or ``"l2"``.
+        steps: Of PGD; 0 is a single FGSM step.
+        restarts: Attacks from random points, of which the highest loss counts.
+        batches: Attacked batches of each loader; all if None.
+        seed: Of the random starts.
+        drop_solved: Where the classes are in a batch; samples that are taken for another class are then attacked no
+            further. None attacks all of them to the end.
+        prefix: Of the names of arguments in error messages.
+    """
+
+    inputs: AttackInputs
+    norm: Norm
+    steps: int
+    restarts: int
+    batches: int | None
+    seed: int
+    drop_solved: Key | None = None
+    prefix: str = ""
+    record: AttackRecord = field(default_factory=AttackRecord)
+    doubts: list[str] = field(default_factory=list)
+    """Why the metrics may not mean robustness, from the first batch at the largest radius."""
+
+    def metrics(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, radii: list[list[float]]
+    ) -> list[dict[str, float]]:
+        """The metrics under attack, for each set of radii (one for each input) in rising order."""
+        self.record = AttackRecord()
+        starts: dict[tuple[int, int], Tensor] = {}
+        evaluator = Evaluator(trainer, pl_module)
+        return [
+            evaluator.metrics(self._attack_at(trainer, pl_module, each, starts, last=each == max(radii)), self.batches)
+            for each in sorted(radii)
+        ]
+
+    def _attack_at(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        radii: list[float],
+        starts: dict[tuple[int, int], Tensor],
+        *,
+        last: bool,
+    ) -> Callable[[Any, int, int], Any]:
+        """What the evaluation does to each batch."""
+        own = own_step(pl_module)
+
+        def transform(batch: Any, index: int, loader: int) -> Any:
+            generator = torch.Generator(pl_module.device).manual_seed(self.seed + index)
+            module_loss = ModuleLoss(pl_module, lambda part: call_step(own, part, index))
+            view = BatchPixels(self.inputs, outside_inference(batch), radii)
+
+            def perturb(loss: Callable[..., Tensor], pixels: Tensor, radius: Tensor) -> Tensor:
+                raised = loss if self.drop_solved is None else self._with_solved(pl_module, loss, batch)
+                starts[loader, index] = self._attack(raised, pixels, radius, starts.get((loader, index)), generator)
+                return starts[loader, index]
+
+            attacked = attack_batch(trainer, view, perturb, module_loss, stage="validating")
+            if last and (loader, index) == (0, 0):
+                self.doubts = self._doubts(trainer, view, module_loss, attacked)
+            return attacked
+
+        return transform
+
+    def _attack(
+        self,
+        loss: Callable[..., Any],
+        pixels: Tensor,
+        radius: Tensor,
+        start: Tensor | None,
+        generator: torch.Generator,
+    ) -> Tensor:
+        settings: dict[str, Any] = {"norm": self.norm, "bounds": self.inputs.range, "record": self.record}
+        if self.steps == 0:
+            return fgsm(loss, pixels, radius, **settings)
+        settings |= {"drop_solved": self.drop_solved is not None, "restarts": self.restarts}
+        return pgd(loss, pixels, radius, steps=self.steps, start=start, generator=generator, **settings)
+
+    def _with_solved(
+        self, pl_module: pl.LightningModule, loss: Callable[..., Tensor], batch: Any
+    ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """The loss of some rows, and which of them are taken for another class."""
+        classes = None if self.drop_solved is None else get_item(batch, self.drop_solved)
+
+        def loss_and_solved(pixels: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+            with _outputs_of(pl_module) as outputs:
+                value = loss(pixels, rows)
+            logits = outputs[-1] if outputs else None
+            if not isinstance(classes, Tensor) or not isinstance(logits, Tensor) or logits.ndim != 2:
+                raise ValueError(
+                    "Expected a classifier whose training step calls it for logits (N, classes), with classes (N,) at "
+                    f"`target_key`, to leave out solved samples, but got {type(logits).__name__} and "
+                    f"{type(classes).__name__}. Set {self.prefix}drop_solved=False for other tasks."
+                )
+            return value, logits.argmax(1) != classes[rows]
+
+        return loss_and_solved
+
+    def _doubts(self, trainer: pl.Trainer, view: BatchPixels, loss: ModuleLoss, attacked: Any) -> list[str]:
+        """The flags that AutoAttack raises, as far as they make sense for any task."""
+
+        def single_step(loss_of: Callable[[Tensor], Tensor], pixels: Tensor, radius: Tensor) -> Tensor:
+            return fgsm(loss_of, pixels, radius, norm=self.norm, bounds=self.inputs.range)
+
+        stepped = attack_batch(trainer, view, single_step, loss, stage="validating")
+        size = len(view.pixels)
+        with quietly(trainer, loss.module, "validating"), torch.no_grad():
+            first, again, by_step = (loss(batch, size).mean().item() for batch in (attacked, attacked, stepped))
+            outputs = None
+            # the check is skipped for a forward that takes other parts of the batch than the perturbed ones
+            with suppress(Exception):
+                outputs = loss.module(*get_args(view.batch, self.inputs.keys))
+        doubts = []
+        if abs(first - again) > 1e-3 * abs(first):
+            doubts.append("the loss of one batch differs between two passes: random outputs hide the gradient")
+        # losses near zero differ by rounding
+        if by_step > 1.05 * first + 1e-3 and self.steps > 1 and self.drop_solved is None:
+            doubts.append(
+                f"a single step reaches a higher loss ({by_step:.3g}) than {self.steps} steps do ({first:.3g})"
+            )
+        if _are_probabilities(outputs):
+            doubts.append("outputs are probabilities; a loss that takes them for logits has hardly any gradient")
+        return doubts
+
+
+@contextmanager
+def _outputs_of(module: torch.nn.Module) -> Iterator[list[Any]]:
+    """The outputs of the module's forward passes inside the block."""
+    outputs: list[Any] = []
+    handle = module.register_forward_hook(lambda _, args, output: outputs.append(output))
+    try:
+        yield outputs
+    finally:
+        handle.remove()
+
+
+def _are_probabilities(outputs: Any) -> bool:
+    """Whether rows lie in [0, 1] and sum to one."""
+    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or outputs.shape[1] < 2:
+        return False
+    inside = bool((outputs >= 0).all()) and bool((outputs <= 1).all())
+    return inside and bool(((outputs.float().sum(1) - 1).abs() < 1e-3).all())

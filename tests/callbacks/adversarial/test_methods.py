@@ -1,0 +1,216 @@
+"""Methods of adversarial training own their arguments: the short form, the objects, and what each refuses."""
+
+import copy
+import typing
+
+import jsonargparse
+import lightning.pytorch as pl
+import pytest
+import torch
+import yaml
+
+from lightning_robust import AdversarialCallback, RobustValidationCallback
+from lightning_robust.callbacks.adversarial import FGM, FGSM, FGSMRS, NFGSM, PGD, TRADES, EmbeddingPGD, Free, FreeLB
+from lightning_robust.callbacks.adversarial.arguments import METHODS, ShortForm, argument_names
+from lightning_robust.cli import RobustCLI
+
+from ...boring import Boring, make_trainer
+
+ARGUMENTS = {
+    "steps": 3,
+    "step_size": 0.05,
+    "norm": "l2",
+    "attack_precision": "32",
+    "beta": 3.0,
+    "target_key": 2,
+    "embedding": "embedding",
+    "guard_every_n_steps": 5,
+    "guard_limit": 4.0,
+    "on_collapse": "shrink",
+}
+NEEDED = {"fgm": {"embedding": "e"}, "freelb": {"embedding": "e"}}
+TAKES = {
+    "fgsm": {"step_size", "norm", "attack_precision", "guard_every_n_steps", "guard_limit", "on_collapse"},
+    "fgsm_rs": {"step_size", "norm", "attack_precision", "guard_every_n_steps", "guard_limit", "on_collapse"},
+    "nfgsm": {"attack_precision", "guard_every_n_steps", "guard_limit", "on_collapse"},
+    "pgd": {"steps", "step_size", "norm", "attack_precision", "embedding"},
+    "free": {"steps"},
+    "trades": {"steps", "step_size", "norm", "beta", "target_key"},
+    "fgm": {"step_size", "attack_precision", "embedding"},
+    "freelb": {"steps", "step_size", "embedding"},
+}
+PAIRS = [(method, name) for method in METHODS for name in ARGUMENTS]
+
+
+def test_every_argument_of_the_methods_has_a_pair():
+    assert (
+        set(METHODS)
+        == set(TAKES)
+        == set(typing.get_args(typing.get_type_hints(AdversarialCallback.__init__)["method"])[0].__args__)
+    )
+    assert ARGUMENTS.keys() == {name for name in ShortForm.__annotations__ if not name.startswith("val_")}
+    owned = {name for cls in (*METHODS.values(), EmbeddingPGD) for name in argument_names(cls)}
+    assert owned == ARGUMENTS.keys()
+
+
+@pytest.mark.parametrize(("method", "name"), [pair for pair in PAIRS if pair[1] not in TAKES[pair[0]]])
+def test_rejects_argument_of_another_method(method, name):
+    with pytest.raises(ValueError, match=f"Expected no `{name}`"):
+        AdversarialCallback(method, **NEEDED.get(method, {}) | {name: ARGUMENTS[name]})
+
+
+@pytest.mark.parametrize(("method", "name"), [pair for pair in PAIRS if pair[1] in TAKES[pair[0]]])
+def test_takes_its_own_arguments(method, name):
+    callback = AdversarialCallback(method, **NEEDED.get(method, {}) | {name: ARGUMENTS[name]})
+    assert getattr(callback.attack, name) == getattr(callback, name) == ARGUMENTS[name]
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "name"),
+    [
+        ("free", {"ratio": 0.5}, "ratio"),
+        ("trades", {"ratio": 0.5}, "ratio"),
+        ("free", {"every_n_steps": 2}, "every_n_steps"),
+        ("trades", {"input_key": [0, 1]}, "input_key"),
+        ("pgd", {"embedding": "e", "norm": "l2"}, "norm"),
+        ("pgd", {"embedding": "e", "mean": 0.5}, "mean"),
+        ("fgm", {"embedding": "e", "std": 0.5}, "std"),
+        ("freelb", {"embedding": "e", "bounds": "none"}, "bounds"),
+        ("fgm", {"embedding": "e", "val_eps": [0.1]}, "val_eps"),
+        ("pgd", {"embedding": "e", "val_steps": 3}, "val_steps"),
+        ("fgm", {"embedding": "e", "eps": [0.1, 0.2], "input_key": [0, 1]}, "eps"),
+        ("fgsm", {"on_collapse": "shrink", "steps": 3}, "steps"),
+        ("pgd", {"target_key": 2}, "target_key"),
+    ],
+)
+def test_rejects_arguments_without_meaning(method, settings, name):
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        AdversarialCallback(method, **settings)
+
+
+def test_rejects_arguments_beside_an_object_and_unknown_ones():
+    with pytest.raises(ValueError, match=r"Write method=PGD\(steps=...\)"):
+        AdversarialCallback(PGD(), steps=3)
+    with pytest.raises(TypeError, match=r"unexpected argument 'step_sise'\. Did you mean 'step_size'"):
+        AdversarialCallback("pgd", step_sise=0.1)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "expected"),
+    [
+        ("fgsm", {"norm": "l2", "step_size": "4/255"}, FGSM(norm="l2", step_size="4/255")),
+        ("fgsm_rs", {"on_collapse": "rollback", "steps": 5}, FGSMRS(on_collapse="rollback", steps=5)),
+        ("nfgsm", {"guard_limit": 2.0}, NFGSM(guard_limit=2.0)),
+        ("pgd", {"steps": 3}, PGD(steps=3)),
+        ("pgd", {"steps": 3, "embedding": "e"}, EmbeddingPGD("e", steps=3)),
+        ("free", {"steps": 4}, Free(steps=4)),
+        ("trades", {"beta": 3.0, "target_key": 2}, TRADES(beta=3.0, target_key=2)),
+        ("fgm", {"embedding": "e"}, FGM("e")),
+        ("freelb", {"embedding": "e", "step_size": 0.2}, FreeLB("e", step_size=0.2)),
+    ],
+)
+def test_the_short_form_equals_the_object(method, settings, expected):
+    short = AdversarialCallback(method, eps=0.1, **settings)
+    assert short.attack == expected == AdversarialCallback(expected, eps=0.1).attack
+    assert copy.deepcopy(short).attack == expected
+    assert AdversarialCallback(method, **NEEDED.get(method, {})).attack != expected or method == "fgm"
+
+
+def test_both_forms_train_alike(tmp_path):
+    weights = []
+    for settings in ({"method": "pgd", "steps": 2, "norm": "l2"}, {"method": PGD(steps=2, norm="l2")}):
+        pl.seed_everything(1)
+        module = Boring()
+        make_trainer(tmp_path, [AdversarialCallback(eps=0.3, val_eps=[], **settings)], max_epochs=1).fit(module)
+        weights.append(module.net[5].weight.detach())
+    assert torch.equal(*weights)
+
+
+def test_a_collapse_turns_nfgsm_into_pgd(tmp_path):
+    """After it every step has as many passes as asked; before it, one."""
+    callback = AdversarialCallback(
+        "nfgsm", eps=0.3, guard_every_n_steps=1, guard_limit=1.0001, on_collapse="pgd", steps=3, val_eps=[]
+    )
+    with pytest.warns(UserWarning, match="catastrophic overfitting"):
+        make_trainer(tmp_path, [callback], max_epochs=2).fit(Boring())
+    assert callback.attack.guard.use_pgd
+    assert callback._bill.record.passes / callback._bill.steps == pytest.approx(6)
+
+
+def parsed(*args):
+    cli = RobustCLI(args=["--seed_everything=0", "--model=tests.boring.Boring", *args], run=False)
+    (callback,) = (c for c in cli.trainer.callbacks if isinstance(c, AdversarialCallback))
+    return cli, callback
+
+
+CLASS = "lightning_robust.callbacks.adversarial"
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["--adversarial.method=pgd", "--adversarial.steps=3"], PGD(steps=3)),
+        (["--adversarial={method: pgd, eps: 8/255, steps: 7}", "--adversarial.steps=4"], PGD(steps=4)),
+        ([f"--adversarial.method={{class_path: {CLASS}.PGD, init_args: {{steps: 5}}}}"], PGD(steps=5)),
+        ([f"--adversarial.method={CLASS}.TRADES", "--adversarial.method.beta=2"], TRADES(beta=2.0)),
+        (["--adversarial.method=freelb", "--adversarial.embedding=e"], FreeLB("e")),
+    ],
+)
+def test_yaml_and_shell(tmp_path, args, expected):
+    """All spellings give the method, and the saved file gives an equal one."""
+    cli, callback = parsed(*args)
+    assert callback.attack == expected
+    saved = tmp_path / "saved.yaml"
+    saved.write_text(cli.parser.dump(cli.config, skip_none=False))
+    again = RobustCLI(args=[f"--config={saved}"], run=False)
+    assert again.config.adversarial == cli.config.adversarial
+    (reloaded,) = (c for c in again.trainer.callbacks if isinstance(c, AdversarialCallback))
+    assert reloaded.attack == expected
+    assert isinstance(yaml.safe_load(saved.read_text())["adversarial"]["init_args"], dict)
+
+
+@pytest.mark.parametrize(
+    ("args", "complaint"),
+    [
+        (["--adversarial.method=fgsm", "--adversarial.beta=3"], "Expected no `beta` with method='fgsm'"),
+        (["--adversarial.method=pgd", "--adversarial.stepz=3"], "Did you mean 'steps'"),
+        (["--adversarial.val_step=3"], "Did you mean 'val_steps'"),
+    ],
+)
+def test_the_shell_names_wrong_arguments(capsys, args, complaint):
+    with pytest.raises((SystemExit, ValueError)) as stopped:
+        parsed(*args)
+    assert complaint in capsys.readouterr().err + str(stopped.value)
+
+
+def test_help_lists_the_arguments_of_methods_and_validation():
+    parser = jsonargparse.ArgumentParser()
+    parser.add_class_arguments(AdversarialCallback, "adversarial")
+    text = parser.format_help()
+    assert all(f"--adversarial.{name}" in text for name in ShortForm.__annotations__)
+    assert "Weight of the divergence in trades" in text
+
+
+def test_val_arguments_become_those_of_the_validation():
+    callback = AdversarialCallback(
+        "pgd", eps="8/255", norm="l2", val_eps=["4/255", 0.1], val_steps=5, val_restarts=2, val_batches=None, seed=3
+    )
+    validation = callback.validation
+    assert isinstance(validation, RobustValidationCallback)
+    assert (validation.eps, validation.steps, validation.restarts) == (["4/255", 0.1], 5, 2)
+    assert (validation.batches, validation.norm, validation.seed) == (None, "l2", 3)
+    solved = AdversarialCallback("pgd", val_drop_solved=True, target_key="label").validation
+    assert (solved.drop_solved, solved.target_key) == (True, "label")
+    assert AdversarialCallback("pgd", val_eps=[]).validation is None
+    assert AdversarialCallback("fgm", embedding="e").validation is None
+
+
+def test_checkpoints_of_earlier_versions_load():
+    """They hold the state of the guard and of free training, whatever the method."""
+    free = {"left": 0, "deltas": [], "batch": []}
+    guard = {"ratio": 1.1, "first": 2.0, "use_pgd": True, "step_scale": 0.5, "collapses": 1, "good": {}}
+    for method in ("fgsm_rs", "pgd", "free"):
+        AdversarialCallback(method).load_state_dict({"guard": guard, "free": free})
+    callback = AdversarialCallback("fgsm_rs")
+    callback.load_state_dict({"guard": guard, "free": free})
+    assert (callback.attack.guard.use_pgd, callback.attack.guard.step_scale) == (True, 0.5)
