@@ -46,13 +46,6 @@ def share_camera_frames(frames: _Frames) -> Iterator[None]:
         _shared_frames.reset(token)
 
 
-@contextmanager
-def keep_camera_frames() -> Iterator[None]:
-    """Share camera frames inside a block or a decorated function."""
-    with share_camera_frames({}):
-        yield
-
-
 def _frame_levels(pixels: Tensor) -> Tensor:
     frames = _shared_frames.get()
     if frames is None:
