@@ -64,8 +64,7 @@ def _report(trials: Sequence[SweepTrial], settings: Sweep, folder: Path) -> Swee
     judged = [trial for trial in trials if not math.isnan(trial.score(monitor))]
     pick = max if settings.mode == "max" else min
     best = pick(judged, key=lambda trial: trial.score(monitor), default=None)
-    _write_json(trials, best, settings, folder / "trials.json")
-    _write_csv(trials, settings, folder / "trials.csv")
+    _write_results(trials, best, settings, folder)
     print(_format_table(trials, settings))
     finished = [trial for trial in trials if trial.status == "finished"]
     failed = sum(trial.status == "failed" for trial in trials)
@@ -91,37 +90,17 @@ def _format_table(trials: Sequence[SweepTrial], settings: Sweep) -> str:
     return "\n".join([plain_table(["trial", *settings.varied, "status", "retries", settings.monitor], rows), *failures])
 
 
-def _write_json(trials: Sequence[SweepTrial], best: SweepTrial | None, settings: Sweep, path: Path) -> None:
-    entries = [
-        {
-            "trial": trial.name,
-            "values": trial.values,
-            "status": trial.status,
-            "retries": trial.retries,
-            "metrics": {name: value if math.isfinite(value) else None for name, value in trial.metrics.items()},
-            "checkpoint": trial.checkpoint and str(trial.checkpoint),
-            "error": trial.error,
-        }
-        for trial in trials
-    ]
-    content = {
-        "monitor": settings.monitor,
-        "mode": settings.mode,
-        "best": best and best.name,
-        "trials": entries,
-    }
-    path.write_text(json.dumps(content, indent=2, allow_nan=False), encoding="utf-8")
-
-
-def _write_csv(trials: Sequence[SweepTrial], settings: Sweep, path: Path) -> None:
+def _write_results(trials: Sequence[SweepTrial], best: SweepTrial | None, settings: Sweep, folder: Path) -> None:
+    """Everything about all trials: trials.json, and flat, trials.csv."""
+    entries = [trial.as_dict() for trial in trials]
+    content = {"monitor": settings.monitor, "mode": settings.mode, "best": best and best.name, "trials": entries}
+    (folder / "trials.json").write_text(json.dumps(content, indent=2, allow_nan=False), encoding="utf-8")
     metrics = sorted({name for trial in trials for name in trial.metrics})
     columns = ["trial", *settings.vary, "status", "retries", *metrics, "checkpoint", "error"]
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, columns)
+    with (folder / "trials.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, columns, extrasaction="ignore")
         writer.writeheader()
-        for trial in trials:
-            state = {name: getattr(trial, name) for name in ("status", "retries", "checkpoint", "error")}
-            writer.writerow({"trial": trial.name, **trial.values, **state, **trial.metrics})
+        writer.writerows(entry | trial.values | trial.metrics for entry, trial in zip(entries, trials, strict=True))
 
 
 def _soup_arguments(settings: Sweep) -> list[str]:

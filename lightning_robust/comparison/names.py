@@ -73,36 +73,31 @@ def class_arguments(value: Any) -> dict[str, Any]:
 
 
 def identity(run: FinishedRun) -> dict[str, str]:
-    """The settings that runs share when they repeat each other with another seed; a run without any is its folder."""
+    """The settings that runs share when they repeat each other with another seed; without any, the folder."""
     return flatten_settings(run.config or str(run.folder))
 
 
-def flatten_settings(value: Any, path: str = "") -> dict[str, str]:
+def flatten_settings(value: Any) -> dict[str, str]:
     """Dotted path -> value of the settings that make a result; seeds and paths of files are left out.
 
     Example:
         >>> flatten_settings({"optimizer": {"lr": 0.1}, "seed_everything": 1, "betas": [0.9]})
         {'optimizer.lr': '0.1', 'betas.0': '0.9'}
     """
-    if not isinstance(value, Mapping | list):
-        return {path: repr(value)}
-    items = value.items() if isinstance(value, Mapping) else enumerate(value)
-    settings: dict[str, str] = {}
-    for key, item in items:
-        if key not in _SEEDS | _PATHS:
-            settings |= flatten_settings(item, f"{path}.{key}" if path else str(key))
-    return settings
+    return {".".join(path): repr(leaf) for path, leaf in _leaves(value) if not {*path} & (_SEEDS | _PATHS)}
 
 
-def seeds(config: Mapping[str, Any], path: str = "") -> str:
-    """Every seed of a configuration, as one text."""
-    parts = []
-    for key, value in config.items():
-        if key in _SEEDS:
-            parts.append(f"{path}{key}={value}")
-        elif isinstance(value, Mapping):
-            parts.append(seeds(value, f"{path}{key}."))
-    return " ".join(filter(None, parts))
+def seeds(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Path and value of every seed of a configuration."""
+    return [(".".join(path), leaf) for path, leaf in _leaves(config) if path[-1] in _SEEDS]
+
+
+def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if isinstance(value, Mapping | list):
+        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _leaves(item, (*path, str(key)))
+    else:
+        yield path, value
 
 
 def name_configurations(runs: Sequence[FinishedRun]) -> list[str]:

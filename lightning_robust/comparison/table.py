@@ -221,7 +221,7 @@ def _doubts(rows: Sequence[ComparedRow], values: pd.DataFrame) -> list[str]:
     """What speaks against the numbers of a run or of a row."""
     notes = [f"{run.folder.name} ({row.name}): {note}" for row in rows for run in row.runs for note in run.notes]
     for index, row in enumerate(rows):
-        if len({seeds(run.config) for run in row.runs}) < len(row.runs):
+        if len({str(seeds(run.config)) for run in row.runs}) < len(row.runs):
             notes.append(f"{row.name}: several runs have the same seed, so that the interval is not one over seeds.")
         counts = values.loc[index].map(len).to_dict()
         partial = sorted(str(tag) for tag, count in counts.items() if 0 < count < len(row.runs))

@@ -51,6 +51,12 @@ class SweepTrial:
         """The monitored metric of a finished trial, NaN where there is none."""
         return self.metrics.get(monitor, math.nan) if self.status == "finished" else math.nan
 
+    def as_dict(self) -> dict[str, Any]:
+        """Everything but the configuration, for JSON, which has no NaN and no infinity."""
+        metrics = {name: value if math.isfinite(value) else None for name, value in self.metrics.items()}
+        entry = {"trial": self.name, "values": self.values, "status": self.status, "retries": self.retries}
+        return entry | {"metrics": metrics, "checkpoint": self.checkpoint and str(self.checkpoint), "error": self.error}
+
 
 def plan(sweep: Sweep) -> list[SweepTrial]:
     """The trials with their complete configurations, each checked by the parser of the command line.
