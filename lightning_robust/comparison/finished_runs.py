@@ -107,7 +107,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _read_csv(path: Path) -> dict[str, float]:
-    # as text, so that a metric that became NaN is told from a cell that was left empty
+    # as text, which distinguishes a metric that became NaN from an empty cell
     table = pd.read_csv(path, dtype=str, keep_default_na=False).fillna("").drop(columns="step", errors="ignore")
     columns = {str(tag): cells[cells.str.strip() != ""].astype(float) for tag, cells in table.items()}
     return {tag: float(cells.iloc[-1]) for tag, cells in columns.items() if len(cells)}

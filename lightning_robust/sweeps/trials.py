@@ -82,9 +82,9 @@ def plan(sweep: Sweep) -> list[SweepTrial]:
 def draw_values(sweep: Sweep) -> list[dict[str, Any]]:
     """The varied keys and their values, for each trial.
 
-    Numbers are drawn from the distributions of Ray Tune. They are drawn before Tune starts, so that a value which the
-    command line refuses is found before the first trial runs, and combined in the order of the file, where Tune's own
-    grid orders keys by name.
+    Numbers are drawn from the distributions of Ray Tune, before Tune starts, so that a value which the command line
+    refuses stops the sweep before its first trial. Lists are combined in the order of the file, since Tune's own grid
+    orders keys by name.
 
     Example:
         >>> for values in draw_values(Sweep(["a.yaml"], {"lr": [0.1, 0.2], "swa": [True]}, "val/acc", "max")):
