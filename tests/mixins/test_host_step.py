@@ -1,0 +1,84 @@
+"""Equal inputs go through the host once, whatever the number of losses."""
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_robust import RegMixupMixin
+from lightning_robust.mixins.host_step import HostStep
+
+from ..boring import Boring, Pictures
+
+IMAGES, LABELS = Pictures(8).images, Pictures(8).labels
+
+
+class Host(RegMixupMixin, Boring):
+    """Notes the size of every pass."""
+
+    passes = ()
+
+    def forward(self, images, *, scale=1.0):
+        self.passes = (*self.passes, len(images))
+        return self.net(scale * images)
+
+
+def host_step(host=None, batch=(IMAGES, LABELS), step=None):
+    host = host or Host()
+    host.log = lambda *_, **__: None
+    return host, HostStep(host, step or (lambda batch, index: host._loss(batch)), batch, batch, 0)
+
+
+def test_losses_of_the_hosts_own_inputs_cost_no_pass():
+    host, step = host_step()
+    loss = step.run()
+    first, second = step.losses_of(IMAGES, [LABELS, LABELS.flip(0)])
+    assert host.passes == (8,)
+    assert torch.equal(first, loss)
+    assert not torch.equal(second, loss)
+    assert step.has_passed(IMAGES)
+    assert not step.has_passed(IMAGES.clone())
+
+
+def test_extra_inputs_join_the_first_pass():
+    host, step = host_step()
+    host.eval()
+    step.extra = IMAGES.flip(3)
+    loss = step.run()
+    (extra,) = step.losses_of(step.extra, [LABELS])
+    assert host.passes == (16,)
+    for found, images in ((loss, IMAGES), (extra, IMAGES.flip(3))):
+        expected = nn.functional.cross_entropy(host.net(images), LABELS)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_other_tensors_and_arguments_have_passes_of_their_own():
+    def twice(batch, index):
+        host(batch[0], scale=2.0)
+        host(batch[0])
+        return host._loss(batch)
+
+    host = Host()
+    _, step = host_step(host, step=twice)
+    step.run()
+    assert host.passes == (8, 8, 8)  # keywords, then the inputs, then the inputs again in the same step
+    step.losses_of(IMAGES, [LABELS])
+    assert host.passes == (8, 8, 8, 8)  # of the keywords alone: both passes of the inputs are known
+    assert "forward" not in vars(host)
+
+
+def test_keyword_calls_pass_through():
+    """As ``forward(**batch)`` of a text model."""
+    host = Host()
+    _, step = host_step(host, step=lambda batch, index: host(images=batch[0]).sum())
+    assert torch.isfinite(step.run())
+    assert not step.has_passed(IMAGES)
+
+
+def test_rejects_inputs_that_are_no_tensor():
+    with pytest.raises(TypeError, match="Expected a tensor at input_key=0, but got str"):
+        host_step(batch=("text", LABELS))
+
+
+def test_no_labels_no_step():
+    _, step = host_step(batch=None)
+    assert step.run() is None
