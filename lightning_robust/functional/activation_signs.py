@@ -1,6 +1,6 @@
-"""Which rectified units a network switches on, and the share that another set of weights switches otherwise.
+"""Which rectified units a network switches on, and which of them other weights switch the other way.
 
-Every rectifier is seen, called as a module or as a function; what the network is fed is not known here.
+Every rectifier is seen, whether it is called as a module or as a function.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def activation_signs(run: Callable[[], Any], layers: Mapping[str, nn.Module]) ->
 
     Args:
         run: Runs the network once.
-        layers: Modules by name; a rectifier belongs to the one that ended last before it. Those before any are left
-            out.
+        layers: Modules by name; a rectifier belongs to the last one that ended before it. Rectifiers before the first
+            are left out.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(1, 2), nn.ReLU())
@@ -44,7 +44,7 @@ def activation_signs(run: Callable[[], Any], layers: Mapping[str, nn.Module]) ->
             stack.callback(layer.register_forward_hook(watch.passing(name)).remove)
         with torch.no_grad(), watch:
             run()
-    return watch.found
+    return watch.signs
 
 
 def changed_signs(before: Signs, after: Signs) -> dict[str, tuple[int, int]]:
@@ -75,7 +75,7 @@ class _Watch(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: Signs = []
+        self.signs: Signs = []
         self._layer: str | None = None
 
     def passing(self, name: str) -> Callable[..., None]:
@@ -90,7 +90,7 @@ class _Watch(TorchFunctionMode):
         if func in RECTIFIERS and self._layer is not None:
             inputs = args[0] if args else kwargs["input"]
             # before the call, which may be in place
-            self.found.append((self._layer, inputs > 0))
+            self.signs.append((self._layer, inputs > 0))
         return func(*args, **(kwargs or {}))
 
 

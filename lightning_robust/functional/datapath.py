@@ -1,7 +1,4 @@
-"""How a perturbation grows through a network, layer by layer, and which channels carry it.
-
-Activations only; how they are taken out of a network is not known here.
-"""
+"""How a perturbation grows through the activations of a network, layer by layer, and which channels carry it."""
 
 from __future__ import annotations
 
@@ -34,17 +31,17 @@ def channel_energy(activation: Tensor, dim: int) -> Tensor:
 
 @dataclass(frozen=True)
 class LayerDivergence:
-    r"""How far a layer's activations moved, in all and channel by channel.
+    r"""How far a layer's activations moved, in total and channel by channel.
 
     .. math:: D = \frac{\|A(x') - A(x)\|}{\|A(x)\|}
 
     with norms over samples, channels and positions.
 
     Args:
-        name: Of the layer.
+        name: Name of the layer.
         clean: :func:`channel_energy` of :math:`A(x)`.
-        moved: That of :math:`A(x') - A(x)`.
-        noise: That of the same difference under noise of the same norm; None where there is no such control.
+        moved: :func:`channel_energy` of :math:`A(x') - A(x)`.
+        noise: The same as ``moved`` under noise of the same norm; None where there is no such control.
 
     Example:
         >>> layer = LayerDivergence("conv", torch.tensor([4.0, 12.0]), torch.tensor([3.0, 1.0]))
@@ -88,9 +85,9 @@ def lasting(flags: Iterable[bool]) -> int | None:
         >>> lasting([True, False, True, True]), lasting([True, False])
         (2, None)
     """
-    kept = list(flags)
-    tail = next((i for i, flag in enumerate(reversed(kept)) if not flag), len(kept))
-    return len(kept) - tail if tail else None
+    known = list(flags)
+    tail = next((i for i, flag in enumerate(reversed(known)) if not flag), len(known))
+    return len(known) - tail if tail else None
 
 
 def parting_point(
@@ -99,15 +96,15 @@ def parting_point(
     """Where along depth clean and perturbed computation part.
 
     That is the first layer from which on, to the last, the divergence is at least ``factor`` times what noise of the
-    same norm brings about, and at least ``factor`` times what it was in the inputs: from there on the network makes the
-    perturbation larger, and does so to no other. Either alone says less: a robust network lets noise die out, so that
-    what little is left of an attack is still many times that.
+    same norm brings about, and at least ``factor`` times what it was in the inputs: from there on the network makes
+    this perturbation larger, and no other. Either alone says less: a robust network lets noise die out, so that the
+    small rest of an attack is still many times the noise.
 
     Args:
         divergence: Of each layer in the order of the computation.
-        control: Likewise under noise; None asks for the second condition alone.
+        control: Divergence of each layer under noise; None asks for the second condition alone.
         factor: Above 1.
-        start: Of the inputs; None takes that of the first layer.
+        start: Divergence of the inputs; None takes that of the first layer.
 
     Example:
         >>> parting_point([0.21, 0.38, 0.42, 0.64, 0.79], [0.20, 0.35, 0.32, 0.43, 0.27], 1.5, 0.2)
@@ -127,7 +124,7 @@ def same_norm_noise(clean: Tensor, perturbed: Tensor, generator: torch.Generator
 
     Args:
         clean: ``(N, ...)``, floating point.
-        perturbed: Likewise.
+        perturbed: Of the same shape.
         generator: On the CPU.
 
     Example:

@@ -1,7 +1,4 @@
-"""Gates on the channels of a network: which of them a prediction needs, and how far two predictions share them.
-
-The network is a function of its gates; how they get into it is not known here.
-"""
+"""Gates on the channels of a network: which of them a prediction needs, and how far two predictions share them."""
 
 from __future__ import annotations
 
@@ -23,9 +20,9 @@ class CriticalChannels:
     """The channels by which alone each sample's prediction is kept.
 
     Args:
-        classes: What is predicted, ``(N,)``.
-        confidence: Its probability, ``(N,)``.
-        kept: The probability that is left with all other channels at zero, ``(N,)``.
+        classes: The predicted classes, ``(N,)``.
+        confidence: Their probabilities, ``(N,)``.
+        kept: The probabilities that remain with all other channels at zero, ``(N,)``.
         sets: For each layer, which channels, bool ``(N, C)``.
 
     Example:
@@ -102,7 +99,7 @@ def critical_channels(
         predict: The network as a function of its gates; a deterministic one.
         ones: Open gates, ``(N, C)`` for each layer.
         weight: :math:`\lambda`.
-        steps: Of the descent, one forward and one backward pass each; with 0 the first-order terms decide alone.
+        steps: Steps of the descent, one forward and one backward pass each; with 0 the first-order terms decide alone.
 
     Example:
         >>> weights = torch.tensor([[4.0, 0.0], [0.0, 1.0], [0.0, 1.0]])  # channels to classes
@@ -117,17 +114,7 @@ def critical_channels(
         start = [(1 + covering(q, 0.9).to(q)) / 2 for q in terms]
         gates = _descend(predict, start, classes, confidence, weight, steps)
         candidates += [[z >= threshold for z in gates] for threshold in _THRESHOLDS]
-    best = [torch.ones_like(each, dtype=torch.bool) for each in ones]
-    value, kept = torch.full_like(confidence, math.inf), confidence.clone()
-    for sets in candidates:
-        with torch.no_grad():
-            masks = [each.to(one) for each, one in zip(sets, ones, strict=True)]
-            probabilities = predict(masks)
-        left = probabilities.gather(1, classes[:, None])[:, 0]
-        reached = _objective(left / confidence, masks, weight)
-        better = (probabilities.argmax(1) == classes) & (reached < value)
-        value, kept = torch.where(better, reached, value), torch.where(better, left, kept)
-        best = [torch.where(better[:, None], new, old) for new, old in zip(sets, best, strict=True)]
+    kept, best = _choose(predict, ones, candidates, classes, confidence, weight)
     return CriticalChannels(classes.cpu(), confidence.cpu(), kept.cpu(), [each.cpu() for each in best])
 
 
@@ -141,8 +128,8 @@ def covering(terms: Tensor, share: float) -> Tensor:
     positive = terms.clamp(min=0)
     ordered, order = positive.sort(1, descending=True)
     before = ordered.cumsum(1) - ordered
-    wanted = (before < share * positive.sum(1, keepdim=True)) & (ordered > 0)
-    return torch.zeros_like(wanted).scatter(1, order, wanted)
+    chosen = (before < share * positive.sum(1, keepdim=True)) & (ordered > 0)
+    return torch.zeros_like(chosen).scatter(1, order, chosen)
 
 
 def jaccard(one: Tensor, other: Tensor) -> Tensor:
@@ -193,15 +180,35 @@ def overlaps(clean: CriticalChannels, perturbed: CriticalChannels) -> list[Overl
     others = ~torch.eye(len(changed), dtype=torch.bool)[rows]
     own = (clean.classes[rows][:, None] == clean.classes[None]) & others
     wrong = (perturbed.classes[rows][:, None] == clean.classes[None]) & others & changed[rows][:, None]
-    found = []
+    result = []
     for before, after in zip(clean.sets, perturbed.sets, strict=True):
-        moved = jaccard(after[rows], before)
-        found.append(
-            Overlap(
-                _mean(moved[~others]), _mean(jaccard(before[rows], before)[own]), _mean(moved[own]), _mean(moved[wrong])
-            )
-        )
-    return found
+        across, among = jaccard(after[rows], before), jaccard(before[rows], before)
+        pairs = across[~others], among[own], across[own], across[wrong]
+        result.append(Overlap(*(values.mean().item() if values.numel() else math.nan for values in pairs)))
+    return result
+
+
+def _choose(
+    predict: Predict,
+    ones: Sequence[Tensor],
+    candidates: Sequence[list[Tensor]],
+    classes: Tensor,
+    confidence: Tensor,
+    weight: float,
+) -> tuple[Tensor, list[Tensor]]:
+    """For each sample the best candidate that keeps its class, else all channels; and the probability that remains."""
+    best = [torch.ones_like(each, dtype=torch.bool) for each in ones]
+    value, kept = torch.full_like(confidence, math.inf), confidence.clone()
+    for sets in candidates:
+        masks = [each.to(one) for each, one in zip(sets, ones, strict=True)]
+        with torch.no_grad():
+            probabilities = predict(masks)
+        remaining = probabilities.gather(1, classes[:, None])[:, 0]
+        objective = _objective(remaining / confidence, masks, weight)
+        better = (probabilities.argmax(1) == classes) & (objective < value)
+        value, kept = torch.where(better, objective, value), torch.where(better, remaining, kept)
+        best = [torch.where(better[:, None], new, old) for new, old in zip(sets, best, strict=True)]
+    return kept, best
 
 
 def _descend(
@@ -229,7 +236,3 @@ def _objective(kept: Tensor, gates: Sequence[Tensor], weight: float) -> Tensor:
 
 def _or_zero(gradient: Tensor | None, gate: Tensor) -> Tensor:
     return torch.zeros_like(gate) if gradient is None else gradient
-
-
-def _mean(values: Tensor) -> float:
-    return values.mean().item() if values.numel() else math.nan

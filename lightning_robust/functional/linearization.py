@@ -1,7 +1,4 @@
-"""How far weights moved, how far a model is from its linearisation at the start, and one gradient step on its inputs.
-
-Tensors, names and functions of weights only; which network they belong to is not known here.
-"""
+"""How far weights moved, how linear a model is around its initial weights, and one gradient step on its inputs."""
 
 from __future__ import annotations
 
@@ -39,7 +36,7 @@ class Linearization:
 
 
 def relative_movement(start: Mapping[str, Tensor], now: Mapping[str, Tensor], names: Iterable[str]) -> float:
-    r""":math:`\|W - W_0\|_2 / \|W_0\|_2` over some tensors; NaN if they began at zero.
+    r""":math:`\|W - W_0\|_2 / \|W_0\|_2` over some tensors; NaN if all were zero at the start.
 
     Example:
         >>> relative_movement({"w": torch.ones(4)}, {"w": torch.full((4,), 1.5)}, ["w"])
@@ -66,12 +63,12 @@ def neuron_movement(start: Mapping[str, Tensor], now: Mapping[str, Tensor], name
         >>> neuron_movement({"w": torch.zeros(4, 2)}, {"w": torch.tensor([[3.0, 4.0]] + [[1.0, 0.0]] * 3)}, ["w"])
         10.0
     """
-    found = [
+    movements = [
         math.sqrt(len(now[name])) * (now[name] - start[name]).flatten(1).norm(dim=1).max().item()
         for name in names
         if now[name].ndim >= 2 and now[name].numel()
     ]
-    return max(found, default=math.nan)
+    return max(movements, default=math.nan)
 
 
 def linearization_gap(model: Model, start: State, now: State) -> Linearization:
@@ -187,11 +184,11 @@ def single_step(loss_fn: Callable[..., Any], inputs: Tensor, beta: float | Tenso
 
 
 def changed_predictions(before: Tensor, after: Tensor, targets: Tensor) -> float:
-    """Share of the samples that were predicted rightly whose prediction changed; NaN if none were.
+    """Share of the rightly predicted samples whose prediction changed; NaN if none was right.
 
     Args:
         before: Logits ``(batch, classes)``.
-        after: Likewise.
+        after: Logits of the same samples later.
         targets: Classes ``(batch,)``.
 
     Example:

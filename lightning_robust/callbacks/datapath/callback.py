@@ -12,7 +12,7 @@ from typing_extensions import override
 from lightning_robust.callbacks.attacked_batches import AttackInputs
 from lightning_robust.callbacks.conditions import ATTACK, PGD
 from lightning_robust.callbacks.datapath.measure import Datapath, DatapathProbe, ProbeSettings
-from lightning_robust.callbacks.datapath.network import PRECISIONS
+from lightning_robust.callbacks.datapath.quiet_network import PRECISIONS
 from lightning_robust.callbacks.datapath.report import datapath_report
 from lightning_robust.callbacks.diagnostics import DiagnosticCallback, NamedConditions, check_at_least, show
 from lightning_robust.layers import find_layers

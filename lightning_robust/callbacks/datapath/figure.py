@@ -155,13 +155,17 @@ def _draw_cells(axes: Axes, result: Datapath, columns: Sequence[_Column]) -> Pat
     patches.set_clim(0, top)
     axes.add_collection(patches)
     if len(result.layers) <= _MOST_LABELLED_LAYERS:
-        texts = [(place, y + 0.5, str(channel), 5.5) for place, y, channel in cells]
-        texts += [(column.place, y, text, 5) for column in columns for y, text in column.notes]
-        dark = [*(levels >= 0.6 * top), *[False] * (len(texts) - len(cells))]
-        for (x, y, text, size), white in zip(texts, dark, strict=True):
-            colour = "white" if white else "black"
-            axes.text(x, y, text, fontsize=size, ha="center", va="center", zorder=4, color=colour)
+        _label_cells(axes, cells, (levels >= 0.6 * top).tolist())
+        for column in columns:
+            for y, text in column.notes:
+                axes.text(column.place, y, text, fontsize=5, ha="center", va="center", zorder=4)
     return patches
+
+
+def _label_cells(axes: Axes, cells: Sequence[tuple[int, float, int]], dark: Sequence[bool]) -> None:
+    for (x, y, channel), is_dark in zip(cells, dark, strict=True):
+        colour = "white" if is_dark else "black"
+        axes.text(x, y + 0.5, str(channel), fontsize=5.5, ha="center", va="center", zorder=4, color=colour)
 
 
 def _draw_stream(axes: Axes, columns: Sequence[_Column], side: Literal["clean", "perturbed"], colour: str) -> None:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from lightning_robust.callbacks.conditions import Condition
 from lightning_robust.callbacks.datapath.activations import eager, find_points, visiting
-from lightning_robust.callbacks.datapath.network import PRECISIONS, QuietNetwork
 from lightning_robust.callbacks.datapath.paths import Paths, find_paths
+from lightning_robust.callbacks.datapath.quiet_network import PRECISIONS, QuietNetwork
 from lightning_robust.functional.datapath import LayerDivergence, channel_energy, parting_point, same_norm_noise
 from lightning_robust.harness.batches import validation_batches
 from lightning_robust.harness.compat import load_validation_data

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
 
 from lightning_robust.callbacks.datapath.activations import ActivationPoint, gated, visiting
-from lightning_robust.callbacks.datapath.network import QuietNetwork
+from lightning_robust.callbacks.datapath.quiet_network import QuietNetwork
 from lightning_robust.functional.datapath import lasting
 from lightning_robust.functional.gates import CriticalChannels, Overlap, critical_channels, overlaps
 from lightning_robust.structures import Key, get_item

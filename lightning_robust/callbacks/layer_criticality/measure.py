@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_robust.callbacks.conditions import Condition
-from lightning_robust.callbacks.layer_criticality.readings import Criterion, Reader, Reading
+from lightning_robust.callbacks.layer_criticality.readings import Criterion, MetricReader, MetricReading
 from lightning_robust.functional.averaging import State
 from lightning_robust.functional.criticality import Verdict, criticality_verdict, permuted, weight_distance
 from lightning_robust.functional.weights import Weights
@@ -103,7 +103,7 @@ class CriticalityMapper:
 
     def measure(self, condition: Condition) -> CriticalityMap:
         """The whole map under one condition."""
-        reader = Reader(self._evaluator, condition, self._criterion)
+        reader = MetricReader(self._evaluator, condition, self._criterion)
         everything, start = whole(self._module), self._states[0]
         reader.trained = reader.initial = reader.read()
         reader.initial = self._read_with(reader, everything, start)
@@ -123,7 +123,7 @@ class CriticalityMapper:
             self._layers,
         )
 
-    def _row(self, reader: Reader, layer: Layer, draws: Sequence[State]) -> CriticalityRow:
+    def _row(self, reader: MetricReader, layer: Layer, draws: Sequence[State]) -> CriticalityRow:
         weights = Weights(self._module, layer.tensors)
         present = {n: t.detach().to("cpu", copy=True) for n, t in zip(weights.names, weights.tensors(), strict=True)}
         known = [(present, reader.trained)]
@@ -144,7 +144,9 @@ class CriticalityMapper:
             "unchanged" if unchanged else criticality_verdict(cells[0].kept, self._criterion.threshold),
         )
 
-    def _cell(self, reader: Reader, layer: Layer, state: State, known: list[tuple[State, Reading]]) -> CriticalityCell:
+    def _cell(
+        self, reader: MetricReader, layer: Layer, state: State, known: list[tuple[State, MetricReading]]
+    ) -> CriticalityCell:
         """Evaluate, unless the same weights have been evaluated before."""
         values = self._values(layer, state)
         reading = next((reading for seen, reading in known if self._all_agree(_equal(seen, values))), None)
@@ -153,7 +155,7 @@ class CriticalityMapper:
             known.append((values, reading))
         return CriticalityCell(reading.value, reader.share(reading), reading.seen)
 
-    def _read_with(self, reader: Reader, layer: Layer, values: Mapping[str, Tensor]) -> Reading:
+    def _read_with(self, reader: MetricReader, layer: Layer, values: Mapping[str, Tensor]) -> MetricReading:
         weights = Weights(self._module, layer.tensors)
         with weights.exchanged([values[name] for name in weights.names]):
             return reader.read()

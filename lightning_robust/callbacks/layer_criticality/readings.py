@@ -32,7 +32,7 @@ class Criterion:
 
 
 @dataclass(frozen=True)
-class Reading:
+class MetricReading:
     """A metric, and what each batch adds to it where that is known."""
 
     value: float
@@ -43,7 +43,7 @@ class Reading:
     """Bounds of the share of training's gain, where reading stopped early."""
 
 
-class Reader:
+class MetricReader:
     """Reads the metric under one condition.
 
     Args:
@@ -54,12 +54,12 @@ class Reader:
 
     def __init__(self, evaluator: Evaluator, condition: Condition, criterion: Criterion) -> None:
         self._evaluator, self._condition, self._criterion = evaluator, condition, criterion
-        self.trained = self.initial = Reading(0.0)
+        self.trained = self.initial = MetricReading(0.0)
         """Of the network as trained and at initialisation, which shares refer to; set by the caller."""
         self.evaluations = 0
         self._weight = 0.0
 
-    def read(self) -> Reading:
+    def read(self) -> MetricReading:
         """Evaluate what the module holds now."""
         self.evaluations += 1
         sums, mean, seen = [0.0], 0.0, 0.0
@@ -68,14 +68,14 @@ class Reader:
             seen = weight
             limits = self._limits(mean, weight)
             if limits is not None:
-                return Reading(mean, (), weight / self._weight, limits)
+                return MetricReading(mean, (), weight / self._weight, limits)
         if self._weight == 0.0 and len(sums) > 2:
             self._weight = seen
         # the last sum repeats that of all batches
         parts = [(now - before) / (self._weight or 1.0) for before, now in itertools.pairwise(sums[:-1])]
-        return Reading(mean, tuple(parts))
+        return MetricReading(mean, tuple(parts))
 
-    def share(self, reading: Reading) -> Estimate:
+    def share(self, reading: MetricReading) -> Estimate:
         """The share of training's gain that a reading keeps; NaN if training gained nothing."""
         trained, initial = self.trained, self.initial
         gain = trained.value - initial.value

@@ -113,7 +113,7 @@ def draw_laziness(history: Sequence[Measurement], lazy_below: float, vulnerable_
 
 def _draw_movement(axes: Axes, history: Sequence[Measurement]) -> None:
     for tag, (label, colour) in _LAZINESS.items():
-        _draw_curve(axes, history, tag, label, colour)
+        _draw_history(axes, history, tag, label, colour)
     axes.set_ylim(bottom=0)
     _caption_run(axes, "How far from the initialisation", "lazy is low (for the kernel's cosine: high)")
 
@@ -123,10 +123,10 @@ def _draw_vulnerability(axes: Axes, history: Sequence[Measurement]) -> None:
     steps = sorted((tag for tag in tags if "@" in tag), key=lambda tag: float(tag.partition("@")[2]))
     for index, tag in enumerate(steps):
         colour = _REDS[min(index, len(_REDS) - 1)]
-        _draw_curve(axes, history, tag, f"step of {tag.partition('@')[2]} |x| / √d", colour)
+        _draw_history(axes, history, tag, f"step of {tag.partition('@')[2]} |x| / √d", colour)
     for tag in tags:
         if "@" not in tag:
-            _draw_curve(axes, history, tag, "FGSM", _BLUE, "--")
+            _draw_history(axes, history, tag, "FGSM", _BLUE, "--")
     unit = "relative growth of the loss"
     if not any("_loss" in tag for tag in tags):
         unit = "share of right predictions that change"
@@ -171,7 +171,7 @@ def _shade_danger(axes: Axes, low: float, lazy_below: float, vulnerable_above: f
         axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17), frameon=False)
 
 
-def _draw_curve(
+def _draw_history(
     axes: Axes, history: Sequence[Measurement], tag: str, label: str, colour: str, style: str = "-"
 ) -> None:
     points = [(each.step, each.numbers[tag]) for each in history if tag in each.numbers]
