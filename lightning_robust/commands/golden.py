@@ -51,7 +51,7 @@ def golden(
         report = check_golden(read_golden(output), read_golden(check), module, getattr(module, decode, None))
         path = Path(check).with_name("check.json")
         path.write_text(json.dumps(jsonable(dataclasses.asdict(report)), indent=1) + "\n", encoding="utf-8")
-        print(f"{_describe(report)}\n\nAll numbers:  {path}")
+        print(f"{_golden_text(report)}\n\nAll numbers:  {path}")
         return
     if samples < 1:
         raise ValueError(f"Expected `samples` to be positive, but got {samples}.")
@@ -70,7 +70,7 @@ def golden(
     print(f"Wrote {output}: {', '.join(shapes)}")
 
 
-def _describe(report: GoldenReport) -> str:
+def _golden_text(report: GoldenReport) -> str:
     parts = {"whole": report.whole, "input": report.preprocessing, "engine": report.engine}
     rows = [
         [name, f"{metrics[report.unit]:.3g}", f"{metrics['max_abs']:.3g}" if "max_abs" in metrics else "-"]

@@ -58,7 +58,7 @@ def parity(
         perturbations: "typical", "all", "none", or names of preprocessing perturbations; for --onnx of the first
             input, if that is a batch of pictures.
         mean: Mean that the pixels were normalised with, for pixels in [0, 1].
-        std: Standard deviation likewise.
+        std: Standard deviation that they were normalised with.
         tolerance: "<target>" or "<target>/<metric>" -> largest allowed value.
         keep_fp32: Nodes or modules that stay fp32.
         keep_tolerance: Distance that the proposed list is to meet.

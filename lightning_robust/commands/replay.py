@@ -1,6 +1,6 @@
 """The command ``replay``: recorded frames through PyTorch, every runtime and every perturbation, into a folder.
 
-The work is done in ``deployment/replay.py``.
+``deployment/replay`` does the work.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from lightning_robust.deployment.pixels.catalogue import Names
 from lightning_robust.deployment.pixels.catalogue import perturbations as named_perturbations
 from lightning_robust.deployment.replay.frames import open_recording
 from lightning_robust.deployment.replay.measure import replay as replay_frames
-from lightning_robust.deployment.replay.pictures import animate, draw_worst_frames
 from lightning_robust.deployment.replay.report import replay_json, replay_markdown, replay_summary
 from lightning_robust.deployment.replay.results import ReplayReport, worst
+from lightning_robust.deployment.replay.scenes import animate, draw_worst_frames
 from lightning_robust.functional.pixels import PixelSpace
 from lightning_robust.harness.normalisation import pixel_space
 from lightning_robust.harness.runs import load_data, load_module
@@ -43,7 +43,7 @@ def replay(
     batch_size: int = 16,
     time_limit: float = 300.0,
 ) -> None:
-    """Send recorded frames through PyTorch and everything that may stand in the car: do the lines swing or bend?
+    """Send recorded frames through PyTorch, every runtime and every perturbation: do the lines swing or bend?
 
     Writes replay.json, replay.md, worst_frames.png, replay.gif and TensorBoard events into the output folder, and
     prints the table. The module needs `preprocess(frames)` (uint8 RGB, N x H x W x 3, to what forward takes) and
@@ -59,8 +59,8 @@ def replay(
         value: Which value of `decode` holds the lines; by default the first floating one of three dimensions.
         mean: What preprocessing subtracts; by default the data module's.
         std: What preprocessing divides by; by default the data module's.
-        stride: Take every so many frames.
-        limit: Take at most so many frames.
+        stride: Take every n-th frame.
+        limit: The most frames to take.
         batch_size: Frames at a time.
         time_limit: Seconds that one engine build may take.
     """

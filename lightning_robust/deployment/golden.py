@@ -21,7 +21,7 @@ from lightning_robust.deployment.engines import run_module
 from lightning_robust.deployment.fingerprint.search import fingerprint
 from lightning_robust.deployment.fingerprint.words import Fingerprint
 from lightning_robust.deployment.parity.distance import compare_outputs
-from lightning_robust.deployment.parity.scale import Decode, Reading, Scale
+from lightning_robust.deployment.parity.scale import Decode, Readout, Scale
 from lightning_robust.structures import flatten
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -168,18 +168,18 @@ def check_golden(
     )
 
 
-def _predict(scale: Scale, module: nn.Module | None, inputs: Arrays) -> Reading | None:
+def _predict(scale: Scale, module: nn.Module | None, inputs: Arrays) -> Readout | None:
     """What PyTorch computes from the deployed inputs."""
     if module is None:
         return None
     return scale.read(run_module(module, tuple(_to_tensor(array).float() for array in inputs.values())))
 
 
-def _read(scale: Scale, arrays: Arrays) -> Reading:
+def _read(scale: Scale, arrays: Arrays) -> Readout:
     return scale.read([_to_tensor(array) for array in arrays.values()])
 
 
-def _distance_between(reference: Reading | None, deployed: Reading | None) -> dict[str, float]:
+def _distance_between(reference: Readout | None, deployed: Readout | None) -> dict[str, float]:
     return {} if reference is None or deployed is None else reference.distance(deployed)
 
 

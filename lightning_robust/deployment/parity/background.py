@@ -182,9 +182,7 @@ class BackgroundParity:
         late = self.collect()
         if slow and self._job is None:
             self._start(_Job(subject, slow, parity, report, step, epoch, self._limit))
-        if self._job is not None:
-            waiting = TargetResult("skipped", note=f"still building since step {self._job.step}")
-            report = replace(report, targets=report.targets | {runtime.name: waiting for runtime in slow})
+        report = self._add_waiting(report, slow)
         report = report if late is None else late.merged_into(report)
         return replace(report, targets={runtime.name: report.targets[runtime.name] for runtime in runtimes})
 
@@ -219,3 +217,9 @@ class BackgroundParity:
             runtime.can_run()
         self._job = job
         job.start()
+
+    def _add_waiting(self, report: ParityReport, slow: Sequence[Runtime]) -> ParityReport:
+        if self._job is None:
+            return report
+        waiting = TargetResult("skipped", note=f"still building since step {self._job.step}")
+        return replace(report, targets=report.targets | {runtime.name: waiting for runtime in slow})

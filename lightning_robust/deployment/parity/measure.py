@@ -24,7 +24,7 @@ from lightning_robust.deployment.graph.lint import Finding
 from lightning_robust.deployment.parity.attribution import attribute, fp16_metrics
 from lightning_robust.deployment.parity.perturbed_inputs import PerturbedInputs
 from lightning_robust.deployment.parity.result import ParityReport, TargetResult
-from lightning_robust.deployment.parity.scale import Decode, Reading, Scale
+from lightning_robust.deployment.parity.scale import Decode, Readout, Scale
 from lightning_robust.deployment.pixels.catalogue import Perturbation
 from lightning_robust.deployment.pixels.perturb import perturb
 from lightning_robust.functional.pixels import PixelSpace
@@ -70,7 +70,7 @@ class _Fed:
     """Arguments of ``forward`` and what PyTorch in fp32 returned for them."""
 
     args: tuple[Any, ...]
-    reading: Reading
+    readout: Readout
 
 
 class ParityPass:
@@ -150,7 +150,7 @@ class ParityPass:
             )
         return "torch-fp32", self._run(self._fp32, self._subject.example)
 
-    def _read_reference(self, outputs: list[Tensor], decode: Decode | None) -> tuple[Scale, Reading]:
+    def _read_reference(self, outputs: list[Tensor], decode: Decode | None) -> tuple[Scale, Readout]:
         try:
             scale = Scale(self._subject.module, self._subject.example, decode)
             return scale, scale.read(outputs)
@@ -197,7 +197,7 @@ class ParityPass:
                 break
             try:
                 trained, deployed = entry.through(feed)
-                results[name] = trained.reading.distance(deployed.reading)
+                results[name] = trained.readout.distance(deployed.readout)
             except Exception as error:
                 self._notes.append(f"Perturbation {name!r} failed: {one_line(error)}")
                 continue

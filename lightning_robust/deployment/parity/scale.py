@@ -17,7 +17,7 @@ PLAIN_UNIT = "rel_l2"
 """The metric that stands for a distance where nothing is decoded."""
 
 
-class Reading(NamedTuple):
+class Readout(NamedTuple):
     """Outputs on a scale.
 
     Args:
@@ -28,8 +28,8 @@ class Reading(NamedTuple):
     outputs: Sequence[Tensor]
     values: Mapping[str, Tensor]
 
-    def distance(self, deployed: Reading) -> dict[str, float]:
-        """Metrics of how far a deployed reading is from this one, plain and in the task's units."""
+    def distance(self, deployed: Readout) -> dict[str, float]:
+        """Metrics of how far a deployed readout is from this one, plain and in the task's units."""
         return compare_outputs(self.outputs, deployed.outputs) | compare_decoded(self.values, deployed.values)
 
     @property
@@ -63,18 +63,18 @@ class Scale:
             with torch.no_grad():
                 self._template = module(*args)
 
-    def read(self, outputs: Sequence[Tensor]) -> Reading:
+    def read(self, outputs: Sequence[Tensor]) -> Readout:
         """Decode flattened outputs, whichever runtime computed them.
 
         Raises:
             TypeError: If ``decode`` returns anything but a dict of tensors.
         """
         if self._decode is None:
-            return Reading(outputs, {})
+            return Readout(outputs, {})
         values = self._decode(rebuild(self._template, iter(outputs)))
         if not isinstance(values, Mapping) or not all(isinstance(value, Tensor) for value in values.values()):
             raise TypeError(f"Expected `decode` to return a dict of tensors, but got {type(values).__name__}.")
-        return Reading(outputs, dict(values))
+        return Readout(outputs, dict(values))
 
     def distance(self, unit: str, reference: Sequence[Tensor], deployed: Sequence[Tensor]) -> float:
         """One metric of the distance between flattened outputs; they are decoded only if it needs that."""

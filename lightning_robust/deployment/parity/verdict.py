@@ -67,16 +67,14 @@ def judge_parity(report: ParityReport, tolerance: Mapping[str, float] | None = N
     """
     broken = violations(report.scalars(), tolerance)
     failed = [f"{name} failed: {t.note}" for name, t in report.targets.items() if t.status == "failed"]
-    exceptions = tuple([f"{violation}." for violation in broken] + failed + _remarks(report))
+    exceptions = tuple([f"{violation}." for violation in broken] + failed + _exception_sentences(report))
     worst = _worst_half(report)
     if worst is None:
         return Verdict("mind", "No half precision was measured: nothing can be said about deployment.", exceptions)
     name, distance = worst
     precision = name.rsplit("-", 1)[1]
-    # another half precision is another deployment
-    own = [violation for violation in broken if violation.tag.split("/")[1].endswith((f"-{precision}", "-fp32"))]
     unit = unit_label(report.unit)
-    if own or failed:
+    if failed or _concerns(precision, broken):
         return Verdict("bad", f"Do not deploy as it is: {name} is {distance:.3g} {unit} away.", exceptions)
     headline = f"Safe at {precision} within {distance:.3g} {unit}{', except:' if exceptions else '.'}"
     return Verdict("mind" if exceptions else "good", headline, exceptions)
@@ -116,6 +114,11 @@ def overflow_sentence(layers: Sensitivity) -> str:
     return f"{node.place} ({node.op}) is the first to overflow in {layers.precision}: {share} of its values."
 
 
+def _concerns(precision: str, broken: list[Violation]) -> bool:
+    """Whether a violation concerns this precision or fp32; another half precision is another deployment."""
+    return any(violation.tag.split("/")[1].endswith((f"-{precision}", "-fp32")) for violation in broken)
+
+
 def _worst_half(report: ParityReport) -> tuple[str, float] | None:
     measured = {n: t.metrics[report.unit] for n, t in report.targets.items() if report.unit in t.metrics}
     for precision in ("-fp16", "-bf16"):
@@ -125,7 +128,7 @@ def _worst_half(report: ParityReport) -> tuple[str, float] | None:
     return None
 
 
-def _remarks(report: ParityReport) -> list[str]:
+def _exception_sentences(report: ParityReport) -> list[str]:
     """What a reader must know beside tolerances and failures."""
     count = len(report.findings)
     sentences = [

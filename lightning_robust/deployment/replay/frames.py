@@ -103,7 +103,9 @@ class Pictures(Recording):
     def __init__(self, path: str | Path, **options: Any) -> None:
         super().__init__(path, **options)
         files = self.path.iterdir() if self.path.is_dir() else [self.path]
-        self.files = sorted((f for f in files if f.suffix.lower() in PICTURES and f.name[0] != "."), key=_natural_order)
+        self.files = sorted(
+            (f for f in files if f.suffix.lower() in PICTURES and f.name[0] != "."), key=_by_frame_number
+        )
         if not self.files:
             raise ValueError(
                 f"Expected pictures ({', '.join(sorted(PICTURES))}) in {self.path}, but found none. "
@@ -206,7 +208,7 @@ def _read_picture(path: Path) -> Picture:
         return np.asarray(picture.convert("RGB"))
 
 
-def _natural_order(path: Path) -> list[tuple[bool, int, str]]:
+def _by_frame_number(path: Path) -> list[tuple[bool, int, str]]:
     """Digits count as numbers, so that frame_10 comes after frame_9."""
     parts = re.split(r"(\d+)", path.name.lower())
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]

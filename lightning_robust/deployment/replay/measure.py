@@ -17,7 +17,7 @@ from lightning_robust.deployment.engines.execution import Status, one_line
 from lightning_robust.deployment.pixels.catalogue import Perturbation
 from lightning_robust.deployment.pixels.perturb import PerturbedImages, perturb
 from lightning_robust.deployment.replay.frames import Chunk, Recording
-from lightning_robust.deployment.replay.lines import deviation_metrics, line_metrics
+from lightning_robust.deployment.replay.line_metrics import deviation_metrics, line_metrics
 from lightning_robust.deployment.replay.module import Geometry, LineFinder
 from lightning_robust.deployment.replay.results import ReplayReport, ReplayResult
 from lightning_robust.functional.pixels import PixelSpace
@@ -172,7 +172,7 @@ class _Replay:
             {entry.name: track.result(frames) for entry, track in self._perturbations},
             geometry,
             time.monotonic() - self._start,
-            (*self._notes, *_remarks(recording, reference, geometry, len(self.frames))),
+            (*self._notes, *_replay_notes(recording, reference, geometry, len(self.frames))),
         )
 
     def _select_perturbations(self, images: Tensor) -> None:
@@ -203,7 +203,9 @@ class _Replay:
         return perturb(images, self._pixels, [entry for entry, _ in self._perturbations])
 
 
-def _remarks(recording: Recording, reference: ReplayResult, geometry: Geometry | None, frames: int) -> Iterator[str]:
+def _replay_notes(
+    recording: Recording, reference: ReplayResult, geometry: Geometry | None, frames: int
+) -> Iterator[str]:
     skipped = [f"{frame}: {reason}" for frame, reason in recording.skipped.items()]
     if skipped:
         examples = "; ".join([*skipped[:_EXAMPLES], *(["..."] if len(skipped) > _EXAMPLES else [])])

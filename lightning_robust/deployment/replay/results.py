@@ -19,7 +19,7 @@ class ReplayResult:
         status: ``"measured"``; ``"built"`` (an engine that cannot be executed here: it has no numbers);
             ``"unavailable"`` (a package or device is missing); ``"failed"``.
         note: The reason, in one line; of a perturbation, what the deployed side does differently.
-        lines: Metrics of each line: :func:`~.lines.line_metrics` and :func:`~.lines.deviation_metrics`.
+        lines: Metrics of each line: :func:`~.line_metrics.line_metrics` and :func:`~.line_metrics.deviation_metrics`.
         seconds: Time to build and run it.
         columns: Its lines, ``(N, lines, rows)``, float64.
         reference: The lines they are measured against, of the same shape.

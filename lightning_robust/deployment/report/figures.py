@@ -102,7 +102,7 @@ def _draw_drift(axes: Axes, layers: Sensitivity) -> None:
     axes.plot(values, color=_COLOURS["export"], linewidth=1.5)
     lost = [index for index, node in enumerate(layers.nodes) if node.trace.nonfinite > 0]
     if lost:
-        top = max((value for value in values if math.isfinite(value)), default=1.0)
+        top = max(filter(math.isfinite, values), default=1.0)
         axes.plot(lost, [top] * len(lost), "x", color=_COLOURS["engine"], label="infinite or NaN")
         axes.legend(frameon=False)
     axes.set_yscale("log")
@@ -116,13 +116,8 @@ def _draw_causes(axes: Axes, history: History, causes: Sequence[str], unit: str)
     measured = [cause for cause in causes if any(cause in attribution for _, attribution in history)]
     width = 0.8 / max(len(measured), 1)
     for index, cause in enumerate(measured):
-        label = "preprocessing (median)" if cause == "preprocessing" else cause
-        positions = [place + (index - (len(measured) - 1) / 2) * width for place in range(len(history))]
-        values = [attribution.get(cause, 0.0) for _, attribution in history]
-        axes.bar(positions, [_finite(value) for value in values], width, color=_COLOURS[cause], label=label)
-        for position, value in zip(positions, values, strict=True):
-            if not math.isfinite(value):
-                axes.text(position, 0.0, "\u221e", ha="center", va="bottom", fontsize=14, color=_COLOURS["engine"])
+        offset = (index - (len(measured) - 1) / 2) * width
+        _draw_cause(axes, cause, [attribution.get(cause, 0.0) for _, attribution in history], offset, width)
     ticks = range(0, len(history), math.ceil(len(history) / _MOST_TICKS))
     axes.set_xticks(list(ticks), [str(history[tick][0]) for tick in ticks])
     axes.set_ylabel(unit)
@@ -130,6 +125,15 @@ def _draw_causes(axes: Axes, history: History, causes: Sequence[str], unit: str)
     if measured:
         axes.legend(frameon=False, fontsize=8, loc="upper left", ncols=2)
         axes.margins(y=0.35)
+
+
+def _draw_cause(axes: Axes, cause: str, values: Sequence[float], offset: float, width: float) -> None:
+    label = "preprocessing (median)" if cause == "preprocessing" else cause
+    positions = [place + offset for place in range(len(values))]
+    axes.bar(positions, [_finite(value) for value in values], width, color=_COLOURS[cause], label=label)
+    for position, value in zip(positions, values, strict=True):
+        if not math.isfinite(value):
+            axes.text(position, 0.0, "\u221e", ha="center", va="bottom", fontsize=14, color=_COLOURS["engine"])
 
 
 def _draw_perturbations(axes: Axes, report: ParityReport, unit: str) -> None:

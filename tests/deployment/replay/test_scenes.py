@@ -9,7 +9,7 @@ from PIL import Image
 
 from lightning_robust.deployment.replay.frames import open_recording
 from lightning_robust.deployment.replay.measure import replay
-from lightning_robust.deployment.replay.pictures import animate, distances, draw_worst_frames
+from lightning_robust.deployment.replay.scenes import animate, distances, draw_worst_frames
 
 from ..recordings import Stripes, save_pictures, stripes
 from .test_measure import Planted, moved

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lightning_robust.deployment.replay.lines import deviation_metrics, line_metrics
+from lightning_robust.deployment.replay.line_metrics import deviation_metrics, line_metrics
 
 NAN = torch.nan
 
