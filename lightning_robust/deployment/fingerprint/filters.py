@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv2d, unfold
@@ -30,10 +29,10 @@ def fit_gains(trained: Tensor, deployed: Tensor) -> tuple[Tensor, Tensor]:
     return gain, there - gain * mean
 
 
-def fit_gamma(trained: Tensor, deployed: Tensor, steps: int = 6) -> float:
+def fit_gamma(trained: Tensor, deployed: Tensor) -> float:
     """The power in ``deployed = 255 (trained / 255) ** gamma``, from 0.2 to 5, by Gauss-Newton."""
     base, gamma = (trained / 255).clamp(1e-3, 1), 1.0
-    for _ in range(steps):
+    for _ in range(6):
         curve = 255 * base**gamma
         slope = curve * base.log()
         gamma += float(((deployed - curve) * slope).sum() / slope.square().sum().clamp(min=1e-9))
@@ -78,21 +77,10 @@ def sharpness(kernel: Tensor) -> float:
     return float(torch.fft.fft2(kernel, s=(32, 32)).abs()[(radius > 0.3) & (radius < 0.5)].mean())
 
 
-def pooled(images: Tensor, mask: Tensor, factor: int = 4) -> Tensor:
-    """Block means ``(P, C)`` of pictures ``(N, C, H, W)`` where the whole block lies in the mask ``(N, H, W)``."""
-    means = avg_pool2d(images, factor).permute(0, 2, 3, 1)
-    return means[avg_pool2d(mask[:, None].double(), factor)[:, 0] > 1 - 1e-9]
-
-
-def occupied_levels(values: Tensor) -> float:
-    """Share of the whole levels between the smallest and largest that occur at all.
-
-    Example:
-        >>> occupied_levels(torch.tensor([0.0, 2.0, 4.0]))
-        0.6
-    """
-    levels = np.unique(values.round().numpy())
-    return len(levels) / (int(levels[-1]) - int(levels[0]) + 1)
+def pooled(images: Tensor, mask: Tensor) -> Tensor:
+    """Means ``(P, C)`` of 4 x 4 blocks of pictures ``(N, C, H, W)`` that lie in the mask ``(N, H, W)`` as a whole."""
+    means = avg_pool2d(images, 4).permute(0, 2, 3, 1)
+    return means[avg_pool2d(mask[:, None].double(), 4)[:, 0] > 1 - 1e-9]
 
 
 def blockiness(images: Tensor) -> float:

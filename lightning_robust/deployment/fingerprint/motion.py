@@ -91,9 +91,10 @@ def _interpolation(at: Tensor, size: int, kernel: Kernel) -> Tensor:
     return weights
 
 
-def _weight(distance: Tensor, kernel: Kernel, a: float = -0.75) -> Tensor:
+def _weight(distance: Tensor, kernel: Kernel) -> Tensor:
     if kernel == "linear":
         return (1 - distance).clamp(min=0)
+    a = -0.75  # as OpenCV and torch have it
     near = ((a + 2) * distance - (a + 3)) * distance.square() + 1
     far = a * (((distance - 5) * distance + 8) * distance - 4)
     return torch.where(distance <= 1, near, torch.where(distance < 2, far, 0.0))

@@ -9,7 +9,6 @@ from lightning_robust.deployment.fingerprint.filters import (
     fit_filter,
     fit_gains,
     fit_gamma,
-    occupied_levels,
     sharpness,
 )
 from lightning_robust.deployment.pixels.operations import jpeg
@@ -52,13 +51,6 @@ def test_sharpness_of_known_filters():
     assert sharpness(identity) == pytest.approx(1.0)
     assert sharpness(torch.full((3, 3), 1 / 9, dtype=torch.float64)) < 0.4
     assert sharpness(2 * identity - torch.full((3, 3), 1 / 9, dtype=torch.float64)) > 1.5
-
-
-@pytest.mark.parametrize(("bits", "share"), [(8, 1.0), (7, 0.5), (6, 0.25)])
-def test_occupied_levels_closed_form(bits, share):
-    step = 2 ** (8 - bits)
-    values = (torch.arange(256) // step * step).double()
-    assert occupied_levels(values) == pytest.approx(share, abs=0.005)
 
 
 def test_blockiness_belongs_to_jpegs_grid():
