@@ -114,7 +114,7 @@ def critical_channels(
         start = [(1 + covering(q, 0.9).to(q)) / 2 for q in terms]
         gates = _descend(predict, start, classes, confidence, weight, steps)
         candidates += [[z >= threshold for z in gates] for threshold in _THRESHOLDS]
-    kept, best = _choose(predict, ones, candidates, classes, confidence, weight)
+    kept, best = _choose_sets(predict, ones, candidates, classes, confidence, weight)
     return CriticalChannels(classes.cpu(), confidence.cpu(), kept.cpu(), [each.cpu() for each in best])
 
 
@@ -188,7 +188,7 @@ def overlaps(clean: CriticalChannels, perturbed: CriticalChannels) -> list[Overl
     return result
 
 
-def _choose(
+def _choose_sets(
     predict: Predict,
     ones: Sequence[Tensor],
     candidates: Sequence[list[Tensor]],
