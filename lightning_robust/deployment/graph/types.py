@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import onnx
+
+_LARGE = 1024  # elements; smaller weights may be shapes or axes, which the inference reads
 
 
 def element_types(model: onnx.ModelProto) -> dict[str, int]:
@@ -20,7 +24,7 @@ def element_types(model: onnx.ModelProto) -> dict[str, int]:
         >>> {name: onnx.TensorProto.DataType.Name(kind) for name, kind in sorted(types.items())}
         {'s': 'FLOAT', 'x': 'FLOAT', 'y': 'BOOL'}
     """
-    return declared_types(onnx.shape_inference.infer_shapes(model).graph)
+    return declared_types(onnx.shape_inference.infer_shapes(_without_large_weights(model)).graph)
 
 
 def declared_types(graph: onnx.GraphProto) -> dict[str, int]:
@@ -28,3 +32,19 @@ def declared_types(graph: onnx.GraphProto) -> dict[str, int]:
     values = (*graph.input, *graph.value_info, *graph.output)
     types = {value.name: value.type.tensor_type.elem_type for value in values}
     return types | {tensor.name: tensor.data_type for tensor in graph.initializer}
+
+
+def _without_large_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its large weights as inputs, which makes the inference quick and independent of their size."""
+    graph = model.graph
+    light = onnx.GraphProto(name=graph.name, node=graph.node, input=graph.input, output=graph.output)
+    light.value_info.extend(graph.value_info)
+    inputs = {value.name for value in graph.input}
+    for tensor in graph.initializer:
+        if math.prod(tensor.dims) <= _LARGE:
+            light.initializer.append(tensor)
+        elif tensor.name not in inputs:
+            light.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    return onnx.ModelProto(
+        ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions, graph=light
+    )

@@ -103,6 +103,7 @@ class Emulation:
         keep_fp32: Names of nodes that compute in fp32.
 
     Attributes:
+        types: Tensor name -> element type, of all tensors before the change.
         unrounded: Rounded output of a node -> the output before its rounding.
     """
 
@@ -116,7 +117,7 @@ class Emulation:
         self._graph = self._model.graph
         self._keep = frozenset(keep_fp32)
         self._precision: Precision = precision
-        self._types = element_types(model)
+        self.types = element_types(model)
         self._rounded: dict[ir.Value, ir.Value] = {}
         self._exact: set[ir.Value] = set()  # values that rounding would not change
 
@@ -134,7 +135,7 @@ class Emulation:
         return any(self._is_float(value) for value in (*node.inputs, *node.outputs))
 
     def _is_float(self, value: ir.Value | None) -> bool:
-        return value is not None and self._types.get(value.name or "") == TensorProto.FLOAT
+        return value is not None and self.types.get(value.name or "") == TensorProto.FLOAT
 
     def _narrow(self, node: ir.Node) -> None:
         """Let a node read and write values of the other precision."""

@@ -8,16 +8,55 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
+import onnx.parser
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import TensorProto
 
 from lightning_robust.deployment.graph.session import Session
-from lightning_robust.deployment.graph.types import element_types
 from lightning_robust.deployment.numerics.emulate import Emulation, to_model
 from lightning_robust.deployment.numerics.rounding import Precision
 
-_STATISTICS = 5  # a node, see _add_statistics
+_STATISTICS = 5  # a node
+# One row: squared error, squared size, and the shares of overflowed, lost and flushed values. A finite value minus
+# itself is zero, infinity and NaN minus themselves are NaN.
+_FUNCTION = """
+<domain: "trace", opset_import: ["" : {opset}]>
+statistics (wide, narrow, unrounded) => (row) {{
+    zero = Constant<value = float {{0.0}}>()
+    flat = Constant<value = int64[1] {{-1}}>()
+    error32 = Sub(narrow, wide)
+    error64 = Cast<to = 11>(error32)
+    error = ReduceSumSquare<keepdims = 0>(error64)
+    wide64 = Cast<to = 11>(wide)
+    size = ReduceSumSquare<keepdims = 0>(wide64)
+    wide_rest = Sub(wide, wide)
+    wide_finite = Equal(wide_rest, zero)
+    narrow_rest = Sub(narrow, narrow)
+    narrow_finite = Equal(narrow_rest, zero)
+    unrounded_rest = Sub(unrounded, unrounded)
+    unrounded_finite = Equal(unrounded_rest, zero)
+    lost = Not(narrow_finite)
+    overflow_mask = And(lost, unrounded_finite)
+    nonfinite_mask = And(lost, wide_finite)
+    is_zero = Equal(narrow, zero)
+    was_zero = Equal(unrounded, zero)
+    was_not_zero = Not(was_zero)
+    flushed_mask = And(is_zero, was_not_zero)
+    overflow_values = Cast<to = 11>(overflow_mask)
+    overflow = ReduceMean<keepdims = 0>(overflow_values)
+    nonfinite_values = Cast<to = 11>(nonfinite_mask)
+    nonfinite = ReduceMean<keepdims = 0>(nonfinite_values)
+    flushed_values = Cast<to = 11>(flushed_mask)
+    flushed = ReduceMean<keepdims = 0>(flushed_values)
+    error_row = Reshape(error, flat)
+    size_row = Reshape(size, flat)
+    overflow_row = Reshape(overflow, flat)
+    nonfinite_row = Reshape(nonfinite, flat)
+    flushed_row = Reshape(flushed, flat)
+    row = Concat<axis = 0>(error_row, size_row, overflow_row, nonfinite_row, flushed_row)
+}}
+"""
 
 
 @dataclass(frozen=True)
@@ -75,18 +114,29 @@ def _pair(model: onnx.ModelProto, precision: Precision) -> tuple[onnx.ModelProto
     """The graph, its emulation on the same inputs, and the statistics of these nodes as the only output."""
     emulation = Emulation(model, precision)
     narrow, wide = emulation.build().graph, ir.from_proto(model)
-    graph, types = wide.graph, element_types(model)
-    nodes = [node for node in graph if types.get(node.outputs[0].name or "") == TensorProto.FLOAT]
+    graph = wide.graph
+    nodes = [node for node in graph if emulation.types.get(node.outputs[0].name or "") == TensorProto.FLOAT]
     rounded = {value.name: value for node in narrow for value in node.outputs}
     pairs = [(node.outputs[0], rounded[node.outputs[0].name]) for node in nodes]
     _merge(narrow, graph)
-    statistics = _Statistics(graph)
-    rows = [statistics.add(wide, narrow, emulation.unrounded.get(narrow, narrow)) for wide, narrow in pairs]
-    output = statistics.node("Concat", *rows, axis=0)
-    output.type, output.shape = ir.TensorType(ir.DataType.DOUBLE), ir.Shape([None])
+    rows = [ir.Value(name=f"trace/{index}") for index in range(len(nodes))]
+    for row, (value, low) in zip(rows, pairs, strict=True):
+        versions = [value, low, emulation.unrounded.get(low, low)]
+        graph.append(ir.node("statistics", versions, domain="trace", outputs=[row], name=row.name))
+    output = ir.Value(name="trace", type=ir.TensorType(ir.DataType.DOUBLE), shape=ir.Shape([None]))
+    graph.append(ir.node("Concat", rows, {"axis": 0}, outputs=[output], name="trace"))
     graph.outputs.clear()
     graph.outputs.append(output)
-    return to_model(wide), [node.name or "" for node in nodes]
+    return _with_statistics(wide), [node.name or "" for node in nodes]
+
+
+def _with_statistics(model: ir.Model) -> onnx.ModelProto:
+    """The model with the function that its nodes of domain "trace" call."""
+    opset = model.graph.opset_imports.get("", 1)
+    model.graph.opset_imports["trace"] = 1
+    proto = to_model(model)
+    proto.functions.append(onnx.parser.parse_function(_FUNCTION.format(opset=opset)))
+    return proto
 
 
 def _merge(narrow: ir.Graph, graph: ir.Graph) -> None:
@@ -106,51 +156,3 @@ def _merge(narrow: ir.Graph, graph: ir.Graph) -> None:
         for value in node.outputs:
             value.name = f"narrow/{value.name}"
         graph.append(node)
-
-
-class _Statistics:
-    """Nodes at the end of a graph that reduce two versions of a value to the arguments of :func:`_to_trace`."""
-
-    def __init__(self, graph: ir.Graph) -> None:
-        self._graph, self._count = graph, 0
-        self._zero = self._constant("trace/zero", np.array(0, np.float32))
-        self._flat = self._constant("trace/flat", np.array([-1]))
-
-    def add(self, wide: ir.Value, narrow: ir.Value, unrounded: ir.Value) -> ir.Value:
-        """A vector of squared error, squared size, and the shares of overflowed, lost and flushed values."""
-        lost = self.node("Not", self._finite(narrow))
-        flushed = self.node("And", self._is_zero(narrow), self.node("Not", self._is_zero(unrounded)))
-        scalars = (
-            self._square_sum(self.node("Sub", narrow, wide)),
-            self._square_sum(wide),
-            self._share(self.node("And", lost, self._finite(unrounded))),
-            self._share(self.node("And", lost, self._finite(wide))),
-            self._share(flushed),
-        )
-        return self.node("Concat", *(self.node("Reshape", scalar, self._flat) for scalar in scalars), axis=0)
-
-    def node(self, operator: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
-        """Append a node; returns its output."""
-        name = f"trace/{self._count}"
-        self._count += 1
-        output = ir.Value(name=name)
-        self._graph.append(ir.node(operator, inputs, attributes, outputs=[output], name=name))
-        return output
-
-    def _constant(self, name: str, value: NDArray[np.generic]) -> ir.Value:
-        constant = ir.Value(name=name, const_value=ir.tensor(value, name=name))
-        self._graph.register_initializer(constant)
-        return constant
-
-    def _square_sum(self, value: ir.Value) -> ir.Value:
-        return self.node("ReduceSumSquare", self.node("Cast", value, to=TensorProto.DOUBLE), keepdims=0)
-
-    def _finite(self, value: ir.Value) -> ir.Value:
-        # a finite value minus itself is zero, infinity and NaN minus themselves are NaN
-        return self._is_zero(self.node("Sub", value, value))
-
-    def _is_zero(self, value: ir.Value) -> ir.Value:
-        return self.node("Equal", value, self._zero)
-
-    def _share(self, mask: ir.Value) -> ir.Value:
-        return self.node("ReduceMean", self.node("Cast", mask, to=TensorProto.DOUBLE), keepdims=0)

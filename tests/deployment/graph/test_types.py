@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from lightning_robust.deployment.graph.export import export, frozen_copy
-from lightning_robust.deployment.graph.types import declared_types, element_types
+from lightning_robust.deployment.graph.types import _without_large_weights, declared_types, element_types
 
 from ..models import SmallCNN, images
 
@@ -56,3 +56,17 @@ def test_an_invalid_node_leaves_the_declared_types():
     with pytest.raises(onnx.shape_inference.InferenceError):
         onnx.shape_inference.infer_shapes(model, strict_mode=True)
     assert element_types(model) == declared_types(model.graph)
+
+
+def test_large_weights_are_typed_and_not_copied():
+    """The inference sees a matrix of 4 MiB as an input of its shape; a shape of few numbers as it is."""
+    model = graph(
+        "g (float[N,1024] x) => (float[N,2,512] y) { a = MatMul(x, w) y = Reshape(a, s) }",
+        w=np.zeros((1024, 1024), np.float32),
+        s=np.array([-1, 2, 512]),
+    )
+    light = _without_large_weights(model)
+    assert len(light.SerializeToString()) < 1000
+    inferred = onnx.shape_inference.infer_shapes(light, strict_mode=True)
+    assert [dim.dim_value for dim in inferred.graph.output[0].type.tensor_type.shape.dim[1:]] == [2, 512]
+    assert element_types(model) == {**dict.fromkeys("xway", TensorProto.FLOAT), "s": TensorProto.INT64}
