@@ -105,7 +105,7 @@ def test_fixed_targets_are_those_of_the_checkpoint(tmp_path, pair):
     u = x[y < 0]
     labels = teacher.eval()(u).argmax(1)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    assert torch.equal(module._labels(u, None), labels)
+    assert torch.equal(module._target.classes(u, None), labels)
     for name, tensor in module.state_dict().items():
         assert torch.equal(tensor, before[name])
     entropy = nn.functional.cross_entropy
@@ -194,7 +194,7 @@ def test_the_average_is_the_target(tmp_path):
     twin = copy.deepcopy(module).eval()
     weights = Weights(twin)
     weights.put(module._target.average.values())
-    assert torch.equal(module._labels(u, None), twin(u).argmax(1))
+    assert torch.equal(module._target.classes(u, None), twin(u).argmax(1))
 
 
 def test_answers_are_kept_by_number(tmp_path):
@@ -203,9 +203,9 @@ def test_answers_are_kept_by_number(tmp_path):
     class Counted(Unsupervised):
         asked = 0
 
-        def _answer(self, target, pictures):
+        def _classify(self, pictures):
             self.asked += len(pictures)
-            return super()._answer(target, pictures)
+            return super()._classify(pictures)
 
     kept = Counted(uat_ft_weight=1.0, uat_target_epochs=1, uat_index_key=2)
     fit(tmp_path, kept, max_epochs=4)
