@@ -21,7 +21,7 @@ from lightning_robust.harness.trainers import NoEffectWarning
 from lightning_robust.mixins.host_step import HostStep
 from lightning_robust.mixins.objective import ObjectiveMixin, Term, WeightedLoss
 from lightning_robust.mixins.uat.target_model import TargetModel
-from lightning_robust.structures import get_item, split_path, take_rows
+from lightning_robust.structures import Key, get_item, split_path, take_rows
 
 _SAVED = "uat"
 
@@ -190,20 +190,10 @@ class UATMixin(ObjectiveMixin):
                 if self.training:
                     raise
                 return batch
-        unlabelled = self._without_label(batch)
+        unlabelled = _rows_without_label(get_item(batch, self.target_key), self.target_key)
         if not bool(unlabelled.any()):
             return batch
         return None if bool(unlabelled.all()) else take_rows(batch, ~unlabelled, len(unlabelled))
-
-    def _without_label(self, batch: Any) -> Tensor:
-        """Which samples have a target of -1 everywhere."""
-        targets = get_item(batch, self.target_key)
-        if not isinstance(targets, Tensor) or targets.ndim == 0:
-            raise TypeError(
-                f"Expected one target tensor with a row for each sample at target_key={self.target_key!r}, but got "
-                f"{type(targets).__name__}. Give unlabelled samples by a second loader and set `uat_unlabelled_key`."
-            )
-        return (targets == -1).reshape(len(targets), -1).all(1)
 
     def _unlabelled_losses(self, step: HostStep, _: None) -> list[WeightedLoss]:
         pictures, indices = self._unlabelled(step.whole)
@@ -262,7 +252,7 @@ class UATMixin(ObjectiveMixin):
                     f"place in it, as '{part}.0'."
                 )
             return pictures, indices
-        rows = self._without_label(batch)
+        rows = _rows_without_label(get_item(batch, self.target_key), self.target_key)
         pictures = get_item(batch, self.input_key)
         return pictures[rows], None if indices is None else indices[rows]
 
@@ -277,3 +267,13 @@ class UATMixin(ObjectiveMixin):
 
     def _classify(self, pictures: Tensor) -> Tensor:
         return self._predict(pictures).argmax(self.uat_class_dim)
+
+
+def _rows_without_label(targets: Any, key: Key) -> Tensor:
+    """Which samples have a target of -1 everywhere."""
+    if not isinstance(targets, Tensor) or targets.ndim == 0:
+        raise TypeError(
+            f"Expected one target tensor with a row for each sample at target_key={key!r}, but got "
+            f"{type(targets).__name__}. Give unlabelled samples by a second loader and set `uat_unlabelled_key`."
+        )
+    return (targets == -1).reshape(len(targets), -1).all(1)
