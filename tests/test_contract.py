@@ -141,7 +141,7 @@ CALLBACKS = [
         _robust_validation,
         "adversarial/val_loss@0.1",
         diagnostic=True,
-        settings={"eps": ["4/255", 0.1], "norm": "l2", "mean": [0.5, 0.4, 0.3], "std": 0.2, "batches": None},
+        settings={"eps": ["4/255", 0.1], "norm": "l2", "mean": [0.5, 0.4, 0.3], "std": 0.2, "batches": 4},
     ),
     Technique(
         "layer_criticality",
