@@ -10,15 +10,15 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from typing_extensions import Unpack, override
 
-from lightning_robust.callbacks.adversarial.arguments import (
+from lightning_robust.callbacks.adversarial.embedding_methods import EmbeddingAttack
+from lightning_robust.callbacks.adversarial.methods import Attack, AttackedStep, EpochBill
+from lightning_robust.callbacks.adversarial.short_form import (
     MethodName,
     ShortForm,
     make_method,
     make_validation,
     split_arguments,
 )
-from lightning_robust.callbacks.adversarial.embedding_methods import EmbeddingAttack
-from lightning_robust.callbacks.adversarial.methods import Attack, AttackedStep, EpochBill
 from lightning_robust.callbacks.attacked_batches import AttackInputs, NoLossError, PixelBounds
 from lightning_robust.callbacks.robust_validation.callback import RobustValidationCallback
 from lightning_robust.harness.arguments import parse_fraction
@@ -123,7 +123,9 @@ class AdversarialCallback(pl.Callback):
         keys = input_key if isinstance(input_key, list) else [input_key]
         self._radii = _radii(eps, len(keys))
         self._inputs = AttackInputs(keys, mean, std, bounds)
-        self._refuse_unused()
+        for name in self.attack.refuses:
+            _require_default(method, name, getattr(self, name))
+        self.attack.check_inputs(keys, eps)
         self._of_validation = of_validation
         common: dict[str, Any] = {"mean": mean, "std": std, "bounds": bounds, "seed": seed}
         self.validation = make_validation(self.attack, of_validation, self._radii, input_key, common)
@@ -275,18 +277,6 @@ class AdversarialCallback(pl.Callback):
         epochs = trainer.current_epoch + (batch_in_epoch(trainer) + 1) / batches
         return min(epochs / self.warmup_epochs, 1.0)
 
-    def _refuse_unused(self) -> None:
-        """Refuse arguments of this class that have no meaning with the method."""
-        parameters = inspect.signature(AdversarialCallback).parameters
-        for name in self.attack.refuses:
-            value = getattr(self, name)
-            if value != parameters[name].default:
-                raise ValueError(
-                    f"Expected no `{name}` with method={self.method!r}, which does not take it, but got {value!r}. "
-                    "Leave it out."
-                )
-        self.attack.check_inputs(self._inputs.keys, self.eps)
-
 
 def _radii(eps: float | str | list[float | str], inputs: int) -> list[float]:
     """One radius for each input."""
@@ -294,3 +284,11 @@ def _radii(eps: float | str | list[float | str], inputs: int) -> list[float]:
     if len(radii) not in (1, inputs):
         raise ValueError(f"Expected `eps` as one value or one for each of {inputs} inputs, got {len(radii)}.")
     return radii if len(radii) == inputs else radii * inputs
+
+
+def _require_default(method: MethodName | Attack, name: str, value: Any) -> None:
+    """Refuse an argument of AdversarialCallback that has no meaning with the method."""
+    if value != inspect.signature(AdversarialCallback).parameters[name].default:
+        raise ValueError(
+            f"Expected no `{name}` with method={method!r}, which does not take it, but got {value!r}. Leave it out."
+        )

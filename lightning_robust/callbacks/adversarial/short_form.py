@@ -120,8 +120,7 @@ def make_method(method: MethodName | Attack, arguments: dict[str, Any]) -> Attac
         PGD(steps=3, step_size=None, norm='linf', attack_precision='bf16')
     """
     if isinstance(method, Attack):
-        if arguments:
-            name = next(iter(arguments))
+        for name in arguments:
             kind = type(method).__name__
             raise ValueError(
                 f"Expected the arguments of the method inside of {kind}(...), but got `{name}` beside it. Write "
@@ -133,16 +132,24 @@ def make_method(method: MethodName | Attack, arguments: dict[str, Any]) -> Attac
     arguments = {name: value for name, value in arguments.items() if value is not None}
     cls = EmbeddingPGD if method == "pgd" and "embedding" in arguments else METHODS[method]
     names = argument_names(cls)
-    for name in arguments:
-        if name not in names:
-            takers = dict.fromkeys(each for each, kind in _KINDS if name in argument_names(kind))
-            raise ValueError(
-                f"Expected no `{name}` with method={method!r}, which does not take it, but got {arguments[name]!r}. "
-                f"Leave it out, or choose a method that takes it: {', '.join(takers)}."
-            )
     if "embedding" in names and "embedding" not in arguments:
         raise ValueError(f"Expected `embedding`, the path of the module to perturb, for method={method!r}.")
+    for name in sorted(arguments.keys() - set(names)):
+        raise ValueError(
+            f"Expected no `{name}` with method={method!r}, which does not take it, but got {arguments[name]!r}. "
+            f"Leave it out, or choose a method that takes it: {', '.join(methods_with(name))}."
+        )
     return cls(**arguments)
+
+
+def methods_with(argument: str) -> list[str]:
+    """Names of the methods that take an argument.
+
+    Example:
+        >>> methods_with("beta")
+        ['trades']
+    """
+    return list(dict.fromkeys(name for name, cls in _KINDS if argument in argument_names(cls)))
 
 
 def argument_names(cls: type[Attack]) -> list[str]:
@@ -183,8 +190,7 @@ def make_validation(
     if settings.get("eps") == []:
         return None
     if isinstance(attack, EmbeddingAttack):
-        if given:
-            name, value = next(iter(given.items()))
+        for name, value in given.items():
             raise ValueError(
                 f"Expected no `{name}` with a method on an embedding, which has no robust validation, but got "
                 f"{value!r}. Leave it out."
@@ -192,8 +198,9 @@ def make_validation(
         return None
     if settings.get("eps") is None:
         settings["eps"] = [radii[0]]
-    keys = settings.get("input_key")
-    settings["input_key"] = keys = input_key if keys is None else keys
+    if settings.get("input_key") is None:
+        settings["input_key"] = input_key
+    keys = settings["input_key"]
     if (len(keys) if isinstance(keys, list) else 1) != len(radii):
         raise ValueError(f"Expected `val_input_key` for each of {len(radii)} inputs, but got {keys}.")
     proportions = radii if len(radii) > 1 and radii[0] > 0 else None

@@ -89,13 +89,7 @@ class RobustValidationCallback(pl.Callback):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if norm not in ("linf", "l2"):
-            raise ValueError(f"Expected `norm` to be 'linf' or 'l2', but got {norm!r}.")
-        if steps < 0 or restarts < 1 or (steps == 0 and (drop_solved or restarts > 1)):
-            raise ValueError(
-                f"Expected `{self.prefix}restarts` of at least 1, and `{self.prefix}steps` of at least 0, or 1 with "
-                f"restarts or `{self.prefix}drop_solved`, but got {restarts} and {steps}."
-            )
+        self._check(norm, steps, restarts, drop_solved)
         keys = input_key if isinstance(input_key, list) else [input_key]
         if proportions is not None and len(proportions) != len(keys):
             raise ValueError(f"Expected `proportions` for each of {len(keys)} inputs, but got {proportions}.")
@@ -124,6 +118,15 @@ class RobustValidationCallback(pl.Callback):
         """Test on attacked batches."""
         self._validate(trainer, pl_module)
 
+    def _check(self, norm: str, steps: int, restarts: int, drop_solved: bool) -> None:
+        if norm not in ("linf", "l2"):
+            raise ValueError(f"Expected `norm` to be 'linf' or 'l2', but got {norm!r}.")
+        if steps < 0 or restarts < 1 or (steps == 0 and (drop_solved or restarts > 1)):
+            raise ValueError(
+                f"Expected `{self.prefix}restarts` of at least 1, and `{self.prefix}steps` of at least 0, or 1 with "
+                f"restarts or `{self.prefix}drop_solved`, but got {restarts} and {steps}."
+            )
+
     def _validate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking or not self._radii:
             return
@@ -141,10 +144,13 @@ class RobustValidationCallback(pl.Callback):
         for radius, values in zip(self._radii, metrics, strict=True):
             tags = {f"adversarial/{name.replace('/', '_')}@{radius:g}": value for name, value in values.items()}
             pl_module.log_dict(tags, sync_dist=True, add_dataloader_idx=False)
+        self._warn_of_masking(evaluation)
+
+    def _warn_of_masking(self, evaluation: AttackedEvaluation) -> None:
+        """Say where the metrics may not mean robustness."""
         for doubt in evaluation.doubts:
             self._guard.warn(f"robust metrics may mean little: {doubt}.", key=doubt[:20])
         share = evaluation.record.zero_share
         if share > 0.05:
-            self._guard.warn(
-                f"{share:.0%} of the gradients are zero at validation: robustness is masked.", key="zero gradients"
-            )
+            message = f"{share:.0%} of the gradients are zero at validation: robustness is masked."
+            self._guard.warn(message, key="zero gradients")

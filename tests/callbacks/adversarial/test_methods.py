@@ -11,7 +11,7 @@ import yaml
 
 from lightning_robust import AdversarialCallback, RobustValidationCallback
 from lightning_robust.callbacks.adversarial import FGM, FGSM, FGSMRS, NFGSM, PGD, TRADES, EmbeddingPGD, Free, FreeLB
-from lightning_robust.callbacks.adversarial.arguments import METHODS, ShortForm, argument_names
+from lightning_robust.callbacks.adversarial.short_form import METHODS, ShortForm, argument_names
 from lightning_robust.cli import RobustCLI
 
 from ...boring import Boring, make_trainer
