@@ -86,6 +86,49 @@ def test_every_file_opens_with_a_sentence():
         assert ast.get_docstring(ast.parse(path.read_text())), path
 
 
+def definitions(tree, kind):
+    return [node for node in ast.walk(tree) if isinstance(node, kind)]
+
+
+def complexity(function):
+    """One more than the decisions in a function; comprehensions and Boolean operators decide too."""
+    decisions = (ast.If, ast.For, ast.While, ast.ExceptHandler, ast.IfExp, ast.comprehension)
+    return 1 + sum(
+        isinstance(node, decisions)
+        + (len(node.ifs) if isinstance(node, ast.comprehension) else 0)
+        + (len(node.values) - 1 if isinstance(node, ast.BoolOp) else 0)
+        for node in ast.walk(function)
+    )
+
+
+def test_complexity_closed_form():
+    assert complexity(ast.parse("def f(x):\n    return x")) == 1
+    assert complexity(ast.parse("def f(x):\n    return [y for y in x if y and x] if x else 0")) == 5
+
+
+def test_what_is_read_at_once_is_small():
+    """Files of at most 300 lines, classes of 250, functions of complexity 10, constructors of 15 arguments."""
+    for path in FILES:
+        text = path.read_text()
+        tree = ast.parse(text)
+        assert len(text.splitlines()) <= 300, path
+        for node in definitions(tree, ast.ClassDef):
+            assert node.end_lineno - node.lineno < 250, (path, node.name)
+        for node in definitions(tree, ast.FunctionDef):
+            assert complexity(node) <= 10, (path, node.name)
+            assert node.name != "__init__" or len(node.args.args + node.args.kwonlyargs) <= 16, path  # with self
+
+
+def test_one_name_has_one_meaning():
+    """A function or class has one home; a command is the function of its name, and two scripts have a `main`."""
+    homes = {}
+    for path in FILES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                homes.setdefault(node.name, set()).add(path)
+    assert {name for name, places in homes.items() if len(places) > 1} == {"fingerprint", "replay", "main"}
+
+
 def test_no_key_is_defined_twice():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     setup = configparser.ConfigParser()

@@ -14,6 +14,7 @@ from torch import nn
 from lightning_robust.harness.batches import copied, transferred
 from lightning_robust.harness.compat import load_validation_data, overrides
 from lightning_robust.harness.quiet import quietly
+from lightning_robust.harness.ranks import agreed
 from lightning_robust.harness.recorder import LoggedValue, Recorder
 from lightning_robust.harness.steps import call_step
 
@@ -70,10 +71,13 @@ class Evaluator:
         Args:
             transform: Applied to each batch.
             limit: Batches of each loader to use; all if None.
+
+        Raises:
+            RankError: On every rank of several, if the validation of one of them fails.
         """
-        entries: dict[str, LoggedValue] = {}
-        for entries in self._run(transform, limit):  # noqa: B007 - the last ones are complete
-            pass
+        if self.trainer.world_size > 1:
+            _share_buffers(self.module)
+        entries = agreed(self.trainer, lambda: self._pass(transform, limit), "Validation")
         self._weights = {name: entry.weight for name, entry in entries.items() if entry.is_mean_over_samples}
         self._best = {name: 1.0 for name in self._weights if entries[name].metric is not None}
         return {name: entry.result(self.trainer) for name, entry in entries.items()}
@@ -114,12 +118,14 @@ class Evaluator:
         Raises:
             ValueError: If it is not among them.
         """
+        if self.trainer.world_size > 1:
+            yield pick(self.metrics(transform), monitor), 0.0
+            return
         run, weight = self._run(transform), 0.0
         try:
             for entries in run:
                 entry = entries.get(monitor)
-                partial = entry is not None and entry.is_mean_over_samples and self.trainer.world_size == 1
-                if entry is not None and partial and entry.weight > weight:
+                if entry is not None and entry.is_mean_over_samples and entry.weight > weight:
                     weight = entry.weight
                     yield entry.mean(), weight
             yield pick({name: entry.result(self.trainer) for name, entry in entries.items()}, monitor), weight
@@ -130,6 +136,13 @@ class Evaluator:
         """1 for accuracies, which no part of the data can exceed; None for what is not known."""
         return self._best.get(monitor)
 
+    def _pass(self, transform: Transform | None, limit: int | None) -> dict[str, LoggedValue]:
+        """What a whole pass logs on this rank."""
+        entries: dict[str, LoggedValue] = {}
+        for entries in self._run(transform, limit):  # noqa: B007 - the last ones are complete
+            pass
+        return entries
+
     def _run(
         self, transform: Transform | None = None, limit: int | None = None
     ) -> Generator[dict[str, LoggedValue], None, None]:
@@ -138,8 +151,6 @@ class Evaluator:
         samples = [0] * len(self._limits)
         recorder = Recorder(len(samples))
         prefix = "on_test" if self._stage == "testing" else "on_validation"
-        if trainer.world_size > 1:
-            _share_buffers(module)
         with (
             quietly(trainer, module, self._stage, recorder, self._loaders),
             torch.no_grad(),

@@ -10,6 +10,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from lightning_robust.harness.evaluate import Evaluator
+from lightning_robust.harness.ranks import RankError
 
 from ..boring import Boring, Pictures, TwoProcesses, make_trainer
 
@@ -196,3 +197,28 @@ def test_two_processes_pool_their_samples(tmp_path):
     trainer.fit(Boring())
     values = [float((tmp_path / f"rank{rank}").read_text()) for rank in range(2)]
     assert values[0] == values[1] == pytest.approx(float(trainer.callback_metrics["val/loss"]), rel=1e-5)
+
+
+class FailsOnRankOne(pl.Callback):
+    """Evaluates while rank 1 fails; each rank writes its error."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_validation_epoch_end(self, trainer, pl_module):
+        def transform(batch, index, loader):
+            if trainer.global_rank == 1:
+                raise OSError("a file is gone")
+            return batch
+
+        with pytest.raises(RankError) as caught:
+            Evaluator(trainer, pl_module).metrics(transform)
+        (self.folder / f"error{trainer.global_rank}").write_text(str(caught.value))
+
+
+def test_a_rank_that_fails_leaves_no_other_waiting(tmp_path):
+    callbacks = [FailsOnRankOne(tmp_path)]
+    trainer = make_trainer(tmp_path, callbacks, strategy=TwoProcesses(), devices=2, max_epochs=1)
+    trainer.fit(Boring())
+    expected = "Validation failed on 1 of 2 ranks. rank 1: OSError: a file is gone"
+    assert [(tmp_path / f"error{rank}").read_text() for rank in range(2)] == [expected, expected]

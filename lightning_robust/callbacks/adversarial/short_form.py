@@ -120,12 +120,7 @@ def make_method(method: MethodName | Attack, arguments: dict[str, Any]) -> Attac
         PGD(steps=3, step_size=None, norm='linf', attack_precision='bf16')
     """
     if isinstance(method, Attack):
-        for name in arguments:
-            kind = type(method).__name__
-            raise ValueError(
-                f"Expected the arguments of the method inside of {kind}(...), but got `{name}` beside it. Write "
-                f"method={kind}({name}=...), or give the method by name."
-            )
+        _refuse_beside_object(method, arguments)
         return method
     if method not in METHODS:
         raise ValueError(f"Expected `method` to be one of {', '.join(METHODS)}, but got {method!r}.")
@@ -190,11 +185,7 @@ def make_validation(
     if settings.get("eps") == []:
         return None
     if isinstance(attack, EmbeddingAttack):
-        for name, value in given.items():
-            raise ValueError(
-                f"Expected no `{name}` with a method on an embedding, which has no robust validation, but got "
-                f"{value!r}. Leave it out."
-            )
+        _refuse_validation_of_embedding(given)
         return None
     if settings.get("eps") is None:
         settings["eps"] = [radii[0]]
@@ -205,3 +196,20 @@ def make_validation(
         raise ValueError(f"Expected `val_input_key` for each of {len(radii)} inputs, but got {keys}.")
     proportions = radii if len(radii) > 1 and radii[0] > 0 else None
     return BroughtValidation(norm=getattr(attack, "norm", "linf"), proportions=proportions, **common, **settings)
+
+
+def _refuse_validation_of_embedding(given: Mapping[str, Any]) -> None:
+    for name, value in given.items():
+        raise ValueError(
+            f"Expected no `{name}` with a method on an embedding, which has no robust validation, but got {value!r}. "
+            "Leave it out."
+        )
+
+
+def _refuse_beside_object(method: Attack, arguments: Mapping[str, Any]) -> None:
+    kind = type(method).__name__
+    for name in arguments:
+        raise ValueError(
+            f"Expected the arguments of the method inside of {kind}(...), but got `{name}` beside it. Write "
+            f"method={kind}({name}=...), or give the method by name."
+        )

@@ -92,13 +92,17 @@ def load_graph(path: str | Path) -> onnx.ModelProto:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
         raise ValueError(f"Expected a valid ONNX model at {path}, but {one_line(error)}.") from error
-    weights = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in weights]
-    del model.graph.input[:]
-    model.graph.input.extend(inputs)
+    _drop_weights_among_inputs(model.graph)
     for index, node in enumerate(model.graph.node):  # switches and keep lists go by name
         node.name = node.name or f"{node.op_type}_{index}"
     return model
+
+
+def _drop_weights_among_inputs(graph: onnx.GraphProto) -> None:
+    weights = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in weights]
+    del graph.input[:]
+    graph.input.extend(inputs)
 
 
 def remarks(model: onnx.ModelProto) -> list[str]:

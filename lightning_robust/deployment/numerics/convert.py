@@ -116,10 +116,8 @@ class _Converter:
 
     def _plan(self, node: ir.Node) -> None:
         """Decide for each input and output of a node whether it is read, or written, in half."""
-        if self._stays_fp32(node):
-            self._reads[node], self._writes[node] = [False] * len(node.inputs), [False] * len(node.outputs)
-        else:
-            self._reads[node], self._writes[node] = self._allowed(node)
+        fp32 = [False] * len(node.inputs), [False] * len(node.outputs)
+        self._reads[node], self._writes[node] = fp32 if self._stays_fp32(node) else self._allowed(node)
 
     def _stays_fp32(self, node: ir.Node) -> bool:
         if node.op_type == "Cast" and node.outputs[0] in self._floats:
@@ -175,6 +173,10 @@ class _Converter:
             half = ir.tensor(to_half_array(values, self._dtype), name="value")
             node.attributes["value"] = ir.AttrTensor("value", half)
 
+    def _is_computed_in_half(self, value: ir.Value) -> bool:
+        producer = value.producer()
+        return producer is not None and self._writes[producer][value.index() or 0]
+
     def _cast(self, value: ir.Value) -> list[ir.Node]:
         """The one cast of a float tensor to the type that it is not computed in, where that is read.
 
@@ -182,8 +184,7 @@ class _Converter:
         """
         if value not in self._floats:
             return []
-        producer = value.producer()
-        is_half = producer is not None and self._writes[producer][value.index() or 0]
+        is_half = self._is_computed_in_half(value)
         is_output = is_half and value.is_graph_output()
         readers = self._readers(value, half=not is_half)
         if not readers and not is_output:

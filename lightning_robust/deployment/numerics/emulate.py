@@ -137,12 +137,15 @@ class Emulation:
     def _is_float(self, value: ir.Value | None) -> bool:
         return value is not None and self.types.get(value.name or "") == TensorProto.FLOAT
 
+    def _operands(self, node: ir.Node) -> list[tuple[int, ir.Value]]:
+        """The floats that a node reads in the other precision; TF32 adds a bias in fp32."""
+        values = node.inputs[:2] if self._precision == "tf32" else node.inputs
+        return [(index, value) for index, value in enumerate(values) if value is not None and self._is_float(value)]
+
     def _narrow(self, node: ir.Node) -> None:
         """Let a node read and write values of the other precision."""
-        operands = node.inputs[:2] if self._precision == "tf32" else node.inputs  # TF32 adds a bias in fp32
-        for index, value in enumerate(operands):
-            if value is not None and self._is_float(value):
-                node.replace_input_with(index, self._read(node, index, value))
+        for index, value in self._operands(node):
+            node.replace_input_with(index, self._read(node, index, value))
         outputs = [value for value in node.outputs if self._is_float(value)]
         if node.op_type in MOVES:
             self._exact.update(outputs)

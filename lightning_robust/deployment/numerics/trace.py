@@ -110,12 +110,16 @@ def _to_trace(error: float, size: float, overflow: float, nonfinite: float, flus
     return NodeTrace(drift, overflow, nonfinite, flushed)
 
 
+def _makes_float(node: ir.Node, emulation: Emulation) -> bool:
+    return emulation.types.get(node.outputs[0].name or "") == TensorProto.FLOAT
+
+
 def _pair(model: onnx.ModelProto, precision: Precision) -> tuple[onnx.ModelProto, list[str]]:
     """The graph, its emulation on the same inputs, and the statistics of these nodes as the only output."""
     emulation = Emulation(model, precision)
     narrow, wide = emulation.build().graph, ir.from_proto(model)
     graph = wide.graph
-    nodes = [node for node in graph if emulation.types.get(node.outputs[0].name or "") == TensorProto.FLOAT]
+    nodes = [node for node in graph if _makes_float(node, emulation)]
     rounded = {value.name: value for node in narrow for value in node.outputs}
     pairs = [(node.outputs[0], rounded[node.outputs[0].name]) for node in nodes]
     _merge(narrow, graph)
