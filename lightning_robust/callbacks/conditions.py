@@ -59,12 +59,12 @@ def named_perturbations(names: list[str]) -> list[Perturbation]:
         >>> [entry.name for entry in named_perturbations(["jpeg"])]
         ['jpeg_90']
     """
-    found: dict[str, Perturbation] = {}
+    entries: dict[str, Perturbation] = {}
     for name in names:
         alike = [e for key, e in CATALOGUE.items() if key.startswith(f"{name}_") and e.severity == "typical"]
-        entries = alike if alike and name not in CATALOGUE else perturbations([name])
-        found |= {entry.name: entry for entry in entries}
-    return list(found.values())
+        chosen = alike if alike and name not in CATALOGUE else perturbations([name])
+        entries |= {entry.name: entry for entry in chosen}
+    return list(entries.values())
 
 
 def preprocessed(
@@ -74,14 +74,14 @@ def preprocessed(
     mean: float | list[float] | None,
     std: float | list[float] | None,
 ) -> Condition:
-    """Pictures as the car's preprocessing makes them of the same pixels.
+    """Pictures as the deployed side's preprocessing makes them from the same pixels.
 
     Args:
         trainer: Its data module may say how pictures were normalised.
-        entry: Of the catalogue.
+        entry: The perturbation, from the catalogue.
         key: Where in a batch the pictures are.
         mean: Mean that they were normalised with; None asks the data module.
-        std: Likewise.
+        std: Their standard deviation before normalisation; None asks the data module.
     """
     space = pixel_space(trainer, mean, std)
 

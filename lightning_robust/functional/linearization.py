@@ -170,7 +170,7 @@ def single_step(loss_fn: Callable[..., Any], inputs: Tensor, beta: float | Tenso
     two-layer networks of suitable width that it changes the sign of the output.
 
     Args:
-        loss_fn: As of :func:`~lightning_robust.functional.attacks.pgd`.
+        loss_fn: As in :func:`~lightning_robust.functional.attacks.pgd`.
         inputs: ``(batch, ...)``, as the network takes them.
         beta: One number.
 

@@ -34,7 +34,7 @@ def refresh_statistics(
         pl_module: The module.
         input_key: Which part of a batch goes into ``forward``; a list gives several arguments.
         layers: As in :func:`~lightning_robust.functional.batchnorm.refresh_batchnorm`.
-        layerwise: Likewise.
+        layerwise: One pass for each layer, exact at any depth; also as there.
         samples: Use only about so many training samples on each rank; all if None.
 
     Returns:

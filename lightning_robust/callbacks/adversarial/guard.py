@@ -1,4 +1,4 @@
-"""Watches single-step adversarial training for catastrophic overfitting; what is attacked and how stands elsewhere."""
+"""The guard of single-step adversarial training: a small PGD attack now and then tells catastrophic overfitting."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class Datapath:
         condition: Its name.
         samples: How many pairs were compared.
         layers: In the order in which they are computed.
-        factor: As of :func:`~lightning_robust.functional.datapath.parting_point`.
+        factor: As in :func:`~lightning_robust.functional.datapath.parting_point`.
         start: Divergence of the inputs; None where they do not move.
         paths: None for tasks other than classification.
     """

@@ -79,7 +79,7 @@ def find_paths(
         pairs: The batches.
         condition: Its arithmetic is that of the perturbed batches.
         target_key: Which part of a batch holds the classes.
-        weight: As of :func:`~lightning_robust.functional.gates.critical_channels`.
+        weight: As in :func:`~lightning_robust.functional.gates.critical_channels`.
     """
     if not pairs or not _classifies(network, pairs[0][0], target_key):
         return None

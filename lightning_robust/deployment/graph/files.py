@@ -44,12 +44,12 @@ class GraphModule(nn.Module):
 
 
 class GraphSubject(Subject):
-    """A :class:`~.runtimes.Subject` that is an ONNX graph already; nothing is exported.
+    """A :class:`~lightning_robust.deployment.engines.Subject` that is an ONNX graph already; nothing is exported.
 
     Args:
         model: The graph, from :func:`load_graph`.
         inputs: Name -> samples, from :func:`make_inputs` or of the user's own.
-        **settings: As of :class:`~.runtimes.Subject`.
+        **settings: Arguments of :class:`~lightning_robust.deployment.engines.Subject`.
 
     Raises:
         ValueError: If an input of the graph is missing, or has another shape or type.

@@ -1,4 +1,4 @@
-"""Metrics that techniques log."""
+"""The metric of out-of-distribution detection that a rotation head is judged by."""
 
 from __future__ import annotations
 
