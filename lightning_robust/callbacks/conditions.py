@@ -38,12 +38,10 @@ class Condition:
     Args:
         name: As in figures and tags.
         transform: Nothing if None.
-        fixed: Whether it is the same for whatever weights the network holds; an attack is not.
     """
 
     name: str
     transform: Transform | None = None
-    fixed: bool = True
 
 
 CLEAN = Condition("clean")
@@ -134,4 +132,4 @@ def attacked(
         loss = ModuleLoss(pl_module, lambda part: call_step(step, part, index))
         return attack_batch(trainer, view, perturb or climb, loss, stage="validating")
 
-    return Condition(ATTACK if steps is None else PGD, transform, fixed=False)
+    return Condition(ATTACK if steps is None else PGD, transform)
