@@ -3,7 +3,7 @@
 # make lint    format, lint and types
 # make bench   the suite and speed side by side, an hour; RECORDING=solidWhiteRight.mp4 tests lanes on that, an hour more
 # make headlines  what the papers state, on small data, and the other tables of benchmarks/RESULTS.md; hours
-# Each makes .venv at the first use. EXTRAS adds to what is installed, e.g. EXTRAS=dev,rtx,sweep.
+# Each makes .venv at the first use. EXTRAS adds to what is installed, e.g. EXTRAS=dev,rtx,sweep,foreign.
 
 PYTHON ?= python3
 EXTRAS ?= dev

@@ -1,13 +1,37 @@
-"""Shared by all tests: quiet torch threads, small modules and batches."""
+"""Shared by all tests: quiet torch threads; what CI expects to have run is counted."""
 
 import os
 import sys
+from dataclasses import dataclass
 
 import pytest
 import torch
 
-RTX_EXPECTED = os.environ.get("EXPECT_RTX") == "1"
-_RTX = {"selected": 0, "passed": 0}
+
+@dataclass
+class Expected:
+    """Tests of one marker, which skip where a library is missing: CI asserts that they ran all the same."""
+
+    name: str
+    variable: str
+    least: int
+    selected: int = 0
+    passed: int = 0
+
+    @property
+    def wanted(self):
+        return os.environ.get(self.variable) == "1"
+
+    @property
+    def missing(self):
+        """Whether a run that selected them has too few."""
+        return self.wanted and self.selected > 0 and self.passed < self.least
+
+
+EXPECTED = {
+    "rtx": Expected("TensorRT-RTX tests", "EXPECT_RTX", 5),
+    "foreign": Expected("tests of foreign modules", "EXPECT_FOREIGN", 100),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -20,20 +44,25 @@ def pytest_configure(config):
 
 
 def pytest_runtest_logreport(report):
-    """Count the tests of TensorRT-RTX; with several workers this happens in the process that started them."""
-    if "rtx" in report.keywords:
-        _RTX["selected"] += 1
-        _RTX["passed"] += report.when == "call" and report.passed
+    """Count the tests of each marker; with several workers this happens in the process that started them."""
+    for marker, expected in EXPECTED.items():
+        if marker in report.keywords:
+            expected.selected += 1
+            expected.passed += report.when == "call" and report.passed
 
 
 def pytest_terminal_summary(terminalreporter, exitstatus, config):
-    """Where TensorRT-RTX is expected (CI on Linux x86-64), say how many of its tests ran."""
-    if RTX_EXPECTED:
-        terminalreporter.write_line(f"TensorRT-RTX tests run: {_RTX['passed']}")
+    """Where tests are expected to run, as in CI, say how many did."""
+    for expected in EXPECTED.values():
+        if expected.wanted:
+            terminalreporter.write_line(f"{expected.name} run: {expected.passed}")
 
 
 def pytest_sessionfinish(session, exitstatus):
-    """A whole run that was told to expect TensorRT-RTX fails if none of its tests ran."""
-    if RTX_EXPECTED and not hasattr(session.config, "workerinput") and _RTX["selected"] and _RTX["passed"] < 5:
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        sys.stderr.write("\nExpected at least 5 TensorRT-RTX tests to run and pass.\n")
+    """A whole run that was told to expect them fails if hardly any of them ran."""
+    if hasattr(session.config, "workerinput"):
+        return
+    for expected in EXPECTED.values():
+        if expected.missing:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+            sys.stderr.write(f"\nExpected at least {expected.least} {expected.name} to run and pass.\n")

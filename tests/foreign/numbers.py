@@ -1,0 +1,175 @@
+"""What each technique's logged numbers must be, from computations by hand."""
+
+import math
+
+import pytest
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from . import by_hand
+from .runner import fit, loader_of, plain_run, state_of, validated
+
+EPS = 0.05
+CLOSE = {"rel": 2e-4, "abs": 1e-5}
+"""fp32 sums in another order."""
+
+
+def has_batchnorm(guest):
+    return any(isinstance(part, _BatchNorm) for part in plain_run(guest).module.modules())
+
+
+def clean(metrics):
+    """The module's own metrics of a validation."""
+    return {k: v for k, v in metrics.items() if k.startswith("val")}
+
+
+def check_validated(run):
+    """What the last validation logged is what a fresh Trainer finds of the module that the fit returned."""
+    assert clean(run.tape.validations[-1]) == pytest.approx(clean(validated(run.guest, run.state, run.val)), **CLOSE)
+
+
+def check_unchanged(run):
+    """Weights and validations are those of the fit without the technique, bit for bit."""
+    alone = plain_run(run.guest)
+    for name, tensor in run.state.items():
+        assert torch.equal(tensor, alone.state[name]), name
+    for mine, others in zip(run.tape.validations, alone.tape.validations, strict=True):
+        assert clean(mine) == clean(others)
+
+
+def check_robust_validation(run):
+    """Every metric under FGSM, of batches attacked by hand."""
+    attacked = loader_of(by_hand.fgsm(run.guest, run.state, batch, EPS) for batch in run.val)
+    for name, value in clean(validated(run.guest, run.state, attacked)).items():
+        assert run.logged[f"adversarial/{name.replace('/', '_')}@{EPS:g}"] == pytest.approx(value, rel=1e-3, abs=1e-4)
+    assert run.logged[f"adversarial/val_loss@{EPS:g}"] >= run.logged["val_loss"]
+
+
+def check_attacked(run):
+    """A loss under attack that is above the clean one, and at most an attack a step."""
+    assert run.logged[f"adversarial/val_loss@{EPS:g}"] > run.logged["val_loss"]
+    assert run.logged["adversarial/eps"] == pytest.approx(EPS)
+    assert run.logged["adversarial/passes"] >= 1
+
+
+def check_fgsm_training(run):
+    """The first step is a plain one on a batch that was attacked by hand."""
+    check_attacked(run)
+    assert run.logged["adversarial/passes"] == 1
+
+    def attacked(module, train, val):
+        return module, loader_of(by_hand.fgsm(run.guest, state_of(module), batch, EPS) for batch in train), val
+
+    _assert_close(run.tape.snapshots[0], fit(run.guest, change=attacked, max_steps=1).tape.snapshots[0])
+
+
+def check_embedding(run):
+    assert run.logged["adversarial/eps"] == pytest.approx(EPS)
+    assert run.logged["adversarial/passes"] == 2
+
+
+def check_fgm_training(run):
+    """The first step is a plain one with the embedding moved along its gradient, sample by sample."""
+    assert run.logged["adversarial/passes"] == 1
+    path = run.guest.embedding
+
+    def moved(module, train, val):
+        batches = list(train)
+        twin = by_hand.silenced(run.guest, state_of(module))
+        outputs = []
+        hook = twin.get_submodule(path).register_forward_hook(lambda m, args, output: outputs.append(output))
+        gradients = torch.autograd.grad(by_hand.loss_of(twin, batches[0]), outputs)
+        hook.remove()
+        length = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()[:, None, None]
+        steps = iter([EPS * g / length for g in gradients])
+        module.get_submodule(path).register_forward_hook(lambda m, args, output: output + next(steps))
+        return module, loader_of(batches), val
+
+    one = fit(run.guest, change=moved, max_steps=1, num_sanity_val_steps=0, limit_val_batches=0).tape.snapshots[0]
+    _assert_close(run.tape.snapshots[0], one)
+
+
+def _assert_close(states, others):
+    for name, tensor in states.items():
+        assert torch.allclose(tensor, others[name], rtol=1e-4, atol=1e-6), name
+
+
+def _parameters(run):
+    return dict(run.module.named_parameters())
+
+
+def check_uniform(run):
+    """The mean of the snapshots, and the raw weights validated beside it."""
+    epochs = run.callback.every == "epoch"
+    snapshots = run.tape.snapshots[1::2] if epochs else run.tape.snapshots
+    assert run.logged["swa/snapshots"] == len(snapshots)
+    average = by_hand.mean_of(snapshots)
+    for name, tensor in _parameters(run).items():
+        assert torch.allclose(tensor.double(), average[name], rtol=1e-5, atol=1e-7), name
+    _check_raw(run)
+
+
+def check_ema(run):
+    """The closed form: weights count half after two steps, the first snapshots more, as without a start."""
+    decays = [0.5 ** ((run.tape.steps[-1] - step) / 2) for step in run.tape.steps]
+    total = sum(decays)
+    for name, tensor in _parameters(run).items():
+        mean = sum(d * s[name].double() for d, s in zip(decays, run.tape.snapshots, strict=True)) / total
+        assert torch.allclose(tensor.double(), mean, rtol=1e-5, atol=1e-7), name
+    _check_raw(run)
+
+
+def _check_raw(run):
+    """``swa/raw/`` is a validation of the weights that training ended with."""
+    raw = validated(run.guest, run.tape.snapshots[-1], run.val)
+    for name, value in clean(raw).items():
+        assert run.logged[f"swa/raw/{name}"] == pytest.approx(value, **CLOSE)
+
+
+def check_soup(run):
+    assert run.logged["soup/score"] == pytest.approx(validated(run.guest, run.state, run.val)["val_loss"], **CLOSE)
+    assert run.logged["soup/score"] <= run.logged["soup/best_ingredient"] + 1e-6
+    best = min(each["val_loss"] for each in run.tape.validations)
+    assert run.logged["soup/best_ingredient"] == pytest.approx(best, **CLOSE)
+
+
+def check_wise_ft(run):
+    assert run.logged["wise_ft/in_distribution"] == pytest.approx(
+        validated(run.guest, run.state, run.val)["val_loss"], **CLOSE
+    )
+    alpha = run.logged["wise_ft/alpha"]
+    for name, tensor in _parameters(run).items():
+        mean = (1 - alpha) * run.tape.start[name].double() + alpha * run.tape.snapshots[-1][name].double()
+        assert torch.allclose(tensor.double(), mean, rtol=1e-5, atol=1e-6), name
+
+
+def check_criticality(run):
+    assert run.logged["criticality/trained"] == pytest.approx(
+        validated(run.guest, run.state, run.val)["val_loss"], **CLOSE
+    )
+
+
+def check_lazy(run):
+    """The movement of all weights, and some number for what one step does."""
+    names = [n for n, p in run.module.named_parameters() if p.is_floating_point()]
+    assert run.logged["lazy/movement"] == pytest.approx(by_hand.movement(run.tape.start, run.state, names), rel=1e-4)
+    assert any(tag.startswith("lazy/single_step") for tag in run.logged)
+    assert any(tag.startswith("lazy/fgsm") for tag in run.logged)
+
+
+def check_datapath(run):
+    """The divergence of the inputs by hand, and of the first layer that has one."""
+    attacked = [by_hand.fgsm(run.guest, run.state, batch, EPS) for batch in run.val]
+    pairs = [
+        (by_hand.get(a, p), by_hand.get(b, p)) for a, b in zip(run.val, attacked, strict=True) for p in run.guest.inputs
+    ]
+    expected = by_hand.divergence(*zip(*pairs, strict=True))
+    assert run.logged["datapath/fgsm/inputs"] == pytest.approx(expected, rel=1e-3)
+    assert any(tag.startswith("datapath/fgsm/divergence/") for tag in run.logged)
+
+
+def check_parity(run):
+    """The distance of bf16 outputs to fp64 ones, for guests whose inputs are one tensor."""
+    value = run.logged["parity/torch-bf16/rel_l2"]
+    assert 0 < value < 0.5
+    assert math.isfinite(run.logged["parity/emulated-fp16/rel_l2"])
