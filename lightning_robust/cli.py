@@ -105,7 +105,7 @@ class RobustTrainer(Trainer):
             dirpath=dirpath,
             on_failure="raise",
         )
-        callback.on_fit_start(self, model)
+        callback.keep_base(model)
         self.callbacks.append(_CookBeforeValidation(callback))  # type: ignore[attr-defined]
         self.validate(model, datamodule=datamodule)
 

@@ -5,6 +5,7 @@ They judge candidate states by one metric, in a fixed order of callbacks, and sa
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_robust.callbacks.deployment_parity.callback import DeploymentParityCallback
@@ -20,7 +22,9 @@ from lightning_robust.functional.averaging import State
 from lightning_robust.functional.batchnorm import batchnorm_layers
 from lightning_robust.functional.weights import Weights
 from lightning_robust.harness.bn_refresh import refresh_statistics
+from lightning_robust.harness.checkpoints import save_weights
 from lightning_robust.harness.evaluate import Evaluator, pick
+from lightning_robust.harness.ranks import Guard, agreed, describe_error
 from lightning_robust.harness.trainers import find_callbacks, is_fast_dev_run
 from lightning_robust.structures import Key
 
@@ -41,6 +45,7 @@ class Candidates:
         bn_refresh: Recompute BatchNorm statistics of mixed weights from the training data.
         bn_samples: Number of training samples on each rank for that; all if None.
         input_key: Which part of a batch goes into ``forward`` for that.
+        guard: Warns once where they cannot be recomputed; mixtures then keep the average of the statistics.
     """
 
     def __init__(
@@ -52,9 +57,11 @@ class Candidates:
         bn_refresh: bool = True,
         bn_samples: int | None = None,
         input_key: Key | list[Key] = 0,
+        guard: Guard | None = None,
     ) -> None:
         self.trainer, self.module = trainer, pl_module
         self.monitor, self.mode = monitor, mode
+        self._guard = guard or Guard("Candidates")
         self.evaluator = Evaluator(trainer, pl_module)
         self._weights = Weights(pl_module)
         self._refreshes = bn_refresh and bool(batchnorm_layers(pl_module))
@@ -107,7 +114,7 @@ class Candidates:
 
     def _refresh(self) -> None:
         if self._refreshes:
-            refresh_statistics(self.trainer, self.module, input_key=self._input_key, samples=self._bn_samples)
+            refresh_or_keep(self.trainer, self.module, self._guard, input_key=self._input_key, samples=self._bn_samples)
 
     def _parity(self) -> DeploymentParityCallback:
         callbacks: list[DeploymentParityCallback] = find_callbacks(self.trainer, DeploymentParityCallback)
@@ -117,6 +124,26 @@ class Candidates:
                 "there is none. Add it (deployment_parity: true), or monitor a validation metric."
             )
         return callbacks[0]
+
+
+def refresh_or_keep(trainer: pl.Trainer, pl_module: pl.LightningModule, guard: Guard, **settings: Any) -> None:
+    """Recompute the BatchNorm statistics of the present weights; where that fails they stay, and one warning says why.
+
+    Args:
+        trainer: The Trainer.
+        pl_module: The module.
+        guard: Warns.
+        **settings: Of :func:`~lightning_robust.harness.bn_refresh.refresh_statistics`.
+    """
+    work = functools.partial(refresh_statistics, trainer, pl_module, **settings)
+    try:
+        agreed(trainer, work, "BatchNorm")
+    except Exception as error:
+        guard.warn(
+            "BatchNorm statistics could not be refreshed, and their averages are used. Set `input_key` to what "
+            f"`forward` takes. {describe_error(error)}",
+            key="BatchNorm",
+        )
 
 
 def judged_by(
@@ -165,13 +192,18 @@ def output_folder(trainer: pl.Trainer, dirpath: str | None, name: str) -> Path:
 
 
 def save_chosen(trainer: pl.Trainer, path: Path, *, monitor: str, score: float | None) -> None:
-    """Save the weights that the module holds as a weights-only checkpoint.
+    """Save the weights that the module holds, without hyperparameters that are objects.
 
     Where a ModelCheckpoint monitors the same metric, ``ckpt_path="best"`` means this file from now on.
     """
     if is_fast_dev_run(trainer):
         return
-    trainer.save_checkpoint(path, weights_only=True)
+    left_out = save_weights(trainer, path)
+    if left_out:
+        rank_zero_warn(
+            f"{path} holds no hyperparameters that are objects, which files of weights cannot hold: {left_out}. Give "
+            "them to `load_from_checkpoint` as arguments."
+        )
     for keeper in find_callbacks(trainer, ModelCheckpoint):
         if keeper.monitor == monitor:
             keeper.best_model_path = str(path)

@@ -64,6 +64,10 @@ from lightning_robust.functional.linearization import neuron_movement as neuron_
 from lightning_robust.functional.linearization import relative_movement as relative_movement
 from lightning_robust.functional.linearization import single_step as single_step
 from lightning_robust.functional.linearization import tangent_kernel as tangent_kernel
+from lightning_robust.functional.low_rank import adapter_pairs as adapter_pairs
+from lightning_robust.functional.low_rank import mixable_start as mixable_start
+from lightning_robust.functional.low_rank import refuse_trained_pairs as refuse_trained_pairs
+from lightning_robust.functional.low_rank import require_one_basis as require_one_basis
 from lightning_robust.functional.mixing import regmixup_batch as regmixup_batch
 from lightning_robust.functional.norm_ball import NormBall as NormBall
 from lightning_robust.functional.norm_ball import as_radius as as_radius
@@ -79,5 +83,6 @@ from lightning_robust.functional.soups import SoupTrial as SoupTrial
 from lightning_robust.functional.soups import greedy_soup as greedy_soup
 from lightning_robust.functional.soups import uniform_soup as uniform_soup
 from lightning_robust.functional.weights import Weights as Weights
+from lightning_robust.functional.weights import awaits_first_pass as awaits_first_pass
 from lightning_robust.functional.weights import channels_last as channels_last
 from lightning_robust.functional.weights import state_on_cpu as state_on_cpu

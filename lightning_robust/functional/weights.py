@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lightning_robust.torch_names import is_compiled
 
@@ -100,6 +101,20 @@ class Weights:
             if self._plain:
                 return state
             return {key: item.detach().clone() if isinstance(item, Tensor) else item for key, item in state.items()}
+
+
+def awaits_first_pass(module: nn.Module) -> bool:
+    """Whether the module has lazy layers, whose weights come into being in its first forward pass.
+
+    Example:
+        >>> layer = nn.LazyLinear(1)
+        >>> awaits_first_pass(layer)
+        True
+        >>> _ = layer(torch.zeros(1, 3))
+        >>> awaits_first_pass(layer)
+        False
+    """
+    return any(is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers()))
 
 
 def state_on_cpu(module: nn.Module) -> dict[str, Tensor]:

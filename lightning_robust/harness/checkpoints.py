@@ -1,9 +1,10 @@
-"""Reading weights from files: Lightning checkpoints, plain state dicts, safetensors. Only tensors, never code."""
+"""Weights in files: Lightning checkpoints, plain state dicts, safetensors. Only tensors, never code."""
 
 from __future__ import annotations
 
 import glob
 import hashlib
+import io
 import pickle
 import re
 import zipfile
@@ -11,10 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
 from lightning_robust.functional.averaging import State
+from lightning_robust.harness.replacement import replaced
+from lightning_robust.harness.trainers import data_module
 
 RAW_KEY = "raw_state_dict"
 """Key of the weights that training continues from, in a full checkpoint of SWACallback."""
@@ -89,6 +93,32 @@ def read_callback(path: str | Path, callback: str) -> dict[str, Any] | None:
     return state
 
 
+def save_weights(trainer: pl.Trainer, path: str | Path) -> list[str]:
+    """Save the weights that the module holds, in a file that loads with ``weights_only=True`` and in Lightning.
+
+    Hyperparameters, and whatever else Lightning or the module adds, go along where they are plain values.
+
+    Returns:
+        The names of hyperparameters that were left out; ``load_from_checkpoint`` wants them as arguments.
+    """
+    module, left_out = trainer.lightning_module, []
+    original = module.on_save_checkpoint
+
+    def on_save_checkpoint(checkpoint: dict[str, Any]) -> None:
+        original(checkpoint)
+        left_out.extend(_leave_out_objects(checkpoint))
+
+    with replaced(module, on_save_checkpoint=on_save_checkpoint):
+        trainer.save_checkpoint(path, weights_only=True)
+    return left_out
+
+
+def object_hyperparameters(trainer: pl.Trainer) -> list[str]:
+    """The hyperparameters of the module and the data module for which checkpoints do not load as weights only."""
+    owners = (trainer.lightning_module, data_module(trainer))
+    return [name for owner in owners if owner is not None for name in _objects_in(owner.hparams)]
+
+
 def expand(patterns: Sequence[str]) -> list[Path]:
     """Files that paths and globs name, in natural order (``9.ckpt`` before ``10.ckpt``), each once.
 
@@ -110,6 +140,37 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def _leave_out_objects(checkpoint: dict[str, Any]) -> list[str]:
+    """Take everything but the weights and plain values out of a checkpoint; returns names of hyperparameters."""
+    left_out = []
+    for key in list(checkpoint):
+        if key == "state_dict" or _is_plain(checkpoint[key]):
+            continue
+        if key.endswith("hyper_parameters"):
+            objects = _objects_in(checkpoint[key])
+            checkpoint[key] = {name: value for name, value in checkpoint[key].items() if name not in objects}
+            left_out += objects
+        else:
+            del checkpoint[key]
+    return left_out
+
+
+def _objects_in(hyperparameters: Mapping[str, Any]) -> list[str]:
+    return [str(name) for name, value in hyperparameters.items() if not _is_plain(value)]
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it survives ``torch.save`` and ``torch.load(weights_only=True)``."""
+    stream = io.BytesIO()
+    try:
+        torch.save(value, stream)
+        stream.seek(0)
+        torch.load(stream, weights_only=True)
+    except Exception:
+        return False
+    return True
+
+
 def _read_torch(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -117,8 +178,10 @@ def _read_torch(path: Path) -> dict[str, Any]:
         match = re.search(r"Unsupported global: GLOBAL ([\w.]+)", str(error))
         foreign = match[1] if match else "others"
         raise ValueError(
-            f"Expected only tensors and plain values in {path}, but it holds {foreign}. "
-            f"Such objects are never loaded, since that can run code; save with save_weights_only=True. {_ADVICE}"
+            f"Expected only tensors and plain values in {path}, but it holds {foreign}, most likely among its "
+            "`hyper_parameters`. Such objects are never loaded, since that can run code. Leave them out with "
+            "save_hyperparameters(ignore=[...]), or write the weights alone: torch.save(module.state_dict(), path). "
+            f"{_ADVICE}"
         ) from error
     except Exception as error:
         reason = str(error).split(".")[0] or "it is empty"

@@ -40,7 +40,12 @@ def test_best_means_the_chosen_weights_where_the_metric_is_the_same(tmp_path):
     keepers = [ModelCheckpoint(tmp_path, monitor=name) for name in ("val/loss", "val/acc")]
     for keeper in keepers:
         keeper.best_model_score = torch.tensor(1.0)
-    trainer = SimpleNamespace(callbacks=keepers, fast_dev_run=False, save_checkpoint=lambda path, weights_only: None)
+    trainer = SimpleNamespace(
+        callbacks=keepers,
+        fast_dev_run=False,
+        lightning_module=Boring(),
+        save_checkpoint=lambda path, weights_only: None,
+    )
     save_chosen(trainer, tmp_path / "soup.ckpt", monitor="val/loss", score=0.25)
     assert [keeper.best_model_path for keeper in keepers] == [str(tmp_path / "soup.ckpt"), ""]
     assert [keeper.best_model_score.item() for keeper in keepers] == [0.25, 1.0]

@@ -7,6 +7,7 @@ import json
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+from torch import Tensor
 from typing_extensions import override
 
 from lightning_robust.callbacks.attacked_batches import AttackInputs
@@ -21,6 +22,7 @@ from lightning_robust.callbacks.layer_criticality.rewind import Rewound, rewind
 from lightning_robust.callbacks.layer_criticality.trajectory import Trajectory
 from lightning_robust.callbacks.merging.greedy_soup.callback import GreedySoupCallback
 from lightning_robust.callbacks.merging.wise_ft.callback import WiSEFTCallback
+from lightning_robust.functional.weights import awaits_first_pass
 from lightning_robust.harness.trainers import NoEffectWarning, is_fast_dev_run
 from lightning_robust.layers import find_layers
 
@@ -129,6 +131,7 @@ class LayerCriticalityCallback(DiagnosticCallback):
         keys = input_key if isinstance(input_key, list) else [input_key]
         self._conditions = NamedConditions(under, AttackInputs(keys, mean, std, "pixels"), eps)
         self._trajectory = Trajectory(checkpoints)
+        self._begun = False
         self.maps: list[CriticalityMap] = []
         self.rewound: Rewound | None = None
         self.path = ""
@@ -147,8 +150,15 @@ class LayerCriticalityCallback(DiagnosticCallback):
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the weights that training begins from, and find the layers before any training is spent."""
-        find_layers(pl_module, self.layers)
-        self._trajectory.start(pl_module)
+        self._begun = False
+        if not awaits_first_pass(pl_module):
+            self._begin(pl_module)
+
+    @override
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        """The same for a module whose weights come into being in its first forward pass."""
+        if not self._begun:
+            self._begin(pl_module)
 
     @override
     def on_train_batch_start(
@@ -207,6 +217,11 @@ class LayerCriticalityCallback(DiagnosticCallback):
             self._rewind(trainer, pl_module, conditions)
         return self.maps
 
+    def _begin(self, pl_module: pl.LightningModule) -> None:
+        self._begun = True
+        find_layers(pl_module, self.layers)
+        self._trajectory.start(pl_module)
+
     def _rewind(self, trainer: pl.Trainer, pl_module: pl.LightningModule, conditions: list[Condition]) -> None:
         clean = self.maps[0]
         layers = [layer for layer in clean.layers if layer.name in clean.named("ambient")]
@@ -225,6 +240,7 @@ class LayerCriticalityCallback(DiagnosticCallback):
             self._trajectory.states[0],
             conditions,
             monitor=monitor,
+            mode=clean.criterion.mode,
             untrained=clean.whole.cells[0].value,
             tolerance=_TOLERANCE if self.rewind is True else float(self.rewind),
             input_key=self.input_key,

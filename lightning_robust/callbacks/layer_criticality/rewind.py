@@ -6,15 +6,16 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 import lightning.pytorch as pl
 from torch import Tensor
 
+from lightning_robust.callbacks.candidates import refresh_or_keep
 from lightning_robust.callbacks.conditions import CLEAN, Condition
 from lightning_robust.callbacks.deployment_parity.callback import DeploymentParityCallback
 from lightning_robust.functional.batchnorm import batchnorm_layers
 from lightning_robust.functional.weights import Weights
-from lightning_robust.harness.bn_refresh import refresh_statistics
 from lightning_robust.harness.evaluate import Evaluator, pick
 from lightning_robust.harness.ranks import Guard
 from lightning_robust.harness.trainers import find_callbacks
@@ -44,6 +45,7 @@ def rewind(
     conditions: Sequence[Condition],
     *,
     monitor: str,
+    mode: Literal["max", "min"],
     untrained: float,
     tolerance: float,
     input_key: Key | list[Key] = 0,
@@ -57,6 +59,7 @@ def rewind(
         initial: The weights to go back to.
         conditions: To report on besides clean batches.
         monitor: Metric to judge by.
+        mode: Whether larger or smaller is better.
         untrained: Its value at initialisation.
         tolerance: The share of training's gain that may be lost.
         input_key: Which part of a batch goes into ``forward`` to refresh BatchNorm.
@@ -66,11 +69,13 @@ def rewind(
     names = {name for layer in layers for name in layer.tensors}
     with _trial(pl_module, initial, names) as trial:
         if batchnorm_layers(pl_module):
-            refresh_statistics(trainer, pl_module, input_key=input_key)
+            refresh_or_keep(trainer, pl_module, Guard("LayerCriticalityCallback"), input_key=input_key)
         after = _measure(trainer, pl_module, evaluator, conditions, monitor)
         gain = before[CLEAN.name] - untrained
         share = (after[CLEAN.name] - untrained) / gain if gain else 0.0
-        trial.passed = share >= 1 - tolerance
+        sign = 1.0 if mode == "max" else -1.0
+        # where training lost, a share of what it "gained" would allow a further loss
+        trial.passed = sign * (after[CLEAN.name] - before[CLEAN.name]) >= -tolerance * max(sign * gain, 0.0)
     return Rewound([layer.name for layer in layers], share, trial.passed, before, after)
 
 

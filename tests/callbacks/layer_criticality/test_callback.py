@@ -12,7 +12,9 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_robust import LayerCriticalityCallback, NoEffectWarning, SWACallback
+from lightning_robust.callbacks.layer_criticality.rewind import rewind
 from lightning_robust.functional.attacks import fgsm
+from lightning_robust.layers import find_layers
 
 from ...boring import Boring, Pictures, make_trainer
 
@@ -199,6 +201,72 @@ def test_rewinding_refreshes_batchnorm_and_puts_it_back_if_it_is_not_kept(tmp_pa
     assert criticality.maps[0].named("ambient") == ["net.0"]
     assert not criticality.rewound.kept
     assert all(torch.equal(tensor, trained[name]) for name, tensor in module.state_dict().items())
+
+
+def test_rewinding_makes_nothing_worse_where_training_lost(tmp_path):
+    """Training takes the metric from 0 to -9; without the first layer it is -10, which is 111 % of what it "gained"."""
+    found = []
+
+    class Rewinds(pl.Callback):
+        def on_train_end(self, trainer, pl_module):
+            layers = [layer for layer in find_layers(pl_module, None) if layer.name == "a"]
+            start, judged = {"a.w": torch.zeros(1)}, {"monitor": "val/score", "untrained": 0.0, "tolerance": 0.02}
+            found.extend(rewind(trainer, pl_module, layers, start, [], mode=mode, **judged) for mode in ("max", "min"))
+
+    module = Sum()
+    module.weights = (1.0, -10.0)
+    run(tmp_path, module, Rewinds())
+    assert [rewound.share for rewound in found] == pytest.approx([10 / 9] * 2)
+    assert [rewound.kept for rewound in found] == [False, True]
+
+
+def test_a_lazy_module_starts_from_its_first_weights(tmp_path):
+    class Lazy(Sum):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.LazyLinear(1, bias=False)
+
+        def training_step(self, batch, batch_idx):
+            loss = self.a(torch.ones(1, 1)).sum()
+            if self.trainer.global_step == 0:
+                self.first = self.a.weight.item()
+            return 0 * loss
+
+        def on_train_batch_end(self, *_):
+            with torch.no_grad():
+                self.a.weight += 1
+
+        def validation_step(self, batch, batch_idx):
+            self.log("val/score", self.a.weight.sum())
+
+    module = Lazy()
+    criticality = LayerCriticalityCallback("val/score", "max", layers=["a"], on_failure="raise")
+    run(tmp_path, module, criticality)
+    (found,) = criticality.maps
+    assert found.labels == ("start", "epoch 1", "epoch 2", "end")
+    assert [cell.value for cell in found.rows[0].cells] == pytest.approx([module.first + n for n in (0, 1, 2, 4)])
+
+
+@pytest.mark.parametrize("name", ["index", "forward", "module", "args", "inputs", "input", "layer", "batch", "hook"])
+def test_layers_may_take_arguments_of_any_name(tmp_path, name):
+    layer_of_name = {}
+    exec(f"def forward(self, x, {name}=0): return self.inner(x) + {name}", layer_of_name)
+    inner = type("Inner", (nn.Module,), {"forward": layer_of_name["forward"]})()
+    inner.inner = nn.Linear(4, 4)
+
+    class Outer(Boring):
+        def __init__(self):
+            super().__init__()
+            self.head = inner
+
+        def forward(self, images):
+            return self.head(super().forward(images), **{name: 1})
+
+    criticality = LayerCriticalityCallback(
+        "val/loss", "min", layers=["head"], checkpoints=[], draws=1, under="fgsm", on_failure="raise"
+    )
+    run(tmp_path, Outer(), criticality, epochs=1)
+    assert [len(found.rows) for found in criticality.maps] == [1, 1]
 
 
 def test_cells_end_early_once_the_rest_cannot_change_their_side(tmp_path):

@@ -9,17 +9,25 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
 from typing_extensions import override
 
 from lightning_robust.callbacks.averaging.callback import SWACallback
 from lightning_robust.callbacks.candidates import Candidates, judged_by, output_folder, require_last, save_chosen
 from lightning_robust.callbacks.merging.greedy_soup.pantry import BestEpochs, NamedIngredient, from_checkpoints, scored
-from lightning_robust.callbacks.merging.greedy_soup.recipes import Recipe, cook_all, cook_greedy, measure_barriers
+from lightning_robust.callbacks.merging.greedy_soup.recipes import (
+    Recipe,
+    best_of,
+    cook_all,
+    cook_greedy,
+    measure_barriers,
+)
 from lightning_robust.callbacks.merging.greedy_soup.report import report_soup
 from lightning_robust.functional.averaging import State, require_same
+from lightning_robust.functional.low_rank import refuse_trained_pairs, require_one_basis
 from lightning_robust.functional.soups import Soup
-from lightning_robust.functional.weights import state_on_cpu
-from lightning_robust.harness.checkpoints import expand, read_state
+from lightning_robust.functional.weights import awaits_first_pass, state_on_cpu
+from lightning_robust.harness.checkpoints import expand, object_hyperparameters, read_state
 from lightning_robust.harness.ranks import Guard, agreed
 from lightning_robust.harness.trainers import find_callbacks, is_fast_dev_run, refuse_sharded
 
@@ -30,20 +38,23 @@ class GreedySoupCallback(pl.Callback):
     Greedy soup (`Wortsman et al. 2022 <https://arxiv.org/abs/2203.05482>`_): from the best ingredient on, the others
     are added in order of their score as long as the score of the mean improves. The soup is cooked when training has
     ended, on the Trainer's validation loaders; BatchNorm statistics of every mixture are refreshed from the training
-    data. Afterwards the module holds the soup, ``dirpath`` holds ``soup.ckpt`` (which loads in Lightning) and
-    ``soup.json`` (ingredients, order, scores, SHA-256), and ``ckpt_path="best"`` means the soup where a ModelCheckpoint
-    monitors the same metric.
+    data. Afterwards the module holds the best of the soup, its best ingredient and the weights as trained: no recipe
+    makes it worse by the metric, and a warning says where the soup was not the best. ``dirpath`` holds these weights as
+    ``soup.ckpt`` (which loads in Lightning) and ``soup.json`` (ingredients, order, scores, SHA-256), and
+    ``ckpt_path="best"`` means them where a ModelCheckpoint monitors the same metric.
 
     Before cooking, the loss barrier half way between the best ingredient and each other one and the cosine of their
-    weights are reported: a soup needs models fine-tuned from one start.
+    weights are reported: a soup needs models fine-tuned from one start. Low-rank adapters (LoRA) both of whose factors
+    differ are refused, since the mean of factors is not that of their products.
 
     The monitored metric may be any that validation logs, or one of DeploymentParityCallback
     (``"parity/emulated-fp16/rel_l2"``, mode ``"min"``): the soup that deploys best.
 
     Logged at the end: ``soup/score``, ``soup/best_ingredient``, ``soup/ingredients``, a table and a figure.
 
-    Cost of the greedy recipe: one evaluation for each ingredient whose score the ModelCheckpoint does not know, and one
-    for each addition tried; an addition that can no longer win is stopped early where ``best_possible`` is known.
+    Cost of the greedy recipe: one evaluation of the weights as trained, one for each ingredient whose score the
+    ModelCheckpoint does not know, and one for each addition tried; an addition that can no longer win is stopped early
+    where ``best_possible`` is known.
     Memory: the running sum in fp64 and one candidate. Each file is opened once and mapped, not read into memory.
 
     If cooking fails, a warning says why and the weights stay as trained. The epochs kept so far resume with the run.
@@ -70,7 +81,8 @@ class GreedySoupCallback(pl.Callback):
         on_failure: ``"warn"`` and leave the weights as trained, or ``"raise"``.
 
     Raises:
-        ValueError: For arguments out of range, and in ``setup`` for files that are missing or cannot be read.
+        ValueError: For arguments out of range, and before training for files that are missing or cannot be read,
+            and for adapters.
         MisconfigurationException: Without a metric to judge by, under strategies in which no rank has the whole model,
             or if SWACallback comes after this callback.
 
@@ -114,6 +126,8 @@ class GreedySoupCallback(pl.Callback):
         self.path: str = ""
         self._epochs = BestEpochs(top_k)
         self._base: State = {}
+        self._source = "files"
+        self._begun = False
         self._guard = Guard("GreedySoupCallback", on_failure)
 
     @override
@@ -124,14 +138,21 @@ class GreedySoupCallback(pl.Callback):
         refuse_sharded(trainer, "GreedySoupCallback")
         require_last(trainer, self, SWACallback)
         self._judged_by(trainer)
-        agreed(trainer, lambda: self._check_files(pl_module), "Reading the ingredients")
-        self.soup, self.path, self._epochs = None, "", BestEpochs(self.top_k)
+        self.soup, self.path, self._epochs, self._begun = None, "", BestEpochs(self.top_k), False
+        self._guard.reset()
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep the initial weights, if the recipe needs them."""
-        if self.recipe == "stock" and not self._base:
-            self._base = state_on_cpu(pl_module)
+        """Keep the initial weights, if the recipe needs them, and refuse ingredients that cannot become a soup."""
+        self._source = self._find_source(trainer)
+        if not awaits_first_pass(pl_module):
+            self._begin(trainer, pl_module)
+
+    @override
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        """The same for a module whose weights come into being in its first forward pass."""
+        if not self._begun:
+            self._begin(trainer, pl_module)
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -144,7 +165,7 @@ class GreedySoupCallback(pl.Callback):
                 f"Expected the metric {monitor!r} to judge a soup by, but validation logs "
                 f"{sorted(trainer.callback_metrics)}. Set `monitor` to one of them."
             )
-        if self._source(trainer) != "epochs":
+        if self._source != "epochs":
             return
         score = float(trainer.callback_metrics[monitor])
         if math.isfinite(score):
@@ -166,6 +187,11 @@ class GreedySoupCallback(pl.Callback):
         """Continue with the epochs kept so far."""
         self._epochs, self._base = BestEpochs(self.top_k, state_dict["kept"]), dict(state_dict["base"])
 
+    def keep_base(self, pl_module: pl.LightningModule) -> None:
+        """Copy the weights that the ingredients share as their start, if the recipe needs them."""
+        if self.recipe == "stock" and not self._base:
+            self._base = state_on_cpu(pl_module)
+
     def cook(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Soup:
         """Make the soup and leave it in the module; within ``fit`` or ``validate``.
 
@@ -173,29 +199,54 @@ class GreedySoupCallback(pl.Callback):
             ValueError: If there is no usable ingredient, or they differ in names or shapes.
         """
         monitor, mode = self._judged_by(trainer)
-        candidates = Candidates(trainer, pl_module, monitor, mode, self.bn_refresh, self.bn_samples, self.input_key)
-        pantry = scored(self._gather(trainer, candidates), candidates)
+        candidates = Candidates(
+            trainer, pl_module, monitor, mode, self.bn_refresh, self.bn_samples, self.input_key, self._guard
+        )
+        pantry = scored(self._gather(candidates), candidates)
+        require_one_basis([ingredient() for ingredient in pantry])
         barriers = measure_barriers(pantry, candidates, self._base) if self.report_barriers else []
         if self.recipe == "greedy":
             soup = cook_greedy(pantry, candidates, self.strict, self.drop, self.best_possible)
         else:
             soup = cook_all(self.recipe, pantry, candidates, self._base)
         self.soup = soup
-        candidates.install(soup.state, mixed=len(soup.ingredients) > 1)
+        held = best_of(soup, pantry, candidates)
+        candidates.install(held.state, mixed=held.mixed)
         folder = output_folder(trainer, self.dirpath, "soup")
         self.path = str(folder / "soup.ckpt")
-        save_chosen(trainer, Path(self.path), monitor=monitor, score=soup.score)
-        report_soup(soup, pantry, barriers, candidates, folder, self.recipe)
+        save_chosen(trainer, Path(self.path), monitor=monitor, score=held.score)
+        report_soup(soup, pantry, barriers, candidates, folder, self.recipe, held)
         return soup
 
     def _judged_by(self, trainer: pl.Trainer) -> tuple[str, Literal["max", "min"]]:
         return judged_by(trainer, self.monitor, self.mode)
 
-    def _source(self, trainer: pl.Trainer) -> str:
+    def _find_source(self, trainer: pl.Trainer) -> str:
+        """Where ingredients come from: ``"checkpoints"``, ``"epochs"`` or ``"files"``.
+
+        Raises:
+            ValueError: If this run's checkpoints are asked for, which could not be read.
+        """
+        objects = object_hyperparameters(trainer)
+        if self.ingredients == "checkpoints" and objects:
+            raise ValueError(
+                "Expected checkpoints of this run that can be read as weights, but their `hyper_parameters` would hold "
+                f"objects: {objects}. Leave these out with save_hyperparameters(ignore={objects}), or set ingredients="
+                "'epochs', for which this callback keeps the weights alone."
+            )
         if self.ingredients is not None:
-            return self.ingredients if isinstance(self.ingredients, str) else "files"
+            return "files" if self._files() else str(self.ingredients)
         keepers = find_callbacks(trainer, ModelCheckpoint)
-        return "checkpoints" if any(keeper.save_top_k not in (0, 1) for keeper in keepers) else "epochs"
+        several = any(keeper.save_top_k not in (0, 1) for keeper in keepers)
+        return "checkpoints" if several and not objects else "epochs"
+
+    def _begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._begun = True
+        self.keep_base(pl_module)
+        if self._source == "files":
+            agreed(trainer, lambda: self._check_files(pl_module), "Reading the ingredients")
+        else:
+            refuse_trained_pairs(pl_module)
 
     def _files(self) -> list[Path]:
         if self.ingredients in (None, "checkpoints", "epochs"):
@@ -203,15 +254,16 @@ class GreedySoupCallback(pl.Callback):
         return expand([self.ingredients] if isinstance(self.ingredients, str) else self.ingredients or [])
 
     def _check_files(self, pl_module: pl.LightningModule) -> None:
-        for path in self._files():
-            require_same(pl_module.state_dict(), read_state(path), str(path))
+        states = {path: read_state(path) for path in self._files()}
+        for path, state in states.items():
+            require_same(pl_module.state_dict(), state, str(path))
+        require_one_basis(list(states.values()))
 
-    def _gather(self, trainer: pl.Trainer, candidates: Candidates) -> list[NamedIngredient]:
+    def _gather(self, candidates: Candidates) -> list[NamedIngredient]:
         """The ingredients; the present weights, where the run kept nothing."""
-        source = self._source(trainer)
-        if source == "checkpoints":
-            ingredients = from_checkpoints(trainer, candidates.monitor)
-        elif source == "epochs":
+        if self._source == "checkpoints":
+            ingredients = from_checkpoints(candidates.trainer, candidates.monitor)
+        elif self._source == "epochs":
             ingredients = self._epochs.ingredients(candidates.mode)
         else:
             return [NamedIngredient(str(path), path) for path in self._files()]

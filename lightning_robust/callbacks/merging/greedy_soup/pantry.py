@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_robust.callbacks.candidates import Candidates
 from lightning_robust.functional.averaging import State, require_same
-from lightning_robust.harness.checkpoints import read_state
+from lightning_robust.harness.checkpoints import read_state, save_weights
 from lightning_robust.harness.ranks import agreed
 from lightning_robust.harness.trainers import find_callbacks
 
@@ -44,7 +44,7 @@ class NamedIngredient:
 
 
 class BestEpochs:
-    """Saves the best epochs of a run as weights-only checkpoints and removes worse ones.
+    """Saves the weights of the best epochs of a run and removes worse ones.
 
     Args:
         top_k: How many to keep.
@@ -61,7 +61,7 @@ class BestEpochs:
         if len(self.merits) >= self.top_k and merit <= self.merits[worst]:
             return
         path = str(folder / f"epoch={trainer.current_epoch}-step={trainer.global_step}.ckpt")
-        trainer.save_checkpoint(path, weights_only=True)
+        save_weights(trainer, path)
         self.merits[path] = merit
         if len(self.merits) > self.top_k:
             del self.merits[worst]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -22,6 +24,7 @@ from lightning_robust.harness.steps import call_step
 from lightning_robust.structures import loss_in
 
 Recipe = Literal["greedy", "uniform", "learned", "stock"]
+_ROUNDING = 1e-6
 _UNRELATED = 0.3
 """Weights of models that were fine-tuned from one start have a cosine well above this, independent ones below."""
 
@@ -62,6 +65,37 @@ def cook_all(recipe: Recipe, pantry: Sequence[NamedIngredient], candidates: Cand
     soup.scores = _scores(pantry)
     soup.score = candidates.score(soup.state, mixed=several)
     return soup
+
+
+@dataclass(frozen=True)
+class Held:
+    """The weights that the module holds in the end."""
+
+    name: str
+    state: State
+    mixed: bool
+    """Whether BatchNorm statistics have to be recomputed."""
+    score: float
+
+
+def best_of(soup: Soup, pantry: Sequence[NamedIngredient], candidates: Candidates) -> Held:
+    """The best of the soup, its best ingredient and the weights as trained, which the module holds."""
+    sign = 1.0 if candidates.mode == "max" else -1.0
+    score = float(soup.score if soup.score is not None else math.nan)
+    best = max(range(len(pantry)), key=lambda index: sign * soup.scores[index])
+    present = candidates.present()
+    options = [
+        Held("the soup", soup.state, len(soup.ingredients) > 1, score),
+        Held(pantry[best].label, dict(pantry[best]()), False, soup.scores[best]),
+        Held("the weights as trained", present, False, candidates.score(present, mixed=False)),
+    ]
+    held = options[0]
+    for other in options[1:]:
+        # scores that Lightning logged are in fp32
+        gain = sign * (other.score - held.score)
+        if gain > _ROUNDING * abs(held.score) or (math.isnan(held.score) and not math.isnan(other.score)):
+            held = other
+    return held
 
 
 def measure_barriers(pantry: Sequence[NamedIngredient], candidates: Candidates, base: State) -> list[Barrier]:

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_robust.callbacks.candidates import Candidates
 from lightning_robust.callbacks.merging.greedy_soup.figure import draw_soup
 from lightning_robust.callbacks.merging.greedy_soup.pantry import NamedIngredient
+from lightning_robust.callbacks.merging.greedy_soup.recipes import Held
 from lightning_robust.functional.basins import Barrier
 from lightning_robust.functional.soups import Soup, SoupTrial
 from lightning_robust.harness.checkpoints import sha256
@@ -27,6 +28,7 @@ def report_soup(
     candidates: Candidates,
     folder: Path,
     recipe: str,
+    held: Held,
 ) -> None:
     """Log the numbers, the table and the figure, warn where the soup is no gain, write ``soup.json``.
 
@@ -37,6 +39,7 @@ def report_soup(
         candidates: Judged the soup.
         folder: Where ``soup.json`` goes.
         recipe: Name of the recipe.
+        held: The weights that the module holds.
     """
     trainer, monitor, mode = candidates.trainer, candidates.monitor, candidates.mode
     best = (max if mode == "max" else min)(soup.scores)
@@ -51,8 +54,11 @@ def report_soup(
     log_figure(trainer, "soup/overview", draw_soup(soup, labels, monitor, mode))
     verdict = f"{len(soup.ingredients)} of {len(pantry)} ingredients, {monitor} {score:.4g}, best alone {best:.4g}"
     rank_zero_info(f"Soup ({recipe}): {verdict}.")
-    if (score < best) if mode == "max" else (score > best):
-        rank_zero_warn(f"GreedySoupCallback: the {recipe} soup is worse than its best ingredient: {verdict}.")
+    if held.state is not soup.state:
+        rank_zero_warn(
+            f"GreedySoupCallback: the {recipe} soup ({monitor} {score:.4g}) is worse than {held.name} "
+            f"({held.score:.4g}), which the module holds instead."
+        )
     elif len(soup.ingredients) == 1:
         rank_zero_warn(
             f"GreedySoupCallback: the soup is its best ingredient alone ({labels[soup.ingredients[0]]}); "
@@ -60,7 +66,13 @@ def report_soup(
             category=NoEffectWarning,
         )
     if trainer.is_global_zero and not is_fast_dev_run(trainer):
-        content = {"recipe": recipe, "monitor": monitor, "mode": mode, **_provenance(soup, pantry, barriers)}
+        content = {
+            "recipe": recipe,
+            "monitor": monitor,
+            "mode": mode,
+            "holds": held.name,
+            **_provenance(soup, pantry, barriers),
+        }
         (folder / "soup.json").write_text(json.dumps(content, indent=2))
 
 

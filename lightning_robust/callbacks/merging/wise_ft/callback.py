@@ -17,7 +17,8 @@ from lightning_robust.callbacks.merging.greedy_soup.callback import GreedySoupCa
 from lightning_robust.callbacks.merging.wise_ft.curve import AlphaCurve, choose_alpha
 from lightning_robust.callbacks.merging.wise_ft.report import report_wise_ft
 from lightning_robust.functional.averaging import State, interpolate
-from lightning_robust.functional.weights import state_on_cpu
+from lightning_robust.functional.low_rank import mixable_start, refuse_trained_pairs
+from lightning_robust.functional.weights import awaits_first_pass, state_on_cpu
 from lightning_robust.harness.checkpoints import read_state
 from lightning_robust.harness.evaluate import pick
 from lightning_robust.harness.ranks import Guard, agreed
@@ -32,14 +33,17 @@ class WiSEFTCallback(pl.Callback):
     (`Wortsman et al. 2021 <https://arxiv.org/abs/2109.01903>`_). When training has ended, every validation loader of
     the Trainer is evaluated at every alpha. The first loader is in distribution, like the data of the fine-tuning; the
     others are shifted. The callback chooses the alpha with the best mean metric under shift whose in-distribution
-    metric is within ``epsilon`` of the best. With one loader alpha is 0.5, which the paper found near-optimal where
-    nothing is known. The module then holds the chosen weights, ``dirpath`` holds ``wise_ft.ckpt`` (which loads in
-    Lightning) and ``wise_ft.json``, and ``ckpt_path="best"`` means the chosen weights where a ModelCheckpoint monitors
-    the same metric.
+    metric is within ``epsilon`` of the best. With one loader nothing measures a shift: alpha is 0.5, which the paper
+    found near-optimal there, if that costs at most ``epsilon``, and else 1. The module then holds the chosen weights,
+    ``dirpath`` holds ``wise_ft.ckpt`` (which loads in Lightning) and ``wise_ft.json``, and ``ckpt_path="best"`` means
+    the chosen weights where a ModelCheckpoint monitors the same metric.
 
     At alpha 0 and 1 the weights are the endpoints bit for bit; between them, BatchNorm statistics are refreshed from
     the training data. Tensors that the zero-shot weights lack or have in another shape (a new head) stay fine-tuned
-    at every alpha.
+    at every alpha. Of low-rank adapters (LoRA) the product is interpolated where it begins at zero, as it does in peft;
+    where both factors of an adapter begin elsewhere, the callback refuses.
+
+    Where a module has lazy layers, the weights at the start are those after its first forward pass.
 
     Logged at the end: ``wise_ft/alpha``, ``wise_ft/in_distribution``, ``wise_ft/shifted``, a table, and the curve on
     logit axes. If it fails, a warning says why and the weights stay as trained.
@@ -61,7 +65,8 @@ class WiSEFTCallback(pl.Callback):
         on_failure: ``"warn"`` and leave the weights as trained, or ``"raise"``.
 
     Raises:
-        ValueError: For arguments out of range, and in ``setup`` for a file that is missing or cannot be read.
+        ValueError: For arguments out of range, and before training for a file that is missing or cannot be read and
+            for adapters that cannot be interpolated.
         MisconfigurationException: Without a metric to judge by, under strategies in which no rank has the whole model,
             or if a callback that comes after it would replace the chosen weights.
 
@@ -98,6 +103,7 @@ class WiSEFTCallback(pl.Callback):
         self.path = ""
         self._grid = sorted({0.0, 0.5, 1.0, *grid})
         self._start: State = {}
+        self._begun = False
         self._guard = Guard("WiSEFTCallback", on_failure)
 
     @override
@@ -109,14 +115,20 @@ class WiSEFTCallback(pl.Callback):
         require_last(trainer, self, SWACallback | GreedySoupCallback)
         self._judged_by(trainer)
         self._start, self.chosen, self.path = {}, None, ""
-        if self.zero_shot is not None:
-            agreed(trainer, lambda: self._zero_shot_state(pl_module.state_dict()), "Reading the zero-shot weights")
+        self._begun = False
+        self._guard.reset()
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Copy the weights that fine-tuning begins from."""
-        if self.zero_shot is None and not self._start:
-            self._start = state_on_cpu(pl_module)
+        """Copy the weights that fine-tuning begins from, and refuse those that it cannot go back to."""
+        if not awaits_first_pass(pl_module):
+            self._begin(trainer, pl_module)
+
+    @override
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        """The same for a module whose weights come into being in its first forward pass."""
+        if not self._begun:
+            self._begin(trainer, pl_module)
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -133,6 +145,13 @@ class WiSEFTCallback(pl.Callback):
         """Take the weights that the interrupted run began from, not those it was interrupted with."""
         self._start = dict(state_dict["start"])
 
+    def _begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._begun = True
+        if self.zero_shot is None and not self._start:
+            self._start = state_on_cpu(pl_module)
+        start = agreed(trainer, lambda: self._zero_shot_state(pl_module.state_dict()), "Reading the zero-shot weights")
+        refuse_trained_pairs(pl_module, start)
+
     def _judged_by(self, trainer: pl.Trainer) -> tuple[str, Literal["max", "min"]]:
         return judged_by(trainer, self.monitor[0] if isinstance(self.monitor, list) else self.monitor, self.mode)
 
@@ -143,13 +162,15 @@ class WiSEFTCallback(pl.Callback):
 
     def _interpolate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         monitor, mode = self._judged_by(trainer)
-        candidates = Candidates(trainer, pl_module, monitor, mode, self.bn_refresh, self.bn_samples, self.input_key)
+        candidates = Candidates(
+            trainer, pl_module, monitor, mode, self.bn_refresh, self.bn_samples, self.input_key, self._guard
+        )
         fine_tuned = candidates.present()
         zero_shot = agreed(trainer, lambda: self._zero_shot_state(fine_tuned), "Reading the zero-shot weights")
         curve = self._measure(candidates, zero_shot, fine_tuned)
         self.chosen = choose_alpha(self._grid, curve.values, epsilon=self.epsilon, mode=mode)
         if self.chosen < 1:
-            candidates.install(interpolate(zero_shot, fine_tuned, self.chosen), mixed=self.chosen > 0)
+            candidates.install(_mixture(zero_shot, fine_tuned, self.chosen), mixed=self.chosen > 0)
         folder = output_folder(trainer, self.dirpath, "wise_ft")
         self.path = str(folder / "wise_ft.ckpt")
         save_chosen(trainer, Path(self.path), monitor=monitor, score=None)
@@ -160,7 +181,7 @@ class WiSEFTCallback(pl.Callback):
         names: list[str] = []
         values = []
         for alpha in self._grid:
-            metrics = candidates.metrics(interpolate(zero_shot, fine_tuned, alpha), mixed=0 < alpha < 1)
+            metrics = candidates.metrics(_mixture(zero_shot, fine_tuned, alpha), mixed=0 < alpha < 1)
             names = self.monitor if isinstance(self.monitor, list) else _on_all_loaders(metrics, candidates.monitor)
             values.append([pick(metrics, name) for name in names])
         return AlphaCurve(self._grid, names, values, candidates.evaluator.samples)
@@ -187,6 +208,11 @@ def with_counterparts(start: Mapping[str, Tensor], fine_tuned: Mapping[str, Tens
     if lacking:
         rank_zero_info(f"WiSE-FT: {lacking} are not in {name} and stay fine-tuned.")
     return {k: start[k].to(tensor, copy=True) if k in shared else tensor.clone() for k, tensor in fine_tuned.items()}
+
+
+def _mixture(zero_shot: State, fine_tuned: State, alpha: float) -> State:
+    """The interpolation, of adapters that of their products; the endpoints bit for bit."""
+    return interpolate(zero_shot if alpha == 0 else mixable_start(zero_shot, fine_tuned), fine_tuned, alpha)
 
 
 def _on_all_loaders(metrics: Mapping[str, float], monitor: str) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,7 +51,8 @@ def choose_alpha(
 
     Args:
         alphas: Where the curve was measured.
-        values: At each alpha, the metric in distribution, then under each shift. Without a shift, 0.5 is chosen.
+        values: At each alpha, the metric in distribution, then under each shift. Without a shift, 0.5 is chosen if it
+            is within ``epsilon`` of the fine-tuned weights, the last alpha, and these otherwise.
         epsilon: How much of the metric may be given up in distribution.
         mode: Whether larger or smaller is better. Ties go to the larger alpha.
 
@@ -61,18 +62,31 @@ def choose_alpha(
     Example:
         >>> choose_alpha([0, 0.5, 1], [[0.7, 0.9], [0.895, 0.8], [0.9, 0.6]], epsilon=0.01, mode="max")
         0.5
+        >>> choose_alpha([0, 0.5, 1], [[0.7], [0.895], [0.9]], epsilon=0.01, mode="max")
+        0.5
+        >>> choose_alpha([0, 0.5, 1], [[0.7], [0.8], [0.9]], epsilon=0.01, mode="max")
+        1
     """
     sign = 1.0 if mode == "max" else -1.0
     usable = {alpha: row for alpha, row in zip(alphas, values, strict=True) if all(map(math.isfinite, row))}
     if not usable:
         raise ValueError("Expected finite metrics at some alpha, but none is. Is the metric defined on these loaders?")
     if len(values[0]) == 1:
-        return min(usable, key=lambda alpha: abs(alpha - 0.5))
-    best = max(sign * row[0] for row in usable.values())
-    # rounding of the subtraction must not shut out an alpha that lies on the limit
-    limit = best - epsilon - 1e-12 * abs(best)
+        return _half_or_end({alpha: sign * row[0] for alpha, row in usable.items()}, epsilon)
+    limit = _limit(max(sign * row[0] for row in usable.values()), epsilon)
     near = [alpha for alpha, row in usable.items() if sign * row[0] >= limit]
     return max(near, key=lambda alpha: (sign * under_shift(usable[alpha]), alpha))
+
+
+def _half_or_end(merits: Mapping[float, float], epsilon: float) -> float:
+    """Where nothing measures a shift: one half, which the paper found near-optimal there, if it costs little."""
+    end = max(merits)
+    return 0.5 if 0.5 in merits and merits[0.5] >= _limit(merits[end], epsilon) else end
+
+
+def _limit(merit: float, epsilon: float) -> float:
+    """The merit that is ``epsilon`` below; rounding of the subtraction must not shut out what lies on it."""
+    return merit - epsilon - 1e-12 * abs(merit)
 
 
 def under_shift(row: Sequence[float]) -> float:

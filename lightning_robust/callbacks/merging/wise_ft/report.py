@@ -40,15 +40,12 @@ def report_wise_ft(curve: AlphaCurve, chosen: float, candidates: Candidates, fol
         f"WiSE-FT: alpha {chosen:.3g}, {monitor} {inside:.4g} in distribution, {shifted:.4g} shifted; "
         f"fine-tuned {fine_tuned:.4g} and {curve.shifted[-1]:.4g}."
     )
-    if (fine_tuned - inside if mode == "max" else inside - fine_tuned) > epsilon:
-        rank_zero_warn(
-            f"WiSEFTCallback: with one validation loader alpha is 0.5, and {monitor} is {inside:.4g} instead of "
-            f"{fine_tuned:.4g} as fine-tuned. Give a second, shifted loader to choose alpha by."
-        )
     if chosen == 1:
+        reason = "are the best of the curve"
+        if len(curve.names) == 1:
+            reason = f"are better than those half way by more than epsilon={epsilon} ({monitor} on the only loader)"
         rank_zero_warn(
-            "WiSEFTCallback: the fine-tuned weights are the best of the curve and stay as they are.",
-            category=NoEffectWarning,
+            f"WiSEFTCallback: the fine-tuned weights {reason} and stay as they are.", category=NoEffectWarning
         )
     if trainer.is_global_zero and not is_fast_dev_run(trainer):
         content = {"alpha": chosen, "alphas": curve.alphas, "metrics": curve.names, "values": curve.values}

@@ -1,7 +1,10 @@
 """Soups on a module with one weight, where everything is a closed form, and on BatchNorm."""
 
+import enum
+import functools
 import hashlib
 import json
+from argparse import Namespace
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -16,9 +19,11 @@ from torch.utils.data import DataLoader
 
 from lightning_robust import DeploymentParityCallback, GreedySoupCallback, NoEffectWarning, SWACallback
 from lightning_robust.callbacks.merging.greedy_soup import pantry
+from lightning_robust.callbacks.merging.greedy_soup.recipes import Held
 from lightning_robust.cli import RobustCLI
 
 from ....boring import Boring, make_trainer
+from ..modules import Adapted, LazyScalar, late
 
 
 class Scalar(pl.LightningModule):
@@ -86,15 +91,37 @@ def test_greedy_closed_form(tmp_path):
     assert soup.soup.evaluations == 3
 
 
-@pytest.mark.filterwarnings("ignore:.*is worse than its best ingredient")
+@pytest.mark.parametrize("recipe", ["uniform", "stock"])
+def test_other_recipes_closed_form(tmp_path, recipe):
+    """From 0 all steps are parallel, so that Model Stock's ratio is 1 and both are the mean."""
+    path = [3.0, 0.5, 2.1, 0.2]
+    _, module = run(tmp_path, judged(recipe=recipe, ingredients="epochs"), module=Scalar(path))
+    assert module.w.item() == pytest.approx(sum(path) / 4)
+
+
 @pytest.mark.parametrize(
-    ("recipe", "expected"),
+    ("recipe", "cooked"),
     # uniform: the mean; stock: from 0, all tensors are parallel, cosines are 1, 1, -1 ...: mean 0, ratio 0
     [("uniform", sum(PATH) / 4), ("stock", 0.0)],
 )
-def test_other_recipes_closed_form(tmp_path, recipe, expected):
-    _, module = run(tmp_path, judged(recipe=recipe, ingredients="epochs"))
-    assert module.w.item() == pytest.approx(expected, abs=1e-6)
+def test_a_worse_soup_gives_way_to_its_best_ingredient(tmp_path, recipe, cooked):
+    soup = judged(recipe=recipe, ingredients="epochs", dirpath=str(tmp_path / "soup"))
+    with pytest.warns(UserWarning, match=rf"the {recipe} soup .* is worse than epoch=1-step=2 \(0\.25\)"):
+        _, module = run(tmp_path, soup)
+    assert soup.soup.state["w"].item() == pytest.approx(cooked, abs=1e-6)
+    assert module.w.item() == torch.load(soup.path, weights_only=True)["state_dict"]["w"].item() == 0.5
+    assert json.loads((tmp_path / "soup" / "soup.json").read_text())["holds"] == "epoch=1-step=2"
+
+
+@pytest.mark.parametrize("recipe", ["greedy", "uniform", "learned"])
+def test_no_recipe_returns_worse_weights_than_it_was_given(tmp_path, recipe):
+    """Trained to 1, the optimum, beside files that are worse alone and together."""
+    write(tmp_path, [4.0, 5.0])
+    with pytest.warns(UserWarning, match=r"is worse than the weights as trained \(0\), which the module holds"):
+        _, module = run(
+            tmp_path, judged(recipe=recipe, ingredients=str(tmp_path / "*.ckpt")), module=Scalar([1.0]), max_epochs=1
+        )
+    assert module.w.item() == 1.0
 
 
 def test_learned_reaches_the_optimum(tmp_path):
@@ -163,8 +190,10 @@ def test_the_file_is_what_was_returned_and_loads_in_lightning(tmp_path):
     assert soup.soup.score <= min(soup.soup.scores)
 
 
-@pytest.mark.filterwarnings("ignore:.*is worse than its best ingredient")
-def test_batchnorm_of_mixtures_is_refreshed(tmp_path):
+def test_batchnorm_of_mixtures_is_refreshed(tmp_path, monkeypatch):
+    """Even where the mixture is not the best of what there is."""
+    keep = "lightning_robust.callbacks.merging.greedy_soup.callback.best_of"
+    monkeypatch.setattr(keep, lambda soup, *_: Held("the soup", soup.state, True, soup.score))
     soup = GreedySoupCallback("uniform", monitor="val/loss", mode="min", ingredients="epochs")
     _, module = run(tmp_path, soup, module=Boring())
     images = torch.cat([batch[0] for batch in module.train_dataloader()])
@@ -183,7 +212,7 @@ def test_the_soup_that_deploys_best(tmp_path):
     assert float(trainer.callback_metrics[monitor]) == pytest.approx(soup.soup.score, rel=1e-3)
 
 
-@pytest.mark.filterwarnings("ignore::lightning_robust.NoEffectWarning")
+@pytest.mark.filterwarnings("ignore:.*the greedy soup .* is worse than the weights as trained")
 def test_the_ingredient_that_spoils_the_soup_is_named(tmp_path, caplog):
     """Independent weights have a cosine near 0 with the others and the highest barrier."""
     torch.manual_seed(0)
@@ -252,6 +281,99 @@ def test_bad_files_are_refused_before_training(tmp_path, make, complaint):
     with pytest.raises(ValueError, match=complaint):
         run(tmp_path, judged(ingredients=str(tmp_path / "*.ckpt")), module=module)
     assert module.w.item() == 0.0
+
+
+class Objects(Scalar):
+    """A module whose hyperparameters are not all plain values."""
+
+    def __init__(self, path, thing=None):
+        super(Scalar, self).__init__()
+        self.save_hyperparameters()
+        self.w = nn.Parameter(torch.tensor([[0.0]]))
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+OBJECTS = [Path("data"), nn.Linear(1, 1), functools.partial(max, 1), Boring, Namespace(a=Path("b")), Colour.RED]
+
+
+@pytest.mark.filterwarnings("ignore:Attribute 'thing' is an instance of `nn.Module`")
+@pytest.mark.parametrize("thing", OBJECTS, ids=lambda thing: type(thing).__name__)
+def test_hyperparameters_that_are_objects_do_no_harm(tmp_path, thing):
+    """Ingredients are this callback's own epochs though a ModelCheckpoint keeps three, whose files cannot be read."""
+    keeper = ModelCheckpoint(tmp_path, monitor="val/loss", save_top_k=3)
+    soup = judged()
+    with pytest.warns(UserWarning, match=r"holds no hyperparameters that are objects.*\['thing'\]"):
+        _, module = run(tmp_path, soup, keeper, module=Objects(PATH, thing))
+    assert module.w.item() == pytest.approx(1.15)
+    files = [soup.path, *map(str, Path(soup.path).parent.glob("epoch*.ckpt"))]
+    assert len(files) == 5
+    for file in files:
+        content = torch.load(file, weights_only=True)
+        assert (list(content["state_dict"]), content["hyper_parameters"]) == (["w"], {"path": PATH})
+    assert Objects.load_from_checkpoint(soup.path, thing=thing).w.item() == module.w.item()
+
+
+def test_files_that_cannot_be_read_are_refused_before_training(tmp_path):
+    keeper = ModelCheckpoint(tmp_path, "own")
+    run(tmp_path, judged(ingredients="epochs", dirpath=str(tmp_path / "soup")), keeper, module=Objects(PATH))
+    module = Objects(PATH, Path("data"))
+    with pytest.raises(ValueError, match=r"`hyper_parameters` would hold objects: \['thing'\].*ingredients='epochs'"):
+        run(tmp_path, judged(ingredients="checkpoints"), module=module)
+    trainer = make_trainer(tmp_path, max_epochs=0)
+    trainer.fit(module)
+    trainer.save_checkpoint(tmp_path / "foreign.ckpt", weights_only=True)
+    with pytest.raises(ValueError, match=r"holds pathlib\..*`hyper_parameters`.*ignore=\[\.\.\.\]"):
+        run(tmp_path, judged(ingredients=str(tmp_path / "foreign.ckpt")), module=module)
+    assert module.w.item() == 0.0
+
+
+@pytest.mark.parametrize("hook", ["setup", "configure_model"])
+def test_layers_that_a_module_builds_late_are_there_when_files_are_checked(tmp_path, hook):
+    paths = write(tmp_path, PATH)
+    soup = judged(ingredients=[str(path) for path in paths])
+    _, module = run(tmp_path, soup, module=late(Scalar, hook, PATH), max_epochs=1)
+    assert module.w.item() == pytest.approx(1.15)
+    torch.save({"v": torch.zeros(1, 1)}, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match="lacks w and has v besides"):
+        run(tmp_path, judged(ingredients=str(tmp_path / "other.ckpt")), module=late(Scalar, hook, PATH))
+
+
+@pytest.mark.filterwarnings("ignore:.*the stock soup")
+def test_stock_soup_of_a_lazy_module_starts_from_its_first_weights(tmp_path):
+    soup = judged(recipe="stock", ingredients="epochs")
+    run(tmp_path, soup, module=LazyScalar())
+    assert soup.state_dict()["base"]["net.weight"].shape == (1, 1)
+
+
+@pytest.mark.filterwarnings("ignore:.*worse than")
+def test_batchnorm_that_cannot_be_refreshed_keeps_the_mean_of_its_statistics(tmp_path):
+    soup = GreedySoupCallback("uniform", monitor="val/loss", mode="min", ingredients="epochs", input_key="pictures")
+    with pytest.warns(UserWarning, match="BatchNorm statistics could not be refreshed, and their averages") as caught:
+        run(tmp_path, soup, module=Boring())
+    assert sum("could not be refreshed" in str(warning.message) for warning in caught) == 1
+    files = [torch.load(path, weights_only=True)["state_dict"] for path in Path(soup.path).parent.glob("epoch*.ckpt")]
+    mean = torch.stack([file["net.1.running_mean"] for file in files]).mean(0)
+    torch.testing.assert_close(soup.soup.state["net.1.running_mean"], mean)
+
+
+def test_adapters_are_refused_before_training(tmp_path):
+    module = Adapted()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    with pytest.raises(ValueError, match=r"both factors of an adapter.*merge_and_unload"):
+        run(tmp_path, judged(ingredients="epochs"), module=module)
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    paths = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        state = {name: tensor + torch.randn_like(tensor) for name, tensor in before.items()}
+        paths.append(str(tmp_path / f"{seed}.ckpt"))
+        torch.save(state, paths[-1])
+    with pytest.raises(ValueError, match=r"both factors differ between the ingredients.*merge_and_unload"):
+        run(tmp_path, judged(ingredients=paths), module=module)
 
 
 def test_bad_settings_are_refused(tmp_path):

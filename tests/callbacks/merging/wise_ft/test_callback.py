@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from lightning_robust import GreedySoupCallback, NoEffectWarning, WiSEFTCallback
 
 from ....boring import Boring, make_trainer
+from ..modules import Adapted, LazyScalar, late
 
 
 class Scalar(pl.LightningModule):
@@ -80,10 +81,18 @@ def test_closed_form(tmp_path, epsilon, expected):
     assert metrics["wise_ft/shifted"].item() == pytest.approx((expected - 0.4) ** 2, abs=1e-6)
 
 
-def test_one_loader_takes_one_half_and_says_what_it_costs(tmp_path):
-    with pytest.warns(UserWarning, match=r"with one validation loader alpha is 0\.5, and val/loss is 0\.25"):
-        _, module = run(tmp_path, judged(alphas=4), module=Scalar([1.0]))
+@pytest.mark.filterwarnings("error::lightning_robust.NoEffectWarning")
+def test_one_loader_takes_one_half_within_epsilon(tmp_path):
+    _, module = run(tmp_path, judged(alphas=4, epsilon=0.25), module=Scalar([1.0]))
     assert module.w.item() == 0.5
+    _, module = run(tmp_path, judged(epsilon=0.0), module=Scalar([0.2]))
+    assert module.w.item() == 0.5
+
+
+def test_one_loader_stays_fine_tuned_where_one_half_costs_more(tmp_path):
+    with pytest.warns(NoEffectWarning, match=r"better than those half way by more than epsilon=0\.249 \(val/loss"):
+        _, module = run(tmp_path, judged(alphas=4, epsilon=0.249), module=Scalar([1.0]))
+    assert module.w.item() == 1.0
 
 
 class Recorded(pl.Callback):
@@ -94,7 +103,7 @@ class Recorded(pl.Callback):
         self.end = {k: v.clone() for k, v in pl_module.state_dict().items()}
 
 
-@pytest.mark.filterwarnings("ignore::lightning_robust.NoEffectWarning", "ignore:.*with one validation loader")
+@pytest.mark.filterwarnings("ignore::lightning_robust.NoEffectWarning")
 @pytest.mark.parametrize(("alphas", "which"), [([0.0], "start"), ([1.0], "end")])
 def test_the_ends_are_bit_for_bit(tmp_path, monkeypatch, alphas, which):
     monkeypatch.setattr("lightning_robust.callbacks.merging.wise_ft.callback.choose_alpha", lambda *_, **__: alphas[0])
@@ -104,7 +113,6 @@ def test_the_ends_are_bit_for_bit(tmp_path, monkeypatch, alphas, which):
         assert torch.equal(tensor, getattr(recorded, which)[name]), name
 
 
-@pytest.mark.filterwarnings("ignore:.*with one validation loader")
 def test_batchnorm_between_the_ends_is_refreshed(tmp_path):
     _, module = run(tmp_path, judged(epsilon=9.0), module=Boring())
     images = torch.cat([batch[0] for batch in module.train_dataloader()])
@@ -113,28 +121,26 @@ def test_batchnorm_between_the_ends_is_refreshed(tmp_path):
     torch.testing.assert_close(module.net[1].running_mean, inputs.mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore:.*with one validation loader")
 def test_a_file_is_the_same_as_the_start(tmp_path):
     pl.seed_everything(1)
     torch.save({"state_dict": Boring().state_dict()}, tmp_path / "start.ckpt")
     module = Boring()
     module.load_state_dict(torch.load(tmp_path / "start.ckpt")["state_dict"])
-    _, one = run(tmp_path, judged(zero_shot=str(tmp_path / "start.ckpt")), module=module)
+    _, one = run(tmp_path, judged(zero_shot=str(tmp_path / "start.ckpt"), epsilon=9.0), module=module)
     module = Boring()
     module.load_state_dict(torch.load(tmp_path / "start.ckpt")["state_dict"])
-    _, two = run(tmp_path, judged(), module=module)
+    _, two = run(tmp_path, judged(epsilon=9.0), module=module)
     for name, tensor in one.state_dict().items():
         assert torch.equal(tensor, two.state_dict()[name]), name
 
 
-@pytest.mark.filterwarnings("ignore:.*with one validation loader")
 def test_a_new_head_stays_fine_tuned(tmp_path):
     state = Boring().state_dict()
     state["net.5.weight"] = torch.zeros(7, 256)
     del state["net.5.bias"]
     torch.save(state, tmp_path / "start.ckpt")
     recorded = Recorded()
-    _, module = run(tmp_path, judged(zero_shot=str(tmp_path / "start.ckpt")), recorded, module=Boring())
+    _, module = run(tmp_path, judged(zero_shot=str(tmp_path / "start.ckpt"), epsilon=9.0), recorded, module=Boring())
     for name in ("net.5.weight", "net.5.bias"):
         assert torch.equal(module.state_dict()[name], recorded.end[name])
     middle = (state["net.0.weight"] + recorded.end["net.0.weight"]) / 2
@@ -156,6 +162,52 @@ def test_resume_goes_back_to_the_first_start(tmp_path):
     assert torch.load(tmp_path / "one.ckpt", weights_only=True)["state_dict"]["w"].item() == 1.0
     _, module = run(tmp_path, judged(epsilon=1.0), ckpt_path=tmp_path / "one.ckpt", max_epochs=2)
     assert module.w.item() == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("hook", ["setup", "configure_model"])
+def test_layers_that_a_module_builds_late_have_counterparts(tmp_path, hook):
+    torch.save({"w": torch.tensor([0.5])}, tmp_path / "start.ckpt")
+    module = late(Scalar, hook, (1.0,))
+    run(tmp_path, judged(zero_shot=str(tmp_path / "start.ckpt"), epsilon=9.0), module=module)
+    assert module.w.item() == 0.75
+
+
+def test_a_lazy_module_starts_from_its_first_weights(tmp_path):
+    """Each of four steps adds 1, so that half way between start and end is 2 below the end."""
+    ends = Recorded()
+    pl.seed_everything(1)
+    module = LazyScalar()
+    trainer = make_trainer(tmp_path, [ends, judged(epsilon=9.0)], max_epochs=4, enable_checkpointing=True)
+    ends.on_fit_start = lambda *_: None
+    trainer.fit(module)
+    assert module.net.weight.item() == pytest.approx(ends.end["net.weight"].item() - 2)
+
+
+def test_adapters_keep_alpha_of_their_update_exactly(tmp_path):
+    """Factors that begin with B = 0, as peft's do; halves of both would keep less than a half."""
+    module, trained = Adapted(), {}
+
+    class KeepsUpdate(pl.Callback):
+        def on_train_end(self, trainer, pl_module):
+            trained["update"], trained["state"] = pl_module.update(), pl_module.state_dict()
+
+    start = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    run(tmp_path, judged(epsilon=1e9), KeepsUpdate(), module=module, max_epochs=5)
+    half = module.update()
+    assert torch.linalg.norm(trained["update"]) > 0.1
+    share = (half * trained["update"]).sum() / trained["update"].square().sum()
+    assert share.item() == pytest.approx(0.5, abs=1e-6)
+    torch.testing.assert_close(half, 0.5 * trained["update"], rtol=1e-6, atol=1e-7)
+    for name, tensor in start.items():
+        if "lora" not in name:
+            assert torch.equal(module.state_dict()[name], tensor), name
+
+
+def test_adapters_that_do_not_begin_at_zero_are_refused_before_training(tmp_path):
+    with pytest.raises(ValueError, match=r"neither begins at zero.*merge_and_unload"):
+        run(tmp_path, judged(), module=Adapted(init_lora_weights=False))
+    with pytest.raises(ValueError, match="use_dora"):
+        run(tmp_path, judged(), module=Adapted(use_dora=True))
 
 
 def test_fine_tuned_as_best_is_said(tmp_path):

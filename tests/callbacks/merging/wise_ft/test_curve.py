@@ -22,6 +22,19 @@ def test_choice(values, settings, expected):
 def test_one_loader_is_shifted_and_in_distribution_at_once():
     curve = AlphaCurve([0.0, 0.5, 1.0], ["acc"], [[0.5], [0.75], [0.7]], [])
     assert curve.inside == curve.shifted == [0.5, 0.75, 0.7]
-    # the nearest to one half whose metric is finite, whatever its value
-    values = [[0.9], [float("nan")], [0.1]]
-    assert choose_alpha([0.0, 0.5, 0.8], values, epsilon=0.0, mode="max") == 0.8
+
+
+@pytest.mark.parametrize(
+    ("values", "settings", "expected"),
+    [
+        ([[0.9], [0.28], [0.5]], {"epsilon": 0.005, "mode": "max"}, 1.0),
+        ([[0.9], [0.495], [0.5]], {"epsilon": 0.005, "mode": "max"}, 0.5),
+        ([[0.9], [0.505], [0.5]], {"epsilon": 0.005, "mode": "min"}, 0.5),
+        ([[0.9], [0.506], [0.5]], {"epsilon": 0.005, "mode": "min"}, 1.0),
+        ([[0.9], [0.5], [0.5]], {"epsilon": 0.0, "mode": "max"}, 0.5),
+        ([[0.9], [0.3], [float("nan")]], {"epsilon": 0.0, "mode": "min"}, 0.5),
+        ([[0.9], [float("nan")], [0.5]], {"epsilon": 0.0, "mode": "max"}, 1.0),
+    ],
+)
+def test_one_loader_leaves_the_end_only_within_epsilon(values, settings, expected):
+    assert choose_alpha([0.0, 0.5, 1.0], values, **settings) == expected
