@@ -135,7 +135,8 @@ def test_no_key_is_defined_twice():
     setup.read(ROOT / "setup.cfg")
     assert setup.sections() == ["sdist"]
     assert "version" in project["project"]
-    assert set(project["project"]["optional-dependencies"]) == {"tensorrt", "rtx", "autocast", "video", "sweep", "dev"}
+    extras = {"tensorrt", "rtx", "autocast", "video", "sweep", "foreign", "dev"}
+    assert set(project["project"]["optional-dependencies"]) == extras
 
 
 def test_public_names_are_importable_and_typed():

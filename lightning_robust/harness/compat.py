@@ -6,15 +6,18 @@ such a name. Those of torch that rooms below this one need live in ``lightning_r
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import nn
 
 from lightning_robust.torch_names import AnyBatchNorm as AnyBatchNorm
 from lightning_robust.torch_names import AnyConvolution as AnyConvolution
@@ -72,6 +75,44 @@ def logged_step(trainer: pl.Trainer) -> int:
 def silent_logger() -> Logger:
     """A logger that accepts every call and writes nothing."""
     return DummyLogger()
+
+
+@functools.cache
+def internal_attributes() -> frozenset[str]:
+    """Names of attributes in which Lightning, torch and torchmetrics keep what is theirs on a module."""
+    hyperparameters = {"_hparams", "_hparams_initial", "_hparams_name"}
+    of_metrics = {"_defaults", "_persistent", "_reductions", "_update_signature"}
+    return frozenset({*vars(pl.LightningModule()), *hyperparameters, *of_metrics})
+
+
+def is_layer_of_torch(module: nn.Module) -> bool:
+    """Whether a module is one of torch's layers, which change their buffers in training mode alone."""
+    return type(module) is not nn.Module and type(module).__module__.startswith("torch.nn.")
+
+
+def buffers_of(module: nn.Module) -> dict[str, torch.Tensor | None]:
+    """The buffers that a module itself has, in the dict that it keeps them in."""
+    return module._buffers
+
+
+def parts_of(module: nn.Module) -> dict[str, nn.Module | None]:
+    """The children of a module, in the dict that it keeps them in."""
+    return module._modules
+
+
+def set_parts(module: nn.Module, parts: dict[str, nn.Module | None]) -> None:
+    """Give a module, and not those that share its dict of children, other children."""
+    vars(module)["_modules"] = parts
+
+
+def states_of_metric(metric: nn.Module) -> frozenset[str]:
+    """Names of the attributes that a metric accumulates in; none for a collection or another module."""
+    return frozenset(getattr(metric, "_defaults", ()))
+
+
+def in_place_version(tensor: torch.Tensor) -> int:
+    """How often a tensor was changed in place."""
+    return tensor._version
 
 
 def compiler_is_loaded() -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,9 +14,10 @@ from torch import nn
 
 from lightning_robust.harness.batches import copied, transferred
 from lightning_robust.harness.compat import load_validation_data, overrides
+from lightning_robust.harness.memory import ModuleMemory
 from lightning_robust.harness.quiet import quietly
 from lightning_robust.harness.ranks import agreed
-from lightning_robust.harness.recorder import LoggedValue, Recorder
+from lightning_robust.harness.recorder import Recorder
 from lightning_robust.harness.steps import call_step
 
 Transform = Callable[[Any, int, int], Any]
@@ -27,20 +29,23 @@ class Evaluator:
 
     Within ``trainer.test()`` it runs ``test_step`` over the test loaders.
 
-    ``log`` and ``log_dict`` are recorded, torchmetrics objects replaced by copies, loggers by ones that do nothing;
-    modes, random numbers, the Trainer's stage and the gradient mode are restored, also after an error. The module's
-    hooks ``on_validation_epoch_start`` and ``..._end`` run, those of callbacks do not. ``limit_val_batches`` holds.
-    Means are weighted by batch size and reduced over ranks, so that all ranks see the same numbers.
+    ``log`` and ``log_dict`` are recorded, loggers replaced by ones that do nothing. What the module remembers (metrics,
+    gathered outputs, buffers), modes, random numbers, the Trainer's stage and the gradient mode are restored, also
+    after an error. The module's hooks of the epoch and of its batches run, those of callbacks do not.
+    ``limit_val_batches`` holds. Means are weighted by batch size and reduced over ranks, so that all ranks see the same
+    numbers.
 
     Args:
         trainer: The Trainer, within ``fit``, ``validate`` or ``test``.
         pl_module: The module.
+        since: What the module remembered when the validation epoch began, for evaluations inside of it: outputs that
+            its clean batches have left so far do not count. None outside of an epoch.
 
     Raises:
         ValueError: If there is no such loader or step.
     """
 
-    def __init__(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def __init__(self, trainer: pl.Trainer, pl_module: pl.LightningModule, since: ModuleMemory | None = None) -> None:
         testing = trainer.state.fn == "test"
         self._stage = "testing" if testing else "validating"
         self._step = "test_step" if testing else "validation_step"
@@ -57,7 +62,7 @@ class Evaluator:
                 "Expected held-out loaders to judge weights by, but the Trainer has none. Give it some, and leave "
                 "`limit_val_batches` above 0."
             )
-        self.trainer, self.module = trainer, pl_module
+        self.trainer, self.module, self._since = trainer, pl_module, since
         self.batches = 0
         """Batches evaluated so far, over all passes."""
         self.samples: list[int] = []
@@ -77,10 +82,15 @@ class Evaluator:
         """
         if self.trainer.world_size > 1:
             _share_buffers(self.module)
-        entries = agreed(self.trainer, lambda: self._pass(transform, limit), "Validation")
-        self._weights = {name: entry.weight for name, entry in entries.items() if entry.is_mean_over_samples}
-        self._best = {name: 1.0 for name in self._weights if entries[name].metric is not None}
-        return {name: entry.result(self.trainer) for name, entry in entries.items()}
+        recorder = Recorder(len(self._limits))
+        with self._quietly(recorder):
+            agreed(self.trainer, lambda: list(self._over_batches(recorder, transform, limit)), "Validation")
+            # the module may compute its own metrics there, for which ranks wait for each other
+            agreed(self.trainer, lambda: self._finish(recorder), "The end of validation")
+            entries = recorder.entries
+            self._weights = {name: entry.weight for name, entry in entries.items() if entry.is_mean_over_samples}
+            self._best = {name: 1.0 for name in self._weights if entries[name].metric is not None}
+            return {name: entry.result(self.trainer) for name, entry in entries.items()}
 
     def score(self, monitor: str) -> float:
         """One of :meth:`metrics`.
@@ -121,52 +131,55 @@ class Evaluator:
         if self.trainer.world_size > 1:
             yield pick(self.metrics(transform), monitor), 0.0
             return
-        run, weight = self._run(transform), 0.0
-        try:
-            for entries in run:
-                entry = entries.get(monitor)
+        recorder, weight = Recorder(len(self._limits)), 0.0
+        with self._quietly(recorder):
+            for _ in self._over_batches(recorder, transform, None):
+                entry = recorder.entries.get(monitor)
                 if entry is not None and entry.is_mean_over_samples and entry.weight > weight:
                     weight = entry.weight
                     yield entry.mean(), weight
-            yield pick({name: entry.result(self.trainer) for name, entry in entries.items()}, monitor), weight
-        finally:
-            run.close()
+            self._finish(recorder)
+            yield pick({name: entry.result(self.trainer) for name, entry in recorder.entries.items()}, monitor), weight
 
     def best_possible(self, monitor: str) -> float | None:
         """1 for accuracies, which no part of the data can exceed; None for what is not known."""
         return self._best.get(monitor)
 
-    def _pass(self, transform: Transform | None, limit: int | None) -> dict[str, LoggedValue]:
-        """What a whole pass logs on this rank."""
-        entries: dict[str, LoggedValue] = {}
-        for entries in self._run(transform, limit):  # noqa: B007 - the last ones are complete
-            pass
-        return entries
+    @contextmanager
+    def _quietly(self, recorder: Recorder) -> Iterator[None]:
+        """Inside the block, the module is validated as the Trainer validates it, without a trace."""
+        precision = self.trainer.precision_plugin.val_step_context
+        quiet = quietly(self.trainer, self.module, self._stage, recorder, self._loaders, self._since, "validation")
+        with quiet, torch.no_grad(), precision():
+            yield
 
-    def _run(
-        self, transform: Transform | None = None, limit: int | None = None
-    ) -> Generator[dict[str, LoggedValue], None, None]:
-        """Evaluate; after each batch, what was logged so far."""
-        trainer, module = self.trainer, self.module
-        samples = [0] * len(self._limits)
-        recorder = Recorder(len(samples))
-        prefix = "on_test" if self._stage == "testing" else "on_validation"
-        with (
-            quietly(trainer, module, self._stage, recorder, self._loaders),
-            torch.no_grad(),
-            trainer.precision_plugin.val_step_context(),
-        ):
-            getattr(module, f"{prefix}_epoch_start")()
-            for size, batch, index, loader in self._batches(transform, limit):
-                recorder.enter(size, loader)
-                samples[loader] += size
-                call_step(getattr(module, self._step), batch, index, loader if len(samples) > 1 else None)
-                self.batches += 1
-                yield recorder.entries
-            recorder.leave_loaders()
-            getattr(module, f"{prefix}_epoch_end")()
-            yield recorder.entries
+    def _over_batches(self, recorder: Recorder, transform: Transform | None, limit: int | None) -> Iterator[None]:
+        """Evaluate batch by batch."""
+        samples, step = [0] * len(self._limits), getattr(self.module, self._step)
+        if self._since is None:
+            self._call_hook("start")
+        self._call_hook("epoch_start")
+        for size, batch, index, loader in self._batches(transform, limit):
+            recorder.enter(size, loader)
+            samples[loader] += size
+            place = (index, loader) if len(samples) > 1 else (index,)
+            self._call_hook("batch_start", batch, *place)
+            outputs = call_step(step, batch, index, loader if len(samples) > 1 else None)
+            self._call_hook("batch_end", outputs, batch, *place)
+            self.batches += 1
+            yield
         self.samples = samples
+
+    def _finish(self, recorder: Recorder) -> None:
+        """What the module does at the end of the epoch."""
+        recorder.leave_loaders()
+        self._call_hook("epoch_end")
+        if self._since is None:
+            self._call_hook("end")
+
+    def _call_hook(self, name: str, *arguments: Any) -> None:
+        prefix = "on_test" if self._stage == "testing" else "on_validation"
+        getattr(self.module, f"{prefix}_{name}")(*arguments)
 
     def _batches(self, transform: Transform | None, limit: int | None) -> Iterator[tuple[int, Any, int, int]]:
         """The number of samples, the batch, its index and that of its loader."""

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
-from torchmetrics import Metric, MetricCollection
 
-from lightning_robust.harness.compat import silent_logger
+from lightning_robust.harness.compat import is_attached, silent_logger
+from lightning_robust.harness.memory import ModuleMemory, untouched
 from lightning_robust.harness.recorder import Recorder
 from lightning_robust.harness.replacement import replaced
+
+Runs = Literal["step", "validation", "forward"]
 
 
 @contextmanager
@@ -25,11 +26,14 @@ def quietly(
     stage: str,
     recorder: Recorder | None = None,
     loaders: Any = None,
+    since: ModuleMemory | None = None,
+    runs: Runs = "step",
 ) -> Iterator[None]:
     """Inside the block the module is in evaluation mode and nothing that it runs leaves a trace.
 
-    What it logs goes to the recorder, or nowhere; metric objects are fresh copies, loggers do nothing; modes, random
-    numbers and the Trainer's stage are restored, also after an error.
+    What it logs goes to the recorder, or nowhere; loggers do nothing. Metrics are empty at the start. They, buffers,
+    lists, dicts, numbers and other data of the module, modes, random numbers and the Trainer's stage are restored, also
+    after an error.
 
     Args:
         trainer: The Trainer.
@@ -37,13 +41,18 @@ def quietly(
         stage: What the Trainer says it is doing: ``"training"``, ``"validating"``, ``"testing"``.
         recorder: Takes what the module logs.
         loaders: Structure of loaders whose own random generators are restored as well.
+        since: What the module remembers at the start; None is what it remembers now.
+        runs: What of the module is run; see :func:`~lightning_robust.harness.memory.untouched`.
+
+    Raises:
+        MisconfigurationException: If the module keeps what cannot be put back, such as an open file.
     """
     loggers = trainer.loggers
     with ExitStack() as stack:
         stack.enter_context(isolated_rng(loaders))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(in_stage(trainer, stage))
-        stack.enter_context(muted(module, recorder))
+        stack.enter_context(muted(module, recorder, since, runs))
         stack.enter_context(in_evaluation_mode(module))
         trainer.loggers = [silent_logger() for _ in loggers]
         try:
@@ -53,10 +62,19 @@ def quietly(
 
 
 @contextmanager
-def muted(module: pl.LightningModule, recorder: Recorder | None = None) -> Iterator[None]:
-    """Inside the block, what the module logs goes to the recorder or nowhere; its metric objects are fresh copies."""
+def muted(
+    module: pl.LightningModule,
+    recorder: Recorder | None = None,
+    since: ModuleMemory | None = None,
+    runs: Runs = "step",
+) -> Iterator[None]:
+    """Inside the block, what the module logs goes to the recorder or nowhere; afterwards it remembers what it did.
+
+    The statistics of BatchNorm move where the module is in training mode.
+    """
     log, log_dict = (_ignore, _ignore) if recorder is None else (recorder.log, recorder.log_dict)
-    with _fresh_metrics(module), replaced(module, log=log, log_dict=log_dict):
+    period = (module.current_epoch, module.trainer.state.stage, runs) if is_attached(module) else None
+    with untouched(module, period, since), replaced(module, log=log, log_dict=log_dict):
         yield
 
 
@@ -114,29 +132,6 @@ def _generators(loaders: Any) -> Iterator[torch.Generator]:
         generator = getattr(owner, "generator", None)
         if isinstance(generator, torch.Generator):
             yield generator
-
-
-@contextmanager
-def _fresh_metrics(module: nn.Module) -> Iterator[None]:
-    """Inside the block all metric objects are empty copies; the module's own keep their state."""
-    originals = list(_metrics(module))
-    for parent, name, metric in originals:
-        fresh = copy.deepcopy(metric)
-        fresh.reset()
-        setattr(parent, name, fresh)
-    try:
-        yield
-    finally:
-        for parent, name, metric in originals:
-            setattr(parent, name, metric)
-
-
-def _metrics(module: nn.Module) -> Iterator[tuple[nn.Module, str, Metric | MetricCollection]]:
-    for name, child in module.named_children():
-        if isinstance(child, (Metric, MetricCollection)):
-            yield module, name, child
-        else:
-            yield from _metrics(child)
 
 
 def _ignore(*_: Any, **__: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +12,8 @@ import lightning.pytorch as pl
 import torch
 from torchmetrics import Metric
 from torchmetrics.classification import BinaryAccuracy, MulticlassAccuracy, MultilabelAccuracy
+
+from lightning_robust.harness.compat import parts_of, set_parts, states_of_metric
 
 _LOG = inspect.signature(pl.LightningModule.log)
 _LOG_DICT = inspect.signature(pl.LightningModule.log_dict)
@@ -22,8 +25,8 @@ class LoggedValue:
 
     reduce_fx: Any
     metric: Metric | None = None
-    settled: float | None = None
-    """The value of a metric object that another loader goes on to update."""
+    aside: bool = False
+    """Whether the metric object is a copy that no loader updates any more."""
     values: list[float] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
 
@@ -34,15 +37,13 @@ class LoggedValue:
 
     def mean(self) -> float:
         """The value so far, of this rank."""
-        if self.settled is not None:
-            return self.settled
         if self.metric is not None:
             return float(self.metric.compute())
         return sum(v * w for v, w in zip(self.values, self.weights, strict=True)) / self.weight
 
     def result(self, trainer: pl.Trainer) -> float:
         """The value over all ranks; every rank calls it."""
-        if self.settled is not None or self.metric is not None:
+        if self.metric is not None:
             return self.mean()  # torchmetrics synchronises ranks itself
         if self.reduce_fx == "mean":
             pair = torch.tensor([self.mean() * self.weight, self.weight], dtype=torch.float64)
@@ -54,7 +55,7 @@ class LoggedValue:
     def is_mean_over_samples(self) -> bool:
         """Whether the final value is the mean of what each sample adds, so that a part of the data bounds it."""
         if self.metric is None:
-            return self.settled is None and self.reduce_fx == "mean"
+            return bool(self.reduce_fx == "mean")
         accuracy = isinstance(self.metric, (BinaryAccuracy, MulticlassAccuracy, MultilabelAccuracy))
         return accuracy and self.metric.average == "micro" and self.metric.ignore_index is None
 
@@ -75,7 +76,7 @@ class Recorder:
     def enter(self, batch_size: int, loader: int) -> None:
         """A batch begins."""
         if self._loader is not None and loader != self._loader:
-            self._settle_metrics()
+            self._set_metrics_aside()
         self.batch_size, self._loader = batch_size, loader
 
     def leave_loaders(self) -> None:
@@ -98,16 +99,39 @@ class Recorder:
         entry = self.entries.setdefault(name, LoggedValue("mean" if reduce_fx is torch.mean else reduce_fx))
         entry.weights.append(float(settings.get("batch_size") or self.batch_size))
         if isinstance(value, Metric):
-            entry.metric = value
+            entry.metric = entry.metric if entry.aside else value
         else:
             entry.values.append(float(value))
 
-    def _settle_metrics(self) -> None:
-        """As Lightning does, take the value of a metric object before the next loader updates the same one."""
+    def _set_metrics_aside(self) -> None:
+        """Keep metrics as they are, before the next loader updates the same objects.
+
+        Lightning computes their values here; that is left to the end, since it makes ranks wait for each other.
+        """
         for entry in self.entries.values():
-            if entry.metric is not None:
-                entry.settled = float(entry.metric.compute())
-                entry.metric = None
+            if entry.metric is not None and not entry.aside:
+                entry.metric, entry.aside = set_aside(entry.metric), True
+
+
+def set_aside(metric: Metric) -> Metric:
+    """A metric with the same states, which updates of the original leave alone.
+
+    Example:
+        >>> from torchmetrics import SumMetric
+        >>> metric = SumMetric()
+        >>> metric.update(1.0)
+        >>> copied = set_aside(metric)
+        >>> metric.update(2.0)
+        >>> float(metric.compute()), float(copied.compute())
+        (3.0, 1.0)
+    """
+    twin = copy.copy(metric)
+    for name in states_of_metric(metric):
+        state = getattr(metric, name)
+        setattr(twin, name, list(state) if isinstance(state, list) else state.detach().clone())
+    parts = {n: set_aside(part) if isinstance(part, Metric) else part for n, part in parts_of(metric).items()}
+    set_parts(twin, parts)
+    return twin
 
 
 def _bind(signature: inspect.Signature, args: tuple[Any, ...], settings: dict[str, Any]) -> dict[str, Any]:

@@ -13,12 +13,14 @@ IMAGES, LABELS = Pictures(8).images, Pictures(8).labels
 
 
 class Host(RegMixupMixin, Boring):
-    """Notes the size of every pass."""
+    """Notes the size of every pass, on the class, which no quiet run puts back."""
 
-    passes = ()
+    def __init__(self):
+        super().__init__()
+        type(self).passes = ()
 
     def forward(self, images, *, scale=1.0):
-        self.passes = (*self.passes, len(images))
+        type(self).passes = (*self.passes, len(images))
         return self.net(scale * images)
 
 

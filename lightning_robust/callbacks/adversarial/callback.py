@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,19 +16,22 @@ from lightning_robust.callbacks.adversarial.short_form import (
     ShortForm,
     make_method,
     make_validation,
+    parse_radii,
+    refuse_arguments,
     split_arguments,
 )
 from lightning_robust.callbacks.attacked_batches import AttackInputs, NoLossError, PixelBounds
 from lightning_robust.callbacks.robust_validation.callback import RobustValidationCallback
-from lightning_robust.harness.arguments import parse_fraction
+from lightning_robust.callbacks.robust_validation.companion import ValidatesRobustly
 from lightning_robust.harness.compat import batch_in_epoch, batches_before
+from lightning_robust.harness.memory import require_reversible
 from lightning_robust.harness.ranks import Guard
 from lightning_robust.harness.replacement import Replacement
 from lightning_robust.harness.steps import call_step
 from lightning_robust.harness.trainers import NoEffectWarning, find_callbacks, refuse_sharded
 
 
-class AdversarialCallback(pl.Callback):
+class AdversarialCallback(ValidatesRobustly):
     r"""Adversarial training for any LightningModule, without a change to it.
 
     .. math:: \min_\theta \mathbb{E}\left[(1 - r)\,L_\theta(x) + r \max_{\|\delta\| \le \epsilon} L_\theta(x +
@@ -121,15 +123,13 @@ class AdversarialCallback(pl.Callback):
         self.input_key, self.seed = input_key, seed
         vars(self).update(arguments)
         keys = input_key if isinstance(input_key, list) else [input_key]
-        self._radii = _radii(eps, len(keys))
+        self._radii = parse_radii(eps, len(keys))
         self._inputs = AttackInputs(keys, mean, std, bounds)
-        for name in self.attack.refuses:
-            _require_default(method, name, getattr(self, name))
+        refuse_arguments(method, self, self.attack.refuses)
         self.attack.check_inputs(keys, eps)
         self._of_validation = of_validation
         common: dict[str, Any] = {"mean": mean, "std": std, "bounds": bounds, "seed": seed}
         self.validation = make_validation(self.attack, of_validation, self._radii, input_key, common)
-        """The robust validation that comes along; None with an empty ``val_eps`` and with methods on an embedding."""
         self._replaced: Replacement | None = None
         self._bill = EpochBill()
         self._guard = Guard("AdversarialCallback")
@@ -160,6 +160,11 @@ class AdversarialCallback(pl.Callback):
             message = "eps is 0: training is as without this callback."
             self._guard.warn(message, NoEffectWarning, key="no effect")
         self._wrap(trainer, pl_module)
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse a module whose steps leave traces that cannot be undone."""
+        require_reversible(pl_module)
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -197,18 +202,6 @@ class AdversarialCallback(pl.Callback):
             self._guard.warn(
                 f"{record.nonfinite} gradients were not finite; those samples were left as they are.", key="not finite"
             )
-
-    @override
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Validate on attacked batches."""
-        if self.validation is not None and not find_callbacks(trainer, RobustValidationCallback):
-            self.validation.on_validation_epoch_end(trainer, pl_module)
-
-    @override
-    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Test on attacked batches."""
-        if self.validation is not None and not find_callbacks(trainer, RobustValidationCallback):
-            self.validation.on_test_epoch_end(trainer, pl_module)
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
@@ -276,19 +269,3 @@ class AdversarialCallback(pl.Callback):
         batches = max(trainer.num_training_batches, 1)
         epochs = trainer.current_epoch + (batch_in_epoch(trainer) + 1) / batches
         return min(epochs / self.warmup_epochs, 1.0)
-
-
-def _radii(eps: float | str | list[float | str], inputs: int) -> list[float]:
-    """One radius for each input."""
-    radii = [parse_fraction(value) for value in (eps if isinstance(eps, list) else [eps])]
-    if len(radii) not in (1, inputs):
-        raise ValueError(f"Expected `eps` as one value or one for each of {inputs} inputs, got {len(radii)}.")
-    return radii if len(radii) == inputs else radii * inputs
-
-
-def _require_default(method: MethodName | Attack, name: str, value: Any) -> None:
-    """Refuse an argument of AdversarialCallback that has no meaning with the method."""
-    if value != inspect.signature(AdversarialCallback).parameters[name].default:
-        raise ValueError(
-            f"Expected no `{name}` with method={method!r}, which does not take it, but got {value!r}. Leave it out."
-        )

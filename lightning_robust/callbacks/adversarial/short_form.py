@@ -6,7 +6,8 @@ A method's name and arguments become the method; the arguments of its robust val
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypedDict
 
 from lightning_robust.callbacks.adversarial.embedding_methods import FGM, EmbeddingAttack, EmbeddingPGD, FreeLB
@@ -18,6 +19,7 @@ from lightning_robust.callbacks.adversarial.trades import TRADES
 from lightning_robust.callbacks.attacked_batches import AttackPrecision
 from lightning_robust.callbacks.robust_validation.callback import RobustValidationCallback
 from lightning_robust.functional.norm_ball import Norm
+from lightning_robust.harness.arguments import parse_fraction
 from lightning_robust.suggest import did_you_mean
 
 MethodName = Literal["fgsm", "fgsm_rs", "nfgsm", "pgd", "free", "trades", "fgm", "freelb"]
@@ -213,3 +215,29 @@ def _refuse_beside_object(method: Attack, arguments: Mapping[str, Any]) -> None:
             f"Expected the arguments of the method inside of {kind}(...), but got `{name}` beside it. Write "
             f"method={kind}({name}=...), or give the method by name."
         )
+
+
+def parse_radii(eps: float | str | list[float | str], inputs: int) -> list[float]:
+    """One radius for each input.
+
+    Raises:
+        ValueError: For another number of them.
+    """
+    radii = [parse_fraction(value) for value in (eps if isinstance(eps, list) else [eps])]
+    if len(radii) not in (1, inputs):
+        raise ValueError(f"Expected `eps` as one value or one for each of {inputs} inputs, got {len(radii)}.")
+    return radii if len(radii) == inputs else radii * inputs
+
+
+def refuse_arguments(method: MethodName | Attack, callback: object, names: Sequence[str]) -> None:
+    """Refuse arguments of the callback that have no meaning with the method, unless they have their defaults.
+
+    Raises:
+        ValueError: Naming the argument.
+    """
+    for name in names:
+        value = getattr(callback, name)
+        if value != inspect.signature(type(callback)).parameters[name].default:
+            raise ValueError(
+                f"Expected no `{name}` with method={method!r}, which does not take it, but got {value!r}. Leave it out."
+            )

@@ -45,7 +45,7 @@ class QuietNetwork:
     @contextmanager
     def quiet(self) -> Iterator[None]:
         """Inside the block the module is evaluated eagerly, without gradients and without a trace."""
-        with quietly(self._trainer, self.module, "validating"), eager(), torch.no_grad():
+        with quietly(self._trainer, self.module, "validating", runs="forward"), eager(), torch.no_grad():
             yield
 
     def arithmetic(self, condition: str) -> AbstractContextManager[None]:

@@ -11,6 +11,8 @@ from lightning_robust.callbacks.attacked_batches import AttackInputs, PixelBound
 from lightning_robust.callbacks.robust_validation.measure import AttackedEvaluation
 from lightning_robust.functional.norm_ball import Norm
 from lightning_robust.harness.arguments import parse_fraction
+from lightning_robust.harness.evaluate import Evaluator
+from lightning_robust.harness.memory import ModuleMemory, require_reversible
 from lightning_robust.harness.ranks import Guard
 from lightning_robust.harness.trainers import refuse_sharded
 
@@ -101,12 +103,28 @@ class RobustValidationCallback(pl.Callback):
         )
         self._inputs = AttackInputs(keys, mean, std, bounds)
         self._guard = Guard(self.owner)
+        self._before: ModuleMemory | None = None
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse strategies that cannot work, and find out how batches are normalised."""
         refuse_sharded(trainer, self.owner)
         self._inputs.find_normalisation(trainer)
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse a module whose steps leave traces that cannot be undone."""
+        require_reversible(pl_module)
+
+    @override
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note what the module remembers before the clean batches come."""
+        self._before = ModuleMemory(pl_module) if self._radii and not trainer.sanity_checking else None
+
+    @override
+    def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note what the module remembers before the clean batches come."""
+        self.on_validation_epoch_start(trainer, pl_module)
 
     @override
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -128,6 +146,7 @@ class RobustValidationCallback(pl.Callback):
             )
 
     def _validate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        before, self._before = self._before, None
         if trainer.sanity_checking or not self._radii:
             return
         solved = self.target_key if self.drop_solved else None
@@ -137,7 +156,7 @@ class RobustValidationCallback(pl.Callback):
         proportions = self.proportions or [1.0] * len(self._inputs.keys)
         radii = [[radius * each / proportions[0] for each in proportions] for radius in self._radii]
         try:
-            metrics = evaluation.metrics(trainer, pl_module, radii)
+            metrics = evaluation.metrics(Evaluator(trainer, pl_module, before), radii)
         except Exception as error:
             self._guard.fail(error, "robust validation failed, training continues", once=True)
             return

@@ -57,28 +57,25 @@ class AttackedEvaluation:
     doubts: list[str] = field(default_factory=list)
     """Why the metrics may not mean robustness, from the first batch at the largest radius."""
 
-    def metrics(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, radii: list[list[float]]
-    ) -> list[dict[str, float]]:
+    def metrics(self, evaluator: Evaluator, radii: list[list[float]]) -> list[dict[str, float]]:
         """The metrics under attack, for each set of radii (one for each input) in rising order."""
         self.record = AttackRecord()
         starts: dict[tuple[int, int], Tensor] = {}
-        evaluator = Evaluator(trainer, pl_module)
         return [
-            evaluator.metrics(self._attack_at(trainer, pl_module, each, starts, last=each == max(radii)), self.batches)
+            evaluator.metrics(self._attack_at(evaluator, each, starts, last=each == max(radii)), self.batches)
             for each in sorted(radii)
         ]
 
     def _attack_at(
         self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
+        evaluator: Evaluator,
         radii: list[float],
         starts: dict[tuple[int, int], Tensor],
         *,
         last: bool,
     ) -> Callable[[Any, int, int], Any]:
         """What the evaluation does to each batch."""
+        trainer, pl_module = evaluator.trainer, evaluator.module
         own = own_step(pl_module)
 
         def transform(batch: Any, index: int, loader: int) -> Any:

@@ -21,7 +21,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from lightning_robust.structures import flatten, map_tensors, rebuild
+from lightning_robust.structures import flatten, map_tensors, rebuild, tensors_in
 from lightning_robust.torch_names import original_of_compiled
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
@@ -99,11 +99,17 @@ def frozen_copy(module: nn.Module, state: Mapping[str, Tensor] | None = None) ->
         >>> frozen_copy(live).training, live.training
         (False, True)
     """
-    duplicate = copy.deepcopy(module)
+    duplicate = copy.deepcopy(module, _without_graphs(module))
     if state is not None:
         duplicate.load_state_dict(state)
     duplicate.__dict__.pop("forward", None)  # Lightning puts a compiled forward on the instance
     return _uncompiled(duplicate).cpu().float().eval().requires_grad_(False)
+
+
+def _without_graphs(module: nn.Module) -> dict[int, Any]:
+    """A memo for ``deepcopy`` in which tensors with a graph, as gathered losses or metrics, stand for their values."""
+    kept = [tensor for part in module.modules() for tensor in tensors_in(vars(part))]
+    return {id(tensor): tensor.detach().clone() for tensor in kept if tensor.grad_fn is not None}
 
 
 def export(module: nn.Module, args: tuple[Any, ...], *, opset: int = 20, max_batch: int = 4096) -> Exported:

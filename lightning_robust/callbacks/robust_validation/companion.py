@@ -1,0 +1,44 @@
+"""A callback that brings robust validation along."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+from typing_extensions import override
+
+from lightning_robust.callbacks.robust_validation.callback import RobustValidationCallback
+from lightning_robust.harness.trainers import find_callbacks
+
+
+class ValidatesRobustly(pl.Callback):
+    """Validates and tests on attacked batches, unless the Trainer has a RobustValidationCallback of its own."""
+
+    validation: RobustValidationCallback | None = None
+    """The robust validation that comes along; None with an empty ``val_eps`` and with methods on an embedding."""
+
+    @override
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Prepare to validate on attacked batches."""
+        for validation in self._validations(trainer):
+            validation.on_validation_epoch_start(trainer, pl_module)
+
+    @override
+    def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Prepare to test on attacked batches."""
+        for validation in self._validations(trainer):
+            validation.on_test_epoch_start(trainer, pl_module)
+
+    @override
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Validate on attacked batches."""
+        for validation in self._validations(trainer):
+            validation.on_validation_epoch_end(trainer, pl_module)
+
+    @override
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Test on attacked batches."""
+        for validation in self._validations(trainer):
+            validation.on_test_epoch_end(trainer, pl_module)
+
+    def _validations(self, trainer: pl.Trainer) -> list[RobustValidationCallback]:
+        own = find_callbacks(trainer, RobustValidationCallback)
+        return [] if self.validation is None or own else [self.validation]
