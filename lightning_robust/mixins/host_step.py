@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
 
 from lightning_robust.harness.quiet import muted
 from lightning_robust.harness.replacement import replaced
@@ -118,3 +120,27 @@ class HostStep:
                 "`input_key` to the pictures of a batch."
             )
         return inputs
+
+
+def require_inputs_alone(module: nn.Module, method: str, remedy: str) -> None:
+    """Refuse a method that needs more than the inputs of a batch, or takes none by position.
+
+    Args:
+        module: The host.
+        method: Name of its method.
+        remedy: The method to define instead, as ``"logits(inputs)"``.
+
+    Raises:
+        MisconfigurationException: Naming the parameters that it has.
+
+    Example:
+        >>> require_inputs_alone(nn.Identity(), "forward", "logits(inputs)")
+    """
+    signature = inspect.signature(getattr(module, method))
+    try:
+        signature.bind(None)
+    except TypeError as error:
+        raise MisconfigurationException(
+            f"Expected {type(module).__name__}.{method} to take the inputs of a batch alone, but it is "
+            f"{method}{signature}. Define a method `{remedy}`."
+        ) from error

@@ -269,8 +269,9 @@ GUESTS = [
         lambda: (WithMetadata(), *loaders(with_metadata)),
         inputs=("image",),
         classes="target",
+        features="backbone",
         host=WithMetadata,
     ),
-    Guest("unet", lambda: (UNet(), *loaders(masks)), features="bottom", host=UNet),
+    Guest("unet", lambda: (UNet(), *loaders(masks)), classes=1, features="bottom", host=UNet),
     Guest("gan", lambda: (Gan(), *loaders(small))),
 ]

@@ -248,5 +248,5 @@ GUESTS = [
     Guest("vit", vit, **PIXELS, features="vit.vit.layernorm", host=ViTClassifier),
     Guest("segformer", segformer, inputs=("pixel_values",)),
     Guest("yolos", yolos, inputs=("pixel_values",)),
-    Guest("lora", lora, **PIXELS, host=LoraViT),
+    Guest("lora", lora, **PIXELS, features="vit.base_model.model.vit.layernorm", host=LoraViT),
 ]

@@ -9,7 +9,7 @@ PENDING: dict[str, str] = {
     "demo": "datapath",
     "odd_steps": "datapath",
     "words": "embedding_fgm embedding_pgd embedding_freelb lazy datapath parity",
-    "gathering": "fgsm fgsm_rs pgd robust_validation lazy parity",
+    "gathering": "regmixup fgsm fgsm_rs pgd robust_validation lazy parity",
     "queueing": "fgsm fgsm_rs pgd robust_validation swa ema swalp soup wise_ft lazy datapath parity",
     "metadata": "fgsm fgsm_rs pgd robust_validation swa ema swalp soup wise_ft lazy datapath parity",
     "gan": "swa ema swalp soup wise_ft lazy datapath parity",

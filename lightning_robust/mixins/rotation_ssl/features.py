@@ -11,11 +11,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_robust.harness.replacement import replaced
+from lightning_robust.mixins.host_step import require_inputs_alone
 from lightning_robust.suggest import nearest
 
 
 class Features:
-    """Reads features ``(N, F)`` of pictures; maps ``(N, F, H, W)`` are averaged over their places.
+    """Reads features ``(N, F)`` of pictures; maps ``(N, F, H, W)`` and tokens ``(N, T, F)`` are averaged over places.
 
     Args:
         module: The host.
@@ -30,7 +31,8 @@ class Features:
 
         Raises:
             MisconfigurationException: If there is no method ``features`` and no such module; the message lists names.
-            ValueError: If the features are neither 2-D nor 4-D.
+                For a module whose ``forward`` needs more than pictures, which only ``features`` can do without.
+            ValueError: If the features have another number of dimensions.
         """
         if self._path is not None:
             return _pool(self._output_at(self._path, images))
@@ -70,6 +72,7 @@ class Features:
         def stop(_: nn.Module, args: Any, output: Any) -> None:
             raise _Reached(output)
 
+        require_inputs_alone(self._module, "forward", "features(inputs)")
         handle = self._submodule(path).register_forward_hook(stop)
         try:
             self._module(images)
@@ -95,12 +98,13 @@ class Features:
 
 
 def _pool(features: Any) -> Tensor:
-    if isinstance(features, Tensor) and features.ndim in (2, 4):
-        return features if features.ndim == 2 else features.mean((2, 3))
+    places = {2: (), 3: (1,), 4: (2, 3)}
+    if isinstance(features, Tensor) and features.ndim in places:
+        return features if features.ndim == 2 else features.mean(places[features.ndim])
     shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
     raise ValueError(
-        f"Expected features (N, F) or (N, F, H, W) for rotation self-supervision, but got {shape}. Name another "
-        "module in `rotation_features`, or define `features(inputs)`."
+        f"Expected features (N, F), tokens (N, T, F) or maps (N, F, H, W) for rotation self-supervision, but got "
+        f"{shape}. Name another module in `rotation_features`, or define `features(inputs)`."
     )
 
 

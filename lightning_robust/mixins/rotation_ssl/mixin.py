@@ -31,9 +31,9 @@ class RotationSSLMixin(ObjectiveMixin):
 
     `Hendrycks et al. 2019 <https://arxiv.org/abs/1906.12340>`_: one linear layer :math:`h` on the features :math:`f`
     tells how pictures were turned. Features are those of the host's ``features(inputs)``, or the output of a named
-    module, at which the pass then stops; maps ``(N, C, H, W)`` are averaged over their places. The layer is made before
-    the optimizer, sized by the features of one picture, and saved with the weights; the graph of ``forward`` does not
-    hold it.
+    module, at which the pass then stops; maps ``(N, F, H, W)`` and tokens ``(N, T, F)`` are averaged over their places.
+    The layer is made before the optimizer, sized by the features of one picture, and saved with the weights; the graph
+    of ``forward`` does not hold it.
 
     With AdversarialCallback the perturbation climbs both losses (``attack_loss``), as in the paper; every turn sees the
     same perturbed picture, whereas the authors' code perturbs each copy by itself. Validation attacks the host's loss
@@ -54,8 +54,9 @@ class RotationSSLMixin(ObjectiveMixin):
         **kwargs: For the next class; ``input_key`` and ``target_key`` say where inputs and targets are in a batch.
 
     Raises:
-        ValueError: For a negative weight, an unknown setting, or features that are neither 2-D nor 4-D.
-        MisconfigurationException: If the host has no features; the message lists near names.
+        ValueError: For a negative weight, an unknown setting, or features of other shapes.
+        MisconfigurationException: If the host has no features; the message lists near names. For a named module, if
+            ``forward`` needs more than pictures.
     """
 
     rotation_head: nn.Linear

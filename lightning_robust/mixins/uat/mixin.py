@@ -18,7 +18,7 @@ from lightning_robust.harness.normalisation import pixel_space
 from lightning_robust.harness.quiet import in_evaluation_mode
 from lightning_robust.harness.schedule import parse_period
 from lightning_robust.harness.trainers import NoEffectWarning
-from lightning_robust.mixins.host_step import HostStep
+from lightning_robust.mixins.host_step import HostStep, require_inputs_alone
 from lightning_robust.mixins.objective import ObjectiveMixin, Term, WeightedLoss
 from lightning_robust.mixins.uat.target_model import TargetModel
 from lightning_robust.structures import Key, get_item, split_path, take_rows
@@ -73,6 +73,8 @@ class UATMixin(ObjectiveMixin):
     Raises:
         ValueError: For settings out of range, or a target model of another shape.
         KeyError: If a batch has no part of the name.
+        MisconfigurationException: If ``logits``, or ``forward`` where there is none, needs more than pictures, or takes
+            none by position.
     """
 
     def __init__(
@@ -123,6 +125,7 @@ class UATMixin(ObjectiveMixin):
         """Find out how pictures were normalised."""
         super().setup(stage)
         if stage == "fit" and self._uses_uat():
+            require_inputs_alone(self, self.output_method, "logits(inputs)")
             self._pixels = pixel_space(self.trainer, self.uat_mean, self.uat_std)
             self._target.reset()
 

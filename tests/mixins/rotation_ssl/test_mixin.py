@@ -255,9 +255,11 @@ def test_features_that_are_not_there_are_named(tmp_path):
     with pytest.raises(MisconfigurationException, match=r"a method `features\(inputs\)` on NoFeatures"):
         fit(tmp_path, NoFeatures(rotation_weight=0.5))
 
-    class Sequences(Turned):
+    class Volumes(Turned):
         def features(self, images):
-            return images.flatten(2)
+            return images[..., None]
 
-    with pytest.raises(ValueError, match=r"features \(N, F\) or \(N, F, H, W\) .* got \(2, 3, 64\)"):
-        fit(tmp_path, Sequences(rotation_weight=0.5))
+    with pytest.raises(
+        ValueError, match=r"features \(N, F\), tokens .* or maps \(N, F, H, W\) .* got \(2, 3, 8, 8, 1\)"
+    ):
+        fit(tmp_path, Volumes(rotation_weight=0.5))
