@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from lightning_robust.functional.norm_ball import as_radius
 from lightning_robust.functional.pixels import PixelSpace
 from lightning_robust.functional.weights import channels_last
 from lightning_robust.harness.normalisation import pixel_space
@@ -40,9 +41,11 @@ class AttackInputs:
         mean: Mean that pixels were normalised with; None takes ``mean`` of the data module if it has one, else 0.
         std: Standard deviation that pixels were normalised with; None takes ``std`` of the data module, else 1.
         bounds: Smallest and largest pixel value; ``"pixels"`` is [0, 1], ``"none"`` perturbs inputs as they are.
+            ``"pictures"`` is [0, 1] except for vectors ``(N, D)`` of unknown normalisation, which are perturbed as they
+            are: for callbacks that ask for no bounds.
 
     Raises:
-        ValueError: For bounds that are neither of these.
+        ValueError: For bounds that are none of these.
     """
 
     def __init__(
@@ -50,12 +53,13 @@ class AttackInputs:
         keys: list[Key],
         mean: float | list[float] | None = None,
         std: float | list[float] | None = None,
-        bounds: PixelBounds = "pixels",
+        bounds: PixelBounds | Literal["pictures"] = "pixels",
     ) -> None:
-        limits = [0.0, 1.0] if bounds == "pixels" else bounds
+        limits = [0.0, 1.0] if bounds in ("pixels", "pictures") else bounds
         if isinstance(limits, list) and (len(limits) != 2 or not limits[0] < limits[1]):
             raise ValueError(f"Expected `bounds` as [smallest, largest], 'pixels' or 'none', but got {bounds}.")
         self.keys, self.mean, self.std = keys, mean, std
+        self._only_pictures = bounds == "pictures"
         self.bounds = limits if isinstance(limits, list) else None
         self.range = None if self.bounds is None else (0.0, 1.0)
         """Smallest and largest value of what is perturbed."""
@@ -83,18 +87,35 @@ class AttackInputs:
                     f"Expected a floating-point tensor at input_key={key!r} to perturb, but got {kind}. For token "
                     "indices set `embedding` to the module that embeds them; scale 8-bit pictures with / 255."
                 )
-            if self.pixels is not None and part.ndim >= 3:
-                self.pixels.check(part)
+            self._check(part)
             inputs.append(part)
         return inputs
 
+    def space(self, part: Tensor) -> PixelSpace | None:
+        """How an input was normalised; None where it is perturbed as it is."""
+        as_it_is = self._only_pictures and part.ndim < 3 and self.pixels == PixelSpace()
+        return None if as_it_is else self.pixels
+
     def to_pixels(self, part: Tensor) -> Tensor:
         """An input in the units of the perturbation."""
-        return part if self.pixels is None else self.pixels.to_pixels(part).clamp(0, 1)
+        space = self.space(part)
+        return part if space is None else space.to_pixels(part).clamp(0, 1)
 
     def from_pixels(self, part: Tensor) -> Tensor:
         """An input in the units of the network."""
-        return part if self.pixels is None else self.pixels.from_pixels(part)
+        space = self.space(part)
+        return part if space is None else space.from_pixels(part)
+
+    def _check(self, part: Tensor) -> None:
+        space = self.space(part)
+        try:
+            if space is not None:
+                space.check(part)
+        except ValueError as error:
+            if part.ndim > 2:
+                raise
+            hint = "Inputs that are no pictures are perturbed as they are with bounds='none'."
+            raise ValueError(f"{error} {hint}") from error
 
 
 class BatchPixels:
@@ -109,16 +130,18 @@ class BatchPixels:
     def __init__(self, inputs: AttackInputs, batch: Any, radii: list[float]) -> None:
         self._inputs, self.batch = inputs, batch
         self._parts = inputs.read(batch)
+        self.range = None if any(inputs.space(part) is None for part in self._parts) else inputs.range
+        """Smallest and largest value of the pixels."""
         pixels = [inputs.to_pixels(part.detach()) for part in self._parts]
         if len(pixels) == 1:
             self.pixels = pixels[0]
             """``(batch, ...)`` of a single input; several are flattened and joined to ``(batch, elements)``."""
-            self.radius = torch.full([1] * self.pixels.ndim, radii[0], device=self.pixels.device)
+            self.radius = as_radius(radii[0], self.pixels, "eps")
             """Broadcasts to the pixels."""
         else:
             self.pixels = torch.cat([part.flatten(1) for part in pixels], 1)
-            each = [torch.full((1, p[0].numel()), radius) for p, radius in zip(pixels, radii, strict=True)]
-            self.radius = torch.cat(each, 1).to(self.pixels)
+            flat = zip(pixels, radii, strict=True)
+            self.radius = torch.cat([as_radius(r, p.flatten(1), "eps").expand(1, p[0].numel()) for p, r in flat], 1)
 
     def batch_with(self, pixels: Tensor, rows: Tensor | None = None) -> Any:
         """The batch, or some of its rows, with other pixels."""

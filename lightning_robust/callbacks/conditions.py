@@ -122,13 +122,14 @@ def attacked(
     inputs.find_normalisation(trainer)
 
     def transform(batch: Any, index: int, loader: int) -> Any:
+        view = BatchPixels(inputs, outside_inference(batch), [eps] * len(inputs.keys))
+
         def climb(loss: Callable[..., Tensor], pixels: Tensor, radius: Tensor) -> Tensor:
             if steps is None:
-                return fgsm(loss, pixels, radius, bounds=inputs.range)
+                return fgsm(loss, pixels, radius, bounds=view.range)
             generator = torch.Generator(pixels.device).manual_seed(seed + index)
-            return pgd(loss, pixels, radius, steps=steps, bounds=inputs.range, generator=generator)
+            return pgd(loss, pixels, radius, steps=steps, bounds=view.range, generator=generator)
 
-        view = BatchPixels(inputs, outside_inference(batch), [eps] * len(inputs.keys))
         loss = ModuleLoss(pl_module, lambda part: call_step(step, part, index))
         return attack_batch(trainer, view, perturb or climb, loss, stage="validating")
 

@@ -11,7 +11,9 @@ Example:
 
 from lightning_robust.functional.activation_signs import activation_signs as activation_signs
 from lightning_robust.functional.activation_signs import changed_signs as changed_signs
-from lightning_robust.functional.attacks import AttackRecord as AttackRecord
+from lightning_robust.functional.ascent import Ascent as Ascent
+from lightning_robust.functional.ascent import AttackRecord as AttackRecord
+from lightning_robust.functional.ascent import count_useless as count_useless
 from lightning_robust.functional.attacks import fgsm as fgsm
 from lightning_robust.functional.attacks import nfgsm as nfgsm
 from lightning_robust.functional.attacks import pgd as pgd
@@ -53,6 +55,7 @@ from lightning_robust.functional.held_out import require_finite as require_finit
 from lightning_robust.functional.ingredients import require_ingredients as require_ingredients
 from lightning_robust.functional.ingredients import state_of as state_of
 from lightning_robust.functional.ingredients import states_of as states_of
+from lightning_robust.functional.input_gradients import input_gradients as input_gradients
 from lightning_robust.functional.line_motion import bends as bends
 from lightning_robust.functional.line_motion import swings as swings
 from lightning_robust.functional.linearization import Linearization as Linearization
@@ -72,6 +75,7 @@ from lightning_robust.functional.mixing import regmixup_batch as regmixup_batch
 from lightning_robust.functional.norm_ball import NormBall as NormBall
 from lightning_robust.functional.norm_ball import as_radius as as_radius
 from lightning_robust.functional.norm_ball import per_sample as per_sample
+from lightning_robust.functional.norm_ball import require_inside as require_inside
 from lightning_robust.functional.pixels import PixelSpace as PixelSpace
 from lightning_robust.functional.quantization import quantize_block as quantize_block
 from lightning_robust.functional.rotation import rotate_each as rotate_each

@@ -5,44 +5,16 @@ Gradients are taken with respect to the inputs alone: no weight gradient is comp
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_robust.functional.norm_ball import Bounds, Norm, NormBall, as_radius, per_sample
+from lightning_robust.functional.ascent import Ascent, AttackRecord, RowLosses
+from lightning_robust.functional.norm_ball import Bounds, Norm, NormBall, as_radius, require_inside
 
 Loss = Callable[..., Any]
-_FP16_SCALE = 1024.0
-
-
-@dataclass
-class AttackRecord:
-    """Counts of one or several attacks, added up while they run.
-
-    Example:
-        >>> record, x = AttackRecord(), torch.tensor([[1.0], [-1.0]])
-        >>> _ = pgd(lambda x: x.relu().sum(), x, 0.1, steps=3, random_start=False, record=record)
-        >>> record.passes, record.samples, record.zero_share  # the second sample never has a gradient
-        (3, 6, 0.5)
-    """
-
-    passes: int = 0
-    """Forward and input-gradient passes."""
-    samples: int = 0
-    """Samples, over all passes."""
-    zero_gradients: int = 0
-    """Samples whose gradient is zero everywhere."""
-    nonfinite: int = 0
-    """Samples whose gradient is not finite; they stay where they are in that step."""
-
-    @property
-    def zero_share(self) -> float:
-        """Share of gradients that are zero everywhere: above a few percent, robustness is masked, not real."""
-        return self.zero_gradients / max(self.samples, 1)
 
 
 def fgsm(
@@ -92,22 +64,28 @@ def nfgsm(
     *,
     noise: float = 2.0,
     step_size: float | Tensor | None = None,
+    bounds: Bounds | None = None,
     generator: torch.Generator | None = None,
     record: AttackRecord | None = None,
 ) -> Tensor:
-    r"""Noise FGSM: one step of ``eps`` from a point drawn from the ball of ``noise * eps``, without clipping.
+    r"""Noise FGSM: one step of ``eps`` from a point drawn from the ball of ``noise * eps``, without a projection.
 
-    `de Jorge et al. 2022 <https://arxiv.org/abs/2202.01181>`_. The result may leave the ball of ``eps`` (by as much as
-    the noise) and the range of pixels: it is for training only. The arguments are those of :func:`pgd`.
+    `de Jorge et al. 2022 <https://arxiv.org/abs/2202.01181>`_. As in the `authors' code
+    <https://github.com/pdejorge/N-FGSM>`_ the noisy point and the result are cut to ``bounds``, not to the ball: the
+    result is up to ``noise * eps`` plus the step away from the inputs, so it is for training only. The arguments are
+    those of :func:`pgd`.
 
     Example:
-        >>> x = nfgsm(lambda x: x.sum(), torch.zeros(1, 100), 0.1)
-        >>> bool((x >= -0.1001).all() and (x <= 0.3001).all())
+        >>> x = nfgsm(lambda x: x.sum(), torch.zeros(1, 100), 0.1, bounds=(0, 1))
+        >>> bool((x >= 0.0999).all() and (x <= 0.3001).all())
         True
     """
+    if bounds is not None:
+        require_inside(inputs, bounds)
     radius = as_radius(eps, inputs, "eps")
-    offset = torch.empty_like(inputs).uniform_(-noise, noise, generator=generator)
-    return fgsm(loss_fn, inputs.detach() + offset * radius, eps, step_size=step_size, record=record)
+    noisy = inputs.detach() + torch.empty_like(inputs).uniform_(-noise, noise, generator=generator) * radius
+    start = noisy if bounds is None else noisy.clamp(*bounds)
+    return fgsm(loss_fn, start, eps if step_size is None else step_size, bounds=bounds, record=record)
 
 
 def pgd(
@@ -125,6 +103,7 @@ def pgd(
     mask: Tensor | None = None,
     keep_best: bool = False,
     drop_solved: bool = False,
+    row_losses: RowLosses | None = None,
     generator: torch.Generator | None = None,
     record: AttackRecord | None = None,
 ) -> Tensor:
@@ -148,12 +127,16 @@ def pgd(
         bounds: Smallest and largest value that an input may have.
         random_start: Begin at a point drawn uniformly from the ball (and within ``bounds``).
         start: Where the first attack begins, after projection; None begins at random or at the inputs.
-        restarts: Attack so many times and keep, for each sample, the result with the highest loss (with a scalar loss,
-            for the whole batch). Costs one forward pass more for each.
+        restarts: Attack so many times and keep, for each sample, the result with the highest loss. Costs one forward
+            pass more for each.
         mask: Broadcasts to the inputs; where it is 0 (False) nothing changes.
         keep_best: Return each sample's iterate with the highest loss, not the last; one forward pass more.
         drop_solved: Attack a sample no further once it is solved. ``loss_fn(inputs, rows)`` is then called with the
-            samples still under attack and their row numbers; it gives their losses and which of them are solved.
+            samples still under attack and their row numbers; it gives their losses and which of them are solved. What
+            one restart has solved no other undoes.
+        row_losses: ``row_losses(inputs, rows)`` gives the loss of each of some samples, where ``loss_fn`` gives their
+            sum or mean; restarts are compared by it. Where it is missing, gives None, or does not add up to the scalar
+            (within a hundredth), the whole batch is compared, and the record counts that.
         generator: Source of the random start, on the inputs' device.
         record: Counts passes and useless gradients.
 
@@ -179,104 +162,14 @@ def pgd(
         raise ValueError(f"Expected at least one step and one restart, but got {steps} and {restarts}.")
     ball = NormBall(inputs.detach(), as_radius(eps, inputs, "eps"), norm, bounds, mask)
     if step_size is None:
-        step_size = eps if steps == 1 else eps * (2.5 / steps)
-    size = as_radius(step_size, inputs, "step_size")
-    ascent = _Ascent(loss_fn, ball, size, steps, keep_best, drop_solved, record or AttackRecord())
-    first = ball.start(random_start, generator) if start is None else ball.project(start.detach().to(inputs))
-    best, best_loss = ascent.run(first, evaluate=restarts > 1)
-    for _ in range(restarts - 1):
-        result, loss = ascent.run(ball.start(random_start, generator), evaluate=True)
-        better = loss > best_loss
-        best_loss = torch.where(better, loss, best_loss)
-        best = torch.where(per_sample(better, best), result, best)
-    return best
+        size = ball.radius * (1.0 if steps == 1 else 2.5 / steps)
+    else:
+        size = as_radius(step_size, inputs, "step_size")
+    ascent = Ascent(loss_fn, ball, size, steps, keep_best, drop_solved, row_losses, record or AttackRecord())
 
+    def starts() -> Iterator[Tensor]:
+        yield ball.start(random_start, generator) if start is None else ball.project(start.detach().to(inputs))
+        for _ in range(restarts - 1):
+            yield ball.start(random_start, generator)
 
-@dataclass
-class _Ascent:
-    """Steps uphill from a starting point."""
-
-    loss_fn: Loss
-    ball: NormBall
-    step_size: Tensor
-    steps: int
-    keep_best: bool
-    drop_solved: bool
-    record: AttackRecord
-
-    def run(self, point: Tensor, *, evaluate: bool) -> tuple[Tensor, Tensor]:
-        """The result, and the loss of each sample there if ``evaluate`` or ``keep_best`` asks for it."""
-        rows = torch.arange(len(point), device=point.device)
-        best, best_loss = point, torch.full((len(point),), -math.inf, device=point.device)
-        for _ in range(self.steps):
-            losses, gradient, solved = self._gradient(point, rows)
-            if self.keep_best:
-                best, best_loss = _keep_better(best, best_loss, point, losses, rows)
-            if self.drop_solved:
-                rows, gradient = rows[~solved], gradient[~solved]
-                if len(rows) == 0:
-                    break
-            # a gradient of zero leaves solved samples where they are
-            full = gradient if len(rows) == len(point) else torch.zeros_like(point).index_copy(0, rows, gradient)
-            point = self.ball.project(point + self.step_size * self.ball.ascent_direction(full))
-        if not self.keep_best and not evaluate:
-            return point, best_loss
-        every_row = torch.arange(len(point), device=point.device)
-        with torch.no_grad():
-            losses, _ = self._losses(point, every_row)
-        if self.keep_best:
-            return _keep_better(best, best_loss, point, losses, every_row)
-        return point, losses
-
-    def _losses(self, samples: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss of each sample (the same for all where it is a scalar) and which are solved."""
-        self.record.passes += 1
-        if self.drop_solved:
-            losses, solved = self.loss_fn(samples, rows)
-        else:
-            losses, solved = self.loss_fn(samples), torch.zeros(len(samples), dtype=torch.bool, device=samples.device)
-        return losses.expand(len(samples)) if losses.ndim == 0 else losses.flatten(), solved
-
-    def _gradient(self, point: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Losses, gradients and which samples are solved, for some rows; gradients that are not finite are zero."""
-        samples = (point if len(rows) == len(point) else point[rows]).detach().requires_grad_()
-        with torch.enable_grad():
-            losses, solved = self._losses(samples, rows)
-            if not losses.requires_grad:
-                raise ValueError(_UNRELATED)
-            scale = _FP16_SCALE if _computes_in_fp16(samples) else 1.0
-            try:
-                (gradient,) = torch.autograd.grad(losses.sum() * scale, samples)
-            except RuntimeError as error:
-                raise ValueError(_REENTRANT if "checkpoint" in str(error).lower() else _UNRELATED) from error
-        largest = gradient.flatten(1).abs().amax(1)
-        broken = ~torch.isfinite(largest)
-        self.record.samples += len(gradient)
-        self.record.zero_gradients += int((largest == 0).sum())
-        self.record.nonfinite += int(broken.sum())
-        if broken.any():
-            gradient = gradient.masked_fill(per_sample(broken, gradient), 0)
-        return losses.detach(), gradient, solved
-
-
-_UNRELATED = (
-    "Expected a loss that depends on the inputs, but it has no gradient with respect to them. Is the right part of the "
-    "batch perturbed (`input_key`), and does the model not detach it?"
-)
-_REENTRANT = (
-    "Expected a loss that can be differentiated with respect to the inputs alone, but reentrant activation "
-    "checkpointing forbids that. Use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
-)
-
-
-def _keep_better(best: Tensor, best_loss: Tensor, point: Tensor, losses: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The better of two points for each sample; ``losses`` are those of some rows of ``point``."""
-    full = torch.full_like(best_loss, -math.inf).index_copy(0, rows, losses.to(best_loss))
-    better = full > best_loss
-    return torch.where(per_sample(better, best), point, best), torch.where(better, full, best_loss)
-
-
-def _computes_in_fp16(inputs: Tensor) -> bool:
-    device = inputs.device.type
-    autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
-    return autocast or inputs.dtype == torch.float16
+    return ascent.best_of(starts(), compare=restarts > 1)

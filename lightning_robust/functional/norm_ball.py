@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -44,7 +45,7 @@ class NormBall:
         if norm not in ("linf", "l2"):
             raise ValueError(f"Expected `norm` to be 'linf' or 'l2', but got {norm!r}.")
         if bounds is not None:
-            _require_inside(center, bounds)
+            require_inside(center, bounds)
         self.center, self.radius, self.norm, self.bounds = center, radius, norm, bounds
         self.mask = None if mask is None else mask.to(center).expand_as(center)
         if norm == "linf":
@@ -89,7 +90,7 @@ class NormBall:
 
 
 def as_radius(value: float | Tensor, inputs: Tensor, name: str) -> Tensor:
-    """A radius or step size that broadcasts to the inputs.
+    """A radius or step size that broadcasts to the inputs, in their type, where rounding never makes it larger.
 
     Args:
         value: One number, one for each sample, or a tensor with as many dimensions as the inputs.
@@ -103,16 +104,32 @@ def as_radius(value: float | Tensor, inputs: Tensor, name: str) -> Tensor:
         >>> as_radius(0.5, torch.zeros(2, 3), "eps").shape, as_radius(torch.ones(2), torch.zeros(2, 3), "eps").shape
         (torch.Size([1, 1]), torch.Size([2, 1]))
     """
-    radius = torch.as_tensor(value, dtype=torch.promote_types(inputs.dtype, torch.float32), device=inputs.device)
-    if radius.ndim <= 1 or radius.ndim != inputs.ndim:
-        if radius.ndim > 0 and radius.shape != (len(inputs),):
+    # a number needs no device to be checked, nor to be exact
+    asked = value if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float64)
+    if not asked.is_floating_point():
+        asked = asked.float()
+    if asked.ndim <= 1 or asked.ndim != inputs.ndim:
+        if asked.ndim > 0 and asked.shape != (len(inputs),):
             raise ValueError(
-                f"Expected `{name}` as one number or one for each of {len(inputs)} samples, got {radius.shape}."
+                f"Expected `{name}` as one number or one for each of {len(inputs)} samples, got {asked.shape}."
             )
-        radius = radius.reshape(-1, *[1] * (inputs.ndim - 1))
-    if not bool(torch.isfinite(radius).all()) or bool((radius < 0).any()):
+        asked = asked.reshape(-1, *[1] * (inputs.ndim - 1))
+    if not _all_finite_and_positive(value):
         raise ValueError(f"Expected `{name}` to be finite and not negative, but got {value}.")
-    return radius.to(inputs)
+    return _rounded_down(asked, inputs.dtype).to(inputs.device)
+
+
+def _all_finite_and_positive(value: float | Tensor) -> bool:
+    if isinstance(value, Tensor):
+        return bool(((value >= 0) & (value < math.inf)).all())
+    return 0 <= value < math.inf
+
+
+def _rounded_down(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Not negative numbers in another type, none of them larger than it was."""
+    rounded = values.to(dtype)
+    larger = rounded.to(torch.promote_types(dtype, values.dtype)) > values
+    return torch.where(larger, _next_value(rounded, torch.zeros_like(rounded)), rounded)
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
@@ -154,11 +171,15 @@ def _next_value(value: Tensor, toward: Tensor) -> Tensor:
     return torch.where(value == 0, toward.sign() * torch.finfo(value.dtype).tiny, stepped)
 
 
-def _require_inside(inputs: Tensor, bounds: Bounds) -> None:
+def require_inside(inputs: Tensor, bounds: Bounds) -> None:
+    """Refuse inputs outside ``bounds``; one wait for their device.
+
+    Example:
+        >>> require_inside(torch.tensor([0.0, 1.0]), (0, 1))
+    """
     if inputs.numel() == 0:
         return
-    smallest, largest = inputs.aminmax()
-    low, high = smallest.item(), largest.item()
+    low, high = torch.stack(inputs.detach().aminmax()).tolist()
     slack = 1e-6 * (bounds[1] - bounds[0])
     if not (low >= bounds[0] - slack and high <= bounds[1] + slack):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""How a batch of pictures was normalised, and the way back to pixels."""
+"""How a batch of pictures, or of other inputs, was normalised, and the way back to pixels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Images = Float[Tensor, "batch channel height width"]
+Images = Float[Tensor, "batch channel *place"]
 # A fortieth of an 8-bit level: a thousand times what normalising in fp32 and back loses, far below a wrong mean or std.
 _SLACK = 1e-4
 # In half precision p, mean, p - mean, std and the quotient are each rounded by at most eps / 2 of the range: 2.5 eps.
@@ -23,7 +23,8 @@ class PixelSpace:
 
     Outside this class pixels ``p = (v - low) / (high - low)`` are always in [0, 1], whatever units ``v`` is in, so that
     8/255 is eight levels also where training normalised values of 0 to 255. The arithmetic is in the type of the
-    argument, also where that is half precision.
+    argument, also where that is half precision. Channels are the second dimension, whatever comes after it: features
+    ``(N, D)``, signals ``(N, C, L)``, pictures ``(N, C, H, W)``, videos ``(N, C, T, H, W)``.
 
     Args:
         mean: One number, or one a channel, in units of pixel values.
@@ -77,30 +78,47 @@ class PixelSpace:
                 four times the machine epsilon of the inputs' type if larger (one 8-bit level in fp16, eight in bf16).
             TypeError: If the inputs are not floating.
         """
-        mean, std = self._constants(inputs, torch.float64)
-        values = inputs.detach().double() * std + mean
+        self._constants(inputs)
+        if inputs.numel() == 0:
+            return
+        low, high = self._extremes(inputs.detach())
         slack = max(_SLACK, _SLACK_IN_EPS * torch.finfo(inputs.dtype).eps) * (self.high - self.low)
-        smallest, largest = values.aminmax()
-        low, high = smallest.item(), largest.item()
         if not (low >= self.low - slack and high <= self.high + slack):
             raise ValueError(
                 f"Expected pixels in [{self.low:g}, {self.high:g}] after undoing mean={self.mean} and std={self.std}, "
                 f"but got [{low:.4g}, {high:.4g}]. Set `mean` and `std` to what the inputs were normalised with."
             )
 
-    def _constants(self, images: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation that broadcast to the images, in their type or another."""
+    def _extremes(self, inputs: Tensor) -> tuple[float, float]:
+        """The smallest and largest pixel value, exactly; one wait for the inputs' device, which needs no fp64."""
+        mean, std = _as_tuple(self.mean), _as_tuple(self.std)
+        if len(mean) == len(std) == 1:
+            ends = torch.stack(inputs.aminmax()).unsqueeze(1)
+        else:
+            others = [dim for dim in range(inputs.ndim) if dim != 1]
+            ends = torch.stack([inputs.amin(others), inputs.amax(others)])
+        constants = [torch.tensor(values, dtype=torch.float64) for values in (std, mean)]
+        # stds are positive, so that the ends of the inputs become the ends of the values
+        values = ends.cpu().double() * constants[0] + constants[1]
+        return values[0].min().item(), values[1].max().item()
+
+    def _constants(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation that broadcast to the images along their second dimension, in their type."""
         if not images.is_floating_point():
             raise TypeError(f"Expected floating-point images, but got {images.dtype}. Scale 8-bit ones with `/ 255`.")
-        mean = torch.as_tensor(self.mean, dtype=dtype or images.dtype, device=images.device).reshape(-1, 1, 1)
-        std = torch.as_tensor(self.std, dtype=dtype or images.dtype, device=images.device).reshape(-1, 1, 1)
-        for name, constant in (("mean", mean), ("std", std)):
-            if len(constant) not in (1, images.shape[1]):
-                raise ValueError(
-                    f"Expected `{name}` with 1 or {images.shape[1]} values for {images.shape[1]} channels, "
-                    f"but got {len(constant)}."
-                )
+        mean, std = (self._along_channels(name, images) for name in ("mean", "std"))
         return mean, std
+
+    def _along_channels(self, name: str, images: Tensor) -> Tensor:
+        values = _as_tuple(getattr(self, name))
+        if len(values) == 1:
+            return torch.tensor(values[0], dtype=images.dtype, device=images.device)
+        channels = images.shape[1] if images.ndim > 1 else 1
+        if len(values) != channels:
+            raise ValueError(
+                f"Expected `{name}` with 1 or {channels} values for {channels} channels, but got {len(values)}."
+            )
+        return torch.tensor(values, dtype=images.dtype, device=images.device).reshape(-1, *[1] * (images.ndim - 2))
 
 
 def _as_tuple(values: float | Sequence[float]) -> tuple[float, ...]:

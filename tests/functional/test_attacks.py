@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_robust.functional.attacks import AttackRecord, fgsm, nfgsm, pgd
+from lightning_robust.functional.ascent import AttackRecord
+from lightning_robust.functional.attacks import fgsm, nfgsm, pgd
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
@@ -163,6 +164,23 @@ def test_nfgsm_is_a_step_from_a_noisy_point():
     assert delta.max() <= 0.3 + 1e-6
     assert delta.min() >= -0.1 - 1e-6
     assert delta.mean().item() == pytest.approx(0.1, abs=5 * 0.2 / math.sqrt(12 / 4 * 4000))
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.25])
+def test_nfgsm_is_the_authors(alpha):
+    """Their lines: noise in 2 eps cut to the range, a step of alpha eps along the sign, the sum cut to the range."""
+    eps, x, w = 8 / 255, torch.rand(50, 3, 4, 4), torch.randn(3, 4, 4)
+    drawn = torch.Generator().manual_seed(4)
+    eta = torch.empty_like(x).uniform_(-2, 2, generator=drawn) * eps
+    eta = torch.clamp(eta, 0 - x, 1 - x)
+    delta = torch.clamp(eta + alpha * eps * w.sign(), 0 - x, 1 - x)
+    found = nfgsm(linear(w), x, eps, step_size=alpha * eps, bounds=(0, 1), generator=torch.Generator().manual_seed(4))
+    torch.testing.assert_close(found, x + delta, rtol=0, atol=3e-7)
+    assert found.min() >= 0
+    assert found.max() <= 1
+    assert (found - x).abs().max() > 2 * eps
+    with pytest.raises(ValueError, match="normalised"):
+        nfgsm(linear(w), x + 1, eps, bounds=(0, 1))
 
 
 def test_samples_whose_gradient_is_not_finite_stay_and_zeros_are_counted():

@@ -34,6 +34,37 @@ def test_pixels_are_in_the_unit_interval_whatever_the_units():
         PixelSpace(high=255.0).check(torch.tensor([-2.0, 300.0]).reshape(1, 1, 1, 2))
 
 
+SHAPES = [(4, 3), (4, 3, 3), (4, 3, 5), (4, 3, 3, 3), (4, 3, 2, 5), (4, 3, 3, 2, 2), (4, 3, 2, 3, 5)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("mean", [0.5, (0.1, 0.5, 0.9)])
+@pytest.mark.parametrize("std", [0.25, (0.2, 0.25, 0.3)])
+def test_channels_are_the_second_dimension_of_any_shape(shape, mean, std):
+    """Features, signals, pictures and videos, each channel by hand, also where other dimensions have its length."""
+    space, pixels = PixelSpace(mean, std), torch.rand(shape, dtype=torch.float64)
+    means = (mean,) * 3 if isinstance(mean, float) else mean
+    stds = (std,) * 3 if isinstance(std, float) else std
+    by_hand = torch.stack([(pixels[:, c] - means[c]) / stds[c] for c in range(3)], 1)
+    inputs = space.from_pixels(pixels)
+    assert inputs.shape == shape
+    torch.testing.assert_close(inputs, by_hand, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(space.to_pixels(inputs), pixels, rtol=1e-12, atol=1e-12)
+    space.check(inputs)
+    # one value of the second channel a thousandth below its smallest
+    inputs[(0, 1) + (0,) * (len(shape) - 2)] = (-1e-3 - means[1]) / stds[1]
+    with pytest.raises(ValueError, match=r"got \[-0\.001, "):
+        space.check(inputs)
+
+
+@pytest.mark.parametrize("shape", [(7,), (7, 2), (2, 2, 2, 2, 2)])
+def test_one_number_leaves_any_shape_alone(shape):
+    values = torch.rand(shape)
+    assert PixelSpace(0.5, 0.5).to_pixels(values).shape == shape
+    torch.testing.assert_close(PixelSpace(0.5, 0.5).from_pixels(values), (values - 0.5) / 0.5)
+    PixelSpace().check(values)
+
+
 def test_dtype_and_original_are_kept():
     x = torch.rand(1, 3, 2, 2).bfloat16()
     before = x.clone()
@@ -94,5 +125,6 @@ def test_rejects_bad_settings(settings, match):
 
 
 def test_rejects_other_number_of_channels():
-    with pytest.raises(ValueError, match="`mean` with 1 or 1 values for 1 channels, but got 3"):
-        PixelSpace((0.1, 0.2, 0.3)).to_pixels(torch.rand(2, 1, 4, 4))
+    for shape, channels in (((2, 1, 4, 4), 1), ((3, 4), 4), ((3,), 1), ((2, 4, 3, 5, 5), 4)):
+        with pytest.raises(ValueError, match=f"`mean` with 1 or {channels} values for {channels} channels, but got 3"):
+            PixelSpace((0.1, 0.2, 0.3)).to_pixels(torch.rand(shape))

@@ -48,7 +48,8 @@ class AdversarialCallback(ValidatesRobustly):
     take is refused.
 
     ``eps`` is in units of pixels in [0, 1]: ``mean`` and ``std`` say how the batch was normalised. The ball and the
-    range of pixels hold exactly (except for nfgsm, which leaves them by design).
+    range of pixels hold exactly, except that nfgsm moves pixels by as much as 3 eps by design (never out of their
+    range).
 
     Robust validation comes along (:class:`~lightning_robust.RobustValidationCallback`, which also works alone):
     ``adversarial/<metric>@<eps>`` at validation and in ``trainer.validate`` and ``trainer.test``, for each of
@@ -62,7 +63,7 @@ class AdversarialCallback(ValidatesRobustly):
     random starts depend on the seed, the step and the rank alone.
 
     Args:
-        method: ``"fgsm"``, ``"fgsm_rs"`` (random start, step 1.25 eps), ``"nfgsm"`` (noise of 2 eps, no clipping),
+        method: ``"fgsm"``, ``"fgsm_rs"`` (random start, step 1.25 eps), ``"nfgsm"`` (noise of 2 eps, no projection),
             ``"pgd"``, ``"free"`` (each batch is trained on ``steps`` times in a row), ``"trades"`` (for classifiers:
             cross entropy of the clean inputs and ``beta`` times the divergence between the predictions on both); for
             text ``"fgm"``, ``"pgd"`` and ``"freelb"`` on ``embedding``. Or one of the classes FGSM, FGSMRS, NFGSM, PGD,

@@ -21,7 +21,8 @@ from lightning_robust.callbacks.attacked_batches import (
     Perturb,
     attack_batch,
 )
-from lightning_robust.functional.attacks import AttackRecord, pgd
+from lightning_robust.functional.ascent import AttackRecord
+from lightning_robust.functional.attacks import pgd
 from lightning_robust.functional.norm_ball import Bounds, Norm
 from lightning_robust.harness.arguments import parse_fraction
 from lightning_robust.harness.compat import batches_before

@@ -56,8 +56,9 @@ class ShortForm(TypedDict, total=False):
             the weights of the last sound probe and continue with PGD.
         val_eps: Radii to validate with; by default ``eps``, an empty list is none.
         val_steps: Steps of the PGD that validates, 10 by default; 0 validates with a single FGSM step.
-        val_restarts: Attacks from random points, of which the highest loss counts: that of each sample where
-            ``attack_loss`` gives one for each, else of the batch. 1 by default.
+        val_restarts: Attacks from random points, of which the one with the highest loss counts for each sample. 1 by
+            default. Without an ``attack_loss`` that gives a loss for each sample, the end of each restart costs the
+            step of each sample alone.
         val_batches: Attacked batches of each loader, 8 by default; null is all.
         val_drop_solved: For classifiers: attack samples no further once they are taken for another class. Accuracies
             are those of the worst iterate, so never higher; losses stop rising there; the fewer samples withstand, the

@@ -58,7 +58,9 @@ class SingleStep(InputAttack):
 
     def train(self, step: AttackedStep) -> Any:
         """The module's own step on perturbed inputs, after a probe where one is due."""
-        if self.guard_every_n_steps > 0 and step.index % self.guard_every_n_steps == 0:
+        due = self.guard_every_n_steps > 0 and step.index % self.guard_every_n_steps == 0
+        # PGD beside PGD tells nothing
+        if due and not self.guard.use_pgd:
             self._probe(step)
         return super().train(step)
 
@@ -167,9 +169,10 @@ class FGSMRS(FGSM):
 
 @dataclass
 class NFGSM(SingleStep):
-    """Noise FGSM: a step of eps from a point drawn from the ball of 2 eps, without clipping; for the linf norm.
+    """Noise FGSM: a step of eps from a point drawn from the ball of 2 eps, without a projection; for the linf norm.
 
-    `de Jorge et al. 2022 <https://arxiv.org/abs/2202.01181>`_. Inputs may leave the ball and the range of pixels.
+    `de Jorge et al. 2022 <https://arxiv.org/abs/2202.01181>`_. Pixels stay in their range, as in the authors' code, but
+    move by as much as 3 eps.
 
     Args:
         guard_every_n_steps: How often a part of the batch is probed with PGD for catastrophic overfitting; 0 never.
@@ -188,4 +191,5 @@ class NFGSM(SingleStep):
         if self.guard.use_pgd:
             return self._ascend(loss, pixels, radius, run)
         size = radius * self.guard.step_scale
-        return nfgsm(loss, pixels, radius, step_size=size, generator=run.generator, record=run.record)
+        settings: dict[str, Any] = {"bounds": run.bounds, "generator": run.generator, "record": run.record}
+        return nfgsm(loss, pixels, radius, step_size=size, **settings)

@@ -51,7 +51,7 @@ class DatapathCallback(DiagnosticCallback):
         under: What perturbs: ``"pgd"``, ``"fgsm"``, perturbations of ``lightning_robust.deployment.pixels.catalogue``
             (``"jpeg_90"``, a family, or the beginning of a name), ``"fp16"`` or ``"bf16"`` (weights and what modules
             take and give are rounded, sums are not); one or several.
-        eps: Radius of the attacks, in pixels in [0, 1].
+        eps: Radius of the attacks, in pixels in [0, 1]; in their own units for vectors without ``mean`` and ``std``.
         steps: Steps of PGD.
         layers: Regular expressions on module paths; None takes all modules with weights of two or more dimensions.
         num_samples: How many samples of the first validation loader.
@@ -105,7 +105,7 @@ class DatapathCallback(DiagnosticCallback):
         self.gate_weight, self.factor, self.every_n_epochs = gate_weight, factor, every_n_epochs
         self.input_key, self.target_key, self.mean, self.std = input_key, target_key, mean, std
         keys = input_key if isinstance(input_key, list) else [input_key]
-        inputs, attacks, others = AttackInputs(keys, mean, std, "pixels"), (ATTACK, PGD), tuple(PRECISIONS)
+        inputs, attacks, others = AttackInputs(keys, mean, std, "pictures"), (ATTACK, PGD), tuple(PRECISIONS)
         self._conditions = NamedConditions(under, inputs, eps, steps=steps, attacks=attacks, others=others)
         if not self._conditions.names:
             raise ValueError(

@@ -72,7 +72,7 @@ class LayerCriticalityCallback(DiagnosticCallback):
         draws: How many random draws.
         under: Also measure under ``"fgsm"`` or perturbations of ``lightning_robust.deployment.pixels.catalogue``
             (``"jpeg_90"``, a family, or the beginning of a name); one or several. FGSM attacks each cell afresh.
-        eps: Radius of the attack, in pixels in [0, 1].
+        eps: Radius of the attack, in pixels in [0, 1]; in their own units for vectors without ``mean`` and ``std``.
         threshold: Share of training's gain that an ambient layer keeps.
         rewind: Put all ambient layers back at once and refresh BatchNorm. If the metric holds, the module keeps that
             and ``rewound.ckpt`` is saved; otherwise it is left as trained. A number is the share of training's gain
@@ -129,7 +129,7 @@ class LayerCriticalityCallback(DiagnosticCallback):
         self.rewind, self.value_range, self.input_key = rewind, value_range, input_key
         self.mean, self.std, self.dirpath = mean, std, dirpath
         keys = input_key if isinstance(input_key, list) else [input_key]
-        self._conditions = NamedConditions(under, AttackInputs(keys, mean, std, "pixels"), eps)
+        self._conditions = NamedConditions(under, AttackInputs(keys, mean, std, "pictures"), eps)
         self._trajectory = Trajectory(checkpoints)
         self._begun = False
         self.maps: list[CriticalityMap] = []

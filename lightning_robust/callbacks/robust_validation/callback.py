@@ -36,15 +36,17 @@ class RobustValidationCallback(pl.Callback):
     over, so that nothing is measured twice.
 
     Cost: ``steps`` forward and input-gradient passes and one validation step over ``batches`` batches of each loader,
-    for each of ``eps``.
+    for each of ``eps``; all of that for each of ``restarts``.
 
     Args:
         eps: Radius in units of pixels in [0, 1], a number or ``"8/255"``; or several. Each attack starts where that of
             the next smaller radius ended.
         norm: ``"linf"`` or ``"l2"``.
         steps: Steps of PGD; 0 takes a single FGSM step.
-        restarts: Attacks from random points, of which the highest loss counts: that of each sample where
-            ``attack_loss`` gives one for each, else of the batch.
+        restarts: Attacks from random points, of which the one with the highest loss counts for each sample. Where
+            ``attack_loss`` does not give a loss for each, the step is run on single samples at the end of each of
+            several restarts (a pass over the batch, one by one); if their mean is not the loss of the batch, as with
+            class weights, whole batches are compared, and a warning says so.
         batches: Attacked batches of each loader; all if None.
         drop_solved: For classifiers: attack samples no further once they are taken for another class. Accuracies
             are those of the worst iterate, so never higher; losses stop rising there; the fewer samples withstand, the
@@ -167,8 +169,15 @@ class RobustValidationCallback(pl.Callback):
 
     def _warn_of_masking(self, evaluation: AttackedEvaluation) -> None:
         """Say where the metrics may not mean robustness."""
-        for doubt in evaluation.doubts:
-            self._guard.warn(f"robust metrics may mean little: {doubt}.", key=doubt[:20])
+        for kind, doubt in evaluation.doubts.items():
+            self._guard.warn(f"robust metrics may mean little: {doubt}.", key=kind)
+        if evaluation.record.compared_by_batch and self.restarts > 1:
+            self._guard.warn(
+                f"`{self.prefix}restarts` help little: the loss of a batch is not the mean of those of its samples run "
+                "alone, so the best restart is that of the whole batch. Define `attack_loss(batch)` on the module with "
+                "one value for each sample.",
+                key="restarts by batch",
+            )
         share = evaluation.record.zero_share
         if share > 0.05:
             message = f"{share:.0%} of the gradients are zero at validation: robustness is masked."

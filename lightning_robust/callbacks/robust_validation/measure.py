@@ -19,7 +19,8 @@ from lightning_robust.callbacks.attacked_batches import (
     outside_inference,
     own_step,
 )
-from lightning_robust.functional.attacks import AttackRecord, fgsm, pgd
+from lightning_robust.functional.ascent import AttackRecord, RowLosses
+from lightning_robust.functional.attacks import fgsm, pgd
 from lightning_robust.functional.norm_ball import Norm
 from lightning_robust.harness.evaluate import Evaluator
 from lightning_robust.harness.quiet import quietly
@@ -54,8 +55,8 @@ class AttackedEvaluation:
     drop_solved: Key | None = None
     prefix: str = ""
     record: AttackRecord = field(default_factory=AttackRecord)
-    doubts: list[str] = field(default_factory=list)
-    """Why the metrics may not mean robustness, from the first batch at the largest radius."""
+    doubts: dict[str, str] = field(default_factory=dict)
+    """Why the metrics may not mean robustness, from the first batch at the largest radius; sentences by kind."""
 
     def metrics(self, evaluator: Evaluator, radii: list[list[float]]) -> list[dict[str, float]]:
         """The metrics under attack, for each set of radii (one for each input) in rising order."""
@@ -85,7 +86,8 @@ class AttackedEvaluation:
 
             def perturb(loss: Callable[..., Tensor], pixels: Tensor, radius: Tensor) -> Tensor:
                 raised = loss if self.drop_solved is None else self._with_solved(pl_module, loss, batch)
-                starts[loader, index] = self._attack(raised, pixels, radius, starts.get((loader, index)), generator)
+                where = {"start": starts.get((loader, index)), "row_losses": single_rows(loss)}
+                starts[loader, index] = self._attack(raised, pixels, radius, generator, where)
                 return starts[loader, index]
 
             attacked = attack_batch(trainer, view, perturb, module_loss, stage="validating")
@@ -100,14 +102,14 @@ class AttackedEvaluation:
         loss: Callable[..., Any],
         pixels: Tensor,
         radius: Tensor,
-        start: Tensor | None,
         generator: torch.Generator,
+        of_pgd: dict[str, Any],
     ) -> Tensor:
         settings: dict[str, Any] = {"norm": self.norm, "bounds": self.inputs.range, "record": self.record}
         if self.steps == 0:
             return fgsm(loss, pixels, radius, **settings)
-        settings |= {"drop_solved": self.drop_solved is not None, "restarts": self.restarts}
-        return pgd(loss, pixels, radius, steps=self.steps, start=start, generator=generator, **settings)
+        settings |= {"drop_solved": self.drop_solved is not None, "restarts": self.restarts, "generator": generator}
+        return pgd(loss, pixels, radius, steps=self.steps, **settings, **of_pgd)
 
     def _with_solved(
         self, pl_module: pl.LightningModule, loss: Callable[..., Tensor], batch: Any
@@ -129,7 +131,7 @@ class AttackedEvaluation:
 
         return loss_and_solved
 
-    def _doubts(self, trainer: pl.Trainer, view: BatchPixels, loss: ModuleLoss, attacked: Any) -> list[str]:
+    def _doubts(self, trainer: pl.Trainer, view: BatchPixels, loss: ModuleLoss, attacked: Any) -> dict[str, str]:
         """The flags that AutoAttack raises, as far as they make sense for any task."""
 
         def single_step(loss_of: Callable[[Tensor], Tensor], pixels: Tensor, radius: Tensor) -> Tensor:
@@ -143,17 +145,36 @@ class AttackedEvaluation:
             # the check is skipped for a forward that takes other parts of the batch than the perturbed ones
             with suppress(Exception):
                 outputs = loss.module(*get_args(view.batch, self.inputs.keys))
-        doubts = []
+        doubts = {}
         if abs(first - again) > 1e-3 * abs(first):
-            doubts.append("the loss of one batch differs between two passes: random outputs hide the gradient")
+            doubts["random"] = "the loss of one batch differs between two passes: random outputs hide the gradient"
         # losses near zero differ by rounding
         if by_step > 1.05 * first + 1e-3 and self.steps > 1 and self.drop_solved is None:
-            doubts.append(
+            doubts["single step"] = (
                 f"a single step reaches a higher loss ({by_step:.3g}) than {self.steps} steps do ({first:.3g})"
             )
         if _are_probabilities(outputs):
-            doubts.append("outputs are probabilities; a loss that takes them for logits has hardly any gradient")
+            doubts["probabilities"] = (
+                "outputs are probabilities: a loss that takes them for logits has hardly a gradient"
+            )
         return doubts
+
+
+def single_rows(loss: Callable[[Tensor, Tensor], Tensor]) -> RowLosses:
+    """The losses of single samples: a step of the module with each of them alone; None where it fails on one.
+
+    Args:
+        loss: ``loss(pixels, rows)`` is the loss of some rows of a batch.
+    """
+
+    def row_losses(pixels: Tensor, rows: Tensor) -> Tensor | None:
+        # any error of the user's step says that it does not take one sample
+        with suppress(Exception):
+            singles = [loss(pixels[i : i + 1], rows[i : i + 1]) for i in range(len(rows))]
+            return torch.stack([single.reshape(()) for single in singles])
+        return None
+
+    return row_losses
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Methods of adversarial training own their arguments: the short form, the objects, and what each refuses."""
 
 import copy
+import math
 import typing
 
 import jsonargparse
@@ -8,9 +9,11 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
+from torch import nn
 
 from lightning_robust import AdversarialCallback, RobustValidationCallback
 from lightning_robust.callbacks.adversarial import FGM, FGSM, FGSMRS, NFGSM, PGD, TRADES, EmbeddingPGD, Free, FreeLB
+from lightning_robust.callbacks.adversarial.guard import OverfittingGuard
 from lightning_robust.callbacks.adversarial.short_form import METHODS, ShortForm, argument_names
 from lightning_robust.cli import RobustCLI
 
@@ -126,15 +129,92 @@ def test_both_forms_train_alike(tmp_path):
     assert torch.equal(*weights)
 
 
-def test_a_collapse_turns_nfgsm_into_pgd(tmp_path):
-    """After it every step has as many passes as asked; before it, one."""
+@pytest.mark.parametrize("method", ["fgsm", "fgsm_rs", "nfgsm"])
+@pytest.mark.parametrize("action", ["pgd", "rollback"])
+def test_after_a_collapse_pgd_takes_over_and_nothing_is_probed(tmp_path, monkeypatch, method, action):
+    """Each step has as many passes as asked, and the guard is silent: PGD beside PGD would tell nothing."""
+    judge, probes = OverfittingGuard.judge, []
+
+    def counted(guard, trainer, *args):
+        probes.append(trainer.global_step)
+        judge(guard, trainer, *args)
+
+    monkeypatch.setattr(OverfittingGuard, "judge", counted)
     callback = AdversarialCallback(
-        "nfgsm", eps=0.3, guard_every_n_steps=1, guard_limit=1.0001, on_collapse="pgd", steps=3, val_eps=[]
+        method, eps=0.3, guard_every_n_steps=1, guard_limit=1.0001, on_collapse=action, steps=3, val_eps=[]
     )
     with pytest.warns(UserWarning, match="catastrophic overfitting"):
         make_trainer(tmp_path, [callback], max_epochs=2).fit(Boring())
     assert callback.attack.guard.use_pgd
-    assert callback._bill.record.passes / callback._bill.steps == pytest.approx(6)
+    assert callback._bill.record.passes / callback._bill.steps == 3
+    assert callback.attack.guard.collapses == 1
+    assert probes == [*range(len(probes))]
+    assert 1 <= len(probes) <= 4
+
+
+class Vectors(pl.LightningModule):
+    """A classifier of vectors (N, 6), or of signals (N, 3, 6)."""
+
+    def __init__(self, shape=(6,), scale=1.0):
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 2))
+        generator = torch.Generator().manual_seed(0)
+        self.values = torch.rand(32, *shape, generator=generator) * scale
+        self.used = []
+
+    def forward(self, values):
+        return self.net(values)
+
+    def training_step(self, batch, batch_idx):
+        if self.training:
+            self.used.append(batch[0])
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/loss", nn.functional.cross_entropy(self(batch[0]), batch[1]))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader([(value, index % 2) for index, value in enumerate(self.values)], 16)
+
+    val_dataloader = train_dataloader
+
+
+METHOD_SETTINGS = [("fgsm", {}), ("nfgsm", {}), ("pgd", {"steps": 2}), ("free", {"steps": 2}), ("trades", {"steps": 2})]
+
+
+@pytest.mark.parametrize(("method", "settings"), METHOD_SETTINGS)
+def test_vectors_and_signals_are_perturbed_by_channel(tmp_path, method, settings):
+    """In the ball of each channel's own units, within its range; the shape stays."""
+    for shape in ((3,), (3, 3), (3, 2, 3, 4)):
+        module = Vectors(shape)
+        clean, std = module.values, torch.tensor([0.2, 0.5, 1.0]).reshape(1, 3, *[1] * (len(shape) - 1))
+        module.values = (clean - 0.5) / std
+        callback = AdversarialCallback(
+            method, eps=0.1, mean=0.5, std=[0.2, 0.5, 1.0], val_batches=1, val_steps=1, **settings
+        )
+        trainer = make_trainer(tmp_path, [callback], max_epochs=1)
+        trainer.fit(module)
+        assert trainer.callback_metrics["adversarial/val_loss@0.1"] > trainer.callback_metrics["val/loss"]
+        if method == "trades":
+            continue
+        pixels = [used * std + 0.5 for used in module.used]
+        assert pixels[0].shape == (16, *shape)
+        reach = {"nfgsm": 0.3, "free": 0.1}.get(method, 0.1)
+        moved = (pixels[-1] - (clean[:16] if method == "free" else clean[16:])).abs().amax(0)
+        assert 0.09 < moved.max() <= reach + 1e-6
+        assert all(each.min() >= -1e-6 and each.max() <= 1 + 1e-6 for each in pixels)
+
+
+def test_vectors_that_are_no_pixels_are_refused_with_the_remedy(tmp_path):
+    with pytest.raises(ValueError, match=r"got \[.*bounds='none'"):
+        make_trainer(tmp_path, [AdversarialCallback("fgsm", val_eps=[])]).fit(Vectors(scale=9.0))
+    module = Vectors(scale=9.0)
+    callback = AdversarialCallback("fgsm", eps=0.5, bounds="none", val_eps=[])
+    make_trainer(tmp_path, [callback], max_epochs=1).fit(module)
+    assert (module.used[0] - module.values[:16]).abs().max().item() == pytest.approx(0.5, abs=1e-5)
 
 
 def parsed(*args):

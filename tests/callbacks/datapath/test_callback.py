@@ -72,6 +72,22 @@ def measure(module, data, folder, loaded=8, **settings):
 
 
 @pytest.mark.parametrize("attack", ["fgsm", "pgd"])
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_vectors_are_attacked_in_their_own_units(tmp_path, attack, scale):
+    """A linear network: the best point is eps along the sign of the weights, which moves the only layer by so much."""
+    torch.manual_seed(0)
+    module = Net(nn.Sequential(nn.Linear(6, 2))).eval()
+    values = (torch.rand(32, 6) - 0.5) * scale
+    data = TensorDataset(values, torch.zeros(32, dtype=torch.long))
+    (found,) = measure(module, data, tmp_path, under=attack, eps=0.05, steps=20)
+    weight = module.net[0].weight.detach()
+    # class 0 is pushed down against class 1
+    moved = 0.05 * (weight @ (weight[1] - weight[0]).sign()).norm() * math.sqrt(32)
+    assert found.values == [pytest.approx((moved / module.net(values).norm()).item(), rel=1e-4)]
+    assert found.start == pytest.approx((0.05 * math.sqrt(32 * 6) / values.norm()).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("attack", ["fgsm", "pgd"])
 def test_the_fragile_channel_is_found_and_without_it_the_prediction_is_back(tmp_path, attack):
     module, data = fragile().eval(), even_pictures()
     (found,) = measure(module, data, tmp_path, under=attack, eps=0.02, num_paths=32)

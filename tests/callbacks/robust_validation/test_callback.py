@@ -10,6 +10,7 @@ from lightning_robust import AdversarialCallback, RobustValidationCallback
 from lightning_robust.functional.attacks import pgd
 
 from ...boring import Boring, Pictures, make_trainer
+from ...functional.test_ascent import Toy
 
 
 class Scored(Boring):
@@ -129,6 +130,63 @@ def test_radii_of_several_inputs_keep_their_proportions(tmp_path):
 
     validate(tmp_path, [RobustValidationCallback(0.2, input_key=["a", "b"], proportions=[1.0, 0.25])], Two())
     assert moved == {"a": pytest.approx(0.2, abs=1e-6), "b": pytest.approx(0.05, abs=1e-6)}
+
+
+class Hilly(pl.LightningModule):
+    """An ordinary classifier: its step gives the mean loss of a batch."""
+
+    def __init__(self, weights=None):
+        super().__init__()
+        self.toy = Toy(0)
+        self.net = self.toy.net
+        self.weights = weights
+
+    def forward(self, points):
+        return self.net(points)
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self(batch[0]), batch[1], self.weights)
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_acc", (self(batch[0]).argmax(1) == batch[1]).float().mean())
+
+    def val_dataloader(self):
+        return torch.utils.data.DataLoader(list(zip(self.toy.points, self.toy.classes, strict=True)), 50)
+
+
+class HillyEach(Hilly):
+    """The same with a loss for each sample."""
+
+    def attack_loss(self, batch):
+        return nn.functional.cross_entropy(self(batch[0]), batch[1], reduction="none")
+
+
+@pytest.mark.parametrize("drop_solved", [False, True])
+def test_restarts_of_an_ordinary_module_are_worth_those_with_a_loss_for_each(tmp_path, drop_solved):
+    found = {}
+    for module in (Hilly(), HillyEach()):
+        for restarts in (1, 10):
+            robust = RobustValidationCallback(0.06, steps=2, restarts=restarts, drop_solved=drop_solved)
+            metrics = validate(tmp_path, [robust], module)
+            found[type(module), restarts] = metrics["adversarial/val_acc@0.06"]
+    for restarts in (1, 10):
+        assert found[Hilly, restarts] == pytest.approx(found[HillyEach, restarts], abs=1 / 150 + 1e-6)
+    assert found[Hilly, 10] < found[Hilly, 1] - 0.01
+
+
+@pytest.mark.parametrize("module", [Hilly(weights=torch.tensor([1.0, 5.0])), "fails on one"])
+def test_restarts_that_are_compared_by_the_batch_are_warned_about(tmp_path, module):
+    """With class weights the mean of the single losses is another number; some steps do not take a single sample."""
+    if module == "fails on one":
+
+        class Paired(Hilly):
+            def training_step(self, batch, batch_idx):
+                first, second = batch[1].unbind() if len(batch[1]) < 2 else batch[1][:2]
+                return super().training_step(batch, batch_idx) + 0 * (first + second)
+
+        module = Paired()
+    with pytest.warns(UserWarning, match="`restarts` help little.*Define `attack_loss"):
+        validate(tmp_path, [RobustValidationCallback(0.06, steps=2, restarts=2)], module)
 
 
 def test_a_failure_is_a_warning_that_names_the_callback(tmp_path):

@@ -1,0 +1,204 @@
+"""The ascent that every gradient attack is: steps uphill from several points, and what they cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_robust.functional.input_gradients import input_gradients
+from lightning_robust.functional.norm_ball import NormBall, per_sample
+
+RowLosses = Callable[[Tensor, Tensor], Tensor | None]
+# What rounding in bf16 makes of a mean loss.
+_ROUNDING = 1e-2
+
+
+@dataclass
+class AttackRecord:
+    """Counts of one or several attacks, added up when each has ended.
+
+    Example:
+        >>> from lightning_robust.functional import pgd
+        >>> record, x = AttackRecord(), torch.tensor([[1.0], [-1.0]])
+        >>> _ = pgd(lambda x: x.relu().sum(), x, 0.1, steps=3, random_start=False, record=record)
+        >>> record.passes, record.samples, record.zero_share  # the second sample never has a gradient
+        (3, 6, 0.5)
+    """
+
+    passes: int = 0
+    """Forward and input-gradient passes."""
+    samples: int = 0
+    """Samples, over all passes."""
+    zero_gradients: int = 0
+    """Samples whose gradient is zero everywhere."""
+    nonfinite: int = 0
+    """Samples whose gradient is not finite; they stay where they are in that step."""
+    compared_by_batch: int = 0
+    """Ends of restarts of which only the loss of the whole batch is known."""
+
+    @property
+    def zero_share(self) -> float:
+        """Share of gradients that are zero everywhere: above a few percent, robustness is masked, not real."""
+        return self.zero_gradients / max(self.samples, 1)
+
+    def add_gradients(self, samples: int, counts: Tensor) -> None:
+        """Count gradients; ``counts`` holds how many are zero and how many not finite, and is read at once."""
+        zero, nonfinite = counts.tolist()
+        self.samples += samples
+        self.zero_gradients += zero
+        self.nonfinite += nonfinite
+
+
+def count_useless(gradient: Tensor) -> Tensor:
+    """How many samples have a gradient of zero, and how many one that is not finite, on the gradient's device.
+
+    Example:
+        >>> count_useless(torch.tensor([[0.0, 0.0], [1.0, math.inf], [0.0, 1.0]]))
+        tensor([1, 1])
+    """
+    largest = gradient.flatten(1).abs().amax(1)
+    return torch.stack([(largest == 0).sum(), (~torch.isfinite(largest)).sum()])
+
+
+@dataclass
+class Ascent:
+    """Steps uphill within a ball; the counts of its gradients stay on their device until the end.
+
+    Args:
+        loss_fn: As in :func:`~lightning_robust.functional.attacks.pgd`.
+        ball: What points are projected onto.
+        step_size: Broadcasts to the points.
+        steps: From each start.
+        keep_best: Whether the best iterate of each sample counts, not the last.
+        drop_solved: Whether samples that are solved are left alone.
+        row_losses: As in :func:`~lightning_robust.functional.attacks.pgd`.
+        record: Counts passes and useless gradients.
+
+    Example:
+        >>> ball = NormBall(torch.zeros(1, 2), torch.ones(1, 1))
+        >>> ascent = Ascent(lambda x: x.sum(), ball, torch.ones(1, 1), 1, False, False, None, AttackRecord())
+        >>> ascent.best_of([torch.zeros(1, 2)])
+        tensor([[1., 1.]])
+    """
+
+    loss_fn: Callable[..., Any]
+    ball: NormBall
+    step_size: Tensor
+    steps: int
+    keep_best: bool
+    drop_solved: bool
+    row_losses: RowLosses | None
+    record: AttackRecord
+    _samples: int = field(default=0, init=False)
+    _counts: list[Tensor] = field(default_factory=list, init=False)
+
+    def best_of(self, starts: Iterable[Tensor], *, compare: bool = False) -> Tensor:
+        """The ends of the ascents from all starts that have, for each sample, the highest loss.
+
+        A solved sample has won over every loss: no later ascent moves it.
+
+        Args:
+            starts: Points of the ball.
+            compare: Whether there are several of them.
+        """
+        best = self.ball.center
+        best_loss = torch.full((len(best),), -math.inf, device=best.device)
+        rows = torch.arange(len(best), device=best.device)
+        for index, start in enumerate(starts):
+            if self.drop_solved and index > 0:
+                rows = torch.nonzero(best_loss < math.inf).flatten()
+                if len(rows) == 0:
+                    break
+            end, loss = self._climb(start, rows, compare)
+            # a loss that is not a number keeps the first end
+            better = loss > best_loss if index > 0 else torch.ones_like(loss, dtype=torch.bool)
+            best, best_loss = torch.where(per_sample(better, end), end, best), torch.where(better, loss, best_loss)
+        if self._counts:
+            self.record.add_gradients(self._samples, torch.stack(self._counts).sum(0))
+            self._samples, self._counts = 0, []
+        return best
+
+    def _climb(self, point: Tensor, rows: Tensor, compare: bool) -> tuple[Tensor, Tensor]:
+        """The end of an ascent of some rows, and the loss of each sample there if it is asked for."""
+        best, best_loss = point, torch.full((len(point),), -math.inf, device=point.device)
+        attacked = rows
+        for _ in range(self.steps):
+            if len(attacked) == 0:
+                break
+            losses, gradient, solved = self._gradient(point, attacked)
+            if self.keep_best:
+                best, best_loss = _keep_better(best, best_loss, point, losses, attacked)
+            if self.drop_solved:
+                attacked, gradient = attacked[~solved], gradient[~solved]
+            # a gradient of zero leaves solved samples where they are
+            full = _at_rows(gradient, attacked, len(point))
+            point = self.ball.project(point + self.step_size * self.ball.ascent_direction(full).to(point))
+        if len(rows) == 0 or not (self.keep_best or compare):
+            return point, best_loss
+        with torch.no_grad():
+            losses = self._compared(_rows(point, rows), rows)
+        return _keep_better(best if self.keep_best else point, best_loss, point, losses, rows)
+
+    def _losses(self, samples: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """What the loss function gives for some rows, and which of them are solved."""
+        self.record.passes += 1
+        if self.drop_solved:
+            losses, solved = self.loss_fn(samples, rows)
+            return losses, solved
+        return self.loss_fn(samples), torch.zeros(len(samples), dtype=torch.bool, device=samples.device)
+
+    def _compared(self, samples: Tensor, rows: Tensor) -> Tensor:
+        """The losses by which the ends of ascents are compared."""
+        losses, solved = self._losses(samples, rows)
+        if losses.ndim == 0:
+            each = None if self.row_losses is None else self.row_losses(samples, rows)
+            if each is None or not _adds_up(each, losses):
+                self.record.compared_by_batch += 1
+                each = losses.expand(len(samples))
+            losses = each
+        return losses.flatten().masked_fill(solved, math.inf)
+
+    def _gradient(self, point: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Losses, gradients and which samples are solved, for some rows; gradients that are not finite are zero."""
+        samples = _rows(point, rows).detach().requires_grad_()
+        with torch.enable_grad():
+            losses, solved = self._losses(samples, rows)
+            (gradient,) = input_gradients(losses.sum(), [samples])
+        self._samples += len(gradient)
+        self._counts.append(count_useless(gradient))
+        finite = torch.isfinite(gradient.flatten(1).abs().amax(1))
+        gradient = torch.where(per_sample(finite, gradient), gradient, 0)
+        losses = losses.detach().expand(len(samples)) if losses.ndim == 0 else losses.detach().flatten()
+        return losses.masked_fill(solved, math.inf), gradient, solved
+
+
+def _rows(tensor: Tensor, rows: Tensor) -> Tensor:
+    """Some rows, in order; without a copy where they are all."""
+    return tensor if len(rows) == len(tensor) else tensor[rows]
+
+
+def _at_rows(values: Tensor, rows: Tensor, size: int) -> Tensor:
+    """Values at some rows, zeros at the others."""
+    if len(rows) == size:
+        return values
+    return values.new_zeros((size, *values.shape[1:])).index_copy(0, rows, values)
+
+
+def _adds_up(each: Tensor, whole: Tensor) -> bool:
+    """Whether a batch's loss is the mean or the sum of the losses of its rows, up to rounding."""
+    total = each.sum()
+    candidates = torch.stack([total, total / len(each)])
+    sizes = torch.stack([each.abs().sum(), each.abs().mean()])
+    return bool(((candidates - whole).abs() <= _ROUNDING * sizes).any())
+
+
+def _keep_better(best: Tensor, best_loss: Tensor, point: Tensor, losses: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The better of two points for each sample; ``losses`` are those of some rows of ``point``."""
+    full = torch.full_like(best_loss, -math.inf).index_copy(0, rows, losses.to(best_loss))
+    better = full > best_loss
+    return torch.where(per_sample(better, best), point, best), torch.where(better, full, best_loss)
