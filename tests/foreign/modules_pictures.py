@@ -33,7 +33,7 @@ class Gathering(pl.LightningModule):
         return loss
 
     def on_train_epoch_end(self):
-        assert len(self.training_step_outputs) == 2
+        assert len(self.training_step_outputs) == self.trainer.global_step - 2 * self.current_epoch
         self.log("training_epoch_average", torch.stack(self.training_step_outputs).mean())
         self.training_step_outputs.clear()
 

@@ -138,9 +138,21 @@ def check_wise_ft(run):
         validated(run.guest, run.state, run.val)["val_loss"], **CLOSE
     )
     alpha = run.logged["wise_ft/alpha"]
-    for name, tensor in _parameters(run).items():
-        mean = (1 - alpha) * run.tape.start[name].double() + alpha * run.tape.snapshots[-1][name].double()
-        assert torch.allclose(tensor.double(), mean, rtol=1e-5, atol=1e-6), name
+    start, end = _with_products(run.tape.start), _with_products(run.tape.snapshots[-1])
+    for name, tensor in _with_products(run.state).items():
+        if name in dict(run.module.named_parameters()) or name.endswith("product"):
+            mean = (1 - alpha) * start[name].double() + alpha * end[name].double()
+            assert torch.allclose(tensor.double(), mean, rtol=1e-5, atol=1e-6), name
+
+
+def _with_products(state):
+    """The weights, with the product of an adapter's factors in place of both."""
+    products = {
+        name.replace("lora_A", "") + ".product": state[name.replace("lora_A", "lora_B")].double() @ tensor.double()
+        for name, tensor in state.items()
+        if "lora_A" in name
+    }
+    return {name: tensor for name, tensor in state.items() if "lora_" not in name} | products
 
 
 def check_criticality(run):

@@ -22,10 +22,11 @@ _DEAD = Refusal("of the gradients are zero", measures=True)
 """One of seven samples switches all rectifiers of DemoModel off."""
 RIGHTFUL: dict[tuple[str, str], Refusal] = {
     **{("demo", technique): _DEAD for technique in ("fgsm", "fgsm_rs", "pgd", "robust_validation")},
+    ("lora", "soup"): Refusal(r"both factors of an adapter, .* are trained", ValueError),
 }
 OUTCOMES: dict[str, list[str]] = {
     "soup": [r"the soup is its best ingredient alone"],
-    "wise_ft": [r"the fine-tuned weights are the best of the curve", r"with one validation loader alpha is 0.5"],
+    "wise_ft": [r"the fine-tuned weights are the best of the curve", r"are better than those half way"],
     "fgsm_rs": [r"a single step reaches a higher loss"],
     "pgd": [r"a single step reaches a higher loss"],
     "lazy": [r"^Training was lazy"],

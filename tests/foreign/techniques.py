@@ -109,7 +109,7 @@ TECHNIQUES = [
     Technique("ema", _averaged(kind="ema", every=1, half_life=2), numbers.check_ema),
     Technique("swalp", _averaged(every=1, word_length=8), numbers.check_uniform),
     Technique("soup", _judged(GreedySoupCallback, ingredients="epochs"), numbers.check_soup, chooses=True),
-    Technique("wise_ft", _judged(WiSEFTCallback, alphas=3), numbers.check_wise_ft, chooses=True),
+    Technique("wise_ft", _judged(WiSEFTCallback, alphas=3, epsilon=10.0), numbers.check_wise_ft, chooses=True),
     Technique(
         "criticality",
         _judged(LayerCriticalityCallback, draws=1, checkpoints=["2 steps"]),
