@@ -65,6 +65,34 @@ def fgsm(guest, state, batch, eps):
     return moved
 
 
+def outputs(guest, module, batch):
+    """The floating tensors that ``forward`` gives for a batch, in order."""
+    result = module(get(batch, guest.inputs[0])) if guest.forward is None else guest.forward(module, batch)
+    return [tensor for tensor in tensors(result) if tensor.is_floating_point()]
+
+
+def tensors(value):
+    """Every tensor in nested dicts, lists and tuples; HuggingFace's outputs are dicts."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()
+    return [tensor for part in parts for tensor in tensors(part)]
+
+
+def activations(guest, module, path, batches):
+    """What a layer gives in its first call for each batch."""
+    kept = []
+    hook = module.get_submodule(path).register_forward_hook(lambda part, args, output: kept.append(tensors(output)[0]))
+    found = []
+    with torch.no_grad():
+        for batch in batches:
+            kept.clear()
+            outputs(guest, module, batch)
+            found.append(kept[0])
+    hook.remove()
+    return found
+
+
 def movement(start, now, names):
     """The distance of weights relative to their length at the start."""
     before = torch.cat([start[name].flatten().double() for name in names])
@@ -85,3 +113,24 @@ def mean_of(states):
         for name, tensor in states[0].items()
         if tensor.is_floating_point()
     }
+
+
+def cast(batch, dtype):
+    """A batch of dicts, lists and tuples with its floating tensors in another type."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(dtype) if batch.is_floating_point() else batch
+    if hasattr(batch, "keys"):
+        other = copy.copy(batch)
+        for name in batch.keys():  # noqa: SIM118 - a graph's batch is no dict
+            other[name] = cast(batch[name], dtype)
+        return other
+    return type(batch)(cast(part, dtype) for part in batch) if isinstance(batch, tuple | list) else batch
+
+
+def first_rows(batch, count):
+    """The first samples of a batch of dicts, lists and tuples of tensors."""
+    if isinstance(batch, torch.Tensor):
+        return batch[:count]
+    if isinstance(batch, dict):
+        return {name: first_rows(part, count) for name, part in batch.items()}
+    return type(batch)(first_rows(part, count) for part in batch) if isinstance(batch, tuple | list) else batch

@@ -21,11 +21,12 @@ class Guest:
         make: Gives module, training loader and validation loader.
         kind: ``"pictures"``, ``"tokens"``, ``"numbers"`` (vectors, series, node features).
         inputs: Paths in a batch of what an attack moves; ``()`` where nothing can be moved.
-        keys: What a user has to say to every technique that takes ``input_key``; empty where it is inferred.
+        keys: What a user has to say to techniques that perturb, beyond what is inferred.
         classes: Path in a batch of the classes ``(N,)``, for classifiers.
         embedding: Path of the embedding of token inputs.
         features: Path of the module whose output the rotation head reads; pictures only.
-        logits: What ``forward`` gives for a batch; None is calling it with ``inputs``.
+        forward: Calls the module with what its ``forward`` takes of a batch; None is the first of ``inputs`` alone.
+        host: The class that mixins come before.
     """
 
     name: str
@@ -36,8 +37,7 @@ class Guest:
     classes: Any = None
     embedding: str | None = None
     features: str | None = None
-    logits: Callable[[Any, Any], torch.Tensor] | None = None
-    mixin_keys: dict[str, Any] = field(default_factory=dict)
+    forward: Callable[[Any, Any], Any] | None = None
     host: type | None = None
 
     @property

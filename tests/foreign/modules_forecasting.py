@@ -78,6 +78,6 @@ def tft():
 
 
 GUESTS = [
-    Guest("nbeats", nbeats, "numbers", ("0.encoder_cont",)),
-    Guest("tft", tft, "numbers", ("0.encoder_cont",)),
+    Guest("nbeats", nbeats, "numbers", ("0.encoder_cont",), forward=lambda m, b: m(b[0])),
+    Guest("tft", tft, "numbers", ("0.encoder_cont",), forward=lambda m, b: m(b[0])),
 ]

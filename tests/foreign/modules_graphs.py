@@ -86,6 +86,13 @@ def regression():
 
 
 GUESTS = [
-    Guest("graph_classifier", classifier, "numbers", ("x",), classes="y"),
-    Guest("node_regression", regression, "numbers", ("x",)),
+    Guest(
+        "graph_classifier",
+        classifier,
+        "numbers",
+        ("x",),
+        classes="y",
+        forward=lambda m, b: m(b.x, b.edge_index, b.batch),
+    ),
+    Guest("node_regression", regression, "numbers", ("x",), {"input_key": "x"}, forward=lambda m, b: m(b)),
 ]

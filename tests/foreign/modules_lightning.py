@@ -81,5 +81,12 @@ GUESTS = [
     Guest("boring", lambda: (Boring(), *vectors()), "numbers", ("",)),
     Guest("demo", lambda: (Demo(out_dim=4), *vectors()), "numbers", ("",)),
     Guest("odd_steps", lambda: (OddSteps(), *loaders(labelled)), "numbers", (0,), classes=1),
-    Guest("words", lambda: (Words(), *loaders(sentence)), "tokens", (), embedding="model.embedding"),
+    Guest(
+        "words",
+        lambda: (Words(), *loaders(sentence)),
+        "tokens",
+        (),
+        embedding="model.embedding",
+        forward=lambda m, b: m(b[0], b[1]),
+    ),
 ]

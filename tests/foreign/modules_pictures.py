@@ -263,11 +263,12 @@ def masks(generator, index):
 GUESTS = [
     Guest("gathering", lambda: (Gathering(), *loaders(small)), classes=1, features="net.0", host=Gathering),
     Guest("measuring", lambda: (Measuring(), *loaders(small)), classes=1, features="backbone", host=Measuring),
-    Guest("queueing", lambda: (Queueing(), *loaders(views)), inputs=(0, 1)),
+    Guest("queueing", lambda: (Queueing(), *loaders(views)), forward=lambda m, b: m(b[0], b[1])),
     Guest(
         "metadata",
         lambda: (WithMetadata(), *loaders(with_metadata)),
         inputs=("image",),
+        forward=lambda m, b: m(b["image"], b["metadata"]),
         classes="target",
         features="backbone",
         host=WithMetadata,

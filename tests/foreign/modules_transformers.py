@@ -244,9 +244,17 @@ def lora():
 
 PIXELS = {"inputs": ("pixel_values",), "classes": "labels"}
 GUESTS = [
-    Guest("bert", bert, "tokens", (), classes="labels", embedding="model.bert.embeddings.word_embeddings"),
+    Guest(
+        "bert",
+        bert,
+        "tokens",
+        (),
+        classes="labels",
+        embedding="model.bert.embeddings.word_embeddings",
+        forward=lambda m, b: m(**b),
+    ),
     Guest("vit", vit, **PIXELS, features="vit.vit.layernorm", host=ViTClassifier),
-    Guest("segformer", segformer, inputs=("pixel_values",)),
+    Guest("segformer", segformer, inputs=("pixel_values",), forward=lambda m, b: m(b["pixel_values"], b["labels"])),
     Guest("yolos", yolos, inputs=("pixel_values",)),
     Guest("lora", lora, **PIXELS, features="vit.base_model.model.vit.layernorm", host=LoraViT),
 ]
