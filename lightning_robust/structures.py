@@ -1,4 +1,8 @@
-"""Tensors inside of dicts, lists, tuples, NamedTuples and dataclasses: batches, and what networks return."""
+"""Tensors inside of dicts, lists, tuples, NamedTuples, dataclasses and batch objects: what networks take and return.
+
+A batch object is one of another class with a method ``to``, as Lightning asks of it: torch_geometric's ``Batch``, a
+user's own. Its parts are its keys, if it has keys, else its attributes.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,14 @@ import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from functools import partial
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 Key = int | str
+WHOLE = ""
+"""The key of the batch itself."""
 
 
 def get_item(batch: Any, key: Key) -> Any:
@@ -18,8 +25,8 @@ def get_item(batch: Any, key: Key) -> Any:
 
     Args:
         batch: What the loader gave: a dict, list, tuple, NamedTuple, dataclass, or a tensor (then ``key`` 0 is the
-            tensor itself).
-        key: Position (int), name (str), or path, as ``"labelled.0"`` in what a CombinedLoader gives.
+            tensor itself), or a batch object.
+        key: Position (int), name (str), or path, as ``"labelled.0"`` in what a CombinedLoader gives; ``""`` is all.
 
     Raises:
         KeyError: If the batch has no such part; the message lists what it has.
@@ -28,9 +35,9 @@ def get_item(batch: Any, key: Key) -> Any:
         >>> get_item({"image": 1, "label": 2}, "label"), get_item({"labelled": [3, 4]}, "labelled.1")
         (2, 4)
     """
-    if isinstance(batch, Tensor) and key == 0:
+    if key == WHOLE or (isinstance(batch, Tensor) and key == 0):
         return batch
-    parts = _parts(batch)
+    parts = parts_of_batch(batch)
     name, rest = _locate(batch, parts, key)
     return parts[name] if rest is None else get_item(parts[name], rest)
 
@@ -56,8 +63,10 @@ def replace_items(batch: Any, new: Mapping[Key, Any]) -> Any:
         (('other', 'label'), {'labelled': [5, 4]})
     """
     if isinstance(batch, Tensor):
-        return new[0]
-    parts = _parts(batch)
+        return next(iter(new.values()))
+    if WHOLE in new:
+        return new[WHOLE]
+    parts = parts_of_batch(batch)
     for key, value in new.items():
         name, rest = _locate(batch, parts, key)
         parts[name] = value if rest is None else replace_items(parts[name], {rest: value})
@@ -72,6 +81,9 @@ def take_rows(batch: Any, rows: Tensor | slice, size: int) -> Any:
         >>> take_rows({"x": torch.arange(3), "scale": torch.ones(())}, slice(2), 3)
         {'x': tensor([0, 1]), 'scale': tensor(1.)}
     """
+    if hasattr(type(batch), "from_data_list"):
+        # of graphs, as torch_geometric joins them
+        return type(batch).from_data_list(batch.index_select(rows))
     return map_tensors(lambda tensor: tensor[rows] if tensor.ndim and len(tensor) == size else tensor, batch)
 
 
@@ -118,7 +130,7 @@ def rebuild(value: Any, tensors: Iterator[Tensor]) -> Any:
     """
     if isinstance(value, Tensor):
         return next(tensors)
-    parts = _parts(value)
+    parts = parts_of_batch(value)
     return _with_parts(value, {name: rebuild(part, tensors) for name, part in parts.items()}) if parts else value
 
 
@@ -146,6 +158,17 @@ def tensors_in(value: Any) -> list[Tensor]:
     return [tensor for _, tensor in _walk(value, "x")]
 
 
+def tensor_paths(value: Any) -> dict[str, Tensor]:
+    """Every tensor of a structure by its path, as :func:`get_item` takes it.
+
+    Example:
+        >>> import torch
+        >>> list(tensor_paths({"a": [1, torch.ones(1)]}))
+        ['a.1']
+    """
+    return dict(_walk(value, ""))
+
+
 def jsonable(value: Any) -> Any:
     """Infinity and NaN as strings, which JSON has no numbers for; tuples as lists, keys as strings.
 
@@ -171,15 +194,38 @@ def split_path(path: str) -> tuple[Key, Key]:
     return (int(first) if first.isdigit() else first), (int(rest) if rest.isdigit() else rest)
 
 
-def _parts(value: Any) -> dict[Any, Any]:
-    """The parts of a structure by key, field name or position; none for anything else."""
+def parts_of_batch(value: Any) -> dict[Any, Any]:
+    """The parts of a structure by key, field name or position; none for anything else.
+
+    Example:
+        >>> parts_of_batch(("image", "label")), parts_of_batch(3)
+        ({0: 'image', 1: 'label'}, {})
+    """
     if dataclasses.is_dataclass(type(value)):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, list | tuple):
         return dict(zip(getattr(value, "_fields", range(len(value))), value, strict=True))
-    return {}
+    if not is_batch_object(value):
+        return {}
+    if hasattr(value, "keys"):
+        return {key: value[key] for key in value.keys()}  # noqa: SIM118 - it may not be iterable by keys
+    return {name: part for name, part in vars(value).items() if not name.startswith("_")}
+
+
+def is_batch_object(value: Any) -> bool:
+    """Whether a value is a batch of a class of its own, which can move to a device.
+
+    Example:
+        >>> class Graphs:
+        ...     def to(self, device): ...
+        >>> is_batch_object(Graphs()), is_batch_object([1])
+        (True, False)
+    """
+    if isinstance(value, Tensor | nn.Module | type | Mapping | list | tuple):
+        return False
+    return callable(getattr(value, "to", None)) and hasattr(value, "__dict__")
 
 
 def _with_parts(value: Any, parts: dict[Any, Any]) -> Any:
@@ -191,6 +237,12 @@ def _with_parts(value: Any, parts: dict[Any, Any]) -> Any:
     if dataclasses.is_dataclass(type(value)):
         arguments = [field.name for field in dataclasses.fields(value) if field.init]
         return dataclasses.replace(value, **{name: parts[name] for name in arguments})
+    if is_batch_object(value):
+        changed = copy.copy(value)
+        put = changed.__setitem__ if hasattr(value, "keys") else partial(setattr, changed)
+        for name, part in parts.items():
+            put(name, part)
+        return changed
     if isinstance(value, MutableMapping) and type(value) is not dict:
         changed = copy.copy(value)  # as a defaultdict is not made from its items
         changed.update(parts)
@@ -219,5 +271,5 @@ def _locate(value: Any, parts: Mapping[Any, Any], key: Key) -> tuple[Any, Key | 
 def _walk(value: Any, path: str) -> Iterator[tuple[str, Tensor]]:
     if isinstance(value, Tensor):
         yield path, value
-    for key, item in _parts(value).items():
+    for key, item in parts_of_batch(value).items():
         yield from _walk(item, f"{path}.{key}" if path else str(key))

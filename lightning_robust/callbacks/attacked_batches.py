@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -16,6 +17,7 @@ from torch import Tensor
 from lightning_robust.functional.norm_ball import as_radius
 from lightning_robust.functional.pixels import PixelSpace
 from lightning_robust.functional.weights import channels_last
+from lightning_robust.harness.inputs import first_floating_input
 from lightning_robust.harness.normalisation import pixel_space
 from lightning_robust.harness.quiet import quietly
 from lightning_robust.structures import Key, get_item, loss_in, map_tensors, replace_items, take_rows
@@ -37,7 +39,7 @@ class AttackInputs:
     """The parts of a batch that are perturbed, and how to turn them into pixels in [0, 1].
 
     Args:
-        keys: Positions, names or paths of the inputs in a batch.
+        keys: Positions, names or paths of the inputs in a batch; None is the first floating-point input of the network.
         mean: Mean that pixels were normalised with; None takes ``mean`` of the data module if it has one, else 0.
         std: Standard deviation that pixels were normalised with; None takes ``std`` of the data module, else 1.
         bounds: Smallest and largest pixel value; ``"pixels"`` is [0, 1], ``"none"`` perturbs inputs as they are.
@@ -50,7 +52,7 @@ class AttackInputs:
 
     def __init__(
         self,
-        keys: list[Key],
+        keys: list[Key] | None,
         mean: float | list[float] | None = None,
         std: float | list[float] | None = None,
         bounds: PixelBounds | Literal["pictures"] = "pixels",
@@ -58,7 +60,10 @@ class AttackInputs:
         limits = [0.0, 1.0] if bounds in ("pixels", "pictures") else bounds
         if isinstance(limits, list) and (len(limits) != 2 or not limits[0] < limits[1]):
             raise ValueError(f"Expected `bounds` as [smallest, largest], 'pixels' or 'none', but got {bounds}.")
-        self.keys, self.mean, self.std = keys, mean, std
+        self.given = keys
+        """The keys as given; None where each batch is asked."""
+        self.keys: list[Key] = [0] if keys is None else keys
+        self.mean, self.std = mean, std
         self._only_pictures = bounds == "pictures"
         self.bounds = limits if isinstance(limits, list) else None
         self.range = None if self.bounds is None else (0.0, 1.0)
@@ -70,6 +75,18 @@ class AttackInputs:
         """Take what was not given from the data module of the Trainer."""
         if self.bounds is not None:
             self.pixels = pixel_space(trainer, self.mean, self.std, *self.bounds)
+
+    def in_batch(self, module: pl.LightningModule, batch: Any) -> AttackInputs:
+        """The same with the keys of the inputs in this batch.
+
+        Raises:
+            MisconfigurationException: If there is no floating-point input, or no telling which.
+        """
+        if self.given is not None:
+            return self
+        found = copy.copy(self)
+        found.keys = [first_floating_input(module, batch)]
+        return found
 
     def read(self, batch: Any) -> list[Tensor]:
         """The inputs, checked.

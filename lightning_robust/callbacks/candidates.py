@@ -56,7 +56,7 @@ class Candidates:
         mode: Literal["max", "min"],
         bn_refresh: bool = True,
         bn_samples: int | None = None,
-        input_key: Key | list[Key] = 0,
+        input_key: Key | list[Key] | None = None,
         guard: Guard | None = None,
     ) -> None:
         self.trainer, self.module = trainer, pl_module

@@ -25,7 +25,7 @@ from lightning_robust.functional.attacks import fgsm, pgd
 from lightning_robust.harness.evaluate import Transform
 from lightning_robust.harness.normalisation import pixel_space
 from lightning_robust.harness.steps import call_step
-from lightning_robust.structures import Key, get_item, replace_items
+from lightning_robust.structures import get_item, replace_items
 
 ATTACK = "fgsm"
 PGD = "pgd"
@@ -66,24 +66,20 @@ def named_perturbations(names: list[str]) -> list[Perturbation]:
 
 
 def preprocessed(
-    trainer: pl.Trainer,
-    entry: Perturbation,
-    key: Key,
-    mean: float | list[float] | None,
-    std: float | list[float] | None,
+    trainer: pl.Trainer, pl_module: pl.LightningModule, entry: Perturbation, inputs: AttackInputs
 ) -> Condition:
     """Pictures as the deployed side's preprocessing makes them from the same pixels.
 
     Args:
         trainer: Its data module may say how pictures were normalised.
+        pl_module: The module that they go into.
         entry: The perturbation, from the catalogue.
-        key: Where in a batch the pictures are.
-        mean: Mean that they were normalised with; None asks the data module.
-        std: Their standard deviation before normalisation; None asks the data module.
+        inputs: Where in a batch the pictures are, and how they were normalised.
     """
-    space = pixel_space(trainer, mean, std)
+    space = pixel_space(trainer, inputs.mean, inputs.std)
 
     def transform(batch: Any, index: int, loader: int) -> Any:
+        key = inputs.in_batch(pl_module, batch).keys[0]
         images = get_item(batch, key)
         if not isinstance(images, Tensor) or images.ndim != 4 or not entry.applies_to(images.shape[1]):
             shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
@@ -122,7 +118,8 @@ def attacked(
     inputs.find_normalisation(trainer)
 
     def transform(batch: Any, index: int, loader: int) -> Any:
-        view = BatchPixels(inputs, outside_inference(batch), [eps] * len(inputs.keys))
+        perturbed = inputs.in_batch(pl_module, batch)
+        view = BatchPixels(perturbed, outside_inference(batch), [eps] * len(perturbed.keys))
 
         def climb(loss: Callable[..., Tensor], pixels: Tensor, radius: Tensor) -> Tensor:
             if steps is None:

@@ -144,8 +144,7 @@ class NamedConditions:
             return [Condition(name)]
         if name in self._attacks:
             return [self.attack(trainer, pl_module, name)]
-        key, mean, std = self._inputs.keys[0], self._inputs.mean, self._inputs.std
-        return [preprocessed(trainer, entry, key, mean, std) for entry in self._entries[name]]
+        return [preprocessed(trainer, pl_module, entry, self._inputs) for entry in self._entries[name]]
 
 
 def check_at_least(least: float, **values: float) -> None:

@@ -26,7 +26,7 @@ def golden(
     output: str = "golden.npz",
     check: str | None = None,
     samples: int = 16,
-    input_key: int | str | list[int | str] = 0,
+    input_key: int | str | list[int | str] | None = None,
     decode: str = "decode",
     config: str | None = None,
 ) -> None:
@@ -42,7 +42,7 @@ def golden(
         output: The golden file, written or, with --check, read.
         check: The dump of the deployed side (.npz).
         samples: How many inputs to write.
-        input_key: Which part of a batch goes into forward.
+        input_key: Which part of a batch goes into forward; by default what its signature says.
         decode: Method of the module that turns outputs into named values in the task's units.
         config: The run's config.yaml; by default that beside the checkpoint.
     """

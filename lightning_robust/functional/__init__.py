@@ -24,6 +24,7 @@ from lightning_robust.functional.averaging import require_same as require_same
 from lightning_robust.functional.basins import Barrier as Barrier
 from lightning_robust.functional.basins import barriers as barriers
 from lightning_robust.functional.basins import cosine as cosine
+from lightning_robust.functional.batchnorm import Ranks as Ranks
 from lightning_robust.functional.batchnorm import batchnorm_layers as batchnorm_layers
 from lightning_robust.functional.batchnorm import refresh_batchnorm as refresh_batchnorm
 from lightning_robust.functional.coefficients import learned_soup as learned_soup

@@ -33,15 +33,46 @@ class _Moments:
         self.mean = self.mean + delta * (count / total)
         self.count = total
 
-    def reduced(self, reduce: Callable[[Tensor], Tensor]) -> _Moments:
+    def reduced(self, reduce: Callable[[Tensor], Tensor] | None, channels: int) -> _Moments:
         """The moments of all ranks together; ``reduce`` sums a tensor over them."""
-        mean, squares = torch.as_tensor(self.mean), torch.as_tensor(self.squares)
+        if reduce is None:
+            return self
+        mean, squares = (torch.as_tensor(part).expand(channels) for part in (self.mean, self.squares))
         count = mean.new_tensor([self.count])
         flat = reduce(torch.cat([count, mean * count, squares]))
         total, size = flat[0], mean.numel()
-        pooled = flat[1 : 1 + size] / total
+        pooled = flat[1 : 1 + size] / total.clamp(min=1)
         between = reduce(count * (mean - pooled) ** 2)
         return _Moments(total.item(), pooled, flat[1 + size :] + between)
+
+
+def _run_alone(work: Callable[[], None]) -> None:
+    work()
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Several processes, each with its own batches.
+
+    Args:
+        sum: Sums a tensor over them; None for a single process.
+        attempt: Calls what reads the batches; where it fails on one rank, it raises on all, so that none waits in
+            ``sum``.
+
+    Example:
+        >>> both = Ranks(lambda tensor: 2 * tensor)  # another process with the same batches
+        >>> layer = nn.BatchNorm1d(1)
+        >>> refresh_batchnorm(layer, lambda: [torch.tensor([[0.0], [2.0]])], ranks=both)
+        1
+        >>> round(layer.running_var.item(), 4)
+        1.3333
+    """
+
+    sum: Callable[[Tensor], Tensor] | None = None
+    attempt: Callable[[Callable[[], None]], None] = _run_alone
+
+
+_ALONE = Ranks()
 
 
 class _ReachedError(Exception):
@@ -56,7 +87,7 @@ def refresh_batchnorm(
     forward: Callable[[Any], Any] | None = None,
     layers: Collection[nn.Module] | None = None,
     layerwise: bool = False,
-    reduce: Callable[[Tensor], Tensor] | None = None,
+    ranks: Ranks = _ALONE,
 ) -> int:
     r"""Set the running statistics of BatchNorm layers to those of the data, exactly.
 
@@ -82,7 +113,7 @@ def refresh_batchnorm(
             data, and a layer that is called several times takes its statistics from the first call. By default one
             pass serves all layers and all calls, and predecessors normalise by the statistics of the batch, as in
             training: exact for the first layer, customary for deeper ones.
-        reduce: Sums a tensor over ranks.
+        ranks: The processes whose batches count together; by default this one alone.
 
     Returns:
         The number of layers refreshed.
@@ -103,11 +134,11 @@ def refresh_batchnorm(
     run = module if forward is None else forward
     with _all_or_nothing(chosen), _evaluating(module, [] if layerwise else chosen):
         if not layerwise:
-            moments = _collect(chosen, batches, run, reduce, stop=False)
+            moments = _collect(chosen, batches, run, ranks, stop=False)
         else:
             moments = {}
-            for layer in _in_order_of_calls(chosen, batches, run):
-                moments |= _collect([layer], batches, run, reduce, stop=True)
+            for layer in _in_order_of_calls(chosen, batches, run, ranks):
+                moments |= _collect([layer], batches, run, ranks, stop=True)
                 # later layers see it normalise by the variance over n, as it does in training
                 _set_statistics(layer, moments[layer], correction=0)
     for layer, collected in moments.items():
@@ -130,7 +161,7 @@ def _collect(
     layers: list[AnyBatchNorm],
     batches: Callable[[], Iterable[Any]],
     run: Callable[[Any], Any],
-    reduce: Callable[[Tensor], Tensor] | None,
+    ranks: Ranks,
     *,
     stop: bool,
 ) -> dict[AnyBatchNorm, _Moments]:
@@ -145,17 +176,22 @@ def _collect(
         # a single value cannot be normalised by itself
         layer.training = inputs.numel() > inputs.shape[1]
 
-    with _hooked(layers, watch):
-        for batch in batches():
-            with suppress(_ReachedError):
-                run(batch)
-    seen = {layer: moments[layer] for layer in layers if moments[layer].count}
+    def read() -> None:
+        with _hooked(layers, watch):
+            for batch in batches():
+                with suppress(_ReachedError):
+                    run(batch)
+
+    ranks.attempt(read)
+    # in the same order on every rank, whatever layers its own batches have reached
+    total = {layer: moments[layer].reduced(ranks.sum, layer.num_features) for layer in layers}
+    seen = {layer: part for layer, part in total.items() if part.count}
     if not seen:
         raise ValueError(
             "Expected batches to take BatchNorm statistics from, but no BatchNorm layer saw any. Give a loader with at "
             "least one batch."
         )
-    return seen if reduce is None else {layer: part.reduced(reduce) for layer, part in seen.items()}
+    return seen
 
 
 def _set_statistics(layer: AnyBatchNorm, moments: _Moments, *, correction: int) -> None:
@@ -166,13 +202,17 @@ def _set_statistics(layer: AnyBatchNorm, moments: _Moments, *, correction: int) 
 
 
 def _in_order_of_calls(
-    layers: list[AnyBatchNorm], batches: Callable[[], Iterable[Any]], run: Callable[[Any], Any]
+    layers: list[AnyBatchNorm], batches: Callable[[], Iterable[Any]], run: Callable[[Any], Any], ranks: Ranks
 ) -> list[AnyBatchNorm]:
     """The layers in the order in which a forward pass reaches them."""
     seen: dict[nn.Module, None] = {}
-    with _hooked(layers, lambda layer, _: seen.setdefault(layer)):
-        for batch in islice(batches(), 1):
-            run(batch)
+
+    def read() -> None:
+        with _hooked(layers, lambda layer, _: seen.setdefault(layer)):
+            for batch in islice(batches(), 1):
+                run(batch)
+
+    ranks.attempt(read)
     return [layer for layer in seen if isinstance(layer, AnyBatchNorm)]
 
 

@@ -10,9 +10,10 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader
 
-from lightning_robust.harness.compat import loaders_given_to_fit, overrides
+from lightning_robust.harness.compat import forget_workers, loaders_given_to_fit, overrides
 from lightning_robust.harness.quiet import in_stage, isolated_rng
 from lightning_robust.harness.trainers import data_module
+from lightning_robust.structures import tensors_in
 
 
 def validation_batches(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Generator[Any, None, None]:
@@ -66,6 +67,22 @@ def transferred(trainer: pl.Trainer, module: pl.LightningModule, batch: Any, loa
     return trainer.strategy.batch_to_device(batch, dataloader_idx=loader)
 
 
+def count_samples(batch: Any) -> int:
+    """The number of samples in a batch: what a batch object says, else the first size of its first tensor, else 1.
+
+    Example:
+        >>> import torch
+        >>> count_samples({"image": torch.zeros(5, 3), "name": "road"}), count_samples("text")
+        (5, 1)
+    """
+    for name in ("num_graphs", "batch_size"):
+        count = getattr(batch, name, None)
+        if isinstance(count, int):
+            return count
+    sized = [tensor for tensor in tensors_in(batch) if tensor.ndim > 0]
+    return len(sized[0]) if sized else 1
+
+
 def combined(loaders: Any) -> CombinedLoader:
     """Copies of training loaders, combined as Lightning combines them: short ones begin again."""
     if isinstance(loaders, CombinedLoader):
@@ -74,19 +91,22 @@ def combined(loaders: Any) -> CombinedLoader:
 
 
 def copied(loaders: Any) -> Any:
-    """Copies of a structure of loaders over the same data, with iterators and counters of their own."""
+    """Copies of a structure of loaders over the same data, with iterators and workers of their own.
+
+    Raises:
+        ValueError: For an iterator in place of a loader.
+    """
     if isinstance(loaders, Mapping):
         return {key: copied(loader) for key, loader in loaders.items()}
     if isinstance(loaders, list | tuple):
         return [copied(loader) for loader in loaders]
-    if type(loaders) is DataLoader and loaders.persistent_workers:
-        # a shallow copy would share the iterator that holds the workers
-        return DataLoader(
-            loaders.dataset,
-            batch_sampler=loaders.batch_sampler,
-            num_workers=loaders.num_workers,
-            collate_fn=loaders.collate_fn,
-            worker_init_fn=loaders.worker_init_fn,
-            multiprocessing_context=loaders.multiprocessing_context,
+    if hasattr(loaders, "__next__"):
+        raise ValueError(
+            f"Expected a loader that can begin anew, but got a {type(loaders).__name__}, of which every batch taken is "
+            "lost to training. Give a DataLoader or another object whose `__iter__` begins from the start; or set "
+            "bn_refresh=False where BatchNorm statistics are refreshed."
         )
-    return copy.copy(loaders)
+    twin = copy.copy(loaders)
+    if isinstance(twin, DataLoader):
+        forget_workers(twin)
+    return twin

@@ -18,6 +18,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import nn
+from torch.utils.data import DataLoader
 
 from lightning_robust.torch_names import AnyBatchNorm as AnyBatchNorm
 from lightning_robust.torch_names import AnyConvolution as AnyConvolution
@@ -113,6 +114,11 @@ def states_of_metric(metric: nn.Module) -> frozenset[str]:
 def in_place_version(tensor: torch.Tensor) -> int:
     """How often a tensor was changed in place."""
     return tensor._version
+
+
+def forget_workers(loader: DataLoader[Any]) -> None:
+    """Let a copy of a loader with persistent workers start its own, instead of those that the original waits for."""
+    loader._iterator = None
 
 
 def compiler_is_loaded() -> bool:

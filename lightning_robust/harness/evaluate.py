@@ -9,10 +9,9 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import CombinedLoader
-from lightning.pytorch.utilities.data import extract_batch_size
 from torch import nn
 
-from lightning_robust.harness.batches import copied, transferred
+from lightning_robust.harness.batches import copied, count_samples, transferred
 from lightning_robust.harness.compat import load_validation_data, overrides
 from lightning_robust.harness.memory import ModuleMemory
 from lightning_robust.harness.quiet import quietly
@@ -88,6 +87,7 @@ class Evaluator:
             # the module may compute its own metrics there, for which ranks wait for each other
             agreed(self.trainer, lambda: self._finish(recorder), "The end of validation")
             entries = recorder.entries
+            self._require_same_names(list(entries))
             self._weights = {name: entry.weight for name, entry in entries.items() if entry.is_mean_over_samples}
             self._best = {name: 1.0 for name in self._weights if entries[name].metric is not None}
             return {name: entry.result(self.trainer) for name, entry in entries.items()}
@@ -177,6 +177,18 @@ class Evaluator:
         if self._since is None:
             self._call_hook("end")
 
+    def _require_same_names(self, names: list[str]) -> None:
+        """Refuse metrics that some ranks do not log, in whose reduction the others would wait."""
+        if self.trainer.world_size == 1:
+            return
+        first = self.trainer.strategy.broadcast(names, 0)
+
+        def compare() -> None:
+            if names != first:
+                raise ValueError(f"Expected the same metrics on every rank, but rank 0 logs {first}, this one {names}.")
+
+        agreed(self.trainer, compare, "Validation")
+
     def _call_hook(self, name: str, *arguments: Any) -> None:
         prefix = "on_test" if self._stage == "testing" else "on_validation"
         getattr(self.module, f"{prefix}_{name}")(*arguments)
@@ -186,7 +198,7 @@ class Evaluator:
         loaders = CombinedLoader(copied(self._loaders), "sequential")
         loaders.limits = [most if limit is None else min(most, limit) for most in self._limits]
         for batch, index, loader in loaders:
-            size = extract_batch_size(batch)
+            size = count_samples(batch)
             batch = transferred(self.trainer, self.module, batch, loader)
             yield size, (batch if transform is None else transform(batch, index, loader)), index, loader
 

@@ -105,7 +105,7 @@ class InputCollector(pl.Callback):
         input_key: Which part of a batch goes into ``forward``.
     """
 
-    def __init__(self, count: int, input_key: int | str | list[int | str] = 0) -> None:
+    def __init__(self, count: int, input_key: int | str | list[int | str] | None = None) -> None:
         self.inputs = FirstInputs(count, input_key)
         self.pixels = PixelSpace()
 
@@ -122,7 +122,7 @@ class InputCollector(pl.Callback):
         """Keep what comes."""
         self.pixels = pixel_space(trainer, None, None)
         if dataloader_idx == 0:
-            self.inputs.add(batch)
+            self.inputs.add(pl_module, batch)
 
 
 def _instantiate(key: str, base: type, checkpoint: Path, config: str | Path | None) -> Any:

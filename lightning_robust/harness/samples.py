@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import nn
 
-from lightning_robust.structures import flatten, get_args, map_tensors
+from lightning_robust.harness.inputs import positional_arguments
+from lightning_robust.structures import Key, flatten, map_tensors
 
 
 class FirstInputs:
@@ -14,17 +17,18 @@ class FirstInputs:
 
     Args:
         count: How many samples are wanted.
-        input_key: Which part of a batch goes into ``forward``: position or name; a list gives several arguments.
+        input_key: Which part of a batch goes into ``forward``: position or name; a list gives several arguments. None
+            infers it.
 
     Example:
         >>> first = FirstInputs(3)
         >>> for batch in [(torch.zeros(2, 5), 0), (torch.ones(2, 5), 1)]:
-        ...     first.add(batch)
+        ...     first.add(torch.nn.Linear(5, 1), batch)
         >>> first.complete, first.args()[0].shape
         (True, torch.Size([3, 5]))
     """
 
-    def __init__(self, count: int, input_key: int | str | list[int | str] = 0) -> None:
+    def __init__(self, count: int, input_key: Key | list[Key] | None = None) -> None:
         self._count, self._key = count, input_key
         self._batches: list[tuple[Any, ...]] = []
         self._unusable = ""
@@ -35,16 +39,16 @@ class FirstInputs:
         seen = sum(next(iter(flatten(args).values())).shape[0] for args in self._batches)
         return seen >= self._count
 
-    def add(self, batch: Any) -> None:
+    def add(self, module: nn.Module, batch: Any) -> None:
         """Keep a batch, unless samples of another shape were kept before or it has no inputs."""
         if self.complete:
             return
         try:
-            args = get_args(batch, self._key)
+            args = positional_arguments(module, batch, self._key)
             args = map_tensors(lambda tensor: tensor.detach().to("cpu", copy=True), args)
             if not self._batches or _shapes(args) == _shapes(self._batches[0]):
                 self._batches.append(args)
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, MisconfigurationException) as error:
             self._unusable = str(error.args[0])
 
     def args(self) -> tuple[Any, ...]:

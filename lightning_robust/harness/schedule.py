@@ -26,7 +26,9 @@ class Moment:
             return trainer.current_epoch >= self.value
         if self.unit == "steps":
             return trainer.global_step >= self.value
-        return trainer.strategy.reduce_boolean_decision(share_of_run(trainer, batch_idx) >= self.value, all=False)
+        reached = share_of_run(trainer, batch_idx) >= self.value
+        # clocks may differ; steps and epochs are the same on every rank
+        return trainer.strategy.reduce_boolean_decision(reached, all=False) if is_timed(trainer) else reached
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,11 @@ def parse_period(value: float | str) -> Period:
     if length <= 0:
         raise ValueError(f"Expected a positive length, but got {value!r}.")
     return Period(length, epochs=unit == "epochs")
+
+
+def is_timed(trainer: pl.Trainer) -> bool:
+    """Whether a run may end by the clock."""
+    return any(timer.time_remaining() is not None for timer in find_callbacks(trainer, Timer))
 
 
 def share_of_run(trainer: pl.Trainer, batch_idx: int) -> float:

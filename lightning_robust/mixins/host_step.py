@@ -55,7 +55,7 @@ class HostStep:
     @property
     def targets(self) -> Any:
         """What the host's loss compares with."""
-        return get_item(self.batch, self.module.target_key)
+        return get_item(self.batch, self.module.find_targets(self.batch))
 
     def has_passed(self, inputs: Tensor) -> bool:
         """Whether this very tensor has gone through the host's method."""
@@ -73,7 +73,7 @@ class HostStep:
 
     def losses_of(self, inputs: Tensor, targets: Sequence[Any]) -> list[Tensor]:
         """The host's loss of other inputs with each of several targets; nothing is logged."""
-        keys = self.module.input_key, self.module.target_key
+        keys = self.module.find_inputs(self.batch), self.module.find_targets(self.batch)
         batches = [replace_items(self.batch, dict(zip(keys, (inputs, each), strict=True))) for each in targets]
         with self._sharing(), muted(self.module):
             return [loss_in(self._call(batch)) for batch in batches]
@@ -113,10 +113,11 @@ class HostStep:
         ]
 
     def _read_inputs(self) -> Tensor:
-        inputs = get_item(self.batch, self.module.input_key)
+        key = self.module.find_inputs(self.batch)
+        inputs = get_item(self.batch, key)
         if not isinstance(inputs, Tensor):
             raise TypeError(
-                f"Expected a tensor at input_key={self.module.input_key!r}, but got {type(inputs).__name__}. Set "
+                f"Expected a tensor at input_key={key!r}, but got {type(inputs).__name__}. Set "
                 "`input_key` to the pictures of a batch."
             )
         return inputs

@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from lightning_robust.callbacks.adversarial import TRADES, AdversarialCallback
 from lightning_robust.harness.compat import batches_before, is_attached
+from lightning_robust.harness.inputs import find_target, first_input
 from lightning_robust.harness.steps import call_step
 from lightning_robust.harness.trainers import find_callbacks, refuse_sharded
 from lightning_robust.mixins.host_step import HostStep
@@ -64,8 +65,9 @@ class ObjectiveMixin(pl.LightningModule):
     mode, in which AdversarialCallback attacks, the training step is the host's own.
 
     Args:
-        input_key: Where the inputs are in a batch: position, name or path.
-        target_key: Where the targets are.
+        input_key: Where the inputs are in a batch: position, name or path; None infers it from the signature of
+            ``forward`` (of ``logits`` where there is such a method).
+        target_key: Where the targets are; None is behind the inputs of a sequence, or a usual name as ``"label"``.
         **kwargs: For the next class.
 
     Raises:
@@ -74,10 +76,11 @@ class ObjectiveMixin(pl.LightningModule):
             whose loss is not the module's.
     """
 
-    def __init__(self, *, input_key: int | str = 0, target_key: int | str = 1, **kwargs: Any) -> None:
+    def __init__(
+        self, *, input_key: int | str | None = None, target_key: int | str | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
-        self.input_key: Key = input_key
-        self.target_key: Key = target_key
+        self.input_key, self.target_key = input_key, target_key
         self._terms: list[Term] = []
         """The objective beside the host's loss, one term for each mixin, in the reverse order of the bases."""
         self._seed: int | None = None
@@ -100,6 +103,22 @@ class ObjectiveMixin(pl.LightningModule):
     def output_method(self) -> str:
         """The method that gives what the host's loss is computed from: ``logits`` if there is one, else ``forward``."""
         return "logits" if callable(getattr(type(self), "logits", None)) else "forward"
+
+    def find_inputs(self, batch: Any) -> Key:
+        """Where the inputs are in a batch of labelled samples.
+
+        Raises:
+            MisconfigurationException: If that cannot be inferred.
+        """
+        return first_input(self, batch, self.output_method) if self.input_key is None else self.input_key
+
+    def find_targets(self, batch: Any) -> Key:
+        """Where the targets are.
+
+        Raises:
+            MisconfigurationException: If that cannot be inferred.
+        """
+        return find_target(batch, self.target_key)
 
     @override
     def setup(self, stage: str) -> None:
@@ -126,7 +145,7 @@ class ObjectiveMixin(pl.LightningModule):
         """Take the seed of the run."""
         super().on_fit_start()
         if self._seed is None:
-            self._seed = torch.initial_seed() % 2**62
+            self._seed = self.trainer.strategy.broadcast(torch.initial_seed() % 2**62, 0)
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from lightning_robust.functional.batchnorm import batchnorm_layers, refresh_batchnorm
+from lightning_robust.functional.batchnorm import Ranks, batchnorm_layers, refresh_batchnorm
 
 
 def network():
@@ -157,7 +157,7 @@ def test_ranks_are_pooled():
     between = [len(h) * (h.double().mean(0) - pooled) ** 2 for h in halves]
     answers = iter([moments[1], between[1]])
     layer = nn.BatchNorm1d(3)
-    refresh_batchnorm(layer, lambda: [halves[0]], reduce=lambda tensor: tensor + next(answers))
+    refresh_batchnorm(layer, lambda: [halves[0]], ranks=Ranks(lambda tensor: tensor + next(answers)))
     assert_statistics(layer, whole)
 
 

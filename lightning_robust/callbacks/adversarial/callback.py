@@ -24,6 +24,7 @@ from lightning_robust.callbacks.attacked_batches import AttackInputs, NoLossErro
 from lightning_robust.callbacks.robust_validation.callback import RobustValidationCallback
 from lightning_robust.callbacks.robust_validation.companion import ValidatesRobustly
 from lightning_robust.harness.compat import batch_in_epoch, batches_before
+from lightning_robust.harness.inputs import as_keys
 from lightning_robust.harness.memory import require_reversible
 from lightning_robust.harness.ranks import Guard
 from lightning_robust.harness.replacement import Replacement
@@ -77,7 +78,8 @@ class AdversarialCallback(ValidatesRobustly):
         std: Standard deviation that pixels were normalised with; None takes ``std`` of the data module, else 1.
         bounds: Smallest and largest pixel; ``"pixels"`` is [0, 1], ``"none"`` perturbs inputs as they are, without
             normalisation or range.
-        input_key: Which part of a batch is perturbed: position, name, or path as ``"labelled.0"``; a list for several.
+        input_key: Which part of a batch is perturbed: position, name, or path as ``"labelled.0"``; a
+            list for several. None is the first floating-point input of ``forward``.
         seed: Of the random starts.
         **arguments: Of the method and of its validation.
 
@@ -104,7 +106,7 @@ class AdversarialCallback(ValidatesRobustly):
         mean: float | list[float] | None = None,
         std: float | list[float] | None = None,
         bounds: PixelBounds = "pixels",
-        input_key: int | str | list[int | str] = 0,
+        input_key: int | str | list[int | str] | None = None,
         seed: int = 0,
         **arguments: Unpack[ShortForm],
     ) -> None:
@@ -123,11 +125,11 @@ class AdversarialCallback(ValidatesRobustly):
         self.warmup_epochs, self.mean, self.std, self.bounds = warmup_epochs, mean, std, bounds
         self.input_key, self.seed = input_key, seed
         vars(self).update(arguments)
-        keys = input_key if isinstance(input_key, list) else [input_key]
-        self._radii = parse_radii(eps, len(keys))
+        keys = as_keys(input_key)
+        self._radii = parse_radii(eps, len(keys or [0]))
         self._inputs = AttackInputs(keys, mean, std, bounds)
         refuse_arguments(method, self, self.attack.refuses)
-        self.attack.check_inputs(keys, eps)
+        self.attack.check_inputs(keys or [0], eps)
         self._of_validation = of_validation
         common: dict[str, Any] = {"mean": mean, "std": std, "bounds": bounds, "seed": seed}
         self.validation = make_validation(self.attack, of_validation, self._radii, input_key, common)
@@ -238,7 +240,7 @@ class AdversarialCallback(ValidatesRobustly):
                 original=original,
                 batch=batch,
                 batch_idx=batch_idx,
-                inputs=self._inputs,
+                inputs=self.attack.inputs_in(self._inputs, pl_module, batch),
                 radii=self._radii_at(trainer),
                 eps=self._radii[0],
                 ratio=self.ratio,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,11 +12,12 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_robust.callbacks.adversarial.methods import Attack, AttackedStep, require_step_size, require_steps
-from lightning_robust.callbacks.attacked_batches import AttackPrecision, ModuleLoss
+from lightning_robust.callbacks.attacked_batches import AttackInputs, AttackPrecision, ModuleLoss
 from lightning_robust.functional.embeddings import freelb_loss, perturb_embedding
 from lightning_robust.harness.arguments import parse_fraction
-from lightning_robust.harness.quiet import quietly
-from lightning_robust.structures import Key, get_args, loss_in
+from lightning_robust.harness.batches import count_samples
+from lightning_robust.harness.quiet import muted, quietly
+from lightning_robust.structures import Key, loss_in
 
 
 @dataclass
@@ -29,6 +32,10 @@ class EmbeddingAttack(Attack):
         """Refuse several radii."""
         if isinstance(eps, list) and len(eps) > 1:
             raise ValueError(f"Expected one `eps` for a method on an embedding, but got {eps}.")
+
+    def inputs_in(self, inputs: AttackInputs, module: pl.LightningModule, batch: Any) -> AttackInputs:
+        """The inputs stay as they are."""
+        return inputs
 
     def find_embedding(self, pl_module: pl.LightningModule) -> torch.nn.Module:
         """The module to perturb.
@@ -123,8 +130,15 @@ class FreeLB(EmbeddingAttack):
 
     def train(self, step: AttackedStep) -> Any:
         """The mean of the losses."""
+        passes = itertools.count(1)
+
+        def loss() -> Any:
+            # the module's own records are those of the last pass
+            with nullcontext() if next(passes) == self.steps else muted(step.module):
+                return loss_in(step.run_attacked(step.batch))
+
         adversarial = freelb_loss(
-            lambda: loss_in(step.run(step.batch)),
+            loss,
             self.find_embedding(step.module),
             steps=self.steps,
             step_size=0.1 if self.step_size is None else parse_fraction(self.step_size, "step_size"),
@@ -135,10 +149,7 @@ class FreeLB(EmbeddingAttack):
 
 
 def _train_on_embedding(step: AttackedStep, method: EmbeddingPGD | FGM, steps: int) -> Any:
-    loss, size = (
-        ModuleLoss(step.module, step.run, method.attack_precision),
-        len(get_args(step.batch, step.inputs.keys)[0]),
-    )
+    loss, size = ModuleLoss(step.module, step.run, method.attack_precision), count_samples(step.batch)
     step_size = None if method.step_size is None else parse_fraction(method.step_size, "step_size")
     with quietly(step.trainer, step.module, "training"):
         deltas = perturb_embedding(
@@ -149,5 +160,5 @@ def _train_on_embedding(step: AttackedStep, method: EmbeddingPGD | FGM, steps: i
             step_size=step_size,
         )
     with deltas.applied():
-        adversarial = step.run(step.batch)
+        adversarial = step.run_attacked(step.batch)
     return step.mixed(step.clean(), adversarial)

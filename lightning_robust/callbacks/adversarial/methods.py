@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -26,6 +27,7 @@ from lightning_robust.functional.attacks import pgd
 from lightning_robust.functional.norm_ball import Bounds, Norm
 from lightning_robust.harness.arguments import parse_fraction
 from lightning_robust.harness.compat import batches_before
+from lightning_robust.harness.quiet import muted
 from lightning_robust.harness.steps import call_step
 from lightning_robust.structures import Key, loss_in
 
@@ -89,6 +91,11 @@ class AttackedStep:
         """The module's own training step on a batch."""
         return call_step(self.original, batch, self.batch_idx)
 
+    def run_attacked(self, batch: Any) -> Any:
+        """The module's own training step on a perturbed batch; beside the clean one, its records are put back."""
+        with nullcontext() if self.ratio == 1 else muted(self.module):
+            return self.run(batch)
+
     def generator(self) -> torch.Generator:
         """Random numbers that depend on the seed, the step and the rank alone."""
         seed = self.seed + _LARGE * (batches_before(self.trainer) + 1) + self.trainer.global_rank
@@ -132,6 +139,10 @@ class Attack:
 
     def check_inputs(self, keys: list[Key], eps: float | str | list[float | str]) -> None:
         """Refuse inputs that the method cannot perturb, or radii that it would not use."""
+
+    def inputs_in(self, inputs: AttackInputs, module: pl.LightningModule, batch: Any) -> AttackInputs:
+        """The inputs that are perturbed, with their keys in this batch."""
+        return inputs.in_batch(module, batch)
 
     def begin(self, inputs: AttackInputs) -> None:
         """Start a fit without the state of an earlier one."""
@@ -179,7 +190,7 @@ class InputAttack(Attack):
     def train(self, step: AttackedStep) -> Any:
         """The module's own step on perturbed inputs."""
         batch = step.perturbed(self.attack_in(step), ModuleLoss(step.module, step.run, self.attack_precision))
-        return step.mixed(step.clean(), step.run(batch))
+        return step.mixed(step.clean(), step.run_attacked(batch))
 
 
 @dataclass

@@ -166,7 +166,7 @@ def make_validation(
     attack: Attack,
     given: Mapping[str, Any],
     radii: list[float],
-    input_key: int | str | list[int | str],
+    input_key: int | str | list[int | str] | None,
     common: Mapping[str, Any],
 ) -> RobustValidationCallback | None:
     """The validation of a short form.

@@ -46,7 +46,7 @@ class AveragedModule:
         guard: Guard,
         bn_refresh: bool | Literal["layerwise"],
         bn_samples: int | None,
-        input_key: Key | list[Key],
+        input_key: Key | list[Key] | None,
     ) -> None:
         # the Trainer is not held, so that the callback can be copied and pickled
         self._module = pl_module

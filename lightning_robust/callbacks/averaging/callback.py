@@ -60,7 +60,8 @@ class SWACallback(pl.Callback):
         bn_refresh: Recompute BatchNorm statistics: in one pass, ``"layerwise"`` (exact at any depth, one pass for each
             layer), or not at all, which leaves their averages.
         bn_samples: Training samples on each rank to recompute them from, rounded up to whole batches; all if None.
-        input_key: Which part of a batch goes into ``forward`` for that: position or name; a list for several arguments.
+        input_key: Which part of a batch goes into ``forward`` for that: position or name; a list for several
+            arguments. None infers it from the signature of ``forward``.
         compare_raw: Validate the raw weights too.
         also: Further averages by name, each with its own ``kind``, ``start``, ``every``, ``half_life``, ``window``;
             ``start`` and ``every`` default to those above.
@@ -91,7 +92,7 @@ class SWACallback(pl.Callback):
         window: int | None = None,
         bn_refresh: bool | Literal["layerwise"] = True,
         bn_samples: int | None = None,
-        input_key: int | str | list[int | str] = 0,
+        input_key: int | str | list[int | str] | None = None,
         compare_raw: bool = True,
         also: dict[str, dict[str, Any]] | None = None,
         dtype: Literal["float32", "float64", "bfloat16"] = "float32",

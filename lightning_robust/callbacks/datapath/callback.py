@@ -15,6 +15,7 @@ from lightning_robust.callbacks.datapath.measure import Datapath, DatapathProbe,
 from lightning_robust.callbacks.datapath.quiet_network import PRECISIONS
 from lightning_robust.callbacks.datapath.report import datapath_report
 from lightning_robust.callbacks.diagnostics import DiagnosticCallback, NamedConditions, check_at_least, show
+from lightning_robust.harness.inputs import as_keys
 from lightning_robust.layers import find_layers
 
 
@@ -88,7 +89,7 @@ class DatapathCallback(DiagnosticCallback):
         gate_weight: float = 0.01,
         factor: float = 1.5,
         every_n_epochs: int | None = None,
-        input_key: int | str | list[int | str] = 0,
+        input_key: int | str | list[int | str] | None = None,
         target_key: int | str = 1,
         mean: float | list[float] | None = None,
         std: float | list[float] | None = None,
@@ -104,7 +105,7 @@ class DatapathCallback(DiagnosticCallback):
         self.num_samples, self.batch_size, self.num_paths = num_samples, batch_size, num_paths
         self.gate_weight, self.factor, self.every_n_epochs = gate_weight, factor, every_n_epochs
         self.input_key, self.target_key, self.mean, self.std = input_key, target_key, mean, std
-        keys = input_key if isinstance(input_key, list) else [input_key]
+        keys = as_keys(input_key)
         inputs, attacks, others = AttackInputs(keys, mean, std, "pictures"), (ATTACK, PGD), tuple(PRECISIONS)
         self._conditions = NamedConditions(under, inputs, eps, steps=steps, attacks=attacks, others=others)
         if not self._conditions.names:

@@ -9,7 +9,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
 
 from lightning_robust.callbacks.conditions import Condition
@@ -17,7 +16,7 @@ from lightning_robust.callbacks.datapath.activations import eager, find_points, 
 from lightning_robust.callbacks.datapath.paths import Paths, find_paths
 from lightning_robust.callbacks.datapath.quiet_network import PRECISIONS, QuietNetwork
 from lightning_robust.functional.datapath import LayerDivergence, channel_energy, parting_point, same_norm_noise
-from lightning_robust.harness.batches import validation_batches
+from lightning_robust.harness.batches import count_samples, validation_batches
 from lightning_robust.harness.compat import load_validation_data
 from lightning_robust.structures import Key, map_tensors, take_rows, tensors_in
 
@@ -76,7 +75,7 @@ class ProbeSettings:
     num_paths: int
     gate_weight: float
     factor: float
-    input_key: Key | list[Key]
+    input_key: Key | list[Key] | None
     target_key: Key
 
 
@@ -100,7 +99,7 @@ class DatapathProbe:
         self._batches = _first_samples(trainer, pl_module, settings.num_samples, settings.batch_size)
         first = self._batches[0]
         with self._network.quiet():
-            size = extract_batch_size(first)
+            size = count_samples(first)
             self.points = find_points(pl_module, lambda: self._network.run(first), size, settings.layers)
 
     def measure(self, condition: Condition) -> Datapath:
@@ -109,7 +108,7 @@ class DatapathProbe:
         pairs = [(batch, _perturb(condition, batch, index)) for index, batch in enumerate(self._batches)]
         return Datapath(
             condition.name,
-            sum(extract_batch_size(batch) for batch in self._batches),
+            sum(count_samples(batch) for batch in self._batches),
             self._divergences(condition.name, pairs, moves_inputs),
             settings.factor,
             self._input_divergence(pairs) if moves_inputs else None,
@@ -180,7 +179,7 @@ def _first_samples(trainer: pl.Trainer, pl_module: pl.LightningModule, count: in
     if trainer.val_dataloaders is not None:
         with closing(validation_batches(trainer, pl_module)) as batches:
             for batch in batches:
-                size = extract_batch_size(batch)
+                size = count_samples(batch)
                 cuts = range(0, min(size, count), batch_size)
                 parts += [take_rows(batch, slice(at, min(at + batch_size, count)), size) for at in cuts]
                 count -= size
@@ -197,7 +196,7 @@ def _first_samples(trainer: pl.Trainer, pl_module: pl.LightningModule, count: in
 def _first_pairs(pairs: Sequence[tuple[Any, Any]], count: int) -> list[tuple[Any, Any]]:
     chosen = []
     for clean, perturbed in pairs:
-        size = extract_batch_size(clean)
+        size = count_samples(clean)
         if count > 0:
             chosen.append((take_rows(clean, slice(count), size), take_rows(perturbed, slice(count), size)))
         count -= size

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from lightning_robust.callbacks.datapath.activations import eager, rounded
+from lightning_robust.harness.inputs import call_forward, forward_arguments
 from lightning_robust.harness.quiet import quietly
-from lightning_robust.structures import Key, get_args, tensors_in
+from lightning_robust.structures import Key, tensors_in
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 """Conditions that round weights and activations instead of changing inputs."""
@@ -27,7 +28,7 @@ class QuietNetwork:
         input_key: Which part of a batch goes into ``forward``; a list for several.
     """
 
-    def __init__(self, trainer: pl.Trainer, module: pl.LightningModule, input_key: Key | list[Key]) -> None:
+    def __init__(self, trainer: pl.Trainer, module: pl.LightningModule, input_key: Key | list[Key] | None) -> None:
         self._trainer, self.module, self._input_key = trainer, module, input_key
 
     def run(self, batch: Any) -> Any:
@@ -36,11 +37,11 @@ class QuietNetwork:
         if self.module.device.type == "cuda":
             torch.cuda.manual_seed(0)
         with self._trainer.precision_plugin.forward_context():
-            return self.module(*get_args(batch, self._input_key))
+            return call_forward(self.module, batch, self._input_key)
 
     def inputs(self, batch: Any) -> list[Tensor]:
         """The tensors that go into ``forward``."""
-        return tensors_in(get_args(batch, self._input_key))
+        return tensors_in(forward_arguments(self.module, batch, self._input_key))
 
     @contextmanager
     def quiet(self) -> Iterator[None]:

@@ -63,7 +63,8 @@ class DeploymentParityCallback(DiagnosticCallback):
         mean: Mean that the pixels were normalised with, for pixels in [0, 1]; one number or one a channel. None takes
             ``mean`` of the Trainer's data module if it has one, else 0.
         std: Standard deviation that the pixels were normalised with; None takes the data module's, else 1.
-        input_key: Which part of a batch goes into ``forward``: position or name; a list gives several arguments.
+        input_key: Which part of a batch goes into ``forward``: position or name; a list gives several arguments. None
+            infers it from the signature of ``forward``.
         decode: Method of the LightningModule that turns outputs into named values; None for no task units.
         tolerance: ``"<target>"`` or ``"<target>/<metric>"`` -> largest allowed value; the former means ``rel_l2``.
             None takes the defaults of ``lightning_robust.deployment.parity.verdict.DEFAULT_TOLERANCES``.
@@ -97,7 +98,7 @@ class DeploymentParityCallback(DiagnosticCallback):
         perturbations: Names = "typical",
         mean: float | list[float] | None = None,
         std: float | list[float] | None = None,
-        input_key: int | str | list[int | str] = 0,
+        input_key: int | str | list[int | str] | None = None,
         decode: str | None = "decode",
         tolerance: dict[str, float] | None = None,
         on_violation: Action = "log",

@@ -35,7 +35,7 @@ class Snapshot:
         input_key: Which part of a batch goes into ``forward``.
     """
 
-    def __init__(self, samples: int, input_key: int | str | list[int | str]) -> None:
+    def __init__(self, samples: int, input_key: int | str | list[int | str] | None) -> None:
         self.inputs = FirstInputs(samples, input_key)
         self.weights: dict[str, Tensor] | None = None
 
@@ -43,7 +43,7 @@ class Snapshot:
         """Copy what is still missing: averaged weights are swapped back before the validation ends."""
         if self.weights is None:
             self.weights = state_on_cpu(pl_module)
-        self.inputs.add(batch)
+        self.inputs.add(pl_module, batch)
 
     def fill(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Copy the weights that the module holds, and inputs of the validation loaders."""

@@ -23,6 +23,7 @@ from lightning_robust.callbacks.layer_criticality.trajectory import Trajectory
 from lightning_robust.callbacks.merging.greedy_soup.callback import GreedySoupCallback
 from lightning_robust.callbacks.merging.wise_ft.callback import WiSEFTCallback
 from lightning_robust.functional.weights import awaits_first_pass
+from lightning_robust.harness.inputs import as_keys
 from lightning_robust.harness.trainers import NoEffectWarning, is_fast_dev_run
 from lightning_robust.layers import find_layers
 
@@ -79,7 +80,8 @@ class LayerCriticalityCallback(DiagnosticCallback):
             that this may cost; ``True`` is 0.02.
         value_range: Smallest and largest value that the metric has on one sample, as [0, 1] for accuracy. Cells are
             then left as soon as the rest of the data cannot bring them over the threshold; these show the mean so far.
-        input_key: Which part of a batch holds the inputs: position or name; a list for several.
+        input_key: Which part of a batch holds the inputs: position or name; a list for several. None
+            infers it from the signature of ``forward``.
         mean: Mean that pixels were normalised with; None takes the data module's, else 0.
         std: Standard deviation that pixels were normalised with; None takes the data module's, else 1.
         dirpath: Folder for the files; None is ``layer_criticality`` in the Trainer's log folder.
@@ -109,7 +111,7 @@ class LayerCriticalityCallback(DiagnosticCallback):
         threshold: float = 0.9,
         rewind: bool | float = False,
         value_range: list[float] | None = None,
-        input_key: int | str | list[int | str] = 0,
+        input_key: int | str | list[int | str] | None = None,
         mean: float | list[float] | None = None,
         std: float | list[float] | None = None,
         dirpath: str | None = None,
@@ -128,7 +130,7 @@ class LayerCriticalityCallback(DiagnosticCallback):
         self.draws, self.under, self.eps, self.threshold = draws, under, eps, threshold
         self.rewind, self.value_range, self.input_key = rewind, value_range, input_key
         self.mean, self.std, self.dirpath = mean, std, dirpath
-        keys = input_key if isinstance(input_key, list) else [input_key]
+        keys = as_keys(input_key)
         self._conditions = NamedConditions(under, AttackInputs(keys, mean, std, "pictures"), eps)
         self._trajectory = Trajectory(checkpoints)
         self._begun = False

@@ -48,7 +48,7 @@ def rewind(
     mode: Literal["max", "min"],
     untrained: float,
     tolerance: float,
-    input_key: Key | list[Key] = 0,
+    input_key: Key | list[Key] | None = None,
 ) -> Rewound:
     """Put layers back together, refresh BatchNorm, measure, and leave the network as trained if it is worse.
 

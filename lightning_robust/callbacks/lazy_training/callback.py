@@ -15,6 +15,7 @@ from lightning_robust.callbacks.lazy_training.probe import Probe
 from lightning_robust.callbacks.lazy_training.report import Measurement, describe_danger, lazy_report
 from lightning_robust.functional.averaging import State
 from lightning_robust.harness.arguments import parse_fraction
+from lightning_robust.harness.inputs import as_keys
 from lightning_robust.harness.logging import add_layout, write_layout
 from lightning_robust.harness.ranks import RankError, describe_error
 from lightning_robust.harness.trainers import NoEffectWarning, is_fast_dev_run
@@ -75,7 +76,8 @@ class LazyTrainingCallback(DiagnosticCallback):
         lazy_below: Training counts as lazy if ``lazy/movement`` is less than this when it ends.
         vulnerable_above: The network counts as vulnerable if the single step with the largest beta changes more than
             this share of the right predictions.
-        input_key: Which part of a batch holds the inputs: position or name; a list for several.
+        input_key: Which part of a batch holds the inputs: position or name; a list for several. None
+            infers it from the signature of ``forward``.
         target_key: Which part holds the classes.
         mean: Mean that pixels were normalised with; None takes the data module's, else 0.
         std: Standard deviation that pixels were normalised with; None takes the data module's, else 1.
@@ -103,7 +105,7 @@ class LazyTrainingCallback(DiagnosticCallback):
         kernel_samples: int = 0,
         lazy_below: float = 0.1,
         vulnerable_above: float = 0.5,
-        input_key: int | str | list[int | str] = 0,
+        input_key: int | str | list[int | str] | None = None,
         target_key: int | str = 1,
         mean: float | list[float] | None = None,
         std: float | list[float] | None = None,
@@ -121,7 +123,7 @@ class LazyTrainingCallback(DiagnosticCallback):
         self.kernel_samples, self.lazy_below, self.vulnerable_above = kernel_samples, lazy_below, vulnerable_above
         self.input_key, self.target_key, self.mean, self.std = input_key, target_key, mean, std
         self.bounds, self.seed = bounds, seed
-        keys = input_key if isinstance(input_key, list) else [input_key]
+        keys = as_keys(input_key)
         self._settings = LazinessSettings(
             betas=tuple(chosen),
             eps=parse_fraction(eps),
@@ -133,7 +135,7 @@ class LazyTrainingCallback(DiagnosticCallback):
         )
         self.history: list[Measurement] = []
         self._start: State = {}
-        self._probe = Probe(num_samples, keys)
+        self._probe = Probe(num_samples)
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -141,7 +143,7 @@ class LazyTrainingCallback(DiagnosticCallback):
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self.history, self._start = [], {}
-            self._probe = Probe(self.num_samples, self._settings.pixels.keys)
+            self._probe = Probe(self.num_samples)
             add_layout(trainer, "lazy training", _CHARTS)
 
     @override

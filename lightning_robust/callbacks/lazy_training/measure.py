@@ -27,7 +27,9 @@ from lightning_robust.functional.linearization import (
     single_step,
     tangent_kernel,
 )
+from lightning_robust.harness.batches import count_samples
 from lightning_robust.harness.compat import without_compiled_prefix
+from lightning_robust.harness.inputs import call_forward, forward_arguments
 from lightning_robust.harness.quiet import quietly
 from lightning_robust.harness.ranks import describe_error
 from lightning_robust.harness.steps import call_step
@@ -95,7 +97,7 @@ def measure_laziness(
     """
     result = Laziness()
     with quietly(trainer, pl_module, "validating"), torch.compiler.set_stance("force_eager"):
-        network = _Network(pl_module, start)
+        network = _Network(pl_module, start, settings.pixels.given)
         result.gather("movement of the weights", network.movement)
         if batch is None:
             result.failures["outputs and attacks"] = (
@@ -105,7 +107,7 @@ def measure_laziness(
         # copies, since tensors of inference mode cannot take part in autograd
         batch = map_tensors(lambda tensor: tensor.to(pl_module.device, copy=True), batch)
         with torch.autocast(pl_module.device.type, enabled=False):
-            network.args = get_args(batch, settings.pixels.keys)
+            network.batch = batch
             result.gather("linearisation gap", network.gap)
             result.gather("changed activation signs", network.sign_changes)
             if settings.kernel_samples > 0:
@@ -119,8 +121,8 @@ def measure_laziness(
 class _Network:
     """The module as a function of its weights, in fp32 at least, with the buffers of the present on both sides."""
 
-    def __init__(self, module: pl.LightningModule, start: State) -> None:
-        self._module = module
+    def __init__(self, module: pl.LightningModule, start: State, input_key: list[Key] | None) -> None:
+        self._module, self._input_key = module, input_key
         now = weights_of(module)
         changed = [name for name in start.keys() | now.keys() if name not in start or name not in now]
         if changed:
@@ -131,7 +133,7 @@ class _Network:
         self._now = {name: _wide(tensor) for name, tensor in now.items()}
         self._start = {name: _wide(start[name].to(tensor.device)) for name, tensor in now.items()}
         self._layers = {without_compiled_prefix(layer.name): layer for layer in find_layers(module)}
-        self.args: tuple[Any, ...] = ()
+        self.batch: Any = None
 
     def movement(self) -> Numbers:
         """Of all weights and of each layer."""
@@ -175,8 +177,9 @@ class _Network:
     def _outputs(self, state: State, rows: slice = slice(None)) -> Tensor:
         """Buffers are copies, so that nothing can be written into those of the module."""
         buffers = {name: _wide(buffer.detach().clone()) for name, buffer in self._module.named_buffers()}
-        args = take_rows(map_tensors(_wide, self.args), rows, len(self.args[0]))
-        return first_floating(torch.func.functional_call(self._module, {**buffers, **state}, args))
+        batch = map_tensors(_wide, take_rows(self.batch, rows, count_samples(self.batch)))
+        args, named = forward_arguments(self._module, batch, self._input_key)
+        return first_floating(torch.func.functional_call(self._module, {**buffers, **state}, args, named))
 
 
 class _Attacks:
@@ -206,9 +209,9 @@ class _Attacks:
             name, value = self._effect(self._moved(condition))
         return {f"fgsm{name}": value}
 
-    @property
+    @functools.cached_property
     def _keys(self) -> list[Key]:
-        return self._settings.pixels.keys
+        return self._settings.pixels.in_batch(self._module, self._batch).keys
 
     def _as_trained(self) -> AbstractContextManager[None]:
         return self._trainer.precision_plugin.forward_context()
@@ -239,7 +242,7 @@ class _Attacks:
 
     @torch.no_grad()
     def _outputs(self, batch: Any) -> Tensor:
-        return first_floating(self._module(*self._inputs(batch)))
+        return first_floating(call_forward(self._module, batch, self._settings.pixels.given))
 
     @torch.no_grad()
     def _loss(self, batch: Any) -> float:

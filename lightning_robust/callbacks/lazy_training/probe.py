@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_robust.structures import Key, get_args, map_tensors, rebuild, take_rows, tensors_in
+from lightning_robust.harness.batches import count_samples
+from lightning_robust.structures import map_tensors, rebuild, take_rows, tensors_in
 
 
 class Probe:
@@ -15,32 +16,26 @@ class Probe:
 
     Args:
         num_samples: The most samples to keep.
-        keys: Where in a batch the inputs are.
 
     Example:
         >>> import torch
-        >>> probe = Probe(2, [0])
+        >>> probe = Probe(2)
         >>> probe.keep((torch.arange(3.0), torch.ones(3)))
         >>> probe.batch
         (tensor([0., 1.]), tensor([1., 1.]))
     """
 
-    def __init__(self, num_samples: int, keys: list[Key]) -> None:
-        self._num_samples, self._keys = num_samples, keys
+    def __init__(self, num_samples: int) -> None:
+        self._num_samples = num_samples
         self._loaded: list[Tensor] = []
         self.batch: Any = None
         """None until a batch has come."""
 
     def keep(self, batch: Any) -> None:
-        """Copy the first samples of the first batch; later batches change nothing.
-
-        Raises:
-            KeyError: If the batch has no inputs at the keys.
-        """
+        """Copy the first samples of the first batch; later batches change nothing."""
         if self.batch is not None:
             return
-        size = len(get_args(batch, self._keys)[0])
-        rows = take_rows(batch, slice(self._num_samples), size)
+        rows = take_rows(batch, slice(self._num_samples), count_samples(batch))
         copy = map_tensors(lambda tensor: tensor.detach().to("cpu", copy=True), rows)
         if len(self._loaded) == len(tensors_in(copy)):
             copy = rebuild(copy, iter(self._loaded))

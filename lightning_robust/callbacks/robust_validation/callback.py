@@ -12,6 +12,7 @@ from lightning_robust.callbacks.robust_validation.measure import AttackedEvaluat
 from lightning_robust.functional.norm_ball import Norm
 from lightning_robust.harness.arguments import parse_fraction
 from lightning_robust.harness.evaluate import Evaluator
+from lightning_robust.harness.inputs import as_keys
 from lightning_robust.harness.memory import ModuleMemory, require_reversible
 from lightning_robust.harness.ranks import Guard
 from lightning_robust.harness.trainers import refuse_sharded
@@ -58,6 +59,7 @@ class RobustValidationCallback(pl.Callback):
         bounds: Smallest and largest pixel; ``"pixels"`` is [0, 1], ``"none"`` perturbs inputs as they are, without
             normalisation or range.
         input_key: Which part of a batch is perturbed: position, name, or path as ``"labelled.0"``; a list for several.
+            None is the first floating-point input of ``forward``.
         proportions: Radii of several inputs relative to each other; the first has ``eps``. None gives all the same.
         seed: Of the random starts.
 
@@ -88,15 +90,15 @@ class RobustValidationCallback(pl.Callback):
         mean: float | list[float] | None = None,
         std: float | list[float] | None = None,
         bounds: PixelBounds = "pixels",
-        input_key: int | str | list[int | str] = 0,
+        input_key: int | str | list[int | str] | None = None,
         proportions: list[float] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self._check(norm, steps, restarts, drop_solved)
-        keys = input_key if isinstance(input_key, list) else [input_key]
-        if proportions is not None and len(proportions) != len(keys):
-            raise ValueError(f"Expected `proportions` for each of {len(keys)} inputs, but got {proportions}.")
+        keys = as_keys(input_key)
+        if proportions is not None and len(proportions) != len(keys or [0]):
+            raise ValueError(f"Expected `proportions` for each of {len(keys or [0])} inputs, but got {proportions}.")
         self.eps, self.norm, self.steps, self.restarts, self.batches = eps, norm, steps, restarts, batches
         self.drop_solved, self.target_key, self.proportions, self.seed = drop_solved, target_key, proportions, seed
         self.mean, self.std, self.bounds, self.input_key = mean, std, bounds, input_key

@@ -23,9 +23,10 @@ from lightning_robust.functional.ascent import AttackRecord, RowLosses
 from lightning_robust.functional.attacks import fgsm, pgd
 from lightning_robust.functional.norm_ball import Norm
 from lightning_robust.harness.evaluate import Evaluator
+from lightning_robust.harness.inputs import call_forward
 from lightning_robust.harness.quiet import quietly
 from lightning_robust.harness.steps import call_step
-from lightning_robust.structures import Key, get_args, get_item
+from lightning_robust.structures import Key, get_item
 
 
 @dataclass
@@ -82,7 +83,7 @@ class AttackedEvaluation:
         def transform(batch: Any, index: int, loader: int) -> Any:
             generator = torch.Generator(pl_module.device).manual_seed(self.seed + index)
             module_loss = ModuleLoss(pl_module, lambda part: call_step(own, part, index))
-            view = BatchPixels(self.inputs, outside_inference(batch), radii)
+            view = BatchPixels(self.inputs.in_batch(pl_module, batch), outside_inference(batch), radii)
 
             def perturb(loss: Callable[..., Tensor], pixels: Tensor, radius: Tensor) -> Tensor:
                 raised = loss if self.drop_solved is None else self._with_solved(pl_module, loss, batch)
@@ -144,7 +145,7 @@ class AttackedEvaluation:
             outputs = None
             # the check is skipped for a forward that takes other parts of the batch than the perturbed ones
             with suppress(Exception):
-                outputs = loss.module(*get_args(view.batch, self.inputs.keys))
+                outputs = call_forward(loss.module, view.batch)
         doubts = {}
         if abs(first - again) > 1e-3 * abs(first):
             doubts["random"] = "the loss of one batch differs between two passes: random outputs hide the gradient"

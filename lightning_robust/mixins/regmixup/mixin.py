@@ -67,10 +67,11 @@ class RegMixupMixin(ObjectiveMixin):
         """The mixed inputs, both targets and the share."""
         inputs, targets = step.inputs, step.targets
         if not isinstance(targets, Tensor) or targets.ndim == 0 or len(targets) != len(inputs):
+            key = self.find_targets(step.batch)
             raise TypeError(
-                f"Expected one target tensor with a row for each of {len(inputs)} samples at "
-                f"target_key={self.target_key!r}, but got {_describe_targets(targets)}. Set `target_key` to the tensor "
-                "that the loss compares with, or regmixup_weight=0: targets such as lists of boxes have no mixture."
+                f"Expected one target tensor with a row for each of {len(inputs)} samples at target_key={key!r}, but "
+                f"got {_describe_targets(targets)}. Set `target_key` to the tensor that the loss compares with, or "
+                "regmixup_weight=0: targets such as lists of boxes have no mixture."
             )
         mixture = regmixup_batch(inputs, targets, self.regmixup_alpha, self._generator(1))
         if self.regmixup_forward == "joint":

@@ -111,7 +111,7 @@ class RotationSSLMixin(ObjectiveMixin):
         loss: Tensor = host_loss(batch) if host_loss is not None else loss_in(call_step(super().training_step, batch))
         if self.rotation_weight == 0 or not isinstance(loss, Tensor) or not self.trainer.training:
             return loss
-        turned, turns = self._turned(get_item(self._labelled(batch), self.input_key))
+        turned, turns = self._turned(self._pictures(self._labelled(batch)))
         each = cross_entropy(self.turn_logits(turned), turns.to(self.device), reduction="none")
         each = each.reshape(-1, len(turned) // self._copies)
         return loss + self.rotation_weight * (each.mean(0) if loss.ndim else each.mean())
@@ -138,7 +138,7 @@ class RotationSSLMixin(ObjectiveMixin):
         """Score the batch, if it is of one of the two loaders."""
         super().on_validation_batch_end(outputs, batch, batch_idx, dataloader_idx)
         if self._scores() and dataloader_idx in (0, self.rotation_ood_loader):
-            scores = self.anomaly(get_item(batch, self.input_key))
+            scores = self.anomaly(self._pictures(batch))
             self.rotation_ood.update(scores, dataloader_idx == self.rotation_ood_loader)
 
     @override
@@ -147,6 +147,9 @@ class RotationSSLMixin(ObjectiveMixin):
         super().on_validation_epoch_end()
         if self._scores():
             self.log("rotation/ood_auroc", self.rotation_ood)
+
+    def _pictures(self, batch: Any) -> Any:
+        return get_item(batch, self.find_inputs(batch))
 
     def _scores(self) -> bool:
         return self.rotation_ood_loader is not None and self.rotation_weight > 0
@@ -199,7 +202,7 @@ class RotationSSLMixin(ObjectiveMixin):
         """Two black pictures of the size that the module takes."""
         example = self.example_input_array
         if not isinstance(example, Tensor):
-            example = get_item(self._labelled(first_training_batch(self.trainer, self)), self.input_key)
+            example = self._pictures(self._labelled(first_training_batch(self.trainer, self)))
         return torch.zeros(2, *example.shape[1:], device=self.device).to(self.dtype)
 
     def _make_head(self, size: int) -> None:

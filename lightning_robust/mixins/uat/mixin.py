@@ -193,7 +193,8 @@ class UATMixin(ObjectiveMixin):
                 if self.training:
                     raise
                 return batch
-        unlabelled = _rows_without_label(get_item(batch, self.target_key), self.target_key)
+        key = self.find_targets(batch)
+        unlabelled = _rows_without_label(get_item(batch, key), key)
         if not bool(unlabelled.any()):
             return batch
         return None if bool(unlabelled.all()) else take_rows(batch, ~unlabelled, len(unlabelled))
@@ -255,8 +256,9 @@ class UATMixin(ObjectiveMixin):
                     f"place in it, as '{part}.0'."
                 )
             return pictures, indices
-        rows = _rows_without_label(get_item(batch, self.target_key), self.target_key)
-        pictures = get_item(batch, self.input_key)
+        key = self.find_targets(batch)
+        rows = _rows_without_label(get_item(batch, key), key)
+        pictures = get_item(batch, self.find_inputs(batch))
         return pictures[rows], None if indices is None else indices[rows]
 
     def _predict(self, pictures: Tensor) -> Tensor:

@@ -60,7 +60,8 @@ class WiSEFTCallback(pl.Callback):
         epsilon: How much in-distribution performance may be given up, in units of the metric.
         bn_refresh: Recompute BatchNorm statistics of mixtures.
         bn_samples: Training samples on each rank to recompute them from, rounded up to whole batches; all if None.
-        input_key: Which part of a batch goes into ``forward`` for that: position or name; a list for several arguments.
+        input_key: Which part of a batch goes into ``forward`` for that: position or name; a list for several
+            arguments. None infers it from the signature of ``forward``.
         dirpath: Folder for the files; None is ``wise_ft`` in the Trainer's log folder.
         on_failure: ``"warn"`` and leave the weights as trained, or ``"raise"``.
 
@@ -85,7 +86,7 @@ class WiSEFTCallback(pl.Callback):
         epsilon: float = 0.005,
         bn_refresh: bool = True,
         bn_samples: int | None = None,
-        input_key: int | str | list[int | str] = 0,
+        input_key: int | str | list[int | str] | None = None,
         dirpath: str | None = None,
         on_failure: Literal["warn", "raise"] = "warn",
     ) -> None:

@@ -1,0 +1,232 @@
+"""What a network takes of a batch: as a user says by ``input_key``, or inferred from the signature of ``forward``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+
+from lightning_robust.harness.compat import original_of_compiled
+from lightning_robust.structures import WHOLE, Key, get_args, get_item, is_batch_object, parts_of_batch, tensor_paths
+
+_BATCHES = {"batch", "data"}
+"""Names of parameters that mean all of the batch."""
+_TARGETS = ("label", "labels", "target", "targets", "y")
+
+
+@dataclass(frozen=True)
+class ForwardSignature:
+    """Which arguments a network takes.
+
+    Args:
+        network: Its name in messages.
+        names: Names of the positional parameters, in order.
+        required: How many of them have no default.
+        any_name: Whether it takes arguments of any name.
+        defaults: The default of each parameter that has one.
+    """
+
+    network: str
+    names: tuple[str, ...]
+    required: int
+    any_name: bool
+    defaults: dict[str, Any]
+
+    def keys_in(self, batch: Any) -> tuple[dict[str, Key], bool]:
+        """Where the arguments are in a batch.
+
+        Parameters whose names are keys of the batch are taken by name, else the leading parts of a sequence, as many as
+        are required. A batch object goes whole into a network of one argument, and so does any batch into a parameter
+        called ``batch`` or ``data``.
+
+        Returns:
+            The key of each argument by the name of its parameter, and whether they are passed by name.
+
+        Raises:
+            MisconfigurationException: If they cannot be found.
+        """
+        parts = parts_of_batch(batch)
+        named = {name: name for name in self.names if name in parts}
+        if named and all(name in parts for name in self.names[: self.required]):
+            return dict(named), True
+        if self.any_name and not self.names and parts and all(isinstance(part, str) for part in parts):
+            return {name: name for name in parts}, True
+        alone = self.names[:1] if self.required <= 1 else ()
+        if alone and (isinstance(batch, Tensor) or is_batch_object(batch) or alone[0] in _BATCHES):
+            return {alone[0]: WHOLE}, False
+        count = max(self.required, 1)
+        if isinstance(batch, list | tuple) and len(batch) >= count:
+            names = self.names[:count] or ("inputs",)
+            return {name: place for place, name in enumerate(names)}, False
+        raise MisconfigurationException(
+            f"Expected the batch to hold what {self.network}.forward({', '.join(self.names) or '...'}) takes, but got "
+            f"{type(batch).__name__} with {list(parts)}. Set `input_key` to the parts that are its arguments, or name "
+            "its parameters like them."
+        )
+
+
+def signature_of(module: nn.Module, method: str = "forward") -> ForwardSignature:
+    """The arguments of a module's ``forward``, or of another method.
+
+    Raises:
+        MisconfigurationException: If it has none.
+
+    Example:
+        >>> class Host(nn.Module):
+        ...     def forward(self, image, speed=None): ...
+        >>> signature_of(Host()).keys_in({"image": 1, "label": 2})
+        ({'image': 'image'}, True)
+        >>> signature_of(Host()).keys_in([3, 4])
+        ({'image': 0}, False)
+    """
+    network = original_of_compiled(module) or module
+    function = getattr(type(network), method)
+    if function in (nn.Module.forward, pl.LightningModule.forward):
+        raise MisconfigurationException(
+            f"Expected {type(network).__name__} to have a method `forward`, which takes the inputs of a batch, but it "
+            "has none. Define it."
+        )
+    # of the class, since mixins and compilers put wrappers on instances
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    kinds = inspect.Parameter
+    positional = [p for p in parameters if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)]
+    return ForwardSignature(
+        type(network).__name__,
+        tuple(p.name for p in positional),
+        sum(p.default is kinds.empty for p in positional),
+        any(p.kind is kinds.VAR_KEYWORD for p in parameters),
+        {p.name: p.default for p in positional if p.default is not kinds.empty},
+    )
+
+
+def forward_arguments(
+    module: nn.Module, batch: Any, input_key: Key | list[Key] | None = None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The positional and the named arguments of ``forward`` in a batch.
+
+    Args:
+        module: The network.
+        batch: The batch.
+        input_key: The parts that are its positional arguments; None infers them from the signature.
+
+    Raises:
+        MisconfigurationException: If they cannot be inferred.
+        KeyError: If the batch has no part of the given key.
+    """
+    if input_key is not None:
+        return get_args(batch, input_key), {}
+    keys, by_name = signature_of(module).keys_in(batch)
+    found = {name: get_item(batch, key) for name, key in keys.items()}
+    return ((), found) if by_name else (tuple(found.values()), {})
+
+
+def positional_arguments(module: nn.Module, batch: Any, input_key: Key | list[Key] | None = None) -> tuple[Any, ...]:
+    """The arguments of ``forward`` in a batch, all of them by position, as an exported graph takes them.
+
+    Raises:
+        MisconfigurationException: If they cannot be inferred, or have no order.
+    """
+    args, named = forward_arguments(module, batch, input_key)
+    if not named:
+        return args
+    signature = signature_of(module)
+    last = max((place for place, name in enumerate(signature.names, 1) if name in named), default=0)
+    gaps = [name for name in signature.names[:last] if name not in named and signature.defaults[name] is not None]
+    if gaps or not last:
+        how = f"behind {gaps}, which the batch lacks" if gaps else "by any name"
+        raise MisconfigurationException(
+            f"Expected {signature.network}.forward to take its inputs by position, but it takes {list(named)} {how}. "
+            "Set `input_key` to the parts of the batch that are its first arguments, or name them in `forward`."
+        )
+    return tuple(named.get(name) for name in signature.names[:last])
+
+
+def call_forward(module: nn.Module, batch: Any, input_key: Key | list[Key] | None = None) -> Any:
+    """The network's output for a batch; see :func:`forward_arguments`."""
+    args, named = forward_arguments(module, batch, input_key)
+    return module(*args, **named)
+
+
+def as_keys(input_key: Key | Sequence[Key] | None) -> list[Key] | None:
+    """The argument ``input_key`` as a list, or None where it is to be inferred.
+
+    Example:
+        >>> as_keys(0), as_keys(["image", "mask"]), as_keys(None)
+        ([0], ['image', 'mask'], None)
+    """
+    if input_key is None:
+        return None
+    return [input_key] if isinstance(input_key, int | str) else list(input_key)
+
+
+def first_input(module: nn.Module, batch: Any, method: str = "forward") -> Key:
+    """Where the first argument of ``forward``, or of another method, is in a batch.
+
+    Raises:
+        MisconfigurationException: If it cannot be inferred.
+    """
+    try:
+        return next(iter(signature_of(module, method).keys_in(batch)[0].values()))
+    except MisconfigurationException:
+        return first_floating_input(module, batch)
+
+
+def first_floating_input(module: nn.Module, batch: Any) -> Key:
+    """Where the first floating-point tensor among the arguments of ``forward`` is in a batch.
+
+    Of a network whose arguments cannot be inferred, it is the first floating-point tensor of a sequence, or the only
+    one of another batch.
+
+    Raises:
+        MisconfigurationException: If there is none, or more than one to choose from.
+    """
+    keys: Sequence[Key] = [WHOLE]
+    with suppress(MisconfigurationException):
+        keys = list(signature_of(module).keys_in(batch)[0].values())
+    for key in keys:
+        paths = [path for path, tensor in tensor_paths(get_item(batch, key)).items() if tensor.is_floating_point()]
+        if keys == [WHOLE] and len(paths) > 1 and not isinstance(batch, list | tuple):
+            break
+        if paths:
+            return _joined_path(key, paths[0])
+    raise MisconfigurationException(
+        f"Expected one floating-point input of {type(module).__name__} to perturb, but got {type(batch).__name__} with "
+        f"{list(tensor_paths(batch)) or 'no tensor'}. Set `input_key` to it; for token indices set `embedding` to the "
+        "module that embeds them."
+    )
+
+
+def find_target(batch: Any, target_key: Key | None, inputs: Sequence[Key] = (0,)) -> Key:
+    """Where the targets are in a batch: as given, behind the inputs of a sequence, or by a usual name.
+
+    Raises:
+        MisconfigurationException: If they are not found.
+
+    Example:
+        >>> find_target(("image", "label"), None), find_target({"image": 1, "labels": 2}, None)
+        (1, 'labels')
+    """
+    if target_key is not None:
+        return target_key
+    parts = parts_of_batch(batch)
+    names = [name for name in _TARGETS if name in parts]
+    if len(names) == 1:
+        return names[0]
+    if isinstance(batch, list | tuple) and len(batch) > len(inputs):
+        return len(inputs)
+    raise MisconfigurationException(
+        f"Expected targets in the batch under one of the names {list(_TARGETS)}, but got {type(batch).__name__} with "
+        f"{list(parts)}. Set `target_key` to them."
+    )
+
+
+def _joined_path(key: Key, path: str) -> Key:
+    parts = [str(part) for part in (key, path) if part != ""]
+    joined = ".".join(parts) or "0"
+    return int(joined) if joined.isdigit() else joined

@@ -1,0 +1,148 @@
+from collections import namedtuple
+from dataclasses import dataclass
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import nn
+
+from lightning_robust.harness.inputs import (
+    call_forward,
+    find_target,
+    first_floating_input,
+    forward_arguments,
+    positional_arguments,
+    signature_of,
+)
+
+
+class Graphs:
+    """A batch of a class of its own, as Lightning moves it."""
+
+    def __init__(self, x, edges):
+        self.x, self.edges = x, edges
+
+    def to(self, device):
+        return self
+
+
+Sample = namedtuple("Sample", "speed image label")
+
+
+@dataclass
+class Record:
+    image: torch.Tensor
+    speed: torch.Tensor
+    label: int = 0
+
+
+IMAGE, SPEED, LABEL = torch.zeros(4, 3, 2, 2), torch.ones(4, 1), torch.arange(4)
+
+
+def network(forward):
+    return type("Network", (nn.Module,), {"forward": forward})()
+
+
+one = network(lambda self, image: (image,))
+two = network(lambda self, image, speed: (image, speed))
+optional = network(lambda self, image, mask=None, speed=None: (image, mask, speed))
+anything = network(lambda self, **inputs: inputs)
+whole = network(lambda self, batch: (batch,))
+graph = network(lambda self, graphs: (graphs,))
+
+
+@pytest.mark.parametrize(
+    ("module", "batch", "expected"),
+    [
+        (one, (IMAGE, LABEL), (IMAGE,)),
+        (one, IMAGE, (IMAGE,)),
+        (one, {"label": LABEL, "image": IMAGE}, (IMAGE,)),
+        (two, [IMAGE, SPEED, LABEL], (IMAGE, SPEED)),
+        (two, {"label": LABEL, "speed": SPEED, "image": IMAGE}, (IMAGE, SPEED)),
+        (two, Sample(SPEED, IMAGE, LABEL), (IMAGE, SPEED)),
+        (two, Record(IMAGE, SPEED), (IMAGE, SPEED)),
+        (optional, {"image": IMAGE, "speed": SPEED}, (IMAGE, None, SPEED)),
+        (optional, (IMAGE, LABEL), (IMAGE, None, None)),
+        (network(lambda self, x: (x,)), ({"a": IMAGE}, LABEL), ({"a": IMAGE},)),
+    ],
+)
+def test_arguments_are_found(module, batch, expected):
+    outputs = call_forward(module, batch)
+    assert len(outputs) == len(expected)
+    assert all(one is other or one == other for one, other in zip(outputs, expected, strict=True))
+    positional = positional_arguments(module, batch)
+    assert all(one is other or one == other for one, other in zip(positional, expected, strict=False))
+
+
+@pytest.mark.parametrize("batch", [{"a": IMAGE, "b": LABEL}, Graphs(IMAGE, LABEL)])
+def test_a_whole_batch(batch):
+    assert call_forward(whole, batch) == (batch,)
+
+
+def test_batch_objects():
+    """Whole into a network of one argument, by name where its parameters are its attributes."""
+    graphs = Graphs(IMAGE, LABEL)
+    assert call_forward(graph, graphs) == (graphs,)
+    assert call_forward(network(lambda self, x, edges: (x, edges)), graphs) == (IMAGE, LABEL)
+    assert first_floating_input(graph, graphs) == "x"
+
+
+def test_by_any_name():
+    batch = {"input_ids": LABEL, "mask": LABEL}
+    assert forward_arguments(anything, batch) == ((), batch)
+    with pytest.raises(MisconfigurationException, match=r"by position.*\['input_ids', 'mask'\] by any name"):
+        positional_arguments(anything, batch)
+
+
+def test_a_given_key_wins():
+    assert forward_arguments(one, (IMAGE, SPEED), 1) == ((SPEED,), {})
+    assert forward_arguments(one, (IMAGE, SPEED), [1, 0]) == ((SPEED, IMAGE), {})
+
+
+@pytest.mark.parametrize(
+    ("module", "batch"),
+    [(one, {"picture": IMAGE, "label": LABEL}), (two, {"image": IMAGE}), (two, (IMAGE,)), (two, Graphs(IMAGE, SPEED))],
+)
+def test_rejects_what_cannot_be_inferred(module, batch):
+    with pytest.raises(MisconfigurationException, match=r"Expected the batch to hold what Network.*`input_key`"):
+        call_forward(module, batch)
+
+
+def test_rejects_a_module_without_forward():
+    with pytest.raises(MisconfigurationException, match="Expected LightningModule to have a method `forward`"):
+        signature_of(pl.LightningModule())
+
+
+def test_compiled_modules_have_the_signature_of_their_original():
+    assert signature_of(torch.compile(nn.Linear(2, 2))) == signature_of(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("module", "batch", "expected"),
+    [
+        (one, (IMAGE, LABEL), 0),
+        (two, (LABEL, SPEED, LABEL), 1),
+        (one, {"picture": IMAGE, "label": LABEL}, "picture"),
+        (two, {"speed": SPEED, "image": IMAGE}, "image"),
+        (network(lambda self, x: x), ({"ids": LABEL, "values": SPEED}, LABEL), "0.values"),
+        (pl.LightningModule(), (IMAGE, LABEL), 0),
+    ],
+)
+def test_what_is_perturbed(module, batch, expected):
+    assert first_floating_input(module, batch) == expected
+
+
+@pytest.mark.parametrize("batch", [{"ids": LABEL}, {"a": IMAGE, "b": SPEED}, (LABEL, LABEL)])
+def test_rejects_what_cannot_be_perturbed(batch):
+    with pytest.raises(MisconfigurationException, match=r"Expected one floating-point input of Network.*`embedding`"):
+        first_floating_input(one, batch)
+
+
+def test_targets():
+    assert find_target((IMAGE, LABEL), None) == 1
+    assert find_target((IMAGE, SPEED, LABEL), None, [0, 1]) == 2
+    assert find_target({"image": IMAGE, "target": LABEL}, None) == "target"
+    assert find_target({"image": IMAGE}, "image") == "image"
+    with pytest.raises(MisconfigurationException, match=r"Expected targets in the batch.*Set `target_key`"):
+        find_target({"image": IMAGE, "y": LABEL, "label": LABEL}, None)
