@@ -212,13 +212,23 @@ class ModuleLoss:
             arithmetic = torch.autocast(device, torch.bfloat16)
         with arithmetic:
             output = self.step(batch) if attack_loss is None else attack_loss(batch)
-        loss = loss_in(output)
-        if not isinstance(loss, Tensor):
-            raise NoLossError(
-                f"Expected `training_step` or `attack_loss` to return a loss, but got {type(loss).__name__}. Batches "
-                "without a loss cannot be attacked."
-            )
+        loss = require_loss(output)
         return loss.float() * size if loss.ndim == 0 else loss.float()
+
+
+def require_loss(output: Any) -> Tensor:
+    """The loss in what a step returned.
+
+    Raises:
+        NoLossError: If there is none.
+    """
+    loss = loss_in(output)
+    if not isinstance(loss, Tensor):
+        raise NoLossError(
+            f"Expected `training_step` or `attack_loss` to return a loss, but got {type(loss).__name__}. Batches "
+            "without a loss cannot be attacked."
+        )
+    return loss
 
 
 def attack_batch(

@@ -14,17 +14,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_robust.functional.ascent import AttackRecord, count_useless
+from lightning_robust.functional.input_gradients import input_gradients
+
 Loss = Callable[[], Tensor]
 
 
 class EmbeddingDeltas:
-    """Perturbations of the outputs of an embedding in one forward pass, one for each call of the embedding.
+    r"""Perturbations of the outputs of an embedding in one forward pass, one for each call of the embedding.
 
     Padding tokens (``padding_idx`` of the embedding) are never perturbed.
 
     Args:
         embedding: The module, for instance ``nn.Embedding``; it maps indices ``(batch, tokens)`` to
             ``(batch, tokens, dim)``.
+        magnitude: The first pass has a perturbation drawn uniformly in :math:`\pm m / \sqrt{n d}` for ``n`` tokens
+            other than padding, as FreeLB has; 0 begins at zero.
+        generator: Source of the draw, on the embedding's device; None takes a seed from torch's.
 
     Example:
         >>> embedding = nn.Embedding(5, 2, padding_idx=0)
@@ -36,21 +42,28 @@ class EmbeddingDeltas:
                  [0.0000, 0.0000]]], requires_grad=True)
     """
 
-    def __init__(self, embedding: nn.Module) -> None:
-        self.embedding = embedding
+    def __init__(self, embedding: nn.Module, magnitude: float = 0.0, generator: torch.Generator | None = None) -> None:
+        self.embedding, self.magnitude = embedding, magnitude
         self.deltas: list[Tensor] = []
         self._masks: list[Tensor | None] = []
+        self._generator = generator
+        # drawn here, so that a pass that draws the start has the random numbers of all others
+        self._seed = int(torch.randint(2**62, ())) if magnitude > 0 and generator is None else 0
+        self._dtype = torch.float32
+        self._samples = 0
+        self._counts: list[Tensor] = []
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Perturb the embedding's outputs inside the block; the first time by zeros that take a gradient."""
+        """Perturb the embedding's outputs inside the block; the first pass begins the perturbations."""
         calls = 0
 
         def add(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
             nonlocal calls
             if calls == len(self.deltas):
-                self.deltas.append(torch.zeros_like(output, dtype=torch.float32).requires_grad_())
+                self._dtype = output.dtype
                 self._masks.append(_not_padding(module, args))
+                self.deltas.append(self._begin(output.detach()))
             perturbed = output + self.deltas[calls].to(output)
             calls += 1
             return perturbed
@@ -78,19 +91,20 @@ class EmbeddingDeltas:
 
     def gradients(self, loss: Tensor, *, retain_graph: bool = False) -> list[Tensor]:
         """Gradients with respect to the perturbations; zero for padding and where they are not finite."""
-        gradients = torch.autograd.grad(loss, self.deltas, retain_graph=retain_graph)
+        gradients = input_gradients(loss.sum(), self.deltas, dtype=self._dtype, retain_graph=retain_graph)
+        self._samples += sum(len(gradient) for gradient in gradients)
+        self._counts += [count_useless(gradient) for gradient in gradients]
         return [
             self._masked(torch.nan_to_num(gradient, 0.0, 0.0, 0.0), mask)
             for gradient, mask in zip(gradients, self._masks, strict=True)
         ]
 
-    def draw(self, magnitude: float, generator: torch.Generator | None = None) -> None:
-        r"""Start uniformly in :math:`\pm m / \sqrt{n d}` for ``n`` tokens other than padding, as FreeLB does."""
-        for index, (delta, mask) in enumerate(zip(self.deltas, self._masks, strict=True)):
-            tokens = delta.shape[1] if mask is None else mask.sum(1).clamp(min=1)
-            limit = magnitude / (torch.as_tensor(tokens, device=delta.device) * delta.shape[-1]).sqrt()
-            direction = torch.empty_like(delta).uniform_(-1, 1, generator=generator)
-            self.deltas[index] = self._masked(direction * limit.reshape(-1, 1, 1), mask).requires_grad_()
+    def count(self, record: AttackRecord | None) -> None:
+        """Add the passes that took a gradient, and the gradients, to a record."""
+        if record is not None and self._counts:
+            record.passes += len(self._counts) // len(self.deltas)
+            record.add_gradients(self._samples, torch.stack(self._counts).sum(0))
+        self._samples, self._counts = 0, []
 
     def climb(self, gradients: list[Tensor], step_size: float, radius: float | None) -> None:
         """Step along the gradient divided by its norm over a sample, then project onto the ball of ``radius``."""
@@ -99,6 +113,18 @@ class EmbeddingDeltas:
             if radius is not None:
                 delta = delta * (radius / _sample_norms(delta)).clamp(max=1)
             self.deltas[index] = delta.requires_grad_()
+
+    def _begin(self, output: Tensor) -> Tensor:
+        """The first perturbation of the newest call."""
+        delta, mask = torch.zeros_like(output, dtype=torch.float32), self._masks[-1]
+        if self.magnitude == 0:
+            return delta.requires_grad_()
+        if self._generator is None:
+            self._generator = torch.Generator(output.device).manual_seed(self._seed)
+        tokens = torch.full((1,), delta.shape[1], device=delta.device) if mask is None else mask.sum(1).clamp(min=1)
+        limit = self.magnitude / (tokens * delta.shape[-1]).sqrt()
+        direction = delta.uniform_(-1, 1, generator=self._generator)
+        return self._masked(direction * limit.reshape(-1, 1, 1), mask).requires_grad_()
 
     @staticmethod
     def _masked(tensor: Tensor, mask: Tensor | None) -> Tensor:
@@ -112,6 +138,7 @@ def perturb_embedding(
     *,
     steps: int = 1,
     step_size: float | None = None,
+    record: AttackRecord | None = None,
 ) -> EmbeddingDeltas:
     r"""Find the perturbations that raise the loss most: FGM with one step, PGD with several.
 
@@ -127,6 +154,7 @@ def perturb_embedding(
         eps: Radius of the ball, in units of the embedding, for each sample.
         steps: Number of steps.
         step_size: None is ``eps`` for one step, else 2.5 eps / steps.
+        record: Counts passes and useless gradients.
 
     Returns:
         The perturbations; run the model inside ``.applied()`` to use them.
@@ -147,6 +175,7 @@ def perturb_embedding(
         with replayed_rng():
             loss = deltas.loss(loss_fn)
         deltas.climb(deltas.gradients(loss), size, eps)
+    deltas.count(record)
     return deltas
 
 
@@ -159,6 +188,7 @@ def freelb_loss(
     magnitude: float = 0.1,
     radius: float | None = None,
     generator: torch.Generator | None = None,
+    record: AttackRecord | None = None,
 ) -> Tensor:
     r"""The mean loss over all steps of an ascent in the embedding; each step trains the weights.
 
@@ -174,6 +204,7 @@ def freelb_loss(
         magnitude: Length of the start.
         radius: Of the ball that bounds the perturbation; None does not bound it.
         generator: Source of the start, on the embedding's device.
+        record: Counts useless gradients, and the passes that move the perturbation: all but the last.
 
     Raises:
         ValueError: For fewer than one step, or an embedding that the loss does not use.
@@ -184,10 +215,7 @@ def freelb_loss(
         True
     """
     _require_valid(magnitude, steps)
-    deltas = EmbeddingDeltas(embedding)
-    with replayed_rng(), torch.no_grad():
-        deltas.loss(loss_fn)
-    deltas.draw(magnitude, generator)
+    deltas = EmbeddingDeltas(embedding, magnitude, generator)
     total: Tensor | float = 0.0
     for step in range(steps):
         with replayed_rng(keep=step == steps - 1):
@@ -195,6 +223,7 @@ def freelb_loss(
         total = total + loss / steps
         if step < steps - 1:
             deltas.climb(deltas.gradients(loss, retain_graph=True), step_size, radius)
+    deltas.count(record)
     return torch.as_tensor(total)
 
 

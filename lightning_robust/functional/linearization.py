@@ -205,6 +205,8 @@ def _slope(model: Model, start: State, direction: State) -> tuple[Tensor, Tensor
     try:
         first, slope = torch.func.jvp(model, (start,), (direction,))[:2]
         return first, slope, "jvp"
+    except torch.OutOfMemoryError:
+        raise  # the other way needs as much
     except RuntimeError:
         return model(start), central_difference(model, start, direction), "difference"
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_robust.functional.ascent import AttackRecord
 from lightning_robust.functional.embeddings import EmbeddingDeltas, freelb_loss, perturb_embedding
 
 
@@ -63,24 +64,60 @@ def test_freelb_trains_on_every_step():
 
 def test_start_of_freelb_is_bounded_by_the_tokens():
     text = Text()
-    deltas = EmbeddingDeltas(text.embedding)
+    deltas = EmbeddingDeltas(text.embedding, magnitude=0.6)
     deltas.loss(lambda: text(TOKENS).sum())
-    deltas.draw(0.6)
     (delta,) = deltas.deltas
-    assert delta[0].abs().max() <= 0.6 / math.sqrt(12)
-    assert delta[1, :2].abs().max() <= 0.6 / math.sqrt(8)
+    assert 0 < delta[0].abs().max() <= 0.6 / math.sqrt(12)
+    assert 0 < delta[1, :2].abs().max() <= 0.6 / math.sqrt(8)
     assert (delta[1, 2] == 0).all()
 
 
-def test_dropout_masks_agree_over_the_steps():
-    text, masks = Text(0.5), []
+@pytest.mark.parametrize("seeded", [False, True])
+def test_freelb_has_as_many_passes_as_steps_with_one_dropout_mask(seeded):
+    text, masks, graphs = Text(0.5), [], []
     text.drop.register_forward_hook(lambda module, args, output: masks.append((output != 0).tolist()))
+    text.score.register_forward_hook(lambda module, args, output: graphs.append(output.requires_grad))
     torch.manual_seed(0)
-    freelb_loss(lambda: text(TOKENS).sum(), text.embedding, steps=3)
-    # the first pass only finds the shape
-    assert len(masks) == 4
-    assert masks[1] == masks[2] == masks[3]
-    assert len({str(mask) for mask in masks[1:]}) == 1
+    record, generator = AttackRecord(), torch.Generator().manual_seed(1) if seeded else None
+    loss = freelb_loss(lambda: text(TOKENS).sum(), text.embedding, steps=3, generator=generator, record=record)
+    assert graphs == [True, True, True]
+    assert masks[0] == masks[1] == masks[2]
+    assert loss.requires_grad
+    # two samples, and a gradient after each pass but the last
+    assert (record.passes, record.samples, record.zero_gradients) == (2, 4, 0)
+    # the global random numbers go on as after one pass, and one draw where there is no generator
+    after = torch.rand(2)
+    torch.manual_seed(0)
+    if not seeded:
+        torch.randint(2**62, ())
+    text(TOKENS)
+    assert torch.equal(after, torch.rand(2))
+
+
+def test_gradients_that_fp16_cannot_hold_still_move_the_embedding():
+    """A gradient of 2e-8 is zero in fp16; scaled on the way back it is not, as for attacks on pixels."""
+    text = Text().half()
+    record = AttackRecord()
+    deltas = perturb_embedding(
+        lambda: (text(TOKENS).float() * 2e-8 / text.score.weight[0, 0].item()).sum(), text.embedding, 0.5, record=record
+    )
+    assert deltas.deltas[0].flatten(1).norm(dim=1).tolist() == pytest.approx([0.5, 0.5], rel=1e-3)
+    assert (record.passes, record.zero_gradients) == (1, 0)
+    output = text.embedding(TOKENS).detach().requires_grad_()
+    (gradient,) = torch.autograd.grad((text.score(output).float() * 2e-8).sum(), output)
+    assert (gradient == 0).all()
+
+
+def test_samples_without_a_gradient_are_counted_and_stay():
+    text, record = Text(), AttackRecord()
+    deltas = perturb_embedding(
+        lambda: text(TOKENS)[0] + 0 * text(TOKENS)[1], text.embedding, 0.3, steps=2, record=record
+    )
+    # the embedding is called twice: two perturbations of two samples in each of two passes
+    assert (record.passes, record.samples) == (2, 8)
+    assert record.zero_gradients == 6
+    assert (deltas.deltas[1] == 0).all()
+    assert (deltas.deltas[0][1] == 0).all()
 
 
 def test_an_embedding_called_twice_has_two_perturbations():

@@ -8,6 +8,7 @@ from torch import nn
 from torch.func import functional_call
 
 from lightning_robust.functional.linearization import (
+    _slope,
     alignment,
     central_difference,
     changed_predictions,
@@ -177,3 +178,11 @@ def test_changed_predictions_counts_right_ones_only():
     before, after = torch.eye(4), torch.eye(4)[[1, 1, 3, 3]]
     assert changed_predictions(before, after, torch.tensor([0, 1, 0, 3])) == pytest.approx(1 / 3)
     assert math.isnan(changed_predictions(before, after, torch.tensor([3, 3, 3, 0])))
+
+
+def test_out_of_memory_is_not_taken_for_a_missing_forward_mode():
+    def full(state):
+        raise torch.OutOfMemoryError("no memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        _slope(full, {"w": torch.ones(1)}, {"w": torch.ones(1)})

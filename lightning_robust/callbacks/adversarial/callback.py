@@ -56,11 +56,13 @@ class AdversarialCallback(ValidatesRobustly):
     ``adversarial/<metric>@<eps>`` at validation and in ``trainer.validate`` and ``trainer.test``, for each of
     ``val_eps``, with the slashes of the metric as underscores (``adversarial/val_acc@0.1``): any ModelCheckpoint can
     monitor it. At the end of an epoch it logs ``adversarial/eps``, ``adversarial/zero_gradients`` (a share; above a few
-    percent robustness is masked, and a warning says so), ``adversarial/passes`` (forward and input-gradient passes a
-    step) and ``adversarial/time_share`` of the epoch.
+    percent robustness is masked, and a warning says so), ``adversarial/passes`` (forward and input-gradient passes of
+    the attack a step; none for free, whose perturbation takes the gradient of the training, and one less than ``steps``
+    for freelb, whose last pass only trains) and ``adversarial/time_share``, what of the epoch the attack takes.
 
     Cost: one pass a step for the single-step methods, ``steps`` for pgd, each about two thirds of a training step;
-    half of that with ``attack_precision="bf16"`` where the processor computes in it. Training is resumable bit for bit:
+    half of that with ``attack_precision="bf16"``, the default, where the processor computes in it. So one seed gives
+    other weights on a processor that does not, unless ``attack_precision="32"``. Training is resumable bit for bit:
     random starts depend on the seed, the step and the rank alone.
 
     Args:
@@ -177,7 +179,7 @@ class AdversarialCallback(ValidatesRobustly):
     @override
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give the method the gradients of the step."""
-        self.attack.after_backward(self._radii_at(trainer))
+        self.attack.after_backward(self._radii_at(trainer), self._bill)
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -198,7 +200,8 @@ class AdversarialCallback(ValidatesRobustly):
         if record.zero_share > 0.05:
             self._guard.warn(
                 f"{record.zero_share:.0%} of the gradients are zero: the attack finds nothing to climb, and "
-                "robustness measured by it is not real. Take attack_precision='32'; look for saturated outputs.",
+                "robustness measured by it is not real. Take attack_precision='32'; look for saturated outputs. "
+                "Samples that the loss leaves out, as those with an ignored label, count too, and do no harm.",
                 key="zero gradients",
             )
         if record.nonfinite:

@@ -10,14 +10,15 @@ from typing import Any, ClassVar
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor
 
 from lightning_robust.callbacks.adversarial.methods import Attack, AttackedStep, require_step_size, require_steps
-from lightning_robust.callbacks.attacked_batches import AttackInputs, AttackPrecision, ModuleLoss
+from lightning_robust.callbacks.attacked_batches import AttackInputs, AttackPrecision, ModuleLoss, require_loss
 from lightning_robust.functional.embeddings import freelb_loss, perturb_embedding
 from lightning_robust.harness.arguments import parse_fraction
 from lightning_robust.harness.batches import count_samples
 from lightning_robust.harness.quiet import muted, quietly
-from lightning_robust.structures import Key, loss_in
+from lightning_robust.structures import Key
 
 
 @dataclass
@@ -29,9 +30,14 @@ class EmbeddingAttack(Attack):
     embedding: str
 
     def check_inputs(self, keys: list[Key], eps: float | str | list[float | str]) -> None:
-        """Refuse several radii."""
+        """Refuse several radii, and several inputs: what is perturbed is ``embedding``."""
         if isinstance(eps, list) and len(eps) > 1:
             raise ValueError(f"Expected one `eps` for a method on an embedding, but got {eps}.")
+        if len(keys) > 1:
+            raise ValueError(
+                f"Expected no list of `input_key` for a method on an embedding, but got {keys}. It perturbs what "
+                "`embedding` gives, in every call of it; leave `input_key` out."
+            )
 
     def inputs_in(self, inputs: AttackInputs, module: pl.LightningModule, batch: Any) -> AttackInputs:
         """The inputs stay as they are."""
@@ -54,7 +60,7 @@ class EmbeddingAttack(Attack):
 
 @dataclass
 class EmbeddingPGD(EmbeddingAttack):
-    """Projected gradient descent on an embedding: ``method: pgd`` with ``embedding``.
+    """Projected gradient descent on an embedding: ``method: pgd`` with ``embedding``; nothing in it is random.
 
     Args:
         embedding: Path of the module to perturb, e.g. ``"encoder.embeddings"``.
@@ -65,6 +71,8 @@ class EmbeddingPGD(EmbeddingAttack):
     Raises:
         ValueError: For arguments out of range.
     """
+
+    refuses: ClassVar[tuple[str, ...]] = (*EmbeddingAttack.refuses, "seed")
 
     steps: int = 7
     step_size: float | str | None = None
@@ -92,6 +100,8 @@ class FGM(EmbeddingAttack):
     Raises:
         ValueError: For a step size that is negative or no number.
     """
+
+    refuses: ClassVar[tuple[str, ...]] = (*EmbeddingAttack.refuses, "seed")
 
     step_size: float | str | None = None
     attack_precision: AttackPrecision = "bf16"
@@ -129,35 +139,38 @@ class FreeLB(EmbeddingAttack):
         require_step_size(self.step_size)
 
     def train(self, step: AttackedStep) -> Any:
-        """The mean of the losses."""
+        """The mean of the losses; only the last pass logs, and leaves what the module gathers."""
         passes = itertools.count(1)
 
-        def loss() -> Any:
-            # the module's own records are those of the last pass
+        def loss() -> Tensor:
             with nullcontext() if next(passes) == self.steps else muted(step.module):
-                return loss_in(step.run_attacked(step.batch))
+                return require_loss(step.run_attacked(step.batch))
 
-        adversarial = freelb_loss(
-            loss,
-            self.find_embedding(step.module),
-            steps=self.steps,
-            step_size=0.1 if self.step_size is None else parse_fraction(self.step_size, "step_size"),
-            magnitude=step.radii[0],
-            generator=step.generator(),
-        )
+        # each pass trains, and all but the last also move the perturbation
+        with step.bill.timed((self.steps - 1) / self.steps):
+            adversarial = freelb_loss(
+                loss,
+                self.find_embedding(step.module),
+                steps=self.steps,
+                step_size=0.1 if self.step_size is None else parse_fraction(self.step_size, "step_size"),
+                magnitude=step.radii[0],
+                generator=step.generator(),
+                record=step.bill.record,
+            )
         return step.mixed(step.clean(), adversarial)
 
 
 def _train_on_embedding(step: AttackedStep, method: EmbeddingPGD | FGM, steps: int) -> Any:
     loss, size = ModuleLoss(step.module, step.run, method.attack_precision), count_samples(step.batch)
     step_size = None if method.step_size is None else parse_fraction(method.step_size, "step_size")
-    with quietly(step.trainer, step.module, "training"):
+    with step.bill.timed(), quietly(step.trainer, step.module, "training"):
         deltas = perturb_embedding(
             lambda: loss(step.batch, size),
             method.find_embedding(step.module),
             step.radii[0],
             steps=steps,
             step_size=step_size,
+            record=step.bill.record,
         )
     with deltas.applied():
         adversarial = step.run_attacked(step.batch)

@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lightning_robust.callbacks.adversarial.methods import Attack, AttackedStep, require_steps
+from lightning_robust.callbacks.adversarial.methods import Attack, AttackedStep, EpochBill, require_steps
 from lightning_robust.callbacks.attacked_batches import AttackInputs
+from lightning_robust.functional.ascent import AttackRecord, count_useless
 from lightning_robust.structures import flatten, rebuild, replace_items
 
 
@@ -42,12 +43,17 @@ class Free(Attack):
 
     def train(self, step: AttackedStep) -> Any:
         """The module's own step on the batch that is being replayed."""
-        return step.run(step.batch if self.training is None else self.training.perturbed(step.batch))
+        if self.training is None:
+            return step.run(step.batch)
+        with step.bill.timed():
+            batch = self.training.perturbed(step.batch)
+        return step.run(batch)
 
-    def after_backward(self, radii: list[float]) -> None:
-        """Move the perturbation by the same gradient."""
+    def after_backward(self, radii: list[float], bill: EpochBill) -> None:
+        """Move the perturbation by the same gradient: no pass is the attack's own."""
         if self.training is not None:
-            self.training.update(radii)
+            with bill.timed():
+                self.training.update(radii, bill.record)
 
     def state_dict(self) -> dict[str, Any]:
         """The perturbation, and the batch that is being replayed."""
@@ -102,10 +108,13 @@ class FreeTraining:
         low, high = self.inputs.range
         return torch.minimum(torch.maximum(delta, low - part), high - part)
 
-    def update(self, radii: list[float]) -> None:
+    def update(self, radii: list[float], record: AttackRecord | None = None) -> None:
         """After the backward pass."""
         if not self._leaves:
             return
+        for leaf in self._leaves:
+            if record is not None and leaf.grad is not None:
+                record.add_gradients(len(leaf), count_useless(leaf.grad))
         self._deltas = [
             (leaf.detach() + radius * torch.nan_to_num(leaf.grad).sign()).clamp(-radius, radius)
             if leaf.grad is not None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -37,9 +37,10 @@ _LARGE = 1_000_003
 
 @dataclass
 class EpochBill:
-    """What attacks cost in an epoch, and what they found odd."""
+    """What attacks cost in an epoch, and what they found odd; all methods pay into it."""
 
     record: AttackRecord = field(default_factory=AttackRecord)
+    """Passes and gradients of the attacks that training sees; probes of a guard cost time alone."""
     steps: int = 0
     """Attacked training steps."""
     seconds: float = 0.0
@@ -50,6 +51,15 @@ class EpochBill:
     def time_share(self) -> float:
         """Share of the epoch so far."""
         return self.seconds / max(time.perf_counter() - self.start, 1e-9)
+
+    @contextmanager
+    def timed(self, share: float = 1.0) -> Iterator[None]:
+        """The time of the block, or a share of it, is spent on attacks."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += share * (time.perf_counter() - start)
 
 
 @dataclass
@@ -103,11 +113,10 @@ class AttackedStep:
 
     def perturbed(self, perturb: Perturb, loss: ModuleLoss, raised: BatchLoss | None = None, batch: Any = None) -> Any:
         """This batch, or another, with perturbed inputs; see :func:`~..attacked_batches.attack_batch`."""
-        start = time.perf_counter()
+        # the check of the pixels waits for all work that the device has: it is not the attack's
         view = BatchPixels(self.inputs, self.batch if batch is None else batch, self.radii)
-        result = attack_batch(self.trainer, view, perturb, loss, raised=raised)
-        self.bill.seconds += time.perf_counter() - start
-        return result
+        with self.bill.timed():
+            return attack_batch(self.trainer, view, perturb, loss, raised=raised)
 
     def clean(self) -> Any:
         """The output on the clean batch; None where ``ratio`` gives it no weight."""
@@ -147,7 +156,7 @@ class Attack:
     def begin(self, inputs: AttackInputs) -> None:
         """Start a fit without the state of an earlier one."""
 
-    def after_backward(self, radii: list[float]) -> None:
+    def after_backward(self, radii: list[float], bill: EpochBill) -> None:
         """Use the gradients of the step."""
 
     def metrics(self) -> dict[str, float]:
@@ -182,9 +191,9 @@ class InputAttack(Attack):
         """Perturbed pixels ``(batch, ...)``; ``loss(pixels)`` is a scalar or one value for each sample."""
         raise NotImplementedError
 
-    def attack_in(self, step: AttackedStep) -> Perturb:
-        """The attack of one training step."""
-        run = AttackRun(step.eps, step.inputs.range, step.generator(), step.bill.record)
+    def attack_in(self, step: AttackedStep, record: AttackRecord | None = None) -> Perturb:
+        """The attack of one training step, counted by the epoch's record or another."""
+        run = AttackRun(step.eps, step.inputs.range, step.generator(), record or step.bill.record)
         return functools.partial(self.perturb, run=run)
 
     def train(self, step: AttackedStep) -> Any:

@@ -20,6 +20,7 @@ from lightning_robust.callbacks.adversarial.methods import (
     require_steps,
 )
 from lightning_robust.callbacks.attacked_batches import AttackInputs, AttackPrecision, ModuleLoss
+from lightning_robust.functional.ascent import AttackRecord
 from lightning_robust.functional.attacks import fgsm, nfgsm, pgd
 from lightning_robust.functional.norm_ball import Norm
 from lightning_robust.harness.quiet import quietly
@@ -91,8 +92,9 @@ class SingleStep(InputAttack):
         loss = ModuleLoss(step.module, step.run, self.attack_precision)
 
         strong = functools.partial(pgd, steps=10, norm=self._norm, bounds=step.inputs.range, generator=step.generator())
-        batches = [step.perturbed(attack, loss, batch=part) for attack in (self.attack_in(step), strong)]
-        with quietly(step.trainer, step.module, "training"), torch.no_grad():
+        attacks = (self.attack_in(step, AttackRecord()), strong)
+        batches = [step.perturbed(attack, loss, batch=part) for attack in attacks]
+        with step.bill.timed(), quietly(step.trainer, step.module, "training"), torch.no_grad():
             losses = [loss(batch, min(size, _PROBED)).mean() for batch in batches]
         self.guard.judge(step.trainer, step.module, *losses)
 

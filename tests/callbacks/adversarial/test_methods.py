@@ -3,6 +3,7 @@
 import copy
 import math
 import typing
+from contextlib import nullcontext
 
 import jsonargparse
 import lightning.pytorch as pl
@@ -43,6 +44,7 @@ TAKES = {
     "freelb": {"steps", "step_size", "embedding"},
 }
 PAIRS = [(method, name) for method in METHODS for name in ARGUMENTS]
+ON_EMBEDDING = {"fgm": FGM, "pgd": EmbeddingPGD, "freelb": FreeLB}
 
 
 def test_every_argument_of_the_methods_has_a_pair():
@@ -62,6 +64,21 @@ def test_rejects_argument_of_another_method(method, name):
         AdversarialCallback(method, **NEEDED.get(method, {}) | {name: ARGUMENTS[name]})
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", [name for name in ARGUMENTS if name != "embedding"])
+def test_with_an_embedding_the_methods_on_embeddings_take_their_own_arguments_alone(method, name):
+    arguments = {"embedding": "e", name: ARGUMENTS[name]}
+    cls = ON_EMBEDDING.get(method)
+    if cls is None:
+        with pytest.raises(ValueError, match="Expected no `embedding`|Expected no `" + name):
+            AdversarialCallback(method, **arguments)
+    elif name in argument_names(cls):
+        assert getattr(AdversarialCallback(method, **arguments).attack, name) == ARGUMENTS[name]
+    else:
+        with pytest.raises(ValueError, match=f"Expected no `{name}`"):
+            AdversarialCallback(method, **arguments)
+
+
 @pytest.mark.parametrize(("method", "name"), [pair for pair in PAIRS if pair[1] in TAKES[pair[0]]])
 def test_takes_its_own_arguments(method, name):
     callback = AdversarialCallback(method, **NEEDED.get(method, {}) | {name: ARGUMENTS[name]})
@@ -74,7 +91,9 @@ def test_takes_its_own_arguments(method, name):
         ("free", {"ratio": 0.5}, "ratio"),
         ("trades", {"ratio": 0.5}, "ratio"),
         ("free", {"every_n_steps": 2}, "every_n_steps"),
-        ("trades", {"input_key": [0, 1]}, "input_key"),
+        ("fgm", {"embedding": "e", "input_key": [0, 1]}, "input_key"),
+        ("fgm", {"embedding": "e", "seed": 1}, "seed"),
+        ("pgd", {"embedding": "e", "seed": 1}, "seed"),
         ("pgd", {"embedding": "e", "norm": "l2"}, "norm"),
         ("pgd", {"embedding": "e", "mean": 0.5}, "mean"),
         ("fgm", {"embedding": "e", "std": 0.5}, "std"),
@@ -206,6 +225,179 @@ def test_vectors_and_signals_are_perturbed_by_channel(tmp_path, method, settings
         moved = (pixels[-1] - (clean[:16] if method == "free" else clean[16:])).abs().amax(0)
         assert 0.09 < moved.max() <= reach + 1e-6
         assert all(each.min() >= -1e-6 and each.max() <= 1 + 1e-6 for each in pixels)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "passes"),
+    [
+        ("fgsm", {}, 1),
+        ("fgsm_rs", {}, 1),
+        ("nfgsm", {}, 1),
+        ("pgd", {"steps": 3}, 3),
+        ("free", {"steps": 2}, 0),
+        ("trades", {"steps": 3}, 3),
+        ("fgm", {"embedding": "embedding"}, 1),
+        ("pgd", {"embedding": "embedding", "steps": 3}, 3),
+        ("freelb", {"embedding": "embedding", "steps": 3}, 2),
+    ],
+)
+@pytest.mark.parametrize("part_without_gradient", [False, True])
+def test_every_method_pays_the_bill(tmp_path, method, settings, passes, part_without_gradient):
+    """Passes in closed form, the time, and the share of samples that the loss leaves out, for all methods."""
+
+    class Billed(Vectors):
+        def __init__(self):
+            super().__init__((3, 2, 2))
+            self.embedding = nn.Embedding(5, 4)
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, values):
+            used = torch.arange(len(values)) % 4 > 0 if part_without_gradient else torch.ones(len(values)).bool()
+            tokens = self.head(self.embedding(torch.arange(len(values))[:, None].expand(-1, 3) % 5).mean(1))
+            return (self.net(values) + tokens) * used[:, None]
+
+    callback = AdversarialCallback(method, eps=0.1, val_eps=[], **settings)
+    trainer = make_trainer(tmp_path, [callback], max_epochs=1)
+    with pytest.warns(UserWarning, match="25% of.*ignored label") if part_without_gradient else nullcontext():
+        trainer.fit(Billed())
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    assert metrics["adversarial/passes"] == passes
+    assert 0 < metrics["adversarial/time_share"] < 1
+    assert metrics["adversarial/zero_gradients"] == (0.25 if part_without_gradient else 0.0)
+
+
+def test_trades_perturbs_several_inputs_together(tmp_path):
+    """The first loss and step, with the attack and both terms written out for two inputs of other shapes and radii."""
+
+    class Two(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(3)
+            self.one, self.two = nn.Linear(12, 4), nn.Linear(5, 4)
+            self.shapes = []
+
+        def forward(self, pictures, values):
+            self.shapes.append((tuple(pictures.shape), tuple(values.shape)))
+            return self.one(pictures.flatten(1)).tanh() * self.two(values)
+
+        def training_step(self, batch, batch_idx):
+            raise AssertionError
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+        def train_dataloader(self):
+            generator = torch.Generator().manual_seed(0)
+            values, pictures = torch.rand(8, 5, generator=generator), torch.rand(8, 3, 2, 2, generator=generator)
+            rows = [{"v": values[i], "p": pictures[i], "y": i % 4} for i in range(8)]
+            return torch.utils.data.DataLoader(rows, 8)
+
+    module = Two()
+    reference = copy.deepcopy(module)
+    callback = AdversarialCallback(
+        "trades", eps=[0.05, 0.2], steps=2, beta=3.0, input_key=["p", "v"], target_key="y", val_eps=[]
+    )
+    trainer = make_trainer(tmp_path, [callback], max_epochs=1)
+    trainer.fit(module)
+    (batch,) = module.train_dataloader()
+    pictures, values, classes = batch["p"], batch["v"], batch["y"]
+    target = reference(pictures, values).softmax(1).detach()
+    clean = torch.cat([pictures.flatten(1), values], 1)
+    radius = torch.cat([torch.full((1, 12), 0.05), torch.full((1, 5), 0.2)], 1)
+    generator = torch.Generator().manual_seed(1_000_003)
+    low, high = (clean - radius).clamp(min=0), (clean + radius).clamp(max=1)
+    point = (clean + torch.empty_like(clean).uniform_(-1, 1, generator=generator) * radius).clamp(low, high)
+    for _ in range(2):
+        point.requires_grad_()
+        predicted = reference(point[:, :12].reshape(8, 3, 2, 2), point[:, 12:]).log_softmax(1)
+        (gradient,) = torch.autograd.grad((target * (target.log() - predicted)).sum(), point)
+        point = (point.detach() + 1.25 * radius * gradient.sign()).clamp(low, high)
+    logits = reference(pictures, values)
+    natural = nn.functional.cross_entropy(logits, classes)
+    attacked = reference(point[:, :12].reshape(8, 3, 2, 2), point[:, 12:]).log_softmax(1)
+    robust = (logits.softmax(1) * (logits.log_softmax(1) - attacked)).sum(1).mean()
+    assert trainer.callback_metrics["adversarial/natural_loss"].item() == pytest.approx(natural.item(), rel=1e-5)
+    assert trainer.callback_metrics["adversarial/divergence"].item() == pytest.approx(robust.item(), rel=1e-4)
+    (natural + 3 * robust).backward()
+    for name, parameter in reference.named_parameters():
+        expected = parameter.detach() - 0.1 * parameter.grad
+        torch.testing.assert_close(module.get_parameter(name).detach(), expected, rtol=1e-4, atol=1e-6)
+    # both in one pass; those of the attack leave no trace
+    assert module.shapes == [((16, 3, 2, 2), (16, 5))]
+
+
+def test_free_moves_each_input_by_its_own_eps(tmp_path):
+    class Two(Vectors):
+        def forward(self, values):
+            return self.net(values[0] + values[1])
+
+        def training_step(self, batch, batch_idx):
+            self.used.append([part.clone() for part in batch[:2]])
+            return nn.functional.cross_entropy(self(batch[:2]), batch[2])
+
+        def train_dataloader(self):
+            rows = [(value, 1 - value, index % 2) for index, value in enumerate(self.values)]
+            return torch.utils.data.DataLoader(rows, 16)
+
+    module = Two()
+    callback = AdversarialCallback("free", eps=[0.1, 0.03], steps=2, input_key=[0, 1], bounds="none", val_eps=[])
+    make_trainer(tmp_path, [callback], max_epochs=1, limit_val_batches=0).fit(module)
+    clean = module.values[:16], 1 - module.values[:16]
+    moved = [(used - part).abs().max().item() for used, part in zip(module.used[1], clean, strict=True)]
+    assert moved == [pytest.approx(0.1, abs=1e-6), pytest.approx(0.03, abs=1e-6)]
+
+
+@pytest.mark.filterwarnings("ignore:.training_step. returned .None.")
+def test_freelb_logs_and_gathers_once_a_step(tmp_path):
+    """Three passes a step; what the module counts and gathers is that of one, and a skipped batch is skipped."""
+
+    class Gathers(Vectors):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.gathered, self.passes = nn.Embedding(5, 2), [], []
+            self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+            self.embedding.register_forward_hook(lambda *_: PASSES.append(1))
+
+        def training_step(self, batch, batch_idx):
+            if batch_idx == 1:
+                return None
+            self.steps += 1
+            loss = nn.functional.cross_entropy(
+                self(batch[0]) + self.embedding(torch.arange(16)[:, None] % 5).mean(1), batch[1]
+            )
+            self.gathered.append(loss.detach())
+            return {"loss": loss}
+
+    PASSES = []
+    module = Gathers()
+    callback = AdversarialCallback("freelb", eps=0.1, steps=3, embedding="embedding", val_eps=[])
+    make_trainer(tmp_path, [callback], max_epochs=1, limit_val_batches=0).fit(module)
+    assert (len(PASSES), len(module.gathered), module.steps.item()) == (3, 1, 1)
+
+
+@pytest.mark.parametrize("method", ["fgm", "pgd"])
+def test_a_loss_for_each_sample_is_climbed_behind_an_embedding_too(tmp_path, method):
+    weights = []
+    for reduction in ("none", "mean"):
+
+        class Own(Vectors):
+            def __init__(self, reduction=reduction):
+                super().__init__()
+                torch.manual_seed(0)
+                self.embedding, self.reduction = nn.Embedding(5, 2), reduction
+
+            def attack_loss(self, batch):
+                logits = self.embedding(torch.arange(16)[:, None] % 5).mean(1)
+                return nn.functional.cross_entropy(logits, batch[1], reduction=self.reduction)
+
+            def training_step(self, batch, batch_idx):
+                return self.attack_loss(batch).mean()
+
+        module = Own()
+        settings = {"embedding": "embedding", "attack_precision": "32", "eps": 0.3}
+        make_trainer(tmp_path, [AdversarialCallback(method, **settings)], limit_val_batches=0).fit(module)
+        weights.append(module.embedding.weight.detach())
+    torch.testing.assert_close(*weights)
 
 
 def test_vectors_that_are_no_pixels_are_refused_with_the_remedy(tmp_path):
