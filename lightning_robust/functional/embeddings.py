@@ -107,12 +107,16 @@ class EmbeddingDeltas:
         self._samples, self._counts = 0, []
 
     def climb(self, gradients: list[Tensor], step_size: float, radius: float | None) -> None:
-        """Step along the gradient divided by its norm over a sample, then project onto the ball of ``radius``."""
-        for index, gradient in enumerate(gradients):
-            delta = self.deltas[index].detach() + step_size * gradient / _sample_norms(gradient)
-            if radius is not None:
-                delta = delta * (radius / _sample_norms(delta)).clamp(max=1)
-            self.deltas[index] = delta.requires_grad_()
+        """Step along the gradient divided by its norm, then project onto the ball of ``radius``.
+
+        Norms are over a sample, in all calls of the embedding together.
+        """
+        steps = zip(self.deltas, gradients, _sample_norms(gradients), strict=True)
+        deltas = [delta.detach() + step_size * gradient / norm for delta, gradient, norm in steps]
+        if radius is not None:
+            norms = _sample_norms(deltas)
+            deltas = [delta * (radius / norm).clamp(max=1) for delta, norm in zip(deltas, norms, strict=True)]
+        self.deltas = [delta.requires_grad_() for delta in deltas]
 
     def _begin(self, output: Tensor) -> Tensor:
         """The first perturbation of the newest call."""
@@ -144,9 +148,9 @@ def perturb_embedding(
 
     .. math:: \delta_{t+1} = \Pi_\epsilon\!\left(\delta_t + \alpha\, g / \|g\|\right)
 
-    with the norm over a sample, so that neither the scale of the loss nor the size of the batch matters. Every pass
-    draws the same random numbers, so that dropout masks agree. FGM: `Miyato et al. 2016
-    <https://arxiv.org/abs/1605.07725>`_.
+    with the norm over a sample, in all calls of the embedding together, so that neither the scale of the loss nor the
+    size of the batch matters. Every pass draws the same random numbers, so that dropout masks agree. FGM:
+    `Miyato et al. 2016 <https://arxiv.org/abs/1605.07725>`_.
 
     Args:
         loss_fn: Runs the model and returns a scalar.
@@ -260,5 +264,11 @@ def _not_padding(module: nn.Module, args: tuple[Any, ...]) -> Tensor | None:
     return tokens != padding
 
 
-def _sample_norms(tensor: Tensor) -> Tensor:
-    return tensor.flatten(1).norm(dim=1).clamp(min=1e-12).reshape(-1, *[1] * (tensor.ndim - 1))
+def _sample_norms(tensors: list[Tensor]) -> list[Tensor]:
+    """The norm of each sample over all tensors; of each alone where they are of other batches. Shaped to divide by."""
+    norms = [tensor.flatten(1).norm(dim=1) for tensor in tensors]
+    if len({len(norm) for norm in norms}) == 1:
+        norms = [torch.stack(norms).norm(dim=0)] * len(tensors)
+    return [
+        norm.clamp(min=1e-12).reshape(-1, *[1] * (tensor.ndim - 1)) for norm, tensor in zip(norms, tensors, strict=True)
+    ]

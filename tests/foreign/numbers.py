@@ -68,6 +68,12 @@ def check_embedding(run):
     assert run.logged["adversarial/passes"] == 2
 
 
+def check_freelb(run):
+    """Two passes train, and the first of them also moves the perturbation."""
+    assert run.logged["adversarial/eps"] == pytest.approx(EPS)
+    assert run.logged["adversarial/passes"] == 1
+
+
 def check_fgm_training(run):
     """The first step is a plain one with the embedding moved along its gradient, sample by sample."""
     assert run.logged["adversarial/passes"] == 1

@@ -103,7 +103,7 @@ TECHNIQUES = [
     Technique("pgd", _attack("pgd", steps=2), numbers.check_attacked, MOVABLE),
     Technique("embedding_fgm", _embedding("fgm", attack_precision="32"), numbers.check_fgm_training, ("tokens",)),
     Technique("embedding_pgd", _embedding("pgd", steps=2), numbers.check_embedding, ("tokens",)),
-    Technique("embedding_freelb", _embedding("freelb", steps=2), numbers.check_embedding, ("tokens",)),
+    Technique("embedding_freelb", _embedding("freelb", steps=2), numbers.check_freelb, ("tokens",)),
     Technique("robust_validation", _robust_validation, numbers.check_robust_validation, MOVABLE, diagnostic=True),
     Technique("swa", _averaged(), numbers.check_uniform),
     Technique("ema", _averaged(kind="ema", every=1, half_life=2), numbers.check_ema),

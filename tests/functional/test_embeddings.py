@@ -120,10 +120,31 @@ def test_samples_without_a_gradient_are_counted_and_stay():
     assert (deltas.deltas[0][1] == 0).all()
 
 
-def test_an_embedding_called_twice_has_two_perturbations():
+@pytest.mark.parametrize("steps", [1, 5])
+def test_an_embedding_called_twice_has_two_perturbations_of_one_length(steps):
+    """The ball is that of the sample: eps over both calls together, along the gradients of both."""
+    text, other = Text(), Text()
+    deltas = perturb_embedding(
+        lambda: (text(TOKENS) + 2 * other.score(text.embedding(TOKENS)).sum((1, 2))).sum(),
+        text.embedding,
+        0.1,
+        steps=steps,
+    )
+    first, second = (delta.detach() for delta in deltas.deltas)
+    w, v = text.score.weight[0].detach(), 2 * other.score.weight[0].detach()
+    for row, tokens in ((0, 3), (1, 2)):
+        length = math.sqrt(tokens * (w.square().sum() + v.square().sum()).item())
+        torch.testing.assert_close(first[row, :tokens], (0.1 / length * w).expand(tokens, 4), rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(second[row, :tokens], (0.1 / length * v).expand(tokens, 4), rtol=1e-4, atol=1e-7)
+
+
+def test_calls_of_other_batches_have_lengths_of_their_own():
     text = Text()
-    deltas = perturb_embedding(lambda: (text(TOKENS) * text(TOKENS.flip(1))).sum(), text.embedding, 0.1)
-    assert len(deltas.deltas) == 2
+    deltas = perturb_embedding(lambda: text(TOKENS).sum() + text(TOKENS[:1]).sum(), text.embedding, 0.1)
+    assert [delta.flatten(1).norm(dim=1).tolist() for delta in deltas.deltas] == [
+        pytest.approx([0.1, 0.1]),
+        pytest.approx([0.1]),
+    ]
 
 
 def test_rejects_what_is_not_used_or_negative():
