@@ -15,6 +15,7 @@ __all__ = [
     "is_compiled",
     "lerp_all_",
     "original_of_compiled",
+    "version_of",
     "without_compiled_prefix",
 ]
 _COMPILED = "_orig_mod"
@@ -30,6 +31,19 @@ def lerp_all_(starts: Sequence[Tensor], ends: Sequence[Tensor], weight: float) -
         tensor([0.2500, 0.2500])
     """
     torch._foreach_lerp_(list(starts), list(ends), weight)
+
+
+def version_of(value: object) -> int:
+    """How often a tensor was changed in place; 0 for what is no tensor.
+
+    Example:
+        >>> tensor = torch.zeros(1)
+        >>> before = version_of(tensor)
+        >>> _ = tensor.add_(1)
+        >>> version_of(tensor) - before
+        1
+    """
+    return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
 
 
 def original_of_compiled(module: nn.Module) -> nn.Module | None:

@@ -25,6 +25,7 @@ from lightning_robust.torch_names import AnyConvolution as AnyConvolution
 from lightning_robust.torch_names import is_compiled as is_compiled
 from lightning_robust.torch_names import lerp_all_ as lerp_all_
 from lightning_robust.torch_names import original_of_compiled as original_of_compiled
+from lightning_robust.torch_names import version_of as version_of
 from lightning_robust.torch_names import without_compiled_prefix as without_compiled_prefix
 
 

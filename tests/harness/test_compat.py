@@ -40,6 +40,16 @@ def test_overrides():
     assert not compat.overrides(Data(), "train_dataloader")
 
 
+def test_version_of():
+    tensor = torch.zeros(1)
+    before = compat.version_of(tensor)
+    tensor.add_(1)
+    assert compat.version_of(tensor) == before + 1
+    assert compat.version_of("text") == 0
+    with torch.inference_mode():
+        assert compat.version_of(torch.zeros(1)) == 0
+
+
 def test_is_attached(tmp_path):
     module = Boring()
     assert not compat.is_attached(module)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from lightning_robust.functional.averaging import Kind, RunningAverage
+from lightning_robust.functional.averaging import Kind, RunningAverage, State
+from lightning_robust.functional.weights import Weights
+from lightning_robust.harness.checkpoints import RAW_KEY
 from lightning_robust.harness.schedule import Moment, Period, parse_moment, parse_period
 
 MAIN = "swa"
@@ -122,3 +124,32 @@ def plan_averages(
             )
         averages[name] = ScheduledAverage(dtype=dtype, **(common | dict(settings)))
     return averages
+
+
+def edit_averages(
+    pl_module: pl.LightningModule,
+    checkpoint: dict[str, Any],
+    saved: Mapping[str, Any],
+    edit: Callable[[State], State],
+) -> None:
+    """Edit the raw weights of a checkpoint and the averages that were saved with them.
+
+    Args:
+        pl_module: The module that they are for.
+        checkpoint: The checkpoint, which is changed.
+        saved: Its state of SWACallback, which is changed too.
+        edit: Gives the edited form of a set of weights.
+    """
+    weights = Weights(pl_module)
+    present = dict(zip(weights.names, weights.tensors(), strict=True))
+    raw: State = checkpoint.get(RAW_KEY, {})
+    for average in saved.get("averages", {}).values():
+        for tensors in (average["running"]["tensors"], *average["running"]["snapshots"]):
+            if tensors:
+                edited = edit({**raw, **dict(zip(saved["names"], tensors, strict=True))})
+                # what the file lacks altogether (a module loaded loosely) is as the module has it
+                tensors[:] = [edited.get(name, tensor.detach().clone()) for name, tensor in present.items()]
+    if saved.get("names"):
+        saved["names"][:] = weights.names
+    if raw:
+        checkpoint[RAW_KEY] = edit(raw)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, MutableMapping
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -13,12 +14,13 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_robust.callbacks.averaging.averaged_module import AveragedModule
-from lightning_robust.callbacks.averaging.averages import MAIN, ScheduledAverage, plan_averages
+from lightning_robust.callbacks.averaging.averages import MAIN, ScheduledAverage, edit_averages, plan_averages
 from lightning_robust.callbacks.averaging.learning_rate import CyclicRate
 from lightning_robust.callbacks.averaging.swalp.low_precision import LowPrecision
-from lightning_robust.functional.averaging import Kind
+from lightning_robust.functional.averaging import Kind, State
 from lightning_robust.harness.checkpoints import RAW_KEY
 from lightning_robust.harness.compat import batches_before
+from lightning_robust.harness.load_hook import follow_load_hook, unfollow_load_hook
 from lightning_robust.harness.ranks import Guard
 from lightning_robust.harness.trainers import NoEffectWarning, find_callbacks, refuse_sharded
 
@@ -123,13 +125,14 @@ class SWACallback(pl.Callback):
         if stage != "fit":
             return
         refuse_sharded(trainer, "SWACallback")
-        others = find_callbacks(trainer, SWACallback | WeightAveraging | StochasticWeightAveraging)
-        if len(others) > 1:
-            raise MisconfigurationException(
-                f"Expected one callback that exchanges the weights, but got {[type(c).__name__ for c in others]}. "
-                "Several averages at once are SWACallback(also={'name': {'kind': ...}})."
-            )
+        _refuse_others(trainer)
         self._averages, self._averaged, self._resumed = self._plan(), None, False
+        follow_load_hook(trainer, pl_module)
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Weights are loaded."""
+        unfollow_load_hook(pl_module)
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -185,9 +188,7 @@ class SWACallback(pl.Callback):
             metrics = {**self._metrics, "swa/snapshots": float(self.main.running.count)}
             pl_module.log_dict(metrics, sync_dist=True, add_dataloader_idx=False)
         elif self.compare_raw:
-            # so that monitors find the key from the first epoch on; the value is logged under its plain name
-            plain = {k: v for k, v in trainer.callback_metrics.items() if not k.startswith("swa/")}
-            trainer.callback_metrics.update({f"swa/raw/{key}": value for key, value in plain.items()})
+            _repeat_as_raw(trainer.callback_metrics)
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -225,6 +226,7 @@ class SWACallback(pl.Callback):
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave the module without hooks."""
+        unfollow_load_hook(pl_module)
         if stage == "fit" and self._averaged is not None:
             self._averaged.close()
 
@@ -265,9 +267,30 @@ class SWACallback(pl.Callback):
         if trainer.state.fn == "fit" and RAW_KEY in checkpoint:
             pl_module.load_state_dict(checkpoint[RAW_KEY], strict=pl_module.strict_loading)
 
+    def edit_weights(
+        self, pl_module: pl.LightningModule, checkpoint: dict[str, Any], edit: Callable[[State], State]
+    ) -> None:
+        """The module's hook for loading reaches the raw weights and the averages too."""
+        edit_averages(pl_module, checkpoint, checkpoint.get("callbacks", {}).get(self.state_key, {}), edit)
+
     def _plan(self) -> dict[str, ScheduledAverage]:
         main = {name: getattr(self, name) for name in ("kind", "start", "every", "half_life", "window")}
         return plan_averages(main, self.also, getattr(torch, self.dtype))
+
+
+def _refuse_others(trainer: pl.Trainer) -> None:
+    """Refuse another callback that exchanges the weights."""
+    others = find_callbacks(trainer, SWACallback | WeightAveraging | StochasticWeightAveraging)
+    if len(others) > 1:
+        raise MisconfigurationException(
+            f"Expected one callback that exchanges the weights, but got {[type(c).__name__ for c in others]}. "
+            "Several averages at once are SWACallback(also={'name': {'kind': ...}})."
+        )
+
+
+def _repeat_as_raw(metrics: MutableMapping[str, Any]) -> None:
+    """Before the first snapshot: monitors find the key from the first epoch on; it is logged under its plain name."""
+    metrics.update({f"swa/raw/{key}": value for key, value in list(metrics.items()) if not key.startswith("swa/")})
 
 
 def _validates_in_fit(trainer: pl.Trainer) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -22,8 +23,10 @@ from lightning_robust.callbacks.layer_criticality.rewind import Rewound, rewind
 from lightning_robust.callbacks.layer_criticality.trajectory import Trajectory
 from lightning_robust.callbacks.merging.greedy_soup.callback import GreedySoupCallback
 from lightning_robust.callbacks.merging.wise_ft.callback import WiSEFTCallback
+from lightning_robust.functional.averaging import State
 from lightning_robust.functional.weights import awaits_first_pass
 from lightning_robust.harness.inputs import as_keys
+from lightning_robust.harness.load_hook import follow_load_hook, unfollow_load_hook
 from lightning_robust.harness.trainers import NoEffectWarning, is_fast_dev_run
 from lightning_robust.layers import find_layers
 
@@ -148,10 +151,12 @@ class LayerCriticalityCallback(DiagnosticCallback):
         if self.rewind is not False:
             require_last(trainer, self, SWACallback | GreedySoupCallback | WiSEFTCallback)
         self._trajectory, self.maps, self.rewound, self.path = Trajectory(self.checkpoints), [], None, ""
+        follow_load_hook(trainer, pl_module)
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the weights that training begins from, and find the layers before any training is spent."""
+        unfollow_load_hook(pl_module)
         self._begun = False
         if not awaits_first_pass(pl_module):
             self._begin(pl_module)
@@ -180,6 +185,14 @@ class LayerCriticalityCallback(DiagnosticCallback):
         if trainer.state.fn == "validate" and self._trajectory.files:
             self._trajectory.start(pl_module)
             self.on_train_end(trainer, pl_module)
+
+    def edit_weights(
+        self, pl_module: pl.LightningModule, checkpoint: dict[str, Any], edit: Callable[[State], State]
+    ) -> None:
+        """The module's hook for loading reaches the weights that this callback keeps too."""
+        saved = checkpoint.get("callbacks", {}).get(self.state_key)
+        if saved:
+            saved["states"] = [edit(state) for state in saved["states"]]
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ from lightning_robust.functional.low_rank import refuse_trained_pairs, require_o
 from lightning_robust.functional.soups import Soup
 from lightning_robust.functional.weights import awaits_first_pass, state_on_cpu
 from lightning_robust.harness.checkpoints import expand, object_hyperparameters, read_state
+from lightning_robust.harness.load_hook import follow_load_hook, unfollow_load_hook
 from lightning_robust.harness.ranks import Guard, agreed
 from lightning_robust.harness.trainers import find_callbacks, is_fast_dev_run, refuse_sharded
 
@@ -141,10 +143,12 @@ class GreedySoupCallback(pl.Callback):
         self._judged_by(trainer)
         self.soup, self.path, self._epochs, self._begun = None, "", BestEpochs(self.top_k), False
         self._guard.reset()
+        follow_load_hook(trainer, pl_module)
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the initial weights, if the recipe needs them, and refuse ingredients that cannot become a soup."""
+        unfollow_load_hook(pl_module)
         self._source = self._find_source(trainer)
         if not awaits_first_pass(pl_module):
             self._begin(trainer, pl_module)
@@ -177,6 +181,14 @@ class GreedySoupCallback(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Cook."""
         self._guard.attempt(trainer, lambda: self.cook(trainer, pl_module), "no soup, the weights stay as trained")
+
+    def edit_weights(
+        self, pl_module: pl.LightningModule, checkpoint: dict[str, Any], edit: Callable[[State], State]
+    ) -> None:
+        """The module's hook for loading reaches the weights that this callback keeps too."""
+        saved = checkpoint.get("callbacks", {}).get(self.state_key)
+        if saved and saved["base"]:
+            saved["base"] = edit(saved["base"])
 
     @override
     def state_dict(self) -> dict[str, Any]:
