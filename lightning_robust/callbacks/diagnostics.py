@@ -93,6 +93,7 @@ class DiagnosticCallback(pl.Callback):
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse strategies that shard the weights, and forget the warnings of an earlier fit."""
+        super().setup(trainer, pl_module, stage)
         refuse_sharded(trainer, type(self).__name__)
         self.guard.reset()
 

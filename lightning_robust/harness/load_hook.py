@@ -3,47 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import lightning.pytorch as pl
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_robust.functional.averaging import State
 from lightning_robust.harness.compat import version_of
 from lightning_robust.harness.trainers import find_callbacks
 
+EditWeights = Callable[[State], State]
+"""Gives the edited form of a set of weights."""
 _NAME = "on_load_checkpoint"
 
 
-@runtime_checkable
-class KeepsWeights(Protocol):
-    """A callback with weights of its own in a checkpoint."""
+class WeightKeeper(pl.Callback):
+    """A callback that has weights of its own in a checkpoint; it does to them what the module's hook does to its own.
 
-    def edit_weights(
-        self, pl_module: pl.LightningModule, checkpoint: dict[str, Any], edit: Callable[[State], State]
-    ) -> None:
-        """Replace them by what ``edit`` makes of them."""
-
-
-def follow_load_hook(trainer: pl.Trainer, module: pl.LightningModule) -> None:
-    """Until :func:`unfollow_load_hook`, do to the weights of all callbacks what the module's hook does to its own.
-
-    A hook may migrate checkpoints of earlier versions: rename, drop or replace tensors of ``state_dict``. Where it
-    does, it is called once more for each further set of weights, on a checkpoint that holds these as ``state_dict``.
-
-    Args:
-        trainer: The Trainer.
-        module: The module.
+    A module may migrate checkpoints of earlier versions in ``on_load_checkpoint``: rename, drop or replace tensors of
+    ``state_dict``. Where it does, its hook is called once more for each further set of weights, on a checkpoint that
+    holds these as ``state_dict``.
     """
-    if not isinstance(vars(module).get(_NAME), _LoadHook):
-        # past the bookkeeping that nn.Module does for parameters and submodules
-        object.__setattr__(module, _NAME, _LoadHook(trainer, module))
 
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Wait for a checkpoint."""
+        if stage == "fit" and not isinstance(vars(pl_module).get(_NAME), _LoadHook):
+            # past the bookkeeping that nn.Module does for parameters and submodules
+            object.__setattr__(pl_module, _NAME, _LoadHook(trainer, pl_module))
 
-def unfollow_load_hook(module: pl.LightningModule) -> None:
-    """Leave the module with its own hook."""
-    if isinstance(vars(module).get(_NAME), _LoadHook):
-        object.__delattr__(module, _NAME)
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The checkpoint is loaded, if there is one: leave the module with its own hook."""
+        if isinstance(vars(pl_module).get(_NAME), _LoadHook):
+            object.__delattr__(pl_module, _NAME)
+
+    def edit_weights(self, pl_module: pl.LightningModule, checkpoint: dict[str, Any], edit: EditWeights) -> None:
+        """Replace the weights in the checkpoint by what ``edit`` makes of them."""
+        raise NotImplementedError
 
 
 class _LoadHook:
@@ -68,7 +66,7 @@ class _LoadHook:
             self._hook(twin)
             return dict(twin["state_dict"])
 
-        for callback in find_callbacks(self._trainer, KeepsWeights):
+        for callback in find_callbacks(self._trainer, WeightKeeper):
             callback.edit_weights(self._module, checkpoint, edit)
 
 

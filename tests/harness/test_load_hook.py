@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from lightning_robust import LayerCriticalityCallback, SWACallback, WiSEFTCallback
-from lightning_robust.harness.load_hook import KeepsWeights, follow_load_hook, unfollow_load_hook
+from lightning_robust.harness.load_hook import WeightKeeper
 
 from ..boring import Boring, make_trainer
 
@@ -118,22 +118,21 @@ def test_starts_that_other_callbacks_keep_are_migrated(tmp_path):
             torch.testing.assert_close(kept[name], tensor + 6 * (name == "scale"), msg=name)
 
 
-class Keeps(pl.Callback):
+class Keeps(WeightKeeper):
     def edit_weights(self, pl_module, checkpoint, edit):
         checkpoint["mine"] = edit(checkpoint["mine"])
 
 
 def test_a_hook_that_edits_no_weights_runs_once(tmp_path):
     module, keeps = Newer(), Keeps()
-    assert isinstance(keeps, KeepsWeights)
     trainer = make_trainer(tmp_path, [keeps])
-    follow_load_hook(trainer, module)
-    follow_load_hook(trainer, module)
+    keeps.setup(trainer, module, "fit")
+    keeps.setup(trainer, module, "fit")
     checkpoint = {"state_dict": {"w": torch.ones(1)}, "mine": {"w": torch.ones(1)}}
     module.on_load_checkpoint(checkpoint)
     assert module.calls == 1
-    unfollow_load_hook(module)
-    unfollow_load_hook(module)
+    keeps.on_fit_start(trainer, module)
+    keeps.on_fit_start(trainer, module)
     assert "on_load_checkpoint" not in vars(module)
 
 
@@ -146,7 +145,8 @@ def test_edits_in_place_and_of_other_entries_reach_every_set_once(tmp_path):
     module = InPlace()
     shared = torch.ones(1)
     checkpoint = {"state_dict": {"w": shared, "v": torch.zeros(1)}, "mine": {"w": torch.full((1,), 5.0)}, "version": 3}
-    follow_load_hook(make_trainer(tmp_path, [Keeps()]), module)
+    keeps = Keeps()
+    keeps.setup(make_trainer(tmp_path, [keeps]), module, "fit")
     module.on_load_checkpoint(checkpoint)
     assert {name: tensor.item() for name, tensor in checkpoint["mine"].items()} == {"w": 10.0, "v": 3.0}
     assert checkpoint["state_dict"]["w"].item() == 2.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -178,3 +178,8 @@ class AveragedModule:
             original(checkpoint)
 
         return on_save_checkpoint
+
+
+def repeat_as_raw(metrics: MutableMapping[str, Any]) -> None:
+    """Before the first snapshot: monitors find the key from the first epoch on; it is logged under its plain name."""
+    metrics.update({f"swa/raw/{key}": value for key, value in list(metrics.items()) if not key.startswith("swa/")})

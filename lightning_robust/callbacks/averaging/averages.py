@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -12,6 +12,8 @@ from torch import Tensor
 from lightning_robust.functional.averaging import Kind, RunningAverage, State
 from lightning_robust.functional.weights import Weights
 from lightning_robust.harness.checkpoints import RAW_KEY
+from lightning_robust.harness.compat import batches_before
+from lightning_robust.harness.load_hook import EditWeights
 from lightning_robust.harness.schedule import Moment, Period, parse_moment, parse_period
 
 MAIN = "swa"
@@ -55,6 +57,10 @@ class ScheduledAverage:
         """Step at which the average began; None before."""
         self.updated = 0
         """Step of the last update."""
+        self._updated_at_batch = 0
+        self._by_batch = False
+        """Whether epochs are measured in batches: under manual optimisation several optimizers may step in one, or one
+        in every second."""
         self.fresh = False
         """Whether BatchNorm statistics belong to the last update."""
 
@@ -69,8 +75,9 @@ class ScheduledAverage:
         return self.running.values()
 
     def begin_training(self, trainer: pl.Trainer, tensors: Sequence[Tensor]) -> None:
-        """Move to where the weights are, and turn a half-life in epochs into steps."""
+        """Move to where the weights are, and turn a half-life in epochs into steps (batches, if they are manual)."""
         self.running.to(tensors)
+        self._by_batch = not trainer.lightning_module.automatic_optimization
         if self.half_life is not None:
             self.running.half_life = self.half_life.steps(trainer)
 
@@ -78,6 +85,7 @@ class ScheduledAverage:
         """Begin, if the time has come."""
         if self.started is None and self.start.is_reached(trainer, batch_idx):
             self.started = self.updated = trainer.global_step
+            self._updated_at_batch = self._batches(trainer)
 
     def is_due(self, trainer: pl.Trainer) -> bool:
         """Whether to update after the optimizer step that has just been taken."""
@@ -87,14 +95,32 @@ class ScheduledAverage:
 
     def update(self, trainer: pl.Trainer, tensors: Sequence[Tensor]) -> None:
         """Take a snapshot of the weights."""
-        self.running.update(tensors, trainer.global_step - self.updated)
-        self.updated, self.fresh = trainer.global_step, False
+        batches = self._batches(trainer) + 1
+        in_batches = self._by_batch and self.half_life is not None and self.half_life.epochs
+        steps = batches - self._updated_at_batch if in_batches else trainer.global_step - self.updated
+        self.running.update(tensors, steps)
+        self.updated, self._updated_at_batch, self.fresh = trainer.global_step, batches, False
+
+    def cycle(self, trainer: pl.Trainer) -> float:
+        """The length from one update to the next, in the unit of :meth:`steps_since_update`."""
+        return Period(1.0, epochs=True).steps(trainer) if self.every == "epoch" else self.every
+
+    def steps_since_update(self, trainer: pl.Trainer) -> int:
+        """Optimizer steps since the last update; batches under manual optimisation if updates come once an epoch."""
+        if self.every == "epoch" and self._by_batch:
+            return self._batches(trainer) - self._updated_at_batch
+        return trainer.global_step - self.updated
+
+    def _batches(self, trainer: pl.Trainer) -> int:
+        """Batches before the present one, where they are counted."""
+        return batches_before(trainer) if self._by_batch else 0
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and numbers."""
         return {
             "started": self.started,
             "updated": self.updated,
+            "updated_at_batch": self._updated_at_batch,
             "fresh": self.fresh,
             "running": self.running.state_dict(),
         }
@@ -102,6 +128,8 @@ class ScheduledAverage:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a saved state."""
         self.started, self.updated, self.fresh = state["started"], state["updated"], state["fresh"]
+        # files of earlier versions count steps alone, which are batches where one optimizer steps at every batch
+        self._updated_at_batch = state.get("updated_at_batch", self.updated)
         self.running.load_state_dict(state["running"])
 
 
@@ -130,7 +158,7 @@ def edit_averages(
     pl_module: pl.LightningModule,
     checkpoint: dict[str, Any],
     saved: Mapping[str, Any],
-    edit: Callable[[State], State],
+    edit: EditWeights,
 ) -> None:
     """Edit the raw weights of a checkpoint and the averages that were saved with them.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -13,19 +12,19 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_robust.callbacks.averaging.averaged_module import AveragedModule
+from lightning_robust.callbacks.averaging.averaged_module import AveragedModule, repeat_as_raw
 from lightning_robust.callbacks.averaging.averages import MAIN, ScheduledAverage, edit_averages, plan_averages
 from lightning_robust.callbacks.averaging.learning_rate import CyclicRate
 from lightning_robust.callbacks.averaging.swalp.low_precision import LowPrecision
-from lightning_robust.functional.averaging import Kind, State
+from lightning_robust.functional.averaging import Kind
 from lightning_robust.harness.checkpoints import RAW_KEY
 from lightning_robust.harness.compat import batches_before
-from lightning_robust.harness.load_hook import follow_load_hook, unfollow_load_hook
+from lightning_robust.harness.load_hook import EditWeights, WeightKeeper
 from lightning_robust.harness.ranks import Guard
 from lightning_robust.harness.trainers import NoEffectWarning, find_callbacks, refuse_sharded
 
 
-class SWACallback(pl.Callback):
+class SWACallback(WeightKeeper):
     r"""Average the weights over training: SWA, exponential (EMA), or the last few snapshots (LAWA).
 
     With the weights :math:`w_i` at the end of each cycle from ``start`` on, the last one included,
@@ -55,7 +54,8 @@ class SWACallback(pl.Callback):
         start: When to begin: below 1 a fraction of the run, from 1 whole epochs, or ``"500 steps"``.
         every: When to update: at the end of each ``"epoch"``, or every so many optimizer steps.
         lr: Learning rate from ``start`` on, overriding the user's schedule: a number, or ``[high, low]`` for linear
-            cycles from one snapshot to the next. None leaves the schedule alone. Parameter groups keep their ratios.
+            cycles from one snapshot to the next. None leaves the schedule alone. Groups keep the
+            ratios of their first rates.
         half_life: For ``"ema"``: in optimizer steps, or ``"2 epochs"``. Weights count half after it, however often the
             average is updated. A decay ``d`` a step is a half-life of ``ln 0.5 / ln d``: 0.999 is 693 steps.
         window: For ``"lawa"``: how many snapshots; each is a copy in memory.
@@ -122,17 +122,13 @@ class SWACallback(pl.Callback):
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Begin with new averages, and make weights-only files hold the average too."""
+        super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
         refuse_sharded(trainer, "SWACallback")
         _refuse_others(trainer)
         self._averages, self._averaged, self._resumed = self._plan(), None, False
-        follow_load_hook(trainer, pl_module)
-
-    @override
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Weights are loaded."""
-        unfollow_load_hook(pl_module)
+        self._rate = None if self.lr is None else CyclicRate(self.lr)
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -188,7 +184,7 @@ class SWACallback(pl.Callback):
             metrics = {**self._metrics, "swa/snapshots": float(self.main.running.count)}
             pl_module.log_dict(metrics, sync_dist=True, add_dataloader_idx=False)
         elif self.compare_raw:
-            _repeat_as_raw(trainer.callback_metrics)
+            repeat_as_raw(trainer.callback_metrics)
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -226,7 +222,6 @@ class SWACallback(pl.Callback):
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave the module without hooks."""
-        unfollow_load_hook(pl_module)
         if stage == "fit" and self._averaged is not None:
             self._averaged.close()
 
@@ -237,6 +232,7 @@ class SWACallback(pl.Callback):
             "names": [] if self._averaged is None else list(self._averaged.names),
             "averages": {name: average.state_dict() for name, average in self._averages.items()},
             "seed": None if self._low is None else self._low.seed,
+            "rates": None if self._rate is None else [list(rates) for rates in self._rate.references],
         }
 
     @override
@@ -245,6 +241,8 @@ class SWACallback(pl.Callback):
         for name, state in state_dict["averages"].items():
             if name in self._averages:
                 self._averages[name].load_state_dict(state)
+        if self._rate is not None:
+            self._rate.references = [list(rates) for rates in state_dict.get("rates") or []]
         if self._low is not None and state_dict["seed"] is not None:
             self._low.seed = state_dict["seed"]
         self._resumed = True
@@ -267,9 +265,8 @@ class SWACallback(pl.Callback):
         if trainer.state.fn == "fit" and RAW_KEY in checkpoint:
             pl_module.load_state_dict(checkpoint[RAW_KEY], strict=pl_module.strict_loading)
 
-    def edit_weights(
-        self, pl_module: pl.LightningModule, checkpoint: dict[str, Any], edit: Callable[[State], State]
-    ) -> None:
+    @override
+    def edit_weights(self, pl_module: pl.LightningModule, checkpoint: dict[str, Any], edit: EditWeights) -> None:
         """The module's hook for loading reaches the raw weights and the averages too."""
         edit_averages(pl_module, checkpoint, checkpoint.get("callbacks", {}).get(self.state_key, {}), edit)
 
@@ -286,11 +283,6 @@ def _refuse_others(trainer: pl.Trainer) -> None:
             f"Expected one callback that exchanges the weights, but got {[type(c).__name__ for c in others]}. "
             "Several averages at once are SWACallback(also={'name': {'kind': ...}})."
         )
-
-
-def _repeat_as_raw(metrics: MutableMapping[str, Any]) -> None:
-    """Before the first snapshot: monitors find the key from the first epoch on; it is logged under its plain name."""
-    metrics.update({f"swa/raw/{key}": value for key, value in list(metrics.items()) if not key.startswith("swa/")})
 
 
 def _validates_in_fit(trainer: pl.Trainer) -> bool:

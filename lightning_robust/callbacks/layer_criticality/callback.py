@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -23,10 +22,9 @@ from lightning_robust.callbacks.layer_criticality.rewind import Rewound, rewind
 from lightning_robust.callbacks.layer_criticality.trajectory import Trajectory
 from lightning_robust.callbacks.merging.greedy_soup.callback import GreedySoupCallback
 from lightning_robust.callbacks.merging.wise_ft.callback import WiSEFTCallback
-from lightning_robust.functional.averaging import State
 from lightning_robust.functional.weights import awaits_first_pass
 from lightning_robust.harness.inputs import as_keys
-from lightning_robust.harness.load_hook import follow_load_hook, unfollow_load_hook
+from lightning_robust.harness.load_hook import EditWeights, WeightKeeper
 from lightning_robust.harness.trainers import NoEffectWarning, is_fast_dev_run
 from lightning_robust.layers import find_layers
 
@@ -34,7 +32,7 @@ _FOLDER = "layer_criticality"
 _TOLERANCE = 0.02
 
 
-class LayerCriticalityCallback(DiagnosticCallback):
+class LayerCriticalityCallback(DiagnosticCallback, WeightKeeper):
     r"""Put one layer at a time back to its initial value, to a checkpoint, or to a fresh draw, and see what that costs.
 
     After the fit, the network :math:`\theta_T` is evaluated with the weights of one layer :math:`d` replaced, without
@@ -151,12 +149,11 @@ class LayerCriticalityCallback(DiagnosticCallback):
         if self.rewind is not False:
             require_last(trainer, self, SWACallback | GreedySoupCallback | WiSEFTCallback)
         self._trajectory, self.maps, self.rewound, self.path = Trajectory(self.checkpoints), [], None, ""
-        follow_load_hook(trainer, pl_module)
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the weights that training begins from, and find the layers before any training is spent."""
-        unfollow_load_hook(pl_module)
+        super().on_fit_start(trainer, pl_module)
         self._begun = False
         if not awaits_first_pass(pl_module):
             self._begin(pl_module)
@@ -186,9 +183,8 @@ class LayerCriticalityCallback(DiagnosticCallback):
             self._trajectory.start(pl_module)
             self.on_train_end(trainer, pl_module)
 
-    def edit_weights(
-        self, pl_module: pl.LightningModule, checkpoint: dict[str, Any], edit: Callable[[State], State]
-    ) -> None:
+    @override
+    def edit_weights(self, pl_module: pl.LightningModule, checkpoint: dict[str, Any], edit: EditWeights) -> None:
         """The module's hook for loading reaches the weights that this callback keeps too."""
         saved = checkpoint.get("callbacks", {}).get(self.state_key)
         if saved:

@@ -190,6 +190,75 @@ def test_half_life_in_epochs_is_steps(tmp_path):
     assert_same(made[0], made[1])
 
 
+class Several(Boring):
+    """Manual optimisation by several optimizers, each of which steps in every so many batches."""
+
+    def __init__(self, optimizers=2, every=1):
+        super().__init__()
+        self.automatic_optimization = False
+        self.count, self.every = optimizers, every
+
+    def training_step(self, batch, batch_idx):
+        for optimizer in self.optimizers() if self.count > 1 else [self.optimizers()]:
+            optimizer.zero_grad()
+            self.manual_backward(self._loss(batch))
+            if batch_idx % self.every == self.every - 1:
+                optimizer.step()
+
+    def configure_optimizers(self):
+        parameters = list(self.parameters())
+        return [torch.optim.SGD(parameters[place :: self.count], 0.05) for place in range(self.count)]
+
+
+@pytest.mark.parametrize(("optimizers", "every"), [(1, 1), (2, 1), (3, 1), (1, 2), (2, 2)])
+def test_a_half_life_in_epochs_is_one_whatever_the_number_of_optimizers(tmp_path, optimizers, every):
+    """After 12 batches of 3 epochs: weights of an update halve with every epoch of 4 batches that has passed since."""
+    swa = SWACallback("ema", start=0, every=1, half_life="1 epochs", bn_refresh=False)
+    _, module, snapshots = train(tmp_path, swa, module=Several(optimizers, every), max_epochs=3)
+    after = [state["net.5.weight"].double() for state in snapshots.after[every - 1 :: every]]
+    shares = [0.5 ** ((12 - every * (place + 1)) / 4) for place in range(len(after))]
+    expected = sum(share * weights for share, weights in zip(shares, after, strict=True)) / sum(shares)
+    torch.testing.assert_close(module.net[5].weight.detach(), expected.float())
+
+
+@pytest.mark.parametrize(("optimizers", "every"), [(1, 1), (2, 1), (3, 1), (2, 2)])
+def test_a_cycle_of_an_epoch_is_one_whatever_the_number_of_optimizers(tmp_path, optimizers, every):
+    rates = []
+
+    class OfBatches(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            rates.append([optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers])
+
+    train(tmp_path, SWACallback(start=4, lr=[0.07, 0.01]), OfBatches(), module=Several(optimizers, every))
+    expected = [0.05] * 16 + [0.07, 0.05, 0.03, 0.01] * 2
+    for place in range(optimizers):
+        assert [each[place] for each in rates] == pytest.approx(expected)
+
+
+def test_a_half_life_in_epochs_resumes_inside_an_epoch(tmp_path):
+    def of_run():
+        return SWACallback("ema", start=0, every=1, half_life="1 epochs", bn_refresh=False)
+
+    def module():
+        pl.seed_everything(1)
+        made = Several(2)
+        made.net[4].p = 0.0
+        return made
+
+    whole = train(tmp_path, of_run(), module=module(), max_epochs=3)[1]
+    path = tmp_path / "half.ckpt"
+
+    class SavesInside(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 12:
+                trainer.save_checkpoint(path)
+
+    train(tmp_path, of_run(), SavesInside(), module=module(), max_epochs=2)
+    assert torch.load(path, weights_only=True)["global_step"] == 12
+    resumed = train(tmp_path, of_run(), module=module(), ckpt_path=path, max_epochs=3)[1]
+    assert_same(resumed.state_dict(), whole.state_dict())
+
+
 @pytest.mark.parametrize(
     ("stop", "settings"),
     [
@@ -245,6 +314,42 @@ def test_groups_keep_their_ratio_of_learning_rates(tmp_path):
 
     trainer, _, _ = train(tmp_path, SWACallback(start=2, lr=0.02), module=Groups())
     assert [group["lr"] for group in trainer.optimizers[0].param_groups] == pytest.approx([0.02, 0.002])
+
+
+class TwoRates(Boring):
+    def __init__(self):
+        super().__init__()
+        self.net[4].p = 0.0
+
+    def configure_optimizers(self):
+        groups = [{"params": self.net[0].parameters()}, {"params": self.net[5].parameters(), "lr": 0.005}]
+        return torch.optim.SGD(groups, 0.05)
+
+
+class RatesOfGroups(pl.Callback):
+    def __init__(self):
+        self.rates = []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.rates.append([group["lr"] for group in optimizer.param_groups])
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed", "ignore:Be aware that when using `ckpt_path`")
+@pytest.mark.parametrize("resumed", [False, True])
+def test_groups_keep_their_ratio_over_cycles_to_zero(tmp_path, resumed):
+    """Also where a run is resumed whose rates are all 0."""
+    rates = RatesOfGroups()
+    if resumed:
+        keeper, saving = ModelCheckpoint(tmp_path, "half"), {"enable_checkpointing": True}
+        train(tmp_path, SWACallback(start=0, lr=[0.1, 0.0]), rates, keeper, module=TwoRates(), max_epochs=1, **saving)
+        assert rates.rates[-1] == [0.0, 0.0]
+        settings = {"ckpt_path": tmp_path / "half.ckpt"}
+    else:
+        settings = {}
+    train(tmp_path, SWACallback(start=0, lr=[0.1, 0.0]), rates, module=TwoRates(), max_epochs=3, **settings)
+    one = [0.1, 0.2 / 3, 0.1 / 3, 0.0]
+    assert [first for first, _ in rates.rates] == pytest.approx(one * 3)
+    assert [second for _, second in rates.rates] == pytest.approx([each / 10 for each in one] * 3)
 
 
 def test_l7_as_many_epochs_as_asked(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,12 +28,12 @@ from lightning_robust.functional.low_rank import refuse_trained_pairs, require_o
 from lightning_robust.functional.soups import Soup
 from lightning_robust.functional.weights import awaits_first_pass, state_on_cpu
 from lightning_robust.harness.checkpoints import expand, object_hyperparameters, read_state
-from lightning_robust.harness.load_hook import follow_load_hook, unfollow_load_hook
+from lightning_robust.harness.load_hook import EditWeights, WeightKeeper
 from lightning_robust.harness.ranks import Guard, agreed
 from lightning_robust.harness.trainers import find_callbacks, is_fast_dev_run, refuse_sharded
 
 
-class GreedySoupCallback(pl.Callback):
+class GreedySoupCallback(WeightKeeper):
     r"""Average several checkpoints into one set of weights, as far as that helps on held-out data.
 
     Greedy soup (`Wortsman et al. 2022 <https://arxiv.org/abs/2203.05482>`_): from the best ingredient on, the others
@@ -136,6 +135,7 @@ class GreedySoupCallback(pl.Callback):
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse what cannot work, before any training is spent on it."""
+        super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
         refuse_sharded(trainer, "GreedySoupCallback")
@@ -143,12 +143,11 @@ class GreedySoupCallback(pl.Callback):
         self._judged_by(trainer)
         self.soup, self.path, self._epochs, self._begun = None, "", BestEpochs(self.top_k), False
         self._guard.reset()
-        follow_load_hook(trainer, pl_module)
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the initial weights, if the recipe needs them, and refuse ingredients that cannot become a soup."""
-        unfollow_load_hook(pl_module)
+        super().on_fit_start(trainer, pl_module)
         self._source = self._find_source(trainer)
         if not awaits_first_pass(pl_module):
             self._begin(trainer, pl_module)
@@ -182,9 +181,8 @@ class GreedySoupCallback(pl.Callback):
         """Cook."""
         self._guard.attempt(trainer, lambda: self.cook(trainer, pl_module), "no soup, the weights stay as trained")
 
-    def edit_weights(
-        self, pl_module: pl.LightningModule, checkpoint: dict[str, Any], edit: Callable[[State], State]
-    ) -> None:
+    @override
+    def edit_weights(self, pl_module: pl.LightningModule, checkpoint: dict[str, Any], edit: EditWeights) -> None:
         """The module's hook for loading reaches the weights that this callback keeps too."""
         saved = checkpoint.get("callbacks", {}).get(self.state_key)
         if saved and saved["base"]:

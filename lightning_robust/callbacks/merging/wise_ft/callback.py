@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,12 +21,12 @@ from lightning_robust.functional.low_rank import mixable_start, refuse_trained_p
 from lightning_robust.functional.weights import awaits_first_pass, state_on_cpu
 from lightning_robust.harness.checkpoints import read_state
 from lightning_robust.harness.evaluate import pick
-from lightning_robust.harness.load_hook import follow_load_hook, unfollow_load_hook
+from lightning_robust.harness.load_hook import EditWeights, WeightKeeper
 from lightning_robust.harness.ranks import Guard, agreed
 from lightning_robust.harness.trainers import refuse_sharded
 
 
-class WiSEFTCallback(pl.Callback):
+class WiSEFTCallback(WeightKeeper):
     r"""Interpolate between the weights before and after fine-tuning and keep the most robust mixture.
 
     .. math:: \theta(\alpha) = (1 - \alpha)\,\theta_\text{zero-shot} + \alpha\,\theta_\text{fine-tuned}
@@ -111,6 +111,7 @@ class WiSEFTCallback(pl.Callback):
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse what cannot work, before any training is spent on it."""
+        super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
         refuse_sharded(trainer, "WiSEFTCallback")
@@ -119,12 +120,11 @@ class WiSEFTCallback(pl.Callback):
         self._start, self.chosen, self.path = {}, None, ""
         self._begun = False
         self._guard.reset()
-        follow_load_hook(trainer, pl_module)
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Copy the weights that fine-tuning begins from, and refuse those that it cannot go back to."""
-        unfollow_load_hook(pl_module)
+        super().on_fit_start(trainer, pl_module)
         if not awaits_first_pass(pl_module):
             self._begin(trainer, pl_module)
 
@@ -139,9 +139,8 @@ class WiSEFTCallback(pl.Callback):
         """Interpolate, choose an alpha, and leave its weights in the module."""
         self._guard.attempt(trainer, lambda: self._interpolate(trainer, pl_module), "the weights stay as trained")
 
-    def edit_weights(
-        self, pl_module: pl.LightningModule, checkpoint: dict[str, Any], edit: Callable[[State], State]
-    ) -> None:
+    @override
+    def edit_weights(self, pl_module: pl.LightningModule, checkpoint: dict[str, Any], edit: EditWeights) -> None:
         """The module's hook for loading reaches the weights that this callback keeps too."""
         saved = checkpoint.get("callbacks", {}).get(self.state_key)
         if saved and saved["start"]:
