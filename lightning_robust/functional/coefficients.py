@@ -55,7 +55,7 @@ def stock_soup(states: Sequence[Ingredient], base: Mapping[str, Tensor]) -> Soup
 
 def learned_soup(
     states: Sequence[Ingredient],
-    loss_fn: Callable[[State, object], Tensor],
+    loss_fn: Callable[[State, object, Tensor], Tensor],
     batches: Callable[[], Iterable[object]],
     *,
     per: Literal["model", "tensor"] = "tensor",
@@ -64,14 +64,20 @@ def learned_soup(
 ) -> Soup:
     r"""Mixing coefficients learned by gradient descent on held-out data.
 
-    Each tensor is :math:`\sum_i \operatorname{softmax}(T a)_i\,\theta_i`, with one vector :math:`a` for the model or
-    for each tensor (`Wortsman et al. 2022 <https://arxiv.org/abs/2203.05482>`_, "learned soup" and its by-layer form),
-    all equal at the start, and one learned scale :math:`T`. AdamW without weight decay. All ingredients are in memory.
+    Learned soup and its by-layer form (`Wortsman et al. 2022 <https://arxiv.org/abs/2203.05482>`_) minimise
+
+    .. math:: \min_{a, \beta} \sum_{(x, y)} \ell\Big(\beta\, f\big(x, \textstyle\sum_i
+              \operatorname{softmax}(a)_i\, \theta_i\big), y\Big)
+
+    with one vector :math:`a` for the model or for each tensor, all equal at the start, and an inverse temperature
+    :math:`\beta > 0` of the network's outputs, 1 at the start. AdamW without weight decay on :math:`a` and
+    :math:`\log \beta`. The soup does not hold :math:`\beta`. All ingredients are in memory.
 
     Args:
         states: Ingredients.
-        loss_fn: ``loss_fn(state, batch)``, differentiable in the state, for instance through
-            ``torch.func.functional_call``.
+        loss_fn: ``loss_fn(state, batch, beta)`` is the loss of a batch under a state, with the network's outputs times
+            ``beta``, a positive scalar tensor; differentiable in both, for instance through
+            ``torch.func.functional_call``. A task whose outputs have no temperature leaves ``beta`` alone.
         batches: Called for an iterable over the held-out data, once an epoch.
         per: One vector of coefficients for the ``"model"``, or one for each ``"tensor"``.
         epochs: Passes over the held-out data.
@@ -82,22 +88,24 @@ def learned_soup(
 
     Example:
         >>> states = [{"w": torch.tensor(0.0)}, {"w": torch.tensor(4.0)}]
-        >>> soup = learned_soup(states, lambda state, target: (state["w"] - target) ** 2, lambda: [1.0] * 200)
+        >>> soup = learned_soup(states, lambda state, target, _: (state["w"] - target) ** 2, lambda: [1.0] * 200)
         >>> round(soup.state["w"].item(), 2)
         1.0
     """
     mixture = _LearnedMixture(states_of(states), per)
+    log_beta = torch.zeros((), requires_grad=True)
     with torch.enable_grad():
-        optimizer = torch.optim.AdamW([*mixture.logits.values(), mixture.scale], lr, weight_decay=0.0)
+        optimizer = torch.optim.AdamW([*mixture.logits.values(), log_beta], lr, weight_decay=0.0)
         for _ in range(epochs):
             for batch in batches():
-                loss = loss_fn(mixture.state(), batch)
+                loss = loss_fn(mixture.state(), batch, log_beta.exp())
                 require_finite(loss.item(), "the learned soup")
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
     with torch.no_grad():
-        return Soup(mixture.state(), list(range(len(states))), coefficients=mixture.shares())
+        beta = log_beta.exp().item()
+        return Soup(mixture.state(), list(range(len(states))), coefficients=mixture.shares(), beta=beta)
 
 
 class _LearnedMixture:
@@ -113,11 +121,10 @@ class _LearnedMixture:
         self._per_tensor = per == "tensor"
         groups = list(self._stacks) if self._per_tensor else ["model"]
         self.logits = {group: torch.zeros(len(states), requires_grad=True) for group in groups}
-        self.scale = torch.ones((), requires_grad=True)
 
     def shares(self) -> dict[str, Tensor]:
         """The share of each ingredient, by tensor or for the model."""
-        return {group: (self.scale * logits).softmax(0) for group, logits in self.logits.items()}
+        return {group: logits.softmax(0) for group, logits in self.logits.items()}
 
     def state(self) -> State:
         shares = self.shares()

@@ -55,6 +55,8 @@ class Soup:
     """Passes over the held-out data, parts of a pass counted as such."""
     coefficients: dict[str, Tensor] = field(default_factory=dict)
     """Of a learned or a stock soup."""
+    beta: float | None = None
+    """Of a learned soup: the inverse temperature of the network's outputs that was learned beside the coefficients."""
 
 
 def uniform_soup(states: Sequence[Ingredient]) -> Soup:

@@ -36,7 +36,7 @@ def test_learned_coefficients_reach_the_known_optimum(per):
     shares = torch.tensor([0.2, 0.5, 0.3])
     target = {name: sum(s * state[name] for s, state in zip(shares, states, strict=True)) for name in "ab"}
 
-    def loss(state, _):
+    def loss(state, *_):
         return sum((state[name] - target[name]).square().sum() for name in "ab")
 
     soup = learned_soup(states, loss, lambda: range(300), per=per, epochs=1)
@@ -48,7 +48,7 @@ def test_learned_coefficients_reach_the_known_optimum(per):
 
 def test_equal_shares_before_the_first_step_are_the_uniform_soup():
     states = [{"w": torch.randn(5), "n": torch.tensor(n)} for n in (4, 9)]
-    soup = learned_soup(states, lambda state, _: state["w"].sum(), list)
+    soup = learned_soup(states, lambda state, *_: state["w"].sum(), list)
     torch.testing.assert_close(soup.state["w"], (states[0]["w"] + states[1]["w"]) / 2)
     assert list(soup.state) == ["w", "n"]
     assert soup.state["n"] == 4
@@ -59,6 +59,39 @@ def test_rejects_too_few_ingredients_and_a_loss_that_is_not_finite():
     with pytest.raises(ValueError, match="two ingredients"):
         stock_soup(states[:1], states[0])
     with pytest.raises(ValueError, match="at least one ingredient"):
-        learned_soup([], lambda state, _: state["w"].sum(), lambda: [0])
+        learned_soup([], lambda state, *_: state["w"].sum(), lambda: [0])
     with pytest.raises(ValueError, match="finite held-out score for the learned soup"):
-        learned_soup(states, lambda state, _: state["w"].sum() * math.nan, lambda: [0])
+        learned_soup(states, lambda state, *_: state["w"].sum() * math.nan, lambda: [0])
+
+
+def test_learned_soup_matches_an_implementation_by_hand():
+    """Of a linear classifier, with gradients written out and Adam by its formulas: same coefficients, same beta."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(60, 4, generator=generator, dtype=torch.float64)
+    teacher = torch.randn(3, 4, generator=generator, dtype=torch.float64)
+    labels = (inputs @ teacher.T).argmax(1)
+    weights = torch.stack([teacher + k * torch.randn(3, 4, generator=generator).double() for k in (0.3, 1.0, 3.0)])
+    batches = list(zip(inputs.split(20), labels.split(20), strict=True))
+
+    def loss(state, batch, beta):
+        return nn.functional.cross_entropy(beta * batch[0] @ state["w"].T, batch[1])
+
+    soup = learned_soup([{"w": w} for w in weights], loss, lambda: batches, epochs=30, lr=0.05)
+
+    point, first, second = (torch.zeros(4, dtype=torch.float64) for _ in range(3))  # three logits and log beta
+    for step in range(1, 91):
+        x, y = batches[(step - 1) % 3]
+        shares, beta = point[:3].exp() / point[:3].exp().sum(), point[3].exp()
+        outputs = x @ (shares[:, None, None] * weights).sum(0).T
+        error = (beta * outputs).exp() / (beta * outputs).exp().sum(1, keepdim=True)
+        error[torch.arange(20), y] -= 1
+        error /= 20
+        of_shares = (beta * (error.T @ x) * weights).sum((1, 2))
+        of_logits = shares * (of_shares - (shares * of_shares).sum())
+        gradient = torch.cat([of_logits, beta * (error * outputs).sum()[None]])
+        first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+        point = point - 0.05 * (first / (1 - 0.9**step)) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
+    assert soup.beta == pytest.approx(point[3].exp().item(), rel=1e-4)
+    assert soup.beta > 1.5
+    # the callback's logits are in fp32
+    torch.testing.assert_close(soup.coefficients["w"].double(), point[:3].softmax(0), rtol=1e-4, atol=1e-5)

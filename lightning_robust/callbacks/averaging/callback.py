@@ -108,7 +108,7 @@ class SWACallback(WeightKeeper):
         self.also, self.dtype, self.word_length = also, dtype, word_length
         self._rate = None if lr is None else CyclicRate(lr)
         self._averages = self._plan()
-        self._low = None if word_length is None else LowPrecision(word_length, torch.initial_seed() % 2**31)
+        self._low = None if word_length is None else LowPrecision(word_length)
         self._averaged: AveragedModule | None = None
         self._resumed = False
         self._metrics: dict[str, float] = {}
@@ -137,7 +137,7 @@ class SWACallback(WeightKeeper):
             trainer, pl_module, self._averages, self._guard, self.bn_refresh, self.bn_samples, self.input_key
         )
         if self._low is not None:
-            self._low.attach(pl_module, trainer.optimizers, trainer.global_rank, resumed=self._resumed)
+            self._low.attach(pl_module, trainer, resumed=self._resumed)
 
     @override
     def on_train_batch_start(
@@ -232,6 +232,7 @@ class SWACallback(WeightKeeper):
             "names": [] if self._averaged is None else list(self._averaged.names),
             "averages": {name: average.state_dict() for name, average in self._averages.items()},
             "seed": None if self._low is None else self._low.seed,
+            "exempt": None if self._low is None else self._low.exempt(),
             "rates": None if self._rate is None else [list(rates) for rates in self._rate.references],
         }
 
@@ -244,7 +245,7 @@ class SWACallback(WeightKeeper):
         if self._rate is not None:
             self._rate.references = [list(rates) for rates in state_dict.get("rates") or []]
         if self._low is not None and state_dict["seed"] is not None:
-            self._low.seed = state_dict["seed"]
+            self._low.go_on(state_dict["seed"], state_dict.get("exempt"))
         self._resumed = True
 
     @override

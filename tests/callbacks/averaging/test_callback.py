@@ -1,5 +1,6 @@
 """SWACallback against closed forms and against what the existing callbacks get wrong (L1-L8, W1-W12 in the names)."""
 
+import functools
 import math
 
 import lightning.pytorch as pl
@@ -17,7 +18,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_robust import NoEffectWarning, SWACallback, load_averaged
+from lightning_robust import NoEffectWarning, RotationSSLMixin, SWACallback, load_averaged
 
 from ...boring import Boring, Pictures, make_trainer
 
@@ -656,6 +657,113 @@ def test_swalp_rounds_activations_and_errors_but_not_the_logits(tmp_path):
     assert not on_grid(seen["logits"].flatten())
     # the bias' gradient is the sum of 1024 rounded errors: exact multiples of their step
     assert torch.equal(seen["bias"] * 2**40, (seen["bias"] * 2**40).round())
+
+
+class HeadFirst(Boring):
+    """The layer that gives the logits is made before the others."""
+
+    def __init__(self):
+        super().__init__()
+        self.net[4].p = 0.0
+        *stem, head = self.net
+        del self.net
+        self.head, self.stem = head, nn.Sequential(*stem)
+
+    def forward(self, images):
+        return self.head(self.stem(images))
+
+
+class Rotated(RotationSSLMixin, HeadFirst):
+    def features(self, images):
+        return self.stem(images)
+
+
+class TwoHeads(HeadFirst):
+    """The loss is of two heads, and one of them is also a step on the way to the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.second, self.unused = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, images):
+        logits = self.head(self.stem(images))
+        return logits + self.second(logits.relu())
+
+
+class Looks(pl.Callback):
+    """Which layers round what they give, in every step."""
+
+    def __init__(self, heads):
+        self.heads = heads
+
+    def on_train_batch_start(self, trainer, pl_module, *_):
+        self.rounded, self.handles = {}, []
+        # behind the hooks that round
+        for name, layer in pl_module.named_modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d):
+                self.handles.append(layer.register_forward_hook(functools.partial(self.look, name)))
+
+    def look(self, name, layer, _, output):
+        if layer.training:
+            self.rounded[name] = on_grid(output.detach().flatten())
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        for handle in self.handles:
+            handle.remove()
+        first = trainer.current_epoch == batch_idx == 0
+        unrounded = {name for name, rounded in self.rounded.items() if not rounded}
+        assert unrounded == (set(self.rounded) if first else set(self.heads))
+
+
+@pytest.mark.parametrize(
+    ("make", "heads"),
+    [
+        (HeadFirst, ["head"]),
+        (lambda: Rotated(rotation_weight=1.0), ["head", "rotation_head"]),
+        (TwoHeads, ["second"]),
+        (lambda: Several(2), ["net.5"]),
+    ],
+    ids=["head first", "rotation", "two heads", "manual"],
+)
+def test_swalp_leaves_the_heads_whatever_their_place_in_the_module(tmp_path, make, heads):
+    swa = SWACallback(start=0, word_length=8, bn_refresh=False)
+    pl.seed_everything(1)
+    make_trainer(tmp_path, [swa, Looks(heads)], max_epochs=2).fit(make())
+    assert sorted(swa.state_dict()["exempt"]) == sorted(heads)
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch")
+def test_swalp_resumes_after_its_first_step(tmp_path):
+    def module():
+        pl.seed_everything(1)
+        return HeadFirst()
+
+    class SavesFirst(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 1:
+                trainer.save_checkpoint(tmp_path / "first.ckpt")
+
+    def of_run():
+        return SWACallback(start=0, word_length=8, bn_refresh=False)
+
+    whole = train(tmp_path, of_run(), SavesFirst(), module=module(), max_epochs=2)[1]
+    torch.manual_seed(77)
+    resumed = train(tmp_path, of_run(), module=module(), max_epochs=2, ckpt_path=tmp_path / "first.ckpt")[1]
+    assert_same(resumed.state_dict(), whole.state_dict())
+
+
+def test_swalps_seed_is_that_of_the_fit(tmp_path):
+    """Made before the seed is set, and in a second fit of the same callback."""
+    torch.manual_seed(5)
+    swa = SWACallback(start=0, word_length=8, bn_refresh=False)
+    trained = []
+    for _ in range(2):
+        pl.seed_everything(1)
+        module = HeadFirst()
+        make_trainer(tmp_path, [swa], max_epochs=1).fit(module)
+        trained.append(module.state_dict())
+        assert swa.state_dict()["seed"] == 1
+    assert_same(*trained)
 
 
 def test_no_batchnorm_is_said(tmp_path):

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from lightning_robust.callbacks.averaging.swalp.layer_graph import LayerGraph
 from lightning_robust.functional.quantization import quantize_block
 from lightning_robust.harness.compat import AnyConvolution
 
@@ -22,8 +24,9 @@ class LowPrecision:
 
     Gradients are rounded before the optimizer's step; weights and momentum (``momentum_buffer``, ``exp_avg``) after
     it, in hooks of the optimizer, so that any optimizer works. Activations behind linear layers and convolutions, and
-    the errors that come back to them, are rounded in hooks of the layers, except for the last such layer of the module,
-    whose outputs are the logits. Matrices and kernels have one exponent for each index of their first dimension,
+    the errors that come back to them, are rounded in hooks of the layers, except for the layers that give the outputs:
+    those from which no other such layer computes, as the graph of the first training step tells. In this step
+    activations are not rounded. Matrices and kernels have one exponent for each index of their first dimension,
     vectors and activations one for the whole tensor. The weights serve as the accumulator, which would not change when
     rounded again to the same grid. Second moments of Adam stay in fp32: rounded to 8 bits beside larger ones they
     become 0, and the step infinite.
@@ -33,50 +36,81 @@ class LowPrecision:
 
     Args:
         word_length: Number of bits, 2 to 24.
-        seed: Seed of the dither.
 
     Raises:
         ValueError: For a word length out of range.
     """
 
-    def __init__(self, word_length: int, seed: int) -> None:
+    def __init__(self, word_length: int) -> None:
         quantize_block(torch.zeros(1), word_length)  # refuses a bad word length
         self.word_length = word_length
-        self.seed = seed
+        self.seed: int | None = None
+        """Seed of the dither; the state of a run has it."""
+        self._exempt: list[str] | None = None
         self._rank = 0
         self._handles: list[RemovableHandle] = []
         self._of_all_ranks: torch.Generator | None = None
         self._of_rank: torch.Generator | None = None
+        self._layers: dict[str, nn.Module] = {}
+        self._graph: LayerGraph | None = None
 
-    def attach(self, module: nn.Module, optimizers: Iterable[Optimizer], rank: int, *, resumed: bool) -> None:
-        """Place the hooks and round the weights; those of a resumed run are rounded already."""
+    def attach(self, module: nn.Module, trainer: pl.Trainer, *, resumed: bool) -> None:
+        """Place the hooks and round the weights; those of a resumed run are rounded already, and it keeps its seed."""
+        # ranks may be seeded differently
+        seed: int = trainer.strategy.broadcast(torch.initial_seed() % 2**31, 0)
+        if not resumed:
+            self.go_on(None, None)
+        self.seed = seed if self.seed is None else self.seed
         device = next(module.parameters()).device
         self._of_all_ranks, self._of_rank = torch.Generator(device), torch.Generator(device)
-        self._rank = rank
+        self._rank = trainer.global_rank
         self.begin_step(0)
-        layers = [part for part in module.modules() if isinstance(part, nn.Linear | AnyConvolution)]
-        for layer in layers[:-1]:
-            self._handles.append(layer.register_forward_hook(self._round_output))
-        for optimizer in optimizers:
+        self._layers = {n: part for n, part in module.named_modules() if isinstance(part, nn.Linear | AnyConvolution)}
+        if self._exempt is None:
+            self._graph = LayerGraph(self._layers)
+        else:
+            self._round_layers(self._exempt)
+        for optimizer in trainer.optimizers:
             self._handles.append(optimizer.register_step_post_hook(self._after_step))
             if not resumed:
                 self._round_all(_parameters(optimizer))
+
+    def go_on(self, seed: int | None, exempt: list[str] | None) -> None:
+        """Continue an earlier run: its seed and the layers that it left out."""
+        self.seed, self._exempt = seed, exempt
 
     def detach(self) -> None:
         """Take the hooks away."""
         for handle in self._handles:
             handle.remove()
+        if self._graph is not None:
+            self._graph.close()
+        self._graph, self._layers = None, {}
         self._handles, self._of_all_ranks, self._of_rank = [], None, None
 
     def begin_step(self, step: int) -> None:
-        """Draw the dither of this step."""
-        if self._of_all_ranks is not None and self._of_rank is not None:
+        """Draw the dither of this step, and round activations from the second step on."""
+        if self._graph is not None and self._graph.outputs():
+            self._round_layers(self._graph.outputs())
+            self._graph.close()
+            self._graph = None
+        if self._of_all_ranks is not None and self._of_rank is not None and self.seed is not None:
             self._of_all_ranks.manual_seed(self.seed + _LARGE * step)
             self._of_rank.manual_seed(self.seed + _LARGE * step + 1 + self._rank)
 
     def round_gradients(self, optimizer: Optimizer) -> None:
         """Before the optimizer's step; inside its closure, so that a hook of the optimizer would come too early."""
         self._round_all(parameter.grad for parameter in _parameters(optimizer) if parameter.grad is not None)
+
+    def exempt(self) -> list[str] | None:
+        """Names of the layers that give the outputs; None until a step has shown them. The state of a run has them."""
+        return self._exempt if self._graph is None else self._graph.outputs() or None
+
+    def _round_layers(self, exempt: list[str]) -> None:
+        self._exempt = exempt
+        for name, layer in self._layers.items():
+            if name not in exempt:
+                self._handles.append(layer.register_forward_hook(self._round_output))
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         parameters = list(_parameters(optimizer))

@@ -62,8 +62,9 @@ class GreedySoupCallback(WeightKeeper):
 
     Args:
         recipe: ``"greedy"``, ``"uniform"`` (all), ``"learned"`` (mixing coefficients by gradient descent on the
-            validation data, with the loss of ``training_step``), or ``"stock"`` (Model Stock, from the weights at the
-            start of the fit).
+            validation data, with the loss of the module's own ``training_step``, unattacked, and a learned temperature
+            of what ``logits`` or ``forward`` returns, if it is a tensor), or ``"stock"`` (Model Stock, from the weights
+            at the start of the fit).
         ingredients: Paths and globs of ``.ckpt``, ``.pt`` or ``.safetensors`` files; ``"checkpoints"`` for the best
             ones of this run's ModelCheckpoint; ``"epochs"`` for the ``top_k`` best epochs of this run, kept by this
             callback. None is ``"checkpoints"`` where a ModelCheckpoint keeps more than one, else ``"epochs"``.

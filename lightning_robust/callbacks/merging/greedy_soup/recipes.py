@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from lightning_robust.callbacks.attacked_batches import own_step
 from lightning_robust.callbacks.candidates import Candidates
 from lightning_robust.callbacks.merging.greedy_soup.pantry import NamedIngredient
 from lightning_robust.functional.averaging import State
@@ -20,6 +21,7 @@ from lightning_robust.functional.coefficients import learned_soup, stock_soup
 from lightning_robust.functional.soups import Soup, greedy_soup, uniform_soup
 from lightning_robust.harness.batches import validation_batches
 from lightning_robust.harness.quiet import quietly
+from lightning_robust.harness.replacement import replaced
 from lightning_robust.harness.steps import call_step
 from lightning_robust.structures import loss_in
 
@@ -121,12 +123,12 @@ def measure_barriers(pantry: Sequence[NamedIngredient], candidates: Candidates, 
 
 
 def _learn(pantry: Sequence[NamedIngredient], trainer: pl.Trainer, module: pl.LightningModule) -> Soup:
-    """Coefficients by gradient descent on the validation data, with the loss of ``training_step``."""
+    """Coefficients by gradient descent on the validation data, with the loss of the module's own training step."""
     step = _TrainingLoss(module)
 
-    def loss(state: Mapping[str, Tensor], batch: object) -> Tensor:
+    def loss(state: Mapping[str, Tensor], batch: object, beta: Tensor) -> Tensor:
         named = {f"module.{name}": tensor.to(module.device) for name, tensor in state.items()}
-        result: Tensor = torch.func.functional_call(step, named, (batch,))
+        result: Tensor = torch.func.functional_call(step, named, (batch, beta.to(module.device)))
         return result
 
     with quietly(trainer, module, "training"):
@@ -138,12 +140,25 @@ def _scores(pantry: Sequence[NamedIngredient]) -> list[float]:
 
 
 class _TrainingLoss(nn.Module):
-    """The module's training step as a forward pass, in which weights can be replaced."""
+    """The module's own training step as a forward pass, in which weights can be replaced.
+
+    What its ``logits`` returns, or its ``forward`` if it has no such method, is multiplied by an inverse temperature if
+    it is a floating tensor; other outputs have no temperature.
+    """
 
     def __init__(self, module: pl.LightningModule) -> None:
         super().__init__()
         self.module = module
 
-    def forward(self, batch: Any) -> Tensor:
-        loss: Tensor = loss_in(call_step(self.module.training_step, batch))
+    def forward(self, batch: Any, beta: Tensor) -> Tensor:
+        name = "logits" if callable(getattr(type(self.module), "logits", None)) else "forward"
+        compute = getattr(self.module, name)
+
+        def scaled(*args: Any, **kwargs: Any) -> Any:
+            outputs = compute(*args, **kwargs)
+            floats = isinstance(outputs, Tensor) and outputs.is_floating_point()
+            return outputs * beta.to(outputs.dtype) if floats else outputs
+
+        with replaced(self.module, **{name: scaled}):
+            loss: Tensor = loss_in(call_step(own_step(self.module), batch))
         return loss

@@ -95,6 +95,7 @@ def _provenance(soup: Soup, pantry: Sequence[NamedIngredient], barriers: Sequenc
             }
             for index, ingredient in enumerate(pantry)
         ],
+        "beta": soup.beta,
         "coefficients": {name: values.tolist() for name, values in soup.coefficients.items()},
     }
 

@@ -15,12 +15,19 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from safetensors.torch import save_file
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_robust import DeploymentParityCallback, GreedySoupCallback, NoEffectWarning, SWACallback
+from lightning_robust import (
+    AdversarialCallback,
+    DeploymentParityCallback,
+    GreedySoupCallback,
+    NoEffectWarning,
+    SWACallback,
+)
 from lightning_robust.callbacks.merging.greedy_soup import pantry
 from lightning_robust.callbacks.merging.greedy_soup.recipes import Held
 from lightning_robust.cli import RobustCLI
+from lightning_robust.functional.coefficients import learned_soup
 
 from ....boring import Boring, make_trainer
 from ..modules import Adapted, LazyScalar, late
@@ -131,6 +138,62 @@ def test_learned_reaches_the_optimum(tmp_path):
 
     _, module = run(tmp_path, judged(recipe="learned", ingredients="epochs"), module=Long(PATH))
     assert module.w.item() == pytest.approx(1.0, abs=0.02)
+
+
+class Classifier(pl.LightningModule):
+    """Linear, never trained; its outputs are ``form`` of the logits."""
+
+    def __init__(self, form="tensor"):
+        super().__init__()
+        self.layer, self.form = nn.Linear(4, 3, bias=False), form
+
+    def forward(self, x):
+        return self.layer(x) if self.form == "tensor" else {"logits": self.layer(x)}
+
+    def training_step(self, batch, batch_idx):
+        outputs = self(batch[0])
+        return nn.functional.cross_entropy(outputs["logits"] if isinstance(outputs, dict) else outputs, batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/loss", self.training_step(batch, batch_idx))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.0)
+
+    def train_dataloader(self):
+        generator = torch.Generator().manual_seed(0)
+        inputs = torch.rand(64, 4, generator=generator)
+        return DataLoader(TensorDataset(inputs, inputs[:, :3].argmax(1)), 16)
+
+    val_dataloader = train_dataloader
+
+
+@pytest.mark.filterwarnings("ignore:.*the learned soup")
+@pytest.mark.parametrize(
+    ("form", "method"),
+    [("tensor", None), ("tensor", "pgd"), ("tensor", "free"), ("tensor", "trades"), ("dict", None), ("dict", "pgd")],
+)
+def test_learned_soup_takes_the_modules_own_loss_with_a_temperature_of_its_outputs(tmp_path, form, method):
+    """Also beside adversarial training; outputs that are no tensor have no temperature."""
+    torch.manual_seed(0)
+    states = [{"layer.weight": torch.eye(3, 4) + k * torch.randn(3, 4)} for k in (0.1, 0.5, 1.0)]
+    for index, state in enumerate(states):
+        torch.save(state, tmp_path / f"{index}.ckpt")
+    module = Classifier(form)
+
+    def loss(state, batch, beta):
+        scale = beta if form == "tensor" else 1.0
+        return nn.functional.cross_entropy(scale * batch[0] @ state["layer.weight"].T, batch[1])
+
+    expected = learned_soup(states, loss, module.val_dataloader)
+    soup = judged(recipe="learned", ingredients=str(tmp_path / "*.ckpt"))
+    steps = {} if method in (None, "trades") else {"steps": 2}
+    attack = [] if method is None else [AdversarialCallback(method, eps=0.3, bounds="none", val_eps=[], **steps)]
+    run(tmp_path, soup, *attack, module=module, max_epochs=1)
+    assert soup.soup.beta == pytest.approx(expected.beta, rel=1e-5)
+    assert (soup.soup.beta == 1.0) == (form == "dict")
+    found = soup.soup.coefficients["layer.weight"]
+    torch.testing.assert_close(found, expected.coefficients["layer.weight"], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("form", ["paths", "glob", "safetensors"])
