@@ -11,12 +11,31 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
+from lightning_robust.harness.inputs import find_target, first_input
 from lightning_robust.harness.quiet import muted
 from lightning_robust.harness.replacement import replaced
-from lightning_robust.structures import get_item, loss_in, map_tensors, replace_items
+from lightning_robust.structures import Key, get_item, loss_in, map_tensors, replace_items
 
 if TYPE_CHECKING:
     from lightning_robust.mixins.objective import ObjectiveMixin
+
+
+def find_inputs(module: ObjectiveMixin, batch: Any) -> Key:
+    """Where the inputs are in a batch of labelled samples.
+
+    Raises:
+        MisconfigurationException: If that cannot be inferred.
+    """
+    return first_input(module, batch, module.output_method) if module.input_key is None else module.input_key
+
+
+def find_targets(module: ObjectiveMixin, batch: Any) -> Key:
+    """Where the targets are.
+
+    Raises:
+        MisconfigurationException: If that cannot be inferred.
+    """
+    return find_target(batch, module.target_key)
 
 
 class HostStep:
@@ -55,7 +74,7 @@ class HostStep:
     @property
     def targets(self) -> Any:
         """What the host's loss compares with."""
-        return get_item(self.batch, self.module.find_targets(self.batch))
+        return get_item(self.batch, find_targets(self.module, self.batch))
 
     def has_passed(self, inputs: Tensor) -> bool:
         """Whether this very tensor has gone through the host's method."""
@@ -73,7 +92,7 @@ class HostStep:
 
     def losses_of(self, inputs: Tensor, targets: Sequence[Any]) -> list[Tensor]:
         """The host's loss of other inputs with each of several targets; nothing is logged."""
-        keys = self.module.find_inputs(self.batch), self.module.find_targets(self.batch)
+        keys = find_inputs(self.module, self.batch), find_targets(self.module, self.batch)
         batches = [replace_items(self.batch, dict(zip(keys, (inputs, each), strict=True))) for each in targets]
         with self._sharing(), muted(self.module):
             return [loss_in(self._call(batch)) for batch in batches]
@@ -113,7 +132,7 @@ class HostStep:
         ]
 
     def _read_inputs(self) -> Tensor:
-        key = self.module.find_inputs(self.batch)
+        key = find_inputs(self.module, self.batch)
         inputs = get_item(self.batch, key)
         if not isinstance(inputs, Tensor):
             raise TypeError(

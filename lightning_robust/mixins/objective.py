@@ -15,11 +15,10 @@ from typing_extensions import override
 
 from lightning_robust.callbacks.adversarial import TRADES, AdversarialCallback
 from lightning_robust.harness.compat import batches_before, is_attached
-from lightning_robust.harness.inputs import find_target, first_input
 from lightning_robust.harness.steps import call_step
 from lightning_robust.harness.trainers import find_callbacks, refuse_sharded
 from lightning_robust.mixins.host_step import HostStep
-from lightning_robust.structures import Key, loss_in
+from lightning_robust.structures import loss_in
 
 _LARGE = 1_000_003
 
@@ -103,22 +102,6 @@ class ObjectiveMixin(pl.LightningModule):
     def output_method(self) -> str:
         """The method that gives what the host's loss is computed from: ``logits`` if there is one, else ``forward``."""
         return "logits" if callable(getattr(type(self), "logits", None)) else "forward"
-
-    def find_inputs(self, batch: Any) -> Key:
-        """Where the inputs are in a batch of labelled samples.
-
-        Raises:
-            MisconfigurationException: If that cannot be inferred.
-        """
-        return first_input(self, batch, self.output_method) if self.input_key is None else self.input_key
-
-    def find_targets(self, batch: Any) -> Key:
-        """Where the targets are.
-
-        Raises:
-            MisconfigurationException: If that cannot be inferred.
-        """
-        return find_target(batch, self.target_key)
 
     @override
     def setup(self, stage: str) -> None:

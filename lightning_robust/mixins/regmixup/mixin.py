@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lightning_robust.functional.mixing import regmixup_batch
-from lightning_robust.mixins.host_step import HostStep
+from lightning_robust.mixins.host_step import HostStep, find_targets
 from lightning_robust.mixins.objective import ObjectiveMixin, Term, WeightedLoss
 
 Mixture = tuple[Tensor, Tensor, Tensor, float]
@@ -67,7 +67,7 @@ class RegMixupMixin(ObjectiveMixin):
         """The mixed inputs, both targets and the share."""
         inputs, targets = step.inputs, step.targets
         if not isinstance(targets, Tensor) or targets.ndim == 0 or len(targets) != len(inputs):
-            key = self.find_targets(step.batch)
+            key = find_targets(self, step.batch)
             raise TypeError(
                 f"Expected one target tensor with a row for each of {len(inputs)} samples at target_key={key!r}, but "
                 f"got {_describe_targets(targets)}. Set `target_key` to the tensor that the loss compares with, or "

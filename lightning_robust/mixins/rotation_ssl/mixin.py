@@ -15,7 +15,7 @@ from lightning_robust.functional.rotation import TURNS, rotate_each, rotate_quad
 from lightning_robust.harness.batches import first_training_batch
 from lightning_robust.harness.quiet import in_evaluation_mode, quietly
 from lightning_robust.harness.steps import call_step
-from lightning_robust.mixins.host_step import HostStep
+from lightning_robust.mixins.host_step import HostStep, find_inputs
 from lightning_robust.mixins.objective import ObjectiveMixin, Term, WeightedLoss
 from lightning_robust.mixins.rotation_ssl.features import Features
 from lightning_robust.mixins.rotation_ssl.metric import OutOfDistributionAUROC
@@ -111,7 +111,7 @@ class RotationSSLMixin(ObjectiveMixin):
         loss: Tensor = host_loss(batch) if host_loss is not None else loss_in(call_step(super().training_step, batch))
         if self.rotation_weight == 0 or not isinstance(loss, Tensor) or not self.trainer.training:
             return loss
-        turned, turns = self._turned(self._pictures(self._labelled(batch)))
+        turned, turns = self._turned(pictures_in(self, self._labelled(batch)))
         each = cross_entropy(self.turn_logits(turned), turns.to(self.device), reduction="none")
         each = each.reshape(-1, len(turned) // self._copies)
         return loss + self.rotation_weight * (each.mean(0) if loss.ndim else each.mean())
@@ -138,7 +138,7 @@ class RotationSSLMixin(ObjectiveMixin):
         """Score the batch, if it is of one of the two loaders."""
         super().on_validation_batch_end(outputs, batch, batch_idx, dataloader_idx)
         if self._scores() and dataloader_idx in (0, self.rotation_ood_loader):
-            scores = self.anomaly(self._pictures(batch))
+            scores = self.anomaly(pictures_in(self, batch))
             self.rotation_ood.update(scores, dataloader_idx == self.rotation_ood_loader)
 
     @override
@@ -147,9 +147,6 @@ class RotationSSLMixin(ObjectiveMixin):
         super().on_validation_epoch_end()
         if self._scores():
             self.log("rotation/ood_auroc", self.rotation_ood)
-
-    def _pictures(self, batch: Any) -> Any:
-        return get_item(batch, self.find_inputs(batch))
 
     def _scores(self) -> bool:
         return self.rotation_ood_loader is not None and self.rotation_weight > 0
@@ -202,8 +199,13 @@ class RotationSSLMixin(ObjectiveMixin):
         """Two black pictures of the size that the module takes."""
         example = self.example_input_array
         if not isinstance(example, Tensor):
-            example = self._pictures(self._labelled(first_training_batch(self.trainer, self)))
+            example = pictures_in(self, self._labelled(first_training_batch(self.trainer, self)))
         return torch.zeros(2, *example.shape[1:], device=self.device).to(self.dtype)
 
     def _make_head(self, size: int) -> None:
         self.rotation_head = nn.Linear(size, TURNS, device=self.device, dtype=self.dtype)
+
+
+def pictures_in(module: ObjectiveMixin, batch: Any) -> Any:
+    """The inputs of a batch."""
+    return get_item(batch, find_inputs(module, batch))

@@ -18,7 +18,7 @@ from lightning_robust.harness.normalisation import pixel_space
 from lightning_robust.harness.quiet import in_evaluation_mode
 from lightning_robust.harness.schedule import parse_period
 from lightning_robust.harness.trainers import NoEffectWarning
-from lightning_robust.mixins.host_step import HostStep, require_inputs_alone
+from lightning_robust.mixins.host_step import HostStep, find_inputs, find_targets, require_inputs_alone
 from lightning_robust.mixins.objective import ObjectiveMixin, Term, WeightedLoss
 from lightning_robust.mixins.uat.target_model import TargetModel
 from lightning_robust.structures import Key, get_item, split_path, take_rows
@@ -193,7 +193,7 @@ class UATMixin(ObjectiveMixin):
                 if self.training:
                     raise
                 return batch
-        key = self.find_targets(batch)
+        key = find_targets(self, batch)
         unlabelled = _rows_without_label(get_item(batch, key), key)
         if not bool(unlabelled.any()):
             return batch
@@ -256,9 +256,9 @@ class UATMixin(ObjectiveMixin):
                     f"place in it, as '{part}.0'."
                 )
             return pictures, indices
-        key = self.find_targets(batch)
+        key = find_targets(self, batch)
         rows = _rows_without_label(get_item(batch, key), key)
-        pictures = get_item(batch, self.find_inputs(batch))
+        pictures = get_item(batch, find_inputs(self, batch))
         return pictures[rows], None if indices is None else indices[rows]
 
     def _predict(self, pictures: Tensor) -> Tensor:
