@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -124,6 +124,31 @@ def forward_arguments(
     keys, by_name = signature_of(module).keys_in(batch)
     found = {name: get_item(batch, key) for name, key in keys.items()}
     return ((), found) if by_name else (tuple(found.values()), {})
+
+
+def require_inputs(
+    module: nn.Module,
+    batch: Any,
+    input_key: Key | list[Key] | None,
+    technique: str,
+    find: Callable[[nn.Module, Any, Key | list[Key] | None], Any] = forward_arguments,
+) -> None:
+    """Refuse a batch without the arguments of ``forward``; techniques call it at the first batch of an epoch.
+
+    Args:
+        module: The network.
+        batch: The batch.
+        input_key: Its parts that are arguments; None infers them.
+        technique: Begins the message.
+        find: What has to succeed.
+
+    Raises:
+        MisconfigurationException: Naming the technique.
+    """
+    try:
+        find(module, batch, input_key)
+    except (MisconfigurationException, KeyError, ValueError) as error:
+        raise MisconfigurationException(f"{technique}: {error.args[0]}") from error
 
 
 def positional_arguments(module: nn.Module, batch: Any, input_key: Key | list[Key] | None = None) -> tuple[Any, ...]:

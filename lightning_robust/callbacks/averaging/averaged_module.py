@@ -13,6 +13,7 @@ from lightning_robust.functional.batchnorm import batchnorm_layers
 from lightning_robust.functional.weights import Weights
 from lightning_robust.harness.bn_refresh import refresh_statistics
 from lightning_robust.harness.evaluate import Evaluator
+from lightning_robust.harness.inputs import require_inputs
 from lightning_robust.harness.ranks import Guard
 from lightning_robust.harness.replacement import Replacement
 from lightning_robust.harness.trainers import NoEffectWarning
@@ -75,8 +76,14 @@ class AveragedModule:
         """Names of the averaged tensors."""
         return self._weights.names
 
-    def begin_batch(self, trainer: pl.Trainer, batch_idx: int) -> None:
-        """Begin the averages whose time has come."""
+    def begin_batch(self, trainer: pl.Trainer, batch: Any, batch_idx: int) -> None:
+        """Begin the averages whose time has come.
+
+        Raises:
+            MisconfigurationException: If BatchNorm is to be refreshed, and the batch has no inputs for ``forward``.
+        """
+        if batch_idx == 0 and self._layers:
+            require_inputs(self._module, batch, self._settings["input_key"], "SWACallback")
         for average in self._averages.values():
             average.begin_batch(trainer, batch_idx)
 

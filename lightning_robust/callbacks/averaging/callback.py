@@ -145,7 +145,7 @@ class SWACallback(WeightKeeper):
     ) -> None:
         """Begin averages whose time has come, and set the learning rate."""
         if self._averaged is not None:
-            self._averaged.begin_batch(trainer, batch_idx)
+            self._averaged.begin_batch(trainer, batch, batch_idx)
         if self._low is not None:
             self._low.begin_step(batches_before(trainer) + 1)
         if self._rate is not None and self.main.started is not None:

@@ -15,7 +15,7 @@ from lightning_robust.callbacks.lazy_training.probe import Probe
 from lightning_robust.callbacks.lazy_training.report import Measurement, describe_danger, lazy_report
 from lightning_robust.functional.averaging import State
 from lightning_robust.harness.arguments import parse_fraction
-from lightning_robust.harness.inputs import as_keys
+from lightning_robust.harness.inputs import as_keys, require_inputs
 from lightning_robust.harness.logging import add_layout, write_layout
 from lightning_robust.harness.ranks import RankError, describe_error
 from lightning_robust.harness.trainers import NoEffectWarning, is_fast_dev_run
@@ -162,6 +162,8 @@ class LazyTrainingCallback(DiagnosticCallback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Keep the probe."""
+        if batch_idx == dataloader_idx == 0:
+            require_inputs(pl_module, batch, self.input_key, type(self).__name__)
         if trainer.state.fn == "fit":
             self._keep_probe(batch)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 from typing_extensions import override
@@ -129,6 +129,14 @@ class RobustValidationCallback(pl.Callback):
     def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note what the module remembers before the clean batches come."""
         self.on_validation_epoch_start(trainer, pl_module)
+
+    @override
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Refuse batches without an input to perturb, at the sanity check already."""
+        if batch_idx == 0 and self._radii:
+            self._inputs.in_batch(pl_module, batch)
 
     @override
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

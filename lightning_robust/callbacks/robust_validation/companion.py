@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning.pytorch as pl
 from typing_extensions import override
 
@@ -26,6 +28,14 @@ class ValidatesRobustly(pl.Callback):
         """Prepare to test on attacked batches."""
         for validation in self._validations(trainer):
             validation.on_test_epoch_start(trainer, pl_module)
+
+    @override
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Refuse batches without an input to perturb."""
+        for validation in self._validations(trainer):
+            validation.on_validation_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
 
     @override
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -17,10 +17,12 @@ from lightning_robust.callbacks.merging.greedy_soup.callback import GreedySoupCa
 from lightning_robust.callbacks.merging.wise_ft.curve import AlphaCurve, choose_alpha
 from lightning_robust.callbacks.merging.wise_ft.report import report_wise_ft
 from lightning_robust.functional.averaging import State, interpolate
+from lightning_robust.functional.batchnorm import batchnorm_layers
 from lightning_robust.functional.low_rank import mixable_start, refuse_trained_pairs
 from lightning_robust.functional.weights import awaits_first_pass, state_on_cpu
 from lightning_robust.harness.checkpoints import read_state
 from lightning_robust.harness.evaluate import pick
+from lightning_robust.harness.inputs import require_inputs
 from lightning_robust.harness.load_hook import EditWeights, WeightKeeper
 from lightning_robust.harness.ranks import Guard, agreed
 from lightning_robust.harness.trainers import refuse_sharded
@@ -133,6 +135,14 @@ class WiSEFTCallback(WeightKeeper):
         """The same for a module whose weights come into being in its first forward pass."""
         if not self._begun:
             self._begin(trainer, pl_module)
+
+    @override
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Refuse batches without inputs, where BatchNorm is to be refreshed."""
+        if batch_idx == 0 and self.bn_refresh and batchnorm_layers(pl_module):
+            require_inputs(pl_module, batch, self.input_key, "WiSEFTCallback")
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
