@@ -11,8 +11,9 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from lightning_robust.callbacks.adversarial.methods import AttackedStep, ProjectedAscent
 from lightning_robust.callbacks.attacked_batches import ModuleLoss
+from lightning_robust.harness.inputs import call_forward, forward_arguments
 from lightning_robust.harness.quiet import quietly
-from lightning_robust.structures import get_args, get_item
+from lightning_robust.structures import get_item, rebuild, tensors_in
 
 
 @dataclass
@@ -23,7 +24,7 @@ class TRADES(ProjectedAscent):
 
     `Zhang et al. 2019 <https://arxiv.org/abs/1901.08573>`_. One forward pass of clean and perturbed inputs together,
     instead of the module's ``training_step``; the attack runs in the precision of the training. Several inputs are
-    perturbed together, and ``forward`` takes them in the order of ``input_key``. Logs
+    perturbed together, and ``forward`` takes them in the order of ``input_key``, or what it takes is inferred. Logs
     ``adversarial/natural_loss`` and ``adversarial/divergence``.
 
     Args:
@@ -44,20 +45,26 @@ class TRADES(ProjectedAscent):
 
     def train(self, step: AttackedStep) -> Any:
         """Cross entropy on clean inputs and the divergence to perturbed ones."""
-        keys = step.inputs.keys
-        inputs, classes = get_args(step.batch, keys), get_item(step.batch, self.target_key)
+        keys, classes = step.inputs.given, get_item(step.batch, self.target_key)
         with step.bill.timed(), quietly(step.trainer, step.module, "training", runs="forward"), torch.no_grad():
-            target = step.module(*inputs).log_softmax(1)
+            target = call_forward(step.module, step.batch, keys).log_softmax(1)
 
         def divergence(batch: Any, size: int) -> Tensor:
-            predicted = step.module(*get_args(batch, keys)).log_softmax(1)
+            predicted = call_forward(step.module, batch, keys).log_softmax(1)
             return kl_div(predicted, target, reduction="none", log_target=True).flatten(1).sum(1)
 
         # the divergence is computed in the precision of the training; the loss only says how weights lie in memory
         batch = step.perturbed(self.attack_in(step), ModuleLoss(step.module, step.run, "bf16"), raised=divergence)
-        both = [torch.cat(pair) for pair in zip(inputs, get_args(batch, keys), strict=True)]
-        clean, perturbed = step.module(*both).chunk(2)
+        one, other = (forward_arguments(step.module, each, keys) for each in (step.batch, batch))
+        args, named = _joined(one, other, len(classes))
+        clean, perturbed = step.module(*args, **named).chunk(2)
         natural = cross_entropy(clean, classes)
         robust = kl_div(perturbed.log_softmax(1), clean.log_softmax(1), reduction="batchmean", log_target=True)
         step.module.log_dict({"adversarial/natural_loss": natural, "adversarial/divergence": robust})
         return natural + self.beta * robust
+
+
+def _joined(one: Any, other: Any, size: int) -> Any:
+    """The same structure with the samples of both, first those of the first; what has no row for each stays."""
+    pairs = zip(tensors_in(one), tensors_in(other), strict=True)
+    return rebuild(one, iter([torch.cat([a, b]) if a.ndim and len(a) == size else a for a, b in pairs]))

@@ -326,6 +326,37 @@ def test_trades_perturbs_several_inputs_together(tmp_path):
     assert module.shapes == [((16, 3, 2, 2), (16, 5))]
 
 
+def test_trades_finds_what_forward_takes(tmp_path):
+    """Without `input_key`: the first floating-point input is perturbed, the others come along as they are."""
+    seen = []
+
+    class Masked(Vectors):
+        def forward(self, image, mask, scale=None):
+            seen.append((image.detach(), mask, scale))
+            return self.net(image * mask) * scale
+
+        def train_dataloader(self):
+            rows = [{"label": i % 2, "mask": (v > 0.2).float(), "image": v} for i, v in enumerate(self.values)]
+            return torch.utils.data.DataLoader(rows, 16)
+
+        def on_before_batch_transfer(self, batch, dataloader_idx):
+            return batch | {"scale": torch.tensor(2.0)}
+
+    callback = AdversarialCallback("trades", eps=0.1, steps=2, target_key="label", val_eps=[])
+    trainer = make_trainer(tmp_path, [callback], max_steps=1, limit_val_batches=0)
+    module = Masked()
+    start = copy.deepcopy(module)
+    trainer.fit(module)
+    images, mask, scale = seen[-1]
+    clean, kept = module.values[:16], (module.values[:16] > 0.2).float()
+    assert torch.equal(images[:16], clean)
+    assert 0.09 < (images[16:] - clean).abs().max() <= 0.1
+    assert torch.equal(mask, torch.cat([kept, kept]))
+    assert scale.shape == ()
+    natural = nn.functional.cross_entropy(start.net(clean * kept) * 2, torch.arange(16) % 2)
+    assert trainer.callback_metrics["adversarial/natural_loss"].item() == pytest.approx(natural.item(), rel=1e-5)
+
+
 def test_free_moves_each_input_by_its_own_eps(tmp_path):
     class Two(Vectors):
         def forward(self, values):
