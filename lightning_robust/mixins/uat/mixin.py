@@ -73,6 +73,7 @@ class UATMixin(ObjectiveMixin):
     Raises:
         ValueError: For settings out of range, or a target model of another shape.
         KeyError: If a batch has no part of the name.
+        TypeError: For unlabelled inputs that are no pictures, such as tokens.
         MisconfigurationException: If ``logits``, or ``forward`` where there is none, needs more than pictures, or takes
             none by position.
     """
@@ -149,8 +150,7 @@ class UATMixin(ObjectiveMixin):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Take the new weights into the average."""
         super().on_train_batch_end(outputs, batch, batch_idx)
-        if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
-            self._target.update()
+        self._target.update(self.trainer.global_step)
 
     @override
     def on_train_epoch_end(self) -> None:
@@ -203,6 +203,11 @@ class UATMixin(ObjectiveMixin):
         pictures, indices = self._unlabelled(step.whole)
         if pictures is None or len(pictures) == 0:
             return []
+        if not pictures.is_floating_point():
+            raise TypeError(
+                f"Expected unlabelled pictures in floating point for unsupervised adversarial training, but got "
+                f"{pictures.dtype}. Scale 8-bit pictures with / 255; tokens have no neighbours within a radius."
+            )
         self._unlabelled_seen += len(pictures)
         (self._pixels or PixelSpace()).check(pictures)
         losses, dim = [], self.uat_class_dim

@@ -39,7 +39,9 @@ class TargetModel:
         self.weights: list[Tensor] | None = None
         self.average: RunningAverage | None = None
         self._saved_average: dict[str, Any] | None = None
-        self._answers: dict[int, Tensor] = {}
+        self._answers = torch.empty(0, dtype=torch.long)
+        """By the number of a picture: its classes, or -1 where it was not asked for."""
+        self._step = 0
 
     def start(self, trainer: pl.Trainer) -> None:
         """Begin the average, or read the file.
@@ -49,6 +51,7 @@ class TargetModel:
             ValueError: If it holds weights of another shape.
         """
         if self._kind == "ema":
+            self._step = trainer.global_step
             self.average = RunningAverage("ema", half_life=self._half_life.steps(trainer))
             if self._saved_average is not None:
                 self.average.load_state_dict(self._saved_average)
@@ -60,10 +63,15 @@ class TargetModel:
         if self.weights is None:
             self.weights = [tensor.detach().clone() for tensor in Weights(self._module).tensors()]
 
-    def update(self) -> None:
-        """Take the present weights into the average, if there is one."""
-        if self.average is not None:
-            self.average.update(Weights(self._module).tensors())
+    def update(self, step: int) -> None:
+        """Take the present weights into the average, if there is one and the optimizer has stepped.
+
+        Args:
+            step: How many optimizer steps there have been.
+        """
+        if self.average is not None and step > self._step:
+            self.average.update(Weights(self._module).tensors(), step - self._step)
+            self._step = step
 
     def classes(self, pictures: Tensor, indices: Tensor | None) -> Tensor | None:
         """The classes of pictures; None as long as there is no target model.
@@ -79,12 +87,11 @@ class TargetModel:
             return None
         if indices is None:
             return self._answer(weights, pictures)
-        keys = indices.tolist()
-        missing = [row for row, key in enumerate(keys) if key not in self._answers]
-        if missing:
-            answers = self._answer(weights, pictures[missing]).cpu()
-            self._answers |= {keys[row]: answers[place].clone() for place, row in enumerate(missing)}
-        return torch.stack([self._answers[key] for key in keys]).to(pictures.device)
+        numbers = indices.cpu()
+        missing = ~self._are_answered(numbers)
+        if bool(missing.any()):
+            self._keep(numbers[missing], self._answer(weights, pictures[missing.to(pictures.device)]).cpu())
+        return self._answers[numbers].to(pictures.device)
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, average and answers."""
@@ -93,7 +100,13 @@ class TargetModel:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue with them."""
-        self.weights, self._answers, self._saved_average = state["target"], state["answers"], state["average"]
+        self.weights, self._saved_average = state["target"], state["average"]
+        answers = state["answers"]
+        if isinstance(answers, Tensor):
+            self._answers = answers
+        elif answers:
+            # files of earlier versions hold a tensor for each picture
+            self._keep(torch.tensor(list(answers)), torch.stack(list(answers.values())))
 
     def read(self, path: str) -> list[Tensor]:
         """The weights in a file, in the order in which they are exchanged."""
@@ -109,6 +122,24 @@ class TargetModel:
         except ValueError as error:
             raise ValueError(f"Expected {path} as the target model to be of this module's shape. {error}") from error
         return [state[name].clone() for name in Weights(self._module).names]
+
+    def _are_answered(self, numbers: Tensor) -> Tensor:
+        """Which pictures the target model was asked for before."""
+        known = torch.zeros(len(numbers), dtype=torch.bool)
+        if len(self._answers):
+            inside = numbers < len(self._answers)
+            known[inside] = self._answers.reshape(len(self._answers), -1)[numbers[inside], 0] >= 0
+        return known
+
+    def _keep(self, numbers: Tensor, classes: Tensor) -> None:
+        """Keep the answers to some pictures."""
+        size = int(numbers.max()) + 1
+        if size > len(self._answers):
+            grown = classes.new_full((size, *classes.shape[1:]), -1)
+            if len(self._answers):
+                grown[: len(self._answers)] = self._answers
+            self._answers = grown
+        self._answers[numbers] = classes
 
     def _answer(self, target: list[Tensor], pictures: Tensor) -> Tensor:
         module: nn.Module = self._module

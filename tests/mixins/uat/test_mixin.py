@@ -1,11 +1,12 @@
 """Unsupervised adversarial training against its definition, its sources of pictures and of targets."""
 
 import copy
+import time
 
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -214,6 +215,67 @@ def test_answers_are_kept_by_number(tmp_path):
     assert (kept.asked, asked.asked) == (8, 24)
     for name, tensor in kept.state_dict().items():
         assert torch.equal(tensor, asked.state_dict()[name])
+
+
+@pytest.mark.parametrize("accumulated", [1, 3])
+def test_the_average_counts_optimizer_steps(tmp_path, accumulated):
+    """With 3 of 4 batches accumulated an epoch has two steps, the second of one batch."""
+    module = Unsupervised(uat_ft_weight=1.0, uat_target="ema", uat_half_life=2)
+    seen = []
+
+    class Steps(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            if trainer.global_step > len(seen):
+                seen.append(pl_module.net[0].weight.detach().clone())
+
+    trainer, _ = fit(tmp_path, module, accumulate_grad_batches=accumulated, max_epochs=3, callbacks=[Steps()])
+    steps = len(seen)
+    assert module._target.average.count == trainer.global_step == steps == (12 if accumulated == 1 else 6)
+    shares = [0.5 ** ((steps - 1 - place) / 2) for place in range(steps)]
+    expected = sum(s * w for s, w in zip(shares, seen, strict=True)) / sum(shares)
+    torch.testing.assert_close(module._target.average.values()[0], expected)
+
+
+def test_answers_are_one_tensor_in_a_file(tmp_path):
+    """50,000 answers take 0.4 MB; files of earlier versions, with a tensor for each picture, give the same ones."""
+    module = Unsupervised(uat_ft_weight=1.0, uat_target="first", uat_index_key=2)
+    target = module._target
+    target.fix()
+    asked = []
+    target._classify = lambda pictures: asked.append(len(pictures)) or pictures.long()
+    classes = torch.arange(50_000) * 7 % 10
+    for rows in torch.randperm(50_000, generator=torch.Generator().manual_seed(0)).split(5_000):
+        assert torch.equal(target.classes(classes[rows], rows), classes[rows])
+    again = torch.tensor([49_999, 3, 3, 0])
+    assert torch.equal(target.classes(torch.zeros(4), again), classes[again])
+    assert sum(asked) == 50_000
+    begin = time.perf_counter()
+    torch.save(target.state_dict()["answers"], tmp_path / "answers.pt")
+    assert time.perf_counter() - begin < 0.1
+    assert (tmp_path / "answers.pt").stat().st_size < 2**20
+    old = {"target": None, "average": None, "answers": {3: torch.tensor(1), 0: torch.tensor(2)}}
+    target.reset()
+    target.load_state_dict(old)
+    assert target.state_dict()["answers"].tolist() == [2, -1, -1, 1]
+    target.reset()
+    target.load_state_dict(old | {"answers": {}})
+    assert len(target.state_dict()["answers"]) == 0
+
+
+def test_answers_of_many_classes_a_picture_are_kept_too():
+    """Of segmentation: a map of classes for each picture."""
+    target = Unsupervised(uat_ft_weight=1.0, uat_index_key=2)._target
+    target.fix()
+    maps = torch.arange(2 * 3 * 4).reshape(2, 3, 4)
+    target._classify = lambda pictures: maps[: len(pictures)]
+    assert torch.equal(target.classes(torch.zeros(2, 1), torch.tensor([5, 1])), maps)
+    assert torch.equal(target.classes(torch.zeros(1, 1), torch.tensor([1])), maps[1:])
+
+
+def test_tokens_are_refused_in_the_first_batch():
+    module = alone(Unsupervised(uat_ot_weight=1.0))
+    with pytest.raises(TypeError, match=r"floating point.*torch\.int64.*tokens have no neighbours"):
+        module.training_step((torch.zeros(4, 5, dtype=torch.long), torch.full((4,), -1), None), 0)
 
 
 @pytest.mark.parametrize("target", ["first", "ema"])
