@@ -26,9 +26,9 @@ class RunningAverage:
       the sum of the weights is part of the state;
     * ``"lawa"`` (`Kaddour 2022 <https://arxiv.org/abs/2209.14981>`_): the mean of the last ``window``.
 
-    Integer and bool tensors are copied, never averaged. Memory: one copy in ``dtype`` (``window`` copies for lawa);
-    an update allocates nothing where the tensors have that type, else one tensor at a time. Cost: one fused
-    kernel, about one read and one read-and-write of the weights.
+    Integer and bool tensors are copied, never averaged; a tensor of a new shape is copied, and averaged from then on.
+    Memory: one copy in ``dtype`` (``window`` copies for lawa); an update allocates nothing where the tensors have that
+    type, else one tensor at a time. Cost: one fused kernel, about one read and one read-and-write of the weights.
 
     Args:
         kind: Which average.
@@ -83,6 +83,7 @@ class RunningAverage:
             self._tensors = [_shadow(tensor, self.dtype) for tensor in tensors]
         elif len(tensors) != len(self._tensors):
             raise ValueError(f"Expected {len(self._tensors)} tensors as at the first update, but got {len(tensors)}.")
+        self._follow_shapes(tensors)
         if self.kind == "lawa":
             self._keep_snapshot(tensors)
         else:
@@ -123,6 +124,13 @@ class RunningAverage:
         if source != self._source:
             self._source, self._fusable = source, _fusable(self._tensors, tensors)
         _lerp(self._tensors, tensors, weight, self._fusable)
+
+    def _follow_shapes(self, tensors: Sequence[Tensor]) -> None:
+        """A buffer that has another shape than before, such as a cache, has no mean: the new one takes its place."""
+        for place, tensor in enumerate(tensors):
+            if tensor.shape != self._tensors[place].shape:
+                for held in (self._tensors, *self._snapshots):
+                    held[place] = _shadow(tensor, self.dtype)
 
     def _weight(self, steps: int) -> float:
         if self.kind == "uniform":

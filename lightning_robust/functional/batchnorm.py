@@ -176,9 +176,13 @@ def _collect(
         # a single value cannot be normalised by itself
         layer.training = inputs.numel() > inputs.shape[1]
 
+    passes = 0
+
     def read() -> None:
+        nonlocal passes
         with _hooked(layers, watch):
             for batch in batches():
+                passes += 1
                 with suppress(_ReachedError):
                     run(batch)
 
@@ -186,10 +190,14 @@ def _collect(
     # in the same order on every rank, whatever layers its own batches have reached
     total = {layer: moments[layer].reduced(ranks.sum, layer.num_features) for layer in layers}
     seen = {layer: part for layer, part in total.items() if part.count}
+    if not seen and not passes:
+        raise ValueError(
+            "Expected batches to take BatchNorm statistics from, but got none. Give a loader with at least one batch."
+        )
     if not seen:
         raise ValueError(
-            "Expected batches to take BatchNorm statistics from, but no BatchNorm layer saw any. Give a loader with at "
-            "least one batch."
+            f"Expected the forward pass to go through BatchNorm, but it used none of {len(layers)} layers that keep "
+            "statistics, which stay as they are. Leave out the refresh, or give a `forward` that uses them."
         )
     return seen
 

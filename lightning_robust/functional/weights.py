@@ -91,7 +91,9 @@ class Weights:
         """Bring ``values`` up to date with the module's buffers, where :meth:`put` had to copy them."""
         first = len(self._parameters)
         for live, value in zip(self.tensors()[first:], values[first:], strict=True):
-            if live.data_ptr() != value.data_ptr():
+            if live.shape != value.shape:
+                value.data = live.detach().to(value.dtype, copy=True)
+            elif live.data_ptr() != value.data_ptr():
                 value.copy_(live)
 
     def state_dict(self, values: Sequence[Tensor]) -> dict[str, Tensor]:

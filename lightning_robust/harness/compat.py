@@ -44,6 +44,11 @@ def is_attached(module: pl.LightningModule) -> bool:
     return module._trainer is not None
 
 
+def is_compiled_as_lightning_module(module: pl.LightningModule) -> bool:
+    """Whether the Trainer was given ``torch.compile(module)``, or the module was compiled in place: steps included."""
+    return module._compiler_ctx is not None or getattr(module, "_compiled_call_impl", None) is not None
+
+
 def loaders_given_to_fit(trainer: pl.Trainer) -> Any:
     """Training loaders passed to ``trainer.fit``; None where a module or data module has them.
 

@@ -94,9 +94,13 @@ class Recorder:
             self._record(name=name, value=value, **arguments)
 
     def _record(self, name: str, value: Any, reduce_fx: Any, add_dataloader_idx: bool, **settings: Any) -> None:
-        if self._loaders > 1 and add_dataloader_idx and self._loader is not None:
-            name = f"{name}/dataloader_idx_{self._loader}"
-        entry = self.entries.setdefault(name, LoggedValue("mean" if reduce_fx is torch.mean else reduce_fx))
+        several = self._loaders > 1 and add_dataloader_idx and self._loader is not None
+        suffix = f"/dataloader_idx_{self._loader}" if several else ""
+        new = LoggedValue("mean" if reduce_fx is torch.mean else reduce_fx)
+        entry = self.entries.setdefault(f"{name}{suffix}", new)
+        if settings.get("on_step") and settings.get("on_epoch") is not False:
+            # Lightning's monitors know the mean of an epoch by both names then
+            self.entries[f"{name}_epoch{suffix}"] = entry
         entry.weights.append(float(settings.get("batch_size") or self.batch_size))
         if isinstance(value, Metric):
             entry.metric = entry.metric if entry.aside else value

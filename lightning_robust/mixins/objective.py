@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_robust.callbacks.adversarial import TRADES, AdversarialCallback
-from lightning_robust.harness.compat import batches_before, is_attached
+from lightning_robust.harness.compat import batches_before, is_attached, is_compiled_as_lightning_module
 from lightning_robust.harness.steps import call_step
 from lightning_robust.harness.trainers import find_callbacks, refuse_sharded
 from lightning_robust.mixins.host_step import HostStep
@@ -71,8 +71,8 @@ class ObjectiveMixin(pl.LightningModule):
 
     Raises:
         TypeError: At the creation of a class in which the mixin would never be reached.
-        MisconfigurationException: For manual optimisation, sharded strategies, and adversarial training by trades,
-            whose loss is not the module's.
+        MisconfigurationException: For a module compiled as a whole, manual optimisation, sharded strategies, and
+            adversarial training by trades, whose loss is not the module's.
     """
 
     def __init__(
@@ -116,6 +116,12 @@ class ObjectiveMixin(pl.LightningModule):
             raise MisconfigurationException(
                 f"Expected automatic optimisation with {names}, since the host's `training_step` has to return its "
                 "loss for terms to be added. Set the weights of the mixins to 0 or return the loss."
+            )
+        if is_compiled_as_lightning_module(self):
+            raise MisconfigurationException(
+                f"Expected {type(self).__name__} not to be compiled as a whole, since {names} exchange methods in its "
+                "training step, which a graph cannot hold. Compile the network in it: `module.net.compile()`, or "
+                "`self.net = torch.compile(net)`."
             )
         if any(isinstance(callback.attack, TRADES) for callback in find_callbacks(self.trainer, AdversarialCallback)):
             raise MisconfigurationException(

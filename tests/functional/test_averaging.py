@@ -134,3 +134,20 @@ def test_rejects_what_differs():
 def test_rejects_bad_settings(settings):
     with pytest.raises(ValueError, match="Expected"):
         RunningAverage(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"kind": "uniform"}, {"kind": "ema", "half_life": 2}, {"kind": "lawa", "window": 3}]
+)
+def test_a_tensor_of_another_shape_is_copied_and_the_others_averaged(settings):
+    average = RunningAverage(**settings)
+    for size, value in ((1, 1.0), (1, 3.0), (2, 5.0), (2, 7.0)):
+        average.update([torch.full((2,), value), torch.full((size,), value)])
+        if (size, value) == (2, 5.0):
+            assert torch.equal(average.values()[1], torch.full((2,), 5.0))
+    plain = RunningAverage(**settings)
+    for value in (1.0, 3.0, 5.0, 7.0):
+        plain.update([torch.full((2,), value)])
+    assert torch.equal(average.values()[0], plain.values()[0])
+    assert average.values()[1].shape == (2,)
+    assert 5.0 < average.values()[1][0].item() <= 7.0

@@ -172,3 +172,11 @@ def test_rejects_no_batch_and_says_nothing_where_there_is_no_layer():
     with pytest.raises(ValueError, match="at least one batch"):
         refresh_batchnorm(nn.BatchNorm1d(2), list)
     assert refresh_batchnorm(nn.Linear(2, 2), list) == 0
+
+
+def test_layers_that_no_pass_uses_are_not_blamed_on_the_data():
+    net = nn.ModuleDict({"used": nn.Linear(2, 2), "unused": nn.BatchNorm1d(2)})
+    with pytest.raises(ValueError, match="it used none of 1 layers that keep statistics, which stay") as caught:
+        refresh_batchnorm(net, lambda: [torch.ones(4, 2)], forward=net["used"])
+    assert "loader" not in str(caught.value)
+    assert torch.equal(net["unused"].running_var, torch.ones(2))

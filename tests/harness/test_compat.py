@@ -57,6 +57,21 @@ def test_is_attached(tmp_path):
     assert compat.is_attached(module)
 
 
+def test_is_compiled_as_lightning_module(tmp_path):
+    found = []
+
+    class Asks(pl.Callback):
+        def setup(self, trainer, pl_module, stage):
+            found.append(compat.is_compiled_as_lightning_module(pl_module))
+
+    whole, in_place, inner, plain = (Boring() for _ in range(4))
+    inner.net.compile(backend="eager")
+    in_place.compile(backend="eager")
+    for module in (torch.compile(whole, backend="eager"), in_place, inner, plain):
+        make_trainer(tmp_path, [Asks()], max_epochs=0).fit(module)
+    assert found == [True, True, False, False]
+
+
 def test_loaders_given_to_fit(tmp_path):
     class Ask(pl.Callback):
         def setup(self, trainer, pl_module, stage):

@@ -1,3 +1,6 @@
+import copy
+import functools
+
 import pytest
 from torch import nn
 
@@ -48,3 +51,34 @@ def test_a_value_of_none_comes_back():
     assert thing.size == 3
     replacement.restore(thing)
     assert vars(thing)["size"] is None
+
+
+@pytest.mark.parametrize("kind", ["block", "until restored", "nested"])
+def test_a_deep_copy_acts_on_itself(kind):
+    """It has the method of its class again, not one that is bound to the original."""
+    thing = Thing()
+    thing.name = lambda: "of this instance" if kind == "nested" else thing.name()
+    if kind != "nested":
+        del thing.name
+    replacement = Replacement(thing, "name", lambda: f"replaced, size {thing.size}")
+    with replaced(thing, size=5):
+        twin = copy.deepcopy(thing)
+        assert thing.name() == "replaced, size 5"
+        assert (twin.name(), twin.size) == ("of this instance" if kind == "nested" else "own", 5)
+        again = copy.deepcopy(twin)
+        assert again.name() == twin.name()
+    replacement.restore(thing)
+    assert thing.name() == twin.name()
+
+
+def test_what_a_replacement_wraps_is_said():
+    thing = Thing()
+    original = thing.name
+
+    @functools.wraps(original)
+    def name():
+        return "wrapped"
+
+    with replaced(thing, name=name):
+        assert thing.name.__wrapped__ is original
+        assert thing.name.__name__ == "name"

@@ -236,3 +236,24 @@ def test_yaml_reaches_every_argument_and_checkpoints_know_them(tmp_path):
     assert again.hparams.width == 4
     for name, tensor in module.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize("how", ["whole", "in place"])
+def test_a_module_that_is_compiled_as_a_whole_is_refused(tmp_path, how):
+    module = built(Robust, **ALL_ON)
+    if how == "in place":
+        module.compile(backend="eager")
+    compiled = torch.compile(module, backend="eager") if how == "whole" else module
+    with pytest.raises(MisconfigurationException, match=r"not to be compiled as a whole.*module\.net\.compile\(\)"):
+        fit(tmp_path, compiled)
+
+
+def test_a_network_that_is_compiled_inside_trains_as_the_plain_one(tmp_path):
+    trained = []
+    for compiles in (False, True):
+        module = built(Robust, **ALL_ON)
+        if compiles:
+            module.net.compile(backend="eager")
+        trained.append(fit(tmp_path, module)[1].state_dict())
+    for name, tensor in trained[0].items():
+        torch.testing.assert_close(trained[1][name], tensor, msg=name)

@@ -151,8 +151,6 @@ class AdversarialCallback(ValidatesRobustly):
             )
         if self.validation is not None:
             self.validation.setup(trainer, pl_module, stage)
-        if isinstance(self.attack, EmbeddingAttack):
-            self.attack.find_embedding(pl_module)
         if stage != "fit":
             return
         if not pl_module.automatic_optimization and not hasattr(pl_module, "attack_loss"):
@@ -162,14 +160,15 @@ class AdversarialCallback(ValidatesRobustly):
             )
         self.attack.begin(self._inputs)
         if max(self._radii) == 0:
-            message = "eps is 0: training is as without this callback."
-            self._guard.warn(message, NoEffectWarning, key="no effect")
+            self._guard.warn("eps is 0: training is as without this callback.", NoEffectWarning, key="no effect")
         self._wrap(trainer, pl_module)
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuse a module whose steps leave traces that cannot be undone."""
+        """Refuse a module whose traces cannot be undone, or without the embedding, which it may build in ``setup``."""
         require_reversible(pl_module)
+        if isinstance(self.attack, EmbeddingAttack):
+            self.attack.find_embedding(pl_module)
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

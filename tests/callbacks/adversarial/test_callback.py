@@ -491,6 +491,24 @@ def test_text(tmp_path, method, settings):
     assert not module.embedding._forward_hooks
 
 
+@pytest.mark.parametrize("hook", ["setup", "configure_model"])
+def test_an_embedding_that_is_built_late_is_found(tmp_path, hook):
+    class Late(Words):
+        def __init__(self):
+            super().__init__()
+            del self.embedding
+
+    def build(self, stage=None):
+        if not hasattr(self, "embedding"):
+            self.embedding = nn.Embedding(20, 16, padding_idx=0)
+
+    setattr(Late, hook, build)
+    trainer, _ = train(tmp_path, AdversarialCallback("fgm", eps=0.3, embedding="embedding"), Late(), max_epochs=1)
+    assert trainer.callback_metrics["adversarial/eps"] == pytest.approx(0.3)
+    with pytest.raises(MisconfigurationException, match=r"Embeddings are at \['embedding'\]"):
+        train(tmp_path, AdversarialCallback("fgm", eps=0.1, embedding="encoder"), Late())
+
+
 def test_indices_are_sent_to_the_embedding(tmp_path):
     with pytest.raises(TypeError, match="set `embedding`"):
         train(tmp_path, AdversarialCallback("fgsm", eps=0.1), Words())

@@ -1,5 +1,6 @@
 """SWACallback against closed forms and against what the existing callbacks get wrong (L1-L8, W1-W12 in the names)."""
 
+import copy
 import functools
 import math
 
@@ -18,7 +19,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_robust import NoEffectWarning, RotationSSLMixin, SWACallback, load_averaged
+from lightning_robust import AdversarialCallback, NoEffectWarning, RotationSSLMixin, SWACallback, load_averaged
 
 from ...boring import Boring, Pictures, make_trainer
 
@@ -764,6 +765,50 @@ def test_swalps_seed_is_that_of_the_fit(tmp_path):
         trained.append(module.state_dict())
         assert swa.state_dict()["seed"] == 1
     assert_same(*trained)
+
+
+class Grows(Boring):
+    """A saved buffer, such as a cache, that every forward pass makes anew in another shape."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("cache", torch.zeros(1))
+        self.passes = 0
+
+    def forward(self, images):
+        self.passes += 1
+        self.cache = torch.full((1 + self.passes % 3,), float(self.passes))
+        return super().forward(images)
+
+
+@pytest.mark.parametrize("kind", [{"kind": "ema", "half_life": 3}, {"kind": "lawa", "window": 3}, {"kind": "uniform"}])
+def test_a_buffer_that_changes_its_shape_is_copied(tmp_path, kind):
+    averaged = []
+    for make in (Grows, Boring):
+        swa = SWACallback(start=0, every=1, **kind)
+        _, module, _ = train(tmp_path, swa, module=make(), max_epochs=2)
+        averaged.append(module.state_dict())
+    with_buffer, plain = averaged
+    assert with_buffer.pop("cache").ndim == 1
+    assert with_buffer.keys() == plain.keys()
+
+
+def test_a_deep_copy_inside_a_fit_trains_itself(tmp_path):
+    """And not the module that adversarial training and averaging act on."""
+    found = []
+
+    class Copies(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            twin = copy.deepcopy(pl_module)
+            twin.trainer, pl_module.net[5].weight.grad = None, None
+            twin.log = lambda *_, **__: None
+            twin.training_step(batch, batch_idx).backward()
+            assert "on_save_checkpoint" not in vars(twin) or twin.on_save_checkpoint.__self__ is twin
+            found.append((twin.net[5].weight.grad is not None, pl_module.net[5].weight.grad is None))
+
+    pgd = AdversarialCallback("pgd", eps=0.1, steps=1, val_eps=[])
+    train(tmp_path, pgd, SWACallback(start=0), Copies(), max_epochs=1)
+    assert found == [(True, True)] * STEPS
 
 
 def test_no_batchnorm_is_said(tmp_path):

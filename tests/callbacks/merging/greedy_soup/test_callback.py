@@ -316,6 +316,16 @@ def test_a_nan_ingredient_is_left_out(tmp_path):
     assert module.w.item() == pytest.approx(1.15)
 
 
+def test_the_metric_may_have_the_name_that_lightning_forks(tmp_path):
+    class Forked(Scalar):
+        def validation_step(self, batch, batch_idx):
+            self.log("val/loss", (self.w - 1).square().sum(), on_step=True, on_epoch=True)
+
+    soup = judged(monitor="val/loss_epoch", ingredients="epochs")
+    _, module = run(tmp_path, soup, module=Forked(PATH))
+    assert module.w.item() == pytest.approx(1.15)
+
+
 @pytest.mark.filterwarnings("ignore:.*is left out")
 def test_no_usable_ingredient_leaves_the_weights_as_trained(tmp_path):
     write(tmp_path, [float("nan")])
