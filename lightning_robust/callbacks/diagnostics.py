@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
@@ -14,9 +14,11 @@ from typing_extensions import override
 from lightning_robust.callbacks.attacked_batches import AttackInputs
 from lightning_robust.callbacks.conditions import ATTACK, PGD, Condition, attacked, named_perturbations, preprocessed
 from lightning_robust.harness.arguments import parse_fraction
+from lightning_robust.harness.inputs import require_inputs
 from lightning_robust.harness.logging import log_figure, log_scalars, log_table
 from lightning_robust.harness.ranks import Guard
 from lightning_robust.harness.trainers import refuse_sharded
+from lightning_robust.structures import Key
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -96,6 +98,25 @@ class DiagnosticCallback(pl.Callback):
         super().setup(trainer, pl_module, stage)
         refuse_sharded(trainer, type(self).__name__)
         self.guard.reset()
+
+
+class InputDiagnostic(DiagnosticCallback):
+    """A diagnostic that runs the network on validation batches.
+
+    Raises:
+        MisconfigurationException: At the sanity check, or the first validation batch, without inputs for ``forward``.
+    """
+
+    input_key: Key | list[Key] | None = None
+    """Which part of a batch goes into ``forward``; None infers it."""
+
+    @override
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Refuse batches without inputs."""
+        if batch_idx == dataloader_idx == 0:
+            require_inputs(pl_module, batch, self.input_key, type(self).__name__)
 
 
 class NamedConditions:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -126,27 +126,14 @@ def forward_arguments(
     return ((), found) if by_name else (tuple(found.values()), {})
 
 
-def require_inputs(
-    module: nn.Module,
-    batch: Any,
-    input_key: Key | list[Key] | None,
-    technique: str,
-    find: Callable[[nn.Module, Any, Key | list[Key] | None], Any] = forward_arguments,
-) -> None:
+def require_inputs(module: nn.Module, batch: Any, input_key: Key | list[Key] | None, technique: str) -> None:
     """Refuse a batch without the arguments of ``forward``; techniques call it at the first batch of an epoch.
-
-    Args:
-        module: The network.
-        batch: The batch.
-        input_key: Its parts that are arguments; None infers them.
-        technique: Begins the message.
-        find: What has to succeed.
 
     Raises:
         MisconfigurationException: Naming the technique.
     """
     try:
-        find(module, batch, input_key)
+        forward_arguments(module, batch, input_key)
     except (MisconfigurationException, KeyError, ValueError) as error:
         raise MisconfigurationException(f"{technique}: {error.args[0]}") from error
 

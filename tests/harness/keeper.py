@@ -3,14 +3,14 @@
 import collections
 import copy
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanSquaredError
 from torchmetrics.classification import BinaryAUROC
+
+from ..boring import Boring, RobustBoring
 
 
 class AverageMeter:
@@ -26,14 +26,13 @@ class AverageMeter:
         self.count += 1
 
 
-class Keeper(pl.LightningModule):
-    """A classifier of vectors that gathers, counts and queues at every step, with a momentum teacher."""
+class Keeper(Boring):
+    """The classifier of pictures, which gathers, counts and queues at every step, with a momentum teacher."""
 
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
-        self.teacher = nn.Linear(16, 2).requires_grad_(False)
-        self.register_buffer("queue", torch.zeros(32, 2))
+    def __init__(self, batch_form="tuple"):
+        super().__init__(batch_form)
+        self.teacher = nn.Linear(4, 4).requires_grad_(False)
+        self.register_buffer("queue", torch.zeros(32, 4))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
         self.losses, self.outputs, self.seen = [], [], set()
         self.counts, self.recent = collections.Counter(), collections.deque(maxlen=5)
@@ -43,9 +42,6 @@ class Keeper(pl.LightningModule):
         self.running, self.histogram = torch.zeros(()), np.zeros(3)
         self.noise = torch.Generator().manual_seed(3)
         self.steps = self.correct = self.total = 0
-
-    def forward(self, inputs):
-        return self.net(inputs)
 
     def _note(self, logits, labels, loss):
         value = float(loss.detach())
@@ -59,10 +55,10 @@ class Keeper(pl.LightningModule):
         self.nested["a"]["b"][0] += 1
         self.nested["a"]["b"].append(value)
         torch.rand(1, generator=self.noise)
-        self.unregistered["auroc"].update(logits.detach().softmax(1)[:, 1], labels)
+        self.unregistered["auroc"].update(logits.detach().softmax(1)[:, 0], (labels == 0).long())
         self.mse(logits[:, 0], labels.float())
         start = int(self.pointer)
-        self.queue[start : start + len(logits)] = logits.detach()
+        self.queue[(start + torch.arange(len(logits))) % 32] = logits.detach()
         self.pointer.fill_((start + len(logits)) % 32)
         with torch.no_grad():
             self.teacher.weight.mul_(0.9).add_(0.1)
@@ -71,17 +67,20 @@ class Keeper(pl.LightningModule):
     def training_step(self, batch, i):
         logits = self(batch[0])
         loss = cross_entropy(logits, batch[1])
+        self.log("train/loss", loss)
         self._note(logits, batch[1], loss)
         self.losses.append(loss)
         return loss
 
     def validation_step(self, batch, i):
         logits = self(batch[0])
+        loss = cross_entropy(logits, batch[1])
+        self.log("val/loss", loss, sync_dist=True)
         right = (logits.argmax(1) == batch[1]).float()
         self.outputs.append(right)
         self.correct += int(right.sum())
         self.total += len(right)
-        self._note(logits, batch[1], cross_entropy(logits, batch[1]))
+        self._note(logits, batch[1], loss)
 
     def on_validation_epoch_end(self):
         """The usual way of gathering in Lightning 2; without outputs it fails."""
@@ -89,15 +88,6 @@ class Keeper(pl.LightningModule):
         self.log("val/counted", self.correct / self.total)
         self.outputs.clear()
         self.correct = self.total = 0
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.net.parameters(), 0.1)
-
-    def _loader(self):
-        inputs = torch.rand(64, 16, generator=torch.Generator().manual_seed(1))
-        return DataLoader(TensorDataset(inputs, (inputs.mean(1) > 0.5).long()), 16)
-
-    train_dataloader = val_dataloader = _loader
 
     def remembered(self, *, values=True):
         """What it remembers; without the values that depend on its weights, only how much."""
@@ -129,3 +119,7 @@ class Keeper(pl.LightningModule):
             "losses": [float(loss.detach()) for loss in self.losses],
             "statistics": self.net[1].running_mean.tolist(),
         }
+
+
+class RobustKeeper(RobustBoring, Keeper):
+    """The same with every mixin."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, Literal
+from typing import Literal
 
 import lightning.pytorch as pl
 import torch
@@ -14,12 +14,12 @@ from lightning_robust.callbacks.conditions import ATTACK, PGD
 from lightning_robust.callbacks.datapath.measure import Datapath, DatapathProbe, ProbeSettings
 from lightning_robust.callbacks.datapath.quiet_network import PRECISIONS
 from lightning_robust.callbacks.datapath.report import datapath_report
-from lightning_robust.callbacks.diagnostics import DiagnosticCallback, NamedConditions, check_at_least, show
-from lightning_robust.harness.inputs import as_keys, require_inputs
+from lightning_robust.callbacks.diagnostics import InputDiagnostic, NamedConditions, check_at_least, show
+from lightning_robust.harness.inputs import as_keys
 from lightning_robust.layers import find_layers
 
 
-class DatapathCallback(DiagnosticCallback):
+class DatapathCallback(InputDiagnostic):
     r"""Send samples through the network clean and perturbed, and see where, and in which channels, they part.
 
     For each layer the relative divergence :math:`\|A(x') - A(x)\| / \|A(x)\|` of its activations, next to that under
@@ -123,14 +123,6 @@ class DatapathCallback(DiagnosticCallback):
         """Refuse names that match no layer before any training is spent."""
         if self.layers is not None:
             find_layers(pl_module, self.layers)
-
-    @override
-    def on_validation_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Refuse batches without inputs, at the sanity check already."""
-        if batch_idx == dataloader_idx == 0:
-            require_inputs(pl_module, batch, self.input_key, type(self).__name__)
 
     @override
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -14,14 +14,13 @@ from lightning_robust.callbacks.deployment_parity.measure import ParityMeter, Sn
 from lightning_robust.callbacks.deployment_parity.record import STATUS, Numbers, ParityRecord
 from lightning_robust.callbacks.deployment_parity.report import CHARTS, pass_report
 from lightning_robust.callbacks.deployment_parity.tolerance import Action, hold_tolerances
-from lightning_robust.callbacks.diagnostics import DiagnosticCallback, show
+from lightning_robust.callbacks.diagnostics import InputDiagnostic, show
 from lightning_robust.deployment.engines import runtime
 from lightning_robust.deployment.engines.execution import STATUS_CODES
 from lightning_robust.deployment.parity.background import LateResults
 from lightning_robust.deployment.parity.result import ParityReport
 from lightning_robust.deployment.pixels.catalogue import Names
 from lightning_robust.deployment.pixels.catalogue import perturbations as named_perturbations
-from lightning_robust.harness.inputs import positional_arguments, require_inputs
 from lightning_robust.harness.logging import add_layout, log_scalars, write_layout
 from lightning_robust.harness.ranks import describe_error, on_rank_zero
 from lightning_robust.harness.trainers import NoEffectWarning, is_fast_dev_run
@@ -31,7 +30,7 @@ class TargetError(RuntimeError):
     """A target was asked for and has no numbers."""
 
 
-class DeploymentParityCallback(DiagnosticCallback):
+class DeploymentParityCallback(InputDiagnostic):
     r"""Measure at every validation how far the deployed model is from the trained one, and log the causes.
 
     The weights that were just validated (averaged ones included, whatever the order of callbacks) are copied, exported
@@ -150,14 +149,6 @@ class DeploymentParityCallback(DiagnosticCallback):
         """Decide whether this validation is measured."""
         self._due = self._record.is_due(trainer, self.every_n_epochs)
         self._snapshot = self._new_snapshot(trainer) if self._due and trainer.is_global_zero else None
-
-    @override
-    def on_validation_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Refuse batches without inputs, at the sanity check already."""
-        if batch_idx == dataloader_idx == 0:
-            require_inputs(pl_module, batch, self.input_key, "DeploymentParityCallback", positional_arguments)
 
     @override
     def on_validation_batch_end(

@@ -9,13 +9,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from lightning_robust.callbacks.attacked_batches import AttackInputs
-from lightning_robust.callbacks.diagnostics import DiagnosticCallback, Report, check_at_least, show
+from lightning_robust.callbacks.diagnostics import InputDiagnostic, Report, check_at_least, show
 from lightning_robust.callbacks.lazy_training.measure import Laziness, LazinessSettings, measure_laziness, weights_of
 from lightning_robust.callbacks.lazy_training.probe import Probe
 from lightning_robust.callbacks.lazy_training.report import Measurement, describe_danger, lazy_report
 from lightning_robust.functional.averaging import State
 from lightning_robust.harness.arguments import parse_fraction
-from lightning_robust.harness.inputs import as_keys, require_inputs
+from lightning_robust.harness.inputs import as_keys
 from lightning_robust.harness.logging import add_layout, write_layout
 from lightning_robust.harness.ranks import RankError, describe_error
 from lightning_robust.harness.trainers import NoEffectWarning, is_fast_dev_run
@@ -27,7 +27,7 @@ _CHARTS = {
 }
 
 
-class LazyTrainingCallback(DiagnosticCallback):
+class LazyTrainingCallback(InputDiagnostic):
     r"""See whether training stays close to its initialisation, and whether one gradient step is enough to fool it.
 
     Wide networks can learn while their weights hardly move; they then behave like the model linearised at its start,
@@ -162,8 +162,7 @@ class LazyTrainingCallback(DiagnosticCallback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Keep the probe."""
-        if batch_idx == dataloader_idx == 0:
-            require_inputs(pl_module, batch, self.input_key, type(self).__name__)
+        super().on_validation_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
         if trainer.state.fn == "fit":
             self._keep_probe(batch)
 

@@ -510,8 +510,10 @@ def test_an_embedding_that_is_built_late_is_found(tmp_path, hook):
 
 
 def test_indices_are_sent_to_the_embedding(tmp_path):
-    with pytest.raises(TypeError, match="set `embedding`"):
+    with pytest.raises(MisconfigurationException, match="set `embedding`"):
         train(tmp_path, AdversarialCallback("fgsm", eps=0.1), Words())
+    with pytest.raises(TypeError, match="set `embedding`"):
+        train(tmp_path, AdversarialCallback("fgsm", eps=0.1, input_key=0), Words())
     with pytest.raises(MisconfigurationException, match=r"Embeddings are at \['embedding'\]"):
         train(tmp_path, AdversarialCallback("fgm", eps=0.1, embedding="encoder.embed"), Words())
 

@@ -6,6 +6,7 @@ import warnings
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -296,16 +297,22 @@ def test_what_cannot_be_measured_is_left_out_with_one_warning(tmp_path):
     told = [str(w.message) for w in caught if "LazyTrainingCallback" in str(w.message)]
     assert len(told) == 2
     assert "could not measure FGSM" in told[1]
-    assert "Expected a floating-point tensor at input_key=0" in told[0]
+    assert "Expected one floating-point input of Small to perturb" in told[0]
     assert trainer.global_step == 6
     assert {"movement", "linearization_gap"} <= last(callback).keys()
     assert "fgsm" not in last(callback)
 
 
+def test_a_wrong_key_is_an_error_in_the_first_batch(tmp_path):
+    with pytest.raises(MisconfigurationException, match=r"LazyTrainingCallback: Expected the batch to have a part 7"):
+        fit(tmp_path, Small(mlp()), lazy_callback(input_key=7, on_failure="warn"), val=data())
+
+
 def test_failures_raise_if_wanted(tmp_path):
-    lazy = lazy_callback(input_key=7)
-    with pytest.raises(RuntimeError, match="could not measure a probe"):
-        fit(tmp_path, Small(mlp()), lazy, val=data())
+    indices = DataLoader(TensorDataset(torch.randint(9, (32, 4)), torch.arange(32) % 3), 16)
+    net = nn.Sequential(nn.Embedding(9, 5), nn.Flatten(), nn.Linear(20, 3))
+    with pytest.raises(RuntimeError, match="could not measure single gradient step"):
+        fit(tmp_path, Small(net), lazy_callback(), indices, indices)
 
 
 @pytest.mark.filterwarnings("ignore:Total length of `DataLoader` across ranks is zero")
