@@ -16,6 +16,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_robust.callbacks.deployment_parity.callback import DeploymentParityCallback
 from lightning_robust.functional.averaging import State
@@ -24,6 +25,7 @@ from lightning_robust.functional.weights import Weights
 from lightning_robust.harness.bn_refresh import refresh_statistics
 from lightning_robust.harness.checkpoints import save_weights
 from lightning_robust.harness.evaluate import Evaluator, pick
+from lightning_robust.harness.inputs import require_inputs
 from lightning_robust.harness.ranks import Guard, agreed, describe_error
 from lightning_robust.harness.trainers import find_callbacks, is_fast_dev_run
 from lightning_robust.structures import Key
@@ -144,6 +146,26 @@ def refresh_or_keep(trainer: pl.Trainer, pl_module: pl.LightningModule, guard: G
             f"`forward` takes. {describe_error(error)}",
             key="BatchNorm",
         )
+
+
+class MixingCallback(pl.Callback):
+    """A callback that mixes weights, and recomputes the BatchNorm statistics of mixtures from training batches.
+
+    Raises:
+        MisconfigurationException: At the first training batch, if there are such layers and it has no inputs for them.
+    """
+
+    bn_refresh: bool = True
+    input_key: Key | list[Key] | None = None
+    """Which part of a batch goes into ``forward``; None infers it."""
+
+    @override
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Refuse batches without inputs."""
+        if batch_idx == 0 and self.bn_refresh and batchnorm_layers(pl_module):
+            require_inputs(pl_module, batch, self.input_key, type(self).__name__)
 
 
 def judged_by(

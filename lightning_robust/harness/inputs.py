@@ -148,15 +148,13 @@ def positional_arguments(module: nn.Module, batch: Any, input_key: Key | list[Ke
     if not named:
         return args
     signature = signature_of(module)
-    last = max((place for place, name in enumerate(signature.names, 1) if name in named), default=0)
-    gaps = [name for name in signature.names[:last] if name not in named and signature.defaults[name] is not None]
-    if gaps or not last:
-        how = f"behind {gaps}, which the batch lacks" if gaps else "by any name"
+    places = [place for place, name in enumerate(signature.names, 1) if name in named]
+    if not places:
         raise MisconfigurationException(
-            f"Expected {signature.network}.forward to take its inputs by position, but it takes {list(named)} {how}. "
-            "Set `input_key` to the parts of the batch that are its first arguments, or name them in `forward`."
+            f"Expected {signature.network}.forward to take its inputs by position, but it takes {list(named)} by any "
+            "name. Set `input_key` to the parts of the batch that are its first arguments, or name them in `forward`."
         )
-    return tuple(named.get(name) for name in signature.names[:last])
+    return tuple(named.get(name, signature.defaults.get(name)) for name in signature.names[: places[-1]])
 
 
 def call_forward(module: nn.Module, batch: Any, input_key: Key | list[Key] | None = None) -> Any:

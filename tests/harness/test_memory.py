@@ -15,13 +15,20 @@ from lightning_robust.harness.memory import ModuleMemory, require_reversible, un
 from .keeper import Keeper
 
 
+def keeper():
+    """Without a Trainer, which logs."""
+    module = Keeper()
+    module.log = lambda *_, **__: None
+    return module
+
+
 def batch_of(module):
     return next(iter(module.train_dataloader()))
 
 
 def test_a_step_leaves_nothing_behind():
     """Every kind of memory, after three training steps in the block, the first of them in training mode."""
-    module = Keeper()
+    module = keeper()
     batch = batch_of(module)
     module.training_step(batch, 0)
     module.validation_step(batch, 0)
@@ -37,7 +44,7 @@ def test_a_step_leaves_nothing_behind():
 
 
 def test_an_error_inside_leaves_nothing_behind_either():
-    module = Keeper().eval()
+    module = keeper().eval()
     before = module.remembered()
 
     @untouched(module)
@@ -83,7 +90,7 @@ def test_metrics_are_empty_inside_and_never_copied():
 
 
 def test_a_block_can_begin_with_an_earlier_memory():
-    module = Keeper()
+    module = keeper()
     since = ModuleMemory(module)
     module.validation_step(batch_of(module), 0)
     with untouched(module, since=since):
@@ -109,7 +116,7 @@ def test_attributes_made_inside_are_gone_and_those_deleted_are_back():
 
 def test_statistics_move_in_training_mode():
     """A mixin's further loss is a part of training: only the host's own records are put back."""
-    module = Keeper().train()
+    module = keeper().train()
     before = module.net[1].running_mean.clone()
     with untouched(module):
         module.training_step(batch_of(module), 0)

@@ -13,7 +13,14 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_robust.callbacks.averaging.callback import SWACallback
-from lightning_robust.callbacks.candidates import Candidates, judged_by, output_folder, require_last, save_chosen
+from lightning_robust.callbacks.candidates import (
+    Candidates,
+    MixingCallback,
+    judged_by,
+    output_folder,
+    require_last,
+    save_chosen,
+)
 from lightning_robust.callbacks.merging.greedy_soup.pantry import BestEpochs, NamedIngredient, from_checkpoints, scored
 from lightning_robust.callbacks.merging.greedy_soup.recipes import (
     Recipe,
@@ -24,18 +31,16 @@ from lightning_robust.callbacks.merging.greedy_soup.recipes import (
 )
 from lightning_robust.callbacks.merging.greedy_soup.report import report_soup
 from lightning_robust.functional.averaging import State, require_same
-from lightning_robust.functional.batchnorm import batchnorm_layers
 from lightning_robust.functional.low_rank import refuse_trained_pairs, require_one_basis
 from lightning_robust.functional.soups import Soup
 from lightning_robust.functional.weights import awaits_first_pass, state_on_cpu
 from lightning_robust.harness.checkpoints import expand, object_hyperparameters, read_state
-from lightning_robust.harness.inputs import require_inputs
 from lightning_robust.harness.load_hook import EditWeights, WeightKeeper
 from lightning_robust.harness.ranks import Guard, agreed
 from lightning_robust.harness.trainers import find_callbacks, is_fast_dev_run, refuse_sharded
 
 
-class GreedySoupCallback(WeightKeeper):
+class GreedySoupCallback(MixingCallback, WeightKeeper):
     r"""Average several checkpoints into one set of weights, as far as that helps on held-out data.
 
     Greedy soup (`Wortsman et al. 2022 <https://arxiv.org/abs/2203.05482>`_): from the best ingredient on, the others
@@ -178,14 +183,6 @@ class GreedySoupCallback(WeightKeeper):
         if math.isfinite(score):
             folder = output_folder(trainer, self.dirpath, "soup")
             self._epochs.offer(trainer, folder, score if mode == "max" else -score)
-
-    @override
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Refuse batches without inputs, where BatchNorm is to be refreshed."""
-        if batch_idx == 0 and self.bn_refresh and batchnorm_layers(pl_module):
-            require_inputs(pl_module, batch, self.input_key, "GreedySoupCallback")
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

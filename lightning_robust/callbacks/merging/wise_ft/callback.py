@@ -12,23 +12,28 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_robust.callbacks.averaging.callback import SWACallback
-from lightning_robust.callbacks.candidates import Candidates, judged_by, output_folder, require_last, save_chosen
+from lightning_robust.callbacks.candidates import (
+    Candidates,
+    MixingCallback,
+    judged_by,
+    output_folder,
+    require_last,
+    save_chosen,
+)
 from lightning_robust.callbacks.merging.greedy_soup.callback import GreedySoupCallback
 from lightning_robust.callbacks.merging.wise_ft.curve import AlphaCurve, choose_alpha
 from lightning_robust.callbacks.merging.wise_ft.report import report_wise_ft
 from lightning_robust.functional.averaging import State, interpolate
-from lightning_robust.functional.batchnorm import batchnorm_layers
 from lightning_robust.functional.low_rank import mixable_start, refuse_trained_pairs
 from lightning_robust.functional.weights import awaits_first_pass, state_on_cpu
 from lightning_robust.harness.checkpoints import read_state
 from lightning_robust.harness.evaluate import pick
-from lightning_robust.harness.inputs import require_inputs
 from lightning_robust.harness.load_hook import EditWeights, WeightKeeper
 from lightning_robust.harness.ranks import Guard, agreed
 from lightning_robust.harness.trainers import refuse_sharded
 
 
-class WiSEFTCallback(WeightKeeper):
+class WiSEFTCallback(MixingCallback, WeightKeeper):
     r"""Interpolate between the weights before and after fine-tuning and keep the most robust mixture.
 
     .. math:: \theta(\alpha) = (1 - \alpha)\,\theta_\text{zero-shot} + \alpha\,\theta_\text{fine-tuned}
@@ -135,14 +140,6 @@ class WiSEFTCallback(WeightKeeper):
         """The same for a module whose weights come into being in its first forward pass."""
         if not self._begun:
             self._begin(trainer, pl_module)
-
-    @override
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Refuse batches without inputs, where BatchNorm is to be refreshed."""
-        if batch_idx == 0 and self.bn_refresh and batchnorm_layers(pl_module):
-            require_inputs(pl_module, batch, self.input_key, "WiSEFTCallback")
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
