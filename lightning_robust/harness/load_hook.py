@@ -29,14 +29,14 @@ class WeightKeeper(pl.Callback):
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Wait for a checkpoint."""
-        if stage == "fit" and not isinstance(vars(pl_module).get(_NAME), _LoadHook):
+        if stage == "fit" and not _is_followed(pl_module, by=trainer):
             # past the bookkeeping that nn.Module does for parameters and submodules
             object.__setattr__(pl_module, _NAME, _LoadHook(trainer, pl_module))
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The checkpoint is loaded, if there is one: leave the module with its own hook."""
-        if isinstance(vars(pl_module).get(_NAME), _LoadHook):
+        """There is no checkpoint: leave the module with its own hook."""
+        if _is_followed(pl_module, by=trainer):
             object.__delattr__(pl_module, _NAME)
 
     def edit_weights(self, pl_module: pl.LightningModule, checkpoint: dict[str, Any], edit: EditWeights) -> None:
@@ -44,13 +44,22 @@ class WeightKeeper(pl.Callback):
         raise NotImplementedError
 
 
+def _is_followed(module: pl.LightningModule, *, by: pl.Trainer) -> bool:
+    """Whether a checkpoint is waited for; a fit that failed before may have left a hook of its own Trainer's."""
+    hook = vars(module).get(_NAME)
+    return isinstance(hook, _LoadHook) and hook.trainer is by
+
+
 class _LoadHook:
     """Stands for the module's hook."""
 
     def __init__(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self._trainer, self._module, self._hook = trainer, module, module.on_load_checkpoint
+        self.trainer, self._module = trainer, module
+        previous = module.on_load_checkpoint
+        self._hook: Callable[[dict[str, Any]], None] = previous._hook if isinstance(previous, _LoadHook) else previous
 
     def __call__(self, checkpoint: dict[str, Any]) -> None:
+        object.__delattr__(self._module, _NAME)
         before = _shallow_copy(checkpoint)
         state: State = before["state_dict"]
         marks = _marks(state)
@@ -66,7 +75,7 @@ class _LoadHook:
             self._hook(twin)
             return dict(twin["state_dict"])
 
-        for callback in find_callbacks(self._trainer, WeightKeeper):
+        for callback in find_callbacks(self.trainer, WeightKeeper):
             callback.edit_weights(self._module, checkpoint, edit)
 
 

@@ -118,6 +118,14 @@ def test_starts_that_other_callbacks_keep_are_migrated(tmp_path):
             torch.testing.assert_close(kept[name], tensor + 6 * (name == "scale"), msg=name)
 
 
+def test_a_file_that_does_not_fit_leaves_the_module_as_it_was(tmp_path):
+    train(tmp_path, Older, SWACallback(start=0, bn_refresh=False), ModelCheckpoint(tmp_path, "older"))
+    module = Boring()
+    with pytest.raises(RuntimeError, match="unused"):
+        train(tmp_path, module, SWACallback(start=0, bn_refresh=False), ckpt_path=tmp_path / "older.ckpt", epochs=3)
+    assert "on_load_checkpoint" not in vars(module)
+
+
 class Keeps(WeightKeeper):
     def edit_weights(self, pl_module, checkpoint, edit):
         checkpoint["mine"] = edit(checkpoint["mine"])
