@@ -29,7 +29,7 @@ from lightning_robust.callbacks.merging.greedy_soup.recipes import Held
 from lightning_robust.cli import RobustCLI
 from lightning_robust.functional.coefficients import learned_soup
 
-from ....boring import Boring, make_trainer
+from ....boring import Boring, OnlyInSteps, make_trainer
 from ..modules import Adapted, LazyScalar, late
 
 
@@ -423,9 +423,9 @@ def test_stock_soup_of_a_lazy_module_starts_from_its_first_weights(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*worse than")
 def test_batchnorm_that_cannot_be_refreshed_keeps_the_mean_of_its_statistics(tmp_path):
-    soup = GreedySoupCallback("uniform", monitor="val/loss", mode="min", ingredients="epochs", input_key="pictures")
+    soup = GreedySoupCallback("uniform", monitor="val/loss", mode="min", ingredients="epochs")
     with pytest.warns(UserWarning, match="BatchNorm statistics could not be refreshed, and their averages") as caught:
-        run(tmp_path, soup, module=Boring())
+        run(tmp_path, soup, module=OnlyInSteps())
     assert sum("could not be refreshed" in str(warning.message) for warning in caught) == 1
     files = [torch.load(path, weights_only=True)["state_dict"] for path in Path(soup.path).parent.glob("epoch*.ckpt")]
     mean = torch.stack([file["net.1.running_mean"] for file in files]).mean(0)
