@@ -24,7 +24,7 @@ from lightning_robust.functional.attacks import fgsm, pgd
 from lightning_robust.functional.norm_ball import Norm
 from lightning_robust.harness.evaluate import Evaluator
 from lightning_robust.harness.inputs import call_forward
-from lightning_robust.harness.quiet import quietly
+from lightning_robust.harness.quiet import muted, quietly
 from lightning_robust.harness.steps import call_step
 from lightning_robust.structures import Key, get_item
 
@@ -135,13 +135,19 @@ class AttackedEvaluation:
     def _doubts(self, trainer: pl.Trainer, view: BatchPixels, loss: ModuleLoss, attacked: Any) -> dict[str, str]:
         """The flags that AutoAttack raises, as far as they make sense for any task."""
 
-        def single_step(loss_of: Callable[[Tensor], Tensor], pixels: Tensor, radius: Tensor) -> Tensor:
-            return fgsm(loss_of, pixels, radius, norm=self.norm, bounds=self.inputs.range)
+        def single_step(raised: Callable[[Tensor], Tensor], pixels: Tensor, radius: Tensor) -> Tensor:
+            return fgsm(raised, pixels, radius, norm=self.norm, bounds=self.inputs.range)
 
         stepped = attack_batch(trainer, view, single_step, loss, stage="validating")
         size = len(view.pixels)
+
+        def loss_of(batch: Any) -> float:
+            # each pass finds what the module remembers as it was, such as the queue of a momentum encoder
+            with muted(loss.module):
+                return loss(batch, size).mean().item()
+
         with quietly(trainer, loss.module, "validating"), torch.no_grad():
-            first, again, by_step = (loss(batch, size).mean().item() for batch in (attacked, attacked, stepped))
+            first, again, by_step = (loss_of(batch) for batch in (attacked, attacked, stepped))
             outputs = None
             # the check is skipped for a forward that takes other parts of the batch than the perturbed ones
             with suppress(Exception):

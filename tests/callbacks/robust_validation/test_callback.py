@@ -189,6 +189,24 @@ def test_restarts_that_are_compared_by_the_batch_are_warned_about(tmp_path, modu
         validate(tmp_path, [RobustValidationCallback(0.06, steps=2, restarts=2)], module)
 
 
+def test_a_module_that_remembers_is_not_taken_for_a_random_one(tmp_path, recwarn):
+    """Each pass moves a queue that the loss depends on; every pass of the check finds it as it was."""
+
+    class Remembers(Scored):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("seen", torch.zeros(()))
+
+        def attack_loss(self, batch):
+            self.seen += 1
+            return super().attack_loss(batch) * (1 + self.seen)
+
+    module = Remembers()
+    validate(tmp_path, [RobustValidationCallback(0.1, steps=2)], module)
+    assert not [w for w in recwarn if "mean little" in str(w.message)]
+    assert module.seen == 0
+
+
 def test_a_failure_is_a_warning_that_names_the_callback(tmp_path):
     class Odd(Boring):
         def training_step(self, batch, batch_idx):
