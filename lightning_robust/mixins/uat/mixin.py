@@ -203,11 +203,7 @@ class UATMixin(ObjectiveMixin):
         pictures, indices = self._unlabelled(step.whole)
         if pictures is None or len(pictures) == 0:
             return []
-        if not pictures.is_floating_point():
-            raise TypeError(
-                f"Expected unlabelled pictures in floating point for unsupervised adversarial training, but got "
-                f"{pictures.dtype}. Scale 8-bit pictures with / 255; tokens have no neighbours within a radius."
-            )
+        _require_pictures(pictures)
         self._unlabelled_seen += len(pictures)
         (self._pixels or PixelSpace()).check(pictures)
         losses, dim = [], self.uat_class_dim
@@ -277,6 +273,15 @@ class UATMixin(ObjectiveMixin):
 
     def _classify(self, pictures: Tensor) -> Tensor:
         return self._predict(pictures).argmax(self.uat_class_dim)
+
+
+def _require_pictures(inputs: Tensor) -> None:
+    """Refuse tokens and other integers."""
+    if not inputs.is_floating_point():
+        raise TypeError(
+            "Expected unlabelled pictures in floating point for unsupervised adversarial training, but got "
+            f"{inputs.dtype}. Scale 8-bit pictures with / 255; tokens have no neighbours within a radius."
+        )
 
 
 def _rows_without_label(targets: Any, key: Key) -> Tensor:
