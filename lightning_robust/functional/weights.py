@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -160,3 +161,35 @@ def channels_last(module: nn.Module) -> Iterator[None]:
 def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
     path, _, leaf = name.rpartition(".")
     return module.get_submodule(path), leaf
+
+
+def call_with(
+    module: nn.Module, tensors: Mapping[str, Tensor], args: tuple[Any, ...], named: Mapping[str, Any] | None = None
+) -> Any:
+    """Call a module with other parameters and buffers, which autograd sees; the module keeps its own.
+
+    ``torch.func.functional_call`` alone leaves its tensors behind in a module that stands in two places of another one.
+
+    Args:
+        module: The module.
+        tensors: By the names of ``named_parameters`` and ``named_buffers``; tied ones once. The others are its own.
+        args: Positional arguments.
+        named: Named arguments.
+
+    Example:
+        >>> layer = nn.Linear(1, 1, bias=False)
+        >>> twice = nn.Sequential(layer, layer)
+        >>> call_with(twice, {"0.weight": torch.tensor([[3.0]])}, (torch.ones(1, 1),))
+        tensor([[9.]])
+        >>> twice[0].weight is next(twice.parameters())
+        True
+    """
+    names = {id(tensor): name for name, tensor in (*module.named_parameters(), *module.named_buffers())}
+    places = {}
+    # each module once, so that what it holds is put in and taken out once
+    for path, part in module.named_modules():
+        own = [f(recurse=False, remove_duplicate=False) for f in (part.named_parameters, part.named_buffers)]
+        for attribute, tensor in (*own[0], *own[1]):
+            if names[id(tensor)] in tensors:
+                places[f"{path}.{attribute}" if path else attribute] = tensors[names[id(tensor)]]
+    return torch.func.functional_call(module, places, args, dict(named or {}), tie_weights=False)

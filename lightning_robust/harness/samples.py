@@ -9,7 +9,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from lightning_robust.harness.inputs import positional_arguments
-from lightning_robust.structures import Key, flatten, map_tensors
+from lightning_robust.structures import Key, flatten, is_batch_object, map_tensors, tensors_in
 
 
 class FirstInputs:
@@ -44,6 +44,7 @@ class FirstInputs:
         if self.complete:
             return
         try:
+            _require_rows(batch)
             args = positional_arguments(module, batch, self._key)
             args = map_tensors(lambda tensor: tensor.detach().to("cpu", copy=True), args)
             if not self._batches or _shapes(args) == _shapes(self._batches[0]):
@@ -64,6 +65,17 @@ class FirstInputs:
         tensors = iter(joined)
         merged: tuple[Any, ...] = map_tensors(lambda _: next(tensors), self._batches[0])
         return merged
+
+
+def _require_rows(batch: Any) -> None:
+    """Refuse graphs, of which no first samples can be taken by rows."""
+    sizes = {len(tensor) for tensor in tensors_in(batch) if tensor.ndim} if is_batch_object(batch) else set()
+    if len(sizes) > 1:
+        raise ValueError(
+            f"Expected tensors with one row for each sample, of which the first are taken, but got "
+            f"{type(batch).__name__} with tensors of {sorted(sizes)} rows. Give a loader whose batches have rows, or "
+            "leave the technique out for this module."
+        )
 
 
 def _shapes(args: tuple[Any, ...]) -> list[torch.Size]:

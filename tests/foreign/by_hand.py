@@ -4,7 +4,7 @@ import copy
 
 import torch
 
-from .runner import fresh
+from .runner import fresh, make_trainer
 
 
 def get(batch, path):
@@ -47,6 +47,8 @@ def loss_of(module, batch):
 def silenced(guest, state):
     """A fresh module in evaluation mode whose steps log nowhere."""
     module = fresh(guest, state).eval()
+    module.trainer = make_trainer()
+    module.trainer.validating = True
     module.log = module.log_dict = lambda *args, **kwargs: None
     return module
 

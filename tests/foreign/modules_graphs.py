@@ -39,7 +39,7 @@ class GraphClassifier(pl.LightningModule):
         self.log("val_acc", (y_hat.argmax(-1) == data.y).float().mean(), batch_size=data.num_graphs)
 
     def configure_optimizers(self):
-        return torch.optim.Adam(self.parameters(), lr=0.05)
+        return torch.optim.SGD(self.parameters(), lr=0.05)
 
 
 class NodeRegression(pl.LightningModule):
@@ -61,7 +61,7 @@ class NodeRegression(pl.LightningModule):
         self.log("val_loss", nn.functional.mse_loss(self(data), data.target), batch_size=data.num_nodes)
 
     def configure_optimizers(self):
-        return torch.optim.Adam(self.parameters(), lr=0.05)
+        return torch.optim.SGD(self.parameters(), lr=0.05)
 
 
 def graph(index):
@@ -94,5 +94,5 @@ GUESTS = [
         classes="y",
         forward=lambda m, b: m(b.x, b.edge_index, b.batch),
     ),
-    Guest("node_regression", regression, "numbers", ("x",), {"input_key": "x"}, forward=lambda m, b: m(b)),
+    Guest("node_regression", regression, "numbers", ("x",), forward=lambda m, b: m(b)),
 ]

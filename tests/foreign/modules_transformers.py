@@ -112,7 +112,7 @@ class ViTClassifier(pl.LightningModule):
         return loss
 
     def configure_optimizers(self):
-        return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=self.lr)
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=self.lr, momentum=0.9)
 
 
 def pixels(generator, index):
@@ -158,7 +158,7 @@ class SegFormer(pl.LightningModule):
         self.log("val_acc", (upsampled.argmax(1) == batch["labels"]).float().mean())
 
     def configure_optimizers(self):
-        return torch.optim.AdamW(self.parameters(), lr=1e-2)
+        return torch.optim.SGD(self.parameters(), lr=1e-2)
 
 
 def masked(generator, index):
@@ -210,7 +210,7 @@ class Yolos(pl.LightningModule):
         return loss
 
     def configure_optimizers(self):
-        return torch.optim.AdamW(self.parameters(), lr=1e-2)
+        return torch.optim.SGD(self.parameters(), lr=1e-2)
 
 
 def boxed(generator, index):

@@ -87,7 +87,8 @@ def _lazy(guest):
 
 def _datapath(guest):
     keys = {"target_key": guest.classes} if guest.classes is not None else {}
-    return DatapathCallback("fgsm", eps=EPS, num_samples=8, num_paths=2, **keys, **guest.keys)
+    under = "bf16" if guest.kind == "tokens" else "fgsm"
+    return DatapathCallback(under, eps=EPS, num_samples=8, num_paths=2, **keys, **guest.keys)
 
 
 def _parity(guest):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_robust.functional.weights import Weights, channels_last
+from lightning_robust.functional.weights import Weights, call_with, channels_last
 
 
 class Tied(nn.Module):
@@ -115,3 +115,22 @@ def test_channels_lie_last_inside_the_block_and_the_tensors_come_back_after_an_e
         fail()
     assert [p.data_ptr() for p in net.parameters()] == places
     assert all(torch.equal(v, before[k]) and v.is_contiguous() for k, v in net.state_dict().items())
+
+
+@pytest.mark.parametrize("tie", ["module", "parameter"])
+def test_call_with_other_weights_puts_back_what_stands_in_two_places(tie):
+    """As torch's own function does not for one module under two names; both uses see the new weights."""
+    first, second = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+    if tie == "module":
+        second = first
+    else:
+        second.weight = first.weight
+    net = nn.Sequential(first, nn.Tanh(), second)
+    before = [net[0].weight, net[2].weight]
+    weight = torch.randn(2, 2, requires_grad=True)
+    x = torch.randn(3, 2)
+    found = call_with(net, {"0.weight": weight}, (x,))
+    expected = torch.tanh(x @ weight.T) @ weight.T
+    assert torch.allclose(found, expected)
+    assert torch.allclose(*(torch.autograd.grad(y.sum(), weight)[0] for y in (found, expected)))
+    assert all(now is then for now, then in zip([net[0].weight, net[2].weight], before, strict=True))

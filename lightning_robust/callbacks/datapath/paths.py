@@ -71,7 +71,9 @@ def find_paths(
     target_key: Key,
     weight: float,
 ) -> Paths | None:
-    """Critical channels of pairs of batches, clean and perturbed; None for tasks other than classification.
+    """Critical channels of pairs of batches, clean and perturbed; None for other tasks.
+
+    None also where no layer gives a row for each sample, as in networks on graphs.
 
     Args:
         network: The network.
@@ -84,6 +86,8 @@ def find_paths(
     if not pairs or not _classifies(network, pairs[0][0], target_key):
         return None
     places = _gateable(network, points, pairs[0][0])
+    if not places:
+        return None
 
     def channels(batch: Any, arithmetic: str) -> CriticalChannels:
         chosen = [points[place] for place in places]

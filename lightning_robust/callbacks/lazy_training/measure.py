@@ -27,6 +27,7 @@ from lightning_robust.functional.linearization import (
     single_step,
     tangent_kernel,
 )
+from lightning_robust.functional.weights import call_with
 from lightning_robust.harness.batches import count_samples
 from lightning_robust.harness.compat import without_compiled_prefix
 from lightning_robust.harness.inputs import call_forward, forward_arguments
@@ -179,7 +180,7 @@ class _Network:
         buffers = {name: _wide(buffer.detach().clone()) for name, buffer in self._module.named_buffers()}
         batch = map_tensors(_wide, take_rows(self.batch, rows, count_samples(self.batch)))
         args, named = forward_arguments(self._module, batch, self._input_key)
-        return first_floating(torch.func.functional_call(self._module, {**buffers, **state}, args, named))
+        return first_floating(call_with(self._module, {**buffers, **state}, args, named))
 
 
 class _Attacks:
@@ -233,8 +234,11 @@ class _Attacks:
     @functools.cached_property
     def _clean_logits(self) -> Tensor | None:
         """``(N, classes)``, or None where there are no classes to count."""
-        outputs = None if self._targets() is None else self._outputs(self._batch)
-        return outputs if outputs is not None and outputs.ndim == 2 and outputs.shape[1] > 1 else None
+        targets = self._targets()
+        outputs = None if targets is None else self._outputs(self._batch)
+        if targets is None or outputs is None or outputs.ndim != 2 or outputs.shape[1] < 2:
+            return None
+        return outputs if len(outputs) == len(targets) else None
 
     @functools.cached_property
     def _clean_loss(self) -> float:
@@ -246,9 +250,11 @@ class _Attacks:
 
     @torch.no_grad()
     def _loss(self, batch: Any) -> float:
+        """From the same state each time, since a training step may fill a queue that its loss depends on."""
         step = own_step(self._module)
         loss = ModuleLoss(self._module, lambda part: call_step(step, part))
-        return loss(batch, len(self._inputs(batch)[0])).mean().item()
+        with quietly(self._trainer, self._module, "validating"):
+            return loss(batch, len(self._inputs(batch)[0])).mean().item()
 
     def _targets(self) -> Tensor | None:
         """Classes, one for each sample, if that is what the batch holds."""
@@ -256,8 +262,8 @@ class _Attacks:
             targets = get_item(self._batch, self._settings.target_key)
         except KeyError:
             return None
-        size = len(self._inputs(self._batch)[0])
-        if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.shape != (size,):
+        # as many as logits, not as inputs: a graph has several nodes and one class
+        if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.ndim != 1:
             return None
         return targets
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from lightning_robust.functional.averaging import State
 from lightning_robust.functional.basins import Barrier, barriers
 from lightning_robust.functional.coefficients import learned_soup, stock_soup
 from lightning_robust.functional.soups import Soup, greedy_soup, uniform_soup
+from lightning_robust.functional.weights import call_with
 from lightning_robust.harness.batches import validation_batches
 from lightning_robust.harness.quiet import quietly
 from lightning_robust.harness.replacement import replaced
@@ -128,7 +128,7 @@ def _learn(pantry: Sequence[NamedIngredient], trainer: pl.Trainer, module: pl.Li
 
     def loss(state: Mapping[str, Tensor], batch: object, beta: Tensor) -> Tensor:
         named = {f"module.{name}": tensor.to(module.device) for name, tensor in state.items()}
-        result: Tensor = torch.func.functional_call(step, named, (batch, beta.to(module.device)))
+        result: Tensor = call_with(step, named, (batch, beta.to(module.device)))
         return result
 
     with quietly(trainer, module, "training"):
