@@ -237,19 +237,21 @@ def _with_parts(value: Any, parts: dict[Any, Any]) -> Any:
     if dataclasses.is_dataclass(type(value)):
         arguments = [field.name for field in dataclasses.fields(value) if field.init]
         return dataclasses.replace(value, **{name: parts[name] for name in arguments})
-    if is_batch_object(value):
-        changed = copy.copy(value)
-        put = changed.__setitem__ if hasattr(value, "keys") else partial(setattr, changed)
-        for name, part in parts.items():
-            put(name, part)
-        return changed
-    if isinstance(value, MutableMapping) and type(value) is not dict:
-        changed = copy.copy(value)  # as a defaultdict is not made from its items
-        changed.update(parts)
-        return changed
+    if is_batch_object(value) or (isinstance(value, MutableMapping) and type(value) is not dict):
+        return _changed_copy(value, parts)
+    kind: Any = type(value)
     if isinstance(value, Mapping):
-        return parts if type(value) is dict else type(value)(parts)  # type: ignore[call-arg]
-    return type(value)(*parts.values()) if hasattr(value, "_fields") else type(value)(parts.values())
+        return kind(parts)
+    return kind(*parts.values()) if hasattr(value, "_fields") else kind(parts.values())
+
+
+def _changed_copy(value: Any, parts: dict[Any, Any]) -> Any:
+    """A shallow copy with other parts, of what cannot be made from its parts, as a defaultdict."""
+    changed = copy.copy(value)
+    put = changed.__setitem__ if hasattr(value, "keys") else partial(setattr, changed)
+    for name, part in parts.items():
+        put(name, part)
+    return changed
 
 
 def _locate(value: Any, parts: Mapping[Any, Any], key: Key) -> tuple[Any, Key | None]:

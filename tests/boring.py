@@ -154,8 +154,8 @@ def make_trainer(folder, callbacks=(), **settings):
 class TwoProcesses(DDPStrategy):
     """Spawned processes that leave their group together: gloo's threads abort one that ends after its peer is gone."""
 
-    def __init__(self):
-        super().__init__(start_method="spawn")
+    def __init__(self, **settings):
+        super().__init__(start_method="spawn", **settings)
 
     def teardown(self):
         super().teardown()

@@ -1,10 +1,15 @@
 """The rules every technique keeps, run over a table of techniques: a new one joins as one row of TECHNIQUES."""
 
 import copy
+import inspect
 import io
 import pickle
+import re
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import jsonargparse
 import lightning.pytorch as pl
@@ -13,6 +18,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy
+from torch.utils.data import DataLoader
 
 from lightning_robust import (
     AdversarialCallback,
@@ -26,8 +32,10 @@ from lightning_robust import (
     WiSEFTCallback,
 )
 from lightning_robust import cli as cli_module
+from lightning_robust.harness.evaluate import Evaluator
 
-from .boring import BATCH_FORMS, Boring, RobustBoring, TwoProcesses, make_trainer
+from .boring import BATCH_FORMS, Boring, Pictures, RobustBoring, TwoProcesses, make_trainer
+from .harness.keeper import Keeper, RobustKeeper
 
 # runs of two epochs are too short for a soup of several ingredients
 pytestmark = pytest.mark.filterwarnings("ignore::lightning_robust.NoEffectWarning")
@@ -48,17 +56,17 @@ class Technique:
     at_end: bool = False
     settings: dict = field(default_factory=dict)
 
-    def parts(self, form="tuple", **settings):
+    def parts(self, form="tuple", host=Boring, **settings):
         """Callbacks and a module."""
-        return [self.make(**settings)], Boring(form)
+        return [self.make(**settings)], host(form)
 
 
 @dataclass(frozen=True)
 class Objective(Technique):
-    """One row of a mixin; ``make`` builds the module."""
+    """One row of a mixin; ``make`` gives the arguments of the module."""
 
-    def parts(self, form="tuple", **settings):
-        return [], self.make(batch_form=form, **settings)
+    def parts(self, form="tuple", host=RobustBoring, **settings):
+        return [], host(batch_form=form, **self.make(**settings))
 
 
 def _parity(**settings):
@@ -115,16 +123,16 @@ def _wise_ft(**settings):
 
 
 def _regmixup(**settings):
-    return RobustBoring(**({"regmixup_weight": 1.0} | settings))
+    return {"regmixup_weight": 1.0} | settings
 
 
 def _rotation(**settings):
-    return RobustBoring(**({"rotation_weight": 0.5, "rotation_turns": "all"} | settings))
+    return {"rotation_weight": 0.5, "rotation_turns": "all"} | settings
 
 
 def _uat(**settings):
     small = {"uat_ot_weight": 1.0, "uat_ft_weight": 1.0, "uat_target": "ema", "uat_steps": 2, "uat_half_life": 3}
-    return RobustBoring(**(small | settings))
+    return small | settings
 
 
 CALLBACKS = [
@@ -402,7 +410,7 @@ def test_mixins_leave_the_module_as_fit_found_it(technique, tmp_path):
 
 @each
 def test_config_round_trip(technique):
-    cls = type(technique.make())
+    cls = type(technique.make()) if isinstance(technique.make(), pl.Callback) else RobustBoring
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("--technique", type=cls)
     config = parser.parse_object(
@@ -508,3 +516,189 @@ class _WriteRank(pl.Callback):
 
     def teardown(self, trainer, pl_module, stage):
         (self.folder / f"rank{trainer.global_rank}").write_text(str(float(trainer.callback_metrics[self.tag])))
+
+
+class _Diary(pl.Callback):
+    """What the module remembers when training has ended, before any technique acts on that; the batches of each step.
+
+    It stands first among the callbacks.
+    """
+
+    def __init__(self):
+        self.batches = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.batches.append(float(batch[0].sum()))
+
+    def on_train_end(self, trainer, pl_module):
+        self.counts, self.values = pl_module.remembered(values=False), pl_module.remembered()
+
+
+def keep(technique, folder, host, **settings):
+    """Train a module that remembers; what it remembers at the end of training, its weights, and its metrics."""
+    pl.seed_everything(1)
+    callbacks, module = technique.parts(host=host) if technique else ([], host())
+    diary = _Diary()
+    trainer, module = train(folder, [diary, *callbacks], module, num_sanity_val_steps=0, **settings)
+    return diary, trainer, module
+
+
+@pytest.mark.filterwarnings("ignore:.*(the training step does not give the inputs|does not run in bf16)")
+@each
+def test_no_trace(technique, tmp_path):
+    """The module gathers, counts and queues, and moves a teacher: once a training step and once a validation batch.
+
+    With a diagnostic, its memory, its weights and its metrics are those without, bit for bit. With other techniques
+    only values differ; how often it was called does not.
+    """
+    host = RobustKeeper if isinstance(technique, Objective) else Keeper
+    plain, plain_trainer, plain_module = keep(None, tmp_path, host)
+    used, trainer, module = keep(technique, tmp_path, host)
+    if technique.make is _swalp:
+        used.counts["teacher"] = plain.counts["teacher"]  # which low precision rounds
+    assert used.counts == plain.counts
+    assert plain.counts["losses"] == 8
+    assert plain.counts["steps"] == 8 + 2 * 4
+    if technique.diagnostic:
+        assert used.values == plain.values
+        assert_equal_states(dict(plain_module.state_dict()), dict(module.state_dict()))
+        for name, value in plain_trainer.callback_metrics.items():
+            assert torch.equal(trainer.callback_metrics[name], value), name
+
+
+class _Alone(Boring):
+    def training_step(self, batch):
+        return self._loss(batch)
+
+    def validation_step(self, batch, i):
+        self.log("val/loss", self._loss(batch), sync_dist=True)
+
+
+class _Anything(Boring):
+    def training_step(self, *args):
+        assert len(args) == 2
+        return self._loss(args[0])
+
+    def validation_step(self, *args):
+        self.log("val/loss", self._loss(args[0]), sync_dist=True)
+
+
+class _Named(Boring):
+    def training_step(self, minibatch, nb, **options):
+        return self._loss(minibatch)
+
+    def validation_step(self, minibatch, _, loader=0):
+        self.log("val/loss", self._loss(minibatch), sync_dist=True)
+
+
+def robust(host):
+    """The same steps below the mixins."""
+    return type(f"Robust{host.__name__}", (RobustBoring, host), {})
+
+
+@each
+@pytest.mark.parametrize("host", [_Alone, _Anything, _Named], ids=["a batch alone", "*args", "other names"])
+def test_any_step(technique, tmp_path, host):
+    """Steps are called as Lightning calls them; nothing is warned of, and the technique logs what it logs."""
+    pl.seed_everything(1)
+    callbacks, module = technique.parts(host=robust(host) if isinstance(technique, Objective) else host)
+    trainer, _ = train(tmp_path, callbacks, module, max_epochs=1)
+    assert torch.isfinite(trainer.callback_metrics[technique.logs])
+
+
+class _Counted(DataLoader):
+    """A subclass whose iterator is its own, as that of a loader with persistent workers."""
+
+    def __iter__(self):
+        self.pass_ = super().__iter__()
+        return self.pass_
+
+
+@pytest.mark.filterwarnings("ignore:.*(the training step does not give the inputs|does not run in bf16)")
+@each
+def test_the_users_data_come_first(technique, tmp_path):
+    """Training sees every batch of every epoch in its order, whatever reads the loader at validations in between."""
+
+    class Host(RobustKeeper if isinstance(technique, Objective) else Keeper):
+        def train_dataloader(self):
+            return _Counted(Pictures(64), 8, shuffle=True, generator=torch.Generator().manual_seed(5))
+
+    expected, _, _ = keep(None, tmp_path, Host, val_check_interval=3)
+    used, _, _ = keep(technique, tmp_path, Host, val_check_interval=3)
+    assert used.batches == expected.batches
+    assert len(used.batches) == 16
+
+
+@over([row for row in CALLBACKS if row.key in ("greedy_soup", "wise_ft")])
+@pytest.mark.parametrize("rate", [0.05, 3.0], ids=["sound", "wild"])
+@pytest.mark.parametrize("recipe", ["greedy", "uniform", "learned", "stock"])
+def test_nothing_gets_worse(technique, tmp_path, rate, recipe):
+    """The weights that a technique returns are no worse by its metric than those that training gave it."""
+
+    class Judge(pl.Callback):
+        def on_train_end(self, trainer, pl_module):
+            self.score = Evaluator(trainer, pl_module).metrics()["val/loss"]
+
+    if technique.key == "wise_ft" and recipe != "greedy":
+        pytest.skip("WiSE-FT has one recipe")
+    before, after = Judge(), Judge()
+    options = {"recipe": recipe} if technique.key == "greedy_soup" else {"epsilon": 0.0}
+    pl.seed_everything(1)
+    callbacks, _ = technique.parts(**options)
+    train(tmp_path, [before, *callbacks, after], Boring(lr=rate), max_epochs=3)
+    assert after.score <= before.score
+
+
+class _FailsOnRankOne(Boring):
+    """Sound in training and in Lightning's validation; fails on the second rank wherever it runs quietly."""
+
+    def _loss(self, batch):
+        if self.global_rank == 1 and "log" in vars(self):
+            raise ZeroDivisionError("planted on one rank")
+        return super()._loss(batch)
+
+
+@over([row for row in CALLBACKS if row.make not in (_free, _swalp)])
+@pytest.mark.filterwarnings("ignore")
+def test_a_rank_that_fails_leaves_no_other_waiting(technique, tmp_path):
+    """Both ranks end, by themselves or with an error, long before a collective would give up."""
+    options = {"on_failure": "warn"} if hasattr(technique.make(), "on_failure") else {}
+    callbacks, module = technique.parts(host=_FailsOnRankOne, **options)
+    strategy = TwoProcesses(timeout=timedelta(seconds=30))
+    trainer = make_trainer(tmp_path, [*callbacks, _Clock(tmp_path)], strategy=strategy, devices=2, max_epochs=1)
+    with suppress(Exception):
+        trainer.fit(module)
+    seconds = [float(path.read_text()) for path in tmp_path.glob("rank*")]
+    assert seconds
+    assert max(seconds) < 30
+
+
+class _Clock(pl.Callback):
+    """Writes how long a fit took, on each rank that ends it by itself."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_fit_start(self, trainer, pl_module):
+        self.start = time.monotonic()
+
+    def _write(self, trainer):
+        (self.folder / f"rank{trainer.global_rank}").write_text(str(time.monotonic() - self.start))
+
+    def on_exception(self, trainer, pl_module, exception):
+        self._write(trainer)
+
+    def teardown(self, trainer, pl_module, stage):
+        self._write(trainer)
+
+
+@each
+def test_no_argument_is_ignored(technique):
+    """Every argument of a technique is documented, and changes what it is made of; unknown ones are refused."""
+    cls = type(technique.make()) if isinstance(technique.make(), pl.Callback) else RobustBoring
+    if cls is not RobustBoring:
+        documented = inspect.getdoc(cls)
+        for name in inspect.signature(cls).parameters:
+            assert re.search(rf"^ +\*{{0,2}}{name}: ", documented, re.MULTILINE), name
+    with pytest.raises(TypeError, match="nonsense"):
+        cls(nonsense=1)

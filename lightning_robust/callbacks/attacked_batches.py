@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakSet
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightning_robust.callbacks.attack_precision import computes_in_bf16
 from lightning_robust.functional.norm_ball import as_radius
 from lightning_robust.functional.pixels import PixelSpace
 from lightning_robust.functional.weights import channels_last
@@ -29,6 +30,10 @@ BatchLoss = Callable[[Any, int], Tensor]
 Perturb = Callable[[Callable[..., Tensor], Tensor, Tensor], Tensor]
 """``perturb(loss, pixels, radius)`` gives perturbed pixels. ``loss(pixels)`` is the loss of the batch with other
 pixels, ``loss(some, rows)`` that of some of its samples."""
+
+
+_needs_its_own_precision: WeakSet[pl.LightningModule] = WeakSet()
+"""Modules whose own step fails in bf16, as one that writes activations into a buffer of fp32."""
 
 
 class NoLossError(ValueError):
@@ -195,7 +200,8 @@ class ModuleLoss:
 
     def __post_init__(self) -> None:
         """Find out what the device can do."""
-        self.in_bf16 = self.precision == "bf16" and computes_in_bf16(self.module.device)
+        bf16 = self.precision == "bf16" and computes_in_bf16(self.module.device)
+        self.in_bf16 = bf16 and self.module not in _needs_its_own_precision
 
     def __call__(self, batch: Any, size: int) -> Tensor:
         """One value for each of ``size`` samples, or their sum, in fp32.
@@ -203,6 +209,22 @@ class ModuleLoss:
         Raises:
             NoLossError: If the module has no loss for this batch.
         """
+        try:
+            output = self._run(batch)
+        except RuntimeError as error:
+            if not self.in_bf16 or isinstance(error, torch.OutOfMemoryError):
+                raise
+            _needs_its_own_precision.add(self.module)
+            self.in_bf16 = False
+            output = self._run(batch)
+            rank_zero_warn(
+                f"{type(self.module).__name__} does not run in bf16 ({str(error).splitlines()[0]}), so attacks take "
+                "the precision of the training. Set attack_precision='same' to say so."
+            )
+        loss = require_loss(output)
+        return loss.float() * size if loss.ndim == 0 else loss.float()
+
+    def _run(self, batch: Any) -> Any:
         attack_loss = getattr(self.module, "attack_loss", None)
         device = self.module.device.type
         arithmetic: AbstractContextManager[Any] = nullcontext()
@@ -211,9 +233,7 @@ class ModuleLoss:
         elif self.in_bf16:
             arithmetic = torch.autocast(device, torch.bfloat16)
         with arithmetic:
-            output = self.step(batch) if attack_loss is None else attack_loss(batch)
-        loss = require_loss(output)
-        return loss.float() * size if loss.ndim == 0 else loss.float()
+            return self.step(batch) if attack_loss is None else attack_loss(batch)
 
 
 def require_loss(output: Any) -> Tensor:
@@ -268,17 +288,3 @@ def outside_inference(batch: Any) -> Any:
 def own_step(pl_module: pl.LightningModule) -> Callable[..., Any]:
     """The training step of the module, without what AdversarialCallback puts on the instance."""
     return getattr(vars(pl_module).get("training_step"), "__wrapped__", pl_module.training_step)
-
-
-@functools.cache
-def computes_in_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies in bf16 faster than in fp32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu":
-        return False
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags

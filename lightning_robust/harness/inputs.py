@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -52,23 +52,34 @@ class ForwardSignature:
             MisconfigurationException: If they cannot be found.
         """
         parts = parts_of_batch(batch)
-        named = {name: name for name in self.names if name in parts}
-        if named and all(name in parts for name in self.names[: self.required]):
-            return dict(named), True
-        if self.any_name and not self.names and parts and all(isinstance(part, str) for part in parts):
-            return {name: name for name in parts}, True
-        alone = self.names[:1] if self.required <= 1 else ()
-        if alone and (isinstance(batch, Tensor) or is_batch_object(batch) or alone[0] in _BATCHES):
-            return {alone[0]: WHOLE}, False
-        count = max(self.required, 1)
-        if isinstance(batch, list | tuple) and len(batch) >= count:
-            names = self.names[:count] or ("inputs",)
+        if self._finds_all_in(parts):
+            return self._by_name(parts), True
+        if self._takes_whole(batch):
+            return {self.names[0]: WHOLE}, False
+        names = self.names[: max(self.required, 1)] or ("inputs",)
+        if isinstance(batch, list | tuple) and len(batch) >= len(names):
             return {name: place for place, name in enumerate(names)}, False
         raise MisconfigurationException(
-            f"Expected the batch to hold what {self.network}.forward({', '.join(self.names) or '...'}) takes, but got "
+            f"Expected the batch to hold what {self.network}.forward({', '.join(self.names)}) takes, but got "
             f"{type(batch).__name__} with {list(parts)}. Set `input_key` to the parts that are its arguments, or name "
             "its parameters like them."
         )
+
+    def _finds_all_in(self, parts: Mapping[Key, Any]) -> bool:
+        """Whether the required parameters, at least one, are names of parts; or parts of any name are taken."""
+        if self.names:
+            return any(name in parts for name in self.names) and set(self.names[: self.required]) <= parts.keys()
+        return self.any_name and bool(parts) and not any(isinstance(part, int) for part in parts)
+
+    def _by_name(self, parts: Mapping[Key, Any]) -> dict[str, Key]:
+        """In the order of the parameters."""
+        return {str(name): name for name in (self.names or parts) if name in parts}
+
+    def _takes_whole(self, batch: Any) -> bool:
+        """Whether all of the batch is the only argument that is required."""
+        if not self.names or self.required > 1:
+            return False
+        return isinstance(batch, Tensor) or is_batch_object(batch) or self.names[0] in _BATCHES
 
 
 def signature_of(module: nn.Module, method: str = "forward") -> ForwardSignature:

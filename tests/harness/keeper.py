@@ -60,9 +60,6 @@ class Keeper(Boring):
         start = int(self.pointer)
         self.queue[(start + torch.arange(len(logits))) % 32] = logits.detach()
         self.pointer.fill_((start + len(logits)) % 32)
-        with torch.no_grad():
-            self.teacher.weight.mul_(0.9).add_(0.1)
-            self.teacher.bias.data = self.teacher.bias.data * 0.9 + 0.1
 
     def training_step(self, batch, i):
         logits = self(batch[0])
@@ -70,6 +67,9 @@ class Keeper(Boring):
         self.log("train/loss", loss)
         self._note(logits, batch[1], loss)
         self.losses.append(loss)
+        with torch.no_grad():
+            self.teacher.weight.mul_(0.9).add_(0.1)
+            self.teacher.bias.data = self.teacher.bias.data * 0.9 + 0.1
         return loss
 
     def validation_step(self, batch, i):
@@ -104,7 +104,7 @@ class Keeper(Boring):
             "pointer": int(self.pointer),
             "teacher": [parameter.tolist() for parameter in self.teacher.parameters()],
             "auroc": (self.unregistered["auroc"].update_count, len(self.unregistered["auroc"].preds)),
-            "mse": (self.mse.update_count, int(self.mse.total)),
+            "mse": self.mse.update_count,
         }
         if not values:
             return counts

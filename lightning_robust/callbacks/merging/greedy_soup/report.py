@@ -57,7 +57,8 @@ def report_soup(
     if held.state is not soup.state:
         rank_zero_warn(
             f"GreedySoupCallback: the {recipe} soup ({monitor} {score:.4g}) is worse than {held.name} "
-            f"({held.score:.4g}), which the module holds instead."
+            f"({held.score:.4g}), which the module holds instead.",
+            category=NoEffectWarning,
         )
     elif len(soup.ingredients) == 1:
         rank_zero_warn(
