@@ -21,6 +21,7 @@ from lightning_robust.functional.soups import Soup, greedy_soup, uniform_soup
 from lightning_robust.functional.weights import call_with
 from lightning_robust.harness.batches import validation_batches
 from lightning_robust.harness.quiet import quietly
+from lightning_robust.harness.ranks import agreed
 from lightning_robust.harness.replacement import replaced
 from lightning_robust.harness.steps import call_step
 from lightning_robust.structures import loss_in
@@ -123,16 +124,25 @@ def measure_barriers(pantry: Sequence[NamedIngredient], candidates: Candidates, 
 
 
 def _learn(pantry: Sequence[NamedIngredient], trainer: pl.Trainer, module: pl.LightningModule) -> Soup:
-    """Coefficients by gradient descent on the validation data, with the loss of the module's own training step."""
-    step = _TrainingLoss(module)
+    """Coefficients by gradient descent on the validation data, with the loss of the module's own training step.
+
+    Of several ranks, those of rank 0 on its own part of the data are everybody's.
+    """
+    step, buffers = _TrainingLoss(module), {name for name, _ in module.named_buffers()}
 
     def loss(state: Mapping[str, Tensor], batch: object, beta: Tensor) -> Tensor:
-        named = {f"module.{name}": tensor.to(module.device) for name, tensor in state.items()}
+        # statistics of BatchNorm have no gradient; those of the soup are refreshed
+        fixed = {name: tensor.detach() if name in buffers else tensor for name, tensor in state.items()}
+        named = {f"module.{name}": tensor.to(module.device) for name, tensor in fixed.items()}
         result: Tensor = call_with(step, named, (batch, beta.to(module.device)))
         return result
 
-    with quietly(trainer, module, "training"):
-        return learned_soup(pantry, loss, lambda: validation_batches(trainer, module))
+    def learn() -> Soup:
+        with quietly(trainer, module, "training"):
+            return learned_soup(pantry, loss, lambda: validation_batches(trainer, module))
+
+    soup: Soup = trainer.strategy.broadcast(agreed(trainer, learn, "Learning the soup"), 0)
+    return soup
 
 
 def _scores(pantry: Sequence[NamedIngredient]) -> list[float]:
