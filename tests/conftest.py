@@ -30,7 +30,7 @@ class Expected:
 
 EXPECTED = {
     "rtx": Expected("TensorRT-RTX tests", "EXPECT_RTX", 5),
-    "foreign": Expected("tests of foreign modules", "EXPECT_FOREIGN", 100),
+    "foreign": Expected("tests of foreign modules", "EXPECT_FOREIGN", 250),
 }
 
 

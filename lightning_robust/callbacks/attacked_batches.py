@@ -115,7 +115,7 @@ class AttackInputs:
 
     def space(self, part: Tensor) -> PixelSpace | None:
         """How an input was normalised; None where it is perturbed as it is."""
-        as_it_is = self._only_pictures and part.ndim < 3 and self.pixels == PixelSpace()
+        as_it_is = self._only_pictures and part.ndim < 4 and self.pixels == PixelSpace()
         return None if as_it_is else self.pixels
 
     def to_pixels(self, part: Tensor) -> Tensor:

@@ -202,7 +202,7 @@ def first_floating_input(module: nn.Module, batch: Any) -> Key:
     """Where the first floating-point tensor among the arguments of ``forward`` is in a batch.
 
     Of a network whose arguments cannot be inferred, it is the first floating-point tensor of a sequence, or the only
-    one of another batch.
+    one of another batch beside its targets.
 
     Raises:
         MisconfigurationException: If there is none, or more than one to choose from.
@@ -212,6 +212,9 @@ def first_floating_input(module: nn.Module, batch: Any) -> Key:
         keys = list(signature_of(module).keys_in(batch)[0].values())
     for key in keys:
         paths = [path for path, tensor in tensor_paths(get_item(batch, key)).items() if tensor.is_floating_point()]
+        if keys == [WHOLE]:
+            # what a batch holds beside the targets
+            paths = [path for path in paths if path not in _TARGETS]
         if keys == [WHOLE] and len(paths) > 1 and not isinstance(batch, list | tuple):
             break
         if paths:

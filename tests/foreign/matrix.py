@@ -5,7 +5,6 @@ import re
 import pytest
 
 from .numbers import check_unchanged, check_validated
-from .pending import PENDING
 from .rightful import outcomes_of, refusal_of
 from .runner import fit
 from .techniques import TECHNIQUES
@@ -18,10 +17,8 @@ def pairs(guests):
 
 
 def pair(guest, technique):
-    """A pair with its id, expected to fail where that is known."""
-    failing = str(technique) in PENDING.get(guest.name, "").split()
-    marks = [pytest.mark.xfail(strict=True)] if failing else []
-    return pytest.param(guest, technique, id=f"{guest}-{technique}", marks=marks)
+    """A pair with its id."""
+    return pytest.param(guest, technique, id=f"{guest}-{technique}")
 
 
 def check_pair(guest, technique, folder):

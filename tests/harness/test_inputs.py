@@ -86,6 +86,9 @@ def test_batch_objects():
     assert call_forward(graph, graphs) == (graphs,)
     assert call_forward(network(lambda self, x, edges: (x, edges)), graphs) == (IMAGE, LABEL)
     assert first_floating_input(graph, graphs) == "x"
+    beside_a_target = Graphs(IMAGE, LABEL)
+    beside_a_target.target = SPEED
+    assert first_floating_input(graph, beside_a_target) == "x"
 
 
 def test_by_any_name():

@@ -1,3 +1,5 @@
+import types
+
 import pytest
 import torch
 from torch import nn
@@ -39,4 +41,12 @@ def test_says_why_there_is_none():
         first.args()
     first.add(NETWORK, {"picture": torch.zeros(2, 3)})
     with pytest.raises(ValueError, match="image"):
+        first.args()
+
+
+def test_graphs_have_no_first_rows():
+    first = FirstInputs(2)
+    graphs = types.SimpleNamespace(x=torch.zeros(5, 3), y=torch.zeros(2), to=lambda device: graphs)
+    first.add(NETWORK, graphs)
+    with pytest.raises(ValueError, match=r"one row for each sample.*\[2, 5\] rows"):
         first.args()
