@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 from lightning_robust.harness.compat import is_attached, silent_logger
+from lightning_robust.harness.data_memory import unread
 from lightning_robust.harness.memory import ModuleMemory, untouched
 from lightning_robust.harness.recorder import Recorder
 from lightning_robust.harness.replacement import replaced
@@ -106,13 +107,17 @@ def isolated_rng(loaders: Any = None) -> Iterator[None]:
     """All random generators continue after the block as if it had drawn nothing, also after an error in it.
 
     Args:
-        loaders: Structure of loaders whose own generators are restored as well.
+        loaders: Structure of loaders whose own generators, data sets and samplers are restored as well.
+
+    Raises:
+        MisconfigurationException: For a stream that cannot be read again.
     """
     states = [(generator, generator.get_state()) for generator in _generators(loaders)]
     isolation = isolate_rng()
     isolation.__enter__()
     try:
-        yield
+        with unread(loaders):
+            yield
     finally:
         # Lightning's context restores nothing when an error passes through it
         isolation.__exit__(None, None, None)

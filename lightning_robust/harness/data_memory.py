@@ -1,0 +1,70 @@
+"""Where data sets and samplers stand: put aside while a helper reads from them, and put back afterwards."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+
+from lightning_robust.harness.holders import Holder
+
+_LONG = 1000
+"""Longer containers are the data, not a position in it."""
+
+
+@contextmanager
+def unread(loaders: Any) -> Iterator[None]:
+    """After the block, the data sets and samplers of loaders stand where they stood, as if nothing had been read.
+
+    Args:
+        loaders: A structure of loaders. Those with workers read from copies in other processes.
+
+    Raises:
+        MisconfigurationException: For a stream whose position is in an iterator, which only goes forward.
+    """
+    holders = [holder for source in _sources(loaders) for holder in _positions(source)]
+    try:
+        yield
+    finally:
+        for holder in holders:
+            holder.refill(holder.contents)
+
+
+def _sources(loaders: Any) -> Iterator[Any]:
+    """What loaders of this process read from."""
+    if isinstance(loaders, Mapping):
+        loaders = list(loaders.values())
+    if isinstance(loaders, list | tuple):
+        for loader in loaders:
+            yield from _sources(loader)
+    elif isinstance(loaders, DataLoader) and loaders.num_workers == 0:
+        yield loaders.dataset
+        for sampler in (loaders.sampler, loaders.batch_sampler):
+            if sampler is not None:
+                yield sampler
+
+
+def _positions(source: Any) -> Iterator[Holder]:
+    """The attributes of a data set or sampler, of those inside of it, and short containers among them."""
+    if not hasattr(source, "__dict__"):
+        return
+    holder = Holder(source, type(source).__name__)
+    yield holder
+    for name, value in holder.contents.items():
+        if isinstance(value, Dataset | Sampler):
+            yield from _positions(value)
+        elif isinstance(value, list | dict | set | deque) and len(value) <= _LONG:
+            yield Holder(value, name)
+            for item in value if isinstance(value, list) else ():
+                if isinstance(item, Dataset | Sampler):
+                    yield from _positions(item)
+        elif isinstance(source, IterableDataset) and hasattr(value, "__next__") and not hasattr(value, "__dict__"):
+            raise MisconfigurationException(
+                f"Expected a stream that can be read again, but `{holder.path}.{name}` is a {type(value).__name__}: "
+                "what is read of it beside training is lost to training. Open it in `__iter__`, or give the loader "
+                "workers."
+            )
