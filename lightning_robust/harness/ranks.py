@@ -8,6 +8,8 @@ from typing import Any, Literal, TypeVar, cast
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_robust.harness.closing import note_loss
+
 T = TypeVar("T")
 Default = TypeVar("Default")
 
@@ -134,13 +136,15 @@ class Guard:
         try:
             return agreed(trainer, work, "It")
         except Exception as error:
-            self.fail(error, consequence, once=once)
+            self.fail(trainer, error, consequence, once=once)
             return default
 
-    def fail(self, error: Exception, consequence: str, *, once: bool = False) -> None:
-        """Warn of an error that every rank has, or raise it."""
+    def fail(self, trainer: pl.Trainer, error: Exception, consequence: str, *, once: bool = False) -> None:
+        """Warn of an error that every rank has, now and at the end of the fit; or raise it."""
         if self._on_failure == "raise":
             raise RankError(f"{self._technique}: {consequence}. {error}") if isinstance(error, RankError) else error
+        if trainer.state.fn == "fit":
+            note_loss(trainer, f"{self._technique}: {consequence}. {describe_error(error)}")
         self.warn(f"{consequence}. {describe_error(error)}", key=consequence if once else None)
 
     def warn(self, message: str, category: type[Warning] = UserWarning, *, key: str | None = None) -> None:

@@ -137,7 +137,7 @@ class DeploymentParityCallback(InputDiagnostic):
             able = target.can_build()
             if not able:
                 error = TargetError(f"{target.name} cannot be measured here: {able.reason}")
-                self.guard.fail(error, f"{target.name} will have no numbers")
+                self.guard.fail(trainer, error, f"{target.name} will have no numbers")
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -271,7 +271,7 @@ class DeploymentParityCallback(InputDiagnostic):
         for note in numbers.notes:
             self.guard.warn(note, key=note.split(":")[0])
         for name, reason in numbers.failures.items():
-            self.guard.fail(TargetError(f"{name} failed: {reason}"), f"{name} has no numbers", once=True)
+            self.guard.fail(trainer, TargetError(f"{name} failed: {reason}"), f"{name} has no numbers", once=True)
         hold_tolerances(trainer, numbers.scalars, self.tolerance, self.on_violation)
 
     def _close(self, trainer: pl.Trainer) -> None:

@@ -164,7 +164,7 @@ class LazyTrainingCallback(InputDiagnostic):
         """Keep the probe."""
         super().on_validation_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
         if trainer.state.fn == "fit":
-            self._keep_probe(batch)
+            self._keep_probe(trainer, batch)
 
     @override
     def on_train_batch_start(
@@ -172,7 +172,7 @@ class LazyTrainingCallback(InputDiagnostic):
     ) -> None:
         """Keep the probe where there is no validation."""
         if not trainer.enable_validation:
-            self._keep_probe(batch)
+            self._keep_probe(trainer, batch)
 
     @override
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -216,11 +216,11 @@ class LazyTrainingCallback(InputDiagnostic):
         self._probe.load(state_dict["probe"])
         self.history = [Measurement(step, dict(numbers)) for step, numbers in state_dict["history"]]
 
-    def _keep_probe(self, batch: Any) -> None:
+    def _keep_probe(self, trainer: pl.Trainer, batch: Any) -> None:
         try:
             self._probe.keep(batch)
         except Exception as error:
-            self._fail("a probe", describe_error(error))
+            self._fail(trainer, "a probe", describe_error(error))
 
     def _log_epoch(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         epoch = trainer.current_epoch + 1
@@ -237,10 +237,10 @@ class LazyTrainingCallback(InputDiagnostic):
             laziness = Laziness(failures={"anything": describe_error(error)})
         laziness = trainer.strategy.broadcast(laziness, 0)
         for subject, reason in laziness.failures.items():
-            self._fail(subject, reason)
+            self._fail(trainer, subject, reason)
         measurement = Measurement(trainer.global_step, laziness.numbers)
         self.history += [measurement] if laziness.numbers else []
         return measurement
 
-    def _fail(self, subject: str, reason: str) -> None:
-        self.guard.fail(RankError(reason), f"could not measure {subject}", once=True)
+    def _fail(self, trainer: pl.Trainer, subject: str, reason: str) -> None:
+        self.guard.fail(trainer, RankError(reason), f"could not measure {subject}", once=True)

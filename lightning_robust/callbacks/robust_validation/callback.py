@@ -170,7 +170,7 @@ class RobustValidationCallback(pl.Callback):
         try:
             metrics = evaluation.metrics(Evaluator(trainer, pl_module, before), radii)
         except Exception as error:
-            self._guard.fail(error, "robust validation failed, training continues", once=True)
+            self._guard.fail(trainer, error, "robust validation failed, training continues", once=True)
             return
         for radius, values in zip(self._radii, metrics, strict=True):
             tags = {f"adversarial/{name.replace('/', '_')}@{radius:g}": value for name, value in values.items()}
