@@ -39,10 +39,21 @@ class OverfittingGuard:
         self.collapses = 0
         self._good: dict[str, Tensor] = {}
 
-    def judge(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step_loss: Tensor, strong_loss: Tensor) -> None:
-        """Take in the two losses of a probe; all ranks decide alike."""
-        pair = torch.stack([step_loss, strong_loss]).detach().float()
-        both = trainer.strategy.reduce(pair, reduce_op="mean")
+    def judge(self, trainer: pl.Trainer, pl_module: pl.LightningModule, losses: list[Tensor] | None) -> None:
+        """Take in the losses of a probe under the training attack and under PGD; all ranks decide alike.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: The module.
+            losses: Both losses; None on a rank whose batch has none, which takes part in the decision all the same.
+        """
+        mine = torch.zeros(3, device=pl_module.device)
+        if losses is not None:
+            mine = torch.stack([*losses, torch.ones_like(losses[0])]).detach().float()
+        total = trainer.strategy.reduce(mine, reduce_op="sum")
+        if total[2] == 0:
+            return
+        both = total[:2] / total[2]
         self.ratio = (both[1] / both[0].clamp(min=1e-12)).item()
         strong = both[1].item()
         self._first = self._first or strong

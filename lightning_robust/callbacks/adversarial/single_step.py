@@ -19,7 +19,7 @@ from lightning_robust.callbacks.adversarial.methods import (
     require_step_size,
     require_steps,
 )
-from lightning_robust.callbacks.attacked_batches import AttackInputs, AttackPrecision, ModuleLoss
+from lightning_robust.callbacks.attacked_batches import AttackInputs, AttackPrecision, ModuleLoss, NoLossError
 from lightning_robust.functional.ascent import AttackRecord
 from lightning_robust.functional.attacks import fgsm, nfgsm, pgd
 from lightning_robust.functional.norm_ball import Norm
@@ -87,6 +87,13 @@ class SingleStep(InputAttack):
 
     def _probe(self, step: AttackedStep) -> None:
         """Attack a part of the batch with this method and with PGD, and let the guard compare the losses."""
+        try:
+            losses = self._probed_losses(step)
+        except NoLossError:
+            losses = None  # of this rank; others wait for it
+        self.guard.judge(step.trainer, step.module, losses)
+
+    def _probed_losses(self, step: AttackedStep) -> list[Tensor]:
         size = len(step.inputs.read(step.batch)[0])
         part = take_rows(step.batch, slice(_PROBED), size)
         loss = ModuleLoss(step.module, step.run, self.attack_precision)
@@ -95,8 +102,7 @@ class SingleStep(InputAttack):
         attacks = (self.attack_in(step, AttackRecord()), strong)
         batches = [step.perturbed(attack, loss, batch=part) for attack in attacks]
         with step.bill.timed(), quietly(step.trainer, step.module, "training"), torch.no_grad():
-            losses = [loss(batch, min(size, _PROBED)).mean() for batch in batches]
-        self.guard.judge(step.trainer, step.module, *losses)
+            return [loss(batch, min(size, _PROBED)).mean() for batch in batches]
 
     @property
     def _norm(self) -> Norm:

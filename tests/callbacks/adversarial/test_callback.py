@@ -608,14 +608,15 @@ class FakeTrainer:
 def test_the_guard_fires_and_acts_once_the_losses_part(action, expected):
     module, guard = Boring(), OverfittingGuard(2.0, action)
     good = {k: v.clone() for k, v in module.state_dict().items()}
-    guard.judge(FakeTrainer, module, torch.tensor(2.0), torch.tensor(2.3))
+    guard.judge(FakeTrainer, module, [torch.tensor(2.0), torch.tensor(2.3)])
     # a quotient of 10 of losses that are small means nothing
-    guard.judge(FakeTrainer, module, torch.tensor(0.001), torch.tensor(0.01))
+    guard.judge(FakeTrainer, module, [torch.tensor(0.001), torch.tensor(0.01)])
+    guard.judge(FakeTrainer, module, None)  # no rank has a loss
     assert (guard.collapses, guard.ratio) == (0, pytest.approx(10))
     with torch.no_grad():
         module.net[5].weight.zero_()
     with pytest.warns(UserWarning, match=r"catastrophic overfitting at step 7: .* is 10\.0 times"):
-        guard.judge(FakeTrainer, module, torch.tensor(0.5), torch.tensor(5.0))
+        guard.judge(FakeTrainer, module, [torch.tensor(0.5), torch.tensor(5.0)])
     assert (guard.use_pgd, guard.step_scale) == expected
     assert torch.equal(module.net[5].weight, good["net.5.weight"]) is (action == "rollback")
     again = OverfittingGuard(2.0, action)
