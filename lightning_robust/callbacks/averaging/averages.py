@@ -75,11 +75,14 @@ class ScheduledAverage:
         return self.running.values()
 
     def begin_training(self, trainer: pl.Trainer, tensors: Sequence[Tensor]) -> None:
-        """Move to where the weights are, and turn a half-life in epochs into steps (batches, if they are manual)."""
+        """Move to where the weights are, and turn a half-life in epochs into steps.
+
+        Under manual optimisation that is the steps of an epoch in which each optimizer steps at every batch.
+        """
         self.running.to(tensors)
         self._by_batch = not trainer.lightning_module.automatic_optimization
         if self.half_life is not None:
-            self.running.half_life = self.half_life.steps(trainer)
+            self.running.half_life = self.half_life.steps(trainer) * self._steps_in_batch(trainer)
 
     def begin_batch(self, trainer: pl.Trainer, batch_idx: int) -> None:
         """Begin, if the time has come."""
@@ -96,8 +99,9 @@ class ScheduledAverage:
     def update(self, trainer: pl.Trainer, tensors: Sequence[Tensor]) -> None:
         """Take a snapshot of the weights."""
         batches = self._batches(trainer) + 1
-        in_batches = self._by_batch and self.half_life is not None and self.half_life.epochs
-        steps = batches - self._updated_at_batch if in_batches else trainer.global_step - self.updated
+        steps = trainer.global_step - self.updated
+        if self._by_batch and self.half_life is not None and self.half_life.epochs:
+            steps = (batches - self._updated_at_batch) * self._steps_in_batch(trainer)
         self.running.update(tensors, steps)
         self.updated, self._updated_at_batch, self.fresh = trainer.global_step, batches, False
 
@@ -110,6 +114,10 @@ class ScheduledAverage:
         if self.every == "epoch" and self._by_batch:
             return self._batches(trainer) - self._updated_at_batch
         return trainer.global_step - self.updated
+
+    def _steps_in_batch(self, trainer: pl.Trainer) -> int:
+        in_epochs = self.half_life is not None and self.half_life.epochs
+        return max(1, len(trainer.optimizers)) if self._by_batch and in_epochs else 1
 
     def _batches(self, trainer: pl.Trainer) -> int:
         """Batches before the present one, where they are counted."""
