@@ -211,10 +211,7 @@ def first_floating_input(module: nn.Module, batch: Any) -> Key:
     with suppress(MisconfigurationException):
         keys = list(signature_of(module).keys_in(batch)[0].values())
     for key in keys:
-        paths = [path for path, tensor in tensor_paths(get_item(batch, key)).items() if tensor.is_floating_point()]
-        if keys == [WHOLE]:
-            # what a batch holds beside the targets
-            paths = [path for path in paths if path not in _TARGETS]
+        paths = _floating_paths(get_item(batch, key), beside=_TARGETS if keys == [WHOLE] else ())
         if keys == [WHOLE] and len(paths) > 1 and not isinstance(batch, list | tuple):
             break
         if paths:
@@ -224,6 +221,12 @@ def first_floating_input(module: nn.Module, batch: Any) -> Key:
         f"{list(tensor_paths(batch)) or 'no tensor'}. Set `input_key` to it; for token indices set `embedding` to the "
         "module that embeds them."
     )
+
+
+def _floating_paths(value: Any, beside: Sequence[str]) -> list[str]:
+    """Where floating-point tensors are in a structure, but those of some names."""
+    found = tensor_paths(value).items()
+    return [path for path, tensor in found if tensor.is_floating_point() and path not in beside]
 
 
 def find_target(batch: Any, target_key: Key | None, inputs: Sequence[Key] = (0,)) -> Key:
