@@ -566,6 +566,23 @@ def test_no_trace(technique, tmp_path):
             assert torch.equal(trainer.callback_metrics[name], value), name
 
 
+@each
+def test_what_cannot_be_put_back_is_refused_at_the_start(technique, tmp_path):
+    """An iterator on the module: no batch is trained on."""
+
+    class Streaming(RobustBoring if isinstance(technique, Objective) else Boring):
+        def __init__(self, *args, **settings):
+            super().__init__(*args, **settings)
+            self.stream = iter([1, 2, 3])
+
+        def on_train_batch_start(self, batch, batch_idx):
+            raise KeyError("too late")
+
+    callbacks, module = technique.parts(host=Streaming)
+    with pytest.raises(MisconfigurationException, match=r"`Streaming\.stream` to be something that can be put back"):
+        train(tmp_path, callbacks, module)
+
+
 class _Alone(Boring):
     def training_step(self, batch):
         return self._loss(batch)

@@ -15,7 +15,8 @@ from lightning_robust.callbacks.attacked_batches import AttackInputs
 from lightning_robust.callbacks.conditions import ATTACK, PGD, Condition, attacked, named_perturbations, preprocessed
 from lightning_robust.harness.arguments import parse_fraction
 from lightning_robust.harness.inputs import require_inputs
-from lightning_robust.harness.logging import log_figure, log_scalars, log_table
+from lightning_robust.harness.logging import log_figure, log_scalars, log_table, write_layout
+from lightning_robust.harness.memory import require_reversible
 from lightning_robust.harness.ranks import Guard
 from lightning_robust.harness.trainers import refuse_sharded
 from lightning_robust.structures import Key
@@ -98,6 +99,12 @@ class DiagnosticCallback(pl.Callback):
         super().setup(trainer, pl_module, stage)
         refuse_sharded(trainer, type(self).__name__)
         self.guard.reset()
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse a module whose steps leave traces that cannot be undone, and write the page of custom scalars."""
+        require_reversible(pl_module)
+        write_layout(trainer)
 
 
 class InputDiagnostic(DiagnosticCallback):

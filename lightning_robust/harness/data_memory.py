@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from lightning_robust.harness.holders import Holder
 
+_CONTAINERS = (list, dict, set, deque)
 _LONG = 1000
 """Longer containers are the data, not a position in it."""
 
@@ -26,7 +27,7 @@ def unread(loaders: Any) -> Iterator[None]:
     Raises:
         MisconfigurationException: For a stream whose position is in an iterator, which only goes forward.
     """
-    holders = [holder for source in _sources(loaders) for holder in _positions(source)]
+    holders = [holder for source in _read_by(loaders) for holder in _positions(source)]
     try:
         yield
     finally:
@@ -34,37 +35,38 @@ def unread(loaders: Any) -> Iterator[None]:
             holder.refill(holder.contents)
 
 
-def _sources(loaders: Any) -> Iterator[Any]:
+def _read_by(loaders: Any) -> Iterator[Any]:
     """What loaders of this process read from."""
     if isinstance(loaders, Mapping):
         loaders = list(loaders.values())
     if isinstance(loaders, list | tuple):
         for loader in loaders:
-            yield from _sources(loader)
+            yield from _read_by(loader)
     elif isinstance(loaders, DataLoader) and loaders.num_workers == 0:
-        yield loaders.dataset
-        for sampler in (loaders.sampler, loaders.batch_sampler):
-            if sampler is not None:
-                yield sampler
+        yield from filter(_has_position, (loaders.dataset, loaders.sampler, loaders.batch_sampler))
 
 
 def _positions(source: Any) -> Iterator[Holder]:
     """The attributes of a data set or sampler, of those inside of it, and short containers among them."""
-    if not hasattr(source, "__dict__"):
-        return
     holder = Holder(source, type(source).__name__)
     yield holder
     for name, value in holder.contents.items():
-        if isinstance(value, Dataset | Sampler):
-            yield from _positions(value)
-        elif isinstance(value, list | dict | set | deque) and len(value) <= _LONG:
+        if isinstance(source, IterableDataset):
+            _refuse_iterator(value, f"{holder.path}.{name}")
+        if isinstance(value, _CONTAINERS) and len(value) <= _LONG:
             yield Holder(value, name)
-            for item in value if isinstance(value, list) else ():
-                if isinstance(item, Dataset | Sampler):
-                    yield from _positions(item)
-        elif isinstance(source, IterableDataset) and hasattr(value, "__next__") and not hasattr(value, "__dict__"):
-            raise MisconfigurationException(
-                f"Expected a stream that can be read again, but `{holder.path}.{name}` is a {type(value).__name__}: "
-                "what is read of it beside training is lost to training. Open it in `__iter__`, or give the loader "
-                "workers."
-            )
+        for inner in value if isinstance(value, list) and len(value) <= _LONG else [value]:
+            if isinstance(inner, Dataset | Sampler):
+                yield from _positions(inner)
+
+
+def _has_position(source: Any) -> bool:
+    return hasattr(source, "__dict__")
+
+
+def _refuse_iterator(value: Any, path: str) -> None:
+    if hasattr(value, "__next__") and not hasattr(value, "__dict__"):
+        raise MisconfigurationException(
+            f"Expected a stream that can be read again, but `{path}` is a {type(value).__name__}: what is read of it "
+            "beside training is lost to training. Open it in `__iter__`, or give the loader workers."
+        )

@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from lightning_robust.callbacks.adversarial import TRADES, AdversarialCallback
 from lightning_robust.harness.compat import batches_before, is_attached, is_compiled_as_lightning_module
+from lightning_robust.harness.memory import require_reversible
 from lightning_robust.harness.steps import call_step
 from lightning_robust.harness.trainers import find_callbacks, refuse_sharded
 from lightning_robust.mixins.host_step import HostStep
@@ -133,6 +134,8 @@ class ObjectiveMixin(pl.LightningModule):
     def on_fit_start(self) -> None:
         """Take the seed of the run."""
         super().on_fit_start()
+        if self._is_on():
+            require_reversible(self)
         if self._seed is None:
             self._seed = self.trainer.strategy.broadcast(torch.initial_seed() % 2**62, 0)
 

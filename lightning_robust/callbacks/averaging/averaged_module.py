@@ -14,6 +14,7 @@ from lightning_robust.functional.weights import Weights
 from lightning_robust.harness.bn_refresh import refresh_statistics
 from lightning_robust.harness.evaluate import Evaluator
 from lightning_robust.harness.inputs import require_inputs
+from lightning_robust.harness.memory import require_reversible
 from lightning_robust.harness.ranks import Guard
 from lightning_robust.harness.replacement import Replacement
 from lightning_robust.harness.trainers import NoEffectWarning
@@ -37,6 +38,7 @@ class AveragedModule:
 
     Raises:
         ValueError: If the module has nothing to average.
+        MisconfigurationException: If a validation of other weights would leave a trace that cannot be undone.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class AveragedModule:
         bn_samples: int | None,
         input_key: Key | list[Key] | None,
     ) -> None:
+        require_reversible(pl_module)
         # the Trainer is not held, so that the callback can be copied and pickled
         self._module = pl_module
         self._averages, self._main, self._guard = averages, averages[MAIN], guard

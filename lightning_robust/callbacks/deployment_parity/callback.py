@@ -21,7 +21,7 @@ from lightning_robust.deployment.parity.background import LateResults
 from lightning_robust.deployment.parity.result import ParityReport
 from lightning_robust.deployment.pixels.catalogue import Names
 from lightning_robust.deployment.pixels.catalogue import perturbations as named_perturbations
-from lightning_robust.harness.logging import add_layout, log_scalars, write_layout
+from lightning_robust.harness.logging import add_layout, log_scalars
 from lightning_robust.harness.ranks import describe_error, on_rank_zero
 from lightning_robust.harness.trainers import NoEffectWarning, is_fast_dev_run
 
@@ -138,11 +138,6 @@ class DeploymentParityCallback(InputDiagnostic):
             if not able:
                 error = TargetError(f"{target.name} cannot be measured here: {able.reason}")
                 self.guard.fail(trainer, error, f"{target.name} will have no numbers")
-
-    @override
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the page of custom scalars."""
-        write_layout(trainer)
 
     @override
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

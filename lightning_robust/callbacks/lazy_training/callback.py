@@ -16,7 +16,7 @@ from lightning_robust.callbacks.lazy_training.report import Measurement, describ
 from lightning_robust.functional.averaging import State
 from lightning_robust.harness.arguments import parse_fraction
 from lightning_robust.harness.inputs import as_keys
-from lightning_robust.harness.logging import add_layout, write_layout
+from lightning_robust.harness.logging import add_layout
 from lightning_robust.harness.ranks import RankError, describe_error
 from lightning_robust.harness.trainers import NoEffectWarning, is_fast_dev_run
 
@@ -149,7 +149,7 @@ class LazyTrainingCallback(InputDiagnostic):
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the weights that training begins from, unless a resumed run has them."""
-        write_layout(trainer)
+        super().on_fit_start(trainer, pl_module)
         self._start = self._start or self.guard.attempt(
             trainer,
             lambda: {name: tensor.to("cpu", copy=True) for name, tensor in weights_of(pl_module).items()},

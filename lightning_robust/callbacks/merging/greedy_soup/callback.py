@@ -9,7 +9,6 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import Tensor
 from typing_extensions import override
 
 from lightning_robust.callbacks.averaging.callback import SWACallback
@@ -33,14 +32,14 @@ from lightning_robust.callbacks.merging.greedy_soup.report import report_soup
 from lightning_robust.functional.averaging import State, require_same
 from lightning_robust.functional.low_rank import refuse_trained_pairs, require_one_basis
 from lightning_robust.functional.soups import Soup
-from lightning_robust.functional.weights import awaits_first_pass, state_on_cpu
+from lightning_robust.functional.weights import state_on_cpu
 from lightning_robust.harness.checkpoints import expand, object_hyperparameters, read_state
-from lightning_robust.harness.load_hook import EditWeights, WeightKeeper
+from lightning_robust.harness.load_hook import EditWeights
 from lightning_robust.harness.ranks import Guard, agreed
 from lightning_robust.harness.trainers import find_callbacks, is_fast_dev_run, refuse_sharded
 
 
-class GreedySoupCallback(MixingCallback, WeightKeeper):
+class GreedySoupCallback(MixingCallback):
     r"""Average several checkpoints into one set of weights, as far as that helps on held-out data.
 
     Greedy soup (`Wortsman et al. 2022 <https://arxiv.org/abs/2203.05482>`_): from the best ingredient on, the others
@@ -137,7 +136,6 @@ class GreedySoupCallback(MixingCallback, WeightKeeper):
         self._epochs = BestEpochs(top_k)
         self._base: State = {}
         self._source = "files"
-        self._begun = False
         self._guard = Guard("GreedySoupCallback", on_failure)
 
     @override
@@ -149,22 +147,14 @@ class GreedySoupCallback(MixingCallback, WeightKeeper):
         refuse_sharded(trainer, "GreedySoupCallback")
         require_last(trainer, self, SWACallback)
         self._judged_by(trainer)
-        self.soup, self.path, self._epochs, self._begun = None, "", BestEpochs(self.top_k), False
+        self.soup, self.path, self._epochs = None, "", BestEpochs(self.top_k)
         self._guard.reset()
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the initial weights, if the recipe needs them, and refuse ingredients that cannot become a soup."""
-        super().on_fit_start(trainer, pl_module)
         self._source = self._find_source(trainer)
-        if not awaits_first_pass(pl_module):
-            self._begin(trainer, pl_module)
-
-    @override
-    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        """The same for a module whose weights come into being in its first forward pass."""
-        if not self._begun:
-            self._begin(trainer, pl_module)
+        super().on_fit_start(trainer, pl_module)
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -259,8 +249,9 @@ class GreedySoupCallback(MixingCallback, WeightKeeper):
         several = any(keeper.save_top_k not in (0, 1) for keeper in keepers)
         return "checkpoints" if several and not objects else "epochs"
 
-    def _begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._begun = True
+    @override
+    def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the initial weights, if the recipe needs them, and refuse ingredients that cannot become a soup."""
         self.keep_base(pl_module)
         if self._source == "files":
             agreed(trainer, lambda: self._check_files(pl_module), "Reading the ingredients")

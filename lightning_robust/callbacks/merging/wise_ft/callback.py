@@ -25,15 +25,15 @@ from lightning_robust.callbacks.merging.wise_ft.curve import AlphaCurve, choose_
 from lightning_robust.callbacks.merging.wise_ft.report import report_wise_ft
 from lightning_robust.functional.averaging import State, interpolate
 from lightning_robust.functional.low_rank import mixable_start, refuse_trained_pairs
-from lightning_robust.functional.weights import awaits_first_pass, state_on_cpu
+from lightning_robust.functional.weights import state_on_cpu
 from lightning_robust.harness.checkpoints import read_state
 from lightning_robust.harness.evaluate import pick
-from lightning_robust.harness.load_hook import EditWeights, WeightKeeper
+from lightning_robust.harness.load_hook import EditWeights
 from lightning_robust.harness.ranks import Guard, agreed
 from lightning_robust.harness.trainers import refuse_sharded
 
 
-class WiSEFTCallback(MixingCallback, WeightKeeper):
+class WiSEFTCallback(MixingCallback):
     r"""Interpolate between the weights before and after fine-tuning and keep the most robust mixture.
 
     .. math:: \theta(\alpha) = (1 - \alpha)\,\theta_\text{zero-shot} + \alpha\,\theta_\text{fine-tuned}
@@ -112,7 +112,6 @@ class WiSEFTCallback(MixingCallback, WeightKeeper):
         self.path = ""
         self._grid = sorted({0.0, 0.5, 1.0, *grid})
         self._start: State = {}
-        self._begun = False
         self._guard = Guard("WiSEFTCallback", on_failure)
 
     @override
@@ -125,21 +124,7 @@ class WiSEFTCallback(MixingCallback, WeightKeeper):
         require_last(trainer, self, SWACallback | GreedySoupCallback)
         self._judged_by(trainer)
         self._start, self.chosen, self.path = {}, None, ""
-        self._begun = False
         self._guard.reset()
-
-    @override
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Copy the weights that fine-tuning begins from, and refuse those that it cannot go back to."""
-        super().on_fit_start(trainer, pl_module)
-        if not awaits_first_pass(pl_module):
-            self._begin(trainer, pl_module)
-
-    @override
-    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        """The same for a module whose weights come into being in its first forward pass."""
-        if not self._begun:
-            self._begin(trainer, pl_module)
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -163,8 +148,9 @@ class WiSEFTCallback(MixingCallback, WeightKeeper):
         """Take the weights that the interrupted run began from, not those it was interrupted with."""
         self._start = dict(state_dict["start"])
 
-    def _begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._begun = True
+    @override
+    def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Copy the weights that fine-tuning begins from, and refuse those that it cannot go back to."""
         if self.zero_shot is None and not self._start:
             self._start = state_on_cpu(pl_module)
         start = agreed(trainer, lambda: self._zero_shot_state(pl_module.state_dict()), "Reading the zero-shot weights")
