@@ -89,5 +89,6 @@ from lightning_robust.functional.soups import greedy_soup as greedy_soup
 from lightning_robust.functional.soups import uniform_soup as uniform_soup
 from lightning_robust.functional.weights import Weights as Weights
 from lightning_robust.functional.weights import awaits_first_pass as awaits_first_pass
+from lightning_robust.functional.weights import call_with as call_with
 from lightning_robust.functional.weights import channels_last as channels_last
 from lightning_robust.functional.weights import state_on_cpu as state_on_cpu

@@ -163,7 +163,7 @@ def positional_arguments(module: nn.Module, batch: Any, input_key: Key | list[Ke
     if not places:
         raise MisconfigurationException(
             f"Expected {signature.network}.forward to take its inputs by position, but it takes {list(named)} by any "
-            "name. Set `input_key` to the parts of the batch that are its first arguments, or name them in `forward`."
+            "name, in no order. Name its parameters: `def forward(self, image, mask=None)`."
         )
     return tuple(named.get(name, signature.defaults.get(name)) for name in signature.names[: places[-1]])
 

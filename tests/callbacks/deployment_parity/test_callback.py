@@ -398,10 +398,10 @@ def test_validation_batch_larger_than_the_profile(tmp_path):
     assert numbers[0]["sensitivity/bgr/rel_l2"] == pytest.approx(float(numbers[1]["sensitivity/bgr/rel_l2"]), rel=1e-4)
 
 
-def test_missing_input_key(tmp_path):
+def test_a_missing_input_key_is_an_error_in_the_first_batch(tmp_path):
     callback = DeploymentParityCallback(**CHEAP, input_key="picture")
-    trainer = survives(tmp_path, callback, r"part 'picture'.*Set `input_key`")
-    assert trainer.callback_metrics["parity/status"] == 4
+    with pytest.raises(MisconfigurationException, match=r"DeploymentParityCallback: .*part 'picture'.*Set `input_key`"):
+        make_trainer(tmp_path, [callback], num_sanity_val_steps=1).fit(Boring())
 
 
 def test_unnormalised_inputs_are_named(tmp_path):
