@@ -73,3 +73,20 @@ def test_periods():
 def test_rejects_unclear_moments(value):
     with pytest.raises(ValueError, match="Expected"):
         parse_moment(value)
+
+
+@pytest.mark.parametrize(("timers", "asked"), [([], 0), ([Timer({"seconds": 60})], 10)])
+def test_ranks_agree_only_where_a_clock_decides(timers, asked):
+    """Ten batches ask whether half of the run is done; epochs and steps are the same on every rank."""
+    calls = []
+
+    def reduce(decision, **_):
+        calls.append(decision)
+        return decision
+
+    for timer in timers:
+        timer.on_train_start(None, None)
+    strategy = SimpleNamespace(reduce_boolean_decision=reduce)
+    for batch in range(10):
+        parse_moment(0.5).is_reached(trainer(max_epochs=1, callbacks=timers, strategy=strategy), batch)
+    assert len(calls) == asked
