@@ -10,15 +10,33 @@ from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from lightning_robust import RegMixupMixin, RotationSSLMixin, UATMixin
+from lightning_robust.harness.batches import count_samples
 
 Pair = namedtuple("Pair", "image label")
-BATCH_FORMS = {"tuple": (0, 1), "list": (0, 1), "dict": ("image", "label"), "namedtuple": (0, 1), "dataclass": (0, 1)}
+BATCH_FORMS = {
+    "tuple": (0, 1),
+    "list": (0, 1),
+    "dict": ("image", "label"),
+    "namedtuple": (0, 1),
+    "dataclass": (0, 1),
+    "object": ("image", "label"),
+}
 
 
 @dataclass
 class Sample:
     image: torch.Tensor
     label: torch.Tensor
+
+
+class Frame:
+    """A batch of a class of its own, which Lightning moves by its method ``to``."""
+
+    def __init__(self, image, label):
+        self.image, self.label = image, label
+
+    def to(self, *args, **kwargs):
+        return Frame(self.image.to(*args, **kwargs), self.label.to(*args, **kwargs))
 
 
 def make_batch(form, images, labels):
@@ -28,6 +46,7 @@ def make_batch(form, images, labels):
         "dict": lambda: {"image": images, "label": labels},
         "namedtuple": lambda: Pair(images, labels),
         "dataclass": lambda: Sample(images, labels),
+        "object": lambda: Frame(images, labels),
     }[form]()
 
 
@@ -72,7 +91,7 @@ class Boring(pl.LightningModule):
         form = self.hparams.batch_form
         if form == "dict":
             images, labels = batch["image"], batch["label"]
-        elif form == "dataclass":
+        elif form in ("dataclass", "object"):
             images, labels = batch.image, batch.label
         else:
             images, labels = batch
@@ -80,11 +99,11 @@ class Boring(pl.LightningModule):
 
     def training_step(self, batch, batch_idx):
         loss = self._loss(batch)
-        self.log("train/loss", loss)
+        self.log("train/loss", loss, batch_size=count_samples(batch))
         return loss
 
     def validation_step(self, batch, batch_idx):
-        self.log("val/loss", self._loss(batch), sync_dist=True)
+        self.log("val/loss", self._loss(batch), sync_dist=True, batch_size=count_samples(batch))
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), self.hparams.lr, momentum=0.9)

@@ -473,6 +473,28 @@ def test_batch_forms(technique, tmp_path, form):
     assert torch.isfinite(trainer.callback_metrics[technique.logs])
 
 
+class _TakesImage(Boring):
+    """Its parameter has the name of a part of the batch."""
+
+    def forward(self, image):
+        return self.net(image)
+
+
+@each
+@pytest.mark.parametrize("form", BATCH_FORMS)
+def test_keys_are_inferred(technique, tmp_path, form):
+    """The same as with keys, to the last bit."""
+    host, found = robust(_TakesImage) if isinstance(technique, Objective) else _TakesImage, []
+    keys = dict(zip(("input_key", "target_key"), BATCH_FORMS[form], strict=True))
+    for options in ({}, keys if isinstance(technique, Objective) else {"input_key": keys["input_key"]}):
+        pl.seed_everything(1)
+        callbacks, module = technique.parts(form, host=host, **options)
+        trainer, module = train(tmp_path, callbacks, module, max_epochs=1)
+        found.append((dict(module.state_dict()), trainer.callback_metrics[technique.logs]))
+    assert_equal_states(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+
+
 @each
 def test_deepcopy_and_pickle(technique, tmp_path):
     callback, _, module = use(technique, tmp_path, max_epochs=1)

@@ -14,6 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_robust.callbacks.adversarial import TRADES, AdversarialCallback
+from lightning_robust.harness.batches import count_samples
 from lightning_robust.harness.compat import batches_before, is_attached, is_compiled_as_lightning_module
 from lightning_robust.harness.memory import require_reversible
 from lightning_robust.harness.steps import call_step
@@ -84,6 +85,7 @@ class ObjectiveMixin(pl.LightningModule):
         self._terms: list[Term] = []
         """The objective beside the host's loss, one term for each mixin, in the reverse order of the bases."""
         self._seed: int | None = None
+        self._objective_samples = 1
         self._warned: set[str] = set()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -158,6 +160,7 @@ class ObjectiveMixin(pl.LightningModule):
         terms = [term for term in self._terms if term.is_on()]
         if not terms:
             return self._host(batch, batch_idx)
+        self._objective_samples = count_samples(batch)
         labelled = self._labelled(batch)
         if not self.training:
             return self._host(labelled, batch_idx)
@@ -190,7 +193,7 @@ class ObjectiveMixin(pl.LightningModule):
 
     def _log_means(self, values: dict[str, Tensor]) -> None:
         """Log means over the epoch and all ranks, once an epoch."""
-        self.log_dict(values, on_step=False, on_epoch=True, sync_dist=True)
+        self.log_dict(values, on_step=False, on_epoch=True, sync_dist=True, batch_size=self._objective_samples)
 
     def _is_on(self) -> bool:
         """Whether any term has a weight."""

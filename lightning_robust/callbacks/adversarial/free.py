@@ -45,6 +45,7 @@ class Free(Attack):
         """The module's own step on the batch that is being replayed."""
         if self.training is None:
             return step.run(step.batch)
+        self.training.inputs = step.inputs  # with their keys in this batch
         with step.bill.timed():
             batch = self.training.perturbed(step.batch)
         return step.run(batch)

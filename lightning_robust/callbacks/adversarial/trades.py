@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from lightning_robust.callbacks.adversarial.methods import AttackedStep, ProjectedAscent
 from lightning_robust.callbacks.attacked_batches import ModuleLoss
+from lightning_robust.harness.batches import count_samples
 from lightning_robust.harness.inputs import call_forward, forward_arguments
 from lightning_robust.harness.quiet import quietly
 from lightning_robust.structures import get_item, rebuild, tensors_in
@@ -60,7 +61,8 @@ class TRADES(ProjectedAscent):
         clean, perturbed = step.module(*args, **named).chunk(2)
         natural = cross_entropy(clean, classes)
         robust = kl_div(perturbed.log_softmax(1), clean.log_softmax(1), reduction="batchmean", log_target=True)
-        step.module.log_dict({"adversarial/natural_loss": natural, "adversarial/divergence": robust})
+        losses = {"adversarial/natural_loss": natural, "adversarial/divergence": robust}
+        step.module.log_dict(losses, batch_size=count_samples(step.batch))
         return natural + self.beta * robust
 
 

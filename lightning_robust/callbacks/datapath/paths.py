@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
 
 from lightning_robust.callbacks.datapath.activations import ActivationPoint, gated, visiting
 from lightning_robust.callbacks.datapath.quiet_network import QuietNetwork
 from lightning_robust.functional.datapath import lasting
 from lightning_robust.functional.gates import CriticalChannels, Overlap, critical_channels, overlaps
+from lightning_robust.harness.batches import count_samples
 from lightning_robust.structures import Key, get_item
 
 _DESCENT_STEPS = 20
@@ -97,7 +97,7 @@ def find_paths(
                 probabilities: Tensor = network.run(batch).float().softmax(1)
                 return probabilities
 
-        size = extract_batch_size(batch)
+        size = count_samples(batch)
         ones = [torch.ones(size, point.channels, device=network.module.device) for point in chosen]
         with network.arithmetic(arithmetic):
             return critical_channels(predict, ones, weight=weight, steps=_DESCENT_STEPS)
