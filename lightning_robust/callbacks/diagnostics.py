@@ -103,6 +103,7 @@ class DiagnosticCallback(pl.Callback):
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse a module whose steps leave traces that cannot be undone, and write the page of custom scalars."""
+        super().on_fit_start(trainer, pl_module)
         require_reversible(pl_module)
         write_layout(trainer)
 
