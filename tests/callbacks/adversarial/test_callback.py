@@ -15,6 +15,7 @@ from lightning_robust.callbacks.adversarial.guard import OverfittingGuard
 from lightning_robust.callbacks.attacked_batches import AttackInputs, BatchPixels, ModuleLoss, attack_batch
 from lightning_robust.demo.lanes import LaneData, LaneDetector
 from lightning_robust.functional.attacks import fgsm, pgd
+from lightning_robust.structures import get_item
 
 from ...boring import BATCH_FORMS, Boring, Pictures, make_trainer
 
@@ -64,7 +65,7 @@ def test_every_batch_form_stays_in_the_ball_and_the_callers_is_left_alone(tmp_pa
 
     class Watch(pl.Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            part = batch["image"] if form == "dict" else batch.image if form == "dataclass" else batch[0]
+            part = get_item(batch, BATCH_FORMS[form][0])
             given.append((part, part.clone()))
 
     callback = AdversarialCallback("fgsm_rs", eps="8/255", input_key=BATCH_FORMS[form][0], val_eps=[])
