@@ -27,7 +27,8 @@ def unread(loaders: Any) -> Iterator[None]:
     Raises:
         MisconfigurationException: For a stream whose position is in an iterator, which only goes forward.
     """
-    holders = [holder for source in _read_by(loaders) for holder in _positions(source)]
+    sources = [source for loader in each_loader(loaders) for source in _read_by(loader)]
+    holders = [holder for source in sources for holder in _positions(source)]
     try:
         yield
     finally:
@@ -35,15 +36,26 @@ def unread(loaders: Any) -> Iterator[None]:
             holder.refill(holder.contents)
 
 
-def _read_by(loaders: Any) -> Iterator[Any]:
-    """What loaders of this process read from."""
+def each_loader(loaders: Any) -> Iterator[Any]:
+    """The loaders of a structure, in order.
+
+    Example:
+        >>> list(each_loader({"labelled": "first", "others": ["second", "third"]}))
+        ['first', 'second', 'third']
+    """
     if isinstance(loaders, Mapping):
         loaders = list(loaders.values())
     if isinstance(loaders, list | tuple):
         for loader in loaders:
-            yield from _read_by(loader)
-    elif isinstance(loaders, DataLoader) and loaders.num_workers == 0:
-        yield from filter(_has_position, (loaders.dataset, loaders.sampler, loaders.batch_sampler))
+            yield from each_loader(loader)
+    else:
+        yield loaders
+
+
+def _read_by(loader: Any) -> Iterator[Any]:
+    """What a loader of this process reads from."""
+    if isinstance(loader, DataLoader) and loader.num_workers == 0:
+        yield from filter(_has_position, (loader.dataset, loader.sampler, loader.batch_sampler))
 
 
 def _positions(source: Any) -> Iterator[Holder]:

@@ -58,6 +58,10 @@ class Holder:
         """Whether it cannot hold other things."""
         return isinstance(self.thing, tuple | frozenset)
 
+    def path_to(self, key: Any) -> str:
+        """The name of one thing that it holds."""
+        return f"{self.path}[{key!r}]" if self.is_container else f"{self.path}.{key}"
+
     def refill(self, contents: dict[Any, Any]) -> None:
         """Hold these and nothing else; the thing stays the same object."""
         thing = self.thing

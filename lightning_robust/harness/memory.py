@@ -149,7 +149,7 @@ class ModuleMemory:
             if not holder.is_fixed:
                 self._changeable.append((holder, key))
             return True
-        path = f"{holder.path}[{key!r}]" if holder.is_container else f"{holder.path}.{key}"
+        path = holder.path_to(key)
         if isinstance(value, nn.Module):
             self._visit_module(value, path)
             return True
@@ -166,8 +166,7 @@ class ModuleMemory:
         if not (holder.is_fixed or many or tensor.requires_grad or isinstance(tensor, nn.Parameter)):
             self._changeable.append((holder, key))
         elif not tensor.is_inference():
-            path = f"{holder.path}[{key!r}]" if holder.is_container else f"{holder.path}.{key}"
-            self._shared.append((path, tensor, in_place_version(tensor)))
+            self._shared.append((holder.path_to(key), tensor, in_place_version(tensor)))
 
     def _visit_holder(self, value: Any, path: str) -> bool:
         if id(value) in self._known:
@@ -233,7 +232,8 @@ def untouched(module: nn.Module, period: Hashable = None, since: ModuleMemory | 
         yield
     finally:
         weights.restore()
-        begin.restore()
+        if begin is not present:
+            begin.restore()
         present.restore()
     begin.check()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 from lightning_robust.harness.compat import is_attached, silent_logger
-from lightning_robust.harness.data_memory import unread
+from lightning_robust.harness.data_memory import each_loader, unread
 from lightning_robust.harness.memory import ModuleMemory, untouched
 from lightning_robust.harness.recorder import Recorder
 from lightning_robust.harness.replacement import replaced
@@ -127,16 +127,11 @@ def isolated_rng(loaders: Any = None) -> Iterator[None]:
 
 def _generators(loaders: Any) -> Iterator[torch.Generator]:
     """The generators of loaders and of their samplers, other than torch's global one."""
-    if isinstance(loaders, Mapping):
-        loaders = list(loaders.values())
-    if isinstance(loaders, list | tuple):
-        for loader in loaders:
-            yield from _generators(loader)
-        return
-    for owner in (loaders, getattr(loaders, "sampler", None)):
-        generator = getattr(owner, "generator", None)
-        if isinstance(generator, torch.Generator):
-            yield generator
+    for loader in each_loader(loaders):
+        for owner in (loader, getattr(loader, "sampler", None)):
+            generator = getattr(owner, "generator", None)
+            if isinstance(generator, torch.Generator):
+                yield generator
 
 
 def _ignore(*_: Any, **__: Any) -> None:
