@@ -21,12 +21,12 @@ from typing_extensions import override
 from lightning_robust.callbacks.deployment_parity.callback import DeploymentParityCallback
 from lightning_robust.functional.averaging import State
 from lightning_robust.functional.batchnorm import batchnorm_layers
-from lightning_robust.functional.weights import Weights, awaits_first_pass
+from lightning_robust.functional.weights import Weights
 from lightning_robust.harness.bn_refresh import refresh_statistics
 from lightning_robust.harness.checkpoints import save_weights
 from lightning_robust.harness.evaluate import Evaluator, pick
 from lightning_robust.harness.inputs import require_inputs
-from lightning_robust.harness.load_hook import WeightKeeper
+from lightning_robust.harness.load_hook import StartKeeper
 from lightning_robust.harness.memory import require_reversible
 from lightning_robust.harness.ranks import Guard, agreed, describe_error
 from lightning_robust.harness.trainers import find_callbacks, is_fast_dev_run
@@ -150,7 +150,7 @@ def refresh_or_keep(trainer: pl.Trainer, pl_module: pl.LightningModule, guard: G
         )
 
 
-class MixingCallback(WeightKeeper):
+class MixingCallback(StartKeeper):
     """A callback that mixes weights, and recomputes the BatchNorm statistics of mixtures from training batches.
 
     Raises:
@@ -160,35 +160,12 @@ class MixingCallback(WeightKeeper):
     bn_refresh: bool = True
     input_key: Key | list[Key] | None = None
     """Which part of a batch goes into ``forward``; None infers it."""
-    _begun = False
-
-    def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep the weights that training begins from, and refuse others that cannot be mixed with them."""
-        raise NotImplementedError
-
-    @override
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Begin anew."""
-        super().setup(trainer, pl_module, stage)
-        self._begun = False
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin, if all weights are there."""
-        super().on_fit_start(trainer, pl_module)
+        """Refuse a module whose validations leave traces that cannot be undone, and begin."""
         require_reversible(pl_module)
-        if not awaits_first_pass(pl_module):
-            self._begin(trainer, pl_module)
-
-    @override
-    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        """The same for a module whose weights come into being in its first forward pass."""
-        if not self._begun:
-            self._begin(trainer, pl_module)
-
-    def _begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._begun = True
-        self.begin(trainer, pl_module)
+        super().on_fit_start(trainer, pl_module)
 
     @override
     def on_train_batch_start(

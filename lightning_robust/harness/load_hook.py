@@ -10,6 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_robust.functional.averaging import State
+from lightning_robust.functional.weights import awaits_first_pass
 from lightning_robust.harness.compat import version_of
 from lightning_robust.harness.trainers import find_callbacks
 
@@ -42,6 +43,34 @@ class WeightKeeper(pl.Callback):
     def edit_weights(self, pl_module: pl.LightningModule, checkpoint: dict[str, Any], edit: EditWeights) -> None:
         """Replace the weights in the checkpoint by what ``edit`` makes of them."""
         raise NotImplementedError
+
+
+class StartKeeper(WeightKeeper):
+    """A callback that begins with the weights that training begins from."""
+
+    _begun = False
+
+    def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep them, and refuse what cannot work with them."""
+        raise NotImplementedError
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin, if all weights are there."""
+        super().on_fit_start(trainer, pl_module)
+        self._begun = False
+        if not awaits_first_pass(pl_module):
+            self._begin(trainer, pl_module)
+
+    @override
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        """The same for a module whose weights come into being in its first forward pass."""
+        if not self._begun:
+            self._begin(trainer, pl_module)
+
+    def _begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._begun = True
+        self.begin(trainer, pl_module)
 
 
 def _is_followed(module: pl.LightningModule, *, by: pl.Trainer) -> bool:

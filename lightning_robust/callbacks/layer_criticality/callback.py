@@ -7,7 +7,6 @@ import json
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-from torch import Tensor
 from typing_extensions import override
 
 from lightning_robust.callbacks.attacked_batches import AttackInputs
@@ -22,9 +21,8 @@ from lightning_robust.callbacks.layer_criticality.rewind import Rewound, rewind
 from lightning_robust.callbacks.layer_criticality.trajectory import Trajectory
 from lightning_robust.callbacks.merging.greedy_soup.callback import GreedySoupCallback
 from lightning_robust.callbacks.merging.wise_ft.callback import WiSEFTCallback
-from lightning_robust.functional.weights import awaits_first_pass
 from lightning_robust.harness.inputs import as_keys
-from lightning_robust.harness.load_hook import EditWeights, WeightKeeper
+from lightning_robust.harness.load_hook import EditWeights, StartKeeper
 from lightning_robust.harness.trainers import NoEffectWarning, is_fast_dev_run
 from lightning_robust.layers import find_layers
 
@@ -32,7 +30,7 @@ _FOLDER = "layer_criticality"
 _TOLERANCE = 0.02
 
 
-class LayerCriticalityCallback(DiagnosticCallback, WeightKeeper):
+class LayerCriticalityCallback(DiagnosticCallback, StartKeeper):
     r"""Put one layer at a time back to its initial value, to a checkpoint, or to a fresh draw, and see what that costs.
 
     After the fit, the network :math:`\theta_T` is evaluated with the weights of one layer :math:`d` replaced, without
@@ -134,7 +132,6 @@ class LayerCriticalityCallback(DiagnosticCallback, WeightKeeper):
         keys = as_keys(input_key)
         self._conditions = NamedConditions(under, AttackInputs(keys, mean, std, "pictures"), eps)
         self._trajectory = Trajectory(checkpoints)
-        self._begun = False
         self.maps: list[CriticalityMap] = []
         self.rewound: Rewound | None = None
         self.path = ""
@@ -151,18 +148,10 @@ class LayerCriticalityCallback(DiagnosticCallback, WeightKeeper):
         self._trajectory, self.maps, self.rewound, self.path = Trajectory(self.checkpoints), [], None, ""
 
     @override
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the weights that training begins from, and find the layers before any training is spent."""
-        super().on_fit_start(trainer, pl_module)
-        self._begun = False
-        if not awaits_first_pass(pl_module):
-            self._begin(pl_module)
-
-    @override
-    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        """The same for a module whose weights come into being in its first forward pass."""
-        if not self._begun:
-            self._begin(pl_module)
+        find_layers(pl_module, self.layers)
+        self._trajectory.start(pl_module)
 
     @override
     def on_train_batch_start(
@@ -227,11 +216,6 @@ class LayerCriticalityCallback(DiagnosticCallback, WeightKeeper):
         if self.rewind is not False:
             self._rewind(trainer, pl_module, conditions)
         return self.maps
-
-    def _begin(self, pl_module: pl.LightningModule) -> None:
-        self._begun = True
-        find_layers(pl_module, self.layers)
-        self._trajectory.start(pl_module)
 
     def _rewind(self, trainer: pl.Trainer, pl_module: pl.LightningModule, conditions: list[Condition]) -> None:
         clean = self.maps[0]
