@@ -117,11 +117,6 @@ def states_of_metric(metric: nn.Module) -> frozenset[str]:
     return frozenset(getattr(metric, "_defaults", ()))
 
 
-def in_place_version(tensor: torch.Tensor) -> int:
-    """How often a tensor was changed in place."""
-    return tensor._version
-
-
 def forget_workers(loader: DataLoader[Any]) -> None:
     """Let a copy of a loader with persistent workers start its own, instead of those that the original waits for."""
     loader._iterator = None

@@ -22,10 +22,10 @@ from torchmetrics import Metric, MetricCollection
 
 from lightning_robust.harness.compat import (
     buffers_of,
-    in_place_version,
     is_layer_of_torch,
     parts_of,
     states_of_metric,
+    version_of,
 )
 from lightning_robust.harness.holders import CODE, Holder, holds_data
 from lightning_robust.harness.watched_weights import WatchedWeights
@@ -102,7 +102,7 @@ class ModuleMemory:
             RuntimeError: If a tensor in a tuple or in a long list was changed in place.
         """
         for path, tensor, version in self._shared:
-            if in_place_version(tensor) != version:
+            if version_of(tensor) != version:
                 raise RuntimeError(
                     f"Expected {path} to stay as it is while the module runs quietly, but its step changes that tensor "
                     "in place, which cannot be undone. Keep it as a buffer or as an attribute of its own."
@@ -166,7 +166,7 @@ class ModuleMemory:
         if not (holder.is_fixed or many or tensor.requires_grad or isinstance(tensor, nn.Parameter)):
             self._changeable.append((holder, key))
         elif not tensor.is_inference():
-            self._shared.append((holder.path_to(key), tensor, in_place_version(tensor)))
+            self._shared.append((holder.path_to(key), tensor, version_of(tensor)))
 
     def _visit_holder(self, value: Any, path: str) -> bool:
         if id(value) in self._known:

@@ -1,6 +1,7 @@
 """One test for each private or internal name of Lightning and torch: it fails when the name moves or changes."""
 
 import ast
+import copy
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -9,6 +10,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 from torch import nn
 from torch.utils.data import DataLoader
+from torchmetrics import MeanMetric
 
 import lightning_robust
 from lightning_robust import torch_names
@@ -124,6 +126,41 @@ def test_silent_logger():
     assert isinstance(logger, Logger)
     logger.log_metrics({"a": 1.0}, 3)
     logger.experiment.add_scalar("a", 1.0, 3)
+
+
+def test_attributes_of_lightning_and_metrics_are_internal():
+    assert {"_trainer", "_modules", "_hparams", "_defaults", "_reductions", "training"} <= compat.internal_attributes()
+    assert "queue" not in compat.internal_attributes()
+
+
+def test_layers_of_torch():
+    found = [compat.is_layer_of_torch(each) for each in (nn.Linear(1, 1), nn.BatchNorm1d(1), nn.Module(), Boring())]
+    assert found == [True, True, False, False]
+
+
+def test_buffers_and_parts_are_the_dicts_of_the_module():
+    module = nn.Sequential(nn.ReLU())
+    module.register_buffer("scale", torch.ones(1))
+    compat.buffers_of(module)["scale"] = torch.zeros(1)
+    assert float(module.scale) == 0.0
+    twin = copy.copy(module)
+    compat.set_parts(twin, {"0": nn.Tanh()})
+    assert isinstance(twin[0], nn.Tanh)
+    assert isinstance(compat.parts_of(module)["0"], nn.ReLU)
+
+
+def test_states_of_metric():
+    assert compat.states_of_metric(MeanMetric()) == {"mean_value", "weight"}
+    assert compat.states_of_metric(nn.Linear(1, 1)) == frozenset()
+
+
+def test_forget_workers():
+    loader = DataLoader(Pictures(16), 16, num_workers=1, persistent_workers=True)
+    first = iter(loader)
+    twin = copy.copy(loader)
+    compat.forget_workers(twin)
+    assert iter(loader) is first
+    assert iter(twin) is not first
 
 
 def test_compiler_is_loaded():
