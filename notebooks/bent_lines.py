@@ -36,8 +36,10 @@ from lightning_robust.deployment.graph.export import frozen_copy
 from lightning_robust.deployment.parity.localise import localise
 from lightning_robust.deployment.parity.verdict import judge_parity
 from lightning_robust.deployment.pixels.catalogue import CATALOGUE, perturbations
-from lightning_robust.deployment.report.figures import draw_causes, draw_layers, draw_parity
-from lightning_robust.deployment.report.tables import layer_sentences, summary
+from lightning_robust.deployment.report.figures import draw_causes, draw_parity
+from lightning_robust.deployment.report.layer_figure import draw_layers
+from lightning_robust.deployment.report.layers import layer_sentences
+from lightning_robust.deployment.report.tables import summary
 from lightning_robust.functional import PixelSpace
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

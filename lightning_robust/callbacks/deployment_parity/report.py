@@ -10,11 +10,11 @@ from lightning_robust.callbacks.diagnostics import Report, Table
 from lightning_robust.deployment.parity.attribution import History
 from lightning_robust.deployment.parity.result import ParityReport
 from lightning_robust.deployment.parity.scale import unit_label
-from lightning_robust.deployment.report.figures import draw_layers, draw_parity
+from lightning_robust.deployment.report.figures import draw_parity
+from lightning_robust.deployment.report.layer_figure import draw_layers
+from lightning_robust.deployment.report.layers import keep_rows, layer_rows
 from lightning_robust.deployment.report.tables import (
     finding_rows,
-    keep_rows,
-    layer_rows,
     perturbation_rows,
     target_rows,
 )

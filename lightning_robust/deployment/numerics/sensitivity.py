@@ -22,6 +22,8 @@ from lightning_robust.deployment.numerics.trace import NodeTrace, trace_rounding
 
 Measure = Callable[[Sequence[Tensor], Sequence[Tensor]], float]
 """Distance of outputs (second) to a reference (first); infinite where something is lost."""
+SOUND: dict[Precision, float] = {"fp16": 5e-3, "bf16": 4e-2, "tf32": 3e-3}
+"""Relative L2 that values of a sound model stay within: about three times what small untrained networks show."""
 _BLOCK = 8
 _SETTLED = 0.01  # share of the summed squared errors that may lie in blocks which are not taken apart
 
@@ -82,6 +84,20 @@ class Sensitivity:
     def first_diverging(self, tolerance: float) -> NodeSensitivity | None:
         """The first node whose values overflow, or drift from fp32 by more than a relative L2 of ``tolerance``."""
         return next((n for n in self.nodes if n.trace.nonfinite > 0 or n.trace.drift > tolerance), None)
+
+
+def first_divergence(layers: Sensitivity) -> NodeSensitivity | None:
+    """The first node whose values overflow, or drift further from fp32 than a sound model's outputs."""
+    return layers.first_diverging(SOUND[layers.precision])
+
+
+def overflow_sentence(layers: Sensitivity) -> str:
+    """Names the first node that diverges, if it does so by overflow; else empty."""
+    node = first_divergence(layers)
+    if node is None or node.trace.overflow <= 0:
+        return ""
+    share = f"{100 * node.trace.overflow:.2g} %"
+    return f"{node.place} ({node.op}) is the first to overflow in {layers.precision}: {share} of its values."
 
 
 def relative_distance(reference: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:

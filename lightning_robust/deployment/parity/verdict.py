@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from lightning_robust.deployment.numerics.sensitivity import NodeSensitivity, Sensitivity
+from lightning_robust.deployment.numerics.sensitivity import overflow_sentence
 from lightning_robust.deployment.parity.result import ParityReport
 from lightning_robust.deployment.parity.scale import unit_label
 
@@ -98,20 +98,6 @@ def violations(scalars: Mapping[str, float], tolerance: Mapping[str, float] | No
         for tag, limit in tags.items()
         if tag in scalars and not scalars[tag] <= limit
     ]
-
-
-def first_divergence(layers: Sensitivity) -> NodeSensitivity | None:
-    """The first node whose values overflow, or drift further from fp32 than a sound model's outputs."""
-    return layers.first_diverging(DEFAULT_TOLERANCES[f"emulated-{layers.precision}"])
-
-
-def overflow_sentence(layers: Sensitivity) -> str:
-    """Names the first node that diverges, if it does so by overflow; else empty."""
-    node = first_divergence(layers)
-    if node is None or node.trace.overflow <= 0:
-        return ""
-    share = f"{100 * node.trace.overflow:.2g} %"
-    return f"{node.place} ({node.op}) is the first to overflow in {layers.precision}: {share} of its values."
 
 
 def _concerns(precision: str, broken: list[Violation]) -> bool:

@@ -13,11 +13,12 @@ from lightning_robust.deployment.parity.attribution import History
 from lightning_robust.deployment.parity.result import ParityReport
 from lightning_robust.deployment.parity.scale import unit_label
 from lightning_robust.deployment.parity.verdict import Verdict, judge_parity
-from lightning_robust.deployment.report.figures import draw_causes, draw_layers
+from lightning_robust.deployment.report.figures import draw_causes
+from lightning_robust.deployment.report.layer_figure import draw_layers
+from lightning_robust.deployment.report.layers import keep_sentence
 from lightning_robust.deployment.report.tables import (
     family_sentences,
     finding_rows,
-    keep_sentence,
     perturbation_rows,
     target_rows,
 )

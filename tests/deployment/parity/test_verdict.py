@@ -3,6 +3,7 @@
 import math
 
 from lightning_robust.deployment.engines import TARGETS
+from lightning_robust.deployment.numerics.sensitivity import SOUND
 from lightning_robust.deployment.parity.result import TargetResult
 from lightning_robust.deployment.parity.verdict import DEFAULT_TOLERANCES, judge_parity, violations
 
@@ -70,3 +71,7 @@ def test_nan_is_beyond_every_tolerance():
 
 def test_every_target_has_a_default_tolerance():
     assert DEFAULT_TOLERANCES.keys() == TARGETS.keys()
+
+
+def test_values_may_drift_as_far_as_outputs():
+    assert {f"emulated-{precision}": limit for precision, limit in SOUND.items()}.items() <= DEFAULT_TOLERANCES.items()

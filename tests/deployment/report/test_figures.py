@@ -5,9 +5,7 @@ import math
 
 import pytest
 
-from lightning_robust.deployment.report.figures import draw_causes, draw_layers
-
-from ..reports import layers, node
+from lightning_robust.deployment.report.figures import draw_causes
 
 HISTORY = [(0, {"export": 0.1, "fp16": 0.5, "preprocessing": 4.0}), (3, {"export": 0.2, "fp16": 0.25})]
 
@@ -41,11 +39,3 @@ def test_infinity_is_a_sign_where_the_bar_would_be():
 def test_many_passes_have_few_ticks():
     axes = draw_causes([(epoch, {"fp16": 1.0}) for epoch in range(100)], "rel_l2").axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == [str(epoch) for epoch in range(0, 100, 7)]
-
-
-def test_layers_are_ranked_and_lost_values_marked():
-    figure = draw_layers(layers(node("a", 0.1), node("b", 0.3, overflow=0.25), node("c", 0.0)), "px")
-    costs, drift = figure.axes
-    assert [label.get_text() for label in costs.get_yticklabels()] == ["neck.a  Pow", "neck.b  Pow"]
-    assert [bar.get_width() for bar in costs.patches] == [0.1, 0.3]
-    assert list(drift.lines[1].get_xdata()) == [1]

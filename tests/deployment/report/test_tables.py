@@ -1,16 +1,12 @@
-import dataclasses
-
 from lightning_robust import measure_parity
 from lightning_robust.deployment.engines import Subject, available
 from lightning_robust.deployment.graph.export import frozen_copy
-from lightning_robust.deployment.numerics.trace import NodeTrace
 from lightning_robust.deployment.pixels.catalogue import perturbations
 from lightning_robust.deployment.report.figures import draw_parity
-from lightning_robust.deployment.report.tables import layer_sentences, summary
+from lightning_robust.deployment.report.tables import summary
 from lightning_robust.functional import PixelSpace
 
 from ..models import SmallCNN, images
-from ..reports import KEEP, layers, node, report
 
 
 def test_summary_and_figure_tell_the_worst():
@@ -26,11 +22,3 @@ def test_summary_and_figure_tell_the_worst():
     assert [axes.get_title() for axes in figure.axes][2].startswith("How far each preprocessing")
     heights = [patch.get_height() for patch in figure.axes[1].patches]
     assert heights[0] == measured.attribution["fp16"]
-
-
-def test_a_drift_beyond_the_tolerance_is_told_in_the_summary():
-    drifting = dataclasses.replace(node("b", 0.2), trace=NodeTrace(0.02, 0.0, 0.0, 0.0))
-    lines = layer_sentences(report(layers=layers(node("a", 0.1), drifting), keep=KEEP))
-    assert lines[0] == "neck.b (neck.py:41) (Pow) is the first whose values drift in fp16, by 2 %."
-    assert lines[1].startswith("What fp16 hurts most: neck.b")
-    assert lines[2].startswith("With 2 nodes kept in fp32 the distance falls from 0.3 to 0.02")
