@@ -1,0 +1,87 @@
+"""The head of a graph: what turns the last product into the outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import onnx
+from onnx import TensorProto
+
+from lightning_robust.deployment.graph.types import element_types
+from lightning_robust.deployment.numerics.operators import MOVES, TENSOR_CORE
+
+_LAYERS = TENSOR_CORE | {"Attention", "DeformConv", "Einsum", "GRU", "LSTM", "RNN"}
+
+
+def head_nodes(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Names of the nodes between the last layers that multiply and the floating outputs, moves included.
+
+    A layer that multiplies is a convolution, a matrix product or a recurrence. A mean of constants under softmax
+    weights, as a soft-argmax, is none, whichever operator computes it. Without such a layer the head is everything.
+
+    Args:
+        model: fp32 graph.
+
+    Returns:
+        The names in the graph's order: nodes on the way to a floating output that lead to no layer on the way there.
+        Nodes that neither read nor compute floats, as those of shapes, are left out.
+
+    Example:
+        >>> from onnx import parser
+        >>> text = '''<ir_version: 10, opset_import: ["" : 20]> g (float[2, 2] x, float[2, 2] w) => (float[2, 2] y) {
+        ...     [layer] a = MatMul(x, w) [bend] b = Sigmoid(a) [scale] y = Mul(b, b) }'''
+        >>> head_nodes(parser.parse_model(text))
+        ('bend', 'scale')
+    """
+    types = element_types(model)
+    nodes = list(model.graph.node)
+    floats = {name for name, kind in types.items() if kind == TensorProto.FLOAT}
+    varying = _dependents(nodes, {value.name for value in model.graph.input})
+    layers = [node for node in nodes if node.op_type in _LAYERS]
+    means = _softmax_means(nodes, varying)
+    wanted: set[str] = set()
+    for output in model.graph.output:
+        if output.name in floats:
+            above = _ancestors(nodes, {output.name})
+            here = [node for node in layers if node.name in above and node.name not in means]
+            before = _ancestors(nodes, {name for node in here for name in node.input})
+            wanted |= above - before - {node.name for node in here}
+    return tuple(node.name for node in nodes if node.name in wanted and _is_floating(node, floats))
+
+
+def _is_floating(node: onnx.NodeProto, floats: set[str]) -> bool:
+    computes = not floats.isdisjoint(node.output)
+    return computes or (node.op_type not in MOVES and not floats.isdisjoint(node.input))
+
+
+def _ancestors(nodes: Sequence[onnx.NodeProto], values: Iterable[str]) -> set[str]:
+    """Names of the nodes that these values are computed by, from the first one on."""
+    needed, found = set(values), set()
+    for node in reversed(nodes):
+        if not needed.isdisjoint(node.output):
+            found.add(node.name)
+            needed.update(filter(None, node.input))
+    return found
+
+
+def _dependents(nodes: Sequence[onnx.NodeProto], values: set[str]) -> set[str]:
+    """These values and all that are computed from them."""
+    reached = set(values)
+    for node in nodes:
+        if not reached.isdisjoint(node.input):
+            reached.update(node.output)
+    return reached
+
+
+def _softmax_means(nodes: Sequence[onnx.NodeProto], varying: set[str]) -> set[str]:
+    """Layers that multiply a softmax, moved or not, with constants."""
+    weights: set[str] = set()
+    found = set()
+    for node in nodes:
+        read = [name for name in node.input if name in varying]
+        is_weights = bool(read) and weights.issuperset(read)
+        if node.op_type == "Softmax" or (node.op_type in MOVES and is_weights):
+            weights.update(node.output)
+        elif node.op_type in _LAYERS and is_weights:
+            found.add(node.name)
+    return found
