@@ -33,20 +33,20 @@ def head_nodes(model: onnx.ModelProto) -> tuple[str, ...]:
         >>> head_nodes(parser.parse_model(text))
         ('bend', 'scale')
     """
-    types = element_types(model)
     nodes = list(model.graph.node)
-    floats = {name for name, kind in types.items() if kind == TensorProto.FLOAT}
-    varying = _dependents(nodes, {value.name for value in model.graph.input})
-    layers = [node for node in nodes if node.op_type in _LAYERS]
-    means = _softmax_means(nodes, varying)
-    wanted: set[str] = set()
-    for output in model.graph.output:
-        if output.name in floats:
-            above = _ancestors(nodes, {output.name})
-            here = [node for node in layers if node.name in above and node.name not in means]
-            before = _ancestors(nodes, {name for node in here for name in node.input})
-            wanted |= above - before - {node.name for node in here}
+    floats = {name for name, kind in element_types(model).items() if kind == TensorProto.FLOAT}
+    layers = _layers(nodes, {value.name for value in model.graph.input})
+    outputs = [value.name for value in model.graph.output if value.name in floats]
+    wanted = set().union(*(_head(nodes, layers, output) for output in outputs))
     return tuple(node.name for node in nodes if node.name in wanted and _is_floating(node, floats))
+
+
+def _head(nodes: Sequence[onnx.NodeProto], layers: Sequence[onnx.NodeProto], output: str) -> set[str]:
+    """Names of the nodes on the way to an output that lead to no layer on the way there."""
+    above = _ancestors(nodes, {output})
+    here = [node for node in layers if node.name in above]
+    before = _ancestors(nodes, {name for node in here for name in node.input})
+    return above - before - {node.name for node in here}
 
 
 def _is_floating(node: onnx.NodeProto, floats: set[str]) -> bool:
@@ -64,24 +64,16 @@ def _ancestors(nodes: Sequence[onnx.NodeProto], values: Iterable[str]) -> set[st
     return found
 
 
-def _dependents(nodes: Sequence[onnx.NodeProto], values: set[str]) -> set[str]:
-    """These values and all that are computed from them."""
-    reached = set(values)
+def _layers(nodes: Sequence[onnx.NodeProto], inputs: set[str]) -> list[onnx.NodeProto]:
+    """The layers that multiply, but for those that multiply a softmax, moved or not, with constants."""
+    varying, weights = set(inputs), set[str]()
+    layers = []
     for node in nodes:
-        if not reached.isdisjoint(node.input):
-            reached.update(node.output)
-    return reached
-
-
-def _softmax_means(nodes: Sequence[onnx.NodeProto], varying: set[str]) -> set[str]:
-    """Layers that multiply a softmax, moved or not, with constants."""
-    weights: set[str] = set()
-    found = set()
-    for node in nodes:
-        read = [name for name in node.input if name in varying]
-        is_weights = bool(read) and weights.issuperset(read)
-        if node.op_type == "Softmax" or (node.op_type in MOVES and is_weights):
+        read = varying.intersection(node.input)
+        varying.update(node.output if read else ())
+        of_weights = bool(read) and read <= weights
+        if node.op_type == "Softmax" or (of_weights and node.op_type in MOVES):
             weights.update(node.output)
-        elif node.op_type in _LAYERS and is_weights:
-            found.add(node.name)
-    return found
+        elif node.op_type in _LAYERS and not of_weights:
+            layers.append(node)
+    return layers
