@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from lightning_robust.deployment.graph.export import Origin
+from lightning_robust.deployment.graph.origin import Origin
 from lightning_robust.deployment.numerics.keep_list import KeepList
 from lightning_robust.deployment.numerics.sensitivity import NodeSensitivity, Sensitivity
 from lightning_robust.deployment.numerics.trace import NodeTrace

@@ -5,7 +5,6 @@ Knows no engine: what runs the graph is in ``runtimes.py``.
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import copy
 import io
@@ -14,17 +13,17 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import onnx
 import torch
 from torch import Tensor, nn
 
+from lightning_robust.deployment.graph.origin import Origin as Origin
+from lightning_robust.deployment.graph.origin import read_origins, user_line
 from lightning_robust.structures import flatten, map_tensors, rebuild, tensors_in
 from lightning_robust.torch_names import original_of_compiled
 
-_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _UNKNOWN = re.compile(r"No ONNX function found for <OpOverload\(op='([^']+)'")
 _Shapes = tuple[dict[int, Any], ...]
 _NOISY = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")
@@ -32,24 +31,6 @@ _NOISY = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")
 
 class ExportError(RuntimeError):
     """The module could not be turned into ONNX. The message names the operator and the line where there is one."""
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where an ONNX node comes from.
-
-    Args:
-        module: Path of the PyTorch module, as in ``model.get_submodule(path)``; empty for the model itself.
-        source: File name and line of the call in the user's code, e.g. ``"neck.py:41"``; empty if unknown.
-    """
-
-    module: str
-    source: str
-
-    def __str__(self) -> str:
-        """As in a report: ``neck.up2 (neck.py:41)``."""
-        name = self.module or "(model)"
-        return f"{name} ({self.source})" if self.source else name
 
 
 @dataclass(frozen=True)
@@ -148,7 +129,7 @@ def export(module: nn.Module, args: tuple[Any, ...], *, opset: int = 20, max_bat
         program = _capture(flat, tuple(tensors.values()), shapes)
         model = _translate(program, tuple(tensors.values()), shapes, list(tensors), _distinct(outputs, tensors), opset)
     _check_dynamic(model)
-    origins = _origins(model)
+    origins = read_origins(model)
     _strip(model)
     return Exported(model, origins, tuple(tensors), tuple(o.name for o in model.graph.output))
 
@@ -245,7 +226,7 @@ def _explain(error: Exception, program: torch.export.ExportedProgram | None = No
             "The graph fixes the batch size: `forward` turns it into a Python number somewhere "
             f"({_first_line(text)}). Use `x.shape[0]`, `flatten(1)` or -1 instead of a literal batch."
         )
-    return f"torch could not export the module: {_first_line(str(chain[-1]))}{_at(_last_user_frame(text))}"
+    return f"torch could not export the module: {_first_line(str(chain[-1]))}{_at(user_line(text)[0])}"
 
 
 def _where(operator: str, program: torch.export.ExportedProgram | None) -> str:
@@ -253,7 +234,7 @@ def _where(operator: str, program: torch.export.ExportedProgram | None) -> str:
     for node in program.graph.nodes if program is not None else ():
         name = str(node.target).removesuffix(".default")
         if node.op == "call_function" and operator.startswith(name):
-            return _at(_last_user_frame(node.meta.get("stack_trace") or ""))
+            return _at(user_line(node.meta.get("stack_trace") or "")[0])
     return ""
 
 
@@ -266,11 +247,6 @@ def _at(frame: str) -> str:
     return f" at {frame}" if frame else ""
 
 
-def _last_user_frame(trace: str) -> str:
-    frames = [(path, line) for path, line in _FRAME.findall(trace) if "site-packages" not in path and path[0] != "<"]
-    return f"{Path(frames[-1][0]).name}:{frames[-1][1]}" if frames else ""
-
-
 def _check_dynamic(model: onnx.ModelProto) -> None:
     first = model.graph.input[0].type.tensor_type.shape.dim[0]
     if not first.dim_param:
@@ -278,18 +254,6 @@ def _check_dynamic(model: onnx.ModelProto) -> None:
             f"The graph fixes the batch size to {first.dim_value}. Use `x.shape[0]`, `flatten(1)` or -1 "
             "instead of a literal batch in `forward`."
         )
-
-
-def _origins(model: onnx.ModelProto) -> dict[str, Origin]:
-    origins = {}
-    for node in model.graph.node:
-        metadata = {prop.key: prop.value for prop in node.metadata_props}
-        scopes = metadata.get("pkg.torch.onnx.name_scopes")
-        if scopes:
-            path = (["", *ast.literal_eval(scopes)])[-2]
-            source = _last_user_frame(metadata.get("pkg.torch.onnx.stack_trace", ""))
-            origins[node.name] = Origin(path.removeprefix("module").removeprefix("."), source)
-    return origins
 
 
 def _strip(model: onnx.ModelProto) -> None:

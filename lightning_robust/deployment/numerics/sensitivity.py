@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_robust.deployment.graph.export import Origin
+from lightning_robust.deployment.graph.origin import Origin
 from lightning_robust.deployment.graph.session import Session
 from lightning_robust.deployment.numerics.emulate import SWITCHES, switchable
 from lightning_robust.deployment.numerics.moves import MoveGraph

@@ -8,7 +8,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from lightning_robust.deployment.graph.export import Origin
+from lightning_robust.deployment.graph.origin import Origin
 from lightning_robust.deployment.numerics.convert import to_half
 from lightning_robust.deployment.numerics.sensitivity import NodeSweep, relative_distance
 

@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lightning_robust.deployment.graph.export import Origin
+from lightning_robust.deployment.graph.origin import Origin
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ import onnx.parser
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from lightning_robust.deployment.graph.export import Origin
 from lightning_robust.deployment.graph.lint import Finding
 from lightning_robust.deployment.graph.lint.finding import (
     LintGraph,
@@ -15,6 +14,7 @@ from lightning_robust.deployment.graph.lint.finding import (
     producers,
     upstream,
 )
+from lightning_robust.deployment.graph.origin import Origin
 
 
 @pytest.fixture
