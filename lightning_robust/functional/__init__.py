@@ -77,6 +77,11 @@ from lightning_robust.functional.norm_ball import NormBall as NormBall
 from lightning_robust.functional.norm_ball import as_radius as as_radius
 from lightning_robust.functional.norm_ball import per_sample as per_sample
 from lightning_robust.functional.norm_ball import require_inside as require_inside
+from lightning_robust.functional.picture_motion import move_boxes as move_boxes
+from lightning_robust.functional.picture_motion import move_columns as move_columns
+from lightning_robust.functional.picture_motion import move_masks as move_masks
+from lightning_robust.functional.picture_motion import move_points as move_points
+from lightning_robust.functional.picture_motion import rescale_motion as rescale_motion
 from lightning_robust.functional.pixels import PixelSpace as PixelSpace
 from lightning_robust.functional.quantization import quantize_block as quantize_block
 from lightning_robust.functional.rotation import rotate_each as rotate_each

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
+import torch
 from torch import Tensor
 
-_CONSTANT = 1e-12  # subtracting the mean of equal fp64 numbers leaves up to 1e-16 of their size each
+T = TypeVar("T")
+
+EPS = {"fp64": 2.0**-53, "fp32": 2.0**-24, "tf32": 2.0**-11, "fp16": 2.0**-11, "bf16": 2.0**-8}
+"""Half a step of each precision, relative to the number: the largest error of one rounding."""
+_UNRESOLVED = 64  # an output that spreads over fewer steps is constant: rounding alone would be its whole distance
 
 
-def compare_outputs(reference: Sequence[Tensor], deployed: Sequence[Tensor]) -> dict[str, float]:
+def compare_outputs(
+    reference: Sequence[Tensor], deployed: Sequence[Tensor], precision: str = "fp32"
+) -> dict[str, float]:
     r"""Distance of a deployed model's outputs to the reference; of several outputs the worst counts.
 
     With :math:`e = d - r`, over all elements that are finite on both sides:
 
-    - ``rel_l2``: :math:`\|e\| / \|r - \bar r\|`, the centred relative distance. A reference that is constant (to
-      1e-12 of its size) has no spread: there it is :math:`\|e\| / \|r\|`, and infinite if that is zero and
-      anything differs.
+    - ``rel_l2``: :math:`\|e\| / \|r - \bar r\|`, the centred relative distance. An output that is constant to what the
+      precision resolves (:func:`is_constant`) has no spread: there it is :math:`\|e\| / \|r\|`, and infinite if that
+      is zero and anything differs.
     - ``max_abs``, ``p99_abs``, ``rmse``: of :math:`|e|`; ``bias``: the mean of :math:`e`. A bias bends a line, noise
       does not.
     - ``nonfinite``: share of elements that are finite in the reference and not in the deployed outputs. Where there is
@@ -29,28 +37,42 @@ def compare_outputs(reference: Sequence[Tensor], deployed: Sequence[Tensor]) -> 
     Args:
         reference: Tensors ``(batch, ...)``, usually fp64.
         deployed: As many, of the same shapes, any type.
+        precision: That of the deployed side, a key of :data:`EPS`.
 
     Raises:
         ValueError: If numbers of outputs or shapes differ, or an output is empty.
 
     Example:
-        >>> import torch
         >>> round(compare_outputs([torch.tensor([0.0, 2.0])], [torch.tensor([0.0, 2.1])])["rel_l2"], 4)
         0.0707
     """
-    rows = per_output(reference, deployed)
+    rows = per_output(reference, deployed, precision)
     keys = dict.fromkeys(key for row in rows for key in row)
     return {key: max((row[key] for row in rows if key in row), key=abs) for key in keys}
 
 
-def per_output(reference: Sequence[Tensor], deployed: Sequence[Tensor]) -> list[dict[str, float]]:
+def per_output(
+    reference: Sequence[Tensor], deployed: Sequence[Tensor], precision: str = "fp32"
+) -> list[dict[str, float]]:
     """The metrics of :func:`compare_outputs` for each output by itself."""
     if len(reference) != len(deployed) or not reference:
         raise ValueError(
             f"Expected as many outputs as the reference's {len(reference)}, at least one, but got {len(deployed)}. "
             "Compare the outputs of one model."
         )
-    return [_compare_output(r.detach().cpu(), d.detach().cpu()) for r, d in zip(reference, deployed, strict=True)]
+    pairs = ((r.detach().cpu(), d.detach().cpu()) for r, d in zip(reference, deployed, strict=True))
+    return [_compare_output(r, d, precision) for r, d in pairs]
+
+
+def is_constant(values: Tensor, precision: str = "fp32") -> bool:
+    """Whether a floating output spreads over fewer than 64 steps of a precision, so that rounding hides its spread.
+
+    Example:
+        >>> is_constant(torch.tensor([1.0, 1.001]), "fp16"), is_constant(torch.tensor([1.0, 1.001]), "fp32")
+        (True, False)
+    """
+    finite = values[values.isfinite()].double()
+    return bool(_spread(finite) <= _UNRESOLVED * EPS[precision] * finite.norm())
 
 
 def compare_decoded(reference: Mapping[str, Tensor], deployed: Mapping[str, Tensor]) -> dict[str, float]:
@@ -70,7 +92,6 @@ def compare_decoded(reference: Mapping[str, Tensor], deployed: Mapping[str, Tens
         ValueError: If names or shapes differ, or a value is empty.
 
     Example:
-        >>> import torch
         >>> metrics = compare_decoded({"x_px": torch.tensor([1.0, 2.0])}, {"x_px": torch.tensor([1.0, 2.5])})
         >>> metrics["x_px_max"], metrics["x_px_lost"]
         (0.5, 0.0)
@@ -79,10 +100,31 @@ def compare_decoded(reference: Mapping[str, Tensor], deployed: Mapping[str, Tens
         raise ValueError(f"Expected the decoded values {sorted(reference)}, but got {sorted(deployed)}.")
     metrics: dict[str, float] = {}
     for name, value in reference.items():
-        metrics |= {
-            f"{name}_{key}": number for key, number in _compare_value(value.cpu(), deployed[name].cpu()).items()
-        }
+        require_comparable(value, deployed[name])
+        metrics |= named(name, compare_points(value.cpu(), deployed[name].cpu()))
     return metrics
+
+
+def compare_points(reference: Tensor, deployed: Tensor) -> dict[str, float]:
+    """The metrics of one decoded value, as :func:`compare_decoded` defines them, without its name."""
+    if not reference.is_floating_point():
+        return {"flips": share_true(reference != deployed)}
+    here, there = ~reference.isnan(), ~deployed.isnan()
+    both = here & there
+    metrics = _summarise(deviation(reference[both], deployed[both]))
+    if bool(here.any()) and not bool(both.any()):
+        metrics |= dict.fromkeys(("mean", "p99", "max"), math.inf)
+    return metrics | {"lost": share_true(here != there)}
+
+
+def deviation(reference: Tensor, deployed: Tensor) -> Tensor:
+    """Signed deviations in fp64 of values that are there on both sides; infinite where one side is."""
+    return (deployed.double() - reference.double()).nan_to_num(math.inf, math.inf, -math.inf)
+
+
+def named(name: str, metrics: Mapping[str, T]) -> dict[str, T]:
+    """Metrics, or their intervals, under the name of their value."""
+    return {f"{name}_{key}": number for key, number in metrics.items()}
 
 
 def share_true(mask: Tensor) -> float:
@@ -90,17 +132,19 @@ def share_true(mask: Tensor) -> float:
     return float(mask.double().mean().item()) if mask.numel() else 0.0
 
 
-def _compare_value(reference: Tensor, deployed: Tensor) -> dict[str, float]:
-    _require_comparable(reference, deployed)
-    if not reference.is_floating_point():
-        return {"flips": share_true(reference != deployed)}
-    here, there = ~reference.isnan(), ~deployed.isnan()
-    both = here & there
-    error = (deployed[both].double() - reference[both].double()).nan_to_num(math.inf, math.inf, -math.inf)
-    metrics = _summarise(error)
-    if bool(here.any()) and not bool(both.any()):
-        metrics |= dict.fromkeys(("mean", "p99", "max"), math.inf)
-    return metrics | {"lost": share_true(here != there)}
+def require_comparable(reference: Tensor, deployed: Tensor) -> None:
+    """Refuse outputs of different shapes, and empty ones.
+
+    Raises:
+        ValueError: Naming the shapes.
+    """
+    if reference.shape != deployed.shape:
+        raise ValueError(
+            f"Expected an output of shape {tuple(reference.shape)}, but got {tuple(deployed.shape)}. "
+            "Does the engine take the same inputs?"
+        )
+    if reference.numel() == 0:
+        raise ValueError(f"Expected outputs with elements, but got shape {tuple(reference.shape)}.")
 
 
 def _summarise(error: Tensor) -> dict[str, float]:
@@ -115,8 +159,8 @@ def _summarise(error: Tensor) -> dict[str, float]:
     }
 
 
-def _compare_output(reference: Tensor, deployed: Tensor) -> dict[str, float]:
-    _require_comparable(reference, deployed)
+def _compare_output(reference: Tensor, deployed: Tensor, precision: str) -> dict[str, float]:
+    require_comparable(reference, deployed)
     if not reference.is_floating_point():
         return {"flip_rate": share_true(reference != deployed)}
     exact, inexact = reference.double().flatten(), deployed.double().flatten()
@@ -130,7 +174,7 @@ def _compare_output(reference: Tensor, deployed: Tensor) -> dict[str, float]:
         metrics |= dict.fromkeys(("rel_l2", "max_abs", "p99_abs", "rmse"), math.inf)
     else:
         metrics |= {
-            "rel_l2": _relative_l2(error, exact[both]),
+            "rel_l2": _relative_l2(error, exact[both], precision),
             "max_abs": summary["max"],
             "p99_abs": summary["p99"],
             "rmse": error.square().mean().sqrt().item(),
@@ -140,27 +184,19 @@ def _compare_output(reference: Tensor, deployed: Tensor) -> dict[str, float]:
     return metrics
 
 
-def _relative_l2(error: Tensor, exact: Tensor) -> float:
-    distance, size = float(error.norm().item()), float(exact.norm().item())
-    spread = float((exact - exact.mean()).norm().item())
-    if spread <= _CONSTANT * size:
-        spread = size
+def _relative_l2(error: Tensor, exact: Tensor, precision: str) -> float:
+    distance = float(error.norm().item())
+    spread = float((exact.norm() if is_constant(exact, precision) else _spread(exact)).item())
     if spread > 0:
         return distance / spread
     return 0.0 if distance == 0 else math.inf
+
+
+def _spread(values: Tensor) -> Tensor:
+    return (values - values.mean()).norm() if values.numel() else torch.zeros((), dtype=torch.float64)
 
 
 def _percentile_99(values: Tensor) -> float:
     """The smallest value that 99 of 100 do not exceed; torch.quantile takes no more than 2**24 values."""
     rank = -(-99 * values.numel() // 100)
     return float(values.kthvalue(rank).values.item())
-
-
-def _require_comparable(reference: Tensor, deployed: Tensor) -> None:
-    if reference.shape != deployed.shape:
-        raise ValueError(
-            f"Expected an output of shape {tuple(reference.shape)}, but got {tuple(deployed.shape)}. "
-            "Does the engine take the same inputs?"
-        )
-    if reference.numel() == 0:
-        raise ValueError(f"Expected outputs with elements, but got shape {tuple(reference.shape)}.")

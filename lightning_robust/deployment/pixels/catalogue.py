@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+import torch
 from torch import Tensor
 
+from lightning_robust.deployment.pixels import motions
 from lightning_robust.deployment.pixels.geometry import crop, letterbox, resize, shift, truncated_resize
 from lightning_robust.deployment.pixels.operations import (
     brighten,
@@ -58,6 +60,7 @@ class Perturbation:
         colour: Whether it needs three channels.
         in_levels: Whether the deployed pixels lie on the 256 levels of [0, 1]. Where they do not, the difference comes
             after the conversion to floating point.
+        motion: Where the deployed side puts the content, if that is elsewhere: the matrix for a height and a width.
     """
 
     name: str
@@ -68,6 +71,15 @@ class Perturbation:
     trained: Pixels = unchanged
     colour: bool = False
     in_levels: bool = True
+    motion: Callable[[int, int], Tensor] | None = None
+
+    def matrix(self, height: int, width: int) -> Tensor:
+        """The motion of the content in pictures of a size, ``(3, 3)`` in fp64, as ``picture_motion`` takes it.
+
+        It takes a place ``(x, y, 1)`` of training's picture, 0 in the centre of the first pixel, to where the deployed
+        picture has its content. The identity where nothing moves.
+        """
+        return torch.eye(3, dtype=torch.float64) if self.motion is None else self.motion(height, width)
 
     def applies_to(self, channels: int) -> bool:
         """Whether pictures with this number of channels can be perturbed."""
@@ -113,12 +125,14 @@ _TRAINED_RESIZE = partial(resize, filter="antialias")
 
 
 def _resize_entry(filter: str, severity: Severity, description: str) -> Perturbation:  # noqa: A002 - the field's word
-    deployed = partial(resize, filter=filter)
-    return Perturbation(f"resize_{filter}", "resize_filter", severity, description, deployed, _TRAINED_RESIZE)
+    deployed, motion = partial(resize, filter=filter), motions.RESIZES.get(filter)
+    name = f"resize_{filter}"
+    return Perturbation(name, "resize_filter", severity, description, deployed, _TRAINED_RESIZE, motion=motion)
 
 
 def _shift_entry(name: str, by: float, severity: Severity, description: str) -> Perturbation:
-    return Perturbation(name, "shift", severity, description, partial(shift, by=by))
+    motion = partial(motions.shifted, by=by)
+    return Perturbation(name, "shift", severity, description, partial(shift, by=by), motion=motion)
 
 
 def _jpeg_entry(quality: int, severity: Severity) -> Perturbation:
@@ -142,8 +156,22 @@ _ENTRIES = (
     _shift_entry("shift_quarter_pixel", 0.25, "mild", "crops a quarter of a pixel further left and up"),
     _shift_entry("shift_half_pixel", 0.5, "typical", "crops half a pixel further left and up"),
     _shift_entry("shift_one_pixel", 1.0, "severe", "crops a pixel further left and up"),
-    Perturbation("crop", "crop", "typical", "cuts off 2 % at each side and stretches", partial(crop, share=0.02)),
-    Perturbation("letterbox", "crop", "severe", "adds grey bars above and below", partial(letterbox, share=0.05)),
+    Perturbation(
+        "crop",
+        "crop",
+        "typical",
+        "cuts off 2 % at each side and stretches",
+        partial(crop, share=0.02),
+        motion=partial(motions.cropped, share=0.02),
+    ),
+    Perturbation(
+        "letterbox",
+        "crop",
+        "severe",
+        "adds grey bars above and below",
+        partial(letterbox, share=0.05),
+        motion=partial(motions.letterboxed, share=0.05),
+    ),
     Perturbation(
         "color_matrix", "color_matrix", "typical", "reads YCbCr of BT.601 as BT.709", wrong_matrix, colour=True
     ),

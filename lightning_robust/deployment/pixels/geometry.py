@@ -28,8 +28,18 @@ def camera_frame(pixels: Tensor) -> Tensor:
 
     It holds no detail finer than the network's input, so that the aliasing a real frame would add is not seen here.
     """
-    size = [round(FRAME_SCALE * side) for side in pixels.shape[-2:]]
+    size = [frame_side(side) for side in pixels.shape[-2:]]
     return quantise(interpolate(pixels, size=size, mode="bicubic"))
+
+
+def frame_side(side: int) -> int:
+    """Height or width of the camera frame of pictures with this height or width."""
+    return round(FRAME_SCALE * side)
+
+
+def crop_margin(side: int, share: float) -> int:
+    """Pixels that :func:`crop` takes off each end of a side, and of a bar that :func:`letterbox` adds."""
+    return max(1, round(share * side))
 
 
 @contextmanager
@@ -135,7 +145,7 @@ def shift(pixels: Tensor, by: float) -> Tensor:
 def crop(pixels: Tensor, share: float) -> Tensor:
     """Cut off a share of each side, at least one pixel, and stretch the rest back."""
     height, width = pixels.shape[-2:]
-    top, left = max(1, round(share * height)), max(1, round(share * width))
+    top, left = crop_margin(height, share), crop_margin(width, share)
     inner = whole_levels(pixels)[..., top : height - top, left : width - left]
     return from_levels(interpolate(inner, size=(height, width), mode="bilinear", antialias=True))
 
@@ -143,7 +153,7 @@ def crop(pixels: Tensor, share: float) -> Tensor:
 def letterbox(pixels: Tensor, share: float) -> Tensor:
     """Shrunk to keep another aspect ratio, with a grey bar (114) of a share of the height above and below."""
     height, width = pixels.shape[-2:]
-    bar = max(1, round(share * height))
+    bar = crop_margin(height, share)
     levels = whole_levels(pixels).double()  # in fp32 the ties of the new scale would be decided by its own error
     inner = interpolate(levels, size=(height - 2 * bar, width), mode="bilinear", antialias=True)
     return from_levels(pad(inner, (0, 0, bar, bar), value=114.0)).to(pixels.dtype)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_robust.deployment.parity.distance import compare_decoded, compare_outputs, per_output
+from lightning_robust.deployment.parity.distance import compare_decoded, compare_outputs, is_constant, per_output
 
 
 def test_closed_form():
@@ -152,3 +152,14 @@ def test_rejects_what_cannot_be_compared(reference, deployed, match):
 def test_rejects_other_names():
     with pytest.raises(ValueError, match=r"\['a'\], but got \['b'\]"):
         compare_decoded({"a": torch.zeros(1)}, {"b": torch.zeros(1)})
+
+
+def test_a_constant_output_is_not_divided_by_its_rounding():
+    """A probability of 1 everywhere, up to the last digit: what fp16 does to it is a rounding of 1, not of its spread."""
+    torch.manual_seed(0)
+    reference = 1 - 1e-6 * torch.rand(16, 30).double()
+    metrics = compare_outputs([reference], [reference.half()], "fp16")
+    assert is_constant(reference, "fp16")
+    assert metrics["rel_l2"] < 1e-6
+    assert compare_outputs([reference], [reference.half()], "fp64")["rel_l2"] > 1
+    assert not is_constant(torch.rand(16, 30), "fp16")

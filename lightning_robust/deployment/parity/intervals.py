@@ -1,0 +1,100 @@
+"""How well a distance is known: 95 % intervals of its metrics, by bootstrap over samples."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+from torch import Tensor
+
+from lightning_robust.deployment.parity.distance import deviation, is_constant, named
+from lightning_robust.deployment.parity.scale import PLAIN_UNIT, Points, Readout
+from lightning_robust.statistics import Bootstrap, Interval
+
+_TENTH = 0.1
+_bootstrap = functools.lru_cache(maxsize=16)(Bootstrap)
+
+
+def intervals(reference: Readout, deployed: Readout, precision: str = "fp32") -> dict[str, Interval]:
+    """The intervals of ``rel_l2`` and of the decoded values' p99, mean, bias and flips.
+
+    A metric that is not finite, and one of fewer than two samples, has none.
+
+    Args:
+        reference: On one side.
+        deployed: On the other.
+        precision: As for :func:`~.distance.compare_outputs`.
+
+    Example:
+        >>> import torch
+        >>> exact = Readout([torch.arange(64.0)], {})
+        >>> deployed = Readout([torch.arange(64.0) * 1.01], {})
+        >>> low, high = intervals(exact, deployed)["rel_l2"]
+        >>> low < exact.distance(deployed)["rel_l2"] < high
+        True
+    """
+    found = {PLAIN_UNIT: _relative(reference, deployed, precision)}
+    for points in reference.points(deployed):
+        found |= _of_points(points)
+    return {metric: interval for metric, interval in found.items() if not math.isnan(interval.low)}
+
+
+def is_settled(value: float, interval: Interval | None, tolerance: float | None) -> bool:
+    """Whether an interval is narrower than a tenth of the value, or of the tolerance.
+
+    Example:
+        >>> is_settled(1.0, Interval(0.98, 1.05), None), is_settled(1.0, Interval(0.5, 1.5), 20.0)
+        (True, True)
+    """
+    if interval is None:
+        return False
+    return interval.high - interval.low <= _TENTH * max(abs(value), tolerance or 0.0)
+
+
+def _relative(reference: Readout, deployed: Readout, precision: str) -> Interval:
+    """Of the worst output."""
+    pairs = zip(reference.outputs, deployed.outputs, strict=True)
+    each = [_relative_interval(r, d, precision) for r, d in pairs if r.is_floating_point()]
+    return max(each, key=lambda interval: interval.high, default=Interval(math.nan, math.nan))
+
+
+def _relative_interval(reference: Tensor, deployed: Tensor, precision: str) -> Interval:
+    samples = len(reference) if reference.ndim else 1
+    exact = reference.detach().cpu().double().reshape(samples, -1)
+    error = deployed.detach().cpu().double().reshape(samples, -1) - exact
+    if samples < 2 or not bool(error.isfinite().all()):
+        return Interval(math.nan, math.nan)
+    # about the mean, so that the spread is no difference of two large numbers
+    centred = exact if is_constant(exact, precision) else exact - exact.mean()
+    squares, sizes = error.square().sum(1).numpy(), centred.square().sum(1).numpy()
+    sums = np.zeros(samples) if is_constant(exact, precision) else centred.sum(1).numpy()
+    return _bootstrap(samples).root_ratio(squares, sums, sizes, exact.shape[1])
+
+
+def _of_points(points: Points) -> dict[str, Interval]:
+    reference, deployed, owners = points.reference, points.deployed, points.owners
+    samples = points.samples
+    if samples < 2 or not len(reference):
+        return {}
+    bootstrap = _bootstrap(samples)
+    if not reference.is_floating_point():
+        flips, counts = (_sums(each, owners, samples) for each in (reference != deployed, reference == reference))
+        return named(points.name, {"flips": bootstrap.ratio(flips, counts)})
+    both = ~reference.isnan() & ~deployed.isnan()
+    error, owners = deviation(reference[both], deployed[both]), owners[both]
+    if not len(error) or not bool(error.isfinite().all()):
+        return {}
+    counts = np.bincount(owners.numpy(), minlength=samples).astype(np.float64)
+    return named(
+        points.name,
+        {
+            "p99": bootstrap.percentile_99(error.abs().numpy(), owners.numpy()),
+            "mean": bootstrap.ratio(_sums(error.abs(), owners, samples), counts),
+            "bias": bootstrap.ratio(_sums(error, owners, samples), counts),
+        },
+    )
+
+
+def _sums(values: Tensor, owners: Tensor, samples: int) -> np.ndarray:
+    return np.bincount(owners.numpy(), weights=values.double().numpy(), minlength=samples)
