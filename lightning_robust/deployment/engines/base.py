@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lightning_robust.deployment.engines.abilities import Ability
 from lightning_robust.deployment.engines.subject import Subject
 from lightning_robust.deployment.graph.export import Exported
+from lightning_robust.deployment.graph.frozen import named_inputs
 from lightning_robust.structures import flatten
 
 Runner = Callable[[tuple[Any, ...]], list[Tensor]]
@@ -86,7 +87,7 @@ def run_module(module: nn.Module, args: tuple[Any, ...]) -> list[Tensor]:
 
 def input_tensors(args: tuple[Any, ...]) -> list[Tensor]:
     """The tensors in the positional arguments of ``forward``, in the order of the graph's inputs."""
-    return list(flatten(args[0] if len(args) == 1 else args, "input").values())
+    return list(named_inputs(args).values())
 
 
 def feed(args: tuple[Any, ...], exported: Exported) -> dict[str, np.ndarray[Any, Any]]:

@@ -1,36 +1,32 @@
 """From a module to one ONNX file, with the map from each node back to the module that made it.
 
-Knows no engine: what runs the graph is in ``runtimes.py``.
+Knows no engine. ``frozen.py`` has the copy that is exported, ``keeper.py`` the graph that is kept for later weights.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import logging
-import re
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import onnx
+import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from lightning_robust.deployment.graph.origin import Origin as Origin
-from lightning_robust.deployment.graph.origin import read_origins, user_line
-from lightning_robust.structures import flatten, map_tensors, rebuild, tensors_in
-from lightning_robust.torch_names import original_of_compiled
+from lightning_robust.deployment.graph.explain import ExportError, explained
+from lightning_robust.deployment.graph.frozen import Flat, frozen_copy, named_inputs, to_args
+from lightning_robust.deployment.graph.origin import Origin, read_origins
+from lightning_robust.structures import flatten, take_rows
 
-_UNKNOWN = re.compile(r"No ONNX function found for <OpOverload\(op='([^']+)'")
+__all__ = ["ExportError", "Exported", "Flat", "Origin", "Template", "export", "frozen_copy", "quiet", "to_args"]
 _Shapes = tuple[dict[int, Any], ...]
 _NOISY = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")
-
-
-class ExportError(RuntimeError):
-    """The module could not be turned into ONNX. The message names the operator and the line where there is one."""
 
 
 @dataclass(frozen=True)
@@ -42,55 +38,18 @@ class Exported:
         origins: Node name -> :class:`Origin`, for every node that came from a module call.
         inputs: Names of the graph's inputs, in the order of the flattened arguments.
         outputs: Names of the graph's outputs, in the order of the flattened result.
+        batch: The one batch that the graph takes; None if it takes any.
+        notes: What a reader of its numbers should know.
+        seconds: The time that the export took.
     """
 
     model: onnx.ModelProto
     origins: dict[str, Origin]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-
-
-class Flat(nn.Module):
-    """A module behind a flat signature: tensors in, a tuple of tensors out, whatever structures it speaks itself.
-
-    Args:
-        module: The module.
-        args: Its positional arguments, any structure of tensors; only the structure is used.
-    """
-
-    def __init__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        super().__init__()
-        self.module = module
-        self._args = args
-
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Call the module with ``tensors`` put back into its arguments; shapes are the module's own."""
-        return tuple(flatten(self.module(*rebuild(self._args, iter(tensors)))).values())
-
-
-def frozen_copy(module: nn.Module, state: Mapping[str, Tensor] | None = None) -> nn.Module:
-    """A copy in fp32 on the CPU, in evaluation mode, without ``torch.compile``; the module itself is not touched.
-
-    Args:
-        module: Any module, also one in the middle of a fit.
-        state: Weights to put into the copy, as from ``module.state_dict()``; its own if None.
-
-    Example:
-        >>> live = nn.Dropout()
-        >>> frozen_copy(live).training, live.training
-        (False, True)
-    """
-    duplicate = copy.deepcopy(module, _without_graphs(module))
-    if state is not None:
-        duplicate.load_state_dict(state)
-    duplicate.__dict__.pop("forward", None)  # Lightning puts a compiled forward on the instance
-    return _uncompiled(duplicate).cpu().float().eval().requires_grad_(False)
-
-
-def _without_graphs(module: nn.Module) -> dict[int, Any]:
-    """A memo for ``deepcopy`` in which tensors with a graph, as gathered losses or metrics, stand for their values."""
-    kept = [tensor for part in module.modules() for tensor in tensors_in(vars(part))]
-    return {id(tensor): tensor.detach().clone() for tensor in kept if tensor.grad_fn is not None}
+    batch: int | None = None
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
 
 
 def export(module: nn.Module, args: tuple[Any, ...], *, opset: int = 20, max_batch: int = 4096) -> Exported:
@@ -98,7 +57,7 @@ def export(module: nn.Module, args: tuple[Any, ...], *, opset: int = 20, max_bat
 
     The graph is what PyTorch's dynamo exporter makes of the module in evaluation mode: BatchNorm folded into the
     convolutions, one file, no external data. Source paths are kept in :attr:`Exported.origins` and stripped from
-    the graph.
+    the graph. A module that fixes its batch is exported for one sample, as it runs in a car, and a note says so.
 
     Args:
         module: The module, on the CPU; :func:`frozen_copy` makes one from a live module.
@@ -108,7 +67,7 @@ def export(module: nn.Module, args: tuple[Any, ...], *, opset: int = 20, max_bat
         max_batch: The largest batch that the graph has to take.
 
     Raises:
-        ExportError: If an operator is unknown to ONNX, or the graph fixes the batch size.
+        ExportError: If an operator is unknown to ONNX, or the graph fixes a batch size other than one.
         ValueError: If the batch is smaller than 2, from which a dynamic batch cannot be told.
 
     Example:
@@ -116,22 +75,80 @@ def export(module: nn.Module, args: tuple[Any, ...], *, opset: int = 20, max_bat
         >>> exported.inputs, exported.outputs
         (('input',), ('output',))
     """
-    tensors = flatten(args[0] if len(args) == 1 else args, "input")
-    batch = next(iter(tensors.values())).shape[0]
-    if batch < 2:
-        raise ValueError(f"Expected a batch of at least 2 samples to export with a dynamic batch, but got {batch}.")
-    dimension = torch.export.Dim("batch", min=1, max=max(batch, max_batch))
-    shapes = tuple({0: dimension} if t.ndim and t.shape[0] == batch else {} for t in tensors.values())
-    flat = Flat(module, args)
-    with torch.no_grad():
-        outputs = tuple(flatten(module(*args)))
-    with quiet():
-        program = _capture(flat, tuple(tensors.values()), shapes)
-        model = _translate(program, tuple(tensors.values()), shapes, list(tensors), _distinct(outputs, tensors), opset)
-    _check_dynamic(model)
-    origins = read_origins(model)
-    _strip(model)
-    return Exported(model, origins, tuple(tensors), tuple(o.name for o in model.graph.output))
+    return Template(module, args, opset=opset, max_batch=max_batch).filled(module)
+
+
+class Template:
+    """The graph of a module before the optimiser, when each weight still stands in it under its own name.
+
+    What the optimiser folds and drops depends on the weights' values, so that it runs for each set of weights. It
+    takes a twentieth of the time that the graph takes.
+
+    Args:
+        module: As for :func:`export`.
+        args: As there.
+        opset: As there.
+        max_batch: As there.
+
+    Raises:
+        ExportError: As there.
+        ValueError: As there.
+    """
+
+    def __init__(self, module: nn.Module, args: tuple[Any, ...], *, opset: int = 20, max_batch: int = 4096) -> None:
+        self._start: float | None = time.monotonic()
+        self._batch: int | None = None
+        self._notes: tuple[str, ...] = ()
+        tensors = named_inputs(args)
+        batch = next(iter(tensors.values())).shape[0]
+        if batch < 2:
+            raise ValueError(f"Expected a batch of at least 2 samples to export with a dynamic batch, but got {batch}.")
+        dimension = torch.export.Dim("batch", min=1, max=max(batch, max_batch))
+        shapes = tuple({0: dimension} if t.ndim and t.shape[0] == batch else {} for t in tensors.values())
+        self._inputs = tuple(tensors)
+        try:
+            self._program = _translate(module, args, shapes, opset)
+        except ExportError as error:
+            if error.operator is not None:
+                raise
+            try:
+                self._program = _translate(module, take_rows(args, slice(1), batch), tuple({} for _ in shapes), opset)
+            except Exception:
+                raise error from error.__cause__
+            self._batch, self._notes = 1, (f"Exported for one sample, and run sample by sample. {error}",)
+        self._graph = self._without_weights(module)
+
+    def filled(self, module: nn.Module) -> Exported:
+        """The optimised graph with the weights of a module of the same program."""
+        started = time.monotonic() if self._start is None else self._start
+        self._start = None
+        model = self._program.model = ir.from_proto(self._graph)
+        weights = {name: tensor for name, tensor in _tensors(module).items() if name in model.graph.initializers}
+        with quiet():
+            self._program.apply_weights(weights)
+            self._program.optimize()
+        proto = self._program.model_proto
+        origins = read_origins(proto)
+        _strip(proto)
+        outputs = tuple(value.name for value in proto.graph.output)
+        seconds = time.monotonic() - started
+        return Exported(proto, origins, self._inputs, outputs, self._batch, self._notes, seconds)
+
+    def _without_weights(self, module: nn.Module) -> onnx.ModelProto:
+        """The graph as a message that holds no weight a second time."""
+        proto = self._program.model_proto
+        self._program.exported_program = None
+        names = _tensors(module).keys()
+        for tensor in proto.graph.initializer:
+            if tensor.name in names:
+                tensor.raw_data = b""
+        return proto
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """All tensors of a module under the names that an exported graph has for them; tied ones under each."""
+    flat = Flat(module, ())
+    return {**dict(flat.named_parameters(remove_duplicate=False)), **dict(flat.named_buffers(remove_duplicate=False))}
 
 
 @contextlib.contextmanager
@@ -150,101 +167,39 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def to_args(args: tuple[Any, ...], dtype: torch.dtype, device: torch.device | str = "cpu") -> tuple[Any, ...]:
-    """The arguments with their floating tensors in another type, all tensors on another device."""
-
-    def move(tensor: Tensor) -> Tensor:
-        return tensor.to(device, dtype) if tensor.is_floating_point() else tensor.to(device)
-
-    moved: tuple[Any, ...] = map_tensors(move, args)
-    return moved
-
-
-def _capture(flat: Flat, tensors: tuple[Tensor, ...], shapes: _Shapes) -> torch.export.ExportedProgram:
-    try:
-        return torch.export.export(flat, tensors, dynamic_shapes=(shapes,), strict=False)
-    except Exception as error:
-        raise ExportError(_explain(error)) from error
-
-
-def _translate(
-    program: torch.export.ExportedProgram,
-    tensors: tuple[Tensor, ...],
-    shapes: _Shapes,
-    inputs: list[str],
-    outputs: list[str],
-    opset: int,
-) -> onnx.ModelProto:
-    try:
-        translated = torch.onnx.export(
-            program,
-            tensors,
-            dynamo=True,
-            opset_version=opset,
-            input_names=inputs,
-            output_names=outputs,
-            dynamic_shapes=(shapes,),
-            external_data=False,
-            verbose=False,
-        )
-    except Exception as error:
-        raise ExportError(_explain(error, program)) from error
+def _translate(module: nn.Module, args: tuple[Any, ...], shapes: _Shapes, opset: int) -> torch.onnx.ONNXProgram:
+    """The module as ONNX, not yet optimised."""
+    inputs = named_inputs(args)
+    tensors = tuple(inputs.values())
+    with torch.no_grad():
+        names = tuple(flatten(module(*args)))
+    program = None
+    with quiet():
+        try:
+            program = torch.export.export(Flat(module, args), tensors, dynamic_shapes=(shapes,), strict=False)
+            translated = torch.onnx.export(
+                program,
+                tensors,
+                dynamo=True,
+                opset_version=opset,
+                input_names=list(inputs),
+                output_names=_distinct(names, inputs),
+                dynamic_shapes=(shapes,),
+                external_data=False,
+                verbose=False,
+                optimize=False,
+            )
+        except Exception as error:
+            raise explained(error, program) from error
     if translated is None:
         raise ExportError("torch.onnx.export returned nothing. Use a torch whose exporter knows `dynamo=True`.")
-    model: onnx.ModelProto = translated.model_proto
-    return model
+    if shapes[0]:
+        _check_dynamic(translated.model_proto)
+    return translated
 
 
 def _distinct(outputs: tuple[str, ...], inputs: Mapping[str, Tensor]) -> list[str]:
     return [f"{name}_out" if name in inputs else name for name in outputs]
-
-
-def _uncompiled(module: nn.Module) -> nn.Module:
-    original = original_of_compiled(module)
-    if original is not None:
-        return _uncompiled(original)
-    for name, child in module.named_children():
-        setattr(module, name, _uncompiled(child))
-    return module
-
-
-def _explain(error: Exception, program: torch.export.ExportedProgram | None = None) -> str:
-    chain: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None:
-        chain.append(cause)
-        cause = cause.__cause__
-    text = "\n".join(str(link) for link in chain)
-    unknown = _UNKNOWN.search(text)
-    if unknown:
-        return (
-            f"ONNX has no operator for {unknown[1]}{_where(unknown[1], program)}. Write it with operators that ONNX "
-            "has, or leave it out of `forward` and apply it after the engine."
-        )
-    if "specializ" in text or "Constraints violated" in text:
-        return (
-            "The graph fixes the batch size: `forward` turns it into a Python number somewhere "
-            f"({_first_line(text)}). Use `x.shape[0]`, `flatten(1)` or -1 instead of a literal batch."
-        )
-    return f"torch could not export the module: {_first_line(str(chain[-1]))}{_at(user_line(text)[0])}"
-
-
-def _where(operator: str, program: torch.export.ExportedProgram | None) -> str:
-    """Where an operator, or one that decomposes into it, stands in the user's code."""
-    for node in program.graph.nodes if program is not None else ():
-        name = str(node.target).removesuffix(".default")
-        if node.op == "call_function" and operator.startswith(name):
-            return _at(user_line(node.meta.get("stack_trace") or "")[0])
-    return ""
-
-
-def _first_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0][:300] if lines else "no message"
-
-
-def _at(frame: str) -> str:
-    return f" at {frame}" if frame else ""
 
 
 def _check_dynamic(model: onnx.ModelProto) -> None:

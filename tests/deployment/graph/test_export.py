@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_robust.deployment.graph.export import ExportError, export, frozen_copy, to_args
+from lightning_robust.deployment.graph.export import ExportError, export, frozen_copy
 
 from ..models import Detection, SmallCNN, Structured, images
 
@@ -35,22 +35,6 @@ def test_live_module_is_not_touched():
         assert torch.equal(value, before[name][0])
         assert value.dtype == before[name][1]
     assert all(p.requires_grad for p in live.parameters())
-
-
-def test_frozen_copy_takes_a_state_and_half_weights():
-    module = SmallCNN()
-    state = {k: torch.full_like(v, 2) for k, v in module.state_dict().items()}
-    copied = frozen_copy(module.half(), state)
-    assert {p.dtype for p in copied.parameters()} == {torch.float32}
-    assert all((p == 2).all() for p in copied.parameters())
-
-
-def test_compiled_parts_are_unwrapped():
-    module = SmallCNN()
-    module.stem = torch.compile(module.stem)
-    copied = frozen_copy(module, module.state_dict())
-    assert type(copied.stem) is nn.Sequential
-    assert torch.equal(copied.head.weight, module.head.weight)
 
 
 def test_no_dropout_and_no_batchnorm_are_left():
@@ -95,12 +79,6 @@ def test_opset_and_single_file():
     onnx.checker.check_model(model, full_check=True)
     assert [o.version for o in model.opset_import if o.domain == ""] == [20]
     assert all(t.data_location == onnx.TensorProto.DEFAULT for t in model.graph.initializer)
-
-
-def test_to_args_casts_floating_tensors_only():
-    args = to_args(({"x": torch.zeros(2), "id": torch.zeros(2, dtype=torch.long)},), torch.float16)
-    assert args[0]["x"].dtype == torch.float16
-    assert args[0]["id"].dtype == torch.long
 
 
 def test_rejects_unknown_operator():

@@ -155,7 +155,7 @@ def test_rejects_other_names():
 
 
 def test_a_constant_output_is_not_divided_by_its_rounding():
-    """A probability of 1 everywhere, up to the last digit: what fp16 does to it is a rounding of 1, not of its spread."""
+    """A probability of 1 everywhere, but for the last digit: fp16 makes it a rounding of 1 and not of its spread."""
     torch.manual_seed(0)
     reference = 1 - 1e-6 * torch.rand(16, 30).double()
     metrics = compare_outputs([reference], [reference.half()], "fp16")
