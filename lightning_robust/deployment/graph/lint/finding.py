@@ -18,7 +18,7 @@ class Finding:
     """One construct of the graph that needs a change.
 
     Args:
-        rule: ``"A1"`` to ``"A12"``.
+        rule: ``"A1"`` to ``"A15"``.
         node: Name of the ONNX node, or of the graph.
         module: Path of the PyTorch module; empty if unknown.
         source: File and line of the user's code; empty if unknown.
@@ -73,9 +73,18 @@ def producers(node: ir.Node) -> list[ir.Node]:
     return [source for source in sources if source is not None]
 
 
-def consumers(node: ir.Node) -> list[ir.Node]:
-    """The nodes that read the outputs of a node."""
-    return [use.node for value in node.outputs for use in value.uses()]
+def reached(node: ir.Node, through: Collection[str]) -> Iterator[tuple[ir.Node, int]]:
+    """All nodes that read what a node computes, and at which input, passed on by operators of one kind.
+
+    The readers of a value are kept with it: the time is linear in the size of the graph.
+    """
+    front, seen = [node], {node}
+    while front:
+        for user, place in (use for value in front.pop().outputs for use in value.uses()):
+            yield user, place
+            if user not in seen and user.op_type in through:
+                seen.add(user)
+                front.append(user)
 
 
 def upstream(node: ir.Node, through: Collection[str]) -> Iterator[ir.Node]:
@@ -97,12 +106,6 @@ def constant(value: ir.Value | None) -> NDArray[np.generic] | None:
         # not ir.convenience.get_const_tensor, which writes a name into the caller's model
         tensor = source.attributes.get_tensor("value")
     return None if tensor is None or isinstance(tensor, ir.ExternalTensor) else tensor.numpy()
-
-
-def floating_constants(node: ir.Node) -> list[NDArray[np.generic]]:
-    """The floating constants among the inputs of a node."""
-    values = (constant(value) for value in node.inputs)
-    return [value for value in values if value is not None and is_floating(value)]
 
 
 def is_floating(value: NDArray[np.generic]) -> bool:

@@ -1,4 +1,4 @@
-"""Rules on numbers that fp16 cannot hold: too large, too small, or too coarse."""
+"""Rules on constants that fp16 cannot hold: too large, or too small to keep their digits."""
 
 from __future__ import annotations
 
@@ -8,129 +8,129 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lightning_robust.deployment.graph.lint.finding import (
-    Finding,
-    LintGraph,
-    constant,
-    consumers,
-    floating_constants,
-    is_floating,
-    producers,
-)
+from lightning_robust.deployment.graph.lint.finding import Finding, LintGraph, constant, is_floating
+from lightning_robust.deployment.numerics.operators import ALWAYS_FP32, FP32_INPUTS, MOVES
 
-FP16_MAX, FP16_NORMAL, FP16_EXACT = 65504.0, 6.1e-5, 512.0
-"""Largest fp16 number, smallest normal one, and where its steps become half a unit."""
-_TINY_SHARE = 0.2
-_ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Neg", "Clip", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Identity"}
-_ELEMENTWISE |= {"Concat", "Cast", "Slice", "Flatten"}
+FP16_MAX, FP16_NORMAL = 65504.0, 6.1e-5
+"""Largest fp16 number, and smallest normal one."""
+_TINY_SHARE, _LOST = 0.2, 1e-3
+"""A3: share of weights below the normal numbers from which the loss is computed, and the loss that counts, which is
+twice what rounding costs normal numbers at most."""
+_PRODUCTS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Mul"}
+_FILLED = {"Add", "Sub", "Mul", "ConstantOfShape"} | MOVES
+"""Operators by which a mask is made, moved and applied."""
+_HARMLESS = {"Clip", "Max", "Min", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"}
+"""Operators for which a bound beyond the range means the same wherever it is rounded to."""
+_CLAMPED = "fp16 ends at 65504: weakly typed builders and this package clamp there, module.half() makes it infinite"
 
 
 def check_weights(graph: LintGraph) -> Iterator[Finding]:
-    """A3: weights beyond the range of fp16, or many below its smallest normal number."""
-    weighted = graph.nodes("Conv", "ConvTranspose", "Gemm", "MatMul")
-    readers = {value: node for node in weighted for value in node.inputs[1:] if value is not None}
-    for value, node in readers.items():
-        size = _sizes(constant(value))
-        largest, tiny = size.max(initial=0), float((size < FP16_NORMAL).mean()) if size.size else 0.0
-        if largest > FP16_MAX:
+    """A3: weights beyond the range of fp16, or most of them below its smallest normal number."""
+    for value, node in _weights(graph).items():
+        if node.op_type == "BatchNormalization" or node.op_type in _FILLED - _PRODUCTS:
+            continue
+        weights = constant(value)
+        largest = _largest(weights)
+        lost = _lost(weights) if node.op_type in _PRODUCTS else 0.0
+        if largest > FP16_MAX and node.op_type not in _FILLED:
             yield graph.finding(
                 "A3",
                 node,
-                f"weights up to {largest:.3g} in {value.name}",
-                "They are infinite in fp16, and so is what they touch.",
+                f"numbers up to {largest:.3g} in {value.name}",
+                f"{_CLAMPED}.",
                 "Scale the layer down and its input up, or keep the node in fp32.",
             )
-        elif tiny > _TINY_SHARE:
+        elif lost > _LOST:
             yield graph.finding(
                 "A3",
                 node,
-                f"{tiny:.0%} of the weights in {value.name} are below the smallest normal fp16 number",
-                "They lose their digits or become zero.",
+                f"numbers in {value.name} that are mostly below 6.1e-05, the smallest normal fp16 number",
+                f"Rounded to fp16 they change by {_percent(lost)} (relative L2 distance), or become zero.",
                 "Scale the layer up and its output down (a normalisation before it has the same effect).",
+            )
+
+
+def check_batch_norms(graph: LintGraph) -> Iterator[Finding]:
+    """A3: BatchNorm statistics beyond the range of fp16."""
+    for node in graph.nodes("BatchNormalization"):
+        values = [constant(value) for value in node.inputs[1:5]]
+        largest = max(map(_largest, values))
+        if largest > FP16_MAX:
+            folded = _folded(node, values)
+            beyond = folded > FP16_MAX
+            yield graph.finding(
+                "A3",
+                node,
+                f"BatchNorm with numbers up to {largest:.3g}" + (f", {folded:.3g} when folded" if beyond else ""),
+                f"{_CLAMPED}."
+                if beyond
+                else "module.half() makes a variance infinite, and the layer returns its bias. This package folds the "
+                "layer into one factor and one offset in fp32 first, and they fit.",
+                "Keep the node in fp32." if beyond else "Fold the layer in fp32 before any other conversion to fp16.",
             )
 
 
 def check_masks(graph: LintGraph) -> Iterator[Finding]:
     """A4: constants beyond the range of fp16 that are added or filled in, as in attention masks."""
-    for node in graph.nodes("Add", "Sub", "Where", "Mul", "ConstantOfShape", "Expand"):
-        constants = floating_constants(node)
-        fill = node.attributes.get_tensor("value")
-        if fill is not None and is_floating(fill.numpy()):
-            constants.append(fill.numpy())
-        largest = max((float(np.abs(v[np.isfinite(v)]).max(initial=0)) for v in constants), default=0)
+    for node in graph.nodes(*_FILLED):
+        constants = [constant(value) for value in node.inputs]
+        if node.op_type == "ConstantOfShape":
+            fill = node.attributes.get_tensor("value")
+            constants = [None if fill is None else fill.numpy()]
+        largest = max(map(_largest, constants), default=0.0)
         if largest > FP16_MAX:
             yield graph.finding(
                 "A4",
                 node,
                 f"{node.op_type} with a constant of size {largest:.3g}",
-                "It is infinite in fp16: a row that is masked whole becomes NaN, and infinity times zero too.",
-                "Mask with -1e4, or with torch.finfo(dtype).min of the type in use; scaled_dot_product_attention does.",
+                f"{_CLAMPED}: a row that is masked whole becomes NaN then, and so does zero times infinity.",
+                "Mask with -1e4, or give scaled_dot_product_attention a Boolean mask.",
             )
 
 
-def check_written_norms(graph: LintGraph) -> Iterator[Finding]:
-    """A6: a normalisation layer written out, whose squares overflow."""
-    for node in graph.nodes("Sqrt"):
-        offset = _only_producer(node, "Add")
-        mean = None if offset is None else _only_producer(offset, "ReduceMean")
-        squares = [] if mean is None else producers(mean)[:1]
-        divides = any(reader.op_type in ("Div", "Reciprocal") for reader in consumers(node))
-        if divides and any(_is_square(square) for square in squares):
-            yield graph.finding(
-                "A6",
-                node,
-                "a normalisation layer written out as squares, their mean and a root",
-                "The squares overflow in fp16 for activations above 255: TensorRT does not see that it is one layer.",
-                "Use torch.nn.functional.layer_norm, for maps with channels first on x.permute(0, 2, 3, 1).",
-            )
+def _weights(graph: LintGraph) -> dict[ir.Value, ir.Node]:
+    """The constant inputs that a conversion rounds, each with the last node that reads it."""
+    readers: dict[ir.Value, ir.Node] = {}
+    for node in graph.graph:
+        if node.domain or node.op_type in ALWAYS_FP32 | _HARMLESS:
+            continue
+        stays = FP32_INPUTS.get(node.op_type, set())
+        readers |= {v: node for i, v in enumerate(node.inputs) if v is not None and i not in stays}
+    return readers
 
 
-def check_output_scale(graph: LintGraph) -> Iterator[Finding]:
-    """A8: an output scaled to hundreds of units, as pixels or metres."""
-    for output in graph.graph.outputs:
-        for node in _elementwise_chain(output):
-            scale = _scale(node)
-            if scale > FP16_EXACT:
-                yield graph.finding(
-                    "A8",
-                    node,
-                    f"output {output.name!r} is scaled by {scale:.4g}",
-                    "In fp16 numbers above 512 have steps of half a unit: positions jump.",
-                    "Return the value before scaling and scale on the deployed side, or keep the node in fp32.",
-                )
-                break
+def _largest(values: NDArray[np.generic] | None) -> float:
+    """The largest finite magnitude, 0 for nothing floating. Infinity itself is exact in fp16."""
+    if values is None or not is_floating(values):
+        return 0.0
+    # the two ends first, since they allocate nothing
+    ends = [float(values.min()), float(values.max())]
+    if not np.isfinite(ends).all():
+        ends = np.abs(values[np.isfinite(values)].astype(np.float64))
+        return float(ends.max(initial=0.0))
+    return max(map(abs, ends))
 
 
-def _sizes(weights: NDArray[np.generic] | None) -> NDArray[np.float64]:
-    """The magnitudes of all floating weights that are not zero."""
+def _lost(weights: NDArray[np.generic] | None) -> float:
+    """The relative L2 distance to the rounded weights, where many are below the normal numbers; else 0."""
     if weights is None or not is_floating(weights):
-        return np.empty(0)
-    return np.abs(weights[weights != 0].astype(np.float64))
+        return 0.0
+    weights = weights[weights != 0].astype(np.float32)
+    if not weights.size or float((np.abs(weights) < FP16_NORMAL).mean()) <= _TINY_SHARE:
+        return 0.0
+    wide = weights.astype(np.float64)
+    return float(np.linalg.norm(wide - weights.astype(np.float16)) / np.linalg.norm(wide))
 
 
-def _elementwise_chain(output: ir.Value) -> Iterator[ir.Node]:
-    """The nodes that an output has passed through, the last first, up to one that mixes elements."""
-    node, seen = output.producer(), set()
-    while node is not None and node.op_type in _ELEMENTWISE and node not in seen:
-        seen.add(node)
-        yield node
-        node = next(iter(producers(node)), None)
+def _folded(node: ir.Node, values: list[NDArray[np.generic] | None]) -> float:
+    """The largest factor or offset of a BatchNorm as one affine map; 0 where its statistics are not constant."""
+    if any(value is None for value in values):
+        return 0.0
+    scale, bias, mean, variance = (value.astype(np.float64) for value in values if value is not None)
+    factor = scale / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
+    return max(_largest(factor), _largest(bias - mean * factor))
 
 
-def _scale(node: ir.Node) -> float:
-    """The largest factor by which a node multiplies with a constant, 0 for other nodes."""
-    constants = floating_constants(node) if node.op_type in ("Mul", "Div") else []
-    size = float(np.abs(constants[0]).max()) if constants else 0.0
-    return 1 / size if size and node.op_type == "Div" else size
-
-
-def _only_producer(node: ir.Node, operator: str) -> ir.Node | None:
-    matches = [source for source in producers(node) if source.op_type == operator]
-    return matches[0] if len(matches) == 1 else None
-
-
-def _is_square(node: ir.Node) -> bool:
-    if node.op_type == "Mul":
-        return len(node.inputs) == 2 and node.inputs[0] is node.inputs[1]
-    exponents = floating_constants(node)[:1] if node.op_type == "Pow" else []
-    return any(exponent.size == 1 and float(exponent.reshape(-1)[0]) == 2.0 for exponent in exponents)
+def _percent(share: float) -> str:
+    """As in "0.3 %" and "100 %"."""
+    return f"{100 * share:.{0 if share >= 0.01 else 1}f} %"

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from lightning_robust.deployment.graph.lint.finding import Finding, LintGraph
 
-_PLAIN_MODES = {"half_pixel", "align_corners"}
+_ACCEPTED = {"half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric", "tf_half_pixel_for_nn"}
 
 
 def check_resize(graph: LintGraph) -> Iterator[Finding]:
-    """A1 and A2: antialiasing, and coordinate modes that versions of TensorRT read differently."""
+    """A1 and A2: antialiasing, coordinate modes that TensorRT refuses, and linear resizes of old operator sets."""
     opset = graph.graph.opset_imports.get("", 1)
     for node in graph.nodes("Resize", "Upsample"):
         mode = node.attributes.get_string("coordinate_transformation_mode", "half_pixel")
@@ -23,12 +23,20 @@ def check_resize(graph: LintGraph) -> Iterator[Finding]:
                 "TensorRT refuses the node: there is no engine.",
                 "Resize with antialias=False, pool before, or resize in the preprocessing.",
             )
-        plain = mode in _PLAIN_MODES or (mode == "asymmetric" and kind == "nearest")
-        if opset < 11 or not plain:
+        if opset >= 11 and mode not in _ACCEPTED:
             yield graph.finding(
                 "A2",
                 node,
-                f"{kind} resize of operator set {opset}" if opset < 11 else f"{kind} resize by {mode!r}",
-                "Versions read positions differently: features shift by up to half a pixel, or the node is refused.",
-                "Export with operator set 18 or later and align_corners=False.",
+                f"{kind} resize by {mode!r}",
+                "TensorRT refuses the node: there is no engine.",
+                "Resize by 'half_pixel', which torch.nn.functional.interpolate exports with align_corners=False.",
+            )
+        elif opset < 11 and kind != "nearest":
+            yield graph.finding(
+                "A2",
+                node,
+                f"{kind} resize of operator set {opset}",
+                "Operator sets below 11 know asymmetric positions only, PyTorch's are those of pixel centres: features "
+                "shift by up to half a pixel.",
+                "Export with operator set 18 or later.",
             )

@@ -7,18 +7,21 @@ from collections.abc import Callable, Iterator, Mapping
 import onnx
 
 from lightning_robust.deployment.graph.export import Origin
-from lightning_robust.deployment.graph.lint import coordinates, fp16_range, resize, selection, validity
+from lightning_robust.deployment.graph.lint import coordinates, fp16_range, norms, resize, selection, validity
 from lightning_robust.deployment.graph.lint.finding import Finding, LintGraph
 
 RULES: tuple[Callable[[LintGraph], Iterator[Finding]], ...] = (
     resize.check_resize,
     fp16_range.check_weights,
+    fp16_range.check_batch_norms,
     fp16_range.check_masks,
-    fp16_range.check_written_norms,
-    fp16_range.check_output_scale,
+    norms.check_written_norms,
+    norms.check_reductions,
     coordinates.check_sampling,
-    coordinates.check_coordinate_ranges,
+    coordinates.check_grids,
+    coordinates.check_output_scale,
     selection.check_selection,
+    selection.check_topk,
     validity.check_training_mode,
     validity.check_floating_shapes,
     validity.check_grid_types,
@@ -33,17 +36,20 @@ def lint(model: onnx.ModelProto, origins: Mapping[str, Origin] | None = None) ->
 
     ===  ====================================================================================================
     A1   resize with antialiasing
-    A2   resize in an unusual coordinate mode, or of an operator set below 11
-    A3   weights beyond the range of fp16, or many below its smallest normal number
+    A2   resize in a coordinate mode that is refused, or linear of an operator set below 11
+    A3   weights beyond the range of fp16, or most of them below its smallest normal number
     A4   constants beyond the range of fp16 that are added or filled in, as in attention masks
     A5   dropout or BatchNorm in training mode
-    A6   a normalisation layer written out as powers, means and roots
-    A7   sampling by coordinates, or long ranges of coordinates, in floating point
-    A8   an output scaled to hundreds of units, as pixels or metres
+    A6   a normalisation written out as squares, sums and roots
+    A7   sampling by coordinates, or a grid of positions beyond 512
+    A8   an output in hundreds of units, as pixels or metres
     A9   hard selection: values gathered by ArgMax or TopK, non-maximum suppression
     A10  shapes computed in floating point
     A11  GridSample whose grid and features have different types
     A12  types that do not agree
+    A13  a node that the parser of TensorRT refuses, from :mod:`~lightning_robust.deployment.engines.parser_support`
+    A14  reductions that hide squares or exponentials: ReduceL2, ReduceSumSquare, ReduceLogSumExp
+    A15  TopK of more than 3840
     ===  ====================================================================================================
 
     Args:

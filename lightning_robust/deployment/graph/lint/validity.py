@@ -23,8 +23,9 @@ def check_training_mode(graph: LintGraph) -> Iterator[Finding]:
                 "A5",
                 node,
                 f"{node.op_type} in training mode",
-                "Outputs are random or depend on the rest of the batch; TensorRT refuses the node or ignores the mode.",
-                "Call model.eval() before the export.",
+                "Outputs are random or depend on the rest of the batch, and TensorRT refuses the node.",
+                "Call model.eval() before the export. What eval() does not switch off, as F.dropout(x, 0.5), needs "
+                "training=self.training.",
             )
 
 
@@ -37,7 +38,7 @@ def check_floating_shapes(graph: LintGraph) -> Iterator[Finding]:
                 "A10",
                 node,
                 "a shape computed in floating point",
-                "In fp16 sizes above 2048 are rounded: the result has another shape, or the build fails.",
+                "Converted to fp16 sizes above 2048 are rounded, and the result has another shape.",
                 "Compute sizes with integers (//), or pass scale_factor instead of a size.",
             )
 

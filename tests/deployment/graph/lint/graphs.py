@@ -1,6 +1,8 @@
 """Modules and graphs that the rules are tried on."""
 
 import numpy as np
+import onnx
+import pytest
 from onnx import helper, numpy_helper
 from torch import nn
 
@@ -8,8 +10,9 @@ from lightning_robust.deployment.graph.export import export, frozen_copy
 from lightning_robust.deployment.graph.lint import lint
 
 
-def rules(findings):
-    return [finding.rule for finding in findings]
+def rules(found):
+    """The rules of findings, or of a graph."""
+    return [finding.rule for finding in (lint(found) if isinstance(found, onnx.ModelProto) else found)]
 
 
 def of_module(module, *args):
@@ -17,13 +20,27 @@ def of_module(module, *args):
     return lint(exported.model, exported.origins)
 
 
-def of_nodes(nodes, inputs, outputs, initializers=(), opset=20):
-    """A graph written by hand."""
+def of_nodes(*parts, **settings):
+    """What is found in a graph written by hand."""
+    return lint(written(*parts, **settings))
+
+
+def written(nodes, inputs, outputs, initializers=(), opset=20):
+    """A graph written by hand; constants that no node reads are left out."""
     info = [helper.make_tensor_value_info(name, kind, shape) for name, kind, shape in inputs]
     out = [helper.make_tensor_value_info(name, kind, shape) for name, kind, shape in outputs]
+    read = {name for node in nodes for name in node.input}
     tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in dict(initializers).items()]
-    graph = helper.make_graph(nodes, "graph", info, out, tensors)
-    return lint(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)]))
+    graph = helper.make_graph(nodes, "graph", info, out, [tensor for tensor in tensors if tensor.name in read])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
+
+
+def parser_accepts(model):
+    """Whether the parser of TensorRT-RTX takes every node; skips the test where it is not installed."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    logger = trt.Logger(trt.Logger.INTERNAL_ERROR)
+    network = trt.Builder(logger).create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    return trt.OnnxParser(network, logger).supports_model_v2(model.SerializeToString())
 
 
 class Apply(nn.Module):

@@ -9,9 +9,9 @@ from lightning_robust.deployment.graph.lint import Finding
 from lightning_robust.deployment.graph.lint.finding import (
     LintGraph,
     constant,
-    consumers,
-    floating_constants,
+    is_floating,
     producers,
+    reached,
     upstream,
 )
 from lightning_robust.deployment.graph.origin import Origin
@@ -36,24 +36,30 @@ def names(nodes):
     return [node.name for node in nodes]
 
 
+def floating(node):
+    """The floating constants among the inputs of a node."""
+    return [value.tolist() for value in map(constant, node.inputs) if value is not None and is_floating(value)]
+
+
 def test_neighbours(model):
     graph = LintGraph(model, {})
     neg, _, reshape, add, _ = graph.graph
     assert names(producers(add)) == ["reshape", "constant"]
-    assert names(consumers(neg)) == ["reshape", "abs"]
+    assert [(user.name, place) for user, place in reached(neg, ())] == [("reshape", 0), ("abs", 0)]
+    assert [(user.name, place) for user, place in reached(neg, {"Reshape"})][2:] == [("add", 0)]
     assert sorted(names(upstream(add, {"Reshape"}))) == ["constant", "neg", "reshape"]
     assert sorted(names(upstream(add, ()))) == ["constant", "reshape"]
     assert names(graph.nodes("Abs", "Add")) == ["add", "abs"]
     assert [constant(value).tolist() for value in reshape.inputs[1:]] == [[2]]
-    assert [value.tolist() for value in floating_constants(add)] == [[1, 1]]
-    assert floating_constants(reshape) == []
+    assert floating(add) == [[1, 1]]
+    assert floating(reshape) == []
 
 
 def test_model_is_not_changed(model):
     """Neither are the tensors in it, which onnx_ir shares."""
     before = model.SerializeToString(deterministic=True)
     graph = LintGraph(model, {})
-    assert [len(floating_constants(node)) for node in graph.graph] == [0, 0, 0, 1, 0]
+    assert [len(floating(node)) for node in graph.graph] == [0, 0, 0, 1, 0]
     assert model.SerializeToString(deterministic=True) == before
 
 
@@ -61,7 +67,7 @@ def test_weights_outside_of_the_file_are_not_read(model):
     model.graph.initializer.append(numpy_helper.from_array(np.ones(2, np.float32), "w"))
     model.graph.node[3].input[1] = "w"
     onnx.external_data_helper.set_external_data(model.graph.initializer[1], "w.bin")
-    assert [floating_constants(node) for node in LintGraph(model, {}).graph] == [[]] * 5
+    assert [floating(node) for node in LintGraph(model, {}).graph] == [[]] * 5
 
 
 def test_places(model):
