@@ -16,21 +16,23 @@ FP16_EXACT = 512.0
 """From here on fp16 numbers are half a unit apart, or more."""
 _GRID_STEPS = 1e4
 """A grid has at most so many steps; what needs more is a table of learned numbers."""
-_APPLIED = {"Add", "Sub", "Mul", "Div", "MatMul", "Gemm", "Conv", "Einsum"}
-_WEIGHED = {"MatMul", "Gemm", "Conv", "Einsum"}
+_LAYERS = {"MatMul", "Gemm", "Conv", "Einsum"}
+_APPLIED = {"Add", "Sub", "Mul", "Div"} | _LAYERS
 _PASSED = {
     "Cast", "Clip", "Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "LeakyRelu",
     "Max", "Mean", "Min", "Neg", "Pad", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu", "Reshape",
     "Slice", "Split", "Squeeze", "Sum", "Tile", "Transpose", "Unsqueeze", "Where",
 }  # fmt: skip
 """Operators that leave the size of a number, so that what reaches them reaches the output."""
+_FIRST = {"Div", "Clip", "Expand", "Gather", "GatherElements", "GatherND", "Pad", "Reshape", "Slice", "Tile"}
+"""Operators that leave the size of their first input alone: the others are bounds, shapes, places, denominators."""
 _SHARES = {"Cast", "Concat", "Div", "Identity", "Mul", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze", "Where"}
 """Operators after which the weights of a softmax still are weights."""
 
 
 @dataclass(frozen=True)
 class _Reach:
-    """A node by which an output comes to a size: by ``factor`` in all, or by adding a constant."""
+    """How an output comes to a size, and where: all factors together, or a constant that is added."""
 
     size: float
     node: ir.Node
@@ -57,8 +59,7 @@ def check_sampling(graph: LintGraph) -> Iterator[Finding]:
 def check_grids(graph: LintGraph) -> Iterator[Finding]:
     """A7: a constant grid of positions, of any shape, that reaches further than fp16 can resolve."""
     for node in graph.nodes(*_APPLIED):
-        grids = [value for value in map(_applied, node.inputs) if _is_grid(value)]
-        for grid in grids[:1]:
+        for grid in _grids(node)[:1]:
             size = _size(grid)
             yield graph.finding(
                 "A7",
@@ -88,67 +89,71 @@ def check_output_scale(graph: LintGraph) -> Iterator[Finding]:
 
 def _reaches(output: ir.Value) -> Iterator[_Reach]:
     """Every constant by which an output comes to more than fp16 resolves, back to the layers that mix elements."""
-    factors = {output: 1.0}
-    front = [output]
+    factors: dict[ir.Value, float] = {output: 1.0}
+    front: list[tuple[ir.Value, ir.Node | None]] = [(output, None)]
     while front:
-        value = front.pop()
-        factor, node = factors[value], value.producer()
+        value, scaled_by = front.pop()
+        node = value.producer()
         if node is None:
             continue
-        sizes = [_size(_applied(read)) for read in node.inputs] if node.op_type in _APPLIED else []
-        added = node.op_type in ("Add", "Sub")
-        after = factor if added else factor * _factor(node, sizes)
-        size = factor * max(sizes, default=0.0) if added else after
-        grown = added or after > factor
-        if grown and FP16_EXACT < size <= FP16_MAX and not any(map(_is_grid, map(_applied, node.inputs))):
-            yield _Reach(size, node, added)
-        for source in _sources(node):
-            if factors.get(source, 0.0) < after:
-                factors[source] = after
-                front.append(source)
+        factor, reach = _grow(node, factors[value], scaled_by)
+        if reach is not None:
+            scaled_by = scaled_by if reach.added else reach.node
+            if FP16_EXACT < reach.size <= FP16_MAX:
+                yield reach
+        for source in _passed_on(node):
+            if factors.get(source, 0.0) < factor:
+                factors[source] = factor
+                front.append((source, scaled_by))
 
 
-def _factor(node: ir.Node, sizes: list[float]) -> float:
-    """By how much a node multiplies with its constants."""
-    largest = max(sizes, default=0.0) or 1.0
-    if node.op_type == "Div":
-        return 1 / largest
-    return largest if node.op_type == "Mul" or _weighs(node) else 1.0
+def _grow(node: ir.Node, factor: float, scaled_by: ir.Node | None) -> tuple[float, _Reach | None]:
+    """The factor before a node, given that after it, and to what size the node's constants bring the output."""
+    constants = _constants(node)
+    largest = max(map(_size, constants), default=0.0)
+    if not largest or any(map(_is_grid, constants)):  # a grid has a finding of its own
+        return factor, None
+    if node.op_type in ("Add", "Sub"):
+        return factor, _Reach(factor * largest, node, added=True)
+    grown = factor / largest if node.op_type == "Div" else factor * largest
+    return grown, _Reach(grown, scaled_by or node, added=False) if grown > factor else None
 
 
-def _sources(node: ir.Node) -> list[ir.Value]:
+def _grids(node: ir.Node) -> list[NDArray[np.generic]]:
+    """The grids of positions that a node computes with; what a layer multiplies with are its weights."""
+    return [value for value in _constants(node) if _is_grid(value)]
+
+
+def _constants(node: ir.Node) -> list[NDArray[np.generic]]:
+    """The floating constants that a node adds, multiplies with or takes the mean of; none for the weights of layers."""
+    if node.op_type not in _APPLIED or (node.op_type in _LAYERS and not _weighs(node)):
+        return []
+    return [value for value in map(constant, node.inputs) if value is not None and is_floating(value)]
+
+
+def _passed_on(node: ir.Node) -> list[ir.Value]:
     """The inputs whose size a node passes on."""
-    if node.op_type == "Div":
-        inputs = node.inputs[:1]
-    elif node.op_type in ("Gather", "GatherElements", "GatherND", "Clip", "Pad", "Reshape", "Slice", "Expand", "Tile"):
+    if node.op_type in _FIRST:
         inputs = node.inputs[:1]
     else:
-        inputs = node.inputs if node.op_type in _PASSED | {"Add", "Sub", "Mul"} else ()
+        inputs = node.inputs if node.op_type in _PASSED | _APPLIED - _LAYERS else ()
     return [value for value in inputs if value is not None]
 
 
 def _weighs(node: ir.Node) -> bool:
-    """Whether a node averages its constant with the weights of a softmax, as a soft-argmax does."""
-    return node.op_type in _WEIGHED and any(source.op_type == "Softmax" for source in upstream(node, _SHARES))
+    """Whether a node takes the mean of its constant under the weights of a softmax, as a soft-argmax does."""
+    return any(source.op_type == "Softmax" for source in upstream(node, _SHARES))
 
 
-def _applied(value: ir.Value | None) -> NDArray[np.generic] | None:
-    """The constant that an input is, if it is floating."""
-    found = constant(value)
-    return found if found is not None and is_floating(found) else None
-
-
-def _size(values: NDArray[np.generic] | None) -> float:
-    """The largest magnitude among the finite values, 0 for none."""
-    if values is None:
-        return 0.0
+def _size(values: NDArray[np.generic]) -> float:
+    """The largest magnitude, 0 where there is an infinity."""
     ends = np.array([values.min(), values.max()], np.float64)
     return float(np.abs(ends).max()) if np.isfinite(ends).all() else 0.0
 
 
-def _is_grid(values: NDArray[np.generic] | None) -> bool:
+def _is_grid(values: NDArray[np.generic]) -> bool:
     """Whether these are positions at multiples of one step, up to a size that fp16 rounds."""
-    if values is None or not FP16_EXACT < _size(values) <= FP16_MAX:
+    if not FP16_EXACT < _size(values) <= FP16_MAX:
         return False
     places = np.unique(values.astype(np.float64))
     if places.size < 3:

@@ -8,7 +8,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lightning_robust.deployment.graph.lint.finding import Finding, LintGraph, constant, is_floating
+from lightning_robust.deployment.graph.lint.finding import (
+    Finding,
+    LintGraph,
+    constant,
+    is_floating,
+    reached,
+    upstream,
+)
 from lightning_robust.deployment.numerics.operators import ALWAYS_FP32, FP32_INPUTS, MOVES
 
 FP16_MAX, FP16_NORMAL = 65504.0, 6.1e-5
@@ -26,11 +33,11 @@ _CLAMPED = "fp16 ends at 65504: weakly typed builders and this package clamp the
 
 def check_weights(graph: LintGraph) -> Iterator[Finding]:
     """A3: weights beyond the range of fp16, or most of them below its smallest normal number."""
-    for value, node in _weights(graph).items():
+    for value, node in _rounded(graph).items():
         if node.op_type == "BatchNormalization" or node.op_type in _FILLED - _PRODUCTS:
             continue
         weights = constant(value)
-        largest = _largest(weights)
+        largest = _largest_finite(weights)
         lost = _lost(weights) if node.op_type in _PRODUCTS else 0.0
         if largest > FP16_MAX and node.op_type not in _FILLED:
             yield graph.finding(
@@ -54,7 +61,7 @@ def check_batch_norms(graph: LintGraph) -> Iterator[Finding]:
     """A3: BatchNorm statistics beyond the range of fp16."""
     for node in graph.nodes("BatchNormalization"):
         values = [constant(value) for value in node.inputs[1:5]]
-        largest = max(map(_largest, values))
+        largest = max(map(_largest_finite, values))
         if largest > FP16_MAX:
             folded = _folded(node, values)
             beyond = folded > FP16_MAX
@@ -77,8 +84,8 @@ def check_masks(graph: LintGraph) -> Iterator[Finding]:
         if node.op_type == "ConstantOfShape":
             fill = node.attributes.get_tensor("value")
             constants = [None if fill is None else fill.numpy()]
-        largest = max(map(_largest, constants), default=0.0)
-        if largest > FP16_MAX:
+        largest = max(map(_largest_finite, constants), default=0.0)
+        if largest > FP16_MAX and not _leaves_rows_open(node, constants):
             yield graph.finding(
                 "A4",
                 node,
@@ -88,7 +95,27 @@ def check_masks(graph: LintGraph) -> Iterator[Finding]:
             )
 
 
-def _weights(graph: LintGraph) -> dict[ir.Value, ir.Node]:
+def _leaves_rows_open(node: ir.Node, constants: list[NDArray[np.generic] | None]) -> bool:
+    """Whether a mask, once infinite, is as good as before: no row is masked whole, or NaN is replaced afterwards.
+
+    Torch exports scaled_dot_product_attention so: a causal mask leaves the diagonal open, and where a Boolean mask may
+    close a row the softmax is asked for NaN.
+    """
+    if node.op_type == "Mul":
+        return False
+    guards = (reader.op_type == "IsNaN" for reader, _ in reached(node, {*_FILLED, "Softmax"}))
+    causal = (source.op_type == "Trilu" for source in upstream(node, {"Equal", "Not", "Cast", "Where"}))
+    return any(guards) or any(causal) or not any(map(_closes_a_row, constants))
+
+
+def _closes_a_row(mask: NDArray[np.generic] | None) -> bool:
+    """Whether a constant is beyond the range everywhere, or in a whole row."""
+    if mask is None or _largest_finite(mask) <= FP16_MAX:
+        return False
+    return bool((np.abs(np.atleast_1d(mask)) > FP16_MAX).all(-1).any())
+
+
+def _rounded(graph: LintGraph) -> dict[ir.Value, ir.Node]:
     """The constant inputs that a conversion rounds, each with the last node that reads it."""
     readers: dict[ir.Value, ir.Node] = {}
     for node in graph.graph:
@@ -99,7 +126,7 @@ def _weights(graph: LintGraph) -> dict[ir.Value, ir.Node]:
     return readers
 
 
-def _largest(values: NDArray[np.generic] | None) -> float:
+def _largest_finite(values: NDArray[np.generic] | None) -> float:
     """The largest finite magnitude, 0 for nothing floating. Infinity itself is exact in fp16."""
     if values is None or not is_floating(values):
         return 0.0
@@ -128,7 +155,7 @@ def _folded(node: ir.Node, values: list[NDArray[np.generic] | None]) -> float:
         return 0.0
     scale, bias, mean, variance = (value.astype(np.float64) for value in values if value is not None)
     factor = scale / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
-    return max(_largest(factor), _largest(bias - mean * factor))
+    return max(_largest_finite(factor), _largest_finite(bias - mean * factor))
 
 
 def _percent(share: float) -> str:

@@ -23,14 +23,18 @@ _BEFORE_SUM = _MOVES | {"Abs", "Div", "Mul"}
 _REDUCTIONS = {
     "ReduceL2": (
         "a length, the root of a sum of squares",
-        "The parsers of TensorRT 10 write it out in the type of its input: in fp16 it is infinite for lengths above "
-        "255. Newer ones compute it in fp32.",
+        (
+            "The parsers of TensorRT 10 write it out in the type of its input: in fp16 it is infinite for lengths "
+            "above 255. Newer ones compute it in fp32."
+        ),
     ),
     "ReduceSumSquare": ("a sum of squares", "In fp16 it is infinite as soon as the sum exceeds 65504."),
     "ReduceLogSumExp": (
         "the logarithm of a sum of exponentials",
-        "The parsers of TensorRT 10 write it out without taking the maximum off first: in fp16 it is infinite for "
-        "values above 11. Newer ones take it off.",
+        (
+            "The parsers of TensorRT 10 write it out without taking the maximum off first: in fp16 it is infinite for "
+            "values above 11. Newer ones take it off."
+        ),
     ),
 }
 

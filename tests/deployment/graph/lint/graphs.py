@@ -9,6 +9,8 @@ from torch import nn
 from lightning_robust.deployment.graph.export import export, frozen_copy
 from lightning_robust.deployment.graph.lint import lint
 
+from ...models import images
+
 
 def rules(found):
     """The rules of findings, or of a graph."""
@@ -55,3 +57,31 @@ class Apply(nn.Module):
 
     def forward(self, pictures):
         return self.function(self, self.neck(pictures))
+
+
+class _Head(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+class _Heads(nn.Module):
+    def __init__(self, functions):
+        super().__init__()
+        self.neck = nn.Conv2d(3, 4, 3, padding=1)
+        self.heads = nn.ModuleList(map(_Head, functions))
+
+    def forward(self, pictures):
+        x = self.neck(pictures)
+        return tuple(head(x) for head in self.heads)
+
+
+def of_heads(functions):
+    """What is found in each of several functions of one layer's output, name -> findings. One export for all."""
+    found = of_module(_Heads(functions.values()), images())
+    parts = {name: [f for f in found if f.module == f"heads.{index}"] for index, name in enumerate(functions)}
+    assert sum(map(len, parts.values())) == len(found), found
+    return parts

@@ -5,10 +5,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from lightning_robust.demo.lanes import LaneDetector
-
 from ...models import images
-from .graphs import Apply, of_module, rules
+from .graphs import Apply, of_heads, of_module, rules
 
 
 def sampled(self, x):
@@ -29,17 +27,13 @@ def test_a7_steps_closed_form():
 
 
 def test_a7_coordinates():
-    for cells, expected in ((600, ["A7"]), (500, [])):
-        places = torch.arange(cells).float()
-        module = Apply(lambda self, x, places=places: (x.mean((1, 2, 3))[:, None].expand(-1, 1) * places).sum(1))
-        assert rules(of_module(module, images())) == expected
-    # numbers that are no grid, which reach the output, and a range from 0 to 1
     noise = torch.randn(600, generator=torch.Generator().manual_seed(0)) * 1000
-    for values, expected in ((noise, ["A8"]), (torch.linspace(0, 1, 600), [])):
-        module = Apply(lambda self, x, values=values: (x.mean((1, 2, 3))[:, None] * values).sum(1))
-        assert rules(of_module(module, images())) == expected
-        inside = Apply(lambda self, x, values=values: (x.mean((1, 2, 3))[:, None] * values).sum(1).sigmoid())
-        assert of_module(inside, images()) == []
+    places = {"600": torch.arange(600), "500": torch.arange(500), "none": noise, "normal": torch.linspace(0, 1, 600)}
+    found = of_heads({n: lambda x, v=v: (x.mean((1, 2, 3))[:, None] * v).sum(1) for n, v in places.items()})
+    # numbers that are no grid are found where they reach an output
+    assert {name: rules(f) for name, f in found.items()} == {"600": ["A7"], "500": [], "none": ["A8"], "normal": []}
+    (inside,) = of_heads({"inside": lambda x: (x.mean((1, 2, 3))[:, None] * noise).sum(1).sigmoid()}).values()
+    assert inside == []
 
 
 def anchors():
@@ -77,17 +71,22 @@ GRIDS = {
 }
 
 
-@pytest.mark.parametrize("name", GRIDS)
-def test_grids_by_their_largest_value(name):
-    head, rule, size = GRIDS[name]
-    (finding,) = of_module(Apply(lambda self, x: head(x)), images())
-    assert finding.rule == rule
-    assert size in finding.what
-    assert f"steps of {0.5 if float(size) < 1024 else 1:g}" in finding.consequence
+def test_grids_by_their_largest_value():
+    found = of_heads({name: head for name, (head, _, _) in GRIDS.items()})
+    assert {name: rules(findings) for name, findings in found.items()} == {
+        n: [rule] for n, (_, rule, _) in GRIDS.items()
+    }
+    for name, (finding,) in found.items():
+        size = GRIDS[name][2]
+        assert size in finding.what
+        assert f"steps of {0.5 if float(size) < 1024 else 1:g}" in finding.consequence
 
+
+LEARNED = torch.randn(4, 24, generator=torch.Generator().manual_seed(0))
+LEARNED[:, 7] = 3000.0
 
 SMALL = {
-    "learned positions with an outlier": lambda x: (scores(x) + outlier()).softmax(2),
+    "learned positions with an outlier": lambda x: (scores(x) + LEARNED).softmax(2),
     "places as a fraction": lambda x: (scores(x).softmax(2) * torch.linspace(0, 1, 24)).sum(2),
     "16 bins": lambda x: scores(x)[:, :, :16].softmax(2) @ torch.arange(16.0) * 32,
     "scaled before a sigmoid": lambda x: (x.mean((1, 2)) * 960).sigmoid(),
@@ -97,39 +96,42 @@ SMALL = {
 }
 
 
-def outlier():
-    table = torch.randn(4, 24, generator=torch.Generator().manual_seed(0))
-    table[:, 7] = 3000.0
-    return table
+def test_grids_nearly():
+    assert of_heads(SMALL) == {name: [] for name in SMALL}
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_grids_nearly(name):
-    assert of_module(Apply(lambda self, x: SMALL[name](x)), images()) == []
-
-
-@pytest.mark.parametrize(("scale", "expected"), [(960.0, ["A8"]), (400.0, [])])
-def test_a8_outputs_in_pixels(scale, expected):
-    assert rules(of_module(Apply(lambda self, x: x.mean((1, 2)).sigmoid() * scale + 1), images())) == expected
+def test_a8_outputs_in_pixels():
+    found = of_heads({scale: lambda x, scale=scale: x.mean((1, 2)).sigmoid() * scale + 1 for scale in (960, 400)})
+    assert rules(found[960]) == ["A8"]
+    assert found[400] == []
 
 
 def test_a8_one_finding_for_one_output():
-    def three(self, x):
-        return torch.cat([x.mean((1, 2)) * scale for scale in (700, 1900, 800)], 1)
-
-    (finding,) = of_module(Apply(three), images())
+    three = {"three": lambda x: torch.cat([x.mean((1, 2)) * scale for scale in (700, 1900, 800)], 1)}
+    ((finding,),) = of_heads(three).values()
     assert "1900" in finding.what
 
 
 def test_a8_step_is_that_of_fp16():
-    for size in (513, 1840, 5000, 60000):
+    sizes = (513, 1840, 5000, 60000)
+    found = of_heads({str(size): lambda x, size=size: x.mean((1, 2)).sigmoid() * size for size in sizes})
+    for size in sizes:
         half = torch.tensor(float(size)).half()
         step = (torch.nextafter(half, torch.tensor(torch.inf).half()) - half).item()
-        (finding,) = of_module(Apply(lambda self, x, size=size: x.mean((1, 2)).sigmoid() * size), images())
+        ((finding,),) = [found[str(size)]]
         assert f"steps of {step:g}:" in finding.consequence
 
 
-def test_a8_demo_detector_of_a_wide_picture():
-    """Its head returns columns up to the width of the picture, unless they are fractions of it."""
-    found = of_module(LaneDetector(height=32, width=960, channels=4, hidden=8), torch.rand(2, 3, 32, 960))
-    assert rules(found) in (["A8"], [])
+def test_a8_soft_argmax_in_pixels():
+    """As the lane detector of the demo: weights near the best cell, their mean, its place in a picture of 960."""
+
+    def columns(x):
+        scores = x.flatten(2)[:, :, :24]
+        places = torch.arange(24).float()
+        near = ((places - scores.argmax(2, keepdim=True).float()).abs() <= 3).float()
+        weights = scores.softmax(2) * near
+        return ((weights * places).sum(2) / weights.sum(2) + 0.5) * 40 - 0.5
+
+    ((finding,),) = of_heads({"columns": columns}).values()
+    assert finding.rule == "A8"
+    assert "920" in finding.what

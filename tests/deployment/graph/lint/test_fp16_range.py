@@ -10,7 +10,7 @@ from torch.nn import functional
 from lightning_robust.deployment.graph.lint.fp16_range import FP16_MAX, FP16_NORMAL
 
 from ...models import images
-from .graphs import Apply, of_module, of_nodes, rules
+from .graphs import Apply, of_heads, of_module, of_nodes, rules
 
 
 def test_closed_form():
@@ -84,36 +84,48 @@ def test_batch_norm_of_module_half_returns_its_bias():
     norm.running_var.fill_(1e6)
     nn.init.constant_(norm.bias, 0.5)
     x = torch.full((1, 3), 1000.0)
-    assert norm(x)[0, 0] == pytest.approx(1.5, rel=1e-3)
-    assert norm.half()(x.half())[0, 0] == 0.5
+    assert norm(x)[0, 0].item() == pytest.approx(1.5, rel=1e-3)
+    assert norm.half()(x.half())[0, 0].item() == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize(("fill", "expected"), [(-1e9, ["A4"]), (torch.finfo(torch.float32).min, ["A4"]), (-1e4, [])])
-def test_a4_masks(fill, expected):
-    module = Apply(lambda self, x: x.masked_fill(x < 0, fill).flatten(1).softmax(1))
-    assert rules(of_module(module, images())) == expected
+def test_a4_masks():
+    lowest = torch.finfo(torch.float32).min
+    expected = {-1e9: ["A4"], lowest: ["A4"], -1e4: [], -torch.inf: []}
+    found = of_heads({v: lambda x, v=v: x.masked_fill(x < 0, v).flatten(1).softmax(1) for v in expected})
+    assert {fill: rules(findings) for fill, findings in found.items()} == expected
 
 
 def test_a4_clamping_far_out_is_no_mask():
     assert of_module(Apply(lambda self, x: x.clamp(-1e9, 1e9).flatten(1)), images()) == []
 
 
-@pytest.mark.parametrize("settings", [{"is_causal": True}, {"attn_mask": torch.ones(16, 16).tril().bool()}])
-def test_a4_remedy_is_clean(settings):
-    """A Boolean mask becomes minus infinity, which fp16 holds."""
-
-    def attend(self, x):
-        x = x.flatten(2).transpose(1, 2)[:, None, :16]
-        return functional.scaled_dot_product_attention(x, x, x, **settings)
-
-    assert of_module(Apply(attend), images()) == []
+def attend(x, **settings):
+    x = x.flatten(2).transpose(1, 2)[:, None, :16]
+    return functional.scaled_dot_product_attention(x, x, x, **settings)
 
 
-def test_a4_a_mask_in_a_buffer_is_found_where_it_is_read():
-    mask = torch.full((16, 16), torch.finfo(torch.float32).min).triu(1)
+def test_a4_masks_that_close_no_row():
+    """Torch writes its Boolean masks as the lowest fp32 number, and looks for NaN where a row may be closed."""
+    closed = torch.ones(16, 16).tril()
+    closed[3] = 0
+    added = torch.full((16, 16), torch.finfo(torch.float32).min)
+    causal, whole = added.triu(1), added * (1 - closed)
+    heads = {
+        "causal": lambda x: attend(x, is_causal=True),
+        "Boolean": lambda x: attend(x, attn_mask=closed.bool()),
+        "added, causal": lambda x: attend(x, attn_mask=causal),
+        "added, of a buffer": lambda x: attend(x, attn_mask=causal[: x.shape[2]]),
+    }
+    assert of_heads(heads) == {name: [] for name in heads}
+    nearly = {
+        "added, with a closed row": lambda x: (x[:, :, 0, :] + whole[:4]).softmax(2),
+        "a product": lambda x: (x[:, :, 0, :] + (x[:, :, 1, :] > 0) * -1e9).softmax(2),
+    }
+    assert {name: rules(found) for name, found in of_heads(nearly).items()} == {name: ["A4"] for name in nearly}
 
-    def attend(self, x):
-        x = x.flatten(2).transpose(1, 2)[:, :16]
-        return ((x @ x.transpose(1, 2)) + mask[: x.shape[1]]).softmax(2)
 
-    assert rules(of_module(Apply(attend), images())) == ["A4"]
+def test_a4_product_of_zero_with_infinity():
+    """What the finding says of module.half()."""
+    assert (torch.zeros(1).half() * torch.tensor(-1e9).half()).isnan().all()
+    assert torch.full((1, 4), -1e9).half().softmax(1).isnan().all()
+    assert torch.equal(torch.full((1, 4), -65504.0).half().softmax(1), torch.full((1, 4), 0.25).half())

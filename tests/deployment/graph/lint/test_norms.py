@@ -6,10 +6,8 @@ import torch
 from onnx import TensorProto, helper
 from torch.nn import functional
 
-from lightning_robust.deployment.graph.export import export, frozen_copy
-
 from ...models import OverflowingNorm, images
-from .graphs import Apply, of_module, of_nodes, rules
+from .graphs import of_heads, of_module, of_nodes, rules
 
 
 def centred(x):
@@ -38,11 +36,9 @@ NORMS = {
 }
 
 
-@pytest.mark.parametrize("name", NORMS)
-def test_a6_norms_written_out(name):
-    found = of_module(Apply(lambda self, x: NORMS[name](x) + 1), images())
-    assert rules(found) == ["A6"]
-    assert all("test_norms.py" in finding.source for finding in found)
+def test_a6_norms_written_out():
+    found = of_heads(NORMS)
+    assert {name: rules(findings) for name, findings in found.items()} == {name: ["A6"] for name in NORMS}
 
 
 @pytest.mark.parametrize("reciprocal", [False, True])
@@ -82,9 +78,8 @@ NEARLY = {
 }
 
 
-@pytest.mark.parametrize("name", NEARLY)
-def test_a6_nearly(name):
-    assert of_module(Apply(lambda self, x: NEARLY[name](x) + 1), images()) == []
+def test_a6_nearly():
+    assert of_heads(NEARLY) == {name: [] for name in NEARLY}
 
 
 REDUCTIONS = {
@@ -93,11 +88,10 @@ REDUCTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", REDUCTIONS)
-def test_a14_reductions_of_torch(name):
-    (finding,) = of_module(Apply(lambda self, x: REDUCTIONS[name](x) + 1), images())
-    assert finding.rule == "A14"
-    assert finding.what.startswith(name)
+def test_a14_reductions_of_torch():
+    for name, (finding,) in of_heads(REDUCTIONS).items():
+        assert finding.rule == "A14"
+        assert finding.what.startswith(name)
 
 
 def reduction(operator, kind=TensorProto.FLOAT):
@@ -111,15 +105,9 @@ def test_a14_by_hand(name):
     assert rules(of_nodes(*reduction(name))) == expected
 
 
-def test_a14_bounds():
+def test_bounds():
     """The smallest numbers that fp16 loses: 256 squared, and e to the 11.1."""
-    assert np.isinf(np.float16(256) ** 2)
-    assert np.isfinite(np.float16(255.5) ** 2)
-    assert np.isinf(np.exp(np.float16(11.1)))
-    assert np.isfinite(np.exp(np.float16(11.0)))
-
-
-def test_spellings_that_only_differ_in_names_are_one():
-    """The export of torch and the graph by hand give the same node its finding."""
-    exported = export(frozen_copy(Apply(lambda self, x: NORMS["sum of squares"](x))), (images(),))
-    assert rules(exported.model) == ["A6"]
+    assert torch.tensor(256.0).half().square().isinf()
+    assert torch.tensor(255.5).half().square().isfinite()
+    assert torch.tensor(11.1).half().exp().isinf()
+    assert torch.tensor(11.0).half().exp().isfinite()
