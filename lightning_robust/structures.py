@@ -9,10 +9,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 Key = int | str
@@ -85,6 +86,17 @@ def take_rows(batch: Any, rows: Tensor | slice, size: int) -> Any:
         # of graphs, as torch_geometric joins them
         return type(batch).from_data_list(batch.index_select(rows))
     return map_tensors(lambda tensor: tensor[rows] if tensor.ndim and len(tensor) == size else tensor, batch)
+
+
+def join_rows(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """The outputs of several batches, one after the other; of those without rows the first.
+
+    Example:
+        >>> import torch
+        >>> join_rows([[torch.zeros(2), torch.tensor(1.0)], [torch.ones(1), torch.tensor(1.0)]])
+        [tensor([0., 0., 1.]), tensor(1.)]
+    """
+    return [torch.cat(rows) if len(rows) > 1 and rows[0].ndim else rows[0] for rows in zip(*parts, strict=True)]
 
 
 def loss_in(output: Any) -> Any:

@@ -24,7 +24,8 @@ def make_profile(exported: Exported, subject: Subject) -> Profile:
             usual = min(batch, subject.max_batch)
             profile[value.name] = (1, *sizes), (usual, *sizes), (subject.max_batch, *sizes)
         else:
-            profile[value.name] = shape, shape, shape
+            fixed = tuple(dim.dim_value or size for dim, size in zip(dims, shape, strict=True))
+            profile[value.name] = fixed, fixed, fixed
     return profile
 
 

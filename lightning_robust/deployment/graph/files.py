@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from lightning_robust.deployment.engines import Subject
 from lightning_robust.deployment.engines.execution import one_line
+from lightning_robust.deployment.graph.batches import Arrays, fixed_batches, whole_batches
 from lightning_robust.deployment.graph.export import Exported
 from lightning_robust.deployment.graph.session import Session
 
-Arrays = Mapping[str, NDArray[np.generic]]
 _HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _QUANTISED = frozenset({"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger"})
 
@@ -46,6 +46,9 @@ class GraphModule(nn.Module):
 class GraphSubject(Subject):
     """A :class:`~lightning_robust.deployment.engines.Subject` that is an ONNX graph already; nothing is exported.
 
+    A graph whose batch has a fixed size takes any multiple of it, one batch after the other; samples that do not fill
+    the last batch are left out, with a note.
+
     Args:
         model: The graph, from :func:`load_graph`.
         inputs: Name -> samples, from :func:`make_inputs` or of the user's own.
@@ -60,10 +63,12 @@ class GraphSubject(Subject):
     def __init__(self, model: onnx.ModelProto, inputs: Arrays, **settings: Any) -> None:
         check_inputs(model, inputs)
         names = [value.name for value in model.graph.input]
+        fixed = fixed_batches(model.graph)
+        inputs, notes = whole_batches(inputs, fixed)
         example = tuple(torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in names)
         super().__init__(GraphModule(model), example, **settings)
         outputs = tuple(value.name for value in model.graph.output)
-        self._exported = Exported(model, {}, tuple(names), outputs)
+        self._exported = Exported(model, {}, tuple(names), outputs, fixed.get(names[0]), notes)
 
 
 def load_graph(path: str | Path) -> onnx.ModelProto:
@@ -131,7 +136,8 @@ def make_inputs(
 
     Args:
         model: The graph.
-        samples: Size of a first dimension that is dynamic.
+        samples: Size of a first dimension that is dynamic. Of one that is fixed for all samples, as many of its size
+            as fit, at least one.
         shapes: Input name -> whole shape, for inputs whose other dimensions are dynamic too.
         seed: Of the noise.
 
@@ -140,13 +146,16 @@ def make_inputs(
     """
     generator = np.random.default_rng(seed)
     made: dict[str, NDArray[np.generic]] = {}
+    fixed = fixed_batches(model.graph)
     for value in model.graph.input:
-        wanted = list((shapes or {}).get(value.name) or _shape(value, samples))
+        size = fixed.get(value.name)
+        told = _shape(value, samples) if size is None else [max(samples // size, 1) * size, *_shape(value, None)[1:]]
+        wanted = list((shapes or {}).get(value.name) or told)
         shape = [size for size in wanted if isinstance(size, int)]
         if len(shape) < len(wanted):
-            told = ", ".join(map(str, wanted))
             raise ValueError(
-                f"Expected the size of every dimension but the first, but input {value.name!r} has shape ({told}). "
+                f"Expected the size of every dimension but the first, but input {value.name!r} has shape "
+                f"({', '.join(map(str, wanted))}). "
                 f"Give real inputs, or the shape: --shapes='{{\"{value.name}\": [1, 3, 224, 224]}}'."
             )
         dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
@@ -162,6 +171,7 @@ def check_inputs(model: onnx.ModelProto, inputs: Arrays) -> None:
         ValueError: If an input is missing, or has another type, number of dimensions or fixed size.
     """
     names = [value.name for value in model.graph.input]
+    fixed = fixed_batches(model.graph)
     for value in model.graph.input:
         if value.name not in inputs:
             raise ValueError(
@@ -171,8 +181,9 @@ def check_inputs(model: onnx.ModelProto, inputs: Arrays) -> None:
         array = inputs[value.name]
         wanted = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
         shape = _shape(value, None)
+        first = 1 if value.name in fixed else 0  # how many samples is checked where they are put into batches
         fits = len(shape) == array.ndim and all(
-            not isinstance(size, int) or size == got for size, got in zip(shape, array.shape, strict=True)
+            not isinstance(size, int) or size == got for size, got in list(zip(shape, array.shape, strict=True))[first:]
         )
         if array.dtype != wanted or not fits:
             raise ValueError(

@@ -10,9 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_robust.deployment.graph.batches import fixed_batches, split_batches
+from lightning_robust.structures import join_rows
+
 
 class Session:
-    """An ONNX graph that ONNX Runtime has loaded.
+    """An ONNX graph that ONNX Runtime has loaded. One that takes a batch of a fixed size runs once for each of it.
 
     Args:
         model: The graph.
@@ -37,6 +40,7 @@ class Session:
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
         self._inputs = {value.name for value in self._session.get_inputs()}
+        self._fixed = fixed_batches(model.graph)
 
     def run(self, feeds: Mapping[str, NDArray[np.generic]]) -> list[Tensor]:
         """Compute all outputs of the graph, in its order.
@@ -45,5 +49,8 @@ class Session:
             feeds: Input name -> array. Arrays for names that are no inputs of the graph are ignored: an export drops
                 arguments that the module does not use.
         """
-        arrays = self._session.run(None, {name: feeds[name] for name in feeds if name in self._inputs})
-        return [torch.from_numpy(np.asarray(array)) for array in arrays]
+        known = {name: feeds[name] for name in feeds if name in self._inputs}
+        return join_rows([self._run(part) for part in split_batches(known, self._fixed)])
+
+    def _run(self, feeds: Mapping[str, NDArray[np.generic]]) -> list[Tensor]:
+        return [torch.from_numpy(np.asarray(array)) for array in self._session.run(None, dict(feeds))]

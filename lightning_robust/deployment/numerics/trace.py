@@ -98,7 +98,7 @@ def trace_rounding(
     paired, names = _pair(model, precision)
     # in a single run the optimiser loses more time on so many small nodes than it saves
     (statistics,) = Session(paired, optimise=False).run(feeds)
-    rows = statistics.reshape(len(names), _STATISTICS).tolist()
+    rows = statistics.reshape(-1, len(names), _STATISTICS).mean(0).tolist()  # over batches of a fixed size
     return {name: _to_trace(*row) for name, row in zip(names, rows, strict=True)}
 
 

@@ -5,6 +5,8 @@ import textwrap
 
 import onnx.parser
 import pytest
+import torch
+from torch import nn
 
 from lightning_robust.deployment.engines import Subject
 from lightning_robust.deployment.engines.profile import complete_profile, make_profile
@@ -17,6 +19,15 @@ from .builds import GOOD, PROFILE, build, make_model, script
 def test_profile_spans_one_to_the_largest_batch():
     subject = Subject(frozen_copy(SmallCNN()), (images(6),), max_batch=8)
     assert make_profile(subject.exported, subject) == {"input": ((1, 3, 16, 16), (6, 3, 16, 16), (8, 3, 16, 16))}
+
+
+def test_profile_of_a_fixed_batch_has_its_size_whatever_the_number_of_samples():
+    class Unrolled(nn.Module):
+        def forward(self, x):
+            return torch.stack([row * 2 for row in x])
+
+    subject = Subject(Unrolled(), (images(6),))
+    assert make_profile(subject.exported, subject) == {"input": ((1, 3, 16, 16),) * 3}
 
 
 def test_completed_profile_closed_form():

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from lightning_robust.deployment.graph.export import ExportError, export, frozen_copy
+from lightning_robust.deployment.graph.session import Session
 
 from ..models import Detection, SmallCNN, Structured, images
 
@@ -97,6 +98,39 @@ def test_rejects_fixed_batch():
 
     with pytest.raises(ExportError, match="batch"):
         export(Fixed(), (torch.rand(2, 3),))
+
+
+class Unrolled(nn.Module):
+    """A loop over the samples, as sets of boxes are often matched."""
+
+    def forward(self, x):
+        return torch.stack([(row - row.mean()) * 2 for row in x])
+
+
+class Counted(nn.Module):
+    """The batch as a Python number."""
+
+    def forward(self, x):
+        queries = torch.arange(4.0).expand(int(x.shape[0]), 4)
+        return torch.cat([x.sum(1, keepdim=True), queries], 1)
+
+
+@pytest.mark.parametrize(("module", "batch"), [(Unrolled(), 1), (Counted(), None)])
+def test_a_fixed_batch_is_exported_for_one_sample(module, batch):
+    """And a session runs it for each sample: the outputs of the module on the whole batch."""
+    x = torch.rand(5, 3)
+    exported = export(module, (x,))
+    (output,) = Session(exported.model).run({"input": x.numpy()})
+    torch.testing.assert_close(output, module(x), rtol=0, atol=1e-6)
+    assert exported.batch == batch
+    if batch is not None:
+        assert exported.notes[0].startswith("Exported for one sample, and run sample by sample. The graph fixes")
+
+
+def test_a_dynamic_batch_has_no_note():
+    exported = export(nn.Linear(3, 1), (torch.rand(5, 3),))
+    assert (exported.batch, exported.notes) == (None, ())
+    assert exported.seconds > 0
 
 
 def test_rejects_a_batch_of_one():

@@ -168,3 +168,32 @@ def test_an_overflow_is_found_without_the_pytorch_side():
     found = localise(subject, report)
     assert found.layers.first_diverging(5e-3).op == "Pow"
     assert found.keep.met
+
+
+@pytest.mark.parametrize(("batch", "samples", "left"), [(1, 5, 0), (2, 5, 1)])
+def test_a_fixed_batch_is_measured_on_many_samples(cnn, batch, samples, left):
+    """The same numbers as those of the graph with a dynamic batch, on the samples that fill batches; layers too."""
+    model = onnx.ModelProto()
+    model.CopyFrom(cnn)
+    for tensor in (*model.graph.input, *model.graph.output):
+        tensor.type.tensor_type.shape.dim[0].dim_value = batch
+    del model.graph.value_info[:]
+    x = images(samples).numpy()
+    subject, report = parity(model, {"input": x}, ["onnxruntime-fp32", "emulated-fp16"])
+    whole, expected = parity(cnn, {"input": x[: samples - left]}, ["onnxruntime-fp32", "emulated-fp16"])
+    assert len(subject.example[0]) == samples - left
+    assert [
+        f"{samples // batch} times" in note and ("left out" in note) == (left > 0) for note in subject.exported.notes
+    ] == [True]
+    for name, target in report.targets.items():
+        assert target.status == "measured", target.note
+        assert target.metrics["rel_l2"] == pytest.approx(expected.targets[name].metrics["rel_l2"], rel=1e-3, abs=1e-6)
+    layers, others = (localise(*args).layers.nodes for args in ((subject, report), (whole, expected)))
+    for node, other in zip(layers, others, strict=True):
+        assert node.isolated == pytest.approx(other.isolated, rel=1e-2, abs=1e-6)
+
+
+def test_inputs_are_made_in_whole_batches():
+    model = two_inputs((4, 3))
+    assert [array.shape for array in make_inputs(model, 9).values()] == [(8, 3)] * 2
+    assert [array.shape for array in make_inputs(model, 2).values()] == [(4, 3)] * 2

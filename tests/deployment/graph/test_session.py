@@ -57,3 +57,12 @@ def test_rejects_an_unknown_operator():
     model.graph.node[0].CopyFrom(helper.make_node("Nothing", ["x"], ["y"]))
     with pytest.raises(Exception, match="Nothing"):
         Session(model)
+
+
+def test_a_fixed_batch_takes_many_samples_one_after_the_other():
+    model = graph("g (float[2, 2] x, float[2] w) => (float[2, 2] y, float total) "
+                  "{ y = Mul(x, w) total = ReduceSum <keepdims=0> (x) }")  # fmt: skip
+    x = np.arange(12, dtype=np.float32).reshape(6, 2)
+    product, total = Session(model).run({"x": x, "w": np.array([1, 10], np.float32)})
+    assert product.tolist() == (x * [1, 10]).tolist()
+    assert total == 6  # without rows: of the first batch
