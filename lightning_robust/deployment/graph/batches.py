@@ -45,13 +45,11 @@ def split_batches(arrays: Arrays, fixed: Mapping[str, int]) -> list[Arrays]:
     """
     longer = {name: size for name, size in fixed.items() if name in arrays and len(arrays[name]) != size}
     counts = {divmod(len(arrays[name]), size) for name, size in longer.items()}
-    if len(counts) != 1 or any(rest for _, rest in counts):
+    count, rest = counts.pop() if len(counts) == 1 else (0, 0)
+    if count == 0 or rest:
         return [arrays]
-    ((count, _),) = counts
-    return [
-        {name: array[i * fixed[name] :][: fixed[name]] if name in longer else array for name, array in arrays.items()}
-        for i in range(count)
-    ]
+    pieces = {name: np.split(arrays[name], count) for name in longer}
+    return [{**arrays, **{name: parts[i] for name, parts in pieces.items()}} for i in range(count)]
 
 
 def whole_batches(arrays: Arrays, fixed: Mapping[str, int]) -> tuple[Arrays, tuple[str, ...]]:

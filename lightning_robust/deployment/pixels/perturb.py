@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -11,10 +12,11 @@ from torch import Tensor
 
 from lightning_robust.deployment.pixels.catalogue import Perturbation, Pixels
 from lightning_robust.deployment.pixels.geometry import share_camera_frames
-from lightning_robust.deployment.pixels.operations import quantise
+from lightning_robust.deployment.pixels.operations import quantise, whole_levels
 from lightning_robust.functional.pixels import PixelSpace
 
 T = TypeVar("T")
+_CALLS = 16  # more than the calls of one pass, in which each set of samples is perturbed once
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,18 @@ class _Batch:
     images: Tensor
     space: PixelSpace
     pixels: Tensor
+    kept: KeptPixels | None = None
+    key: bytes = b""
     frames: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     outcomes: dict[Pixels, Any] = field(default_factory=dict)
 
     def inputs(self, operation: Pixels) -> Tensor:
+        pixels = self.compute(operation) if self.kept is None else self.kept.take(self, operation)
+        return self.space.from_pixels(pixels).to(self.images.dtype)
+
+    def compute(self, operation: Pixels) -> Tensor:
         with share_camera_frames(self.frames):
-            return self.space.from_pixels(operation(self.pixels)).to(self.images.dtype)
+            return operation(self.pixels)
 
 
 @dataclass(frozen=True)
@@ -84,11 +92,83 @@ def perturb(images: Tensor, space: PixelSpace | None, entries: Iterable[Perturba
         >>> before, after
         ([1.0, 0.502, 0.0], [0.0, 0.502, 1.0])
     """
+    return _handles(images, space, entries, None)
+
+
+class KeptPixels:
+    """Perturbed pixels that are computed once for the same samples, as at every validation of a run.
+
+    Pixels on the 256 levels of 8 bits are kept as bytes, from which they come back bit for bit; others are computed
+    each time. Memory: at most `limit`; a byte for each value of the samples under each perturbation, as 30 MB for 16
+    pictures of 144 x 256 under the typical ones. What does not fit is computed each time; what was not asked for in a
+    while makes room.
+
+    Args:
+        limit: Bytes.
+
+    Example:
+        >>> from lightning_robust.deployment.pixels.catalogue import perturbations
+        >>> kept, images = KeptPixels(), torch.tensor([1.0, 0.6, 0.0]).view(1, 3, 1, 1)
+        >>> for _ in range(2):
+        ...     (swapped,) = kept.perturb(images, PixelSpace(), perturbations(["bgr"]))
+        ...     print(swapped.deployed().flatten().tolist(), kept.size)
+        [0.0, 0.6000000238418579, 1.0] 3
+        [0.0, 0.6000000238418579, 1.0] 3
+    """
+
+    def __init__(self, limit: int = 128 * 2**20) -> None:
+        self._limit = limit
+        self._levels: dict[tuple[bytes, Pixels], Tensor] = {}
+        self._used: dict[tuple[bytes, Pixels], int] = {}
+        self._calls = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes that are kept."""
+        return sum(levels.numel() for levels in self._levels.values())
+
+    def perturb(
+        self, images: Tensor, space: PixelSpace | None, entries: Iterable[Perturbation]
+    ) -> list[PerturbedImages]:
+        """As :func:`perturb`, which says what is raised."""
+        self._calls += 1
+        return _handles(images, space, entries, self)
+
+    def take(self, batch: _Batch, operation: Pixels) -> Tensor:
+        """The pixels of a batch after an operation, computed where they are not kept."""
+        place = (batch.key, operation)
+        self._used[place] = self._calls
+        if place in self._levels:
+            return self._levels[place].to(batch.pixels.dtype).div_(255)
+        pixels = batch.compute(operation)
+        levels = whole_levels(pixels).to(torch.uint8)
+        if self._has_room(pixels.numel()) and torch.equal(levels.to(pixels.dtype).div_(255), pixels):
+            self._levels[place] = levels
+        return pixels
+
+    def _has_room(self, size: int) -> bool:
+        if self.size + size > self._limit:
+            old = [place for place, call in self._used.items() if call < self._calls - _CALLS]
+            for place in old:
+                del self._used[place]
+                self._levels.pop(place, None)
+        return self.size + size <= self._limit
+
+
+def _handles(
+    images: Tensor, space: PixelSpace | None, entries: Iterable[Perturbation], kept: KeptPixels | None
+) -> list[PerturbedImages]:
     if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.is_floating_point():
         raise ValueError("the network's first input is no image batch (N, 1 or 3, H, W) in floating point.")
     if space is None:
         raise ValueError("it is not known how pixels are normalised. Give `mean` and `std`.")
     space.check(images)
     wide = images if images.dtype == torch.float64 else images.float()
-    batch = _Batch(images, space, quantise(space.to_pixels(wide)))
+    pixels = quantise(space.to_pixels(wide))
+    batch = _Batch(images, space, pixels, kept, b"" if kept is None else _digest(pixels))
     return [PerturbedImages(entry, batch) for entry in entries if entry.applies_to(images.shape[1])]
+
+
+def _digest(pixels: Tensor) -> bytes:
+    told = f"{pixels.dtype} {tuple(pixels.shape)}".encode()
+    return hashlib.sha256(told + whole_levels(pixels).to(torch.uint8).contiguous().numpy().tobytes()).digest()

@@ -1,11 +1,13 @@
 """One batch through the catalogue: the sides against the catalogue's own functions, shared work, refusals."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from lightning_robust.deployment.pixels import geometry
 from lightning_robust.deployment.pixels.catalogue import CATALOGUE, perturbations
-from lightning_robust.deployment.pixels.perturb import perturb
+from lightning_robust.deployment.pixels.perturb import KeptPixels, perturb
 from lightning_robust.functional.pixels import PixelSpace
 
 from .pictures import picture
@@ -82,3 +84,72 @@ def test_grey_pictures_leave_out_colour():
 def test_rejects_what_cannot_be_perturbed(images, space, match):
     with pytest.raises(ValueError, match=match):
         perturb(images, space, perturbations())
+
+
+class Counting:
+    """An operation that says how often it was called."""
+
+    def __init__(self, operation):
+        self.operation, self.calls = operation, 0
+
+    def __call__(self, pixels):
+        self.calls += 1
+        return self.operation(pixels)
+
+
+def counted(entries):
+    return [replace(entry, deployed=Counting(entry.deployed)) for entry in entries]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_kept_pixels_come_back_bit_for_bit(dtype):
+    """All entries twice; those on 256 levels are computed once and cost a byte a value, the two others each time."""
+    kept, entries = KeptPixels(), counted(CATALOGUE.values())
+    images = SPACE.from_pixels(picture()).to(dtype)
+    for _ in range(2):
+        for again, fresh in zip(
+            kept.perturb(images.clone(), SPACE, entries), perturb(images, SPACE, entries), strict=True
+        ):
+            assert torch.equal(again.deployed(), fresh.deployed()), again.entry.name
+            assert torch.equal(again.trained(), fresh.trained())
+    assert [entry.deployed.calls for entry in entries] == [3 if entry.in_levels else 4 for entry in entries]
+    sides = sum(entry.in_levels for entry in entries) + len({entry.trained for entry in entries})
+    assert kept.size == sides * images.numel()
+
+
+def test_other_samples_are_computed_anew():
+    kept, (entry,), first = KeptPixels(), counted(perturbations(["bgr"])), picture()
+    for images, calls in ((first, 1), (first * 0.5, 2), (first, 2), (first.double(), 3), (first[:, :, 1:], 4)):
+        (sample,) = kept.perturb(images, PixelSpace(), [entry])
+        assert torch.equal(sample.deployed(), perturb(images, PixelSpace(), [CATALOGUE["bgr"]])[0].deployed())
+        assert entry.deployed.calls == calls
+
+
+def test_the_normalisation_may_change():
+    """What is kept are pixels."""
+    kept, (entry,), pixels = KeptPixels(), counted(perturbations(["bgr"])), picture()
+    for space in (PixelSpace(), SPACE):
+        images = space.from_pixels(pixels)
+        (sample,) = kept.perturb(images, space, [entry])
+        expected = perturb(images, space, [CATALOGUE["bgr"]])[0].deployed()
+        assert torch.equal(sample.deployed(), expected)
+    assert entry.deployed.calls == 1
+
+
+def test_memory_is_bounded_and_old_samples_make_room():
+    first = picture()
+    second, size = first * 0.5, first.numel()
+    kept, entries = KeptPixels(limit=2 * size), counted(perturbations(["bgr", "brightness", "color_range"]))
+
+    def calls(images):
+        before = [entry.deployed.calls for entry in entries]
+        for sample in kept.perturb(images, PixelSpace(), entries):
+            sample.deployed()
+            assert kept.size <= 2 * size
+        return [entry.deployed.calls - count for entry, count in zip(entries, before, strict=True)]
+
+    assert calls(first) == [1, 1, 1]
+    assert calls(first) == [0, 0, 1]
+    assert [calls(second) for _ in range(17)] == [[1, 1, 1]] * 17
+    assert calls(second) == [0, 0, 1]
+    assert calls(first) == [1, 1, 1]
