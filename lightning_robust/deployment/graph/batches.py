@@ -49,7 +49,7 @@ def split_batches(arrays: Arrays, fixed: Mapping[str, int]) -> list[Arrays]:
     if count == 0 or rest:
         return [arrays]
     pieces = {name: np.split(arrays[name], count) for name in longer}
-    return [{**arrays, **{name: parts[i] for name, parts in pieces.items()}} for i in range(count)]
+    return [{**arrays, **dict(zip(pieces, parts, strict=True))} for parts in zip(*pieces.values(), strict=True)]
 
 
 def whole_batches(arrays: Arrays, fixed: Mapping[str, int]) -> tuple[Arrays, tuple[str, ...]]:
