@@ -1,6 +1,6 @@
-"""The script that builds, refits and runs one TensorRT engine in a process of its own.
+"""The script that builds, refits and runs one TensorRT engine, or asks its parser, in a process of its own.
 
-    python -P engine.py build|refit|run|device spec.json
+    python -P engine.py build|refit|run|support|device spec.json
 
 It needs numpy and Polygraphy alone, and imports neither torch nor lightning_robust, so that it starts quickly.
 `spec.json` names every file that it reads or writes. The last file it writes is the result, a JSON object whose
@@ -175,6 +175,20 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
     return {"status": "done", "names": list(outputs)}
 
 
+def support(spec: dict[str, Any]) -> dict[str, Any]:
+    """Ask the parser which nodes it takes: a list of (index of the node or -1, operator, reason), empty for all."""
+    tensorrt = load_tensorrt(spec)
+    logger = tensorrt.Logger(tensorrt.Logger.ERROR)
+    strongly_typed = 1 << int(tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    builder = tensorrt.Builder(logger)  # held by a name, as the network is: the parser points into both
+    network = builder.create_network(strongly_typed)
+    parser = tensorrt.OnnxParser(network, logger)
+    accepted = parser.supports_model_v2(Path(spec["model"]).read_bytes())
+    errors = [] if accepted else map(parser.get_error, range(parser.num_errors))
+    refused = [(error.node(), error.node_operator(), error.desc()) for error in errors]
+    return {"status": "done", "refused": refused}
+
+
 def device(spec: dict[str, Any]) -> dict[str, Any]:
     """Name the CUDA device. In a child, because a process that called cuInit cannot fork workers that use CUDA."""
     return {"status": "done", "name": cuda_device_name()}
@@ -194,7 +208,7 @@ def classify(error: Exception) -> str:
 def attempt(verb: str, spec: dict[str, Any]) -> dict[str, Any]:
     """Run one verb and turn an exception into a result."""
     try:
-        return {"build": build, "refit": refit, "run": run, "device": device}[verb](spec)
+        return {"build": build, "refit": refit, "run": run, "support": support, "device": device}[verb](spec)
     except Exception as error:
         result = {"status": classify(error), "message": f"{type(error).__name__}: {error}"}
         if result["status"] != "refused":
