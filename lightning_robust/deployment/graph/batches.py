@@ -67,20 +67,19 @@ def whole_batches(arrays: Arrays, fixed: Mapping[str, int]) -> tuple[Arrays, tup
         >>> filled["x"].shape, note
         ((4, 1), 'The graph takes 2 samples at a time: it was run 2 times, and the last 1 of 5 samples were left out.')
     """
-    if not fixed:
-        return arrays, ()
-    size = next(iter(fixed.values()))
-    samples = max(len(arrays[name]) for name in fixed)
-    if samples < size or any(len(arrays[name]) not in (samples, size) for name in fixed):
-        told = {name: len(arrays[name]) for name in fixed}
-        raise ValueError(f"Expected inputs of the same number of samples, {size} or a multiple of it, but got {told}.")
+    counts = {name: len(arrays[name]) for name in fixed}
+    size, samples = next(iter(fixed.values()), 0), max(counts.values(), default=0)
+    if samples < size or not set(counts.values()) <= {samples, size}:
+        raise ValueError(
+            f"Expected inputs of the same number of samples, {size} or a multiple of it, but got {counts}."
+        )
     if samples == size:
         return arrays, ()
     times, rest = divmod(samples, size)
-    filled = {
-        name: array[: samples - rest] if name in fixed and len(array) == samples else array
-        for name, array in arrays.items()
-    }
+    longer = {name: arrays[name][: samples - rest] for name, count in counts.items() if count == samples}
+    return {**arrays, **longer}, (_note(size, times, f"the last {rest} of {samples} samples" if rest else ""),)
+
+
+def _note(size: int, times: int, left: str) -> str:
     what = "one sample" if size == 1 else f"{size} samples"
-    left = f", and the last {rest} of {samples} samples were left out" if rest else ""
-    return filled, (f"The graph takes {what} at a time: it was run {times} times{left}.",)
+    return f"The graph takes {what} at a time: it was run {times} times{f', and {left} were left out' if left else ''}."
