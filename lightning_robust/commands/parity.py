@@ -6,13 +6,17 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
+import torch
 
 from lightning_robust.callbacks import DeploymentParityCallback
+from lightning_robust.callbacks.deployment_parity.measure import digest
 from lightning_robust.deployment.engines import available
 from lightning_robust.deployment.graph.files import GraphSubject, load_graph, make_inputs, remarks
 from lightning_robust.deployment.parity.localise import localise
 from lightning_robust.deployment.parity.measure import measure_parity
-from lightning_robust.deployment.parity.result import ParityReport
+from lightning_robust.deployment.parity.result import MeasuredWeights, ParityReport
+from lightning_robust.deployment.parity.scale import Task
+from lightning_robust.deployment.parity.storage import examine_head
 from lightning_robust.deployment.pixels.catalogue import Names
 from lightning_robust.deployment.pixels.catalogue import perturbations as named_perturbations
 from lightning_robust.deployment.report.page import write_report
@@ -32,7 +36,7 @@ def parity(
     inputs: str | None = None,
     shapes: dict[str, list[int]] | None = None,
     targets: Literal["auto"] | list[str] = "auto",
-    samples: int = 16,
+    samples: int = 256,
     perturbations: Names = "typical",
     mean: float | list[float] | None = None,
     std: float | list[float] | None = None,
@@ -54,7 +58,7 @@ def parity(
         inputs: For --onnx: .npz file with one array for each input. Without it, noise.
         shapes: For --onnx without inputs: name -> shape where more than the first dimension is dynamic.
         targets: "auto" or names such as emulated-fp16, tensorrt-fp16.
-        samples: Inputs to measure on.
+        samples: Inputs to measure on, at most; fewer do where the interval of a number is below a tenth of it.
         perturbations: "typical", "all", "none", or names of preprocessing perturbations; for --onnx of the first
             input, if that is a batch of pictures.
         mean: Mean that the pixels were normalised with, for pixels in [0, 1].
@@ -79,7 +83,7 @@ def parity(
             time_limit=time_limit,
             on_failure="raise",
         )
-        report = _of_checkpoint(ckpt, config, callback)
+        report = replace(_of_checkpoint(ckpt, config, callback), weights=_weights_of(ckpt))
         provenance = {"checkpoint": str(ckpt)}
     else:
         graph = load_graph(str(onnx))
@@ -89,7 +93,7 @@ def parity(
             notes.append("The inputs are noise: distances on real inputs may be quite different. Give --inputs.")
         subject = GraphSubject(graph, arrays, time_limit=time_limit, keep_fp32=tuple(keep_fp32 or ()))
         pixels = PixelSpace(0.0 if mean is None else mean, 1.0 if std is None else std)
-        report = _of_graph(subject, targets, perturbations, pixels, keep_tolerance, time_limit)
+        report = _of_graph(subject, targets, perturbations, pixels, tolerance, keep_tolerance)
         report = replace(report, notes=(*notes, *report.notes))
         provenance = {"onnx": str(onnx), "inputs": inputs or "noise"}
     page = write_report(report, output, tolerance=tolerance, provenance=provenance)
@@ -103,13 +107,18 @@ def _of_checkpoint(ckpt: str, config: str | None, callback: DeploymentParityCall
     return callback.report
 
 
+def _weights_of(ckpt: str) -> MeasuredWeights:
+    content = torch.load(ckpt, map_location="cpu", weights_only=True)
+    return MeasuredWeights(content.get("epoch"), content.get("global_step"), ckpt, digest(content["state_dict"]))
+
+
 def _of_graph(
     subject: GraphSubject,
     targets: Literal["auto"] | list[str],
     names: Names,
     pixels: PixelSpace,
+    tolerance: dict[str, float] | None,
     keep_tolerance: float | None,
-    time_limit: float,
 ) -> ParityReport:
     if targets != "auto" and any(target.startswith(_OTHER) for target in targets):
         raise ValueError(
@@ -117,10 +126,17 @@ def _of_graph(
             " out onnxruntime-fp32, and PyTorch's, which need --ckpt."
         )
     runtimes = [made for made in available(targets) if not made.name.startswith(_OTHER)]
+    limit = subject.time_limit
     report = measure_parity(
-        subject, runtimes, perturbations=named_perturbations(names), pixels=pixels, time_limit=time_limit
+        subject,
+        runtimes,
+        perturbations=named_perturbations(names),
+        pixels=pixels,
+        time_limit=limit,
+        tolerance=tolerance,
     )
     try:
-        return localise(subject, report, tolerance=keep_tolerance, time_limit=time_limit)
+        examined = examine_head(subject, report, Task())
+        return localise(subject, examined, tolerance=keep_tolerance, time_limit=limit)
     except ValueError as error:
         return replace(report, notes=(*report.notes, f"Layers were not measured: {error}"))

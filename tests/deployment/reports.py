@@ -7,18 +7,27 @@ from lightning_robust.deployment.graph.origin import Origin
 from lightning_robust.deployment.numerics.keep_list import KeepList
 from lightning_robust.deployment.numerics.sensitivity import NodeSensitivity, Sensitivity
 from lightning_robust.deployment.numerics.trace import NodeTrace
+from lightning_robust.deployment.parity.attribution import Link
 from lightning_robust.deployment.parity.result import ParityReport, TargetResult
+from lightning_robust.statistics import Interval
 
 
 def measured(px, rel_l2=1e-4):
     return TargetResult("measured", {"rel_l2": rel_l2, "max_abs": px, "x_px_p99": px})
 
 
+def link(name, source, target, px):
+    return Link(name, source, target, px, px / 10, Interval(0.8 * px, 1.2 * px), 16)
+
+
 def report(**changes):
     plain = ParityReport(
         targets={"onnxruntime-fp32": measured(1e-4, 1e-7), "emulated-fp16": measured(0.3)},
         sensitivity={},
-        attribution={"export": 1e-4, "fp16": 0.3},
+        chain=(
+            link("export", "torch-fp64", "onnxruntime-fp32", 1e-4),
+            link("fp16", "onnxruntime-fp32", "emulated-fp16", 0.3),
+        ),
         unit="x_px_p99",
         reference="torch-fp64",
         samples=16,

@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 from typing_extensions import override
 
 from lightning_robust.callbacks.deployment_parity.engine_settings import EngineSettings, check_positive
-from lightning_robust.callbacks.deployment_parity.measure import ParityMeter, Snapshot
+from lightning_robust.callbacks.deployment_parity.measure import ParityMeter, SampleCounts, Snapshot
 from lightning_robust.callbacks.deployment_parity.record import STATUS, Numbers, ParityRecord
 from lightning_robust.callbacks.deployment_parity.report import CHARTS, pass_report
 from lightning_robust.callbacks.deployment_parity.tolerance import Action, hold_tolerances
@@ -19,11 +19,10 @@ from lightning_robust.deployment.engines import runtime
 from lightning_robust.deployment.engines.execution import STATUS_CODES
 from lightning_robust.deployment.parity.background import LateResults
 from lightning_robust.deployment.parity.result import ParityReport
-from lightning_robust.deployment.pixels.catalogue import Names
-from lightning_robust.deployment.pixels.catalogue import perturbations as named_perturbations
+from lightning_robust.deployment.pixels import catalogue
 from lightning_robust.harness.logging import add_layout, log_scalars
 from lightning_robust.harness.ranks import describe_error, on_rank_zero
-from lightning_robust.harness.trainers import NoEffectWarning, is_fast_dev_run
+from lightning_robust.harness.trainers import NoEffectWarning
 
 
 class TargetError(RuntimeError):
@@ -40,23 +39,26 @@ class DeploymentParityCallback(InputDiagnostic):
 
     If the LightningModule has a method ``decode(outputs) -> dict of tensors``, distances are also given in its units
     (pixels, metres): floating values as mean, p99, max and bias, integers and bools as share of flips. NaN means
-    "nothing there".
+    "nothing there". Two further methods, given these values, tell more: ``known(values, batch) -> bools`` tells points
+    that the model knows from guesses (else a decoded ``"confidence"`` of at least 0.5 does), ``moved(values, matrix)``
+    gives right answers in a moved picture, as ``functional.picture_motion`` has them for points, boxes, masks, lines.
 
-    Logged: ``parity/<target>/<metric>``, ``sensitivity/<perturbation>/<metric>``, ``attribution/<cause>``, one figure
-    and one table. They are ordinary metrics: ``ModelCheckpoint(monitor="parity/emulated-fp16/rel_l2",
-    auto_insert_metric_name=False)`` keeps the most deployable epoch. Between two passes the last values stay visible
-    to such monitors, but are not logged again.
+    Logged: ``parity/<target>/<metric>``, ``sensitivity/<perturbation>/<metric>``, ``attribution/<link>``, one figure
+    and two tables. They are ordinary metrics: ``ModelCheckpoint(monitor="parity/emulated-fp16/rel_l2",
+    auto_insert_metric_name=False)`` keeps the most deployable epoch; between two passes it sees the last values.
 
     Training is bit-identical with and without it. A failure becomes one warning and a status
     (``parity/<target>/status``: 0 measured, 1 built but not run, 2 skipped, 3 unavailable, 4 failed). Cost: one copy
-    of the model on the CPU and a few seconds a pass, on rank 0 (``parity/seconds``). Resumes with its history.
+    of the model on the CPU and a few seconds a pass on rank 0 (``parity/seconds``). Resumes with its history.
 
     Args:
         targets: ``"auto"`` (all that this machine has) or a list of ``"<runtime>-<precision>"``, such as
             ``torch-bf16``, ``onnxruntime-fp32``, ``emulated-tf32``, ``emulated-fp16``, ``tensorrt-fp16``; all names are
             in ``lightning_robust.deployment.engines.TARGETS``.
         every_n_epochs: Measure at every n-th epoch's validation, and at the first and the last.
-        num_samples: Validation inputs to measure on.
+        num_samples: Validation inputs to measure on after the fit and in a lone ``validate``, at most, and at most 256
+            MB of them. Fewer do where the interval of a number is below a tenth of it.
+        pass_samples: Validation inputs for the passes during the fit, at most.
         time_limit: Seconds for one pass; what does not fit is reported as skipped. Also the limit of one engine build.
         perturbations: ``"typical"``, ``"all"`` (every severity), ``"none"``, or names of entries and families of
             ``lightning_robust.deployment.pixels.catalogue.CATALOGUE``.
@@ -70,10 +72,9 @@ class DeploymentParityCallback(InputDiagnostic):
             None takes the defaults of ``lightning_robust.deployment.parity.verdict.DEFAULT_TOLERANCES``.
         on_violation: What to do beyond a tolerance: ``"log"``, ``"warn"``, ``"stop"`` the training, or ``"raise"``.
         on_failure: ``"warn"`` and go on, or ``"raise"``.
-        localise: After the fit, or a lone ``validate``, find what each node of the last pass costs in half precision
-            and the shortest list to keep in fp32 (tables ``parity/layers`` and ``parity/keep_fp32``, one figure), and
-            write ``parity/parity.html``, ``parity.json`` and ``keep_fp32.json`` into the logger's folder. Costs
-            seconds, at most twice `time_limit`, and until then a copy of the model and the samples.
+        localise: After the fit, or a lone ``validate``, find what each node costs in half precision and the shortest
+            list to keep in fp32, and write ``parity/parity.html``, ``parity.json``, ``keep_fp32.json`` into the
+            logger's folder, of the weights that the fit returned. Costs at most three times `time_limit`.
         keep_tolerance: Distance that the list is to meet, in the report's unit (``lateral_px_p99``); None aims at a
             fifth of what the whole graph costs.
         engines: How engines are built and run, as :class:`~.engine_settings.EngineSettings` documents: ``max_batch``,
@@ -93,9 +94,10 @@ class DeploymentParityCallback(InputDiagnostic):
         targets: Literal["auto"] | list[str] = "auto",
         *,
         every_n_epochs: int = 1,
-        num_samples: int = 16,
+        num_samples: int = 256,
+        pass_samples: int = 16,
         time_limit: float = 120.0,
-        perturbations: Names = "typical",
+        perturbations: catalogue.Names = "typical",
         mean: float | list[float] | None = None,
         std: float | list[float] | None = None,
         input_key: int | str | list[int | str] | None = None,
@@ -108,17 +110,19 @@ class DeploymentParityCallback(InputDiagnostic):
         **engines: Any,
     ) -> None:
         super().__init__(on_failure)
-        check_positive(every_n_epochs=every_n_epochs, num_samples=num_samples, time_limit=time_limit)
+        check_positive(every_n_epochs=every_n_epochs, num_samples=num_samples, pass_samples=pass_samples)
+        check_positive(time_limit=time_limit)
         for name in [*(targets if isinstance(targets, list) else ()), *(tolerance or {})]:
             runtime(name.split("/")[0])
         self.targets, self.every_n_epochs, self.num_samples = targets, every_n_epochs, num_samples
-        self.time_limit, self.perturbations, self.mean, self.std = time_limit, perturbations, mean, std
+        self.pass_samples, self.time_limit = pass_samples, time_limit
+        self.perturbations, self.mean, self.std = perturbations, mean, std
         self.input_key, self.decode, self.tolerance = input_key, decode, tolerance
         self.on_violation, self.localise, self.keep_tolerance = on_violation, localise, keep_tolerance
         self.engines = EngineSettings(**engines)
-        self._meter = ParityMeter(
-            targets, named_perturbations(perturbations), mean, std, decode, time_limit=time_limit, engines=self.engines
-        )
+        entries = catalogue.perturbations(perturbations)
+        self._meter = ParityMeter(targets, entries, mean, std, decode, time_limit, tolerance, engines=self.engines)
+        self._counts = SampleCounts(num_samples, pass_samples, input_key, examined=localise)
         self._record = ParityRecord()
         self._due = self._attempted = False
         self._snapshot: Snapshot | None = None
@@ -143,7 +147,7 @@ class DeploymentParityCallback(InputDiagnostic):
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Decide whether this validation is measured."""
         self._due = self._record.is_due(trainer, self.every_n_epochs)
-        self._snapshot = self._new_snapshot(trainer) if self._due and trainer.is_global_zero else None
+        self._snapshot = self._counts.snapshot(trainer) if self._due and trainer.is_global_zero else None
 
     @override
     def on_validation_batch_end(
@@ -196,7 +200,8 @@ class DeploymentParityCallback(InputDiagnostic):
         Raises:
             RuntimeError: If the pass failed; the message says why.
         """
-        work = functools.partial(self._meter.scalars, trainer, pl_module, self._new_snapshot(trainer), tag)
+        count, snapshot = self._counts.now(trainer), self._counts.snapshot(trainer)
+        work = functools.partial(self._meter.scalars, trainer, pl_module, snapshot, count, tag)
         try:
             return on_rank_zero(trainer, work, "It")
         except Exception as error:
@@ -210,11 +215,11 @@ class DeploymentParityCallback(InputDiagnostic):
 
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Print the last pass: one table, the worst perturbation, and where to read more."""
+        """Measure and examine what the fit returned, and print it."""
         if not self._attempted:
             advice = "Give the Trainer a validation loader with at least one batch."
             self.guard.warn(f"nothing was measured: no validation batch was seen. {advice}", NoEffectWarning)
-        self._close(trainer)
+        self._close(trainer, pl_module)
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
@@ -230,7 +235,7 @@ class DeploymentParityCallback(InputDiagnostic):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """After a lone ``trainer.validate()``, print the table."""
         if trainer.state.fn == "validate":
-            self._close(trainer)
+            self._close(trainer, pl_module)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -242,14 +247,11 @@ class DeploymentParityCallback(InputDiagnostic):
         """Go on with the history of the interrupted run."""
         self._record.load_state_dict(state_dict)
 
-    def _new_snapshot(self, trainer: pl.Trainer) -> Snapshot:
-        samples = min(self.num_samples, 2) if is_fast_dev_run(trainer) else self.num_samples
-        return Snapshot(samples, self.input_key)
-
     def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Numbers:
         """The pass itself, on rank 0."""
-        subject, report = self._meter.measure(trainer, pl_module, self._snapshot or self._new_snapshot(trainer))
-        return self._record.add(report, trainer.current_epoch, subject if self.localise else None)
+        snapshot = self._snapshot or self._counts.snapshot(trainer)
+        examined = self._meter.measure(trainer, pl_module, snapshot, self._counts.now(trainer))
+        return self._record.add(examined, trainer.current_epoch, self.localise)
 
     def _collect(self, trainer: pl.Trainer, fetch: Callable[[], LateResults | None]) -> dict[str, float]:
         """The numbers of engines that were built in the meantime, on every rank; empty without any."""
@@ -269,9 +271,6 @@ class DeploymentParityCallback(InputDiagnostic):
             self.guard.fail(trainer, TargetError(f"{name} failed: {reason}"), f"{name} has no numbers", once=True)
         hold_tolerances(trainer, numbers.scalars, self.tolerance, self.on_violation)
 
-    def _close(self, trainer: pl.Trainer) -> None:
-        """Examine the last pass, write its page and print it; a failure loses neither the fit nor the report."""
-        examine = functools.partial(self._record.examine, trainer, self._meter, self.keep_tolerance)
-        write = functools.partial(self._record.write, trainer, self.tolerance)
-        self.guard.attempt(trainer, examine, "the layers that matter could not be found")
-        self._record.announce(trainer, self.guard.attempt(trainer, write, "the report could not be written"))
+    def _close(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        limits = self.tolerance, self.keep_tolerance
+        self._record.close(trainer, pl_module, self._meter, self.guard, *limits)

@@ -18,7 +18,8 @@ class EngineSettings:
         max_batch: The largest batch that engines are built for.
         weakly_typed: Build ``tensorrt-fp16`` with the fp16 flag of TensorRT 10, which chooses precisions itself.
         keep_fp32: ONNX nodes or PyTorch modules (with all in them) that stay fp32 in the emulated and built half
-            precisions; ``keep_fp32.json`` of an earlier run proposes them.
+            precisions; ``keep_fp32.json`` of an earlier run proposes them. None takes the list ``keep_fp32`` of the
+            LightningModule, if it has one.
         refit: Where engines can be run, set new weights in the engine of an earlier validation instead of building
             another. A refittable engine may be optimised less than the one that is deployed.
         background: During ``fit``, build and run engines while training goes on. Their numbers arrive at a later
@@ -52,7 +53,7 @@ class EngineSettings:
             time_limit=time_limit,
             weakly_typed=self.weakly_typed,
             refit=self.refit,
-            keep_fp32=tuple(self.keep_fp32 or ()),
+            keep_fp32=None if self.keep_fp32 is None else tuple(self.keep_fp32),
         )
 
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_robust.callbacks.deployment_parity.engine_settings import EngineSettings
-from lightning_robust.deployment.engines import Subject, available
+from lightning_robust.callbacks.deployment_parity.task import KNOWN, task_of
+from lightning_robust.deployment.engines import Runtime, Subject, available
 from lightning_robust.deployment.graph.export import frozen_copy, to_args
 from lightning_robust.deployment.parity.background import BackgroundParity
 from lightning_robust.deployment.parity.localise import localise
-from lightning_robust.deployment.parity.measure import measure_parity
-from lightning_robust.deployment.parity.result import ParityReport
-from lightning_robust.deployment.parity.scale import Decode
+from lightning_robust.deployment.parity.measure import ParityPass, Tolerance
+from lightning_robust.deployment.parity.result import MeasuredWeights, ParityReport
+from lightning_robust.deployment.parity.scale import Task
+from lightning_robust.deployment.parity.storage import examine_head
 from lightning_robust.deployment.pixels.catalogue import Perturbation
 from lightning_robust.functional.weights import state_on_cpu
 from lightning_robust.harness.batches import validation_batches
@@ -25,25 +29,27 @@ from lightning_robust.harness.logging import log_step
 from lightning_robust.harness.normalisation import pixel_space
 from lightning_robust.harness.quiet import isolated_rng
 from lightning_robust.harness.samples import FirstInputs
+from lightning_robust.harness.trainers import is_fast_dev_run
 
 
 class Snapshot:
     """The weights of one validation, copied at its first batch, and the first inputs that it feeds.
 
     Args:
-        samples: How many inputs.
+        samples: How many inputs, at most.
         input_key: Which part of a batch goes into ``forward``.
+        at_least: How many, whatever they take.
     """
 
-    def __init__(self, samples: int, input_key: int | str | list[int | str] | None) -> None:
-        self.inputs = FirstInputs(samples, input_key)
+    def __init__(self, samples: int, input_key: int | str | list[int | str] | None, at_least: int) -> None:
+        self.inputs = FirstInputs(samples, input_key, at_least)
         self.weights: dict[str, Tensor] | None = None
 
     def add(self, pl_module: pl.LightningModule, batch: Any) -> None:
         """Copy what is still missing: averaged weights are swapped back before the validation ends."""
         if self.weights is None:
             self.weights = state_on_cpu(pl_module)
-        self.inputs.add(pl_module, batch)
+        self.inputs.add(pl_module, batch, whole=callable(getattr(pl_module, KNOWN, None)))
 
     def fill(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Copy the weights that the module holds, and inputs of the validation loaders."""
@@ -51,6 +57,47 @@ class Snapshot:
             self.add(pl_module, batch)
             if self.inputs.complete:
                 break
+
+
+@dataclass(frozen=True)
+class SampleCounts:
+    """How many inputs are gathered, and how many a pass takes.
+
+    Args:
+        most: After the fit, and in a lone ``validate``.
+        during_fit: In a pass during the fit.
+        input_key: Which part of a batch goes into ``forward``.
+        examined: Whether the fit's end takes a closer look.
+    """
+
+    most: int
+    during_fit: int
+    input_key: int | str | list[int | str] | None
+    examined: bool
+
+    def now(self, trainer: pl.Trainer) -> int:
+        """How many inputs a pass takes now."""
+        samples = min(self.most, self.during_fit) if trainer.state.fn == "fit" else self.most
+        return min(samples, 2) if is_fast_dev_run(trainer) else samples
+
+    def snapshot(self, trainer: pl.Trainer) -> Snapshot:
+        """A snapshot with as many inputs as this pass and the end of the fit need."""
+        now = self.now(trainer)
+        return Snapshot(self.most if self.examined and not is_fast_dev_run(trainer) else now, self.input_key, now)
+
+
+class Examined:
+    """One pass with all that a closer look at it needs.
+
+    Args:
+        subject: The model and the samples.
+        task: What the task says of its outputs.
+        report: The numbers.
+        inputs: All samples that were gathered; a pass during the fit takes the first of them.
+    """
+
+    def __init__(self, subject: Subject, task: Task, report: ParityReport, inputs: FirstInputs) -> None:
+        self.subject, self.task, self.report, self.inputs = subject, task, report, inputs
 
 
 class ParityMeter:
@@ -63,6 +110,7 @@ class ParityMeter:
         std: Standard deviation that the pixels were normalised with; None takes the data module's.
         decode: Method of the LightningModule that turns outputs into named values; None for no task units.
         time_limit: Seconds for one pass, and for one engine build.
+        tolerance: As for :func:`~.deployment.parity.measure.measure_parity`.
         engines: How engines are built and run.
     """
 
@@ -73,60 +121,132 @@ class ParityMeter:
         mean: float | list[float] | None,
         std: float | list[float] | None,
         decode: str | None,
-        *,
         time_limit: float,
+        tolerance: Tolerance | None,
+        *,
         engines: EngineSettings,
     ) -> None:
         self._targets, self._perturbations = targets, perturbations
         self._mean, self._std, self._decode = mean, std, decode
-        self._time_limit, self._engines = time_limit, engines
+        self._tolerance, self._time_limit, self._engines = tolerance, time_limit, engines
         self.background = BackgroundParity(time_limit)
 
-    def measure(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, snapshot: Snapshot
-    ) -> tuple[Subject, ParityReport]:
-        """Measure everything; during ``fit`` with engines in the background if the settings say so."""
+    def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, snapshot: Snapshot, samples: int) -> Examined:
+        """Measure everything on the first samples; during ``fit`` with engines in the background if that is set."""
         with _isolated():
-            subject = self._subject(pl_module, snapshot)
-            settings: dict[str, Any] = {
-                "decode": self._decoder(subject.module),
-                "perturbations": self._perturbations,
-                "pixels": pixel_space(trainer, self._mean, self._std),
-                "perturb_targets": self._engines.perturb_targets,
-            }
+            subject, task = self._subject(pl_module, snapshot.weights, snapshot.inputs, samples)
             runtimes = available(self._targets)
+            what = runtimes, self._perturbations, pixel_space(trainer, self._mean, self._std)
+            parity = self._pass(subject, task)
             if self._engines.background and trainer.state.fn == "fit":
                 step, epoch = log_step(trainer), trainer.current_epoch
-                return subject, self.background.measure(subject, runtimes, step=step, epoch=epoch, **settings)
-            return subject, measure_parity(subject, runtimes, time_limit=self._time_limit, **settings)
+                report = self.background.measure(parity, *what, step=step, epoch=epoch)
+            else:
+                report = parity.report(*what)
+            weights = MeasuredWeights()
+            if trainer.state.fn == "fit":
+                weights = MeasuredWeights(trainer.current_epoch, trainer.global_step)
+            return Examined(subject, task, replace(report, weights=weights), snapshot.inputs)
+
+    def measure_again(self, trainer: pl.Trainer, pl_module: pl.LightningModule, last: Examined) -> Examined:
+        """Measure the weights that the module holds after the fit, on all samples that the last pass had gathered.
+
+        Slow runtimes keep their numbers of the last pass where the weights are the same.
+        """
+        with _isolated():
+            state = state_on_cpu(pl_module)
+            same = are_equal(state, last.subject.module.state_dict())
+            subject, task = self._subject(pl_module, state, last.inputs, last.inputs.count)
+            runtimes = [made for made in available(self._targets) if not (same and _has_numbers(made, last.report))]
+            report = self._pass(subject, task).report(
+                runtimes, self._perturbations, pixel_space(trainer, self._mean, self._std)
+            )
+            if same:
+                report = _with_slow_targets(report, last.report)
+            weights = last.report.weights if same else MeasuredWeights(None, trainer.global_step)
+            report = replace(report, weights=replace(weights, digest=digest(state)))
+            return Examined(subject, task, report, last.inputs)
+
+    def is_current(self, pl_module: pl.LightningModule, last: Examined) -> bool:
+        """Whether the last pass was of the weights that the module holds, on all samples that were gathered."""
+        same = are_equal(state_on_cpu(pl_module), last.subject.module.state_dict())
+        return same and last.subject.samples >= last.inputs.count
 
     def scalars(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, snapshot: Snapshot, tag: str
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, snapshot: Snapshot, samples: int, tag: str
     ) -> dict[str, float]:
         """The numbers of the weights that the module holds; for a tag ``parity/<target>/...`` of this target alone."""
         snapshot.fill(trainer, pl_module)
         if not tag.startswith("parity/"):
-            return self.measure(trainer, pl_module, snapshot)[1].scalars()
+            return self.measure(trainer, pl_module, snapshot, samples).report.scalars()
         with _isolated():
-            subject, runtimes = self._subject(pl_module, snapshot), available([tag.split("/")[1]])
-            decode = self._decoder(subject.module)
-            return measure_parity(subject, runtimes, decode=decode, time_limit=self._time_limit).scalars()
+            subject, task = self._subject(pl_module, snapshot.weights, snapshot.inputs, samples)
+            return self._pass(subject, task).report(available([tag.split("/")[1]]), (), None).scalars()
 
-    def localise(self, subject: Subject, report: ParityReport, tolerance: float | None) -> ParityReport:
-        """Add what each node of the graph costs; :func:`~.deployment.parity.localise.localise` says what is raised."""
+    def localise(self, last: Examined, tolerance: float | None) -> ParityReport:
+        """Add what each node and the head of the graph cost.
+
+        :func:`~.deployment.parity.localise.localise` says what is raised.
+        """
         with _isolated():
-            decode = self._decoder(subject.module)
-            return localise(subject, report, decode=decode, tolerance=tolerance, time_limit=self._time_limit)
+            report = examine_head(last.subject, last.report, last.task)
+            task, limit = last.task, self._time_limit
+            return localise(
+                last.subject, report, decode=task.decode, known=task.known, tolerance=tolerance, time_limit=limit
+            )
 
-    def _subject(self, pl_module: pl.LightningModule, snapshot: Snapshot) -> Subject:
-        if snapshot.weights is None:
+    def _pass(self, subject: Subject, task: Task) -> ParityPass:
+        return ParityPass(subject, task, self._time_limit, self._engines.perturb_targets, self._tolerance)
+
+    def _subject(
+        self, pl_module: pl.LightningModule, weights: Mapping[str, Tensor] | None, inputs: FirstInputs, samples: int
+    ) -> tuple[Subject, Task]:
+        if weights is None:
             raise ValueError("no validation batch was seen")
-        module = frozen_copy(pl_module, snapshot.weights)
-        example = to_args(snapshot.inputs.args(), torch.float32)
-        return self._engines.subject(module, example, str(pl_module.device), self._time_limit)
+        module = frozen_copy(pl_module, weights)
+        example = to_args(inputs.args(samples), torch.float32)
+        subject = self._engines.subject(module, example, str(pl_module.device), self._time_limit)
+        return subject, task_of(module, self._decode, inputs)
 
-    def _decoder(self, module: nn.Module) -> Decode | None:
-        return getattr(module, self._decode, None) if self._decode else None
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """The first eight digits of the SHA-256 of a state dict's names and bytes.
+
+    Example:
+        >>> digest({"w": torch.zeros(2)}) == digest({"w": torch.zeros(2)}) != digest({"w": torch.ones(2)})
+        True
+    """
+    found = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:8]
+
+
+def are_equal(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
+    """Whether weights are the same, but for the precision that a copy is held in."""
+    return ours.keys() == theirs.keys() and all(
+        torch.equal(value.to(theirs[name]), theirs[name]) for name, value in ours.items()
+    )
+
+
+def _has_numbers(made: Runtime, report: ParityReport) -> bool:
+    return made.slow and made.name in report.targets
+
+
+def _with_slow_targets(report: ParityReport, earlier: ParityReport) -> ParityReport:
+    """A report with the targets that an earlier one has beyond it, their links and what they rest on."""
+    missing = earlier.targets.keys() - report.targets.keys()
+    links = [link for link in earlier.chain if link.target.split(" ")[0] in missing]
+    names = {link.name for link in links}
+    ours = {tag: rests for tag, rests in earlier.basis.items() if tag.split("/")[1] in missing | names}
+    return replace(
+        report,
+        targets={name: report.targets.get(name, target) for name, target in earlier.targets.items()},
+        chain=(*(link for link in report.chain if link.name not in names), *links),
+        target_sensitivity=earlier.target_sensitivity | report.target_sensitivity,
+        basis=ours | report.basis | {f"attribution/{link.name}": link.basis for link in links},
+    )
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,15 +13,16 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_robust.callbacks.deployment_parity.measure import ParityMeter
-from lightning_robust.callbacks.deployment_parity.report import layers_report
-from lightning_robust.callbacks.diagnostics import show
-from lightning_robust.deployment.engines import Subject
+from lightning_robust.callbacks.deployment_parity.kept import kept_elsewhere
+from lightning_robust.callbacks.deployment_parity.measure import Examined, ParityMeter
+from lightning_robust.callbacks.deployment_parity.report import layers_report, pass_report
+from lightning_robust.callbacks.diagnostics import Report, show
 from lightning_robust.deployment.graph.export import ExportError
 from lightning_robust.deployment.parity.background import LateResults
 from lightning_robust.deployment.parity.result import ParityReport
 from lightning_robust.deployment.report.page import write_report
 from lightning_robust.deployment.report.tables import summary
+from lightning_robust.harness.ranks import Guard
 from lightning_robust.harness.trainers import is_fast_dev_run
 
 STATUS = "parity/status"
@@ -53,7 +56,7 @@ class ParityRecord:
         self.report: ParityReport | None = None
         self.history: list[tuple[int, dict[str, float]]] = []
         self.last: dict[str, float] = {}
-        self._subject: Subject | None = None
+        self._examined: Examined | None = None
 
     def is_due(self, trainer: pl.Trainer, every_n_epochs: int) -> bool:
         """Whether a validation is measured: every n-th epoch's, the first and the last of a fit, and each lone one."""
@@ -64,11 +67,11 @@ class ParityRecord:
         epoch = trainer.current_epoch + 1
         return not self.last or epoch % every_n_epochs == 0 or epoch == trainer.max_epochs
 
-    def add(self, report: ParityReport, epoch: int, subject: Subject | None) -> Numbers:
-        """A pass, with its subject if that is to be examined later."""
-        self.report, self._subject = report, subject
-        self.history.append((epoch, report.attribution))
-        return Numbers.of(report)
+    def add(self, examined: Examined, epoch: int, keep: bool) -> Numbers:
+        """A pass, with its subject and samples if they are to be examined later."""
+        self.report, self._examined = examined.report, examined if keep else None
+        self.history.append((epoch, self.report.attribution))
+        return Numbers.of(self.report)
 
     def add_late(self, late: LateResults | None) -> Numbers:
         """Results of engines that an earlier pass had started, if there are any."""
@@ -83,34 +86,22 @@ class ParityRecord:
             last = {tag: torch.tensor(value) for tag, value in self.last.items() if tag != STATUS}
             trainer.callback_metrics.update(last)
 
-    def examine(self, trainer: pl.Trainer, meter: ParityMeter, tolerance: float | None) -> None:
-        """Measure and log what each node of the last pass's graph costs in half precision."""
-        if self._subject is None or self.report is None:
-            return
-        try:
-            self.report = meter.localise(self._subject, self.report, tolerance)
-        except ExportError as error:
-            self.report = replace(self.report, notes=(*self.report.notes, f"Layers were not measured: {error}"))
-        show(trainer, layers_report(self.report))
-
-    def write(self, trainer: pl.Trainer, tolerance: dict[str, float] | None) -> Path | None:
-        """Write the page of the last pass, if it was to be examined and the run has a folder; drop the subject."""
-        subject, self._subject = self._subject, None
-        if subject is None or self.report is None:
-            return None
-        if trainer.logger is None or trainer.log_dir is None or is_fast_dev_run(trainer):
-            return None
-        return write_report(self.report, Path(trainer.log_dir) / "parity", history=self.history, tolerance=tolerance)
-
-    def announce(self, trainer: pl.Trainer, page: Path | None) -> None:
-        """Print the last pass, and where to read more."""
-        if self.report is None:
-            return
-        rank_zero_info(f"\n{summary(self.report)}")
-        if page is not None:
-            rank_zero_info(f"\nThe whole report:  {page}")
-        if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
-            rank_zero_info(f"\nSee it all:  tensorboard --logdir {trainer.log_dir}\n")
+    def close(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        meter: ParityMeter,
+        guard: Guard,
+        tolerance: Mapping[str, float] | None,
+        keep_tolerance: float | None,
+    ) -> None:
+        """Measure what the fit returned, examine and print it, write its page; no failure loses fit or numbers."""
+        measure = functools.partial(self._measure_again, trainer, pl_module, meter)
+        examine = functools.partial(self._examine, trainer, meter, keep_tolerance)
+        write = functools.partial(self._write, trainer, tolerance)
+        guard.attempt(trainer, measure, "the report is of the last validation, not of what the fit returned")
+        guard.attempt(trainer, examine, "the layers that matter could not be found")
+        self._announce(trainer, guard.attempt(trainer, write, "the report could not be written"))
 
     def state_dict(self) -> dict[str, Any]:
         """The history of the figure and the last numbers."""
@@ -120,3 +111,48 @@ class ParityRecord:
         """Go on with the history of an interrupted run."""
         self.history = [(int(epoch), dict(causes)) for epoch, causes in state_dict["history"]]
         self.last = dict(state_dict["last"])
+
+    def _measure_again(self, trainer: pl.Trainer, pl_module: pl.LightningModule, meter: ParityMeter) -> None:
+        """Measure the weights that the fit returned, on all samples, where the last pass was of others or of fewer.
+
+        Its figure and tables are logged. Its numbers are not, so that those of the last validation stay as they are.
+        """
+        last = self._examined
+        if last is None or self.report is None or meter.is_current(pl_module, last):
+            return
+        last.report = self.report  # with the numbers of engines that were late
+        self._examined = meter.measure_again(trainer, pl_module, last)
+        self.report = self._examined.report
+        shown = pass_report({}, self.report, self.history)
+        show(trainer, Report(tables=shown.tables, figures=shown.figures))
+
+    def _examine(self, trainer: pl.Trainer, meter: ParityMeter, tolerance: float | None) -> None:
+        """Measure and log what each node of the last pass's graph costs in half precision."""
+        if self._examined is None or self.report is None:
+            return
+        self._examined.report = self.report
+        try:
+            self.report = meter.localise(self._examined, tolerance)
+        except ExportError as error:
+            self.report = replace(self.report, notes=(*self.report.notes, f"Layers were not measured: {error}"))
+        show(trainer, layers_report(self.report))
+
+    def _write(self, trainer: pl.Trainer, tolerance: Mapping[str, float] | None) -> Path | None:
+        """Write the page of the last pass, if it was to be examined and the run has a folder; drop the subject."""
+        examined, self._examined = self._examined, None
+        if examined is None or self.report is None:
+            return None
+        self.report = replace(self.report, notes=(*self.report.notes, *kept_elsewhere(trainer, examined)))
+        if trainer.logger is None or trainer.log_dir is None or is_fast_dev_run(trainer):
+            return None
+        return write_report(self.report, Path(trainer.log_dir) / "parity", history=self.history, tolerance=tolerance)
+
+    def _announce(self, trainer: pl.Trainer, page: Path | None) -> None:
+        """Print the last pass, and where to read more."""
+        if self.report is None:
+            return
+        rank_zero_info(f"\n{summary(self.report)}")
+        if page is not None:
+            rank_zero_info(f"\nThe whole report:  {page}")
+        if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
+            rank_zero_info(f"\nSee it all:  tensorboard --logdir {trainer.log_dir}\n")

@@ -14,6 +14,7 @@ from lightning_robust.deployment.report.figures import draw_parity
 from lightning_robust.deployment.report.layer_figure import draw_layers
 from lightning_robust.deployment.report.layers import keep_rows, layer_rows
 from lightning_robust.deployment.report.tables import (
+    chain_rows,
     finding_rows,
     perturbation_rows,
     target_rows,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 CHARTS = {
     "distance to PyTorch": [r"parity/.*/rel_l2"],
-    "attribution": [r"attribution/.*"],
+    "attribution": [r"attribution/[a-z0-9]+$"],
     "preprocessing, as a multiple of fp16": [r"sensitivity/.*/times_fp16"],
 }
 """The page of custom scalars: title -> tags."""
@@ -36,6 +37,7 @@ def pass_report(scalars: Mapping[str, float], report: ParityReport | None, histo
         return Report(scalars)
     tables: dict[str, Table] = {
         "parity/targets": target_rows(report),
+        "parity/chain": chain_rows(report),
         "sensitivity/perturbations": perturbation_rows(report),
     }
     if report.findings:

@@ -40,8 +40,13 @@ class Execution:
     seconds: float = 0.0
 
 
-def execute(made: Runtime, subject: Subject) -> Execution:
-    """Build a runtime and run it on the subject's example; a failure becomes the status.
+def execute(made: Runtime, subject: Subject, window: slice = slice(None)) -> Execution:
+    """Build a runtime and run it on some of the subject's samples; a failure becomes the status.
+
+    Args:
+        made: The runtime.
+        subject: The model and the samples.
+        window: Which samples; all by default.
 
     Example:
         >>> from lightning_robust.deployment.engines import runtime
@@ -56,7 +61,7 @@ def execute(made: Runtime, subject: Subject) -> Execution:
     try:
         built = made.build(subject)
         run = built.run
-        outputs = [] if run is None else run_in_batches(run, subject.example, subject.max_batch)
+        outputs = [] if run is None else run_in_batches(run, subject.rows(window), subject.max_batch)
         seconds = time.monotonic() - start
         status: Status = "built" if run is None else "measured"
         return Execution(status, outputs, run, built.note, built.warning, built.size, seconds)

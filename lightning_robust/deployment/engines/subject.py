@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,7 +12,10 @@ from torch import nn
 
 from lightning_robust.deployment.graph.export import Exported, export
 from lightning_robust.deployment.graph.lint import Finding, lint
+from lightning_robust.structures import flatten, take_rows
 from lightning_robust.suggest import did_you_mean
+
+_EXPORTED_ROWS = 16
 
 
 @dataclass
@@ -27,7 +32,8 @@ class Subject:
             each layer, instead of from an fp16-typed graph.
         refit: Set new weights in an engine that was built for the same graph, where engines can be run at all.
         cache: Folder of built engines; the user's cache folder if None.
-        keep_fp32: Names of nodes, or paths of modules for all nodes in them, that stay fp32 in fp16 and bf16 graphs.
+        keep_fp32: Names of nodes, or paths of modules for all nodes in them, that stay fp32 in fp16 and bf16 graphs;
+            None takes the module's own list of that name, if it has one.
     """
 
     module: nn.Module
@@ -38,11 +44,32 @@ class Subject:
     weakly_typed: bool = False
     refit: bool = False
     cache: Path | None = None
-    keep_fp32: tuple[str, ...] = ()
+    keep_fp32: tuple[str, ...] | None = None
     reference: ClassVar[str | None] = None
     """The name of its own outputs where they are the only reference; None compares with PyTorch in fp64."""
     _exported: Exported | None = field(default=None, init=False, repr=False, compare=False)
     _error: Exception | None = field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """What stays fp32, as :attr:`keep_fp32` says or else the module."""
+        return tuple(getattr(self.module, "keep_fp32", None) or ()) if self.keep_fp32 is None else self.keep_fp32
+
+    @property
+    def samples(self) -> int:
+        """How many samples there are."""
+        return len(next(iter(flatten(self.example).values())))
+
+    def rows(self, window: slice) -> tuple[Any, ...]:
+        """Some of the samples, as positional arguments of ``forward``."""
+        rows: tuple[Any, ...] = take_rows(self.example, window, self.samples)
+        return rows
+
+    def keeping(self, names: Iterable[str]) -> Subject:
+        """The same subject and the same graph, with more nodes or modules in fp32."""
+        other = copy.copy(self)
+        other.keep_fp32 = (*self.kept, *names)
+        return other
 
     @property
     def exported(self) -> Exported:
@@ -55,14 +82,14 @@ class Subject:
             raise self._error
         if self._exported is None:
             try:
-                self._exported = export(self.module, self.example, max_batch=self.max_batch)
+                self._exported = export(self.module, self.rows(slice(_EXPORTED_ROWS)), max_batch=self.max_batch)
             except Exception as error:
                 self._error = error
                 raise
         return self._exported
 
     def fp32_nodes(self) -> tuple[str, ...]:
-        """The nodes that :attr:`keep_fp32` names, in the graph's order.
+        """The nodes that :attr:`kept` names, in the graph's order.
 
         Raises:
             ValueError: If a name is neither a node's nor a module's; the message names the nearest.
@@ -71,7 +98,7 @@ class Subject:
         nodes = [node.name for node in exported.model.graph.node]
         modules = {node: exported.origins[node].module for node in nodes if node in exported.origins}
         matches: set[str] = set()
-        for name in self.keep_fp32:
+        for name in self.kept:
             matches |= _match_nodes(name, nodes, modules)
         return tuple(node for node in nodes if node in matches)
 

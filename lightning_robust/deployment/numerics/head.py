@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import onnx
 from onnx import TensorProto
@@ -39,6 +39,19 @@ def head_nodes(model: onnx.ModelProto) -> tuple[str, ...]:
     outputs = [value.name for value in model.graph.output if value.name in floats]
     wanted = set().union(*(_head(nodes, layers, output) for output in outputs))
     return tuple(node.name for node in nodes if node.name in wanted and _is_floating(node, floats))
+
+
+def fp32_outputs(model: onnx.ModelProto, keep_fp32: Collection[str]) -> tuple[bool, ...]:
+    """For each output, whether it is no float or is computed by one of these nodes, and so stays as exact as it is.
+
+    Args:
+        model: fp32 graph.
+        keep_fp32: Names of nodes that compute in fp32.
+    """
+    producers = {name: node.name for node in model.graph.node for name in node.output}
+    floats = {value.name for value in model.graph.output if value.type.tensor_type.elem_type == TensorProto.FLOAT}
+    outputs = (value.name for value in model.graph.output)
+    return tuple(name not in floats or producers.get(name, "") in keep_fp32 for name in outputs)
 
 
 def _head(nodes: Sequence[onnx.NodeProto], layers: Sequence[onnx.NodeProto], output: str) -> set[str]:

@@ -18,11 +18,19 @@ from torch import Tensor
 from lightning_robust.deployment.engines import Runtime, Subject
 from lightning_robust.deployment.engines.child.process import CANCELLED
 from lightning_robust.deployment.engines.execution import Execution, execute, one_line
-from lightning_robust.deployment.parity.attribution import attribute
-from lightning_robust.deployment.parity.measure import ParityPass
-from lightning_robust.deployment.parity.result import ParityReport, TargetResult, target_sensitivity_scalars
-from lightning_robust.deployment.parity.scale import Decode
+from lightning_robust.deployment.parity.attribution import Link, find_engine
+from lightning_robust.deployment.parity.baseline import Measured
+from lightning_robust.deployment.parity.measure import ParityPass, in_unit
+from lightning_robust.deployment.parity.perturbed import Perturb, preprocessing_link
+from lightning_robust.deployment.parity.result import (
+    Basis,
+    ParityReport,
+    TargetResult,
+    chain_scalars,
+    target_sensitivity_scalars,
+)
 from lightning_robust.deployment.pixels.catalogue import Perturbation
+from lightning_robust.deployment.pixels.perturb import perturb as perturb_images
 from lightning_robust.functional.pixels import PixelSpace
 
 
@@ -32,31 +40,35 @@ class LateResults:
 
     Args:
         targets: Target -> result, with the step whose weights it belongs to.
-        attribution: ``"engine"``, measured against the emulation in that same pass; empty where it is not known.
+        chain: The links that end at an engine, measured against the emulation in that same pass.
         target_sensitivity: As in :class:`~.result.ParityReport`.
         unit: As there.
         notes: Lines that a reader should see.
+        basis: As there.
     """
 
     targets: dict[str, TargetResult]
-    attribution: dict[str, float]
+    chain: tuple[Link, ...]
     target_sensitivity: dict[str, dict[str, float]]
     unit: str
     notes: tuple[str, ...] = ()
+    basis: dict[str, Basis] = field(default_factory=dict)
 
     def scalars(self) -> dict[str, float]:
         """All numbers under their TensorBoard tags."""
         tags = target_sensitivity_scalars(self.target_sensitivity, self.unit)
         for name, target in self.targets.items():
             tags |= target.scalars(name)
-        return tags | {f"attribution/{cause}": value for cause, value in self.attribution.items()}
+        return tags | chain_scalars(self.chain)
 
     def merged_into(self, report: ParityReport) -> ParityReport:
         """A later pass's report with these results in it."""
+        late = {link.name for link in self.chain}
         return replace(
             report,
             targets=report.targets | self.targets,
-            attribution=report.attribution | self.attribution,
+            chain=(*(link for link in report.chain if link.name not in late), *self.chain),
+            basis=report.basis | self.basis,
             target_sensitivity=report.target_sensitivity | self.target_sensitivity,
             notes=report.notes + self.notes,
         )
@@ -88,15 +100,16 @@ class _Job:
 
     def results(self) -> LateResults:
         """The distances, computed in the caller's thread."""
-        targets = {runtime.name: self._result(runtime.name) for runtime in self.runtimes}
-        causes = attribute(self.report.targets | targets, {}, self.report.unit)
-        return LateResults(
-            targets,
-            {cause: distance for cause, distance in causes.items() if cause == "engine"},
-            {name: self._target_sensitivity(name) for name in self.perturbed},
-            self.report.unit,
-            tuple(self.notes),
-        )
+        basis: dict[str, Basis] = {}
+        targets = {runtime.name: self._result(runtime, basis) for runtime in self.runtimes}
+        moved = {name: self._target_sensitivity(name) for name in self.perturbed}
+        everything = self.report.targets | targets
+        engine, unit = find_engine(targets), self.report.unit
+        links = [link for link in self.parity.chain(everything) if link.target in targets]
+        links += preprocessing_link(moved.get(engine, {}), engine, unit)
+        basis |= {f"attribution/{link.name}": link.basis for link in links}
+        on_targets = {name: in_unit(found, unit) for name, found in moved.items()}
+        return LateResults(targets, tuple(links), on_targets, unit, tuple(self.notes), basis)
 
     def _work(self) -> None:
         CANCELLED.set(self.cancelled)
@@ -104,7 +117,7 @@ class _Job:
             if self.is_late():
                 return
             with torch.no_grad():
-                execution = execute(runtime, self.subject)
+                execution = execute(runtime, self.subject, self.parity.baseline.first_window)
             if not self.cancelled.is_set():  # else it failed because its process was killed
                 self.executions[runtime.name] = execution
                 self._run_perturbed(runtime.name, execution)
@@ -115,7 +128,7 @@ class _Job:
         with self._noting(name):
             self.perturbed[name] = self.parity.perturbed.run(execution.run, self.is_late)
 
-    def _target_sensitivity(self, name: str) -> dict[str, float]:
+    def _target_sensitivity(self, name: str) -> dict[str, Measured]:
         with self._noting(name):
             return self.parity.target_sensitivity(self.perturbed[name])
         return {}
@@ -127,13 +140,14 @@ class _Job:
         except Exception as error:
             self.notes.append(f"{name} on perturbed inputs failed: {one_line(error)}")
 
-    def _result(self, name: str) -> TargetResult:
-        if name not in self.executions:
+    def _result(self, runtime: Runtime, basis: dict[str, Basis]) -> TargetResult:
+        if runtime.name not in self.executions:
             return TargetResult("skipped", note=f"not ready in time, with the weights of step {self.step}")
-        execution = self.executions[name]
+        execution = self.executions[runtime.name]
         if execution.warning:
-            self.notes.append(f"{name}: {execution.warning}")
-        result = self.parity.result(name, execution)
+            self.notes.append(f"{runtime.name}: {execution.warning}")
+        result, found = self.parity.result(runtime, execution)
+        basis |= found
         note = ", ".join(part for part in (result.note, f"weights of step {self.step}, epoch {self.epoch}") if part)
         return replace(result, note=note, step=self.step)
 
@@ -154,34 +168,32 @@ class BackgroundParity:
 
     def measure(
         self,
-        subject: Subject,
+        parity: ParityPass,
         runtimes: Sequence[Runtime],
+        perturbations: Sequence[Perturbation] = (),
+        pixels: PixelSpace | None = None,
         *,
         step: int,
         epoch: int,
-        decode: Decode | None = None,
-        perturbations: Sequence[Perturbation] = (),
-        pixels: PixelSpace | None = None,
-        perturb_targets: bool = False,
+        perturb: Perturb = perturb_images,
     ) -> ParityReport:
-        """Measure as :func:`~.parity.measure_parity` does, without waiting for slow runtimes.
+        """Measure as :meth:`ParityPass.report` does, without waiting for slow runtimes.
 
         Args:
-            subject: The model and the samples; neither may be changed afterwards.
+            parity: The pass. Neither its model nor its samples may be changed afterwards.
             runtimes: What to compare.
-            step: Of the training; results that arrive later are marked with it.
-            epoch: Of the training, for their notes.
-            decode: As there, like all that follow.
             perturbations: Differences of preprocessing on the deployed side.
             pixels: How the samples were normalised.
-            perturb_targets: Run every runtime on the perturbed inputs too.
+            step: Of the training; results that arrive later are marked with it.
+            epoch: Of the training, for their notes.
+            perturb: Makes the perturbed pictures.
         """
         slow = [runtime for runtime in runtimes if runtime.slow and runtime.can_build()]
-        parity = ParityPass(subject, decode, self._limit, perturb_targets)
-        report = parity.report([runtime for runtime in runtimes if runtime not in slow], perturbations, pixels)
+        fast = [runtime for runtime in runtimes if runtime not in slow]
+        report = parity.report(fast, perturbations, pixels, perturb)
         late = self.collect()
         if slow and self._job is None:
-            self._start(_Job(subject, slow, parity, report, step, epoch, self._limit))
+            self._start(_Job(parity.subject, slow, parity, report, step, epoch, self._limit))
         report = self._add_waiting(report, slow)
         report = report if late is None else late.merged_into(report)
         return replace(report, targets={runtime.name: report.targets[runtime.name] for runtime in runtimes})

@@ -72,7 +72,7 @@ def is_constant(values: Tensor, precision: str = "fp32") -> bool:
         (True, False)
     """
     finite = values[values.isfinite()].double()
-    return bool(_spread(finite) <= _UNRESOLVED * EPS[precision] * finite.norm())
+    return bool(_centred_norm(finite) <= _UNRESOLVED * EPS[precision] * finite.norm())
 
 
 def compare_decoded(reference: Mapping[str, Tensor], deployed: Mapping[str, Tensor]) -> dict[str, float]:
@@ -186,13 +186,13 @@ def _compare_output(reference: Tensor, deployed: Tensor, precision: str) -> dict
 
 def _relative_l2(error: Tensor, exact: Tensor, precision: str) -> float:
     distance = float(error.norm().item())
-    spread = float((exact.norm() if is_constant(exact, precision) else _spread(exact)).item())
+    spread = float((exact.norm() if is_constant(exact, precision) else _centred_norm(exact)).item())
     if spread > 0:
         return distance / spread
     return 0.0 if distance == 0 else math.inf
 
 
-def _spread(values: Tensor) -> Tensor:
+def _centred_norm(values: Tensor) -> Tensor:
     return (values - values.mean()).norm() if values.numel() else torch.zeros((), dtype=torch.float64)
 
 

@@ -34,7 +34,7 @@ def intervals(reference: Readout, deployed: Readout, precision: str = "fp32") ->
         >>> low < exact.distance(deployed)["rel_l2"] < high
         True
     """
-    found = {PLAIN_UNIT: _relative(reference, deployed, precision)}
+    found = {PLAIN_UNIT: _worst_relative(reference, deployed, precision)}
     for points in reference.points(deployed):
         found |= _of_points(points)
     return {metric: interval for metric, interval in found.items() if not math.isnan(interval.low)}
@@ -52,7 +52,7 @@ def is_settled(value: float, interval: Interval | None, tolerance: float | None)
     return interval.high - interval.low <= _TENTH * max(abs(value), tolerance or 0.0)
 
 
-def _relative(reference: Readout, deployed: Readout, precision: str) -> Interval:
+def _worst_relative(reference: Readout, deployed: Readout, precision: str) -> Interval:
     """Of the worst output."""
     pairs = zip(reference.outputs, deployed.outputs, strict=True)
     each = [_relative_interval(r, d, precision) for r, d in pairs if r.is_floating_point()]

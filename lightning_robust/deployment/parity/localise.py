@@ -13,7 +13,7 @@ from lightning_robust.deployment.numerics.keep_list import find_keep_list
 from lightning_robust.deployment.numerics.rounding import Precision
 from lightning_robust.deployment.numerics.sensitivity import NodeSweep, Sensitivity
 from lightning_robust.deployment.parity.result import ParityReport
-from lightning_robust.deployment.parity.scale import Decode, Scale
+from lightning_robust.deployment.parity.scale import Decode, Known, Scale
 from lightning_robust.structures import flatten, map_tensors
 
 _SHARE = 0.2  # of what the whole graph costs: what the list aims at where no tolerance is given
@@ -24,6 +24,7 @@ def localise(
     report: ParityReport,
     *,
     decode: Decode | None = None,
+    known: Known | None = None,
     tolerance: float | None = None,
     samples: int = 4,
     time_limit: float = 60.0,
@@ -35,6 +36,7 @@ def localise(
         report: A pass of :func:`~.parity.measure_parity` in whose targets there is a half precision; without one
             nothing is added.
         decode: As in that pass.
+        known: As there.
         tolerance: Largest distance that is allowed, in ``report.unit``; if None, a fifth of what the whole graph
             costs, or, where that is infinite, twice what the nodes cost together that lose nothing.
         samples: How many of the samples are used.
@@ -53,7 +55,7 @@ def localise(
         exported.model,
         feed(example, exported),
         precision=cast(Precision, precision),
-        measure=partial(Scale(subject.module, example, decode).distance, report.unit),
+        measure=partial(Scale(subject.module, example, decode, known).distance, report.unit),
         unit=report.unit,
         origins=exported.origins,
     )

@@ -5,30 +5,26 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 from torch import Tensor
 
-from lightning_robust.deployment.engines import Runtime, Subject, run_module
-from lightning_robust.deployment.engines.base import Runner
-from lightning_robust.deployment.engines.execution import (
-    Execution,
-    execute,
-    one_line,
-    run_in_batches,
-)
-from lightning_robust.deployment.engines.torch import TorchRuntime
+from lightning_robust.deployment.engines import Runtime, Subject
+from lightning_robust.deployment.engines.base import HALF, Runner
+from lightning_robust.deployment.engines.execution import Execution, execute, one_line
 from lightning_robust.deployment.graph.lint import Finding
-from lightning_robust.deployment.parity.attribution import attribute, fp16_metrics
+from lightning_robust.deployment.parity.attribution import Link, find_chain, find_engine, fp16_metrics
+from lightning_robust.deployment.parity.baseline import Baseline, Measured, measure_distance
+from lightning_robust.deployment.parity.perturbed import Perturb, PerturbationSweep, preprocessing_link
 from lightning_robust.deployment.parity.perturbed_inputs import PerturbedInputs
-from lightning_robust.deployment.parity.result import ParityReport, TargetResult
-from lightning_robust.deployment.parity.scale import Decode, Readout, Scale
+from lightning_robust.deployment.parity.result import Basis, ParityReport, TargetResult
+from lightning_robust.deployment.parity.samples import Outputs
+from lightning_robust.deployment.parity.scale import Decode, Known, Moved, Readout, Task
+from lightning_robust.deployment.parity.storage import storage_metrics
 from lightning_robust.deployment.pixels.catalogue import Perturbation
-from lightning_robust.deployment.pixels.perturb import perturb
+from lightning_robust.deployment.pixels.perturb import perturb as perturb_images
 from lightning_robust.functional.pixels import PixelSpace
-from lightning_robust.structures import flatten, rebuild
+
+Tolerance = Mapping[str, float]
 
 
 def measure_parity(
@@ -36,41 +32,44 @@ def measure_parity(
     runtimes: Sequence[Runtime],
     *,
     decode: Decode | None = None,
+    known: Known | None = None,
+    moved: Moved | None = None,
     perturbations: Sequence[Perturbation] = (),
     pixels: PixelSpace | None = None,
     time_limit: float = 120.0,
+    tolerance: Tolerance | None = None,
     perturb_targets: bool = False,
 ) -> ParityReport:
     """Run the same samples through every runtime and compare with PyTorch in fp64.
 
-    A runtime that fails becomes a line in the report; the others go on.
+    A runtime that fails becomes a line in the report; the others go on. Samples are taken in windows of 16, 16, 32, 64
+    and so on; a runtime or a perturbation takes no further one once its interval is narrower than a tenth of its value,
+    or of its tolerance. Engines run on the first window alone.
 
     Args:
         subject: The model and the samples.
         runtimes: What to compare, from :func:`~.engines.targets.available`.
         decode: Turns the model's outputs into named values in the task's own units.
+        known: Which of their points the model knows, as :class:`~.scale.Task` documents.
+        moved: What a right answer becomes when the picture moves, as documented there.
         perturbations: Differences of preprocessing on the deployed side, from :func:`~.catalogue.perturbations`.
         pixels: How the samples were normalised; needed for perturbations.
         time_limit: Seconds after which nothing new is started.
+        tolerance: ``"<target>/<metric>"`` -> largest allowed value; a tenth of it is precise enough.
         perturb_targets: Run every runtime that was measured on the perturbed inputs too (engines once for each).
 
+    Raises:
+        ValueError: If there are no samples.
+
     Example:
-        >>> import torch
         >>> from lightning_robust.deployment.engines import available
         >>> subject = Subject(torch.nn.Linear(3, 1).eval(), (torch.ones(4, 3),))
         >>> report = measure_parity(subject, available(["torch-fp32", "torch-bf16"]))
         >>> report.targets["torch-fp32"].metrics["max_abs"] < 1e-6
         True
     """
-    return ParityPass(subject, decode, time_limit, perturb_targets).report(runtimes, perturbations, pixels)
-
-
-@dataclass(frozen=True)
-class _Fed:
-    """Arguments of ``forward`` and what PyTorch in fp32 returned for them."""
-
-    args: tuple[Any, ...]
-    readout: Readout
+    measured = ParityPass(subject, Task(decode, known, moved), time_limit, perturb_targets, tolerance)
+    return measured.report(runtimes, perturbations, pixels)
 
 
 class ParityPass:
@@ -78,134 +77,140 @@ class ParityPass:
 
     Args:
         subject: The model and the samples.
-        decode: Turns the model's outputs into named values in the task's own units.
+        task: What the task says of the outputs.
         time_limit: Seconds after which nothing new is started.
         perturb_targets: Keep the perturbed inputs, so that runtimes can be run on them too.
+        tolerance: As for :func:`measure_parity`.
     """
 
     def __init__(
-        self, subject: Subject, decode: Decode | None, time_limit: float, perturb_targets: bool = False
+        self,
+        subject: Subject,
+        task: Task,
+        time_limit: float,
+        perturb_targets: bool = False,
+        tolerance: Tolerance | None = None,
     ) -> None:
         self._start = time.monotonic()
-        self._subject = subject
-        self._limit = time_limit
+        self.subject, self._task, self._limit = subject, task, time_limit
+        self._tolerance = tolerance or {}
+        self.baseline = Baseline(subject, task)
         self.perturbed = PerturbedInputs(subject.max_batch) if perturb_targets else None
         self._runners: dict[str, Runner] = {}
+        self._readouts: dict[str, Readout] = {}
         self._notes: list[str] = []
-        self._fp32 = partial(run_module, subject.module)
-        self._reference_name, outputs = self._run_reference()
-        self._scale, self._reference = self._read_reference(outputs, decode)
-        self._unit = self._reference.unit
 
     def report(
-        self, runtimes: Sequence[Runtime], perturbations: Sequence[Perturbation], pixels: PixelSpace | None
+        self,
+        runtimes: Sequence[Runtime],
+        perturbations: Sequence[Perturbation],
+        pixels: PixelSpace | None,
+        perturb: Perturb = perturb_images,
     ) -> ParityReport:
         """Measure the runtimes, and how far the perturbations move the outputs."""
-        targets = {runtime.name: self._measure_target(runtime) for runtime in runtimes}
-        sensitivity = self._measure_sensitivity(perturbations, pixels)
-        _add_times_fp16(sensitivity, fp16_metrics(targets), self._unit)
-        target_sensitivity = {name: self._perturb_target(name, runner) for name, runner in self._runners.items()}
+        basis: dict[str, Basis] = {}
+        targets = {runtime.name: self._measure_target(runtime, basis) for runtime in runtimes}
+        sweep = PerturbationSweep(
+            self.subject, self.baseline, self._task.moved, self._is_late, self._notes, self.perturbed
+        )
+        moved = sweep.measure(perturbations, pixels, perturb) if perturbations else {}
+        on_targets = {name: self._perturb_target(name, runner) for name, runner in self._runners.items()}
+        chain = self.chain(targets) + self._preprocessing(targets, moved, on_targets)
+        for name, found in moved.items():
+            basis |= found.basis(f"sensitivity/{name}")
         findings = self._find_problems()
         return ParityReport(
             targets,
-            sensitivity,
-            attribute(targets, sensitivity, self._unit),
-            self._unit,
-            self._reference_name,
-            len(next(iter(flatten(self._subject.example).values()))),
+            _with_times_fp16(moved, fp16_metrics(targets), self.unit),
+            chain,
+            self.unit,
+            self.baseline.name,
+            max((rests.samples for rests in basis.values()), default=self.baseline.first_window.stop),
             time.monotonic() - self._start,
-            tuple(self._notes),
+            (*self.baseline.notes, *self._notes),
             findings,
-            target_sensitivity=target_sensitivity,
+            target_sensitivity={name: in_unit(found, self.unit) for name, found in on_targets.items()},
+            basis=basis | {f"attribution/{link.name}": link.basis for link in chain},
         )
 
-    def result(self, name: str, execution: Execution) -> TargetResult:
-        """A runtime's distance to the reference, or why it has none."""
+    @property
+    def unit(self) -> str:
+        """The metric that stands for a distance."""
+        return self.baseline.unit
+
+    def result(self, runtime: Runtime, execution: Execution) -> tuple[TargetResult, dict[str, Basis]]:
+        """A runtime's distance to the reference and what it rests on, or why it has none."""
         if execution.warning:
-            self._notes.append(f"{name}: {execution.warning}")
-        metrics, status, note = {}, execution.status, execution.note
+            self._notes.append(f"{runtime.name}: {execution.warning}")
+        metrics, status, note, basis = {}, execution.status, execution.note, {}
         if status == "measured":
             try:
-                metrics = self._reference.distance(self._scale.read(execution.outputs))
+                found = self._distance(runtime, execution)
+                metrics, basis = dict(found.metrics), found.basis(f"parity/{runtime.name}")
             except Exception as error:
                 status, note = "failed", one_line(error)
-        return TargetResult(status, metrics, note, execution.size, execution.seconds)
+        return TargetResult(status, metrics, note, execution.size, execution.seconds), basis
 
-    def target_sensitivity(self, outputs: Mapping[Any, list[Tensor]]) -> dict[str, float]:
-        """Perturbation -> how far it moves a runtime's outputs on the perturbed inputs, in the report's unit."""
+    def chain(self, targets: Mapping[str, TargetResult]) -> tuple[Link, ...]:
+        """The links between the targets that were measured, those of an earlier call included."""
+        measured = {name: each for name, each in self._readouts.items() if targets[name].status == "measured"}
+        reference = {self.baseline.name: self.baseline.largest()}
+        return find_chain(reference | measured, self.baseline.name, self.unit) if measured else ()
+
+    def target_sensitivity(self, outputs: Mapping[object, list[Tensor]]) -> dict[str, Measured]:
+        """Perturbation -> how far it moves a runtime's outputs on the perturbed inputs."""
         pairs = [] if self.perturbed is None else self.perturbed.pairs(outputs)
-        read = self._scale.read
-        return {name: read(trained).distance(read(deployed))[self._unit] for name, trained, deployed in pairs}
-
-    def _run_reference(self) -> tuple[str, list[Tensor]]:
-        if self._subject.reference is not None:
-            return self._subject.reference, self._run(self._fp32, self._subject.example)
-        try:
-            runner = TorchRuntime("torch", "fp64").build(self._subject).run
-            if runner is not None:
-                return "torch-fp64", self._run(runner, self._subject.example)
-        except Exception as error:
-            self._notes.append(
-                f"The module does not run in fp64 ({one_line(error)}); the reference is PyTorch in fp32."
-            )
-        return "torch-fp32", self._run(self._fp32, self._subject.example)
-
-    def _read_reference(self, outputs: list[Tensor], decode: Decode | None) -> tuple[Scale, Readout]:
-        try:
-            scale = Scale(self._subject.module, self._subject.example, decode)
-            return scale, scale.read(outputs)
-        except Exception as error:
-            self._notes.append(f"`decode` failed and is left out: {one_line(error)}")
-            return Scale(), Scale().read(outputs)
-
-    def _run(self, runner: Runner, args: tuple[Any, ...]) -> list[Tensor]:
-        return run_in_batches(runner, args, self._subject.max_batch)
+        read, window = self.baseline.scale.read, self.baseline.first_window
+        known = self.baseline.readout(window).known
+        return {
+            name: measure_distance(read(trained)._replace(known=known), read(deployed), window.stop)
+            for name, trained, deployed in pairs
+        }
 
     def _is_late(self) -> bool:
         return time.monotonic() - self._start > self._limit
 
-    def _measure_target(self, runtime: Runtime) -> TargetResult:
+    def _measure_target(self, runtime: Runtime, basis: dict[str, Basis]) -> TargetResult:
         if self._is_late() and runtime.can_build():
             return TargetResult("skipped", note=f"the time limit of {self._limit:g} s was reached")
-        execution = execute(runtime, self._subject)
-        result = self.result(runtime.name, execution)
+        execution = execute(runtime, self.subject, self.baseline.first_window)
+        result, found = self.result(runtime, execution)
+        basis |= found
         if self.perturbed is not None and execution.run is not None:
             self._runners[runtime.name] = execution.run
         return result
 
-    def _measure_sensitivity(
-        self, perturbations: Sequence[Perturbation], pixels: PixelSpace | None
-    ) -> dict[str, dict[str, float]]:
-        if not perturbations:
-            return {}
-        images, *others = flatten(self._subject.example).values()
+    def _distance(self, runtime: Runtime, execution: Execution) -> Measured:
+        """The distance on as many samples as it takes; the first window has been run."""
+        first, run = self.baseline.first_window, execution.run
 
-        def feed(perturbed: Tensor) -> _Fed:
-            args = rebuild(self._subject.example, iter([perturbed, *others]))
-            return _Fed(args, self._scale.read(self._run(self._fp32, args)))
+        def outputs_on(window: slice) -> list[Tensor]:
+            if window == first or run is None:
+                return execution.outputs
+            return self.baseline.run(run, self.subject.rows(window))
 
-        try:
-            batch = perturb(images, pixels, perturbations)
-        except ValueError as error:
-            self._notes.append(f"Preprocessing was not perturbed: {error}")
-            return {}
-        results = {}
-        for entry in batch:
-            name = entry.entry.name
-            if self._is_late():
-                self._notes.append(f"Perturbations from {name!r} on were skipped: the time was up.")
-                break
-            try:
-                trained, deployed = entry.through(feed)
-                results[name] = trained.readout.distance(deployed.readout)
-            except Exception as error:
-                self._notes.append(f"Perturbation {name!r} failed: {one_line(error)}")
-                continue
-            if self.perturbed is not None:
-                self.perturbed.add(name, deployed.args, entry.entry.trained, trained.args)
-        return results
+        tolerance = self._tolerance.get(f"{runtime.name}/{self.unit}")
+        readout, found = self.baseline.until_settled(
+            Outputs(outputs_on), runtime.precision, tolerance, self._is_late, slow=runtime.slow
+        )
+        self._readouts[runtime.name] = readout
+        if runtime.precision in HALF:
+            return found._replace(metrics=found.metrics | storage_metrics(self.baseline, self.subject, runtime))
+        return found
 
-    def _perturb_target(self, name: str, runner: Runner) -> dict[str, float]:
+    def _preprocessing(
+        self,
+        targets: Mapping[str, TargetResult],
+        moved: Mapping[str, Measured],
+        on_targets: Mapping[str, Mapping[str, Measured]],
+    ) -> tuple[Link, ...]:
+        """What the deployed side's pixels do: to the executed engine where it was run on them, else to PyTorch."""
+        engine = find_engine(targets)
+        if on_targets.get(engine):
+            return preprocessing_link(on_targets[engine], engine, self.unit)
+        return preprocessing_link(moved, "torch-fp32", self.unit)
+
+    def _perturb_target(self, name: str, runner: Runner) -> dict[str, Measured]:
         try:
             return {} if self.perturbed is None else self.target_sensitivity(self.perturbed.run(runner, self._is_late))
         except Exception as error:
@@ -214,13 +219,22 @@ class ParityPass:
 
     def _find_problems(self) -> tuple[Finding, ...]:
         try:
-            return self._subject.findings()
+            return self.subject.findings()
         except Exception as error:
             self._notes.append(f"The graph was not read for findings ({one_line(error)}).")
             return ()
 
 
-def _add_times_fp16(sensitivity: dict[str, dict[str, float]], fp16: Mapping[str, float], unit: str) -> None:
-    if 0 < fp16.get(unit, 0.0) < math.inf:
-        for metrics in sensitivity.values():
-            metrics["times_fp16"] = metrics[unit] / fp16[unit]
+def in_unit(found: Mapping[str, Measured], unit: str) -> dict[str, float]:
+    """The one metric of each."""
+    return {name: each.metrics[unit] for name, each in found.items()}
+
+
+def _with_times_fp16(
+    moved: Mapping[str, Measured], fp16: Mapping[str, float], unit: str
+) -> dict[str, dict[str, float]]:
+    known = 0 < fp16.get(unit, 0.0) < math.inf
+    return {
+        name: found.metrics | ({"times_fp16": found.metrics[unit] / fp16[unit]} if known else {})
+        for name, found in moved.items()
+    }

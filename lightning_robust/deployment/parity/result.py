@@ -4,12 +4,62 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
 from lightning_robust.deployment.engines.execution import STATUS_CODES, Status
 from lightning_robust.deployment.graph.lint import Finding
 from lightning_robust.deployment.numerics.keep_list import KeepList
 from lightning_robust.deployment.numerics.sensitivity import Sensitivity
 from lightning_robust.deployment.pixels.catalogue import CATALOGUE
+
+if TYPE_CHECKING:
+    from lightning_robust.deployment.parity.attribution import Link
+
+BEYOND = "beyond_geometry"
+"""The metric of a perturbation: how far it moves the outputs beyond what it does to the picture, in the unit."""
+STORAGE = "storage"
+"""The metric of a target: what merely storing the exact outputs in its precision costs, in the unit."""
+
+
+class Basis(NamedTuple):
+    """What a number rests on.
+
+    Args:
+        samples: Number of inputs.
+        low: Lower end of its 95 % interval, by bootstrap over the inputs.
+        high: Upper end.
+    """
+
+    samples: int
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class MeasuredWeights:
+    """Which weights a report is of.
+
+    Args:
+        epoch: Of the training; None where there was none.
+        step: Of the training.
+        checkpoint: The file, where they were read from one.
+        digest: The first digits of their SHA-256.
+    """
+
+    epoch: int | None = None
+    step: int | None = None
+    checkpoint: str = ""
+    digest: str = ""
+
+    def __str__(self) -> str:
+        """As in a report: ``weights of epoch 3, step 188, last.ckpt (9f2c51d0)``; empty if nothing is known of them."""
+        parts = [] if self.epoch is None else [f"epoch {self.epoch}"]
+        parts += [] if self.step is None else [f"step {self.step}"]
+        parts += [self.checkpoint] if self.checkpoint else []
+        if not parts and not self.digest:
+            return ""
+        of = f" of {', '.join(parts)}" if parts else ""
+        return f"weights{of}{f' ({self.digest})' if self.digest else ''}"
 
 
 @dataclass(frozen=True)
@@ -19,7 +69,7 @@ class TargetResult:
     Args:
         status: ``"measured"``; ``"built"`` (an engine exists that cannot be executed here: it has no parity numbers);
             ``"skipped"`` (the time was up); ``"unavailable"`` (a package or device is missing); ``"failed"``.
-        metrics: Distances to the reference, only if measured.
+        metrics: Distances to the reference, only if measured; in half precision also ``"storage"``.
         note: The reason, in one line.
         size: Bytes of the engine.
         seconds: Time to build and run it.
@@ -46,11 +96,12 @@ class ParityReport:
 
     Args:
         targets: Target -> :class:`TargetResult`.
-        sensitivity: Perturbation -> metrics of how it changes PyTorch's outputs.
-        attribution: Cause -> its distance, in ``unit``.
-        unit: The metric in which causes are counted: the first decoded value's p99, else ``"rel_l2"``.
+        sensitivity: Perturbation -> metrics of how it changes PyTorch's outputs; ``"beyond_geometry"`` among them
+            where it is known what a right answer does.
+        chain: The links from the reference to the engine, and to the deployed side's pixels.
+        unit: The metric in which links are counted: the first decoded value's p99, else ``"rel_l2"``.
         reference: What the distances are measured from, ``"torch-fp64"`` where the module can do that.
-        samples: Number of inputs.
+        samples: Number of inputs, at most.
         seconds: Time of the pass.
         notes: Lines that a reader should see.
         findings: What the graph will do on TensorRT, from :func:`~.lint.lint`; empty for a clean one.
@@ -58,11 +109,15 @@ class ParityReport:
         keep: The nodes to keep in fp32 for a tolerance, from there too.
         target_sensitivity: Target -> perturbation -> how far it changes this target's outputs, in ``unit``; for the
             targets that were perturbed too.
+        head: The nodes between the last layer and the outputs, where :func:`~.storage.examine_head` found that they
+            cost most of the distance.
+        basis: Tag -> the number of inputs behind it, and its interval.
+        weights: Which weights were measured.
     """
 
     targets: dict[str, TargetResult]
     sensitivity: dict[str, dict[str, float]]
-    attribution: dict[str, float]
+    chain: tuple[Link, ...]
     unit: str
     reference: str
     samples: int
@@ -72,37 +127,53 @@ class ParityReport:
     layers: Sensitivity | None = None
     keep: KeepList | None = None
     target_sensitivity: dict[str, dict[str, float]] = field(default_factory=dict)
+    head: tuple[str, ...] = ()
+    basis: dict[str, Basis] = field(default_factory=dict)
+    weights: MeasuredWeights = MeasuredWeights()
+
+    @property
+    def attribution(self) -> dict[str, float]:
+        """Link -> its distance, in ``unit``."""
+        return {link.name: link.value for link in self.chain}
 
     def scalars(self) -> dict[str, float]:
-        """All numbers under their TensorBoard tags."""
+        """The numbers under their TensorBoard tags; of perturbations the plain distance and those in ``unit``."""
         tags = {"parity/status": float(max((STATUS_CODES[t.status] for t in self.targets.values()), default=0))}
         for name, target in self.targets.items():
             tags |= target.scalars(name)
         for name, metrics in self.sensitivity.items():
-            tags |= {f"sensitivity/{name}/{metric}": value for metric, value in metrics.items()}
+            tags |= {f"sensitivity/{name}/{key}": value for key, value in metrics.items() if self._is_logged(key)}
         tags |= {f"sensitivity/family/{family}": value for family, value in self.families().items()}
         tags |= target_sensitivity_scalars(self.target_sensitivity, self.unit)
-        tags |= {f"attribution/{cause}": value for cause, value in self.attribution.items()}
+        tags |= chain_scalars(self.chain)
         return tags | {"parity/findings": float(len(self.findings)), "parity/seconds": self.seconds}
 
     def families(self, metric: str | None = None) -> dict[str, float]:
         """Family of perturbations -> how far its worst entry moves the outputs; the worst family first.
 
         Args:
-            metric: Any of those in ``sensitivity``, such as ``"times_fp16"``; ``unit`` if None. A family in which it
-                was not measured is left out.
+            metric: Any of those in ``sensitivity``, such as ``"times_fp16"``; None takes what :meth:`moved` gives. A
+                family in which it was not measured is left out.
         """
-        key = self.unit if metric is None else metric
         worst: dict[str, float] = {}
         for name, metrics in self.sensitivity.items():
-            if name in CATALOGUE and key in metrics:
+            value = self.moved(name) if metric is None else metrics.get(metric)
+            if name in CATALOGUE and value is not None:
                 family = CATALOGUE[name].family
-                worst[family] = max(worst.get(family, 0.0), metrics[key])
+                worst[family] = max(worst.get(family, 0.0), value)
         return dict(sorted(worst.items(), key=lambda item: -item[1]))
 
+    def moved(self, perturbation: str) -> float:
+        """How far a perturbation moves the outputs in ``unit``, beyond what it does to the picture if that is known."""
+        metrics = self.sensitivity[perturbation]
+        return metrics.get(BEYOND, metrics[self.unit])
+
     def worst_perturbation(self) -> str | None:
-        """The perturbation that moves the outputs most, in ``unit``."""
-        return max(self.sensitivity, key=lambda name: self.sensitivity[name][self.unit], default=None)
+        """The perturbation that moves the outputs most, as :meth:`moved` counts."""
+        return max(self.sensitivity, key=self.moved, default=None)
+
+    def _is_logged(self, metric: str) -> bool:
+        return metric.endswith(("_p99", "_flips")) or metric in ("rel_l2", BEYOND, "times_fp16")
 
 
 def target_sensitivity_scalars(results: Mapping[str, Mapping[str, float]], unit: str) -> dict[str, float]:
@@ -112,3 +183,9 @@ def target_sensitivity_scalars(results: Mapping[str, Mapping[str, float]], unit:
         for target, distances in results.items()
         for perturbation, value in distances.items()
     }
+
+
+def chain_scalars(chain: tuple[Link, ...]) -> dict[str, float]:
+    """The links under their TensorBoard tags: the distance of each and its bias."""
+    values = {f"attribution/{link.name}": link.value for link in chain}
+    return values | {f"attribution/{link.name}_bias": link.bias for link in chain}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from lightning_robust.deployment.engines.base import HALF
 from lightning_robust.deployment.numerics.sensitivity import overflow_sentence
-from lightning_robust.deployment.parity.result import ParityReport
+from lightning_robust.deployment.parity.result import BEYOND, Basis, ParityReport
 from lightning_robust.deployment.parity.scale import unit_label
+from lightning_robust.deployment.pixels.catalogue import CATALOGUE, Perturbation
 
 DEFAULT_TOLERANCES: dict[str, float] = {
     "torch-fp32": 1e-5,
@@ -27,7 +30,11 @@ DEFAULT_TOLERANCES: dict[str, float] = {
 """Largest ``rel_l2`` of a sound model: about three times what small untrained networks show. Those of TensorRT are set
 by the arithmetic, not by measurement. Set your own in the task's units."""
 Level = Literal["good", "mind", "bad"]
-_LARGE = 3.0  # a perturbation that moves the outputs this many times more than fp16 is worth a sentence
+_WHAT_IFS = 3
+_NOT_EXECUTED = ("emulated", "torch")
+_FINGERPRINT = "Whether the deployed side does any of this: lightning-robust fingerprint training.npy deployed.npy"
+_MEND = "Mend it on the deployed side; training can only lessen what goes beyond the motion."
+_TRAIN = "Mend it on the deployed side, or train with it: augment with that difference, or switch on `adversarial`."
 
 
 @dataclass(frozen=True)
@@ -35,14 +42,19 @@ class Verdict:
     """Whether a model may be deployed, in words.
 
     Args:
-        level: ``"good"``, ``"mind"`` (read the exceptions) or ``"bad"`` (do not deploy).
+        level: ``"good"`` (the user's tolerance was met, with its interval, by an engine that was executed), ``"mind"``
+            (read what was measured and what was not) or ``"bad"`` (do not deploy).
         headline: One sentence.
-        exceptions: One sentence each.
+        exceptions: What was found to be wrong, one sentence each.
+        measured: What was measured, on what, and what was not, one sentence each.
+        what_ifs: What other preprocessing would do and what to do about it, as :func:`what_if_sentences` says.
     """
 
     level: Level
     headline: str
     exceptions: tuple[str, ...]
+    measured: tuple[str, ...] = ()
+    what_ifs: tuple[str, ...] = ()
 
 
 class Violation(NamedTuple):
@@ -58,26 +70,39 @@ class Violation(NamedTuple):
 
 
 def judge_parity(report: ParityReport, tolerance: Mapping[str, float] | None = None) -> Verdict:
-    """Say whether the model may be deployed, at what distance, and with which exceptions.
+    """Say whether the model may be deployed, at what distance, and what that rests on.
 
     Args:
         report: A parity pass.
         tolerance: ``"<target>"`` (meaning ``rel_l2``) or ``"<target>/<metric>"`` -> largest allowed value; None takes
-            :data:`DEFAULT_TOLERANCES`.
+            :data:`DEFAULT_TOLERANCES`, which can find a model unsound, but none fit to deploy.
     """
     broken = violations(report.scalars(), tolerance)
     failed = [f"{name} failed: {t.note}" for name, t in report.targets.items() if t.status == "failed"]
-    exceptions = tuple([f"{violation}." for violation in broken] + failed + _exception_sentences(report))
+    overflow = overflow_sentence(report.layers) if report.layers else ""
+    exceptions = (*(f"{violation}." for violation in broken), *failed, *filter(None, [overflow]))
     worst = _worst_half(report)
     if worst is None:
-        return Verdict("mind", "No half precision was measured: nothing can be said about deployment.", exceptions)
+        headline = "No half precision was measured: nothing can be said about deployment."
+        return Verdict("mind", headline, exceptions, _measured_sentences(report), what_if_sentences(report))
     name, distance = worst
-    precision = name.rsplit("-", 1)[1]
-    unit = unit_label(report.unit)
-    if failed or _concerns(precision, broken):
-        return Verdict("bad", f"Do not deploy as it is: {name} is {distance:.3g} {unit} away.", exceptions)
-    headline = f"Safe at {precision} within {distance:.3g} {unit}{', except:' if exceptions else '.'}"
-    return Verdict("mind" if exceptions else "good", headline, exceptions)
+    if failed or _concerns(name.rsplit("-", 1)[1], broken):
+        judged: tuple[Level, str] = "bad", f"Do not deploy as it is: {name} is {distance} away."
+    else:
+        judged = _judge_sound(report, tolerance, name, distance)
+    return Verdict(*judged, exceptions, _measured_sentences(report), what_if_sentences(report))
+
+
+def what_if_sentences(report: ParityReport) -> tuple[str, ...]:
+    """The perturbations that would move the outputs most, one of each family, and what to do about each.
+
+    The last line names the command that tells whether the deployed side has any of them; empty without perturbations.
+    """
+    worst: dict[str, str] = {}
+    for name in sorted(report.sensitivity, key=report.moved, reverse=True):
+        worst.setdefault(CATALOGUE[name].family if name in CATALOGUE else name, name)
+    lines = tuple(_what_if(report, name) for name in list(worst.values())[:_WHAT_IFS])
+    return (*lines, _FINGERPRINT) if lines else ()
 
 
 def violations(scalars: Mapping[str, float], tolerance: Mapping[str, float] | None = None) -> list[Violation]:
@@ -91,8 +116,7 @@ def violations(scalars: Mapping[str, float], tolerance: Mapping[str, float] | No
         >>> [str(violation) for violation in violations({"parity/emulated-fp16/rel_l2": 0.1})]
         ['parity/emulated-fp16/rel_l2 is 0.1, allowed is 0.005']
     """
-    limits = DEFAULT_TOLERANCES if tolerance is None else tolerance
-    tags = {f"parity/{key}" if "/" in key else f"parity/{key}/rel_l2": limit for key, limit in limits.items()}
+    tags = _tags(DEFAULT_TOLERANCES if tolerance is None else tolerance)
     return [
         Violation(tag, scalars[tag], limit)
         for tag, limit in tags.items()
@@ -105,35 +129,108 @@ def _concerns(precision: str, broken: list[Violation]) -> bool:
     return any(violation.tag.split("/")[1].endswith((f"-{precision}", "-fp32")) for violation in broken)
 
 
-def _worst_half(report: ParityReport) -> tuple[str, float] | None:
+def _judge_sound(
+    report: ParityReport, tolerance: Mapping[str, float] | None, name: str, distance: str
+) -> tuple[Level, str]:
+    """Level and headline where no tolerance is broken: good by a tolerance of the user's and an executed engine."""
+    limits = {} if tolerance is None else _tags(tolerance)
+    kept = {tag: limit for tag, limit in limits.items() if _executed(report, tag.split("/")[1])}
+    open_tags = [tag for tag, limit in kept.items() if not _is_certain(report, tag, limit)]
+    half = any(tag.split("/")[1].endswith(HALF) for tag in kept)
+    if half and not open_tags:
+        met = "; ".join(f"{tag} is {_told(report, tag)}, allowed is {limit:.3g}" for tag, limit in kept.items())
+        return "good", f"Within your tolerance, executed: {met}."
+    if open_tags:
+        tag = open_tags[0]
+        reason = f"{tag} is {_told(report, tag)}, allowed is {kept[tag]:.3g}: more samples are needed to be sure"
+    elif tolerance is None:
+        reason = "no tolerance was set"
+    else:
+        reason = "no engine in half precision with a tolerance was executed"
+    return "mind", f"{name} is {distance} away; {reason}."
+
+
+def _is_certain(report: ParityReport, tag: str, limit: float) -> bool:
+    """Whether a number lies within its limit with its whole interval; one that has no interval counts by itself."""
+    basis = report.basis.get(tag)
+    return basis is None or math.isnan(basis.high) or basis.high <= limit
+
+
+def _executed(report: ParityReport, target: str) -> bool:
+    result = report.targets.get(target)
+    return result is not None and result.status == "measured" and not target.startswith(_NOT_EXECUTED)
+
+
+def _told(report: ParityReport, tag: str) -> str:
+    return with_interval(report.scalars()[tag], report.basis.get(tag))
+
+
+def with_interval(value: float, basis: Basis | None) -> str:
+    """A number and its interval for readers.
+
+    Example:
+        >>> with_interval(0.628, Basis(16, 0.41, 0.9)), with_interval(2.0, None)
+        ('0.628 (0.41 to 0.9)', '2')
+    """
+    if basis is None or math.isnan(basis.low):
+        return f"{value:.3g}"
+    return f"{value:.3g} ({basis.low:.2g} to {basis.high:.2g})"
+
+
+def _worst_half(report: ParityReport) -> tuple[str, str] | None:
+    """The half precision that is furthest away, an executed engine before others, and how far in words."""
     measured = {n: t.metrics[report.unit] for n, t in report.targets.items() if report.unit in t.metrics}
-    for precision in ("-fp16", "-bf16"):
-        half = {name: value for name, value in measured.items() if name.endswith(precision)}
+    for precision in HALF:
+        half = {name: value for name, value in measured.items() if name.endswith(f"-{precision}")}
         if half:
-            return max(half.items(), key=lambda item: item[1])
+            name = max(half, key=lambda name: (half[name] != half[name], half[name]))
+            basis = report.basis.get(f"parity/{name}/{report.unit}")
+            return name, f"{with_interval(half[name], basis)} {unit_label(report.unit)}"
     return None
 
 
-def _exception_sentences(report: ParityReport) -> list[str]:
-    """What a reader must know beside tolerances and failures."""
-    count = len(report.findings)
-    sentences = [
-        overflow_sentence(report.layers) if report.layers else "",
-        _preprocessing_sentence(report),
-        f"{count} finding{'s' if count > 1 else ''} in the graph, see below." if count else "",
-    ]
-    built = [f"{name} was built only. {t.note}" for name, t in report.targets.items() if t.status == "built"]
-    return [sentence for sentence in sentences if sentence] + built
+def _measured_sentences(report: ParityReport) -> tuple[str, ...]:
+    """What was measured, on what, and what was not."""
+    by_status: dict[str, list[str]] = {}
+    for name, target in report.targets.items():
+        runs = "executed" if _executed(report, name) else name.split("-")[0]
+        kind = runs if target.status == "measured" else target.status
+        by_status.setdefault(kind, []).append(name)
+    words = {
+        "executed": "Executed",
+        "emulated": "Emulated, not executed",
+        "torch": "Executed by PyTorch, not by an engine",
+        "built": "Built, not executed",
+        "skipped": "Skipped, the time was up",
+        "unavailable": "Not available here",
+        "failed": "Failed",
+    }
+    of_weights = f", {report.weights}" if str(report.weights) else ""
+    lines = [f"Measured against {report.reference} on up to {report.samples} samples{of_weights}."]
+    lines += [f"{words[kind]}: {', '.join(by_status[kind])}." for kind in words if kind in by_status]
+    count = len(report.sensitivity)
+    tested = f"{count} what-ifs" if count else "not tested"
+    lines.append(f"Preprocessing: {tested}; what the deployed side really feeds was not seen.")
+    return tuple(lines)
 
 
-def _preprocessing_sentence(report: ParityReport) -> str:
-    """Names the worst perturbation, unless it moves the outputs about as much as fp16 does."""
-    name = report.worst_perturbation()
-    if name is None:
-        return ""
-    metrics = report.sensitivity[name]
-    times = metrics.get("times_fp16")
-    if times is not None and times < _LARGE:
-        return ""
-    comparison = f", {times:.3g} times what fp16 does" if times is not None else ""
-    return f"Preprocessing {name} moves the outputs {metrics[report.unit]:.3g} {unit_label(report.unit)}{comparison}."
+def _what_if(report: ParityReport, name: str) -> str:
+    """What one perturbation would do, and what to do about it."""
+    metrics, unit = report.sensitivity[name], unit_label(report.unit)
+    entry = CATALOGUE.get(name)
+    what = f"If the deployed side {entry.description}" if entry else f"Under {name}"
+    basis = report.basis.get(f"sensitivity/{name}/{report.unit}")
+    moved = f"the outputs move by {with_interval(metrics[report.unit], basis)} {unit}"
+    beyond = f", {metrics[BEYOND]:.3g} of it beyond the motion of the picture" if _moves(entry, metrics) else ""
+    times = f", {metrics['times_fp16']:.3g} times what fp16 does" if "times_fp16" in metrics else ""
+    remedy = _MEND if entry is not None and entry.motion is not None else _TRAIN
+    return f"{what} ({name}), {moved}{beyond}{times}. {remedy}"
+
+
+def _moves(entry: Perturbation | None, metrics: Mapping[str, float]) -> bool:
+    return entry is not None and entry.motion is not None and BEYOND in metrics
+
+
+def _tags(tolerance: Mapping[str, float]) -> dict[str, float]:
+    """Tag -> limit, of tolerances by target or by target and metric."""
+    return {f"parity/{key}" if "/" in key else f"parity/{key}/rel_l2": limit for key, limit in tolerance.items()}

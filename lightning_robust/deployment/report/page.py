@@ -13,11 +13,11 @@ from lightning_robust.deployment.parity.attribution import History
 from lightning_robust.deployment.parity.result import ParityReport
 from lightning_robust.deployment.parity.scale import unit_label
 from lightning_robust.deployment.parity.verdict import Verdict, judge_parity
-from lightning_robust.deployment.report.figures import draw_causes
+from lightning_robust.deployment.report.figures import draw_chain
 from lightning_robust.deployment.report.layer_figure import draw_layers
 from lightning_robust.deployment.report.layers import keep_sentence
 from lightning_robust.deployment.report.tables import (
-    family_sentences,
+    chain_rows,
     finding_rows,
     perturbation_rows,
     target_rows,
@@ -51,6 +51,7 @@ def write_report(
     facts = {**dict(provenance or {}), **environment_facts()}
     verdict = judge_parity(report, tolerance)
     content = {"verdict": dataclasses.asdict(verdict), **dataclasses.asdict(report), "provenance": facts}
+    content["attribution"] = report.attribution
     content["history"] = [{"epoch": epoch, "attribution": attribution} for epoch, attribution in history]
     (folder / "parity.json").write_text(json.dumps(jsonable(content), indent=1) + "\n", encoding="utf-8")
     if report.keep is not None:
@@ -74,10 +75,10 @@ def _render_page(
         report=report,
         verdict=verdict,
         targets=_target_table(report),
-        causes=svg(draw_causes(passes, report.unit)) if report.attribution else None,
+        chain=chain_rows(report),
+        links=svg(draw_chain(passes, report.unit)) if report.chain else None,
         layers=report.layers and svg(draw_layers(report.layers, unit_label(report.unit))),
         keep=report.keep and keep_sentence(report),
-        families=family_sentences(report),
         perturbed=_perturbation_table(report),
         findings=finding_rows(report),
         facts=facts,
@@ -97,7 +98,7 @@ def _perturbation_table(report: ParityReport) -> dict[str, Any] | None:
     if not report.sensitivity:
         return None
     columns, rows = perturbation_rows(report)
-    values = [report.sensitivity[row[0]][report.unit] for row in rows]
+    values = [report.moved(row[0]) for row in rows]
     largest = max(filter(math.isfinite, values), default=0.0)
     widths = [100 * min(value / largest, 1.0) if largest > 0 else 0.0 for value in values]
     return {"columns": columns, "rows": list(zip(rows, widths, strict=True))}

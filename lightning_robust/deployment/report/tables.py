@@ -2,44 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from lightning_robust.deployment.graph.export import Origin
-from lightning_robust.deployment.parity.result import ParityReport
+from lightning_robust.deployment.graph.origin import Origin
+from lightning_robust.deployment.parity.result import BEYOND, STORAGE, Basis, ParityReport
 from lightning_robust.deployment.parity.scale import unit_label
+from lightning_robust.deployment.parity.verdict import what_if_sentences, with_interval
 from lightning_robust.deployment.pixels.catalogue import CATALOGUE
 from lightning_robust.deployment.report.layers import layer_sentences
 from lightning_robust.tables import plain_table
 
+_PLAIN = ("rel_l2", "max_abs", "nonfinite", "flip_rate")
+
 
 def target_rows(report: ParityReport) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table target x metric."""
+    """Header and rows of the table target x metric, each number in the task's units with its interval."""
     keys = _target_metrics(report)
     rows = []
     for name, target in report.targets.items():
+        tags = {key: f"parity/{name}/{key}" for key in keys}
+        cells = (_cell(report, target.metrics, key, None if key in _PLAIN else tag) for key, tag in tags.items())
         status = target.status if target.step is None else f"{target.status}, step {target.step}"
-        rows.append([name, *(_format_metric(target.metrics, key) for key in keys), status])
-    return ["target", *keys, "status"], rows
+        rows.append([name, *cells, _count(report, tags[report.unit]) if report.unit in tags else "-", status])
+    return ["target", *map(_column, keys), "n", "status"], rows
+
+
+def chain_rows(report: ParityReport) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table of links, each a distance between two sets of outputs."""
+    rows = [
+        [
+            link.name,
+            link.source,
+            link.target,
+            with_interval(link.value, link.basis),
+            f"{link.bias:+.2g}",
+            str(link.samples),
+        ]
+        for link in report.chain
+    ]
+    return ["link", "from", "to", unit_label(report.unit), "bias", "n"], rows
 
 
 def perturbation_rows(report: ParityReport) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table of perturbations, the worst first."""
+    guessed = report.unit.replace("_known_", "_guessed_")
+    told = guessed != report.unit
     rows = []
-    for name, metrics in sorted(report.sensitivity.items(), key=lambda item: -item[1][report.unit]):
+    for name in sorted(report.sensitivity, key=report.moved, reverse=True):
+        metrics, tag = report.sensitivity[name], f"sensitivity/{name}"
         family = CATALOGUE[name].family if name in CATALOGUE else "-"
-        distances = (_format_metric(metrics, key) for key in (report.unit, "times_fp16"))
-        rows.append([name, family.replace("_", " "), *distances])
-    return ["perturbation", "family", unit_label(report.unit), "times fp16"], rows
-
-
-def family_sentences(report: ParityReport) -> list[str]:
-    """The kinds of preprocessing that move the outputs, as a multiple of what fp16 does, the worst first.
-
-    At most three; none where fp16 was not measured.
-    """
-    worst = list(report.families("times_fp16").items())[:3]
-    unit = unit_label(report.unit)
-    return [f"The {family.replace('_', ' ')} moves {unit} {times:.3g} times as far as fp16." for family, times in worst]
+        keys = [report.unit, BEYOND, *[guessed] * told]
+        cells = (_cell(report, metrics, key, f"{tag}/{key}") for key in keys)
+        times = _cell(report, metrics, "times_fp16", None)
+        rows.append([name, family.replace("_", " "), *cells, times, _count(report, f"{tag}/{report.unit}")])
+    columns = [unit_label(report.unit), "beyond the picture's motion", *[unit_label(guessed)] * told]
+    return ["perturbation", "family", *columns, "times fp16", "n"], rows
 
 
 def finding_rows(report: ParityReport) -> tuple[list[str], list[list[str]]]:
@@ -49,36 +64,58 @@ def finding_rows(report: ParityReport) -> tuple[list[str], list[list[str]]]:
 
 
 def summary(report: ParityReport) -> str:
-    """The report for a terminal: both tables, what moves the outputs most, and what the graph will do on TensorRT."""
+    """The report for a terminal: the tables, what moves the outputs most, and what the graph will do on TensorRT."""
+    of_weights = f", {report.weights}" if str(report.weights) else ""
     lines = [
-        f"Deployment parity, {report.samples} samples against {report.reference}, {report.seconds:.1f} s",
+        f"Deployment parity, up to {report.samples} samples against {report.reference}{of_weights}",
         "",
         plain_table(*target_rows(report)),
     ]
     lines += [f"{name}: {t.note}" for name, t in report.targets.items() if t.note and t.status != "measured"]
-    lines += _perturbation_lines(report)
+    lines += ["", plain_table(*chain_rows(report))] if report.chain else []
+    lines += ["", plain_table(*perturbation_rows(report)), "", worst_sentence(report)] if report.sensitivity else []
+    lines += what_if_sentences(report)
     lines += ["", *layer_sentences(report)] if report.layers else []
     lines += ["", *map(str, report.findings)] if report.findings else []
     return "\n".join([*lines, *report.notes])
 
 
+def worst_sentence(report: ParityReport) -> str:
+    """Names the perturbation that moves the outputs most, beyond what it does to the picture; empty without any."""
+    name = report.worst_perturbation()
+    if name is None:
+        return ""
+    metrics = report.sensitivity[name]
+    key = BEYOND if BEYOND in metrics else report.unit
+    distance = with_interval(metrics[key], report.basis.get(f"sensitivity/{name}/{key}"))
+    times = f", {metrics['times_fp16']:.3g} times what fp16 does" if "times_fp16" in metrics else ""
+    return f"What moves the outputs most: {name} ({distance} {unit_label(report.unit)}{times})"
+
+
 def _target_metrics(report: ParityReport) -> list[str]:
     """The columns of the table of targets: the plain metrics that were measured, then those in the task's units."""
     measured = dict.fromkeys(key for target in report.targets.values() for key in target.metrics)
-    plain = [key for key in ("rel_l2", "max_abs", "nonfinite", "flip_rate") if key in measured]
-    decoded = [key for key in measured if key.endswith(("_p99", "_max", "_flips"))]
-    return [*plain, *decoded]
+    plain = [key for key in _PLAIN if key in measured]
+    decoded = [key for key in measured if key.endswith(("_p99", "_flips"))]
+    return [*plain, *_without_wholes(decoded), *[STORAGE] * (STORAGE in measured)]
 
 
-def _format_metric(metrics: Mapping[str, float], key: str) -> str:
-    return f"{metrics[key]:.3g}" if key in metrics else "-"
+def _without_wholes(keys: list[str]) -> list[str]:
+    """The metrics without those of all points where they are told apart."""
+    parts = {key.replace("_known_", "_") for key in keys if "_known_" in key}
+    return [key for key in keys if key not in parts]
 
 
-def _perturbation_lines(report: ParityReport) -> list[str]:
-    name = report.worst_perturbation()
-    if name is None:
-        return []
-    metrics = report.sensitivity[name]
-    times = f", {metrics['times_fp16']:.3g} times what fp16 does" if "times_fp16" in metrics else ""
-    worst = f"What moves the outputs most: {name} ({metrics[report.unit]:.3g} {unit_label(report.unit)}{times})"
-    return ["", plain_table(*perturbation_rows(report)), "", worst, *family_sentences(report)]
+def _column(key: str) -> str:
+    return key.replace("_p99", " p99").replace("_known", " known").replace("_guessed", " guessed")
+
+
+def _cell(report: ParityReport, metrics: dict[str, float], key: str, tag: str | None) -> str:
+    if key not in metrics:
+        return "-"
+    basis: Basis | None = None if tag is None else report.basis.get(tag)
+    return with_interval(metrics[key], basis)
+
+
+def _count(report: ParityReport, tag: str) -> str:
+    return str(report.basis[tag].samples) if tag in report.basis else "-"

@@ -8,6 +8,8 @@ from lightning_robust.deployment.engines import Built, Runtime, Subject, abiliti
 from lightning_robust.deployment.engines.builder import Ability, EngineError
 from lightning_robust.deployment.engines.child import process as _child_process
 from lightning_robust.deployment.parity.background import BackgroundParity
+from lightning_robust.deployment.parity.measure import ParityPass
+from lightning_robust.deployment.parity.scale import Task
 from lightning_robust.deployment.pixels.catalogue import perturbations
 from lightning_robust.deployment.report.tables import target_rows
 from lightning_robust.functional import PixelSpace
@@ -57,10 +59,10 @@ def parity():
     assert not [thread for thread in threading.enumerate() if thread.name == "engine builds"]
 
 
-def measure(parity, gain, runtimes, **settings):
+def measure(parity, gain, runtimes):
     """One pass at step 10 x gain of the epoch `gain`."""
-    subject = Subject(Gain(gain), (settings.pop("x", X),))
-    return parity.measure(subject, [runtime("torch-bf16"), *runtimes], step=10 * gain, epoch=gain, **settings)
+    once = ParityPass(Subject(Gain(gain), (X,)), Task(), 30.0)
+    return parity.measure(once, [runtime("torch-bf16"), *runtimes], step=10 * gain, epoch=gain)
 
 
 def settle(parity):
@@ -159,19 +161,26 @@ def test_perturbed_and_attributed_as_of_its_own_step(parity):
             return Built(lambda args: [args[0].mean((2, 3)) * subject.module.gain * 1.5])
 
     loud = Loud("tensorrt")
-    settings = {"perturbations": perturbations(["bgr"]), "pixels": PixelSpace(), "perturb_targets": True}
     x = (images(4) * 255).round() / 255
     runtimes = [runtime("torch-bf16"), runtime("emulated-fp16"), loud]
-    first = parity.measure(Subject(Means(1), (x,)), runtimes, step=1, epoch=0, **settings)
+
+    def measure_all(gain, step):
+        once = ParityPass(Subject(Means(gain), (x,)), Task(), 30.0, perturb_targets=True)
+        return parity.measure(once, runtimes, perturbations(["bgr"]), PixelSpace(), step=step, epoch=step - 1)
+
+    first = measure_all(1, step=1)
     settle(parity)
-    second = parity.measure(Subject(Means(5), (x,)), runtimes, step=2, epoch=1, **settings)
+    second = measure_all(5, step=2)
     own, engine = first.sensitivity["bgr"]["rel_l2"], second.target_sensitivity["tensorrt-fp16"]["bgr"]
     # relative to the spread of the outputs themselves, the gain of 1.5 cancels
     assert engine == pytest.approx(own, rel=1e-5)
     assert second.scalars()["sensitivity/bgr/tensorrt-fp16/rel_l2"] == engine
-    beyond = second.targets["tensorrt-fp16"].metrics["rel_l2"] - first.targets["emulated-fp16"].metrics["rel_l2"]
-    assert second.attribution["engine"] == beyond
+    # half louder than the emulation of the same gain, up to what fp16 rounds
+    assert second.attribution["engine"] == pytest.approx(0.5, rel=1e-2)
+    (link,) = [link for link in second.chain if link.name == "preprocessing"]
+    assert (link.source, link.target, link.value) == ("tensorrt-fp16", "tensorrt-fp16 on bgr", engine)
     assert "engine" not in first.attribution
+    assert first.chain[-1].source == "torch-fp32"
 
 
 @pytest.mark.parametrize("seconds", [60.0, 0.2], ids=["cancelled", "timed_out"])
@@ -204,7 +213,7 @@ def test_engine_builds_are_slow_and_cancelled(tmp_path, monkeypatch):
     monkeypatch.setattr(abilities, "library_version", lambda package: "0")
     parity = BackgroundParity(60.0)
     subject = Subject(nn.Linear(2, 2).eval(), (X,), cache=tmp_path / "cache")
-    report = parity.measure(subject, [runtime("tensorrt_rtx-fp16")], step=7, epoch=0)
+    report = parity.measure(ParityPass(subject, Task(), 60.0), [runtime("tensorrt_rtx-fp16")], step=7, epoch=0)
     assert report.targets["tensorrt_rtx-fp16"].note == "still building since step 7"
     while parity._job.thread.is_alive() and not script.with_suffix(".seen").exists():
         parity._job.thread.join(0.02)

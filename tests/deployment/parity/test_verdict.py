@@ -4,26 +4,77 @@ import math
 
 from lightning_robust.deployment.engines import TARGETS
 from lightning_robust.deployment.numerics.sensitivity import SOUND
-from lightning_robust.deployment.parity.result import TargetResult
+from lightning_robust.deployment.parity.result import BEYOND, Basis, MeasuredWeights, TargetResult
 from lightning_robust.deployment.parity.verdict import DEFAULT_TOLERANCES, judge_parity, violations
 
 from ..reports import KEEP, layers, measured, node, report
 
 
-def test_good():
-    verdict = judge_parity(report())
-    assert (verdict.level, verdict.exceptions) == ("good", ())
-    assert verdict.headline == "Safe at fp16 within 0.3 x px (99th percentile)."
+SAFE = {"tensorrt-fp16/x_px_p99": 0.5}
 
 
-def test_preprocessing_is_an_exception_where_it_moves_more_than_fp16():
-    moved = {"bgr": {"x_px_p99": 4.2, "times_fp16": 14.0}, "nv12": {"x_px_p99": 0.1, "times_fp16": 0.33}}
-    verdict = judge_parity(report(sensitivity=moved))
+def executed(low, high, **changes):
+    """A report with an executed engine at 0.3 px, in an interval."""
+    targets = report().targets | {"tensorrt-fp16": measured(0.3)}
+    return report(targets=targets, basis={"parity/tensorrt-fp16/x_px_p99": Basis(16, low, high)}, **changes)
+
+
+def test_green_is_an_executed_engine_within_the_user_s_tolerance_with_its_interval():
+    verdict = judge_parity(executed(0.2, 0.45), SAFE)
+    assert verdict.level == "good"
+    assert verdict.headline == (
+        "Within your tolerance, executed: parity/tensorrt-fp16/x_px_p99 is 0.3 (0.2 to 0.45), allowed is 0.5."
+    )
+
+
+def test_an_interval_that_reaches_beyond_the_tolerance_is_not_green():
+    verdict = judge_parity(executed(0.2, 0.7), SAFE)
     assert verdict.level == "mind"
-    assert verdict.headline == "Safe at fp16 within 0.3 x px (99th percentile), except:"
-    assert "bgr" in verdict.exceptions[0]
-    assert "14 times what fp16 does" in verdict.exceptions[0]
-    assert judge_parity(report(sensitivity={"nv12": moved["nv12"]})).level == "good"
+    assert "0.3 (0.2 to 0.7), allowed is 0.5: more samples are needed" in verdict.headline
+
+
+def test_without_a_tolerance_or_an_engine_nothing_is_green():
+    assert judge_parity(executed(0.2, 0.4)).level == "mind"
+    assert "no tolerance was set" in judge_parity(executed(0.2, 0.4)).headline
+    emulated = judge_parity(report(), {"emulated-fp16/x_px_p99": 0.5})
+    assert emulated.level == "mind"
+    assert emulated.headline == (
+        "emulated-fp16 is 0.3 x px (99th percentile) away; no engine in half precision with a tolerance was executed."
+    )
+    # an executed fp32 graph says nothing of the fp16 that is deployed
+    assert judge_parity(report(), {"onnxruntime-fp32/x_px_p99": 0.5}).level == "mind"
+
+
+def test_the_verdict_says_what_was_measured_on_which_weights_and_what_was_not():
+    built = {"tensorrt_rtx-fp16": TargetResult("built", note="not run: no CUDA device")}
+    lines = judge_parity(
+        report(targets=report().targets | built, weights=MeasuredWeights(3, 188, "", "9f2c51d0"))
+    ).measured
+    assert lines == (
+        "Measured against torch-fp64 on up to 16 samples, weights of epoch 3, step 188 (9f2c51d0).",
+        "Executed: onnxruntime-fp32.",
+        "Emulated, not executed: emulated-fp16.",
+        "Built, not executed: tensorrt_rtx-fp16.",
+        "Preprocessing: not tested; what the deployed side really feeds was not seen.",
+    )
+
+
+def test_a_what_if_is_no_exception_and_says_what_to_do():
+    moved = {
+        "bgr": {"x_px_p99": 4.2, BEYOND: 4.2, "times_fp16": 14.0},
+        "shift_half_pixel": {"x_px_p99": 3.0, BEYOND: 1.0},
+        "jpeg_90": {"x_px_p99": 0.5, BEYOND: 0.5},
+        "nv12": {"x_px_p99": 0.4, BEYOND: 0.4},
+        "brightness": {"x_px_p99": 0.1, BEYOND: 0.1},
+    }
+    verdict = judge_parity(executed(0.2, 0.4, sensitivity=moved), SAFE)
+    assert (verdict.level, verdict.exceptions) == ("good", ())
+    bgr, shift, jpeg, command = verdict.what_ifs  # one of each family, and no more than three
+    assert bgr.startswith("If the deployed side feeds BGR instead of RGB (bgr), the outputs move by 4.2 x px")
+    assert "14 times what fp16 does. Mend it on the deployed side, or train with it" in bgr
+    assert "move by 3 x px (99th percentile), 1 of it beyond the motion of the picture. Mend it" in shift
+    assert "(jpeg_90)" in jpeg
+    assert "lightning-robust fingerprint" in command
 
 
 def test_a_broken_tolerance_is_bad_only_for_its_own_precision():
@@ -47,7 +98,7 @@ def test_what_was_not_measured_is_said():
     built = TargetResult("built", note="not run: no CUDA device")
     verdict = judge_parity(report(targets={"tensorrt-fp16": built}))
     assert verdict.headline == "No half precision was measured: nothing can be said about deployment."
-    assert verdict.exceptions == ("tensorrt-fp16 was built only. not run: no CUDA device",)
+    assert "Built, not executed: tensorrt-fp16." in verdict.measured
     failed = TargetResult("failed", note="EngineError: no parser")
     assert judge_parity(report(targets=report().targets | {"tensorrt-fp16": failed})).level == "bad"
 

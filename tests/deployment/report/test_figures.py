@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from lightning_robust.deployment.report.figures import draw_causes
+from lightning_robust.deployment.report.figures import draw_chain
 
 HISTORY = [(0, {"export": 0.1, "fp16": 0.5, "preprocessing": 4.0}), (3, {"export": 0.2, "fp16": 0.25})]
 
@@ -20,10 +20,10 @@ def bars(axes):
 
 def test_causes_are_bars_side_by_side():
     """Percentiles do not add, so every bar begins at zero and none covers another."""
-    left, right = draw_causes(HISTORY, "x_px_p99").axes
-    assert list(bars(left)) == ["export", "fp16", "preprocessing (median)"]
+    left, right = draw_chain(HISTORY, "x_px_p99").axes
+    assert list(bars(left)) == ["export", "fp16", "preprocessing (median what-if)"]
     assert bars(right)["fp16"] == [(pytest.approx(0.2), 0.0, 0.5), (pytest.approx(1.2), 0.0, 0.25)]
-    assert [height for _, _, height in bars(left)["preprocessing (median)"]] == [4.0, 0.0]
+    assert [height for _, _, height in bars(left)["preprocessing (median what-if)"]] == [4.0, 0.0]
     edges = sorted((b.get_x(), b.get_x() + b.get_width()) for group in left.containers for b in group)
     assert all(one[1] <= other[0] + 1e-9 for one, other in itertools.pairwise(edges))
     assert [label.get_text() for label in left.get_xticklabels()] == ["0", "3"]
@@ -31,11 +31,11 @@ def test_causes_are_bars_side_by_side():
 
 
 def test_infinity_is_a_sign_where_the_bar_would_be():
-    left, _ = draw_causes([(0, {"fp16": math.inf})], "rel_l2").axes
+    left, _ = draw_chain([(0, {"fp16": math.inf})], "rel_l2").axes
     (sign,) = left.texts
     assert (sign.get_text(), sign.get_position()) == ("\u221e", (0.0, 0.0))
 
 
 def test_many_passes_have_few_ticks():
-    axes = draw_causes([(epoch, {"fp16": 1.0}) for epoch in range(100)], "rel_l2").axes[0]
+    axes = draw_chain([(epoch, {"fp16": 1.0}) for epoch in range(100)], "rel_l2").axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == [str(epoch) for epoch in range(0, 100, 7)]

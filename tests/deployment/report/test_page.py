@@ -52,10 +52,10 @@ def test_page_is_whole_and_fetches_nothing(tmp_path):
     assert outline.headings == [
         "Deployment parity",
         "Distance of each target",
-        "Where the distance comes from",
+        "The chain from PyTorch to the engine",
         "Which layers fp16 hurts",
         "Keep in fp32",
-        "What another preprocessing does to the outputs",
+        "What if the deployed side preprocesses otherwise?",
         "What the graph will do on TensorRT",
         "Notes",
         "Provenance",
@@ -82,7 +82,7 @@ def test_json_holds_everything_and_is_strict(tmp_path):
 
 
 def test_a_report_of_nothing_is_a_page_too(tmp_path):
-    empty = report(targets={}, attribution={})
+    empty = report(targets={}, chain=())
     text = write_report(empty, tmp_path / "new" / "folder").read_text()
     assert "nothing can be said" in text
     assert not (tmp_path / "new" / "folder" / "keep_fp32.json").exists()

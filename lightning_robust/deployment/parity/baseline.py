@@ -1,0 +1,165 @@
+"""What a pass compares with: PyTorch's outputs in fp64, in the task's units, on as many samples as are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from lightning_robust.deployment.engines import Subject, run_module
+from lightning_robust.deployment.engines.base import HALF, Runner
+from lightning_robust.deployment.engines.execution import one_line, run_in_batches
+from lightning_robust.deployment.engines.torch import TorchRuntime
+from lightning_robust.deployment.parity.distance import is_constant
+from lightning_robust.deployment.parity.intervals import intervals, is_settled
+from lightning_robust.deployment.parity.result import Basis
+from lightning_robust.deployment.parity.samples import Outputs, windows
+from lightning_robust.deployment.parity.scale import Readout, Scale, Task
+from lightning_robust.statistics import Interval
+
+
+class Measured(NamedTuple):
+    """A distance as it was found on the samples that it took."""
+
+    metrics: dict[str, float]
+    intervals: dict[str, Interval]
+    samples: int
+
+    def basis(self, tag: str) -> dict[str, Basis]:
+        """What each metric under this tag rests on."""
+        return {f"{tag}/{metric}": Basis(self.samples, *found) for metric, found in self.intervals.items()}
+
+    def is_settled(self, metric: str, tolerance: float | None) -> bool:
+        """Whether more samples would not change this metric by much, see :func:`~.intervals.is_settled`."""
+        return is_settled(self.metrics[metric], self.intervals.get(metric), tolerance)
+
+
+def measure_distance(reference: Readout, deployed: Readout, samples: int, precision: str = "fp32") -> Measured:
+    """A distance and its intervals."""
+    metrics = reference.distance(deployed, precision)
+    return Measured(metrics, intervals(reference, deployed, precision), samples)
+
+
+class Baseline:
+    """The reference of one pass.
+
+    Args:
+        subject: The model and the samples.
+        task: What the task says of the outputs.
+
+    Attributes:
+        name: ``"torch-fp64"``, ``"torch-fp32"`` where the module does not run in fp64, or the subject's own.
+        unit: The metric that stands for a distance.
+        windows: The samples, as :func:`~.samples.windows` takes them.
+        scale: What reads outputs.
+        notes: Lines that a reader should see.
+
+    Raises:
+        ValueError: If there are no samples.
+    """
+
+    def __init__(self, subject: Subject, task: Task) -> None:
+        if subject.samples == 0:
+            raise ValueError("Expected samples to measure on, but got none. Give at least two.")
+        self.notes: list[str] = []
+        self._subject, self._task = subject, task
+        self._fp32 = partial(run_module, subject.module)
+        first = next(windows(subject.samples))
+        self.name, self._outputs = self._start(first)
+        outputs = self._outputs.up_to(first)
+        size = sum(tensor.numel() * tensor.element_size() for tensor in outputs)
+        self.windows = list(windows(subject.samples, size // first.stop))
+        self.scale, readout = self._read(outputs, first)
+        self._readouts = {first.stop: readout}
+        self.unit = readout.unit
+        self._note_what_is_odd(readout)
+
+    @property
+    def first_window(self) -> slice:
+        """The samples that every number rests on."""
+        return self.windows[0]
+
+    def readout(self, window: slice) -> Readout:
+        """The reference up to the end of a window, with the points that it knows."""
+        if window.stop not in self._readouts:
+            rows = slice(0, window.stop)
+            self._readouts[window.stop] = self.scale.read(self._outputs.up_to(window), rows)
+        return self._readouts[window.stop]
+
+    def largest(self) -> Readout:
+        """The reference on as many samples as it has been asked for."""
+        return self._readouts[max(self._readouts)]
+
+    def run(self, runner: Runner, args: tuple[Any, ...]) -> list[Tensor]:
+        """Run anything in batches that engines take."""
+        return run_in_batches(runner, args, self._subject.max_batch)
+
+    def run_fp32(self, args: tuple[Any, ...]) -> list[Tensor]:
+        """PyTorch in fp32 on other inputs."""
+        return self.run(self._fp32, args)
+
+    def until_settled(
+        self,
+        outputs: Outputs,
+        precision: str,
+        tolerance: float | None,
+        is_late: Callable[[], bool],
+        *,
+        slow: bool = False,
+    ) -> tuple[Readout, Measured]:
+        """A runtime's distance to the reference, on as many samples as it takes.
+
+        Args:
+            outputs: The runtime's.
+            precision: That it computes in.
+            tolerance: For the unit, if there is one.
+            is_late: Whether the time is up.
+            slow: Whether the first window has to do.
+        """
+        for window in self.windows:
+            readout = self.scale.read(outputs.up_to(window))
+            found = measure_distance(self.readout(window), readout, window.stop, precision)
+            if slow or is_late() or found.is_settled(self.unit, tolerance):
+                break
+        return readout, found
+
+    def _start(self, first: slice) -> tuple[str, Outputs]:
+        """The reference's name, and its outputs, of which the first window is there."""
+        if self._subject.reference is not None:
+            return self._subject.reference, self._outputs_of(self._fp32)
+        try:
+            runner = TorchRuntime("torch", "fp64").build(self._subject).run or self._fp32
+            outputs = self._outputs_of(runner)
+            outputs.up_to(first)
+        except Exception as error:
+            self.notes.append(f"The module does not run in fp64 ({one_line(error)}); the reference is PyTorch in fp32.")
+            return "torch-fp32", self._outputs_of(self._fp32)
+        return "torch-fp64", outputs
+
+    def _outputs_of(self, runner: Runner) -> Outputs:
+        return Outputs(lambda window: self.run(runner, self._subject.rows(window)))
+
+    def _read(self, outputs: list[Tensor], first: slice) -> tuple[Scale, Readout]:
+        decode, known = self._task.decode, self._task.known
+        example = self._subject.rows(slice(0, 2))  # for the structure alone
+        for attempt in (known, None):
+            try:
+                scale = Scale(self._subject.module, example, decode, attempt)
+                return scale, scale.read(outputs, first)
+            except Exception as error:
+                what = "`decode`" if attempt is known is None else "`known` or `decode`"
+                self.notes.append(f"{what} failed and is left out: {one_line(error)}")
+        return Scale(), Scale().read(outputs)
+
+    def _note_what_is_odd(self, readout: Readout) -> None:
+        for index, output in enumerate(readout.outputs):
+            if output.is_floating_point() and is_constant(output.double(), HALF[0]):
+                self.notes.append(
+                    f"Output {index} is constant on these samples to what fp16 can tell apart: its relative distance "
+                    "is relative to its size, not to its spread."
+                )
+        for name, known in readout.known.items():
+            if not bool(known.any()):
+                self.notes.append(f"No point of {name} is known yet: its distances are of guesses.")

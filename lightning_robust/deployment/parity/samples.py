@@ -1,0 +1,57 @@
+"""The samples of a pass, taken in windows that grow until the numbers stand still."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+_FIRST = 16
+_MOST_BYTES = 2**26  # of the outputs of one runtime that are held
+
+
+def windows(samples: int, bytes_each: int = 0) -> Iterator[slice]:
+    """Neighbouring windows of samples: sixteen, sixteen more, then as many again as there were so far.
+
+    Args:
+        samples: How many there are.
+        bytes_each: What the outputs of one sample take; no window after the first goes beyond 64 MB of them.
+
+    Example:
+        >>> [(window.start, window.stop) for window in windows(100)]
+        [(0, 16), (16, 32), (32, 64), (64, 100)]
+    """
+    samples = min(samples, max(_FIRST, _MOST_BYTES // max(bytes_each, 1)))
+    start, stop = 0, min(_FIRST, samples)
+    while start < samples:
+        yield slice(start, stop)
+        start, stop = stop, min(2 * stop, samples)
+
+
+class Outputs:
+    """The outputs of one runtime on the first samples, computed window by window when they are asked for.
+
+    Args:
+        run: From a window to the flattened outputs on it.
+
+    Example:
+        >>> outputs = Outputs(lambda window: [torch.arange(window.start, window.stop)])
+        >>> outputs.up_to(slice(0, 2)), outputs.up_to(slice(2, 3))
+        ([tensor([0, 1])], [tensor([0, 1, 2])])
+    """
+
+    def __init__(self, run: Callable[[slice], Sequence[Tensor]]) -> None:
+        self._run = run
+        self.samples = 0
+        self._parts: list[list[Tensor]] = []
+
+    def up_to(self, window: slice) -> list[Tensor]:
+        """All outputs up to the end of a window that begins where the last one ended, or lies before."""
+        if window.stop > self.samples:
+            self._parts.append(list(self._run(slice(self.samples, window.stop))))
+            self.samples = window.stop
+            # a tensor without samples is the same in each window
+            joined = [torch.cat(parts) if parts[0].ndim else parts[0] for parts in zip(*self._parts, strict=True)]
+            self._parts = [joined]
+        return [tensor[: window.stop] if tensor.ndim else tensor for tensor in self._parts[0]]
