@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_robust.harness.inputs import positional_arguments
 from lightning_robust.structures import Key, flatten, is_batch_object, map_tensors, take_rows, tensors_in
@@ -72,38 +72,52 @@ class FirstInputs:
         except (KeyError, ValueError, MisconfigurationException) as error:
             self._unusable = str(error.args[0])
 
-    def args(self, count: int | None = None) -> tuple[Any, ...]:
-        """The positional arguments of ``forward``, at most as many samples as wanted.
-
-        Args:
-            count: Fewer of them.
+    def args(self) -> tuple[Any, ...]:
+        """The positional arguments of ``forward``, at most as many samples as wanted, in the loader's order.
 
         Raises:
             ValueError: If no batch was usable; the message says why.
         """
+        return self._joined(torch.arange(self.count))
+
+    def spread(self, count: int) -> tuple[Any, ...]:
+        """The arguments of some samples that lie evenly among all, so that they are not a single scene of a video.
+
+        Args:
+            count: How many; with more, those of fewer come first.
+
+        Raises:
+            ValueError: If no batch was usable; the message says why.
+        """
+        return self._joined(self._order()[:count])
+
+    def batches(self, window: slice) -> Iterator[tuple[Tensor, Any]]:
+        """The batches of some samples of :meth:`spread`, cut to these, each with their places among these samples.
+
+        Args:
+            window: Of the samples, in the order of :meth:`spread`.
+        """
+        chosen, start = self._order()[window], 0
+        for args, batch in zip(self._batches, self._whole, strict=True):
+            rows = _row_count(args)
+            places = ((chosen >= start) & (chosen < start + rows)).nonzero()[:, 0]
+            if len(places) and batch is not None:
+                yield places, take_rows(batch, chosen[places] - start, rows)
+            start += rows
+
+    def _order(self) -> Tensor:
+        """All samples by the reversed bits of their number: any first part of them lies evenly among all."""
+        digits = max(self.count - 1, 1).bit_length()
+        return torch.tensor(sorted(range(self.count), key=lambda row: f"{row:0{digits}b}"[::-1]))
+
+    def _joined(self, rows: Tensor) -> tuple[Any, ...]:
         if not self._batches:
             raise ValueError(self._unusable or "no validation batch was seen")
-        most = self._count if count is None else min(count, self._count)
         columns = [list(flatten(args).values()) for args in self._batches]
-        joined = [torch.cat(p)[:most] if p[0].ndim else p[0] for p in zip(*columns, strict=True)]
+        joined = [torch.cat(parts)[rows] if parts[0].ndim else parts[0] for parts in zip(*columns, strict=True)]
         tensors = iter(joined)
         merged: tuple[Any, ...] = map_tensors(lambda _: next(tensors), self._batches[0])
         return merged
-
-    def batches(self, window: slice) -> Iterator[tuple[slice, Any]]:
-        """The batches that hold some samples, cut to these, each with its place among them.
-
-        Args:
-            window: The samples, counted from the first.
-        """
-        start = 0
-        for args, batch in zip(self._batches, self._whole, strict=True):
-            rows, end = _row_count(args), start + _row_count(args)
-            low, high = max(start, window.start or 0), min(end, window.stop)
-            if low < high and batch is not None:
-                place = slice(low - (window.start or 0), high - (window.start or 0))
-                yield place, take_rows(batch, slice(low - start, high - start), rows)
-            start = end
 
 
 def _row_count(args: tuple[Any, ...]) -> int:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_robust.harness import samples
 from lightning_robust.harness.samples import FirstInputs
 
 NETWORK = nn.Linear(3, 1)
@@ -50,3 +51,43 @@ def test_graphs_have_no_first_rows():
     first.add(NETWORK, graphs)
     with pytest.raises(ValueError, match=r"one row for each sample.*\[2, 5\] rows"):
         first.args()
+
+
+def gathered(count, size):
+    first = FirstInputs(count)
+    for start in range(0, count, size):
+        rows = torch.arange(start, min(start + size, count)).float()
+        first.add(NETWORK, (rows[:, None], -rows), whole=True)
+    return first
+
+
+@pytest.mark.parametrize("count", [1, 2, 37, 64])
+def test_a_part_lies_evenly_among_all(count):
+    """Any quarter of the samples has gaps of at most eight; all of them are all; fewer come first of more."""
+    (everything,) = gathered(count, 5).spread(count)
+    assert sorted(everything[:, 0].tolist()) == list(range(count))
+    (quarter,) = gathered(count, 5).spread(-(-count // 4))
+    assert torch.equal(quarter, everything[: len(quarter)])
+    places = sorted(quarter[:, 0].tolist())
+    assert all(later - earlier <= 8 for earlier, later in zip(places, [*places[1:], count], strict=True))
+
+
+def test_batches_hold_the_rows_of_the_samples():
+    """The second part of each batch, at the places that it names, is that of the inputs there."""
+    first = gathered(37, 5)
+    (inputs,) = first.spread(20)
+    for window in (slice(0, 16), slice(16, 20)):
+        targets = torch.full((window.stop - window.start,), torch.nan)
+        for places, (rows, negative) in first.batches(window):
+            assert torch.equal(rows[:, 0], -negative)
+            targets[places] = negative
+        assert torch.equal(targets, -inputs[window, 0])
+
+
+def test_no_more_is_kept_than_fits(monkeypatch):
+    monkeypatch.setattr(samples, "_MOST_BYTES", 400)
+    first = FirstInputs(1000, at_least=10)
+    for _ in range(100):
+        first.add(NETWORK, (torch.zeros(5, 3),))
+    assert first.complete
+    assert first.count == 35  # seven batches of 60 bytes

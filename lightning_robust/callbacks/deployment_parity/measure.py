@@ -204,7 +204,7 @@ class ParityMeter:
         if weights is None:
             raise ValueError("no validation batch was seen")
         module = frozen_copy(pl_module, weights)
-        example = to_args(inputs.args(samples), torch.float32)
+        example = to_args(inputs.spread(samples), torch.float32)
         subject = self._engines.subject(module, example, str(pl_module.device), self._time_limit)
         return subject, task_of(module, self._decode, inputs)
 

@@ -33,11 +33,11 @@ def task_of(module: nn.Module, decode: str | None, inputs: FirstInputs) -> Task:
 
 def _known_by_batches(judge: Callable[[Values, Any], Mapping[str, Tensor] | Tensor], inputs: FirstInputs) -> Known:
     def known(values: Values, rows: slice) -> dict[str, Tensor]:
-        found: dict[str, list[Tensor]] = {}
-        for place, batch in inputs.batches(rows):
-            part = {name: value[place] for name, value in values.items()}
+        found: dict[str, Tensor] = {}
+        for places, batch in inputs.batches(rows):
+            part = {name: value[places] for name, value in values.items()}
             for name, mask in masks(judge(part, batch), part).items():
-                found.setdefault(name, []).append(mask)
-        return {name: torch.cat(parts) for name, parts in found.items()}
+                found.setdefault(name, torch.zeros_like(values[name], dtype=torch.bool))[places] = mask
+        return found
 
     return known

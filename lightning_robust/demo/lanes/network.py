@@ -112,6 +112,27 @@ def soft_columns(logits: Tensor, frame_width: int) -> LaneOutput:
     return LaneOutput(rescale(mean, count, frame_width), 1 - absent)
 
 
+class ColumnHead(nn.Module):
+    """:func:`soft_columns` as a module of its own, so that it can be kept in fp32 by its name.
+
+    In fp16 columns up to 960 have steps of half a pixel, and so have the cells that they are the mean of.
+
+    Args:
+        frame_width: Width of the original frame in pixels.
+
+    Shape:
+        ``(N, 2, R, W + 1)`` logits to a :class:`LaneOutput`.
+    """
+
+    def __init__(self, frame_width: int) -> None:
+        super().__init__()
+        self.frame_width = frame_width
+
+    def forward(self, logits: Tensor) -> LaneOutput:
+        """Columns and presence."""
+        return soft_columns(logits, self.frame_width)
+
+
 def lane_loss(logits: Tensor, columns: Tensor, frame_width: int, spread: float = 0.7, weight: float = 0.5) -> Tensor:
     r"""Cross entropy with narrow Gaussian targets over the cells, plus smooth L1 on the decoded column in cells.
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from lightning_robust.deployment.graph.export import Exported, export
-from lightning_robust.deployment.graph.lint import Finding, lint
+from lightning_robust.deployment.graph.lint import HALF_RULES, Finding, lint
 from lightning_robust.structures import flatten, take_rows
 from lightning_robust.suggest import did_you_mean
 
@@ -103,9 +103,16 @@ class Subject:
         return tuple(node for node in nodes if node in matches)
 
     def findings(self) -> tuple[Finding, ...]:
-        """What :func:`~.lint.lint` finds in the graph; nothing before a runtime has asked for the graph."""
+        """What :func:`~.lint.lint` finds in the graph; nothing before a runtime has asked for the graph.
+
+        What fp16 alone would do to a node that stays fp32 is left out.
+        """
         exported = self._exported
-        return () if exported is None else tuple(lint(exported.model, exported.origins))
+        if exported is None:
+            return ()
+        kept = set(self.fp32_nodes())
+        found = lint(exported.model, exported.origins)
+        return tuple(finding for finding in found if finding.node not in kept or finding.rule not in HALF_RULES)
 
 
 def _match_nodes(name: str, nodes: list[str], modules: dict[str, str]) -> set[str]:

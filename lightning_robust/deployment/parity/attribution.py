@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,7 +16,7 @@ History = Sequence[tuple[int, dict[str, float]]]
 """``(epoch, attribution)`` of each pass of a run."""
 LINKS = ("export", "tf32", "fp16", "bf16", "engine", "preprocessing")
 """The names of links, in the chain's order."""
-_EXPORTED = "onnxruntime-fp32"
+_EXPORTED, _TF32 = "onnxruntime-fp32", "emulated-tf32"
 _ENGINES = ("tensorrt", "tensorrt_rtx")
 _HALVES = ("fp16", "bf16")
 _FP16 = ("tensorrt-fp16", "tensorrt_rtx-fp16", "torch-fp16", "emulated-fp16")
@@ -73,6 +73,21 @@ def find_chain(readouts: Mapping[str, Readout], reference: str, unit: str) -> tu
     return tuple(_links(readouts, reference, unit))
 
 
+def neighbours(names: Iterable[str], reference: str) -> list[str]:
+    """The reference and the targets that links lie between, of those that were measured, in the chain's order.
+
+    Example:
+        >>> neighbours(["torch-fp16", "emulated-bf16", "emulated-fp16"], "torch-fp64")
+        ['torch-fp64', 'emulated-fp16']
+    """
+    measured = {reference, *names}
+    half = next((half for half in _HALVES if f"emulated-{half}" in measured), None)
+    chain = [reference, _EXPORTED, *[f"emulated-{half}", *(f"{name}-{half}" for name in _ENGINES)] * (half is not None)]
+    found = [name for name in chain if name in measured]
+    engines = [name for name in found if name.startswith(_ENGINES)]
+    return [name for name in found if name not in engines[1:]] + [_TF32] * (_TF32 in measured)
+
+
 def bias_of(unit: str) -> str:
     """The metric that holds the bias of the values that a unit is about.
 
@@ -106,16 +121,19 @@ def _link(readouts: Mapping[str, Readout], known: Readout, name: str, source: st
 
 
 def _links(readouts: Mapping[str, Readout], reference: str, unit: str) -> Iterator[Link]:
-    emulated = next((f"emulated-{half}" for half in _HALVES if f"emulated-{half}" in readouts), "")
-    half = emulated.removeprefix("emulated-")
-    engine = next((f"{name}-{half}" for name in _ENGINES if f"{name}-{half}" in readouts), "")
-    steps = {reference: "", _EXPORTED: "export", emulated: half, engine: "engine"}
-    names = [name for name in steps if name in readouts]
-    for source, target in pairwise(names):
-        yield _link(readouts, readouts[reference], steps[target], source, target, unit)
-    if "emulated-tf32" in readouts:
-        source = _EXPORTED if _EXPORTED in readouts else reference
-        yield _link(readouts, readouts[reference], "tf32", source, "emulated-tf32", unit)
+    names = neighbours(readouts, reference)
+    for source, target in pairwise(name for name in names if name != _TF32):
+        yield _link(readouts, readouts[reference], _step(target), source, target, unit)
+    if _TF32 in names:
+        source = _EXPORTED if _EXPORTED in names else reference
+        yield _link(readouts, readouts[reference], "tf32", source, _TF32, unit)
+
+
+def _step(target: str) -> str:
+    """The name of the link that arrives at a target."""
+    if target == _EXPORTED:
+        return "export"
+    return "engine" if target.startswith(_ENGINES) else target.removeprefix("emulated-")
 
 
 def _samples(readout: Readout) -> int:

@@ -12,13 +12,13 @@ from lightning_robust.deployment.engines import Runtime, Subject
 from lightning_robust.deployment.engines.base import HALF, Runner
 from lightning_robust.deployment.engines.execution import Execution, execute, one_line
 from lightning_robust.deployment.graph.lint import Finding
-from lightning_robust.deployment.parity.attribution import Link, find_chain, find_engine, fp16_metrics
+from lightning_robust.deployment.parity.attribution import Link, find_chain, find_engine, fp16_metrics, neighbours
 from lightning_robust.deployment.parity.baseline import Baseline, Measured, measure_distance
 from lightning_robust.deployment.parity.perturbed import Perturb, PerturbationSweep, preprocessing_link
 from lightning_robust.deployment.parity.perturbed_inputs import PerturbedInputs
 from lightning_robust.deployment.parity.result import Basis, ParityReport, TargetResult
 from lightning_robust.deployment.parity.samples import Outputs
-from lightning_robust.deployment.parity.scale import Decode, Known, Moved, Readout, Task
+from lightning_robust.deployment.parity.scale import Decode, Known, Moved, Task
 from lightning_robust.deployment.parity.storage import storage_metrics
 from lightning_robust.deployment.pixels.catalogue import Perturbation
 from lightning_robust.deployment.pixels.perturb import perturb as perturb_images
@@ -97,7 +97,8 @@ class ParityPass:
         self.baseline = Baseline(subject, task)
         self.perturbed = PerturbedInputs(subject.max_batch) if perturb_targets else None
         self._runners: dict[str, Runner] = {}
-        self._readouts: dict[str, Readout] = {}
+        self._outputs: dict[str, Outputs] = {}
+        self._slow: set[str] = set()
         self._notes: list[str] = []
 
     def report(
@@ -153,9 +154,13 @@ class ParityPass:
 
     def chain(self, targets: Mapping[str, TargetResult]) -> tuple[Link, ...]:
         """The links between the targets that were measured, those of an earlier call included."""
-        measured = {name: each for name, each in self._readouts.items() if targets[name].status == "measured"}
-        reference = {self.baseline.name: self.baseline.largest()}
-        return find_chain(reference | measured, self.baseline.name, self.unit) if measured else ()
+        measured = {name: each for name, each in self._outputs.items() if targets[name].status == "measured"}
+        if not measured:
+            return ()
+        widest, read = self.baseline.widest(), self.baseline.scale.read
+        names = [name for name in neighbours(measured, self.baseline.name) if name in measured]
+        readouts = {name: read(self._as_far_as(measured[name], name, widest)) for name in names}
+        return find_chain(readouts | {self.baseline.name: self.baseline.readout(widest)}, self.baseline.name, self.unit)
 
     def target_sensitivity(self, outputs: Mapping[object, list[Tensor]]) -> dict[str, Measured]:
         """Perturbation -> how far it moves a runtime's outputs on the perturbed inputs."""
@@ -189,13 +194,22 @@ class ParityPass:
                 return execution.outputs
             return self.baseline.run(run, self.subject.rows(window))
 
-        tolerance = self._tolerance.get(f"{runtime.name}/{self.unit}")
-        readout, found = self.baseline.until_settled(
-            Outputs(outputs_on), runtime.precision, tolerance, self._is_late, slow=runtime.slow
-        )
-        self._readouts[runtime.name] = readout
+        tolerance, outputs = self._tolerance.get(f"{runtime.name}/{self.unit}"), Outputs(outputs_on)
+        found = self.baseline.until_settled(outputs, runtime.precision, tolerance, self._is_late, slow=runtime.slow)
+        self._outputs[runtime.name] = outputs
+        self._slow |= {runtime.name} if runtime.slow else set()
         if runtime.precision in HALF:
             return found._replace(metrics=found.metrics | storage_metrics(self.baseline, self.subject, runtime))
+        return found
+
+    def _as_far_as(self, outputs: Outputs, name: str, widest: slice) -> list[Tensor]:
+        """The outputs on as many samples as its neighbours in the chain have; a slow runtime has the first ones."""
+        for window in self.baseline.windows:
+            if window.stop > outputs.samples and (name in self._slow or self._is_late()):
+                break
+            found = outputs.up_to(window)
+            if window.stop >= widest.stop:
+                break
         return found
 
     def _preprocessing(

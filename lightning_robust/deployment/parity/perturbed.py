@@ -74,27 +74,28 @@ class PerturbationSweep:
             pixels: How the samples were normalised.
             perturb: :func:`~.perturb.perturb`, or something that keeps what it made.
         """
-        active = [_Entry(entry) for entry in entries]
-        everything = list(active)
+        everything = active = [_Entry(entry) for entry in entries]
         for window in self.baseline.windows:
             try:
                 batch = perturb(self._images(window), pixels, [each.entry for each in active])
             except ValueError as error:
                 self.notes.append(f"Preprocessing was not perturbed: {error}")
-                break
-            applied = {images.entry.name: images for images in batch}
-            active = [each for each in active if each.entry.name in applied]
-            active = [each for each in active if self._add(each, applied[each.entry.name], window)]
+                return {}
+            active = self._add_all(active, {images.entry.name: images for images in batch}, window)
             if not active or self.is_late():
                 break
         return {each.entry.name: each.found for each in everything if each.found is not None}
+
+    def _add_all(self, active: Sequence[_Entry], images: Mapping[str, PerturbedImages], window: slice) -> list[_Entry]:
+        """Measure perturbations on one more window; those that apply and are worth another."""
+        applied = [each for each in active if each.entry.name in images]
+        return [each for each in applied if self._add(each, images[each.entry.name], window)]
 
     def _add(self, each: _Entry, images: PerturbedImages, window: slice) -> bool:
         """Measure one perturbation on one more window; whether it is worth another."""
         name = each.entry.name
         if self.is_late():
-            if each.found is None:
-                self.notes.append(f"Perturbation {name!r} was skipped: the time was up.")
+            self._note_skipped(each)
             return False
         try:
             trained, deployed = images.through(lambda perturbed: self._feed(perturbed, window))
@@ -109,6 +110,11 @@ class PerturbationSweep:
             self.inputs.add(name, deployed.args, each.entry.trained, trained.args)
         counted = BEYOND if BEYOND in each.found.metrics else self.baseline.unit
         return not each.found.is_settled(counted, None)
+
+    def _note_skipped(self, each: _Entry) -> None:
+        note = "the time was up"
+        if each.found is None and not any(note in line for line in self.notes):
+            self.notes.append(f"Perturbations from {each.entry.name!r} on were skipped: {note}.")
 
     def _images(self, window: slice) -> Tensor:
         return next(iter(flatten(self.subject.rows(window)).values()))

@@ -63,7 +63,7 @@ def examine_head(subject: Subject, report: ParityReport, task: Task) -> ParityRe
     if not after <= _WORTH * before:
         return report
     storage = report.targets[name].metrics.get(STORAGE, math.nan)
-    finding = _finding(subject, nodes, name.removeprefix("emulated-"), baseline, (before, storage, after))
+    finding = _head_finding(subject, nodes, name.removeprefix("emulated-"), baseline, (before, storage, after))
     return replace(report, findings=(*report.findings, finding), head=nodes)
 
 
@@ -71,7 +71,7 @@ def _distance(report: ParityReport, name: str) -> float:
     return report.targets[name].metrics.get(report.unit, 0.0) if name in report.targets else 0.0
 
 
-def _finding(
+def _head_finding(
     subject: Subject, nodes: tuple[str, ...], precision: str, baseline: Baseline, costs: tuple[float, float, float]
 ) -> Finding:
     before, storage, after = costs

@@ -74,6 +74,7 @@ def _render_page(
         "Deployment parity",
         report=report,
         verdict=verdict,
+        unit=unit_label(report.unit),
         targets=_target_table(report),
         chain=chain_rows(report),
         links=svg(draw_chain(passes, report.unit)) if report.chain else None,

@@ -38,7 +38,7 @@ def chain_rows(report: ParityReport) -> tuple[list[str], list[list[str]]]:
         ]
         for link in report.chain
     ]
-    return ["link", "from", "to", unit_label(report.unit), "bias", "n"], rows
+    return ["link", "from", "to", "distance", "bias", "n"], rows
 
 
 def perturbation_rows(report: ParityReport) -> tuple[list[str], list[list[str]]]:
@@ -53,7 +53,7 @@ def perturbation_rows(report: ParityReport) -> tuple[list[str], list[list[str]]]
         cells = (_cell(report, metrics, key, f"{tag}/{key}") for key in keys)
         times = _cell(report, metrics, "times_fp16", None)
         rows.append([name, family.replace("_", " "), *cells, times, _count(report, f"{tag}/{report.unit}")])
-    columns = [unit_label(report.unit), "beyond the picture's motion", *[unit_label(guessed)] * told]
+    columns = ["moves outputs by", "beyond the motion", *["where guessed"] * told]
     return ["perturbation", "family", *columns, "times fp16", "n"], rows
 
 
@@ -68,6 +68,7 @@ def summary(report: ParityReport) -> str:
     of_weights = f", {report.weights}" if str(report.weights) else ""
     lines = [
         f"Deployment parity, up to {report.samples} samples against {report.reference}{of_weights}",
+        f"In {unit_label(report.unit)} where nothing else is said, with 95 % intervals; n is the number of samples.",
         "",
         plain_table(*target_rows(report)),
     ]

@@ -1,3 +1,4 @@
+import json
 import math
 import os
 import warnings
@@ -13,7 +14,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_robust import DeploymentParityCallback, NoEffectWarning
-from lightning_robust.deployment.engines import abilities, available, builder
+from lightning_robust.callbacks.deployment_parity.measure import digest
+from lightning_robust.deployment.engines import Built, Runtime, abilities, available, builder
+from lightning_robust.deployment.engines import targets as targets_module
 from lightning_robust.deployment.graph.export import frozen_copy
 from lightning_robust.structures import flatten
 from tests.boring import Boring, Pictures, make_trainer
@@ -57,8 +60,11 @@ def test_everything_is_logged(tmp_path):
     assert metrics["parity/status"] == 0
     ratio = metrics["sensitivity/bgr/lateral_px_p99"] / metrics["parity/emulated-fp16/lateral_px_p99"]
     assert metrics["sensitivity/bgr/times_fp16"] == pytest.approx(float(ratio), rel=1e-5)
-    for cause, target in (("export", "onnxruntime-fp32"), ("tf32", "emulated-tf32"), ("fp16", "emulated-fp16")):
-        assert metrics[f"attribution/{cause}"] == metrics[f"parity/{target}/lateral_px_p99"]
+    # PyTorch in fp32 stands between: the links differ from the distances to fp64 by no more than the export's
+    for link, target in (("export", "onnxruntime-fp32"), ("tf32", "emulated-tf32"), ("fp16", "emulated-fp16")):
+        distance = metrics[f"parity/{target}/lateral_px_p99"]
+        assert abs(metrics[f"attribution/{link}"] - distance) <= metrics["attribution/export"]
+        assert abs(metrics[f"attribution/{link}_bias"]) <= distance
     assert metrics["attribution/preprocessing"] > metrics["attribution/fp16"]
     assert "attribution/engine" not in metrics
 
@@ -83,8 +89,14 @@ def test_measures_the_weights_that_were_validated(tmp_path, first):
             self.state = {k: v.clone() for k, v in pl_module.state_dict().items()}
 
     ema, parity, remember = EMAWeightAveraging(decay=0.9), DeploymentParityCallback(**CHEAP), Remember()
-    seen = []
-    parity._meter._decoder = lambda module: seen.append({k: v.clone() for k, v in module.state_dict().items()})
+    seen, make = [], parity._meter._subject
+
+    def remember_weights(*args):
+        subject, task = make(*args)
+        seen.append({k: v.clone() for k, v in subject.module.state_dict().items()})
+        return subject, task
+
+    parity._meter._subject = remember_weights
     trainer = make_trainer(tmp_path, [parity, ema, remember] if first else [ema, remember, parity], max_epochs=1)
     module = Boring()
     trainer.fit(module)
@@ -114,7 +126,7 @@ def test_other_loggers_get_files(tmp_path):
     folder = tmp_path / "lightning_logs" / "version_0"
     figures = {p.name for p in (folder / "figures").rglob("*") if p.is_file()}
     assert figures == {
-        *("overview-3.png", "targets-3.csv", "perturbations-3.csv"),
+        *("overview-3.png", "targets-3.csv", "chain-3.csv", "perturbations-3.csv"),
         *("layers-4.png", "layers-4.csv", "keep_fp32-4.csv"),  # after the fit
     }
     assert {p.name for p in (folder / "parity").iterdir()} == {"parity.html", "parity.json", "keep_fp32.json"}
@@ -223,6 +235,100 @@ def test_dict_and_several_inputs_and_structured_outputs(tmp_path, kind):
     assert trainer.callback_metrics["parity/onnxruntime-fp32/rel_l2"] < 1e-5
     assert 1e-5 < trainer.callback_metrics["parity/emulated-fp16/rel_l2"] < 1e-2
     assert trainer.callback_metrics["sensitivity/bgr/rel_l2"] > 0
+
+
+# The end of the fit.
+
+
+class Replaced(pl.Callback):
+    """Puts other weights into the module when training ends, as a soup does; comes after the parity callback."""
+
+    def on_train_end(self, trainer, pl_module):
+        with torch.no_grad():
+            pl_module.net[5].bias += 1.0
+
+
+def test_the_report_is_of_the_weights_that_the_fit_returned_on_more_samples(tmp_path):
+    callback = DeploymentParityCallback(["emulated-fp16"], perturbations="none", num_samples=40, pass_samples=4)
+    trainer, module = fit(tmp_path, callback, logger=CSVLogger(tmp_path), enable_checkpointing=True)
+    assert callback.report.weights.digest == digest(module.state_dict())
+    assert (callback.report.weights.epoch, callback.report.weights.step) == (0, 4)
+    assert callback.report.basis["parity/emulated-fp16/rel_l2"].samples > 4
+    assert not [note for note in callback.report.notes if "kept checkpoint" in note]
+
+    callback = DeploymentParityCallback(["emulated-fp16"], perturbations="none", num_samples=40, pass_samples=4)
+    pl.seed_everything(0)
+    module = Boring()
+    trainer = make_trainer(
+        tmp_path, [callback, Replaced()], max_epochs=1, logger=CSVLogger(tmp_path), enable_checkpointing=True
+    )
+    trainer.fit(module)
+    measured = callback.report
+    assert measured.weights.digest == digest(module.state_dict())
+    assert measured.weights.epoch is None
+    (note,) = [note for note in measured.notes if "kept checkpoint" in note]
+    assert "of epoch 0" in note
+    assert f"lightning-robust parity --ckpt {trainer.checkpoint_callback.best_model_path}" in note
+    content = json.loads((tmp_path / "lightning_logs" / "version_1" / "parity" / "parity.json").read_text())
+    assert content["weights"]["digest"] == digest(module.state_dict())
+
+
+def test_engines_are_not_built_again_for_the_same_weights(tmp_path, monkeypatch):
+    """A slow runtime keeps its numbers of the last pass; another model is another engine."""
+    built = []
+
+    class Slow(Runtime):
+        slow = True
+
+        def build(self, subject):
+            built.append(subject.samples)
+            return Built(lambda args: [subject.module(*args) + 1e-3])
+
+    monkeypatch.setitem(targets_module.TARGETS, "tensorrt-fp16", Slow)
+    settings = {"perturbations": ["bgr"], "num_samples": 40, "pass_samples": 4, "localise": True}
+    callback = DeploymentParityCallback(["emulated-fp16", "tensorrt-fp16"], **settings)
+    fit(tmp_path, callback)
+    assert built == [4]
+    assert callback.report.targets["tensorrt-fp16"].metrics["bias"] == pytest.approx(1e-3, rel=0.01)
+    assert [link.name for link in callback.report.chain] == ["fp16", "preprocessing", "engine"]
+    assert callback.report.basis["parity/tensorrt-fp16/rel_l2"].samples == 4
+    fit(tmp_path, DeploymentParityCallback(["emulated-fp16", "tensorrt-fp16"], **settings), max_epochs=1)
+    assert built == [4, 4]
+
+
+class Known(Boring):
+    """Knows the score of the right class, says so from the labels of a batch, and keeps itself in fp32."""
+
+    keep_fp32 = ("net",)
+
+    def decode(self, outputs):
+        return {"score": outputs}
+
+    def known(self, values, batch):
+        return nn.functional.one_hot(batch[1], values["score"].shape[1]).bool()
+
+
+def test_known_sees_the_labels_of_its_samples(tmp_path):
+    """24 samples of batches of 16: the known points are those at the labels, over both batches."""
+    settings = {"perturbations": "none", "num_samples": 24, "pass_samples": 24, "localise": False}
+    callback = DeploymentParityCallback(["torch-bf16"], **settings)
+    trainer, module = fit(tmp_path, callback, Known())
+    x, labels = Pictures().images[:24], Pictures().labels[:24, None]
+    exact = frozen_copy(module).double()(x.double())
+    error = (frozen_copy(module).bfloat16()(x.bfloat16()).double() - exact).abs()
+    assert callback.report.unit == "score_known_p99"
+    metrics = trainer.callback_metrics
+    assert metrics["parity/torch-bf16/score_known_max"] == pytest.approx(float(error.gather(1, labels).max()))
+    others = error.scatter(1, labels, 0.0)
+    assert metrics["parity/torch-bf16/score_guessed_max"] == pytest.approx(float(others.max()))
+
+
+def test_what_stays_fp32_is_the_module_s_where_it_is_not_given(tmp_path):
+    settings = {"perturbations": "none", "num_samples": 4, "localise": False}
+    for keep, exact in ((None, True), ([], False)):
+        callback = DeploymentParityCallback(["emulated-bf16"], keep_fp32=keep, **settings)
+        trainer, _ = fit(tmp_path, callback, Known())
+        assert (trainer.callback_metrics["parity/emulated-bf16/max_abs"] < 1e-5) == exact
 
 
 # Bad input: each gives a clear error or one warning and a status, and loses no training.

@@ -28,6 +28,9 @@ RULES: tuple[Callable[[LintGraph], Iterator[Finding]], ...] = (
     validity.check_types,
 )
 
+HALF_RULES = frozenset({"A3", "A4", "A6", "A7", "A8", "A14"})
+"""The rules on what half precision does to a node, which a node that stays fp32 need not fear."""
+
 
 def lint(model: onnx.ModelProto, origins: Mapping[str, Origin] | None = None) -> list[Finding]:
     """Find what TensorRT will refuse, or compute differently in half precision, without running the graph.

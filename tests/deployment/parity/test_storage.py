@@ -1,0 +1,75 @@
+"""What the head costs, on networks whose head is known."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_robust import measure_parity
+from lightning_robust.deployment.engines import Subject, available
+from lightning_robust.deployment.graph.export import frozen_copy
+from lightning_robust.deployment.parity.scale import Task
+from lightning_robust.deployment.parity.storage import examine_head
+
+TASK = Task(lambda outputs: {"x_px": outputs})
+
+
+class Scale(nn.Module):
+    """Places from 0 to 1 as pixels of a picture."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.width = width
+
+    def forward(self, places):
+        return (torch.sigmoid(places) + 1e-4) * self.width
+
+
+class Places(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        torch.manual_seed(0)
+        self.trunk = nn.Linear(8, 16)
+        self.head = Scale(width)
+
+    def forward(self, x):
+        return self.head(self.trunk(x))
+
+
+def examine(width, **settings):
+    subject = Subject(frozen_copy(Places(width)), (torch.rand(16, 8),), **settings)
+    report = measure_parity(subject, available(["emulated-fp16"]), decode=TASK.decode)
+    return subject, report, examine_head(subject, report, TASK)
+
+
+def test_a_head_in_pixels_is_found_with_what_fp32_would_bring():
+    """At 959 px the steps of fp16 are half a pixel; the module that scales is named, with its remedy in numbers."""
+    subject, before, report = examine(2000.0)
+    (finding,) = [finding for finding in report.findings if finding.rule == "B1"]
+    again = Subject(subject.module, subject.example, keep_fp32=("head",))
+    kept = measure_parity(again, available(["emulated-fp16"]), decode=TASK.decode).targets["emulated-fp16"].metrics
+    all_half = before.targets["emulated-fp16"].metrics
+    assert kept["x_px_p99"] < 0.5 * all_half["x_px_p99"]
+    assert kept["storage"] == 0
+    assert all_half["storage"] > 0.2
+    assert f"-> {kept['x_px_p99']:.2g} x px" in finding.remedy
+    assert finding.remedy.endswith("keep_fp32: [head]")
+    assert finding.module == "head"
+    assert "where fp16 has steps of 1" in finding.what
+    assert len(report.head) == 3
+
+
+def test_a_head_that_costs_nothing_is_no_finding():
+    _, before, report = examine(1e-3)
+    assert before.targets["emulated-fp16"].metrics["storage"] < 1e-6
+    _, _, kept = examine(2000.0, keep_fp32=("head",))
+    assert [finding for finding in kept.findings if finding.rule == "B1"] == []
+    assert report.unit == "x_px_p99"
+
+
+@pytest.mark.parametrize("targets", [["torch-fp16"], ["onnxruntime-fp32"]])
+def test_without_an_emulated_half_precision_nothing_is_examined(targets):
+    subject = Subject(frozen_copy(Places(2000.0)), (torch.rand(4, 8),))
+    report = measure_parity(subject, available(targets), decode=TASK.decode)
+    assert dataclasses.asdict(examine_head(subject, report, TASK)) == dataclasses.asdict(report)
