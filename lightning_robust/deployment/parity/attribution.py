@@ -123,13 +123,13 @@ def _link(readouts: Mapping[str, Readout], known: Readout, name: str, source: st
 def _links(readouts: Mapping[str, Readout], reference: str, unit: str) -> Iterator[Link]:
     names = neighbours(readouts, reference)
     for source, target in pairwise(name for name in names if name != _TF32):
-        yield _link(readouts, readouts[reference], _step(target), source, target, unit)
+        yield _link(readouts, readouts[reference], _step_to(target), source, target, unit)
     if _TF32 in names:
         source = _EXPORTED if _EXPORTED in names else reference
         yield _link(readouts, readouts[reference], "tf32", source, _TF32, unit)
 
 
-def _step(target: str) -> str:
+def _step_to(target: str) -> str:
     """The name of the link that arrives at a target."""
     if target == _EXPORTED:
         return "export"

@@ -135,19 +135,15 @@ def _judge_sound(
     """Level and headline where no tolerance is broken: good by a tolerance of the user's and an executed engine."""
     limits = {} if tolerance is None else _tags(tolerance)
     kept = {tag: limit for tag, limit in limits.items() if _executed(report, tag.split("/")[1])}
-    open_tags = [tag for tag, limit in kept.items() if not _is_certain(report, tag, limit)]
-    half = any(tag.split("/")[1].endswith(HALF) for tag in kept)
-    if half and not open_tags:
-        met = "; ".join(f"{tag} is {_told(report, tag)}, allowed is {limit:.3g}" for tag, limit in kept.items())
-        return "good", f"Within your tolerance, executed: {met}."
-    if open_tags:
-        tag = open_tags[0]
-        reason = f"{tag} is {_told(report, tag)}, allowed is {kept[tag]:.3g}: more samples are needed to be sure"
-    elif tolerance is None:
-        reason = "no tolerance was set"
-    else:
-        reason = "no engine in half precision with a tolerance was executed"
-    return "mind", f"{name} is {distance} away; {reason}."
+    told = {tag: f"{tag} is {_told(report, tag)}, allowed is {limit:.3g}" for tag, limit in kept.items()}
+    uncertain = next((tag for tag, limit in kept.items() if not _is_certain(report, tag, limit)), None)
+    if uncertain is not None:
+        return "mind", f"{name} is {distance} away; {told[uncertain]}: more samples are needed to be sure."
+    if any(tag.split("/")[1].endswith(HALF) for tag in kept):
+        return "good", f"Within your tolerance, executed: {'; '.join(told.values())}."
+    if tolerance is None:
+        return "mind", f"{name} is {distance} away; no tolerance was set."
+    return "mind", f"{name} is {distance} away; no engine in half precision with a tolerance was executed."
 
 
 def _is_certain(report: ParityReport, tag: str, limit: float) -> bool:
