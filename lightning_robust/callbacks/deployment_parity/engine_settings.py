@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -20,6 +20,11 @@ class EngineSettings:
         keep_fp32: ONNX nodes or PyTorch modules (with all in them) that stay fp32 in the emulated and built half
             precisions; ``keep_fp32.json`` of an earlier run proposes them. None takes the list ``keep_fp32`` of the
             LightningModule, if it has one.
+        out_of_range: What becomes of weights beyond the range of a half precision: ``"clamp"`` takes the nearest number
+            in it, as TensorRT's builder does; ``"keep"`` keeps the nodes that read them in fp32; ``"inf"`` makes them
+            infinite, as ``module.half()`` does.
+        tf32: Let what stays fp32 in half precision multiply in TF32, in the emulation and in the engines that are
+            built. ``trtexec`` allows it unless it is called with ``--noTF32``; deploy an engine that is built likewise.
         refit: Where engines can be run, set new weights in the engine of an earlier validation instead of building
             another. A refittable engine may be optimised less than the one that is deployed.
         background: During ``fit``, build and run engines while training goes on. Their numbers arrive at a later
@@ -35,6 +40,8 @@ class EngineSettings:
     max_batch: int = 16
     weakly_typed: bool = False
     keep_fp32: list[str] | None = None
+    out_of_range: Literal["clamp", "keep", "inf"] = "clamp"
+    tf32: bool = False
     refit: bool = False
     background: bool = False
     perturb_targets: bool = False
@@ -54,6 +61,8 @@ class EngineSettings:
             weakly_typed=self.weakly_typed,
             refit=self.refit,
             keep_fp32=None if self.keep_fp32 is None else tuple(self.keep_fp32),
+            out_of_range=self.out_of_range,
+            tf32=self.tf32,
         )
 
 

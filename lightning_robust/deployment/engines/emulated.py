@@ -7,19 +7,47 @@ from typing import cast
 from lightning_robust.deployment.engines.base import HALF, Built, Runtime
 from lightning_robust.deployment.engines.onnxruntime import open_session
 from lightning_robust.deployment.engines.subject import Subject
-from lightning_robust.deployment.numerics.emulate import emulate
+from lightning_robust.deployment.numerics.emulate import Emulation, to_model
 from lightning_robust.deployment.numerics.rounding import Precision
+
+_ACCUMULATED = "fp16acc"
 
 
 class EmulatedRuntime(Runtime):
-    """A graph that rounds the result of every node, see :mod:`~.numerics.emulate`."""
+    """A graph that rounds the result of every node, see :mod:`~.numerics.emulate`.
+
+    ``emulated-fp16acc`` also accumulates products in fp16, see :mod:`~.numerics.accumulate`: what an fp16 engine does
+    lies between it and ``emulated-fp16``.
+    """
 
     def build(self, subject: Subject) -> Built:
-        """Open a session on the graph with roundings."""
+        """Open a session on the graph with roundings.
+
+        Raises:
+            ValueError: If there is nothing to round, for a distance of 0 would be no measurement.
+        """
         exported = subject.exported
-        nodes = subject.fp32_nodes() if self.precision in HALF else ()
-        model = emulate(exported.model, cast(Precision, self.precision), nodes)
-        if len(model.graph.node) == len(exported.model.graph.node) and not nodes:
-            raise ValueError("Expected nodes to round, but none computes in fp32. Measure the fp32 graph.")
-        note = f"emulated, every node rounded but the {len(nodes)} kept" if nodes else "emulated, every node rounded"
-        return Built(open_session(model, exported), note=note)
+        accumulated = self.precision == _ACCUMULATED
+        half = accumulated or self.precision in HALF
+        nodes = subject.fp32_nodes() if half else ()
+        emulation = Emulation(
+            exported.model,
+            "fp16" if accumulated else cast(Precision, self.precision),
+            nodes,
+            out_of_range=subject.out_of_range,
+            tf32=subject.tf32,
+            fp16_accumulators=accumulated,
+        )
+        model = to_model(emulation.build())
+        if emulation.changes_nothing and not nodes and (half or not emulation.has_floats):
+            where = "".join(f"; {note}" for note in emulation.notes)
+            raise ValueError(f"Expected nodes to round, but none computes in fp32{where}. Measure the fp32 graph.")
+        notes = [_describe(emulation, len(nodes), half=half), *emulation.notes]
+        return Built(open_session(model, exported), note=", ".join(notes))
+
+
+def _describe(emulation: Emulation, kept: int, *, half: bool) -> str:
+    """What was rounded."""
+    if emulation.changes_nothing and not half:
+        return "nothing multiplies, so that TF32 changes nothing"
+    return f"emulated, every node rounded but the {kept} kept" if kept else "emulated, every node rounded"

@@ -71,7 +71,7 @@ def execute(made: Runtime, subject: Subject, window: slice = slice(None)) -> Exe
 
 def run_in_batches(runner: Runner, args: tuple[Any, ...], max_batch: int) -> list[Tensor]:
     """Run on ``max_batch`` samples at a time and join the outputs; tensors without the batch's size go in whole."""
-    samples = next(iter(flatten(args).values())).shape[0]
+    samples = next((len(tensor) for tensor in flatten(args).values() if tensor.ndim), 1)
     windows = (slice(start, start + max_batch) for start in range(0, samples, max_batch))
     chunks = [runner(take_rows(args, window, samples)) for window in windows]
     return [torch.cat(parts) if len(parts) > 1 and parts[0].ndim else parts[0] for parts in zip(*chunks, strict=True)]

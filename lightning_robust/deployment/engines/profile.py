@@ -7,6 +7,7 @@ import onnx
 from lightning_robust.deployment.engines.base import input_tensors
 from lightning_robust.deployment.engines.subject import Subject
 from lightning_robust.deployment.graph.export import Exported
+from lightning_robust.deployment.graph.types import static_size
 
 Shape = tuple[int, ...]
 Shapes = tuple[Shape, Shape, Shape]
@@ -19,7 +20,7 @@ def make_profile(exported: Exported, subject: Subject) -> Profile:
     profile: Profile = {}
     for value, tensor in zip(exported.model.graph.input, input_tensors(subject.example), strict=True):
         shape, dims = tuple(tensor.shape), value.type.tensor_type.shape.dim
-        if dims and dims[0].dim_param:
+        if dims and static_size(dims[0]) is None:
             batch, *sizes = shape
             usual = min(batch, subject.max_batch)
             profile[value.name] = (1, *sizes), (usual, *sizes), (subject.max_batch, *sizes)
@@ -54,9 +55,7 @@ def _input_dims(model: bytes) -> dict[str, list[int | str]]:
         ) from error
     weights = {tensor.name for tensor in graph.initializer}
     return {
-        value.name: [
-            dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in value.type.tensor_type.shape.dim
-        ]
+        value.name: [static_size(dim) or dim.dim_param or "?" for dim in value.type.tensor_type.shape.dim]
         for value in graph.input
         if value.name not in weights
     }

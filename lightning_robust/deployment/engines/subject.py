@@ -12,6 +12,7 @@ from torch import nn
 
 from lightning_robust.deployment.graph.export import Exported, export
 from lightning_robust.deployment.graph.lint import HALF_RULES, Finding, lint
+from lightning_robust.deployment.numerics.rounding import OutOfRange
 from lightning_robust.structures import flatten, take_rows
 from lightning_robust.suggest import did_you_mean
 
@@ -34,6 +35,11 @@ class Subject:
         cache: Folder of built engines; the user's cache folder if None.
         keep_fp32: Names of nodes, or paths of modules for all nodes in them, that stay fp32 in fp16 and bf16 graphs;
             None takes the module's own list of that name, if it has one.
+        out_of_range: What becomes of weights beyond the range of a half precision: ``"clamp"`` takes the nearest number
+            in it, as TensorRT's builder does; ``"keep"`` keeps the nodes that read them in fp32; ``"inf"`` makes them
+            infinite, as ``module.half()`` does.
+        tf32: Let what stays fp32 in half precision multiply in TF32, in the emulation and in the engines that are
+            built. ``trtexec`` allows it unless it is called with ``--noTF32``; deploy an engine that is built likewise.
     """
 
     module: nn.Module
@@ -45,6 +51,8 @@ class Subject:
     refit: bool = False
     cache: Path | None = None
     keep_fp32: tuple[str, ...] | None = None
+    out_of_range: OutOfRange = "clamp"
+    tf32: bool = False
     reference: ClassVar[str | None] = None
     """The name of its own outputs where they are the only reference; None compares with PyTorch in fp64."""
     _exported: Exported | None = field(default=None, init=False, repr=False, compare=False)

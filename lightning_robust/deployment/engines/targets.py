@@ -20,6 +20,7 @@ TARGETS: dict[str, type[Runtime]] = {
     "onnxruntime-fp32": OnnxRuntime,
     "emulated-tf32": EmulatedRuntime,
     "emulated-fp16": EmulatedRuntime,
+    "emulated-fp16acc": EmulatedRuntime,
     "emulated-bf16": EmulatedRuntime,
     "tensorrt-fp32": TensorRTRuntime,
     "tensorrt-fp16": TensorRTRuntime,

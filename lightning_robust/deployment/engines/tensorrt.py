@@ -14,7 +14,7 @@ from lightning_robust.deployment.engines.child.process import EngineError
 from lightning_robust.deployment.engines.execution import run_in_batches
 from lightning_robust.deployment.engines.profile import make_profile
 from lightning_robust.deployment.engines.subject import Subject
-from lightning_robust.deployment.numerics.convert import to_half
+from lightning_robust.deployment.numerics.convert import Conversion
 from lightning_robust.deployment.numerics.rounding import Half
 
 
@@ -39,9 +39,12 @@ class TensorRTRuntime(Runtime):
         """Build the engine, or take it from the cache."""
         exported = subject.exported
         weakly = subject.weakly_typed and self.name == "tensorrt-fp16"
-        model = exported.model
+        model, notes = exported.model, ["weakly typed"] * weakly
         if self.precision in HALF and not weakly:
-            model = to_half(model, cast(Half, self.precision), subject.fp32_nodes())
+            half = cast(Half, self.precision)
+            conversion = Conversion(model, half, subject.fp32_nodes(), subject.out_of_range)
+            model = conversion.build()
+            notes += conversion.notes
         able = self.can_run()
         settings: dict[str, Any] = {
             "backend": self._backend,
@@ -49,10 +52,11 @@ class TensorRTRuntime(Runtime):
             "directory": subject.cache,
             "time_limit": subject.time_limit,
             "weakly_typed": "fp16" if weakly else None,
+            "tf32": subject.tf32 and self.precision in HALF,
         }
         engine, warning = _build_or_refit(model.SerializeToString(), settings, refit=subject.refit and bool(able))
         if not able:
-            return Built(None, engine.size, f"not run: {able.reason}")
+            return Built(None, engine.size, ", ".join([f"not run: {able.reason}", *notes]))
 
         def run_once(args: tuple[Any, ...]) -> list[Tensor]:
             results = builder.run_engine(engine, feed(args, exported), time_limit=subject.time_limit)
@@ -61,7 +65,7 @@ class TensorRTRuntime(Runtime):
         def run(args: tuple[Any, ...]) -> list[Tensor]:
             return run_in_batches(run_once, args, exported.batch or subject.max_batch)
 
-        notes = ["weakly typed"] * weakly + ["refittable"] * ("REFIT" in engine.flags.split())
+        notes += ["refittable"] * ("REFIT" in engine.flags.split())
         return Built(run, engine.size, ", ".join(notes), warning)
 
 

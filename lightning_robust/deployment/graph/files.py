@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.inliner
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import AttributeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from lightning_robust.deployment.engines import Subject
@@ -21,8 +22,19 @@ from lightning_robust.deployment.engines.execution import one_line
 from lightning_robust.deployment.graph.batches import Arrays, fixed_batches, whole_batches
 from lightning_robust.deployment.graph.export import Exported
 from lightning_robust.deployment.graph.session import Session
+from lightning_robust.deployment.graph.types import declared_types, static_size
 
+_WEIGHTS_ARE_NO_INPUTS = 4  # the IR version from which an initialiser need not be listed among the inputs
+_CONSTANTS = {
+    "value_float": np.float32,
+    "value_floats": np.float32,
+    "value_int": np.int64,
+    "value_ints": np.int64,
+    "value_string": object,
+    "value_strings": object,
+}
 _HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+_BODIES = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
 _QUANTISED = frozenset({"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger"})
 
 
@@ -65,14 +77,17 @@ class GraphSubject(Subject):
         names = [value.name for value in model.graph.input]
         fixed = fixed_batches(model.graph)
         inputs, notes = whole_batches(inputs, fixed)
-        example = tuple(torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in names)
+        example = tuple(torch.from_numpy(np.require(inputs[name], requirements="C")) for name in names)
         super().__init__(GraphModule(model), example, **settings)
         outputs = tuple(value.name for value in model.graph.output)
         self._exported = Exported(model, {}, tuple(names), outputs, fixed.get(names[0]), notes)
 
 
 def load_graph(path: str | Path) -> onnx.ModelProto:
-    """Read an ONNX file with its external data; initialisers listed among the inputs are no inputs.
+    """Read an ONNX file with its external data, in the form that sweeps and keep lists need.
+
+    Every node has a name of its own, functions are inlined, Constant nodes have become initialisers, and initialisers
+    listed among the inputs are no inputs.
 
     Raises:
         FileNotFoundError: If the file, or one with its weights, is not there.
@@ -90,32 +105,65 @@ def load_graph(path: str | Path) -> onnx.ModelProto:
         ) from error
     except Exception as error:
         raise ValueError(f"Expected an ONNX model at {path}, but it cannot be read ({error}).") from error
-    for tensor in model.graph.initializer:
+    constants = [attribute.t for node in model.graph.node for attribute in node.attribute if attribute.HasField("t")]
+    for tensor in (*model.graph.initializer, *constants):
         del tensor.external_data[:]
         tensor.ClearField("data_location")
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
         raise ValueError(f"Expected a valid ONNX model at {path}, but {one_line(error)}.") from error
-    _drop_weights_among_inputs(model.graph)
-    for index, node in enumerate(model.graph.node):  # switches and keep lists go by name
-        node.name = node.name or f"{node.op_type}_{index}"
+    return _tidy(onnx.inliner.inline_local_functions(model) if model.functions else model)
+
+
+def _tidy(model: onnx.ModelProto) -> onnx.ModelProto:
+    graph = model.graph
+    model.ir_version = max(model.ir_version, _WEIGHTS_ARE_NO_INPUTS)
+    weights = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in weights]
+    constants = {node.output[0]: tensor for node in graph.node if (tensor := _constant(node)) is not None}
+    nodes = [node for node in graph.node if not (node.op_type == "Constant" and node.output[0] in constants)]
+    for name, tensor in constants.items():
+        tensor.name = name
+    graph.initializer.extend(constants.values())
+    _name_each_node(nodes)
+    del graph.input[:], graph.node[:]
+    graph.input.extend(inputs)
+    graph.node.extend(nodes)
     return model
 
 
-def _drop_weights_among_inputs(graph: onnx.GraphProto) -> None:
-    weights = {tensor.name for tensor in graph.initializer}
-    inputs = [value for value in graph.input if value.name not in weights]
-    del graph.input[:]
-    graph.input.extend(inputs)
+def _name_each_node(nodes: Sequence[onnx.NodeProto]) -> None:
+    """Give names to nodes that have none, or that of an earlier one: switches and keep lists go by name."""
+    names = {node.name for node in nodes}
+    seen: set[str] = set()
+    for index, node in enumerate(nodes):
+        if not node.name or node.name in seen:
+            name = f"{node.name or node.op_type}_{index}"
+            while name in names:
+                name += "_"
+            node.name = name
+        names.add(node.name)
+        seen.add(node.name)
+
+
+def _constant(node: onnx.NodeProto) -> TensorProto | None:
+    """The tensor of a Constant node, whichever attribute holds it; None for a sparse one, and for other nodes."""
+    if node.op_type != "Constant" or not node.attribute:
+        return None
+    attribute = node.attribute[0]
+    if attribute.name == "value":
+        tensor = TensorProto()
+        tensor.CopyFrom(attribute.t)
+        return tensor
+    kind = _CONSTANTS.get(attribute.name)
+    return None if kind is None else numpy_helper.from_array(np.array(helper.get_attribute_value(attribute), kind))
 
 
 def remarks(model: onnx.ModelProto) -> list[str]:
     """What a reader has to know before believing the numbers of this graph."""
     lines = []
-    kinds = {tensor.data_type for tensor in model.graph.initializer}
-    kinds |= {value.type.tensor_type.elem_type for value in model.graph.input}
-    if kinds & set(_HALVES):
+    if set(_HALVES) & set(declared_types(model.graph).values()):
         lines.append(
             "The graph is in half precision already. ONNX Runtime's CPU kernels compute it in fp32, so that its "
             "distance to an engine is not seen here; measure the fp32 graph that it was made from."
@@ -125,6 +173,13 @@ def remarks(model: onnx.ModelProto) -> list[str]:
         lines.append(
             f"The graph is quantised ({', '.join(quantised)}): what is measured is the precision of the rest, and not "
             "what quantisation itself costs."
+        )
+    bodies = [node for node in model.graph.node if any(a.type in _BODIES for a in node.attribute)]
+    if bodies:
+        named = ", ".join(f"{node.name} ({node.op_type})" for node in bodies)
+        lines.append(
+            f"The graph branches or loops: {named}. What is in there computes in fp32 in every precision that is "
+            "measured; all else is measured."
         )
     return lines
 
@@ -196,8 +251,6 @@ def _shape(value: onnx.ValueInfoProto, samples: int | None) -> list[int | str]:
     """Sizes, or names of dynamic ones; a dynamic first dimension is the number of samples."""
     sizes: list[int | str] = []
     for index, dim in enumerate(value.type.tensor_type.shape.dim):
-        if dim.HasField("dim_value") and dim.dim_value > 0:
-            sizes.append(dim.dim_value)
-        else:
-            sizes.append(samples if index == 0 and samples is not None else dim.dim_param or "?")
+        dynamic = samples if index == 0 and samples is not None else dim.dim_param or "?"
+        sizes.append(static_size(dim) or dynamic)
     return sizes

@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import onnx
+from onnx import TensorProto
 
+ONNX_DOMAIN = ("", "ai.onnx")
+"""The names of ONNX's own domain of operators."""
+_KINDS = {
+    "tensor(float)": TensorProto.FLOAT,
+    "tensor(float16)": TensorProto.FLOAT16,
+    "tensor(double)": TensorProto.DOUBLE,
+    "tensor(bool)": TensorProto.BOOL,
+    "tensor(string)": TensorProto.STRING,
+    **{f"tensor({kind.lower()})": getattr(TensorProto, kind) for kind in ("INT8", "INT16", "INT32", "INT64")},
+    **{f"tensor({kind.lower()})": getattr(TensorProto, kind) for kind in ("UINT8", "UINT16", "UINT32", "UINT64")},
+}  # ONNX Runtime's names
 _LARGE = 1024  # elements; smaller weights may be shapes or axes, which the inference reads
 
 
@@ -24,7 +37,36 @@ def element_types(model: onnx.ModelProto) -> dict[str, int]:
         >>> {name: onnx.TensorProto.DataType.Name(kind) for name, kind in sorted(types.items())}
         {'s': 'FLOAT', 'x': 'FLOAT', 'y': 'BOOL'}
     """
-    return declared_types(onnx.shape_inference.infer_shapes(_without_large_weights(model)).graph)
+    light = without_large_weights(model)
+    types = declared_types(onnx.shape_inference.infer_shapes(light).graph)
+    unknown = [name for node in model.graph.node for name in node.output if name and not types.get(name)]
+    if not unknown or not any(node.domain not in ONNX_DOMAIN for node in model.graph.node):
+        return types
+    return types | _types_by_onnxruntime(light, unknown)
+
+
+def _types_by_onnxruntime(model: onnx.ModelProto, names: Sequence[str]) -> dict[str, int]:
+    """What ONNX Runtime knows of tensors behind its own operators; nothing where it does not know these either."""
+    import onnxruntime
+
+    wider = onnx.ModelProto()
+    wider.CopyFrom(model)
+    there = {value.name for value in model.graph.output}
+    wider.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in there)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = onnxruntime.InferenceSession(wider.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception:
+        return {}
+    kinds = {output.name: output.type for output in session.get_outputs()}
+    return {name: _KINDS[kinds[name]] for name in names if kinds.get(name) in _KINDS}
+
+
+def static_size(dim: onnx.TensorShapeProto.Dimension) -> int | None:
+    """The size of a dimension; None for a dynamic one, whether it has a name, none, or -1 for a size."""
+    return dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None
 
 
 def declared_types(graph: onnx.GraphProto) -> dict[str, int]:
@@ -34,7 +76,7 @@ def declared_types(graph: onnx.GraphProto) -> dict[str, int]:
     return types | {tensor.name: tensor.data_type for tensor in graph.initializer}
 
 
-def _without_large_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+def without_large_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with its large weights as inputs, which makes the inference quick and independent of their size."""
     graph = model.graph
     light = onnx.GraphProto(name=graph.name, node=graph.node, input=graph.input, output=graph.output)

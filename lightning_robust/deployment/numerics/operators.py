@@ -10,12 +10,13 @@ MOVES = frozenset({
 TENSOR_CORE = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """Operators that a GPU computes on tensor cores when TF32 is allowed."""
 ALWAYS_FP32 = frozenset({
-    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "EyeLike", "Bernoulli", "Multinomial",
+    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul",
+    "EyeLike", "Bernoulli", "Multinomial",
     "RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike",
     "BlackmanWindow", "HammingWindow", "HannWindow", "MelWeightMatrix",
 })  # fmt: skip
 """Operators whose attributes name float, or whose scales are calibrated numbers that a rounding would change."""
-FP32_INPUTS = {"Resize": {1, 2}}
+FP32_INPUTS = {"Resize": {1, 2}, "Upsample": {1}}
 """Operator -> inputs that stay fp32: the region and the scales of a resize."""
 FP32_OUTPUTS = {"LayerNormalization": {1, 2}}
 """Operator -> outputs that stay fp32: mean and deviation, which have the type of an attribute."""

@@ -5,25 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import onnx
-from onnx import AttributeProto, TensorProto
+from onnx import TensorProto
 
 from lightning_robust.suggest import did_you_mean
-
-_SUBGRAPHS = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
 
 
 def check_graph(graph: onnx.GraphProto) -> None:
     """Refuse what neither the emulation nor the conversion can follow.
 
     Raises:
-        ValueError: For control flow (If, Loop, Scan), sparse weights, and weights outside of the model.
+        ValueError: For sparse weights, and weights outside of the model.
     """
-    for node in graph.node:
-        if any(attribute.type in _SUBGRAPHS for attribute in node.attribute):
-            raise ValueError(
-                f"Expected a model without control flow, but node {node.name!r} is of type {node.op_type}. Write the "
-                "branch with torch.where, unroll the loop, or cut it out of the exported model."
-            )
     if graph.sparse_initializer:
         raise ValueError(
             f"Expected dense weights, but {graph.sparse_initializer[0].values.name!r} is sparse. Write them as dense "

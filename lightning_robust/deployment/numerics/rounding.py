@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import onnx_ir as ir
@@ -10,34 +10,85 @@ from numpy.typing import NDArray
 
 Precision = Literal["fp16", "bf16", "tf32"]
 Half = Literal["fp16", "bf16"]
+OutOfRange = Literal["clamp", "keep", "inf"]
+"""What becomes of weights beyond the range of a half precision: the nearest number in it, fp32, or infinity."""
 
 HALF_TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 """Element types of the half precisions. There is none for TF32, which GPUs store as fp32."""
-TF32_FACTOR, TF32_LIMIT = float(2**13 + 1), float(2**100)
+HALF_RANGES = {"fp16": (2.0**-24, 65504.0), "bf16": (2.0**-133, (2 - 2.0**-7) * 2.0**127)}
+"""The smallest and the largest number of each half precision."""
+_OVERFLOW = {"fp16": 65520.0, "bf16": (2 - 2.0**-8) * 2.0**127}  # half a step beyond the largest number
+SPLIT_FACTORS, SPLIT_LIMIT = {"tf32": 2.0**13 + 1, "bf16": 2.0**16 + 1}, 2.0**100
 """Constants of :func:`split_value`."""
 _TF32_DROPPED_BITS = 13
 
 
-def to_half_array(values: NDArray[np.float32], precision: str) -> NDArray[Any]:
-    """An fp32 array in half precision: the nearest values, ties to even; too large becomes infinity.
+def check_choices(**arguments: tuple[str, Any]) -> None:
+    """Refuse a value that is none of the choices of a literal type.
+
+    Raises:
+        ValueError: Naming the argument.
 
     Example:
-        >>> to_half_array(np.array([1.0005, 7e4], np.float32), "fp16")
-        array([1.001,   inf], dtype=float16)
+        >>> check_choices(precision=("int8", Half))
+        Traceback (most recent call last):
+            ...
+        ValueError: Expected argument `precision` to be one of ['bf16', 'fp16'], but got 'int8'
     """
+    for name, (value, kind) in arguments.items():
+        if value not in get_args(kind):
+            raise ValueError(f"Expected argument `{name}` to be one of {sorted(get_args(kind))}, but got {value!r}")
+
+
+def is_beyond(values: NDArray[np.float32], precision: str) -> bool:
+    """Whether a finite number of the array would become infinite in half precision.
+
+    Example:
+        >>> is_beyond(np.array([1.0, 7e4], np.float32), "fp16"), is_beyond(np.array([np.inf], np.float32), "fp16")
+        (True, False)
+    """
+    limit = _OVERFLOW[precision]
+    if values.size == 0 or max(values.max(), -values.min()) < limit:  # false where one is NaN
+        return False
+    return bool(((np.abs(values) >= limit) & np.isfinite(values)).any())
+
+
+def to_half_array(values: NDArray[np.float32], precision: str, out_of_range: OutOfRange = "inf") -> NDArray[Any]:
+    """An fp32 array in half precision: the nearest values, ties to even.
+
+    With ``"clamp"`` what is too large becomes the largest finite number, and what is too small, but not zero, the
+    smallest: TensorRT's builder converts weights so and says it in its log (NVIDIA/TensorRT#3101). Else they become
+    infinity and zero.
+
+    Example:
+        >>> to_half_array(np.array([1.0005, 7e4, -1e-20], np.float32), "fp16")
+        array([ 1.001,    inf, -0.   ], dtype=float16)
+        >>> to_half_array(np.array([1.0005, 7e4, -1e-20], np.float32), "fp16", "clamp").tolist()
+        [1.0009765625, 65504.0, -5.960464477539063e-08]
+    """
+    kind = HALF_TYPES[precision].numpy()
     with np.errstate(over="ignore"):
-        return values.astype(HALF_TYPES[precision].numpy())
+        half = values.astype(kind)
+    if out_of_range != "clamp":
+        return half
+    for limit, wrong in zip(HALF_RANGES[precision], (half == 0, np.isinf(half)), strict=True):
+        if wrong.any():
+            wrong &= (values != 0) & np.isfinite(values)
+            half = np.where(wrong, np.copysign(np.float32(limit), values).astype(kind), half)
+    return half
 
 
-def round_array(values: NDArray[np.float32], precision: Precision) -> NDArray[np.float32]:
-    """Round an fp32 array to the nearest value of another precision, ties to even; too large becomes infinity.
+def round_array(
+    values: NDArray[np.float32], precision: Precision, out_of_range: OutOfRange = "inf"
+) -> NDArray[np.float32]:
+    """Round an fp32 array to the nearest value of another precision, ties to even.
 
     Example:
         >>> round_array(np.array([1.0005, 7e4], np.float32), "fp16").tolist()
         [1.0009765625, inf]
     """
     if precision != "tf32":
-        return to_half_array(values, precision).astype(np.float32)
+        return to_half_array(values, precision, out_of_range).astype(np.float32)
     bits = values.view(np.uint32).astype(np.uint64)
     even = (bits >> _TF32_DROPPED_BITS) & 1
     half_step = (1 << (_TF32_DROPPED_BITS - 1)) - 1
@@ -60,16 +111,16 @@ def round_value(source: ir.Value, target: ir.Value, precision: Half) -> list[ir.
 
 
 def split_value(source: ir.Value, target: ir.Value, factor: ir.Value, limit: ir.Value) -> list[ir.Node]:
-    r"""Nodes that compute ``target`` as ``source`` rounded to TF32's 11 significant bits.
+    r"""Nodes that compute ``target`` as ``source`` rounded to fewer significant bits, without a cast.
 
-    Veltkamp's split: with :math:`c = x (2^{13} + 1)`, :math:`c - (c - x)` is the head of ``x``. Values so large that
-    ``c`` might overflow pass unrounded.
+    Veltkamp's split: with :math:`c = x (2^s + 1)`, :math:`c - (c - x)` is the head of ``x``, its first 24 - s bits.
+    Values so large that ``c`` might overflow pass unrounded.
 
     Args:
         source: An fp32 value.
         target: The value to compute.
-        factor: The constant :data:`TF32_FACTOR`.
-        limit: The constant :data:`TF32_LIMIT`.
+        factor: The constant of :data:`SPLIT_FACTORS`.
+        limit: The constant :data:`SPLIT_LIMIT`.
     """
     scaled, rest, head, size, small = (
         ir.Value(name=f"{target.name}__{part}") for part in ("scaled", "rest", "head", "size", "small")

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from lightning_robust.deployment.graph.origin import Origin
 from lightning_robust.deployment.graph.session import Session
-from lightning_robust.deployment.numerics.emulate import SWITCHES, switchable
 from lightning_robust.deployment.numerics.moves import MoveGraph
 from lightning_robust.deployment.numerics.operators import MOVES
-from lightning_robust.deployment.numerics.rounding import Precision
+from lightning_robust.deployment.numerics.rounding import OutOfRange, Precision
+from lightning_robust.deployment.numerics.switches import SWITCHES, switchable
 from lightning_robust.deployment.numerics.trace import NodeTrace, trace_rounding
 
 Measure = Callable[[Sequence[Tensor], Sequence[Tensor]], float]
@@ -126,10 +126,12 @@ class NodeSweep:
         measure: Distance between two sets of outputs, in the task's own unit.
         unit: Name of that unit.
         origins: Node name -> where it comes from.
+        out_of_range: What becomes of weights beyond the range of `precision`, as for :func:`~.emulate.emulate`.
 
     Attributes:
-        names: All nodes that read or compute fp32 values, in the graph's order.
-        computing: Those of them that do more than move values.
+        names: All nodes that can compute in low precision, in the graph's order.
+        computing: Those of them that do more than move values; of a convolution and a BatchNormalization that is folded
+            into it, the convolution.
         origins: Node name -> where it comes from.
 
     Raises:
@@ -145,8 +147,10 @@ class NodeSweep:
         measure: Measure = relative_distance,
         unit: str = "rel_l2",
         origins: Mapping[str, Origin] | None = None,
+        out_of_range: OutOfRange = "clamp",
     ) -> None:
-        switched, self.names = switchable(model, precision)
+        switched, self._switch = switchable(model, precision, out_of_range=out_of_range)
+        self.names = list(self._switch)
         if not self.names:
             raise ValueError(
                 "Expected a graph with nodes that compute in fp32, but none does. Give the fp32 model, before any "
@@ -157,26 +161,27 @@ class NodeSweep:
         self._model, self._precision, self._measure, self._unit = model, precision, measure, unit
         self.origins = dict(origins or {})
         self._operators = {node.name: node.op_type for node in model.graph.node}
-        self.computing = [name for name in self.names if self._operators[name] not in MOVES]
-        self._index = {name: position for position, name in enumerate(self.names)}
+        self._switches = 1 + max(self._switch.values())
+        self.computing = [name for name in _leads(self._switch) if self._operators[name] not in MOVES]
         self._moves = MoveGraph(model, self.names)
-        self._reference = self._run(np.zeros(len(self.names), bool))
+        self._reference = self._run(np.zeros(self._switches, bool))
 
     def cost(self, narrow: Iterable[str]) -> float:
         """Distance of the outputs to those in fp32 if the named nodes, and no others, compute in low precision."""
-        mask = np.zeros(len(self.names), bool)
-        mask[[self._index[name] for name in narrow]] = True
+        mask = np.zeros(self._switches, bool)
+        mask[[self._switch[name] for name in narrow]] = True
         return self._distance(mask)
 
     def cost_of_keeping(self, keep: Collection[str]) -> float:
         """Distance if all nodes compute in low precision but the named ones, and the moves between them."""
-        mask = np.ones(len(self.names), bool)
-        mask[[self._index[name] for name in self.with_moves(keep)]] = False
+        mask = np.ones(self._switches, bool)
+        mask[[self._switch[name] for name in self.with_moves(keep)]] = False
         return self._distance(mask)
 
     def with_moves(self, keep: Collection[str]) -> list[str]:
-        """These nodes, and those that only move values from one of them to another or to an output."""
-        return self._moves.with_moves(keep)
+        """The layers of these nodes, and what only moves values from one of them to another or to an output."""
+        kept = {self._switch[name] for name in keep}
+        return self._moves.with_moves([name for name, position in self._switch.items() if position in kept])
 
     def sensitivity(self, time_limit: float = 60.0) -> Sensitivity:
         """Measure every node, in blocks first: a block of neighbours that costs next to nothing is not taken apart.
@@ -227,6 +232,14 @@ class NodeSweep:
 
     def _run(self, mask: NDArray[np.bool_]) -> list[Tensor]:
         return self._session.run({**self._feeds, SWITCHES: mask})
+
+
+def _leads(switches: Mapping[str, int]) -> list[str]:
+    """The first node of each switch."""
+    leads: dict[int, str] = {}
+    for name, position in switches.items():
+        leads.setdefault(position, name)
+    return list(leads.values())
 
 
 def _is_settled(blocks: Sequence[tuple[float, list[str]]], costs: Mapping[str, tuple[float, bool]]) -> bool:

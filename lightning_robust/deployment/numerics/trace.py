@@ -11,11 +11,11 @@ import onnx
 import onnx.parser
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx import TensorProto
 
 from lightning_robust.deployment.graph.session import Session
 from lightning_robust.deployment.numerics.emulate import Emulation, to_model
-from lightning_robust.deployment.numerics.rounding import Precision
+from lightning_robust.deployment.numerics.prepare import prepare
+from lightning_robust.deployment.numerics.rounding import OutOfRange, Precision
 
 _STATISTICS = 5  # a node
 # One row: squared error, squared size, and the shares of overflowed, lost and flushed values. A finite value minus
@@ -23,7 +23,6 @@ _STATISTICS = 5  # a node
 _FUNCTION = """
 <domain: "trace", opset_import: ["" : {opset}]>
 statistics (wide, narrow, unrounded) => (row) {{
-    zero = Constant<value = float {{0.0}}>()
     flat = Constant<value = int64[1] {{-1}}>()
     error32 = Sub(narrow, wide)
     error64 = Cast<to = 11>(error32)
@@ -31,17 +30,18 @@ statistics (wide, narrow, unrounded) => (row) {{
     wide64 = Cast<to = 11>(wide)
     size = ReduceSumSquare<keepdims = 0>(wide64)
     wide_rest = Sub(wide, wide)
-    wide_finite = Equal(wide_rest, zero)
+    wide_lost = IsNaN(wide_rest)
+    wide_finite = Not(wide_lost)
     narrow_rest = Sub(narrow, narrow)
-    narrow_finite = Equal(narrow_rest, zero)
+    lost = IsNaN(narrow_rest)
     unrounded_rest = Sub(unrounded, unrounded)
-    unrounded_finite = Equal(unrounded_rest, zero)
-    lost = Not(narrow_finite)
+    unrounded_lost = IsNaN(unrounded_rest)
+    unrounded_finite = Not(unrounded_lost)
     overflow_mask = And(lost, unrounded_finite)
     nonfinite_mask = And(lost, wide_finite)
-    is_zero = Equal(narrow, zero)
-    was_zero = Equal(unrounded, zero)
-    was_not_zero = Not(was_zero)
+    is_not_zero = Cast<to = 9>(narrow)
+    is_zero = Not(is_not_zero)
+    was_not_zero = Cast<to = 9>(unrounded)
     flushed_mask = And(is_zero, was_not_zero)
     overflow_values = Cast<to = 11>(overflow_mask)
     overflow = ReduceMean<keepdims = 0>(overflow_values)
@@ -78,7 +78,10 @@ class NodeTrace:
 
 
 def trace_rounding(
-    model: onnx.ModelProto, feeds: Mapping[str, NDArray[np.generic]], precision: Precision
+    model: onnx.ModelProto,
+    feeds: Mapping[str, NDArray[np.generic]],
+    precision: Precision,
+    out_of_range: OutOfRange = "clamp",
 ) -> dict[str, NodeTrace]:
     """Run a graph in fp32 and in low precision at the same time, and compare every node.
 
@@ -88,18 +91,35 @@ def trace_rounding(
         model: fp32 graph.
         feeds: Input name -> array.
         precision: ``"fp16"``, ``"bf16"`` or ``"tf32"``.
+        out_of_range: As for :func:`~.emulate.emulate`.
 
     Returns:
-        Node name -> :class:`NodeTrace`, for every node with a floating first output.
+        Node name -> :class:`NodeTrace`, for every layer with a floating first output: the drift of its result, and the
+        largest shares among the parts that it is written out as. A BatchNormalization that is folded into the
+        convolution before it has no line of its own.
 
     Raises:
         ValueError: If the graph cannot be emulated.
     """
-    paired, names = _pair(model, precision)
+    paired, names = _pair(model, precision, out_of_range)
     # in a single run the optimiser loses more time on so many small nodes than it saves
     (statistics,) = Session(paired, optimise=False).run(feeds)
     rows = statistics.reshape(-1, len(names), _STATISTICS).mean(0).tolist()  # over batches of a fixed size
-    return {name: _to_trace(*row) for name, row in zip(names, rows, strict=True)}
+    traces: dict[str, NodeTrace] = {}
+    for name, row in zip(names, rows, strict=True):
+        part = _to_trace(*row)
+        traces[name] = _join_parts(traces[name], part) if name in traces else part
+    return traces
+
+
+def _join_parts(before: NodeTrace, last: NodeTrace) -> NodeTrace:
+    """What two parts of a layer do."""
+    return NodeTrace(
+        last.drift,
+        max(before.overflow, last.overflow),
+        max(before.nonfinite, last.nonfinite),
+        max(before.flushed, last.flushed),
+    )
 
 
 def _to_trace(error: float, size: float, overflow: float, nonfinite: float, flushed: float) -> NodeTrace:
@@ -110,16 +130,12 @@ def _to_trace(error: float, size: float, overflow: float, nonfinite: float, flus
     return NodeTrace(drift, overflow, nonfinite, flushed)
 
 
-def _makes_float(node: ir.Node, emulation: Emulation) -> bool:
-    return emulation.types.get(node.outputs[0].name or "") == TensorProto.FLOAT
-
-
-def _pair(model: onnx.ModelProto, precision: Precision) -> tuple[onnx.ModelProto, list[str]]:
-    """The graph, its emulation on the same inputs, and the statistics of these nodes as the only output."""
-    emulation = Emulation(model, precision)
-    narrow, wide = emulation.build().graph, ir.from_proto(model)
-    graph = wide.graph
-    nodes = [node for node in graph if _makes_float(node, emulation)]
+def _pair(model: onnx.ModelProto, precision: Precision, out_of_range: OutOfRange) -> tuple[onnx.ModelProto, list[str]]:
+    """The graph, its emulation on the same inputs, and the statistics of parts of these layers as the only output."""
+    wide = prepare(model, precision)
+    emulation = Emulation(model, precision, out_of_range=out_of_range)
+    narrow, graph = emulation.build().graph, wide.graph
+    nodes = [node for node in graph if node.outputs and wide.is_float(node.outputs[0])]
     rounded = {value.name: value for node in narrow for value in node.outputs}
     pairs = [(node.outputs[0], rounded[node.outputs[0].name]) for node in nodes]
     _merge(narrow, graph)
@@ -131,7 +147,7 @@ def _pair(model: onnx.ModelProto, precision: Precision) -> tuple[onnx.ModelProto
     graph.append(ir.node("Concat", rows, {"axis": 0}, outputs=[output], name="trace"))
     graph.outputs.clear()
     graph.outputs.append(output)
-    return _with_statistics(wide), [node.name or "" for node in nodes]
+    return _with_statistics(wide.model), [wide.layer(node) for node in nodes]
 
 
 def _with_statistics(model: ir.Model) -> onnx.ModelProto:

@@ -194,9 +194,14 @@ def test_closed_form():
     # way from the largest number to the one that does not exist; 2^-25 is half the smallest subnormal.
     weights = [1 + 2**-11, 1 + 3 * 2**-11, 65519.0, 65520.0, -1e9, 2**-25, 1.1 * 2**-25]
     model = graph("g (float[7] x) => (float[7] y) { y = Mul(x, w) }", w=np.array(weights, np.float32))
-    (stored,) = to_half(model).graph.initializer
+    (stored,) = to_half(model, out_of_range="inf").graph.initializer
     expected = [1, 1 + 2**-9, 65504, np.inf, -np.inf, 0, 2**-24]
     assert numpy_helper.to_array(stored).tolist() == expected
+    # TensorRT's builder takes the nearest finite number, and the smallest subnormal for what is not zero
+    (stored,) = to_half(model).graph.initializer
+    assert numpy_helper.to_array(stored).tolist() == [1, 1 + 2**-9, 65504, 65504, -65504, 2**-24, 2**-24]
+    (stored,) = to_half(model, out_of_range="keep").graph.initializer
+    assert numpy_helper.to_array(stored).tolist() == np.float32(weights).tolist()
 
 
 def test_tied_weights_keep_both_versions():
@@ -230,7 +235,8 @@ def test_integers_reach_kept_nodes_unrounded():
     assert run(to_half(model, keep_fp32=["divide"]), n=n)[0] == 1.0
     # ONNX Runtime would hide it: it computes fp16 graphs in fp32
     with np.errstate(all="ignore"):
-        assert np.isnan(ReferenceEvaluator(to_half(model)).run(None, {"n": n})[0])  # inf / inf
+        infinite = to_half(model, out_of_range="inf")
+        assert np.isnan(ReferenceEvaluator(infinite).run(None, {"n": n})[0])  # inf / inf
 
 
 def test_operators_that_demand_float():

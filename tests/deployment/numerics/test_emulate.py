@@ -4,14 +4,15 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 from torch import nn
 
 from lightning_robust.deployment.graph.export import export, frozen_copy
 from lightning_robust.deployment.graph.session import Session
 from lightning_robust.deployment.numerics.convert import to_half
-from lightning_robust.deployment.numerics.emulate import SWITCHES, emulate, switchable
+from lightning_robust.deployment.numerics.emulate import emulate
 from lightning_robust.deployment.numerics.rounding import round_array
+from lightning_robust.deployment.numerics.switches import SWITCHES, switchable
 
 from ..graphs import MODULES, binary, chain, graph, make, run
 from ..models import OverflowingNorm, SmallCNN, images
@@ -106,7 +107,7 @@ def test_inputs_and_outputs_stay_fp32_and_the_graph_is_valid():
 
 
 def test_rejects_unknown_precision():
-    with pytest.raises(ValueError, match="'fp16', 'bf16' or 'tf32', but got 'int8'"):
+    with pytest.raises(ValueError, match=r"one of \['bf16', 'fp16', 'tf32'\], but got 'int8'"):
         emulate(binary("Mul", 1.0), "int8")
 
 
@@ -115,19 +116,11 @@ def test_rejects_unknown_node():
         emulate(binary("Mul", 1.0), "fp16", ["nothing"])
 
 
-def test_rejects_subgraphs():
-    body = binary("Mul", 2.0).graph
-    node = helper.make_node("If", ["x"], ["y"], "branch", then_branch=body, else_branch=body)
-    model = binary("Mul", 1.0)
-    model.graph.node[0].CopyFrom(node)
-    with pytest.raises(ValueError, match="'branch' is of type If"):
-        emulate(model, "fp16")
-
-
 def switched(model, precision, x, narrow):
-    graph, names = switchable(model, precision)
-    mask = np.array([name in narrow for name in names])
-    return Session(graph).run({model.graph.input[0].name: x.numpy(), SWITCHES: mask})[0], names
+    graph, switches = switchable(model, precision)
+    mask = np.zeros(1 + max(switches.values()), bool)
+    mask[[switches[name] for name in narrow]] = True
+    return Session(graph).run({model.graph.input[0].name: x.numpy(), SWITCHES: mask})[0], list(switches)
 
 
 @pytest.mark.parametrize("kind", MODULES)
@@ -163,11 +156,17 @@ def test_what_a_kept_node_reads_from_half_has_lost_its_bits():
 
 def test_scalar_weights_stay_scalars():
     """Dropout's ratio and Range's limits must have no dimension."""
-    model = graph("g (float[N] x) => (float[N] y) { a = Range(zero, four, one) [add] y = Add(x, a) }",
-                  zero=np.float32(0), four=np.float32(4), one=np.float32(1))  # fmt: skip
-    emulated = emulate(model, "fp16")
-    assert {tensor.name: list(tensor.dims) for tensor in emulated.graph.initializer}["four__fp16"] == []
-    assert run(emulated, torch.zeros(4)).tolist() == [0, 1, 2, 3]
+    text = """g (float[N] x) => (float[N] y) {
+        a = Range(zero, four, one) d = Dropout(a, half) [add] b = Add(x, d) [scale] y = Mul(b, one) }"""
+    model = graph(
+        text, **{name: np.float32(value) for name, value in (("zero", 0), ("four", 4), ("one", 1), ("half", 0.5))}
+    )
+    for precision, dtype in (("fp16", "float16"), ("bf16", "bfloat16")):
+        emulated, converted = emulate(model, precision), to_half(model, precision)
+        for tensor in (*emulated.graph.initializer, *converted.graph.initializer):
+            assert list(tensor.dims) == [], tensor.name
+        assert run(emulated, torch.zeros(4)).tolist() == [0, 1, 2, 3]
+        assert {str(numpy_helper.to_array(t).dtype) for t in converted.graph.initializer} == {"float32", dtype}
 
 
 def test_weights_are_rounded_once_and_dropped_where_nobody_reads_them():

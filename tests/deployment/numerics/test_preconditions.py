@@ -6,23 +6,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from lightning_robust.deployment.numerics.convert import to_half
-from lightning_robust.deployment.numerics.emulate import emulate, switchable
+from lightning_robust.deployment.numerics.emulate import emulate
 from lightning_robust.deployment.numerics.preconditions import check_graph, check_names
+from lightning_robust.deployment.numerics.switches import switchable
 
 from ..graphs import graph
 
 CHANGES = pytest.mark.parametrize("change", [emulate, to_half, switchable])
-
-
-@CHANGES
-def test_rejects_control_flow(change):
-    model = graph(
-        """g (bool c, float[1] x) => (float[1] y) {
-            [branch] y = If(c) <then_branch = t () => (float[1] p) { p = Relu(x) },
-                                else_branch = e () => (float[1] q) { q = Neg(x) }> }"""
-    )
-    with pytest.raises(ValueError, match="without control flow, but node 'branch' is of type If"):
-        change(model, "fp16")
 
 
 @CHANGES

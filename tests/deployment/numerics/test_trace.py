@@ -19,7 +19,7 @@ def test_shares_of_overflow_infinity_and_flushed_closed_form():
     # n0 reads x rounded already, and so neither overflows nor flushes by itself
     assert (traces["n0"].nonfinite, traces["n1"].nonfinite) == (0.25, 0.25)
     own = trace_rounding(
-        chain(("Mul", 7e4), ("Neg", None)), {"v0": np.array([[1.0, 1e-8, 0, 0.5]], np.float32)}, "fp16"
+        chain(("Mul", 7e4), ("Neg", None)), {"v0": np.array([[1.0, 1e-8, 0, 0.5]], np.float32)}, "fp16", "inf"
     )
     assert own["n0"].nonfinite > 0
     squares = trace_rounding(
