@@ -120,7 +120,6 @@ def _read_constant(node: ir.Node) -> NDArray[np.float32] | None:
 
 def _raise_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     """The model in opset 22, with its names and metadata; its large weights are left out on the way."""
-    metadata = {node.name: list(node.metadata_props) for node in model.graph.node}
     try:
         raised = onnx.version_converter.convert_version(without_large_weights(model), _BF16_OPSET)
     except Exception as error:
@@ -128,16 +127,22 @@ def _raise_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
             f"bf16 needs opset {_BF16_OPSET}, but got a model of opset {opset} that cannot be raised ({error}). "
             f"Export it with opset_version={_BF16_OPSET}"
         ) from error
-    inputs = {value.name for value in model.graph.input}
-    there = {tensor.name for tensor in raised.graph.initializer}
-    weights = [value for value in raised.graph.input if value.name not in inputs]
-    for value in weights:
-        raised.graph.input.remove(value)
-    raised.graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name not in there)
-    for node in raised.graph.node:  # the version converter drops where each node comes from
-        if not node.metadata_props:
-            node.metadata_props.extend(metadata.get(node.name, ()))
-        if node.op_type == "Resize" and opset <= _RESIZE_IS_ASYMMETRIC:  # and takes today's defaults for what was fixed
+    _restore(raised.graph, model.graph)
+    for node in raised.graph.node:
+        if node.op_type == "Resize" and opset <= _RESIZE_IS_ASYMMETRIC:  # the converter takes today's default for it
             fixed = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
             node.attribute.extend(onnx.helper.make_attribute(name, value) for name, value in fixed.items())
     return raised
+
+
+def _restore(graph: onnx.GraphProto, original: onnx.GraphProto) -> None:
+    """Put back the weights that were left out as inputs, and where each node comes from, which the converter drops."""
+    inputs = {value.name for value in original.input}
+    there = {tensor.name for tensor in graph.initializer}
+    for value in [value for value in graph.input if value.name not in inputs]:
+        graph.input.remove(value)
+    graph.initializer.extend(tensor for tensor in original.initializer if tensor.name not in there)
+    metadata = {node.name: node.metadata_props for node in original.node}
+    for node in graph.node:
+        if not node.metadata_props:
+            node.metadata_props.extend(metadata.get(node.name, ()))

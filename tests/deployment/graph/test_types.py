@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from lightning_robust.deployment.graph.export import export, frozen_copy
-from lightning_robust.deployment.graph.types import _without_large_weights, declared_types, element_types
+from lightning_robust.deployment.graph.types import without_large_weights, declared_types, element_types
 
 from ..models import SmallCNN, images
 
@@ -65,7 +65,7 @@ def test_large_weights_are_typed_and_not_copied():
         w=np.zeros((1024, 1024), np.float32),
         s=np.array([-1, 2, 512]),
     )
-    light = _without_large_weights(model)
+    light = without_large_weights(model)
     assert len(light.SerializeToString()) < 1000
     inferred = onnx.shape_inference.infer_shapes(light, strict_mode=True)
     assert [dim.dim_value for dim in inferred.graph.output[0].type.tensor_type.shape.dim[1:]] == [2, 512]
