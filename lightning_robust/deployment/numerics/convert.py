@@ -35,8 +35,8 @@ def to_half(
     float (Resize's scales, Range, NonMaxSuppression, quantisation, random numbers, operators of other domains, control
     flow with all that is in it): these compute in fp32 between casts. No tensor is cast twice. Weights are rounded to
     the nearest, ties to even. The graph is first brought into the form that parsers give it
-    (:func:`~.prepare.prepare`): BatchNormalizations folded, norms written out, Constant nodes as weights. A Cast of
-    integers to float is kept fp32 where a kept node or an output reads it.
+    (:func:`~.prepare.prepare`): BatchNormalizations folded, Constant nodes as weights. A Cast of integers to float is
+    kept fp32 where a kept node or an output reads it.
 
     The result is for engines. ONNX Runtime's CPU provider has no bf16 and computes fp16 in fp32; it loads most fp16
     graphs, but crashes the process on some (1.32 on an LSTM of PP-OCRv2), so open it in a process that may die. Use

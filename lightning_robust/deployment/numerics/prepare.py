@@ -30,9 +30,9 @@ def prepare(
 ) -> LayeredGraph:
     """Bring a graph into the form in which precisions are chosen.
 
-    For fp16 and bf16 BatchNormalizations are folded, norms are written out, and constants become weights. A layer of
-    the result is named after a node of `model`; what is named there in a keep list or by an origin is found again.
-    A BatchNormalization that is folded into the convolution before it belongs to the convolution's layer: naming
+    For fp16 and bf16 BatchNormalizations are folded, constants become weights, and norms are written out unless the
+    graph itself is for a parser, which does it in its own way. A layer of the result is named after a node of `model`;
+    what is named there in a keep list or by an origin is found again. A BatchNormalization that is folded into the convolution before it belongs to the convolution's layer: naming
     either names both.
 
     Args:
@@ -56,7 +56,8 @@ def prepare(
     folds = find_folds(graph)
     graph.keep_layers(keep_fp32)
     fold_batchnorms(graph, folds)
-    write_out(graph)
+    if not convert:
+        write_out(graph)
     graph.drop_unread_weights()
     return graph
 
