@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from lightning_robust.deployment.graph.export import export, frozen_copy
-from lightning_robust.deployment.graph.types import without_large_weights, declared_types, element_types
+from lightning_robust.deployment.graph.types import declared_types, element_types, without_large_weights
 
 from ..models import SmallCNN, images
 
