@@ -32,8 +32,8 @@ def prepare(
 
     For fp16 and bf16 BatchNormalizations are folded, constants become weights, and norms are written out unless the
     graph itself is for a parser, which does it in its own way. A layer of the result is named after a node of `model`;
-    what is named there in a keep list or by an origin is found again. A BatchNormalization that is folded into the convolution before it belongs to the convolution's layer: naming
-    either names both.
+    what is named there in a keep list or by an origin is found again. A BatchNormalization that is folded into the
+    convolution before it belongs to the convolution's layer: naming either names both.
 
     Args:
         model: The fp32 model. It is not changed.
