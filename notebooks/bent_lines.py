@@ -36,7 +36,7 @@ from lightning_robust.deployment.graph.export import frozen_copy
 from lightning_robust.deployment.parity.localise import localise
 from lightning_robust.deployment.parity.verdict import judge_parity
 from lightning_robust.deployment.pixels.catalogue import CATALOGUE, perturbations
-from lightning_robust.deployment.report.figures import draw_causes, draw_parity
+from lightning_robust.deployment.report.figures import draw_chain, draw_parity
 from lightning_robust.deployment.report.layer_figure import draw_layers
 from lightning_robust.deployment.report.layers import layer_sentences
 from lightning_robust.deployment.report.tables import summary
@@ -145,11 +145,11 @@ report = measure_parity(
 print(summary(report))
 
 # %% [markdown]
-# The chart stacks the causes. Left: all of them. Right: without preprocessing, so that the numerical ones can be seen.
+# The chart shows the links of the chain. Left: all of them. Right: without preprocessing, so that the numerical ones can be seen.
 # A tall orange part is fp16. After a fit there is one bar for each validation; here there is one.
 
 # %%
-draw_causes([(0, report.attribution)], report.unit)
+draw_chain([(0, report.attribution)], report.unit)
 
 # %% [markdown]
 # ## 4. Which layer
