@@ -9,7 +9,6 @@ from lightning_robust.deployment.parity.verdict import DEFAULT_TOLERANCES, judge
 
 from ..reports import KEEP, layers, measured, node, report
 
-
 SAFE = {"tensorrt-fp16/x_px_p99": 0.5}
 
 
