@@ -20,12 +20,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from onnx.helper import tensor_dtype_to_np_dtype
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 SAMPLES, TARGETS = 2, ("emulated-fp16", "torch-fp16")
-SIZES = {3: (3, 160, 320), 1: (1, 64, 160)}
-"""Channels -> the picture for a file that takes any size."""
+SIZES = {3: (160, 320), 1: (64, 160)}
+"""Channels -> height and width for a file that takes any size."""
+HEIGHTS = {"v2_rec": 32, "rec": 48, "cls": 48}
+"""What is in the name of a file that reads single lines -> their height."""
 
 
 class _Stands(type):
@@ -79,10 +82,9 @@ def inputs(path: str, arrays: str) -> None:
     for value in model.graph.input:
         sizes = [dim.dim_value if dim.dim_value > 0 else 0 for dim in value.type.tensor_type.shape.dim]
         if len(sizes) == 4 and sizes[1] in SIZES:
-            usual = SIZES[sizes[1]]
-            if not sizes[3] and sizes[2]:  # a reader of lines of a fixed height
-                usual = (sizes[1], sizes[2], 160)
-            sizes[1:] = [given or size for given, size in zip(sizes[1:], usual, strict=True)]
+            height = next((height for part, height in HEIGHTS.items() if part in Path(path).stem), 0)
+            usual = (height, 4 * height) if height else SIZES[sizes[1]]
+            sizes[2:] = [given or size for given, size in zip(sizes[2:], usual, strict=True)]
         elif len(sizes) == 2:  # sound: a window of 512 samples at 16 kHz
             sizes[1] = sizes[1] or (512 if len(model.graph.input) > 2 else 16000)
         elif len(sizes) == 4:
@@ -106,10 +108,9 @@ def judge(path: str, arrays: str, out: str) -> None:
     from lightning_robust.deployment.numerics.convert import to_half
 
     model, feeds = load_graph(path), dict(np.load(arrays))
-    exact = Session(model).run(feeds)
-    rounded = Session(to_half(model), optimise=False).run(
-        {name: array.astype(np.float16) if array.dtype == np.float32 else array for name, array in feeds.items()}
-    )
+    exact, converted = Session(model).run(feeds), to_half(model)
+    types = {value.name: tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type) for value in converted.graph.input}
+    rounded = Session(converted, optimise=False).run({name: feeds[name].astype(kind) for name, kind in types.items()})
     pairs = [(a.double(), b.double()) for a, b in zip(exact, rounded, strict=True) if a.is_floating_point()]
     error = sum(float((a - b).square().sum()) for a, b in pairs)
     Path(out).write_text(json.dumps({"judge": (error / sum(float(a.square().sum()) for a, _ in pairs)) ** 0.5}))

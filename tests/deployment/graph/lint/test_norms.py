@@ -7,7 +7,7 @@ from onnx import TensorProto, helper
 from torch.nn import functional
 
 from ...models import OverflowingNorm, images
-from .graphs import of_heads, of_module, of_nodes, rules
+from .graphs import of_heads, of_module, of_nodes, rules, written
 
 
 def centred(x):
@@ -111,3 +111,17 @@ def test_bounds():
     assert torch.tensor(255.5).half().square().isfinite()
     assert torch.tensor(11.1).half().exp().isinf()
     assert torch.tensor(11.0).half().exp().isfinite()
+
+
+@pytest.mark.parametrize(("name", "wide"), [("ReduceL2", True), ("ReduceSumSquare", False)])
+def test_a14_what_the_installed_parser_does(name, wide):
+    """TensorRT-RTX computes the squares of ReduceL2 in fp32 and those of ReduceSumSquare in the type of the input."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    logger = trt.Logger(trt.Logger.INTERNAL_ERROR)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    assert parser.parse(written(*reduction(name, TensorProto.FLOAT16)).SerializeToString())
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    (square,) = [layer for layer in layers if layer.type == trt.LayerType.ELEMENTWISE]
+    assert square.get_output(0).dtype == (trt.float32 if wide else trt.float16)

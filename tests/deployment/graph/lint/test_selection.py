@@ -1,10 +1,12 @@
 """Rule A9."""
 
+import numpy as np
+import pytest
 import torch
 from onnx import TensorProto, helper
 
 from ...models import images
-from .graphs import Apply, of_module, of_nodes, rules
+from .graphs import Apply, of_module, of_nodes, parser_accepts, rules, written
 
 
 def test_a9_hard_selection():
@@ -30,3 +32,27 @@ def test_a9_hard_selection():
     assert of_module(Apply(soft), images()) == []
     # the class itself is the output
     assert of_module(Apply(lambda self, x: x.mean((2, 3)).argmax(1)), images()) == []
+
+
+@pytest.mark.parametrize(("count", "expected"), [(3840, []), (3841, ["A15"])])
+def test_a15_topk(count, expected):
+    node = helper.make_node("TopK", ["x", "k"], ["values", "places"], "top")
+    outputs = [("values", TensorProto.FLOAT, [1, count]), ("places", TensorProto.INT64, [1, count])]
+    model = written([node], [("x", TensorProto.FLOAT, [1, 10000])], outputs, {"k": np.array([count], np.int64)})
+    assert rules(model) == expected
+    # the parser takes both, the builder one
+    assert parser_accepts(model)
+    assert builder_accepts(model) == (not expected)
+
+
+def builder_accepts(model):
+    trt = pytest.importorskip("tensorrt_rtx")
+    logger = trt.Logger(trt.Logger.INTERNAL_ERROR)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    assert parser.parse(model.SerializeToString())
+    config = builder.create_builder_config()
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(trt.ComputeCapability.SM89, 0)
+    return builder.build_serialized_network(network, config) is not None
