@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from lightning_robust.deployment.engines import Subject
 from lightning_robust.deployment.engines.base import HALF, feed
+from lightning_robust.deployment.engines.parser_support import with_refusals
 from lightning_robust.deployment.numerics.keep_list import find_keep_list
 from lightning_robust.deployment.numerics.rounding import Precision
 from lightning_robust.deployment.numerics.sensitivity import NodeSweep, Sensitivity
@@ -31,6 +32,8 @@ def localise(
 ) -> ParityReport:
     """Add to a report what each node costs in low precision, and the shortest list of nodes to keep in fp32.
 
+    The nodes that the parser of TensorRT-RTX refuses are added too, where it is installed.
+
     Args:
         subject: The model and the samples of the report.
         report: A pass of :func:`~.parity.measure_parity` in whose targets there is a half precision; without one
@@ -46,6 +49,7 @@ def localise(
         ExportError: If the module cannot be exported.
         ValueError: If the graph cannot be emulated.
     """
+    report = replace(report, findings=with_refusals(subject.exported, report.findings))
     precision = next((p for p in HALF if any(name.endswith(f"-{p}") for name in report.targets)), None)
     if precision is None:
         return report

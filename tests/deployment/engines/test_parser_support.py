@@ -5,14 +5,17 @@ import time
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from lightning_robust.deployment.engines import abilities, parser_support
+from lightning_robust.deployment.engines import Subject, abilities, parser_support
 from lightning_robust.deployment.engines.parser_support import Refusal, refused_nodes, with_refusals
-from lightning_robust.deployment.graph.export import Exported
+from lightning_robust.deployment.graph.export import Exported, frozen_copy
 from lightning_robust.deployment.graph.lint import lint
 from lightning_robust.deployment.graph.origin import Origin
+from lightning_robust.deployment.parity.localise import localise
 
+from ..reports import measured, report
 from .builds import make_model, no_rtx
 
 
@@ -106,3 +109,12 @@ def test_a_refusal_of_the_whole_graph(monkeypatch):
     monkeypatch.setattr(parser_support, "refused_nodes", lambda model: (Refusal(-1, "", "no strings"),))
     (finding,) = with_refusals(Exported(planted(), {}, (), ()), ())
     assert (finding.node, finding.consequence) == ("g", "There is no engine. Its reason: no strings.")
+
+
+def test_the_examination_adds_them_to_the_report(monkeypatch):
+    """Whatever was measured: here no half precision, which has no layers to look at."""
+    monkeypatch.setattr(parser_support, "refused_nodes", lambda model: (Refusal(0, "Gemm", "no"),))
+    subject = Subject(frozen_copy(torch.nn.Linear(3, 1)), (torch.ones(4, 3),))
+    examined = localise(subject, report(targets={"onnxruntime-fp32": measured(1e-4)}))
+    assert [(finding.rule, finding.what.split()[0]) for finding in examined.findings] == [("A13", "Gemm")]
+    assert examined.layers is None
