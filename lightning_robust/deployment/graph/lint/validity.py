@@ -39,7 +39,7 @@ def check_floating_shapes(graph: LintGraph) -> Iterator[Finding]:
                 "A10",
                 node,
                 "a shape computed in floating point",
-                "Converted to fp16, sizes above 2048 are rounded, and so is what is computed from them: shapes or positions.",
+                "Converted to fp16, sizes above 2048 are rounded, and with them the shapes or positions computed.",
                 "Compute sizes with integers (//), or pass scale_factor instead of a size.",
             )
 
