@@ -48,6 +48,7 @@ headlines: $(STAMP)
 	$(BIN)/python benchmarks/gpu_parity.py
 	$(BIN)/python benchmarks/fingerprint.py --every 5
 	$(BIN)/python benchmarks/rendering_speed.py
+	$(BIN)/python benchmarks/wild.py
 
 clean:
 	rm -rf .venv build dist *.egg-info runs

@@ -66,7 +66,7 @@ def refused_nodes(model: bytes, time_limit: float = 30.0) -> tuple[Refusal, ...]
 def with_refusals(exported: Exported, findings: Sequence[Finding]) -> tuple[Finding, ...]:
     """The findings of a graph, and A13 for each node that is refused and is not among them with a remedy of its own."""
     named = {finding.node for finding in findings if finding.rule in _KNOWN}
-    found = [_finding(exported, refusal) for refusal in refused_nodes(exported.model.SerializeToString())]
+    found = [_refused(exported, refusal) for refusal in refused_nodes(exported.model.SerializeToString())]
     return (*findings, *(finding for finding in found if finding.node not in named))
 
 
@@ -82,7 +82,7 @@ def _ask(model: bytes, time_limit: float) -> tuple[Refusal, ...]:
     return tuple(first.values())
 
 
-def _finding(exported: Exported, refusal: Refusal) -> Finding:
+def _refused(exported: Exported, refusal: Refusal) -> Finding:
     graph = exported.model.graph
     node = graph.node[refusal.place] if 0 <= refusal.place < len(graph.node) else None
     name = graph.name if node is None else node.name or node.output[0]

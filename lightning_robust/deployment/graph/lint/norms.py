@@ -73,7 +73,15 @@ def _divides(root: ir.Node) -> bool:
     if exponent is not None and exponent < 0:
         return True
     uses = reached(root, _AFTER_ROOT)
-    return any(user.op_type == "Reciprocal" or (user.op_type == "Div" and place == 1) for user, place in uses)
+    return any(_inverts(user, place) for user, place in uses)
+
+
+def _inverts(node: ir.Node, place: int) -> bool:
+    """Whether a node divides by its input at this place."""
+    exponent = _exponent(node)
+    if exponent is not None:
+        return exponent < 0
+    return node.op_type == "Reciprocal" or (node.op_type == "Div" and place == 1)
 
 
 def _is_of_squares(root: ir.Node) -> bool:
@@ -88,9 +96,19 @@ def _is_of_squares(root: ir.Node) -> bool:
 
 def _is_square(node: ir.Node) -> bool:
     if node.op_type in ("Mul", "Einsum"):
-        return len(node.inputs) == 2 and node.inputs[0] is node.inputs[1]
+        return len(node.inputs) == 2 and _are_one(*node.inputs)
     exponent = _exponent(node)
     return exponent is not None and exponent >= 2 and exponent.is_integer()
+
+
+def _are_one(left: ir.Value | None, right: ir.Value | None) -> bool:
+    """Whether two values are one, or made by two nodes that do the same, as where ``(x - m) * (x - m)`` is written."""
+    if left is right or left is None or right is None:
+        return left is right
+    first, second = left.producer(), right.producer()
+    if first is None or second is None:
+        return False
+    return (first.op_type, tuple(first.inputs)) == (second.op_type, tuple(second.inputs)) and first.op_type == "Sub"
 
 
 def _exponent(node: ir.Node) -> float | None:

@@ -28,6 +28,9 @@ NORMS = {
     "moments, clamped": lambda x: centred(x) * torch.rsqrt(moments(x).clamp(min=1e-6)),
     "power of a half": lambda x: x / (x.square().mean(1, keepdim=True) + 1e-6) ** 0.5,
     "power of minus a half": lambda x: x * (x.square().mean(1, keepdim=True) + 1e-6) ** -0.5,
+    "deviation to the power of minus one": lambda x: (
+        x * x.square().mean(1, keepdim=True).sqrt().clamp(min=1e-6) ** -1.0
+    ),
     "length, clamped": lambda x: x / x.abs().pow(2).sum(1, keepdim=True).sqrt().clamp(min=1e-6),
     "einsum": lambda x: x / torch.einsum("bchw,bchw->bhw", x, x)[:, None].sqrt(),
     "pooled moments": lambda x: centred(x) / (functional.adaptive_avg_pool2d(x * x, 1) + 1e-6).sqrt(),
@@ -57,6 +60,22 @@ def test_a6_by_hand(square, reciprocal):
     shape = [TensorProto.FLOAT, [2, 4]]
     (finding,) = of_nodes(nodes, [("x", *shape)], [("y", *shape)], power | {"eps": np.array([1e-6], np.float32)}, 13)
     assert (finding.rule, finding.node) == ("A6", "root")
+
+
+def test_a6_a_difference_written_twice():
+    """(x - m) * (x - m) from two nodes is a square, (x - m) * (x + m) is none."""
+    for other, expected in (("Sub", ["A6"]), ("Add", [])):
+        nodes = [
+            helper.make_node("ReduceMean", ["x"], ["m"], axes=[1]),
+            helper.make_node("Sub", ["x", "m"], ["a"]),
+            helper.make_node(other, ["x", "m"], ["b"]),
+            helper.make_node("Mul", ["a", "b"], ["square"]),
+            helper.make_node("ReduceMean", ["square"], ["variance"], axes=[1]),
+            helper.make_node("Sqrt", ["variance"], ["root"]),
+            helper.make_node("Div", ["a", "root"], ["y"]),
+        ]
+        shape = [TensorProto.FLOAT, [2, 4]]
+        assert rules(of_nodes(nodes, [("x", *shape)], [("y", *shape)], {}, 13)) == expected
 
 
 def test_a6_overflowing_norm():
