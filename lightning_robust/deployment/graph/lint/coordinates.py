@@ -137,7 +137,7 @@ def _passed_on(node: ir.Node) -> list[ir.Value]:
         inputs = node.inputs[:1]
     else:
         inputs = node.inputs if node.op_type in _PASSED | _APPLIED - _LAYERS else ()
-    return [value for value in inputs if value is not None]
+    return [value for value in inputs if value is not None and value.const_value is None]
 
 
 def _weighs(node: ir.Node) -> bool:

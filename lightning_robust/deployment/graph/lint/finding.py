@@ -4,13 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
 
 from lightning_robust.deployment.graph.origin import Origin
+
+_FOLDED = {
+    "Add",
+    "Cast",
+    "Concat",
+    "Div",
+    "Expand",
+    "Mul",
+    "Reshape",
+    "Squeeze",
+    "Sub",
+    "Tile",
+    "Transpose",
+    "Unsqueeze",
+}
+_LONGEST_RANGE = 1e5
 
 
 @dataclass(frozen=True)
@@ -55,6 +73,7 @@ class LintGraph:
 
     def __init__(self, model: onnx.ModelProto, origins: Mapping[str, Origin]) -> None:
         self.model, self.graph, self._origins = model, ir.from_proto(model).graph, origins
+        _fold_ranges(self.graph)
 
     def nodes(self, *operators: str) -> Iterator[ir.Node]:
         """Nodes of these operators."""
@@ -65,6 +84,34 @@ class LintGraph:
         name = self.graph.name or "" if node is None else node.name or node.outputs[0].name or ""
         origin = self._origins.get(name, Origin("", ""))
         return Finding(rule, name, origin.module, origin.source, what, consequence, remedy)
+
+
+def _fold_ranges(graph: ir.Graph) -> None:
+    """Give grids that are computed from constants alone their values: some exporters fold nothing."""
+    folded: set[ir.Value] = set()
+    for node in graph:
+        if node.op_type == "Range" or (node.op_type in _FOLDED and not folded.isdisjoint(filter(None, node.inputs))):
+            value = _computed(node)
+            if value is not None:
+                node.outputs[0].const_value = ir.tensor(value)
+                folded.add(node.outputs[0])
+
+
+def _computed(node: ir.Node) -> NDArray[np.generic] | None:
+    """What a node gives for constant inputs; None if they are not constant, too long a range, or no input of it."""
+    arrays: dict[str, Any] = {value.name or "": constant(value) for value in node.inputs if value is not None}
+    if any(array is None for array in arrays.values()):
+        return None
+    if node.op_type == "Range":
+        start, limit, step = map(float, arrays.values())
+        if not step or (limit - start) / step > _LONGEST_RANGE:
+            return None
+    try:
+        results: Any = ReferenceEvaluator(ir.to_proto(node)).run(None, arrays)
+    except Exception:  # a graph that is not valid has findings of its own
+        return None
+    value: NDArray[np.generic] = results[0]
+    return value
 
 
 def producers(node: ir.Node) -> list[ir.Node]:

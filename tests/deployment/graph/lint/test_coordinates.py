@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from onnx import TensorProto, helper
 from torch.nn import functional
 
 from ...models import images
-from .graphs import Apply, of_heads, of_module, rules
+from .graphs import Apply, of_heads, of_module, of_nodes, rules
 
 
 def sampled(self, x):
@@ -135,3 +136,28 @@ def test_a8_soft_argmax_in_pixels():
     ((finding,),) = of_heads({"columns": columns}).values()
     assert finding.rule == "A8"
     assert "920" in finding.what
+
+
+@pytest.mark.parametrize(("step", "expected"), [(80, ["A7"]), (20, [])])
+def test_a7_a_range_that_is_computed_in_the_graph(step, expected):
+    """As exporters that fold nothing write it: Range -> Cast -> Mul -> Unsqueeze, and the mean under a softmax."""
+    nodes = [
+        helper.make_node("Range", ["zero", "count", "one"], ["indices"]),
+        helper.make_node("Cast", ["indices"], ["cells"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["cells", "step"], ["places"]),
+        helper.make_node("Unsqueeze", ["places", "axis"], ["row"]),
+        helper.make_node("Softmax", ["x"], ["weights"]),
+        helper.make_node("Mul", ["weights", "row"], ["product"], "product"),
+        helper.make_node("ReduceSum", ["product", "one_axis"], ["y"], keepdims=0),
+    ]
+    whole = {"zero": np.array(0), "count": np.array(24), "one": np.array(1), "axis": np.array([0])}
+    constants = whole | {"one_axis": np.array([1]), "step": np.array(step, np.float32)}
+    found = of_nodes(nodes, [("x", TensorProto.FLOAT, [2, 24])], [("y", TensorProto.FLOAT, [2])], constants)
+    assert rules(found) == expected
+    assert all(finding.node == "product" and "1840" in finding.what for finding in found)
+
+
+def test_a_range_without_end_is_not_made():
+    nodes = [helper.make_node("Range", ["zero", "count", "one"], ["r"]), helper.make_node("Mul", ["x", "r"], ["y"])]
+    constants = {name: np.array(value) for name, value in {"zero": 0, "count": 10**12, "one": 1}.items()}
+    assert of_nodes(nodes, [("x", TensorProto.INT64, [1])], [("y", TensorProto.INT64, [None])], constants) == []
