@@ -99,8 +99,9 @@ class ParityRecord:
         measure = functools.partial(self._measure_again, trainer, pl_module, meter)
         examine = functools.partial(self._examine, trainer, meter, keep_tolerance)
         write = functools.partial(self._write, trainer, tolerance)
-        guard.attempt(trainer, measure, "the report is of the last validation, not of what the fit returned")
+        again = guard.attempt(trainer, measure, "the report is of the last validation, not of what the fit returned")
         guard.attempt(trainer, examine, "the layers that matter could not be found")
+        guard.attempt(trainer, functools.partial(self._show, trainer, again), "a figure or a table could not be logged")
         self._announce(trainer, guard.attempt(trainer, write, "the report could not be written"))
 
     def state_dict(self) -> dict[str, Any]:
@@ -112,19 +113,15 @@ class ParityRecord:
         self.history = [(int(epoch), dict(causes)) for epoch, causes in state_dict["history"]]
         self.last = dict(state_dict["last"])
 
-    def _measure_again(self, trainer: pl.Trainer, pl_module: pl.LightningModule, meter: ParityMeter) -> None:
-        """Measure the weights that the fit returned, on all samples, where the last pass was of others or of fewer.
-
-        Its figure and tables are logged. Its numbers are not, so that those of the last validation stay as they are.
-        """
+    def _measure_again(self, trainer: pl.Trainer, pl_module: pl.LightningModule, meter: ParityMeter) -> bool:
+        """Measure the weights that the fit returned, on all samples, where the last pass was of others or of fewer."""
         last = self._examined
         if last is None or self.report is None or meter.is_current(pl_module, last):
-            return
+            return False
         last.report = self.report  # with the numbers of engines that were late
         self._examined = meter.measure_again(trainer, pl_module, last)
         self.report = self._examined.report
-        shown = pass_report({}, self.report, self.history)
-        show(trainer, Report(tables=shown.tables, figures=shown.figures))
+        return True
 
     def _examine(self, trainer: pl.Trainer, meter: ParityMeter, tolerance: float | None) -> None:
         """Measure and log what each node of the last pass's graph costs in half precision."""
@@ -135,6 +132,17 @@ class ParityRecord:
             self.report = meter.localise(self._examined, tolerance)
         except ExportError as error:
             self.report = replace(self.report, notes=(*self.report.notes, f"Layers were not measured: {error}"))
+
+    def _show(self, trainer: pl.Trainer, again: bool | None) -> None:
+        """Log the layers, and the figure and tables of a pass that was made again.
+
+        Its numbers are not logged, so that those of the last validation stay as they are.
+        """
+        if self._examined is None or self.report is None:
+            return
+        if again:
+            shown = pass_report({}, self.report, self.history)
+            show(trainer, Report(tables=shown.tables, figures=shown.figures))
         show(trainer, layers_report(self.report))
 
     def _write(self, trainer: pl.Trainer, tolerance: Mapping[str, float] | None) -> Path | None:

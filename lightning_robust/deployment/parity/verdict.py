@@ -133,7 +133,7 @@ def _judge_sound(
     report: ParityReport, tolerance: Mapping[str, float] | None, name: str, distance: str
 ) -> tuple[Level, str]:
     """Level and headline where no tolerance is broken: good by a tolerance of the user's and an executed engine."""
-    limits = {} if tolerance is None else _tags(tolerance)
+    limits = _tags(tolerance or {})
     kept = {tag: limit for tag, limit in limits.items() if _executed(report, tag.split("/")[1])}
     told = {tag: f"{tag} is {_told(report, tag)}, allowed is {limit:.3g}" for tag, limit in kept.items()}
     uncertain = next((tag for tag, limit in kept.items() if not _is_certain(report, tag, limit)), None)

@@ -546,3 +546,20 @@ def test_auto_takes_what_is_here():
     assert ("tensorrt_rtx-fp16" in names) == bool(builder.can_build("tensorrt_rtx"))
     assert np.unique(names).size == len(names)
     assert os.name == "posix" or "tensorrt-fp16" not in names
+
+
+@pytest.mark.parametrize("broken", ["draw_parity", "draw_layers"])
+def test_a_figure_that_fails_after_the_fit_is_one_warning(tmp_path, monkeypatch, broken):
+    """The page and the numbers stay."""
+    from lightning_robust.callbacks.deployment_parity import report as logged
+
+    def fail(*_):
+        raise ZeroDivisionError("planted")
+
+    monkeypatch.setattr(logged, broken, fail)
+    callback = DeploymentParityCallback(["emulated-fp16"], perturbations="none", num_samples=8, pass_samples=4)
+    with pytest.warns(UserWarning, match="a figure or a table could not be logged.*planted") as caught:
+        fit(tmp_path, callback, logger=CSVLogger(tmp_path))
+    assert len([warning for warning in caught if "planted" in str(warning.message)]) == 1
+    assert callback.report.targets["emulated-fp16"].status == "measured"
+    assert (tmp_path / "lightning_logs" / "version_0" / "parity" / "parity.html").exists()
