@@ -101,7 +101,8 @@ class ParityRecord:
         write = functools.partial(self._write, trainer, tolerance)
         again = guard.attempt(trainer, measure, "the report is of the last validation, not of what the fit returned")
         guard.attempt(trainer, examine, "the layers that matter could not be found")
-        guard.attempt(trainer, functools.partial(self._show, trainer, again), "a figure or a table could not be logged")
+        show_all = functools.partial(self._show, trainer, again)
+        guard.attempt(trainer, show_all, "a figure or a table could not be logged", once=True)
         self._announce(trainer, guard.attempt(trainer, write, "the report could not be written"))
 
     def state_dict(self) -> dict[str, Any]:
