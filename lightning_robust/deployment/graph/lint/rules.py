@@ -50,7 +50,7 @@ def lint(model: onnx.ModelProto, origins: Mapping[str, Origin] | None = None) ->
     A10  shapes computed in floating point
     A11  GridSample whose grid and features have different types
     A12  types that do not agree
-    A13  a node that the parser of TensorRT refuses, from :mod:`~lightning_robust.deployment.engines.parser_support`
+    A13  a node that the parser of TensorRT-RTX refuses, by :mod:`~lightning_robust.deployment.engines.parser_support`
     A14  reductions that hide squares or exponentials: ReduceL2, ReduceSumSquare, ReduceLogSumExp
     A15  TopK of more than 3840
     ===  ====================================================================================================

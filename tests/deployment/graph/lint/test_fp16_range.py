@@ -8,9 +8,12 @@ from torch import nn
 from torch.nn import functional
 
 from lightning_robust.deployment.graph.lint.fp16_range import FP16_MAX, FP16_NORMAL
+from lightning_robust.deployment.graph.session import Session
+from lightning_robust.deployment.numerics.convert import to_half
+from lightning_robust.deployment.numerics.emulate import emulate
 
 from ...models import images
-from .graphs import Apply, of_heads, of_module, of_nodes, rules
+from .graphs import Apply, of_heads, of_module, of_nodes, rules, written
 
 
 def test_closed_form():
@@ -129,3 +132,23 @@ def test_a4_product_of_zero_with_infinity():
     assert (torch.zeros(1).half() * torch.tensor(-1e9).half()).isnan().all()
     assert torch.full((1, 4), -1e9).half().softmax(1).isnan().all()
     assert torch.equal(torch.full((1, 4), -65504.0).half().softmax(1), torch.full((1, 4), 0.25).half())
+
+
+def test_a3_and_a4_what_this_package_does():
+    """BatchNorm folded before it is rounded, anything else beyond the range clamped: what the findings say."""
+    statistics = {"s": 1.0, "b": 0.0, "m": 0.0, "v": 1e6, "c": -3.4e38}
+    constants = {name: np.full(3, value, np.float32) for name, value in statistics.items()}
+    nodes = [
+        helper.make_node("BatchNormalization", ["x", "s", "b", "m", "v"], ["n"], "norm"),
+        helper.make_node("Mul", ["n", "c"], ["y"], "mask"),
+    ]
+    shape = [TensorProto.FLOAT, [2, 3]]
+    model = written(nodes, [("x", *shape)], [("n", *shape), ("y", *shape)], constants)
+    assert rules(model) == ["A3", "A4"]
+    feed = {"x": np.array([[0, 1000, -1000], [500, 1, 2]], np.float32)}
+    exact = Session(model).run(feed)[0]
+    for half in (to_half(model), emulate(model, "fp16")):
+        normed, masked = Session(half).run(feed)
+        assert (normed.float() - exact).norm() / exact.norm() < 1e-3
+        assert masked[0, 0] == 0
+        assert masked[0, 1].item() == pytest.approx(-65504, rel=1e-3)
