@@ -6,12 +6,11 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from lightning_robust.deployment.engines.base import Runner, Runtime
 from lightning_robust.deployment.engines.subject import Subject
-from lightning_robust.structures import flatten, take_rows
+from lightning_robust.structures import flatten, join_rows, take_rows
 
 Status = Literal["measured", "built", "skipped", "unavailable", "failed"]
 STATUS_CODES: dict[str, int] = {"measured": 0, "built": 1, "skipped": 2, "unavailable": 3, "failed": 4}
@@ -73,8 +72,7 @@ def run_in_batches(runner: Runner, args: tuple[Any, ...], max_batch: int) -> lis
     """Run on ``max_batch`` samples at a time and join the outputs; tensors without the batch's size go in whole."""
     samples = next((len(tensor) for tensor in flatten(args).values() if tensor.ndim), 1)
     windows = (slice(start, start + max_batch) for start in range(0, samples, max_batch))
-    chunks = [runner(take_rows(args, window, samples)) for window in windows]
-    return [torch.cat(parts) if len(parts) > 1 and parts[0].ndim else parts[0] for parts in zip(*chunks, strict=True)]
+    return join_rows([runner(take_rows(args, window, samples)) for window in windows])
 
 
 def one_line(error: BaseException) -> str:

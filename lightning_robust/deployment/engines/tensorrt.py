@@ -11,9 +11,9 @@ from lightning_robust.deployment.engines import abilities, builder
 from lightning_robust.deployment.engines.abilities import Ability, Backend
 from lightning_robust.deployment.engines.base import HALF, Built, Runtime, feed
 from lightning_robust.deployment.engines.child.process import EngineError
-from lightning_robust.deployment.engines.execution import run_in_batches
 from lightning_robust.deployment.engines.profile import make_profile
 from lightning_robust.deployment.engines.subject import Subject
+from lightning_robust.deployment.graph.batches import Arrays, fixed_batches, run_in_fixed_batches
 from lightning_robust.deployment.numerics.convert import Conversion
 from lightning_robust.deployment.numerics.rounding import Half
 
@@ -58,12 +58,14 @@ class TensorRTRuntime(Runtime):
         if not able:
             return Built(None, engine.size, ", ".join([f"not run: {able.reason}", *notes]))
 
-        def run_once(args: tuple[Any, ...]) -> list[Tensor]:
-            results = builder.run_engine(engine, feed(args, exported), time_limit=subject.time_limit)
+        fixed = fixed_batches(exported.model.graph)
+
+        def run_once(arrays: Arrays) -> list[Tensor]:
+            results = builder.run_engine(engine, arrays, time_limit=subject.time_limit)
             return [torch.from_numpy(results[name]) for name in exported.outputs]
 
         def run(args: tuple[Any, ...]) -> list[Tensor]:
-            return run_in_batches(run_once, args, exported.batch or subject.max_batch)
+            return run_in_fixed_batches(run_once, feed(args, exported), fixed)
 
         notes += ["refittable"] * ("REFIT" in engine.flags.split())
         return Built(run, engine.size, ", ".join(notes), warning)

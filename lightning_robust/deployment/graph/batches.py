@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from torch import Tensor
+
+from lightning_robust.structures import join_rows
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -32,54 +35,31 @@ def fixed_batches(graph: onnx.GraphProto) -> dict[str, int]:
     return {name: size for name in sizes if size > 0 and sizes[name] == size}
 
 
-def split_batches(arrays: Arrays, fixed: Mapping[str, int]) -> list[Arrays]:
-    """The arrays in parts of the size that a graph takes; as they are where they are of this size, or of no multiple.
+def run_in_fixed_batches(
+    run: Callable[[Arrays], list[Tensor]], arrays: Arrays, fixed: Mapping[str, int]
+) -> list[Tensor]:
+    """Run a graph on any number of samples, one batch after the other.
+
+    The last batch is filled up with its last sample, and what comes of that is cut off. An array that fills one batch
+    as it is goes into each.
 
     Args:
+        run: Takes batches of the fixed size.
         arrays: Input name -> array.
         fixed: From :func:`fixed_batches`.
 
     Example:
-        >>> [part["x"].tolist() for part in split_batches({"x": np.zeros((2, 1))}, {"x": 1})]
-        [[[0.0]], [[0.0]]]
+        >>> import torch
+        >>> double = lambda arrays: [2 * torch.from_numpy(arrays["x"])]
+        >>> run_in_fixed_batches(double, {"x": np.array([[1], [2], [3]])}, {"x": 2})[0].tolist()
+        [[2], [4], [6]]
     """
-    longer = {name: size for name, size in fixed.items() if name in arrays and len(arrays[name]) != size}
-    counts = {divmod(len(arrays[name]), size) for name, size in longer.items()}
-    count, rest = counts.pop() if len(counts) == 1 else (0, 0)
-    if count == 0 or rest:
-        return [arrays]
-    pieces = {name: np.split(arrays[name], count) for name in longer}
-    return [{**arrays, **dict(zip(pieces, parts, strict=True))} for parts in zip(*pieces.values(), strict=True)]
-
-
-def whole_batches(arrays: Arrays, fixed: Mapping[str, int]) -> tuple[Arrays, tuple[str, ...]]:
-    """The samples that fill batches of a fixed size, and a note for the reader of their numbers.
-
-    Args:
-        arrays: Input name -> array.
-        fixed: From :func:`fixed_batches`.
-
-    Raises:
-        ValueError: If there are fewer samples than one batch, or inputs have different numbers of them.
-
-    Example:
-        >>> filled, (note,) = whole_batches({"x": np.zeros((5, 1))}, {"x": 2})
-        >>> filled["x"].shape, note
-        ((4, 1), 'The graph takes 2 samples at a time: it was run 2 times, and the last 1 of 5 samples were left out.')
-    """
-    counts = {name: len(arrays[name]) for name in fixed}
-    size, samples = next(iter(fixed.values()), 0), max(counts.values(), default=0)
-    if samples < size or not set(counts.values()) <= {samples, size}:
-        raise ValueError(
-            f"Expected inputs of the same number of samples, {size} or a multiple of it, but got {counts}."
-        )
-    if samples == size:
-        return arrays, ()
-    times, rest = divmod(samples, size)
-    longer = {name: arrays[name][: samples - rest] for name, count in counts.items() if count == samples}
-    return {**arrays, **longer}, (_note(size, times, f"the last {rest} of {samples} samples" if rest else ""),)
-
-
-def _note(size: int, times: int, left: str) -> str:
-    what = "one sample" if size == 1 else f"{size} samples"
-    return f"The graph takes {what} at a time: it was run {times} times{f', and {left} were left out' if left else ''}."
+    samples = {len(arrays[name]) for name in fixed} - set(fixed.values())
+    if len(samples) != 1:  # one batch, or arrays that do not fit each other, of which the graph says so
+        return run(arrays)
+    (count,) = samples
+    size = next(iter(fixed.values()))
+    long = [name for name in fixed if len(arrays[name]) == count]
+    rows = np.minimum(np.arange(-(-count // size) * size), count - 1).reshape(-1, size)
+    outputs = join_rows([run({**arrays, **{name: arrays[name][batch] for name in long}}) for batch in rows])
+    return [tensor[:count] if tensor.shape[:1] == (rows.size,) else tensor for tensor in outputs]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lightning_robust.deployment.engines import Subject
 from lightning_robust.deployment.engines.execution import one_line
-from lightning_robust.deployment.graph.batches import Arrays, fixed_batches, whole_batches
+from lightning_robust.deployment.graph.batches import Arrays, fixed_batches
 from lightning_robust.deployment.graph.export import Exported
 from lightning_robust.deployment.graph.session import Session
 from lightning_robust.deployment.graph.types import declared_types, static_size
@@ -58,8 +58,7 @@ class GraphModule(nn.Module):
 class GraphSubject(Subject):
     """A :class:`~lightning_robust.deployment.engines.Subject` that is an ONNX graph already; nothing is exported.
 
-    A graph whose batch has a fixed size takes any multiple of it, one batch after the other; samples that do not fill
-    the last batch are left out, with a note.
+    A graph whose batch has a fixed size takes any number of samples, one batch after the other, with a note.
 
     Args:
         model: The graph, from :func:`load_graph`.
@@ -76,11 +75,14 @@ class GraphSubject(Subject):
         check_inputs(model, inputs)
         names = [value.name for value in model.graph.input]
         fixed = fixed_batches(model.graph)
-        inputs, notes = whole_batches(inputs, fixed)
         example = tuple(torch.from_numpy(np.require(inputs[name], requirements="C")) for name in names)
         super().__init__(GraphModule(model), example, **settings)
         outputs = tuple(value.name for value in model.graph.output)
-        self._exported = Exported(model, {}, tuple(names), outputs, fixed.get(names[0]), notes)
+        size = fixed.get(names[0])
+        taken = "one sample" if size == 1 else f"{size} samples"
+        note = f"The graph takes {taken} at a time, and ran on one batch after the other."
+        notes = () if size in (None, self.samples) else (note,)
+        self._exported = Exported(model, {}, tuple(names), outputs, size, notes)
 
 
 def load_graph(path: str | Path) -> onnx.ModelProto:
@@ -191,8 +193,7 @@ def make_inputs(
 
     Args:
         model: The graph.
-        samples: Size of a first dimension that is dynamic. Of one that is fixed for all samples, as many of its size
-            as fit, at least one.
+        samples: How many, where the first dimension is dynamic or the size of one batch.
         shapes: Input name -> whole shape, for inputs whose other dimensions are dynamic too.
         seed: Of the noise.
 
@@ -203,9 +204,8 @@ def make_inputs(
     made: dict[str, NDArray[np.generic]] = {}
     fixed = fixed_batches(model.graph)
     for value in model.graph.input:
-        size = fixed.get(value.name)
-        told = _shape(value, samples) if size is None else [max(samples // size, 1) * size, *_shape(value, None)[1:]]
-        wanted = list((shapes or {}).get(value.name) or told)
+        usual = [samples, *_shape(value, None)[1:]] if value.name in fixed else _shape(value, samples)
+        wanted = list((shapes or {}).get(value.name) or usual)
         shape = [size for size in wanted if isinstance(size, int)]
         if len(shape) < len(wanted):
             raise ValueError(
@@ -236,7 +236,7 @@ def check_inputs(model: onnx.ModelProto, inputs: Arrays) -> None:
         array = inputs[value.name]
         wanted = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
         shape = _shape(value, None)
-        first = 1 if value.name in fixed else 0  # how many samples is checked where they are put into batches
+        first = 1 if value.name in fixed else 0  # any number of samples goes in, batch by batch
         fits = len(shape) == array.ndim and all(
             not isinstance(size, int) or size == got for size, got in list(zip(shape, array.shape, strict=True))[first:]
         )
@@ -245,6 +245,13 @@ def check_inputs(model: onnx.ModelProto, inputs: Arrays) -> None:
                 f"Expected input {value.name!r} as {np.dtype(wanted)} of shape ({', '.join(map(str, shape))}), but got "
                 f"{array.dtype} of shape {array.shape}. Write it as the network takes it, after preprocessing."
             )
+    _check_counts(inputs, fixed)
+
+
+def _check_counts(inputs: Arrays, fixed: Mapping[str, int]) -> None:
+    counts = {name: len(inputs[name]) for name in fixed}
+    if len(set(counts.values()) - set(fixed.values())) > 1:
+        raise ValueError(f"Expected inputs of the same number of samples, but got {counts}.")
 
 
 def _shape(value: onnx.ValueInfoProto, samples: int | None) -> list[int | str]:

@@ -10,8 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_robust.deployment.graph.batches import fixed_batches, split_batches
-from lightning_robust.structures import join_rows
+from lightning_robust.deployment.graph.batches import fixed_batches, run_in_fixed_batches
 
 
 class Session:
@@ -50,7 +49,8 @@ class Session:
                 arguments that the module does not use.
         """
         known = {name: feeds[name] for name in feeds if name in self._inputs}
-        return join_rows([self._run(part) for part in split_batches(known, self._fixed)])
+        fixed = self._fixed if self._fixed.keys() <= known.keys() else {}  # ONNX Runtime says what is missing
+        return run_in_fixed_batches(self._run, known, fixed)
 
     def _run(self, feeds: Mapping[str, NDArray[np.generic]]) -> list[Tensor]:
         return [torch.from_numpy(np.asarray(array)) for array in self._session.run(None, dict(feeds))]

@@ -170,21 +170,21 @@ def test_an_overflow_is_found_without_the_pytorch_side():
     assert found.keep.met
 
 
-@pytest.mark.parametrize(("batch", "samples", "left"), [(1, 5, 0), (2, 5, 1)])
-def test_a_fixed_batch_is_measured_on_many_samples(cnn, batch, samples, left):
-    """The same numbers as those of the graph with a dynamic batch, on the samples that fill batches; layers too."""
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_a_fixed_batch_is_measured_on_many_samples(cnn, batch):
+    """The same numbers as those of the graph with a dynamic batch, layers too; five samples fill no batches of two."""
     model = onnx.ModelProto()
     model.CopyFrom(cnn)
     for tensor in (*model.graph.input, *model.graph.output):
         tensor.type.tensor_type.shape.dim[0].dim_value = batch
     del model.graph.value_info[:]
-    x = images(samples).numpy()
+    x = images(5).numpy()
     subject, report = parity(model, {"input": x}, ["onnxruntime-fp32", "emulated-fp16"])
-    whole, expected = parity(cnn, {"input": x[: samples - left]}, ["onnxruntime-fp32", "emulated-fp16"])
-    assert len(subject.example[0]) == samples - left
-    assert [
-        f"{samples // batch} times" in note and ("left out" in note) == (left > 0) for note in subject.exported.notes
-    ] == [True]
+    whole, expected = parity(cnn, {"input": x}, ["onnxruntime-fp32", "emulated-fp16"])
+    taken = "one sample" if batch == 1 else f"{batch} samples"
+    assert [note for note in subject.exported.notes if "at a time" in note] == [
+        f"The graph takes {taken} at a time, and ran on one batch after the other."
+    ]
     for name, target in report.targets.items():
         assert target.status == "measured", target.note
         assert target.metrics["rel_l2"] == pytest.approx(expected.targets[name].metrics["rel_l2"], rel=1e-3, abs=1e-6)
@@ -193,7 +193,14 @@ def test_a_fixed_batch_is_measured_on_many_samples(cnn, batch, samples, left):
         assert node.isolated == pytest.approx(other.isolated, rel=1e-2, abs=1e-6)
 
 
-def test_inputs_are_made_in_whole_batches():
+def test_a_batch_of_the_fixed_size_has_no_note():
     model = two_inputs((4, 3))
-    assert [array.shape for array in make_inputs(model, 9).values()] == [(8, 3)] * 2
-    assert [array.shape for array in make_inputs(model, 2).values()] == [(4, 3)] * 2
+    assert GraphSubject(model, make_inputs(model, 4)).exported.notes == ()
+    assert {array.shape for array in make_inputs(model, 9).values()} == {(9, 3)}
+
+
+def test_rejects_different_numbers_of_samples():
+    model = two_inputs((2, 3))
+    inputs = {name: np.zeros((count, 3), np.float32) for name, count in {"a": 6, "b": 4}.items()}
+    with pytest.raises(ValueError, match=r"same number of samples.*'a': 6, 'b': 4"):
+        check_inputs(model, inputs)
