@@ -16,6 +16,7 @@ from lightning_robust.callbacks.deployment_parity.engine_settings import EngineS
 from lightning_robust.callbacks.deployment_parity.task import KNOWN, task_of
 from lightning_robust.deployment.engines import Runtime, Subject, available
 from lightning_robust.deployment.graph.export import frozen_copy, to_args
+from lightning_robust.deployment.graph.keeper import GraphKeeper
 from lightning_robust.deployment.parity.background import BackgroundParity
 from lightning_robust.deployment.parity.localise import localise
 from lightning_robust.deployment.parity.measure import ParityPass, Tolerance
@@ -23,6 +24,7 @@ from lightning_robust.deployment.parity.result import MeasuredWeights, ParityRep
 from lightning_robust.deployment.parity.scale import Task
 from lightning_robust.deployment.parity.storage import examine_head
 from lightning_robust.deployment.pixels.catalogue import Perturbation
+from lightning_robust.deployment.pixels.perturb import KeptPixels
 from lightning_robust.functional.weights import state_on_cpu
 from lightning_robust.harness.batches import validation_batches
 from lightning_robust.harness.logging import log_step
@@ -130,6 +132,7 @@ class ParityMeter:
         self._mean, self._std, self._decode = mean, std, decode
         self._tolerance, self._time_limit, self._engines = tolerance, time_limit, engines
         self.background = BackgroundParity(time_limit)
+        self._graphs, self._pictures = GraphKeeper(), KeptPixels()
 
     def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, snapshot: Snapshot, samples: int) -> Examined:
         """Measure everything on the first samples; during ``fit`` with engines in the background if that is set."""
@@ -140,9 +143,10 @@ class ParityMeter:
             parity = self._pass(subject, task)
             if self._engines.background and trainer.state.fn == "fit":
                 step, epoch = log_step(trainer), trainer.current_epoch
-                report = self.background.measure(parity, *what, step=step, epoch=epoch)
+                perturb = self._pictures.perturb
+                report = self.background.measure(parity, *what, step=step, epoch=epoch, perturb=perturb)
             else:
-                report = parity.report(*what)
+                report = parity.report(*what, perturb=self._pictures.perturb)
             weights = MeasuredWeights()
             if trainer.state.fn == "fit":
                 weights = MeasuredWeights(trainer.current_epoch, trainer.global_step)
@@ -159,7 +163,7 @@ class ParityMeter:
             subject, task = self._subject(pl_module, state, last.inputs, last.inputs.count)
             runtimes = [made for made in available(self._targets) if not (same and _has_numbers(made, last.report))]
             report = self._pass(subject, task).report(
-                runtimes, self._perturbations, pixel_space(trainer, self._mean, self._std)
+                runtimes, self._perturbations, pixel_space(trainer, self._mean, self._std), self._pictures.perturb
             )
             if same:
                 report = _with_slow_targets(report, last.report)
@@ -206,6 +210,7 @@ class ParityMeter:
         module = frozen_copy(pl_module, weights)
         example = to_args(inputs.spread(samples), torch.float32)
         subject = self._engines.subject(module, example, str(pl_module.device), self._time_limit)
+        subject.exporter = self._graphs.export
         return subject, task_of(module, self._decode, inputs)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -40,6 +40,8 @@ class Subject:
             infinite, as ``module.half()`` does.
         tf32: Let what stays fp32 in half precision multiply in TF32, in the emulation and in the engines that are
             built. ``trtexec`` allows it unless it is called with ``--noTF32``; deploy an engine that is built likewise.
+        exporter: :func:`~.export.export`, or a :class:`~.keeper.GraphKeeper`'s method, which is quicker at the second
+            of several subjects that differ in their weights.
     """
 
     module: nn.Module
@@ -53,6 +55,7 @@ class Subject:
     keep_fp32: tuple[str, ...] | None = None
     out_of_range: OutOfRange = "clamp"
     tf32: bool = False
+    exporter: Callable[..., Exported] = export
     reference: ClassVar[str | None] = None
     """The name of its own outputs where they are the only reference; None compares with PyTorch in fp64."""
     _exported: Exported | None = field(default=None, init=False, repr=False, compare=False)
@@ -90,11 +93,16 @@ class Subject:
             raise self._error
         if self._exported is None:
             try:
-                self._exported = export(self.module, self.rows(slice(_EXPORTED_ROWS)), max_batch=self.max_batch)
+                self._exported = self.exporter(self.module, self.rows(slice(_EXPORTED_ROWS)), max_batch=self.max_batch)
             except Exception as error:
                 self._error = error
                 raise
         return self._exported
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of its numbers should know of the graph; nothing before a runtime has asked for the graph."""
+        return () if self._exported is None else self._exported.notes
 
     def fp32_nodes(self) -> tuple[str, ...]:
         """The nodes that :attr:`kept` names, in the graph's order.

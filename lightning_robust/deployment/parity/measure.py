@@ -128,7 +128,7 @@ class ParityPass:
             self.baseline.name,
             max((rests.samples for rests in basis.values()), default=self.baseline.first_window.stop),
             time.monotonic() - self._start,
-            (*self.baseline.notes, *self._notes),
+            (*self.baseline.notes, *self.subject.notes, *self._notes),
             findings,
             target_sensitivity={name: in_unit(found, self.unit) for name, found in on_targets.items()},
             basis=basis | {f"attribution/{link.name}": link.basis for link in chain},

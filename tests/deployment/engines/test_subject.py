@@ -5,21 +5,19 @@ import torch
 from torch import nn
 
 from lightning_robust.deployment.engines import Subject
-from lightning_robust.deployment.engines import subject as subject_module
 from lightning_robust.deployment.graph.export import ExportError, frozen_copy
 
 from ..models import SmallCNN, images
 
 
-def test_a_failed_export_is_tried_once(monkeypatch):
+def test_a_failed_export_is_tried_once():
     calls = []
 
     def refuse(*_, **__):
         calls.append(1)
         raise ExportError("planted")
 
-    monkeypatch.setattr(subject_module, "export", refuse)
-    subject = Subject(nn.Identity(), (torch.zeros(2, 1),))
+    subject = Subject(nn.Identity(), (torch.zeros(2, 1),), exporter=refuse)
     for _ in range(3):
         with pytest.raises(ExportError, match="planted"):
             _ = subject.exported
@@ -54,3 +52,14 @@ def test_nothing_is_exported_for_findings():
     assert subject.findings() == ()
     _ = subject.exported
     assert isinstance(subject.findings(), tuple)
+
+
+def test_notes_are_those_of_the_graph_once_it_is_there():
+    class Baked(nn.Module):
+        def forward(self, x):
+            return torch.stack([row * 2 for row in x])
+
+    subject = Subject(Baked(), (torch.rand(3, 2),))
+    assert subject.notes == ()
+    assert subject.exported.batch == 1
+    assert subject.notes[0].startswith("Exported for one sample, and run sample by sample.")
