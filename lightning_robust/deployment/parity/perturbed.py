@@ -16,7 +16,7 @@ from lightning_robust.deployment.parity.attribution import Link, bias_of
 from lightning_robust.deployment.parity.baseline import Baseline, Measured, measure_distance
 from lightning_robust.deployment.parity.perturbed_inputs import PerturbedInputs
 from lightning_robust.deployment.parity.result import BEYOND
-from lightning_robust.deployment.parity.scale import Moved, Values
+from lightning_robust.deployment.parity.scale import Moved, Values, mean_of
 from lightning_robust.deployment.pixels.catalogue import Perturbation
 from lightning_robust.deployment.pixels.perturb import PerturbedImages
 from lightning_robust.functional.pixels import PixelSpace
@@ -108,7 +108,7 @@ class PerturbationSweep:
             return False
         if self.inputs is not None and window == self.baseline.first_window:
             self.inputs.add(name, deployed.args, each.entry.trained, trained.args)
-        counted = BEYOND if BEYOND in each.found.metrics else self.baseline.unit
+        counted = BEYOND if BEYOND in each.found.metrics else mean_of(self.baseline.unit)
         return not each.found.is_settled(counted, None)
 
     def _note_skipped(self, each: _Entry) -> None:
@@ -135,7 +135,7 @@ class PerturbationSweep:
             if not values:
                 return found
             beyond = measure_distance(trained._replace(values=values), deployed, window.stop)
-        unit = self.baseline.unit
+        unit = mean_of(self.baseline.unit)
         intervals = {BEYOND: beyond.intervals[unit]} if unit in beyond.intervals else {}
         return Measured(found.metrics | {BEYOND: beyond.metrics[unit]}, found.intervals | intervals, window.stop)
 

@@ -10,13 +10,14 @@ from lightning_robust.deployment.engines.execution import STATUS_CODES, Status
 from lightning_robust.deployment.graph.lint import Finding
 from lightning_robust.deployment.numerics.keep_list import KeepList
 from lightning_robust.deployment.numerics.sensitivity import Sensitivity
+from lightning_robust.deployment.parity.scale import mean_of
 from lightning_robust.deployment.pixels.catalogue import CATALOGUE
 
 if TYPE_CHECKING:
     from lightning_robust.deployment.parity.attribution import Link
 
 BEYOND = "beyond_geometry"
-"""The metric of a perturbation: how far it moves the outputs beyond what it does to the picture, in the unit."""
+"""The metric of a perturbation: how far it moves the outputs on average beyond what it does to the picture."""
 STORAGE = "storage"
 """The metric of a target: what merely storing the exact outputs in its precision costs, in the unit."""
 
@@ -132,6 +133,11 @@ class ParityReport:
     weights: MeasuredWeights = MeasuredWeights()
 
     @property
+    def moved_unit(self) -> str:
+        """The metric in which perturbations are counted, see :func:`~.scale.mean_of`."""
+        return mean_of(self.unit)
+
+    @property
     def attribution(self) -> dict[str, float]:
         """Link -> its distance, in ``unit``."""
         return {link.name: link.value for link in self.chain}
@@ -164,16 +170,17 @@ class ParityReport:
         return dict(sorted(worst.items(), key=lambda item: -item[1]))
 
     def moved(self, perturbation: str) -> float:
-        """How far a perturbation moves the outputs in ``unit``, beyond what it does to the picture if that is known."""
+        """How far a perturbation moves the outputs on average, beyond what it does to the picture if that is known."""
         metrics = self.sensitivity[perturbation]
-        return metrics.get(BEYOND, metrics[self.unit])
+        return metrics[BEYOND] if BEYOND in metrics else metrics[self.moved_unit]
 
     def worst_perturbation(self) -> str | None:
         """The perturbation that moves the outputs most, as :meth:`moved` counts."""
         return max(self.sensitivity, key=self.moved, default=None)
 
     def _is_logged(self, metric: str) -> bool:
-        return metric.endswith(("_p99", "_flips")) or metric in ("rel_l2", BEYOND, "times_fp16")
+        shown = ("rel_l2", BEYOND, "times_fp16", self.moved_unit)
+        return metric.endswith(("_p99", "_flips")) or metric in shown
 
 
 def target_sensitivity_scalars(results: Mapping[str, Mapping[str, float]], unit: str) -> dict[str, float]:

@@ -20,6 +20,7 @@ DEFAULT_TOLERANCES: dict[str, float] = {
     "onnxruntime-fp32": 1e-5,
     "emulated-tf32": 3e-3,
     "emulated-fp16": 5e-3,
+    "emulated-fp16acc": 5e-2,
     "emulated-bf16": 4e-2,
     "tensorrt-fp32": 1e-4,
     "tensorrt-fp16": 5e-3,
@@ -31,6 +32,7 @@ DEFAULT_TOLERANCES: dict[str, float] = {
 by the arithmetic, not by measurement. Set your own in the task's units."""
 Level = Literal["good", "mind", "bad"]
 _WHAT_IFS = 3
+_BOUNDS = ("emulated-fp16", "emulated-fp16acc")
 _NOT_EXECUTED = ("emulated", "torch")
 _FINGERPRINT = "Whether the deployed side does any of this: lightning-robust fingerprint training.npy deployed.npy"
 _MEND = "Mend it on the deployed side; training can only lessen what goes beyond the motion."
@@ -204,23 +206,33 @@ def _measured_sentences(report: ParityReport) -> tuple[str, ...]:
     of_weights = f", {report.weights}" if str(report.weights) else ""
     lines = [f"Measured against {report.reference} on up to {report.samples} samples{of_weights}."]
     lines += [f"{words[kind]}: {', '.join(by_status[kind])}." for kind in words if kind in by_status]
+    lines += _bounds_sentence(report)
     count = len(report.sensitivity)
     tested = f"{count} what-ifs" if count else "not tested"
     lines.append(f"Preprocessing: {tested}; what the deployed side really feeds was not seen.")
     return tuple(lines)
 
 
+def _bounds_sentence(report: ParityReport) -> list[str]:
+    """Between which two numbers an engine's fp16 lies, where both ways to accumulate were emulated."""
+    metrics = [report.targets[name].metrics for name in _BOUNDS if name in report.targets]
+    values = [f"{each[report.unit]:.3g}" for each in metrics if report.unit in each]
+    if len(values) < len(_BOUNDS):
+        return []
+    span = f"{values[0]} and {values[1]} {unit_label(report.unit)}"
+    return [f"fp16 lies between {span}: with accumulators in fp32, and in fp16."]
+
+
 def _what_if(report: ParityReport, name: str) -> str:
     """What one perturbation would do, and what to do about it."""
-    metrics, unit = report.sensitivity[name], unit_label(report.unit)
+    metrics, unit, most = report.sensitivity[name], report.moved_unit, report.unit
     entry = CATALOGUE.get(name)
     what = f"If the deployed side {entry.description}" if entry else f"Under {name}"
-    basis = report.basis.get(f"sensitivity/{name}/{report.unit}")
-    moved = f"the outputs move by {with_interval(metrics[report.unit], basis)} {unit}"
-    beyond = f", {metrics[BEYOND]:.3g} of it beyond the motion of the picture" if _moves(entry, metrics) else ""
-    times = f", {metrics['times_fp16']:.3g} times what fp16 does" if "times_fp16" in metrics else ""
+    moved = f"the outputs move by {with_interval(metrics[unit], report.basis.get(f'sensitivity/{name}/{unit}'))} "
+    moved += unit_label(unit) + (f", one point in a hundred by {metrics[most]:.3g}" if most != unit else "")
+    beyond = f"; {metrics[BEYOND]:.3g} go beyond the motion of the picture" if _moves(entry, metrics) else ""
     remedy = _MEND if entry is not None and entry.motion is not None else _TRAIN
-    return f"{what} ({name}), {moved}{beyond}{times}. {remedy}"
+    return f"{what} ({name}), {moved}{beyond}. {remedy}"
 
 
 def _moves(entry: Perturbation | None, metrics: Mapping[str, float]) -> bool:

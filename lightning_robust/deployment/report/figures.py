@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lightning_robust.deployment.parity.attribution import LINKS, History
+from lightning_robust.deployment.parity.attribution import LINKS, History, fp16_metrics
 from lightning_robust.deployment.parity.result import BEYOND, ParityReport
 from lightning_robust.deployment.parity.scale import unit_label
 
@@ -44,7 +44,7 @@ def draw_parity(history: History, report: ParityReport) -> Figure:
     _draw_links(lower, history, LINKS[:-1], unit)
     lower.set_title("The same without preprocessing")
     lower.set_xlabel("epoch")
-    _draw_perturbations(figure.add_subplot(grid[:, 1]), report, unit)
+    _draw_perturbations(figure.add_subplot(grid[:, 1]), report, unit_label(report.moved_unit))
     return figure
 
 
@@ -98,12 +98,12 @@ def _draw_perturbations(axes: Axes, report: ParityReport, unit: str) -> None:
         axes.axis("off")
         axes.text(0.5, 0.5, "no preprocessing was perturbed", ha="center", va="center")
         return
-    everything = [_finite(report.sensitivity[name][report.unit]) for name in names]
+    everything = [_finite(report.sensitivity[name][report.moved_unit]) for name in names]
     beyond = [_finite(report.sensitivity[name].get(BEYOND, 0.0)) for name in names]
     axes.barh(names, everything, color=_MOTION, label="with the motion of the picture")
     axes.barh(names, beyond, 0.5, color=_DEEP, label="beyond it, 95 % interval")
     _draw_perturbation_intervals(axes, report, names)
-    fp16 = report.attribution.get("fp16")
+    fp16 = fp16_metrics(report.targets).get(report.moved_unit)
     if fp16 and math.isfinite(fp16):
         axes.axvline(fp16, color=COLOURS["fp16"], linewidth=2, label=f"fp16: {fp16:.2g}")
     axes.legend(frameon=False, loc="lower right", fontsize=8)

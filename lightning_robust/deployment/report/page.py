@@ -75,6 +75,7 @@ def _render_page(
         report=report,
         verdict=verdict,
         unit=unit_label(report.unit),
+        moved_unit=unit_label(report.moved_unit),
         targets=_target_table(report),
         chain=chain_rows(report),
         links=svg(draw_chain(passes, report.unit)) if report.chain else None,

@@ -43,17 +43,17 @@ def chain_rows(report: ParityReport) -> tuple[list[str], list[list[str]]]:
 
 def perturbation_rows(report: ParityReport) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table of perturbations, the worst first."""
-    guessed = report.unit.replace("_known_", "_guessed_")
-    told = guessed != report.unit
+    moved, guessed = report.moved_unit, report.moved_unit.replace("_known_", "_guessed_")
+    most = [report.unit] * (report.unit != moved)
     rows = []
     for name in sorted(report.sensitivity, key=report.moved, reverse=True):
         metrics, tag = report.sensitivity[name], f"sensitivity/{name}"
         family = CATALOGUE[name].family if name in CATALOGUE else "-"
-        keys = [report.unit, BEYOND, *[guessed] * told]
+        keys = [moved, BEYOND, *[guessed] * (guessed != moved), *most]
         cells = (_cell(report, metrics, key, f"{tag}/{key}") for key in keys)
         times = _cell(report, metrics, "times_fp16", None)
-        rows.append([name, family.replace("_", " "), *cells, times, _count(report, f"{tag}/{report.unit}")])
-    columns = ["moves outputs by", "beyond the motion", *["where guessed"] * told]
+        rows.append([name, family.replace("_", " "), *cells, times, _count(report, f"{tag}/{moved}")])
+    columns = ["moves by", "beyond the motion", *["where guessed"] * (guessed != moved), *["p99"] * len(most)]
     return ["perturbation", "family", *columns, "times fp16", "n"], rows
 
 
@@ -66,9 +66,10 @@ def finding_rows(report: ParityReport) -> tuple[list[str], list[list[str]]]:
 def summary(report: ParityReport) -> str:
     """The report for a terminal: the tables, what moves the outputs most, and what the graph will do on TensorRT."""
     of_weights = f", {report.weights}" if str(report.weights) else ""
+    units = f"links and storage in {unit_label(report.unit)}, perturbations in {unit_label(report.moved_unit)}"
     lines = [
         f"Deployment parity, up to {report.samples} samples against {report.reference}{of_weights}",
-        f"In {unit_label(report.unit)} where nothing else is said, with 95 % intervals; n is the number of samples.",
+        f"In brackets 95 % intervals over n samples; {units}.",
         "",
         plain_table(*target_rows(report)),
     ]
@@ -87,10 +88,10 @@ def worst_sentence(report: ParityReport) -> str:
     if name is None:
         return ""
     metrics = report.sensitivity[name]
-    key = BEYOND if BEYOND in metrics else report.unit
+    key = BEYOND if BEYOND in metrics else report.moved_unit
     distance = with_interval(metrics[key], report.basis.get(f"sensitivity/{name}/{key}"))
-    times = f", {metrics['times_fp16']:.3g} times what fp16 does" if "times_fp16" in metrics else ""
-    return f"What moves the outputs most: {name} ({distance} {unit_label(report.unit)}{times})"
+    times = f"; {metrics['times_fp16']:.3g} times what fp16 does" if "times_fp16" in metrics else ""
+    return f"What moves the outputs most: {name} ({distance} {unit_label(report.moved_unit)}{times})"
 
 
 def _target_metrics(report: ParityReport) -> list[str]:

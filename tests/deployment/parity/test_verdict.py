@@ -58,20 +58,28 @@ def test_the_verdict_says_what_was_measured_on_which_weights_and_what_was_not():
     )
 
 
+def test_fp16_is_an_interval_where_both_accumulators_were_emulated():
+    both = judge_parity(report(targets=report().targets | {"emulated-fp16acc": measured(0.7, 1e-3)}))
+    assert (
+        "fp16 lies between 0.3 and 0.7 x px (99th percentile): with accumulators in fp32, and in fp16." in both.measured
+    )
+    assert both.headline.startswith("emulated-fp16 is 0.3")
+
+
 def test_a_what_if_is_no_exception_and_says_what_to_do():
     moved = {
-        "bgr": {"x_px_p99": 4.2, BEYOND: 4.2, "times_fp16": 14.0},
-        "shift_half_pixel": {"x_px_p99": 3.0, BEYOND: 1.0},
-        "jpeg_90": {"x_px_p99": 0.5, BEYOND: 0.5},
-        "nv12": {"x_px_p99": 0.4, BEYOND: 0.4},
-        "brightness": {"x_px_p99": 0.1, BEYOND: 0.1},
+        "bgr": {"x_px_p99": 49.0, "x_px_mean": 4.2, BEYOND: 4.2, "times_fp16": 14.0},
+        "shift_half_pixel": {"x_px_p99": 9.0, "x_px_mean": 3.0, BEYOND: 1.0},
+        "jpeg_90": {"x_px_p99": 2.0, "x_px_mean": 0.5, BEYOND: 0.5},
+        "nv12": {"x_px_p99": 2.0, "x_px_mean": 0.4, BEYOND: 0.4},
+        "brightness": {"x_px_p99": 2.0, "x_px_mean": 0.1, BEYOND: 0.1},
     }
     verdict = judge_parity(executed(0.2, 0.4, sensitivity=moved), SAFE)
     assert (verdict.level, verdict.exceptions) == ("good", ())
     bgr, shift, jpeg, command = verdict.what_ifs  # one of each family, and no more than three
-    assert bgr.startswith("If the deployed side feeds BGR instead of RGB (bgr), the outputs move by 4.2 x px")
-    assert "14 times what fp16 does. Mend it on the deployed side, or train with it" in bgr
-    assert "move by 3 x px (99th percentile), 1 of it beyond the motion of the picture. Mend it" in shift
+    assert bgr.startswith("If the deployed side feeds BGR instead of RGB (bgr), the outputs move by 4.2 x px (mean), ")
+    assert "one point in a hundred by 49. Mend it on the deployed side, or train with it" in bgr
+    assert "one point in a hundred by 9; 1 go beyond the motion of the picture. Mend it" in shift
     assert "(jpeg_90)" in jpeg
     assert "lightning-robust fingerprint" in command
 

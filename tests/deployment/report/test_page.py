@@ -34,7 +34,7 @@ class Outline(html.parser.HTMLParser):
 
 
 FULL = {
-    "sensitivity": {"bgr": {"x_px_p99": 4.2, "times_fp16": 14.0}},
+    "sensitivity": {"bgr": {"x_px_p99": 4.2, "x_px_mean": 2.0, "times_fp16": 14.0}},
     "layers": layers(
         node("a", 0.1), node("b<script>", 0.2, overflow=0.25), node("c", 0.01, exact=False), complete=False
     ),
