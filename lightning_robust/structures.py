@@ -74,6 +74,17 @@ def replace_items(batch: Any, new: Mapping[Key, Any]) -> Any:
     return _with_parts(batch, parts)
 
 
+def count_rows(batch: Any) -> int:
+    """The number of samples of a batch: the length of its first tensor that has one; 1 for scalars alone.
+
+    Example:
+        >>> import torch
+        >>> count_rows((torch.tensor(16000), torch.zeros(4, 512)))
+        4
+    """
+    return next((len(tensor) for tensor in flatten(batch).values() if tensor.ndim), 1)
+
+
 def take_rows(batch: Any, rows: Tensor | slice, size: int) -> Any:
     """Some samples of a batch of ``size``: these rows of every tensor that has one for each sample.
 

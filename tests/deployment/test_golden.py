@@ -149,3 +149,22 @@ def test_rejects_other_files(tmp_path):
     np.savez(tmp_path / "objects.npz", **{"input/x": np.array([{}], dtype=object)})
     with pytest.raises(ValueError, match=r"Expected an \.npz file"):
         read_golden(tmp_path / "objects.npz")
+
+
+def test_scalars_stay_scalars(tmp_path):
+    """A rate beside the samples, and a number among the outputs."""
+
+    class Scaled(nn.Module):
+        def forward(self, x, rate):
+            return {"scaled": x * rate, "rate": 2 * rate}
+
+    args = torch.rand(4, 3), torch.tensor(0.5)
+    golden = make_golden(Scaled(), args)
+    write_golden(golden, tmp_path / "golden.npz")
+    dumped = read_golden(tmp_path / "golden.npz")
+    assert {name: array.shape for name, array in (dumped.inputs | dumped.outputs).items()} == {
+        name: array.shape for name, array in (golden.inputs | golden.outputs).items()
+    }
+    report = check_golden(golden, dumped, Scaled())
+    assert report.whole["max_abs"] == 0
+    assert report.preprocessing["max_abs"] == 0

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_robust.deployment.engines.base import Runner, Runtime
 from lightning_robust.deployment.engines.subject import Subject
-from lightning_robust.structures import flatten, join_rows, take_rows
+from lightning_robust.structures import count_rows, join_rows, take_rows
 
 Status = Literal["measured", "built", "skipped", "unavailable", "failed"]
 STATUS_CODES: dict[str, int] = {"measured": 0, "built": 1, "skipped": 2, "unavailable": 3, "failed": 4}
@@ -70,7 +70,7 @@ def execute(made: Runtime, subject: Subject, window: slice = slice(None)) -> Exe
 
 def run_in_batches(runner: Runner, args: tuple[Any, ...], max_batch: int) -> list[Tensor]:
     """Run on ``max_batch`` samples at a time and join the outputs; tensors without the batch's size go in whole."""
-    samples = next((len(tensor) for tensor in flatten(args).values() if tensor.ndim), 1)
+    samples = count_rows(args)
     windows = (slice(start, start + max_batch) for start in range(0, samples, max_batch))
     return join_rows([runner(take_rows(args, window, samples)) for window in windows])
 

@@ -13,7 +13,7 @@ from torch import nn
 from lightning_robust.deployment.graph.export import Exported, export
 from lightning_robust.deployment.graph.lint import HALF_RULES, Finding, lint
 from lightning_robust.deployment.numerics.rounding import OutOfRange
-from lightning_robust.structures import flatten, take_rows
+from lightning_robust.structures import count_rows, take_rows
 from lightning_robust.suggest import did_you_mean
 
 _EXPORTED_ROWS = 16
@@ -69,7 +69,7 @@ class Subject:
     @property
     def samples(self) -> int:
         """How many samples there are."""
-        return len(next(iter(flatten(self.example).values())))
+        return count_rows(self.example)
 
     def rows(self, window: slice) -> tuple[Any, ...]:
         """Some of the samples, as positional arguments of ``forward``."""

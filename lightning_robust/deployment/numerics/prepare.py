@@ -22,6 +22,7 @@ from lightning_robust.deployment.numerics.preconditions import check_graph, chec
 from lightning_robust.deployment.numerics.rounding import Precision
 
 _BF16_OPSET = 22  # the first in which Conv, pooling, Resize's neighbours and GridSample take bfloat16
+_WHERE_OPSET = 9  # the first with Where, without which values cannot be rounded but by casts
 _RESIZE_IS_ASYMMETRIC = 10  # the last operator set in which Resize has no attribute for it
 
 
@@ -66,10 +67,11 @@ def _read_graph(model: onnx.ModelProto, precision: Precision, *, convert: bool) 
     """The model with its functions inlined, in an operator set that knows the precision if it is to hold it."""
     model = onnx.inliner.inline_local_functions(model) if model.functions else model
     opset = max((entry.version for entry in model.opset_import if entry.domain in ONNX_DOMAIN), default=1)
-    if precision == "bf16":
-        model = _raise_opset(model, opset) if convert and opset < _BF16_OPSET else model
-        opset = max(opset, _BF16_OPSET)
-    return LayeredGraph(ir.from_proto(model), element_types(model), opset)
+    if precision == "fp16":
+        return LayeredGraph(ir.from_proto(model), element_types(model), opset)
+    if opset < (_BF16_OPSET if convert else _WHERE_OPSET):
+        model = _raise_opset(model, opset)
+    return LayeredGraph(ir.from_proto(model), element_types(model), max(opset, _BF16_OPSET))
 
 
 def _name_nodes(graph: LayeredGraph, named: Collection[str]) -> None:
@@ -125,8 +127,8 @@ def _raise_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
         raised = onnx.version_converter.convert_version(without_large_weights(model), _BF16_OPSET)
     except Exception as error:
         raise ValueError(
-            f"bf16 needs opset {_BF16_OPSET}, but got a model of opset {opset} that cannot be raised ({error}). "
-            f"Export it with opset_version={_BF16_OPSET}"
+            f"This precision needs opset {_BF16_OPSET}, but got a model of opset {opset} that cannot be raised "
+            f"({error}). Export it with opset_version={_BF16_OPSET}"
         ) from error
     _restore(raised.graph, model.graph)
     for node in raised.graph.node:

@@ -15,7 +15,7 @@ from lightning_robust.deployment.numerics.rounding import Precision
 from lightning_robust.deployment.numerics.sensitivity import NodeSweep, Sensitivity
 from lightning_robust.deployment.parity.result import ParityReport
 from lightning_robust.deployment.parity.scale import Decode, Known, Scale
-from lightning_robust.structures import flatten, map_tensors
+from lightning_robust.structures import count_rows, take_rows
 
 _SHARE = 0.2  # of what the whole graph costs: what the list aims at where no tolerance is given
 
@@ -62,6 +62,7 @@ def localise(
         measure=partial(Scale(subject.module, example, decode, known).distance, report.unit),
         unit=report.unit,
         origins=exported.origins,
+        out_of_range=subject.out_of_range,
     )
     layers = sweep.sensitivity(time_limit)
     keep = find_keep_list(sweep, layers, _aim(layers) if tolerance is None else tolerance, time_limit)
@@ -76,8 +77,5 @@ def _aim(layers: Sensitivity) -> float:
 
 
 def _first(args: tuple[Any, ...], samples: int) -> tuple[Any, ...]:
-    batch = next(iter(flatten(args).values())).shape[0]
-    taken: tuple[Any, ...] = map_tensors(
-        lambda tensor: tensor[:samples] if tensor.ndim and tensor.shape[0] == batch else tensor, args
-    )
+    taken: tuple[Any, ...] = take_rows(args, slice(samples), count_rows(args))
     return taken

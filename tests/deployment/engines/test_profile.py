@@ -3,14 +3,17 @@
 import json
 import textwrap
 
+import numpy as np
 import onnx.parser
 import pytest
 import torch
+from onnx import TensorProto, helper
 from torch import nn
 
 from lightning_robust.deployment.engines import Subject
 from lightning_robust.deployment.engines.profile import complete_profile, make_profile
 from lightning_robust.deployment.graph.export import frozen_copy
+from lightning_robust.deployment.graph.files import GraphSubject
 
 from ..models import SmallCNN, images
 from .builds import GOOD, PROFILE, build, make_model, script
@@ -65,3 +68,19 @@ def test_static_inputs_need_no_profile(tmp_path, monkeypatch):
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
     log = build(model.SerializeToString(), profile={}, directory=tmp_path / "cache").log
     assert json.loads(log) == {"image": [[2, 64, 8, 8]] * 3}
+
+
+@pytest.mark.parametrize("batch", ["n", -1, None])
+def test_a_batch_is_dynamic_whether_it_has_a_name_or_not(batch):
+    """Paddle2ONNX writes -1, others nothing at all."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, 3]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"], "r")], "g", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    subject = GraphSubject(model, {"x": np.ones((2, 3), np.float32)}, max_batch=8)
+    profile = make_profile(subject.exported, subject)
+    assert profile == {"x": ((1, 3), (2, 3), (8, 3))}
+    assert complete_profile(model.SerializeToString(), profile) == profile
+    with pytest.raises(ValueError, match="none came for 'x' of shape"):
+        complete_profile(model.SerializeToString(), {})
+    with pytest.raises(ValueError, match=r"static sizes of \(None, 3\)"):
+        complete_profile(model.SerializeToString(), {"x": ((1, 4), (2, 4), (8, 4))})

@@ -50,3 +50,8 @@ def test_auto_leaves_out_what_is_not_here(monkeypatch):
 def test_rejects_unknown_target():
     with pytest.raises(ValueError, match="Did you mean 'tensorrt_rtx-fp16'"):
         runtime("tensorrtrtx-fp16")
+
+
+def test_auto_leaves_out_the_bound_that_takes_long():
+    assert "emulated-fp16acc" in TARGETS
+    assert "emulated-fp16acc" not in {made.name for made in available("auto")}

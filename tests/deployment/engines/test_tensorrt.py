@@ -1,12 +1,20 @@
 """TensorRT as a runtime where there is no package, or no device."""
 
+from pathlib import Path
+
+import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 
-from lightning_robust.deployment.engines import Subject, abilities, runtime
+from lightning_robust.deployment.engines import Subject, abilities, builder, runtime
+from lightning_robust.deployment.engines.abilities import Ability
 from lightning_robust.deployment.graph.export import frozen_copy
+from lightning_robust.deployment.graph.files import GraphSubject
 
 from ..models import SmallCNN, images
+from ..numerics.operators import GRAPHS
 
 
 @pytest.mark.parametrize("target", ["tensorrt-fp32", "tensorrt-fp16", "tensorrt_rtx-fp16"])
@@ -32,3 +40,38 @@ def test_an_engine_is_built_and_not_run_without_a_device(target, tmp_path):
     assert built.run is None
     assert built.size > 4 * 3 * 8 * 9
     assert "not run" in built.note
+
+
+def build_settings(monkeypatch, target, subject):
+    """What a target asks the builder for, and its note."""
+    asked = {}
+
+    def build_engine(model, **settings):
+        asked.update(settings, model=onnx.load_model_from_string(model))
+        return builder.Engine(Path("engine"), "tensorrt_rtx", 1, 0.0, False, {}, "", "", "planted")
+
+    monkeypatch.setattr(builder, "build_engine", build_engine)
+    monkeypatch.setattr(abilities, "can_run", lambda backend: Ability(False, "no device"))
+    return asked, runtime(target).build(subject).note
+
+
+@pytest.mark.parametrize("choice", ["clamp", "keep", "inf"])
+def test_weights_beyond_the_range_are_built_as_asked_for(monkeypatch, choice):
+    model, feeds = GRAPHS["mask"]
+    asked, note = build_settings(monkeypatch, "tensorrt-fp16", GraphSubject(model, feeds, out_of_range=choice))
+    (weight,) = (t for t in asked["model"].graph.initializer if t.name == "big")
+    expected = {"clamp": -65504.0, "keep": float(np.float32(-3.4028235e38)), "inf": -np.inf}[choice]
+    assert float(numpy_helper.to_array(weight)) == expected
+    words = {"clamp": "1 weight clamped to fp16's range", "keep": "kept in fp32 for weights", "inf": "became infinite"}
+    assert note.startswith("not run: no device, ")
+    assert words[choice] in note
+
+
+@pytest.mark.parametrize(
+    ("target", "tf32", "asked_for"),
+    [("tensorrt-fp16", True, True), ("tensorrt-fp16", False, False), ("tensorrt-fp32", True, False)],
+)
+def test_tf32_is_for_what_stays_fp32_in_half_precision(monkeypatch, target, tf32, asked_for):
+    model, feeds = GRAPHS["Conv"]
+    asked, _ = build_settings(monkeypatch, target, GraphSubject(model, feeds, tf32=tf32))
+    assert asked["tf32"] == asked_for

@@ -2,6 +2,7 @@
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -9,11 +10,13 @@ from onnx import TensorProto, helper, numpy_helper
 from lightning_robust.deployment.engines import available
 from lightning_robust.deployment.graph.export import export, frozen_copy
 from lightning_robust.deployment.graph.files import GraphSubject, check_inputs, load_graph, make_inputs, remarks
+from lightning_robust.deployment.graph.session import Session
 from lightning_robust.deployment.numerics.convert import to_half
 from lightning_robust.deployment.parity.localise import localise
 from lightning_robust.deployment.parity.measure import measure_parity
 
 from ..models import OverflowingNorm, SmallCNN, images
+from ..numerics.operators import GRAPHS
 
 
 @pytest.fixture(scope="module")
@@ -204,3 +207,72 @@ def test_rejects_different_numbers_of_samples():
     inputs = {name: np.zeros((count, 3), np.float32) for name, count in {"a": 6, "b": 4}.items()}
     with pytest.raises(ValueError, match=r"same number of samples.*'a': 6, 'b': 4"):
         check_inputs(model, inputs)
+
+
+CONSTANTS = """g (float[n,3] x) => (float[n,3] y) {
+    a = Constant<value = float[1,3] {1.1, 1.2, 1.3}>() b = Constant<value_float = 0.5>() [op] h = Mul(x, a)
+    s = Constant<value_ints = [0, 3]>() i = Constant<value_int = 1>() [op] g = Mul(h, b)
+    [move] f = Reshape(g, s) y = Exp(f) }"""
+
+
+def test_constants_are_weights_and_names_are_unique(tmp_path):
+    """Sweeps took Constant nodes for layers, and two nodes of one name for one."""
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 13]> {CONSTANTS}')
+    onnx.save(model, tmp_path / "constants.onnx")
+    loaded = load_graph(tmp_path / "constants.onnx")
+    assert [node.name for node in loaded.graph.node] == ["op", "op_1", "move", "Exp_3"]
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in loaded.graph.initializer}
+    assert {name: (array.dtype.name, array.shape) for name, array in arrays.items()} == {
+        "a": ("float32", (1, 3)), "b": ("float32", ()), "s": ("int64", (2,)), "i": ("int64", ()),
+    }  # fmt: skip
+    x = np.random.default_rng(0).random((2, 3)).astype(np.float32)
+    (got,) = Session(loaded).run({"x": x})
+    np.testing.assert_allclose(got, np.exp(x * np.float32([1.1, 1.2, 1.3]) * np.float32(0.5)), rtol=1e-6)
+    subject, report = parity(loaded, {"x": x})
+    assert {node.name for node in localise(subject, report).layers.nodes} == {"op", "op_1", "Exp_3"}
+
+
+def test_functions_are_inlined(tmp_path):
+    text = """<ir_version: 10, opset_import: ["" : 20, "local" : 1]>
+        g (float[n,2] x) => (float[n,2] y) { [twice] h = local.double(x) [end] y = Exp(h) }
+        <domain: "local", opset_import: ["" : 20]> double (a) => (b) { b = Add(a, a) }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "function.onnx")
+    loaded = load_graph(tmp_path / "function.onnx")
+    assert [node.op_type for node in loaded.graph.node] == ["Add", "Exp"]
+    assert not loaded.functions
+    assert all(node.name for node in loaded.graph.node)
+
+
+def test_files_older_than_ir_version_4(tmp_path):
+    """Their initialisers have to be inputs, which they then no longer are: the version goes up with them."""
+    model = two_inputs()
+    model.ir_version = 3
+    model.opset_import[0].version = 8
+    model.graph.initializer.append(numpy_helper.from_array(np.full((1, 3), 1.1, np.float32), "b"))
+    model.graph.input[1].CopyFrom(value("b", [1, 3]))
+    onnx.save(model, tmp_path / "old.onnx")
+    loaded = load_graph(tmp_path / "old.onnx")
+    for target in ("emulated-fp16", "emulated-bf16"):
+        assert parity(loaded, make_inputs(loaded, 2), [target])[1].targets[target].status == "measured"
+    for precision in ("fp16", "bf16"):
+        onnx.checker.check_model(to_half(loaded, precision), full_check=True)
+
+
+def test_scalar_inputs_stay_scalars():
+    model = graph(
+        [helper.make_node("Mul", ["s", "x"], ["y"], "m")],
+        [value("s", []), value("x", ["n", 3])],
+        [value("y", ["n", 3])],
+    )
+    made = make_inputs(model, 4)
+    assert {name: array.shape for name, array in made.items()} == {"s": (), "x": (4, 3)}
+    _, report = parity(model, made, ["emulated-fp16", "emulated-bf16"])
+    assert {result.status for result in report.targets.values()} == {"measured"}
+
+
+def test_control_flow_is_remarked():
+    model, feeds = GRAPHS["Loop"]
+    assert any("branches or loops: loop (Loop)" in line for line in remarks(model))
+    _, report = parity(model, feeds)
+    assert report.targets["emulated-fp16"].status == "measured"
+    assert "Loop 'loop' computes in fp32" in report.targets["emulated-fp16"].note

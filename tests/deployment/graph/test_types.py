@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from lightning_robust.deployment.graph.export import export, frozen_copy
-from lightning_robust.deployment.graph.types import declared_types, element_types, without_large_weights
+from lightning_robust.deployment.graph.types import declared_types, element_types, static_size, without_large_weights
 
 from ..models import SmallCNN, images
 
@@ -70,3 +70,22 @@ def test_large_weights_are_typed_and_not_copied():
     inferred = onnx.shape_inference.infer_shapes(light, strict_mode=True)
     assert [dim.dim_value for dim in inferred.graph.output[0].type.tensor_type.shape.dim[1:]] == [2, 512]
     assert element_types(model) == {**dict.fromkeys("xway", TensorProto.FLOAT), "s": TensorProto.INT64}
+
+
+def test_sizes_closed_form():
+    dims = onnx.parser.parse_graph("g (float[4, n, 5] x) => (float[4] y) {}").input[0].type.tensor_type.shape.dim
+    assert [static_size(dim) for dim in dims] == [4, None, 5]
+    dims[0].dim_value = -1
+    dims[2].Clear()
+    assert [static_size(dim) for dim in dims] == [None, None, None]
+
+
+def test_operators_of_onnxruntime_are_typed_by_it():
+    text = """<ir_version: 10, opset_import: ["" : 15, "com.microsoft" : 1]>
+        g (float[2,3] x, int64[2] n) => (float[2,3] y) {
+            h = com.microsoft.Gelu(x) y = Exp(h) q, s, z = com.microsoft.Unknown(n) i = Add(n, n) }"""
+    model = onnx.parser.parse_model(text)
+    assert "h" not in element_types(model) or not element_types(model)["h"]  # it does not load what it does not know
+    del model.graph.node[2]
+    types = element_types(model)
+    assert [types[name] for name in ("h", "y", "i")] == [TensorProto.FLOAT, TensorProto.FLOAT, TensorProto.INT64]

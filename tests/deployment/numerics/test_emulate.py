@@ -16,6 +16,7 @@ from lightning_robust.deployment.numerics.switches import SWITCHES, switchable
 
 from ..graphs import MODULES, binary, chain, graph, make, run
 from ..models import OverflowingNorm, SmallCNN, images
+from .operators import GRAPHS
 
 HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -181,3 +182,38 @@ def test_weights_are_rounded_once_and_dropped_where_nobody_reads_them():
     assert weights([]) == ["w__fp16"]
     assert weights(["b"]) == ["w", "w__fp16"]
     assert weights(["a", "b", "c"]) == ["w"]
+
+
+def test_bf16_without_casts_rounds_as_casts_do():
+    """Below operator set 13: values of all sizes up to 2**100, ties included; beyond, values pass unrounded."""
+    ties = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, -(1 + 2**-8), 0.0, torch.inf])
+    x = torch.cat([torch.randn(2000) * 10.0**k for k in (-30, -3, 0, 3, 29)] + [ties])
+    model = graph("g (float[N] x) => (float[N] y) { [op] y = Neg(x) }", opset=12)
+    expected = -x.to(torch.bfloat16).float()
+    assert torch.equal(run(emulate(model, "bf16"), x), expected)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_integers_reach_kept_nodes_unrounded(precision):
+    """As in the conversion: 70001 divided by itself is 1 where the division is kept."""
+    text = "g (int64[1] n) => (float[1] y) { [up] f = Cast<to = 1>(n) [divide] y = Div(f, k) }"
+    model = graph(text, k=np.float32([70_001]))
+    n = torch.tensor([70_001])
+    assert run(emulate(model, precision, ["divide"]), n).item() == 1
+    assert run(emulate(model, precision, ["divide"], out_of_range="keep"), n).item() == 1
+    assert run(emulate(model, "fp16", out_of_range="inf"), n).isnan().all()  # inf / inf
+
+
+def test_dequantisation_scales_are_left_alone():
+    model, feeds = GRAPHS["tiny scale"]
+    for changed in (emulate(model, "fp16"), to_half(model)):
+        stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in changed.graph.initializer}
+        assert stored["t"] == np.float32(1e-9)
+    # 1e-9 times at most 127 is a subnormal of fp16, and rounded as one
+    (exact,), (rounded,) = (Session(g).run(feeds) for g in (model, emulate(model, "bf16")))
+    assert (rounded - exact).abs().max() < 2**-8
+
+
+def test_rejects_unknown_choices():
+    with pytest.raises(ValueError, match=r"`out_of_range` to be one of \['clamp', 'inf', 'keep'\], but got 'wrap'"):
+        emulate(binary("Mul", 1.0), "fp16", out_of_range="wrap")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_robust.deployment.numerics.rounding import round_array, to_half_array
+from lightning_robust.deployment.numerics.rounding import HALF_RANGES, is_beyond, round_array, to_half_array
 
 HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -42,3 +42,29 @@ def test_scalars_stay_scalars(precision):
     rounded = round_array(np.array(0.1, np.float32), precision)
     assert rounded.shape == ()
     assert abs(float(rounded) - 0.1) < 1e-3
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_clamp_closed_form(precision):
+    """The nearest finite number for what is too large, the smallest for what is too small; what is infinite stays."""
+    smallest, largest = HALF_RANGES[precision]
+    info = torch.finfo(HALF[precision])
+    assert (smallest, largest) == (info.smallest_normal * info.eps, info.max)
+    values = np.array([3.4028235e38, -3.4028235e38, np.inf, -np.inf, 1e-45, -1e-45, 0, -0.0, 1.0], np.float32)
+    got = to_half_array(values, precision, "clamp").astype(np.float64)
+    assert got[:4].tolist() == [largest, -largest, np.inf, -np.inf]
+    assert got[4:].tolist() == [smallest, -smallest, 0, 0, 1]
+    assert np.isnan(to_half_array(np.array([np.nan], np.float32), precision, "clamp").astype(np.float32)).all()
+    assert to_half_array(np.array(3.4028235e38, np.float32), precision, "clamp").shape == ()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_beyond_is_what_rounds_to_infinity(precision):
+    edge = np.float32({"fp16": 65520, "bf16": (2 - 2**-8) * 2.0**127}[precision])
+    below = np.nextafter(edge, np.float32(0))
+    for values in ([edge], [-edge], [1, -edge], [np.nan, edge]):
+        array = np.array(values, np.float32)
+        assert is_beyond(array, precision)
+        assert np.isinf(to_half_array(array, precision)).any()
+    for values in ([below], [-below], [np.inf], [np.nan, 1], []):
+        assert not is_beyond(np.array(values, np.float32), precision)
