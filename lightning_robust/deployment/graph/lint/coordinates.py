@@ -26,6 +26,8 @@ _PASSED = {
 """Operators that leave the size of a number, so that what reaches them reaches the output."""
 _FIRST = {"Div", "Clip", "Expand", "Gather", "GatherElements", "GatherND", "Pad", "Reshape", "Slice", "Tile"}
 """Operators that leave the size of their first input alone: the others are bounds, shapes, places, denominators."""
+_TAKEN = {"Cast", "Identity", "Squeeze", "Transpose", "Unsqueeze"} | _FIRST - {"Div", "Clip", "Pad"}
+"""Operators that take rows, parts or copies of a table."""
 _SHARES = {"Cast", "Concat", "Div", "Identity", "Mul", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze", "Where"}
 """Operators after which the weights of a softmax still are weights."""
 
@@ -128,7 +130,14 @@ def _constants(node: ir.Node) -> list[NDArray[np.generic]]:
     """The floating constants that a node adds, multiplies with or takes the mean of; none for the weights of layers."""
     if node.op_type not in _APPLIED or (node.op_type in _LAYERS and not _weighs(node)):
         return []
-    return [value for value in map(constant, node.inputs) if value is not None and is_floating(value)]
+    return [value for value in map(_table, node.inputs) if value is not None and is_floating(value)]
+
+
+def _table(value: ir.Value | None) -> NDArray[np.generic] | None:
+    """The constant that an input is, or whose rows, parts or copies it is."""
+    found = constant(value)
+    node = None if value is None or found is not None else value.producer()
+    return _table(node.inputs[0]) if node is not None and node.op_type in _TAKEN else found
 
 
 def _passed_on(node: ir.Node) -> list[ir.Value]:

@@ -71,8 +71,8 @@ def check_batch_norms(graph: LintGraph) -> Iterator[Finding]:
                 f"BatchNorm with numbers up to {largest:.3g}" + (f", {folded:.3g} when folded" if beyond else ""),
                 f"{_CLAMPED}."
                 if beyond
-                else "module.half() makes a variance infinite, and the layer returns its bias. This package folds the "
-                "layer into one factor and one offset in fp32 first, and they fit.",
+                else "module.half() makes them infinite, and one of infinite variance returns its bias. This package "
+                "folds the layer into one factor and one offset in fp32 first, and they fit.",
                 "Keep the node in fp32." if beyond else "Fold the layer in fp32 before any other conversion to fp16.",
             )
 

@@ -67,6 +67,11 @@ GRIDS = {
         "1840",
     ),
     "one of two parts": (lambda x: torch.cat([x.mean((2, 3)), x.mean((1, 2)).sigmoid() * 960], 1), "A8", "960"),
+    "a row of a table": (
+        lambda x: x.mean((2, 3)) + torch.tensor([100.0, 700.0, 1300.0])[(x.mean((1, 2, 3)) > 0).long()][:, None],
+        "A7",
+        "1300",
+    ),
     "an offset": (lambda x: x.mean((1, 2)) * 20 + 700, "A8", "700"),
     "divided by a width in units": (lambda x: x.mean((1, 2)) / (1 / 1840), "A8", "1840"),
 }
