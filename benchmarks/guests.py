@@ -40,6 +40,28 @@ PACKAGES = {
     ),
     "ema-pytorch": Package("ema-pytorch==0.8.3", ()),
     "QPyTorch": Package("qtorch==0.3.0", ("setuptools", "ninja")),
+    # its extra `onnx` asks for CuPy and a runtime with CUDA, which a conversion on the CPU does not need
+    "AutoCast": Package(
+        "nvidia-modelopt==0.47.0",
+        (
+            "onnx==1.23.2",
+            "onnxruntime==1.32.0",
+            "onnxscript==0.7.2",
+            "onnx-graphsurgeon",
+            "onnxslim",
+            "lief",
+            "cppimport",
+            "polygraphy",
+            "nvidia-ml-py",
+            "ml-dtypes",
+            "scipy",
+            "tqdm",
+            "rich",
+            "pydantic",
+            "packaging",
+            "setuptools",
+        ),
+    ),
 }
 
 

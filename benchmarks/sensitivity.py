@@ -19,7 +19,7 @@ from vision import SmallViT, resnet18
 
 from lightning_robust.deployment.graph.export import export, frozen_copy
 from lightning_robust.deployment.numerics.keep_list import find_keep_list
-from lightning_robust.deployment.numerics.sensitivity import NodeSweep
+from lightning_robust.deployment.numerics.sweep import NodeSweep
 from lightning_robust.tables import markdown
 
 HEAD = ("model", "nodes", "ranking, s", "list, s", "all fp16", "kept", "with the list", "factor")

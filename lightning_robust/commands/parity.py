@@ -137,6 +137,6 @@ def _of_graph(
     )
     try:
         examined = examine_head(subject, report, Task())
-        return localise(subject, examined, tolerance=keep_tolerance, time_limit=limit)
+        return localise(subject, examined, tolerance=keep_tolerance, limits=tolerance, time_limit=limit)
     except ValueError as error:
         return replace(report, notes=(*report.notes, f"Layers were not measured: {error}"))

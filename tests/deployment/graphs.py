@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from lightning_robust.deployment.graph.export import export, frozen_copy
 from lightning_robust.deployment.graph.session import Session
-from lightning_robust.deployment.numerics.sensitivity import NodeSweep
+from lightning_robust.deployment.numerics.sweep import NodeSweep
 
 from .models import OutlierViT, OverflowingNorm, SmallCNN, images
 

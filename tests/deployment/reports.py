@@ -45,4 +45,17 @@ def layers(*nodes, complete=True):
     return Sensitivity(nodes, 0.3, "fp16", "x_px_p99", 4, 1.0, complete)
 
 
-KEEP = KeepList(("a", "b"), ("neck.a",), 0.02, 0.06, 0.3, "fp16", "x_px_p99", 4, True)
+KEEP = KeepList(
+    ("a", "b"),
+    of=12,
+    modules=("neck.a",),
+    total=0.3,
+    error=0.02,
+    found_error=0.018,
+    tolerance=0.06,
+    precision="fp16",
+    unit="x_px_p99",
+    samples=4,
+    checked=12,
+    complete=True,
+)

@@ -194,9 +194,14 @@ class ParityMeter:
         """
         with _isolated():
             report = examine_head(last.subject, last.report, last.task)
-            task, limit = last.task, self._time_limit
             return localise(
-                last.subject, report, decode=task.decode, known=task.known, tolerance=tolerance, time_limit=limit
+                last.subject,
+                report,
+                decode=last.task.decode,
+                known=last.task.known,
+                tolerance=tolerance,
+                limits=self._tolerance,
+                time_limit=self._time_limit,
             )
 
     def _pass(self, subject: Subject, task: Task) -> ParityPass:

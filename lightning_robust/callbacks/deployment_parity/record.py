@@ -131,7 +131,7 @@ class ParityRecord:
         self._examined.report = self.report
         try:
             self.report = meter.localise(self._examined, tolerance)
-        except ExportError as error:
+        except (ExportError, ValueError) as error:
             self.report = replace(self.report, notes=(*self.report.notes, f"Layers were not measured: {error}"))
 
     def _show(self, trainer: pl.Trainer, again: bool | None) -> None:

@@ -21,6 +21,7 @@ from lightning_robust.deployment.engines import Subject
 from lightning_robust.deployment.engines.execution import one_line
 from lightning_robust.deployment.graph.batches import Arrays, fixed_batches
 from lightning_robust.deployment.graph.export import Exported
+from lightning_robust.deployment.graph.names import name_nodes
 from lightning_robust.deployment.graph.session import Session
 from lightning_robust.deployment.graph.types import declared_types, static_size
 
@@ -128,25 +129,11 @@ def _tidy(model: onnx.ModelProto) -> onnx.ModelProto:
     for name, tensor in constants.items():
         tensor.name = name
     graph.initializer.extend(constants.values())
-    _name_each_node(nodes)
+    name_nodes(nodes)
     del graph.input[:], graph.node[:]
     graph.input.extend(inputs)
     graph.node.extend(nodes)
     return model
-
-
-def _name_each_node(nodes: Sequence[onnx.NodeProto]) -> None:
-    """Give names to nodes that have none, or that of an earlier one: switches and keep lists go by name."""
-    names = {node.name for node in nodes}
-    seen: set[str] = set()
-    for index, node in enumerate(nodes):
-        if not node.name or node.name in seen:
-            name = f"{node.name or node.op_type}_{index}"
-            while name in names:
-                name += "_"
-            node.name = name
-        names.add(node.name)
-        seen.add(node.name)
 
 
 def _constant(node: onnx.NodeProto) -> TensorProto | None:

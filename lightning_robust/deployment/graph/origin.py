@@ -37,18 +37,17 @@ class Origin:
         return f"{name} ({self.source})" if self.source else name
 
     def place(self, operator: str) -> str:
-        """The same with the operator and the line.
+        """Line and operator, module, and what stands in the line, as far as they are known.
 
         Example:
             >>> Origin("neck.up2", "neck.py:41", "x = self.up(x) + y").place("Add")
-            'neck.up2 (neck.py:41 Add: x = self.up(x) + y)'
+            'neck.py:41 Add in neck.up2 (x = self.up(x) + y)'
             >>> Origin("backbone.0", "").place("Conv")
-            'backbone.0 (Conv)'
+            'Conv in backbone.0'
         """
         line = f"{self.source} {operator}" if self.source else operator
-        return (
-            f"{self.module or '(model)'} ({line}: {self.text})" if self.text else f"{self.module or '(model)'} ({line})"
-        )
+        module = f" in {self.module}" if self.module else ""
+        return f"{line}{module} ({self.text})" if self.text else f"{line}{module}"
 
 
 def read_origins(model: onnx.ModelProto) -> dict[str, Origin]:

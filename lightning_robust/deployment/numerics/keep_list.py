@@ -6,11 +6,15 @@ import json
 import math
 import re
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from lightning_robust.deployment.numerics.rounding import Precision
-from lightning_robust.deployment.numerics.sensitivity import NodeSweep, Sensitivity
+from lightning_robust.deployment.numerics.sensitivity import Sensitivity
+from lightning_robust.deployment.numerics.sweep import NodeSweep
+from lightning_robust.structures import jsonable
+
+_SLACK = 1.05  # where no list meets the tolerance, the shortest one that is nearly as good as the best is taken
 
 
 @dataclass(frozen=True)
@@ -18,47 +22,62 @@ class KeepList:
     """Nodes that compute in fp32 so that a tolerance is met.
 
     Args:
-        nodes: Names for ``to_half(model, keep_fp32=...)``, those between two of them that only move values included.
+        nodes: Names for ``to_half(model, keep_fp32=...)``, with those that only move values between them.
+        of: How many nodes of the graph read or compute fp32 values.
         modules: Paths of the PyTorch modules they come from.
-        error: Distance that is left with all other nodes in low precision.
-        tolerance: What was asked for.
         total: Distance without the list.
+        error: Distance that is left with all other nodes in low precision, on the same samples.
+        found_error: The same on the samples that the list was found on.
+        tolerance: What was aimed at.
         precision: ``"fp16"``, ``"bf16"`` or ``"tf32"``.
         unit: What the distances are counted in.
         samples: Number of inputs that it was found on.
+        checked: Number of other inputs, which `total` and `error` are of; 0 if there were none: then they are of those
+            that it was found on.
         complete: False if time was up before the list could be shortened.
     """
 
     nodes: tuple[str, ...]
+    of: int
     modules: tuple[str, ...]
-    error: float
-    tolerance: float
     total: float
+    error: float
+    found_error: float
+    tolerance: float
     precision: Precision
     unit: str
     samples: int
+    checked: int
     complete: bool
 
     @property
     def met(self) -> bool:
-        """Whether the tolerance is met."""
+        """Whether the tolerance is met, on the samples that it was checked on."""
         return self.error <= self.tolerance
+
+    @property
+    def found_met(self) -> bool:
+        """Whether the tolerance is met on the samples that it was found on."""
+        return self.found_error <= self.tolerance
 
     def write(self, path: str | Path) -> None:
         """Write it as JSON: ``nodes_to_exclude`` are the regular expressions that ModelOpt AutoCast takes."""
-        content = asdict(self) | {"met": self.met, "nodes_to_exclude": [f"^{re.escape(name)}$" for name in self.nodes]}
-        Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        patterns = [f"^{re.escape(name)}$" for name in self.nodes]
+        content = asdict(self) | {"met": self.met, "found_met": self.found_met, "nodes_to_exclude": patterns}
+        Path(path).write_text(json.dumps(jsonable(content), indent=2) + "\n", encoding="utf-8")
 
 
 def find_keep_list(sweep: NodeSweep, ranking: Sensitivity, tolerance: float, time_limit: float = 60.0) -> KeepList:
     """Find a short list of nodes whose computing in fp32 brings the distance down to a tolerance.
 
     The nodes that cost most alone are kept, as few as it takes; then each that is not needed is given up again.
-    Neighbours that help only together (a norm that overflows) are found because each overflows alone.
+    Neighbours that help only together (a norm that overflows) are found because each overflows alone. Nodes that were
+    not measured are in no list. Where no list meets the tolerance, it is the shortest that is nearly as good as the
+    best.
 
     Args:
-        sweep: The graph and its samples.
-        ranking: What its nodes cost, from :meth:`NodeSweep.sensitivity`.
+        sweep: The graph and the samples to find the list on.
+        ranking: What its nodes cost, from :meth:`~.sweep.NodeSweep.sensitivity`, on these samples or fewer.
         tolerance: Largest allowed distance, in the sweep's unit.
         time_limit: Seconds for the search.
 
@@ -68,41 +87,58 @@ def find_keep_list(sweep: NodeSweep, ranking: Sensitivity, tolerance: float, tim
     if not 0 <= tolerance < math.inf:
         raise ValueError(f"Expected `tolerance` to be a number from 0 up, but got {tolerance}.")
     deadline = time.monotonic() + time_limit
-    order = [node.name for node in ranking.ranked()]
-    count = _shortest_prefix(sweep, order, tolerance) if ranking.total > tolerance else 0
-    keep, complete = _drop_needless(sweep, order[:count], tolerance, deadline)
+    order = [node.name for node in ranking.ranked() if node.isolated is not None]
+    total = sweep.cost_of_keeping(())
+    aim = max(tolerance, _SLACK * sweep.cost_of_keeping(order)) if total > tolerance else total
+    count = _shortest_prefix(sweep, order, aim, deadline) if total > aim else 0
+    keep, complete = _drop_needless(sweep, order[:count], aim, deadline)
     modules = dict.fromkeys(sweep.origins[name].module for name in keep if name in sweep.origins)
+    error = sweep.cost_of_keeping(keep) if keep else total
     return KeepList(
         nodes=tuple(sweep.with_moves(keep)),
+        of=len(sweep.names),
         modules=tuple(modules),
-        error=sweep.cost_of_keeping(keep),
+        total=total,
+        error=error,
+        found_error=error,
         tolerance=tolerance,
-        total=ranking.total,
         precision=ranking.precision,
         unit=ranking.unit,
-        samples=ranking.samples,
-        complete=complete,
+        samples=sweep.samples,
+        checked=0,
+        complete=complete and ranking.complete,
     )
 
 
-def _shortest_prefix(sweep: NodeSweep, order: list[str], tolerance: float) -> int:
-    """The smallest number of leading nodes to keep that meets the tolerance: doubling, then halving."""
+def check_keep_list(keep: KeepList, sweep: NodeSweep) -> KeepList:
+    """The list with its distances on other samples than those that it was found on.
+
+    Args:
+        keep: The list.
+        sweep: The graph with those other samples.
+    """
+    total, error = sweep.cost_of_keeping(()), sweep.cost_of_keeping(keep.nodes)
+    return replace(keep, total=total, error=error, checked=sweep.samples)
+
+
+def _shortest_prefix(sweep: NodeSweep, order: list[str], aim: float, deadline: float) -> int:
+    """The smallest number of leading nodes to keep that meets the aim: doubling, then halving while there is time."""
     low, high = 0, 1
-    while high < len(order) and sweep.cost_of_keeping(order[:high]) > tolerance:
+    while high < len(order) and sweep.cost_of_keeping(order[:high]) > aim:
         low, high = high, 2 * high
     high = min(high, len(order))
-    while high - low > 1:
+    while high - low > 1 and time.monotonic() < deadline:
         middle = (low + high) // 2
-        low, high = (low, middle) if sweep.cost_of_keeping(order[:middle]) <= tolerance else (middle, high)
+        low, high = (low, middle) if sweep.cost_of_keeping(order[:middle]) <= aim else (middle, high)
     return high
 
 
-def _drop_needless(sweep: NodeSweep, keep: list[str], tolerance: float, deadline: float) -> tuple[list[str], bool]:
-    """The list without the nodes that the tolerance is met without; and whether there was time to try each."""
+def _drop_needless(sweep: NodeSweep, keep: list[str], aim: float, deadline: float) -> tuple[list[str], bool]:
+    """The list without the nodes that the aim is met without; and whether there was time to try each."""
     for name in reversed(keep):
         if time.monotonic() > deadline:
             return keep, False
         rest = [other for other in keep if other != name]
-        if sweep.cost_of_keeping(rest) <= tolerance:
+        if sweep.cost_of_keeping(rest) <= aim:
             keep = rest
     return keep, True

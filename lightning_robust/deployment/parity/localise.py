@@ -1,23 +1,29 @@
-"""Which layers make the difference: the sweep of ``numerics/sensitivity.py`` in the unit of the report."""
+"""Which layers make the difference: the sweep of ``numerics/sweep.py`` in the unit of the report, on its samples."""
 
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 from lightning_robust.deployment.engines import Subject
 from lightning_robust.deployment.engines.base import HALF, feed
 from lightning_robust.deployment.engines.parser_support import with_refusals
-from lightning_robust.deployment.numerics.keep_list import find_keep_list
+from lightning_robust.deployment.graph.batches import Arrays
+from lightning_robust.deployment.numerics.keep_list import check_keep_list, find_keep_list
 from lightning_robust.deployment.numerics.rounding import Precision
-from lightning_robust.deployment.numerics.sensitivity import NodeSweep, Sensitivity
+from lightning_robust.deployment.numerics.sensitivity import SOUND, Sensitivity
+from lightning_robust.deployment.numerics.sweep import NodeSweep
 from lightning_robust.deployment.parity.result import ParityReport
-from lightning_robust.deployment.parity.scale import Decode, Known, Scale
+from lightning_robust.deployment.parity.scale import PLAIN_UNIT, Decode, Known, Scale
 from lightning_robust.structures import count_rows, take_rows
 
-_SHARE = 0.2  # of what the whole graph costs: what the list aims at where no tolerance is given
+_SHARE = 0.2  # of what the whole graph costs: what the list aims at where nothing else is asked for
+_SEARCH = 4  # times as many samples as for the sweep: the search asks far less often
+_MEMORY = 2**28  # bytes of outputs
 
 
 def localise(
@@ -27,55 +33,101 @@ def localise(
     decode: Decode | None = None,
     known: Known | None = None,
     tolerance: float | None = None,
+    limits: Mapping[str, float] | None = None,
     samples: int = 4,
     time_limit: float = 60.0,
 ) -> ParityReport:
     """Add to a report what each node costs in low precision, and the shortest list of nodes to keep in fp32.
 
-    The nodes that the parser of TensorRT-RTX refuses are added too, where it is installed.
+    The nodes are swept on the first samples, the list is found on four times as many, at most half of all, and its
+    distance is stated on the others. The nodes that the parser of TensorRT-RTX refuses are added too, where it is
+    installed.
 
     Args:
-        subject: The model and the samples of the report.
+        subject: The model and the samples of the report, or more of them.
         report: A pass of :func:`~.parity.measure_parity` in whose targets there is a half precision; without one
             nothing is added.
         decode: As in that pass.
-        known: As there.
-        tolerance: Largest distance that is allowed, in ``report.unit``; if None, a fifth of what the whole graph
-            costs, or, where that is infinite, twice what the nodes cost together that lose nothing.
-        samples: How many of the samples are used.
-        time_limit: Seconds for the sweep, and again for the list; what was not reached is marked.
+        known: As in that pass.
+        tolerance: Largest distance that is allowed, in ``report.unit``. If None, a fifth of what the whole graph
+            costs, but no more than what `limits` allow, or, where they say nothing of the unit, than what a sound model
+            costs.
+        limits: The user's tolerances, as for :func:`~.verdict.judge_parity`.
+        samples: How many samples are used to sweep over the nodes.
+        time_limit: Seconds for the sweep, again for the list, and again for its check, which then uses fewer samples;
+            what was not reached is marked.
 
     Raises:
         ExportError: If the module cannot be exported.
-        ValueError: If the graph cannot be emulated.
+        ValueError: If the graph cannot be emulated, nothing in it computes in fp32, or its outputs in fp32 are not
+            finite.
     """
     report = replace(report, findings=with_refusals(subject.exported, report.findings))
     precision = next((p for p in HALF if any(name.endswith(f"-{p}") for name in report.targets)), None)
     if precision is None:
         return report
-    exported = subject.exported
-    example = _first(subject.example, samples)
+    count = count_rows(subject.example)
+    found = min(_SEARCH * samples, max(count // 2, 1))
+    few = min(samples, found)
+    scale = Scale(subject.module, take_rows(subject.example, slice(few), count), decode, known)
     sweep = NodeSweep(
-        exported.model,
-        feed(example, exported),
+        subject.exported.model,
+        _inputs(subject, slice(found)),
         precision=cast(Precision, precision),
-        measure=partial(Scale(subject.module, example, decode, known).distance, report.unit),
+        measure=partial(scale.distance, report.unit),
         unit=report.unit,
-        origins=exported.origins,
+        origins=subject.exported.origins,
         out_of_range=subject.out_of_range,
     )
-    layers = sweep.sensitivity(time_limit)
-    keep = find_keep_list(sweep, layers, _aim(layers) if tolerance is None else tolerance, time_limit)
+    first = _inputs(subject, slice(few))
+    layers = sweep.on(first).sensitivity(time_limit)
+    if tolerance is None:
+        plain = sweep.on(first, measure=partial(scale.distance, PLAIN_UNIT)).cost_of_keeping(())
+        tolerance = _aim(layers, plain, limits or {})
+    keep = find_keep_list(sweep, layers, tolerance, time_limit)
+    last = min(count, found + _affordable(sweep, time_limit))
+    if last > found:
+        others = _inputs(subject, slice(found, last))
+        keep = check_keep_list(keep, sweep.on(others, measure=partial(scale.distance, report.unit, start=found)))
     return replace(report, layers=layers, keep=keep)
 
 
-def _aim(layers: Sensitivity) -> float:
-    """A share of what the whole graph costs; where that is infinite, twice what those nodes do that lose nothing."""
-    if math.isfinite(layers.total):
-        return _SHARE * layers.total
-    return 2 * math.sqrt(sum(node.isolated**2 for node in layers.nodes if math.isfinite(node.isolated)))
+def _inputs(subject: Subject, rows: slice) -> Arrays:
+    """What the graph takes, of some of the samples."""
+    return feed(take_rows(subject.example, rows, count_rows(subject.example)), subject.exported)
 
 
-def _first(args: tuple[Any, ...], samples: int) -> tuple[Any, ...]:
-    taken: tuple[Any, ...] = take_rows(args, slice(samples), count_rows(args))
-    return taken
+def _aim(layers: Sensitivity, plain: float, limits: Mapping[str, float]) -> float:
+    """A share of what the whole graph costs, but no more than is allowed, or than a sound model costs.
+
+    Args:
+        layers: The sweep.
+        plain: The relative L2 that belongs to its ``total``.
+        limits: What the user allows.
+    """
+    sound = SOUND[layers.precision]
+    allowed = _user_limit(limits, layers)
+    if allowed is None and layers.unit == PLAIN_UNIT:
+        allowed = sound
+    if allowed is not None:
+        return min(_SHARE * layers.total, allowed)
+    if math.isfinite(layers.total) and math.isfinite(plain):
+        return layers.total * min(_SHARE, sound / max(plain, sound))
+    costs = (node.isolated for node in layers.nodes if node.isolated is not None and node.trace.overflow == 0)
+    return math.hypot(*filter(math.isfinite, costs))
+
+
+def _user_limit(limits: Mapping[str, float], layers: Sensitivity) -> float | None:
+    """The smallest tolerance for the sweep's precision and in its unit, whichever engine it is for."""
+    units = (layers.unit, layers.unit.replace("_known_", "_"))
+    ends = tuple(f"-{layers.precision}/{unit}" for unit in units)
+    tags = {key if "/" in key else f"{key}/{PLAIN_UNIT}": limit for key, limit in limits.items()}
+    return min((limit for tag, limit in tags.items() if tag.endswith(ends)), default=None)
+
+
+def _affordable(sweep: NodeSweep, time_limit: float) -> int:
+    """How many samples can be run three times within the time, and their outputs held in memory."""
+    start = time.monotonic()
+    sweep.cost(())
+    seconds = (time.monotonic() - start) / sweep.samples
+    return int(min(time_limit / (3 * seconds), _MEMORY * sweep.samples / sweep.output_bytes))

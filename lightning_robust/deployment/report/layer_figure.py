@@ -28,22 +28,35 @@ def draw_layers(layers: Sensitivity, unit: str, count: int = 12) -> Figure:
 
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[1, 1.2])
-    _draw_costs(left, [node for node in layers.ranked()[:count] if node.isolated > 0][::-1])
+    costly = [(node, node.isolated) for node in layers.ranked() if node.isolated]
+    _draw_costs(left, costly[:count][::-1])
     left.set_title(f"Cost of one node alone in {layers.precision}")
-    left.set_xlabel(unit)
+    left.set_xlabel(_with_note(unit, layers), parse_math=False)
     _draw_drift(right, layers)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
-def _draw_costs(axes: Axes, nodes: Sequence[NodeSensitivity]) -> None:
-    colours = [_ALONE if node.exact else _BLOCK for node in nodes]
-    widths = [node.isolated if math.isfinite(node.isolated) else 0.0 for node in nodes]
-    axes.barh(range(len(nodes)), widths, color=colours)
-    places = [shorten(node.origin.module or node.origin.source or node.name, 34) for node in nodes]
-    labels = [f"{place}  {node.op}" for place, node in zip(places, nodes, strict=True)]
-    axes.set_yticks(range(len(nodes)), labels, fontsize=8)
+def _with_note(unit: str, layers: Sensitivity) -> str:
+    missing = len(layers.unmeasured())
+    return f"{unit}\n{missing} of {len(layers.nodes)} nodes were not measured" if missing else unit
+
+
+def _draw_costs(axes: Axes, costly: Sequence[tuple[NodeSensitivity, float]]) -> None:
+    """Bars; where values are lost one as long as the longest, in red."""
+    longest = max((cost for _, cost in costly if math.isfinite(cost)), default=1.0)
+    for position, (node, cost) in enumerate(costly):
+        if math.isfinite(cost):
+            axes.barh(position, cost, color=_ALONE if node.exact else _BLOCK)
+        else:
+            axes.barh(position, longest, color=_LOST)
+            axes.text(0.02 * longest, position, "infinite", va="center", color="white", fontsize=8)
+    axes.set_yticks(range(len(costly)), [_name_bar(node) for node, _ in costly], fontsize=8, parse_math=False)
+
+
+def _name_bar(node: NodeSensitivity) -> str:
+    return f"{shorten(node.origin.module or node.origin.source or node.name, 34)}  {node.op}"
 
 
 def _draw_drift(axes: Axes, layers: Sensitivity) -> None:

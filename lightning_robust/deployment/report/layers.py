@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import math
+
+from lightning_robust.deployment.numerics.keep_list import KeepList
 from lightning_robust.deployment.numerics.sensitivity import (
     NodeSensitivity,
     Sensitivity,
     first_divergence,
     overflow_sentence,
+    percent,
 )
 from lightning_robust.deployment.parity.result import ParityReport
 from lightning_robust.deployment.parity.scale import unit_label
 
+_MANY = 10.0  # a drift beyond is told as a multiple
+
 
 def layer_rows(report: ParityReport, count: int = 20) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table of nodes, the most expensive in low precision first."""
-    columns = ["node", "operator", "where", f"alone, {unit_label(report.unit)}", "drift", "overflow", "flushed"]
+    alone = f"alone, {unit_label(report.unit)}"
+    columns = ["node", "operator", "module", "where", "line", alone, "drift", "overflow", "flushed"]
     nodes = report.layers.ranked()[:count] if report.layers else []
     return columns, [_layer_row(node) for node in nodes]
 
@@ -23,47 +30,110 @@ def keep_rows(report: ParityReport) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table of nodes to keep in fp32; the header says what that gains."""
     keep = report.keep
     if keep is None:
-        return ["keep in fp32"], []
-    return [f"keep in fp32: {keep_sentence(report)}"], [[name] for name in keep.nodes]
+        return ["keep in fp32", "where"], []
+    places = {node.name: node.place for node in report.layers.nodes} if report.layers else {}
+    return [f"keep in fp32: {keep_sentence(report)}", "where"], [[n, places.get(n, "moves values")] for n in keep.nodes]
 
 
 def keep_sentence(report: ParityReport) -> str:
-    """What keeping nodes in fp32 gains."""
+    """What keeping nodes in fp32 gains, and whether that is what was aimed at; empty where nobody looked."""
     keep = report.keep
-    if keep is None or not keep.nodes:
-        return "No node needs to be kept in fp32 for the tolerance."
-    count = f"{len(keep.nodes)} node{'s' if len(keep.nodes) > 1 else ''}"
-    outcome = "" if keep.met else "; the tolerance is not met"
+    if keep is None:
+        return ""
+    if not keep.nodes:
+        return _empty_sentence(keep, report.layers)
     return (
-        f"With {count} kept in fp32 the distance falls from {keep.total:.3g} to {keep.error:.3g} "
-        f"{unit_label(keep.unit)} on {keep.samples} samples (aimed at: {keep.tolerance:.3g}{outcome})."
+        f"With {len(keep.nodes)} of {keep.of} nodes kept in fp32 the distance falls from {keep.total:.3g} to "
+        f"{keep.error:.3g} {unit_label(keep.unit)}{_samples(keep)}. {_say_aim(keep)}"
     )
 
 
 def layer_sentences(report: ParityReport) -> list[str]:
-    """Where the values first go wrong, which node costs most, and what to keep in fp32."""
+    """Where the values first go wrong, which node costs most, what to keep in fp32, and what was not measured."""
     layers = report.layers
     if layers is None or not layers.nodes:
         return []
-    worst = layers.ranked()[0]
-    cost = (
-        f"What {layers.precision} hurts most: {worst.place} ({worst.op}), "
-        f"{worst.isolated:.3g} {unit_label(report.unit)} alone."
-    )
-    partial = "" if layers.complete else "Time was up before every layer was measured; the order is partial."
-    sentences = [overflow_sentence(layers) or _drift_sentence(layers), cost, keep_sentence(report), partial]
+    sentences = [
+        overflow_sentence(layers) or _drift_sentence(layers),
+        _worst_sentence(layers),
+        keep_sentence(report),
+        unmeasured_sentence(layers),
+    ]
     return [sentence for sentence in sentences if sentence]
 
 
+def unmeasured_sentence(layers: Sensitivity) -> str:
+    """How many nodes time was too short for; empty where everything that matters was measured."""
+    if layers.complete:
+        return ""
+    missing = len(layers.unmeasured())
+    if missing:
+        return f"Time was up: {missing} of {len(layers.nodes)} nodes were not measured, and are in no list."
+    return "Time was up before every block of nodes was taken apart; the order is partial."
+
+
+def _worst_sentence(layers: Sensitivity) -> str:
+    worst = layers.ranked()[0]
+    if worst.isolated is None:
+        return ""
+    if worst.isolated == 0:
+        return f"No node costs anything alone in {layers.precision}."
+    what = "alone" if worst.exact else "together with its neighbours, which were not taken apart"
+    return f"What {layers.precision} hurts most: {worst.place}, {_cost(worst.isolated, layers.unit)} {what}."
+
+
+def _cost(distance: float, unit: str) -> str:
+    return f"{distance:.3g} {unit_label(unit)}" if math.isfinite(distance) else "values that are lost"
+
+
+def _empty_sentence(keep: KeepList, layers: Sensitivity | None) -> str:
+    """Why no node is kept: none was measured, none is needed, or none helps."""
+    distance = f"{keep.total:.3g} {unit_label(keep.unit)}"
+    if layers is not None and all(node.isolated is None for node in layers.nodes):
+        return "No node was measured before time was up, so that there is no list of what to keep in fp32."
+    if keep.met:
+        return f"No node needs to be kept in fp32: the distance is {distance}{_samples(keep)}. {_say_aim(keep)}"
+    return f"No list of nodes to keep in fp32 brings the distance of {distance} down to {keep.tolerance:.3g}."
+
+
+def _say_aim(keep: KeepList) -> str:
+    if keep.met:
+        return f"Aimed at: {keep.tolerance:.3g}."
+    return f"The aim of {keep.tolerance:.3g} is not met{' there' if keep.found_met else ', by no list'}."
+
+
+def _samples(keep: KeepList) -> str:
+    if not keep.checked:
+        return f" on the {_count(keep.samples)} that the list was found on, and was not checked on others"
+    found = f"{keep.found_error:.3g} on the {keep.samples} it was"
+    return f" on {_count(keep.checked)} that the list was not found on ({found})"
+
+
+def _count(samples: int) -> str:
+    return f"{samples} sample{'' if samples == 1 else 's'}"
+
+
 def _layer_row(node: NodeSensitivity) -> list[str]:
-    cost = f"{node.isolated:.3g}" if node.exact else f"at most about {node.isolated:.3g}"
     shares = (f"{value:.3g}" for value in (node.trace.drift, node.trace.overflow, node.trace.flushed))
-    return [node.name, node.op, str(node.origin), cost, *shares]
+    origin = node.origin
+    return [node.name, node.op, origin.module or "-", origin.source or "-", origin.text or "-", _alone(node), *shares]
+
+
+def _alone(node: NodeSensitivity) -> str:
+    if node.isolated is None:
+        return "not measured"
+    return f"{node.isolated:.3g}" if node.exact else f"at most about {node.isolated:.3g}"
 
 
 def _drift_sentence(layers: Sensitivity) -> str:
     node = first_divergence(layers)
     if node is None:
         return ""
-    drift = f"{100 * node.trace.drift:.2g} %"
-    return f"{node.place} ({node.op}) is the first whose values drift in {layers.precision}, by {drift}."
+    first = f"{node.place} is the first whose values"
+    if node.trace.nonfinite > 0:
+        return f"{first} are infinite or NaN in {layers.precision}: {percent(node.trace.nonfinite)} of them."
+    if not math.isfinite(node.trace.drift):
+        return f"{first} are 0 in fp32 and not in {layers.precision}."
+    drift = node.trace.drift
+    size = f"{drift:.2g} times their size" if drift > _MANY else percent(drift)
+    return f"{first} drift in {layers.precision}, by {size}."

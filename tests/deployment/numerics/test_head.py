@@ -9,7 +9,7 @@ from lightning_robust.deployment.graph.export import export, frozen_copy
 from lightning_robust.deployment.numerics.convert import to_half
 from lightning_robust.deployment.numerics.emulate import emulate
 from lightning_robust.deployment.numerics.head import head_nodes
-from lightning_robust.deployment.numerics.sensitivity import relative_distance
+from lightning_robust.deployment.numerics.sweep import relative_distance
 
 from ..graphs import chain, graph, run
 

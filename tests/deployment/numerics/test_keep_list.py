@@ -1,5 +1,6 @@
 """The nodes to keep in fp32: few, none of them needless, and right in numpy's own fp16."""
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -14,10 +15,10 @@ import torch
 from lightning_robust.deployment.engines.builder import build_engine
 from lightning_robust.deployment.numerics.convert import to_half
 from lightning_robust.deployment.numerics.emulate import emulate
-from lightning_robust.deployment.numerics.keep_list import find_keep_list
-from lightning_robust.deployment.numerics.sensitivity import NodeSweep, relative_distance
+from lightning_robust.deployment.numerics.keep_list import check_keep_list, find_keep_list
+from lightning_robust.deployment.numerics.sweep import NodeSweep, relative_distance
 
-from ..graphs import chain, run, sweep
+from ..graphs import chain, graph, make, run, sweep
 
 
 def test_keep_list_beats_all_fp16_fifty_times_on_an_outlier_channel():
@@ -116,3 +117,56 @@ def test_time_limit_leaves_the_list_unshortened():
     assert not hurried.complete
     assert hurried.met
     assert set(find_keep_list(s, ranking, ranking.total / 3).nodes) <= set(hurried.nodes)
+
+
+def test_the_list_is_checked_on_samples_that_it_was_not_found_on():
+    """As the emulation of the whole graph says, which knows no switches."""
+    exported, x = make("vit", 12)
+    s = NodeSweep(exported.model, {"input": x[:4].numpy()}, origins=exported.origins)
+    ranking = s.sensitivity()
+    found = find_keep_list(s, ranking, ranking.total / 10)
+    assert (found.samples, found.checked, found.error, found.total) == (4, 0, found.found_error, ranking.total)
+    kept = check_keep_list(found, s.on({"input": x[4:].numpy()}))
+    wide = run(exported.model, x[4:])
+    total, error = (
+        relative_distance([wide], [run(emulate(exported.model, "fp16", keep), x[4:])]) for keep in ((), kept.nodes)
+    )
+    assert (kept.total, kept.error) == (pytest.approx(total, rel=0.01), pytest.approx(error, rel=0.1))
+    assert kept.error != kept.found_error == found.error <= found.tolerance
+    assert (kept.nodes, kept.checked, kept.of) == (found.nodes, 8, len(s.names))
+
+
+def test_nodes_that_were_not_measured_are_in_no_list():
+    _, _, s = sweep("vit")
+    ranking = s.sensitivity()
+    worst = ranking.ranked()[0].name
+    nodes = tuple(dataclasses.replace(n, isolated=None) if n.name == worst else n for n in ranking.nodes)
+    partial = dataclasses.replace(ranking, nodes=nodes, complete=False)
+    assert partial.ranked()[-1].name == worst
+    kept = find_keep_list(s, partial, ranking.total / 50)
+    assert worst not in kept.nodes
+    assert not kept.complete
+    assert find_keep_list(s, dataclasses.replace(ranking, nodes=()), ranking.total / 50).nodes == ()
+
+
+def test_an_aim_that_no_list_meets():
+    """1 + 2**-12 and 1 + 2**-13 are both 1 in fp16. Nobody had time for the second: the list repairs the first."""
+    model = graph(
+        "g (float[n, 4] x) => (float[n, 4] y, float[n, 4] z) { [one] y = Add(x, c) [other] z = Add(x, d) }",
+        c=np.float32(2**-12),
+        d=np.float32(2**-13),
+    )
+    s = NodeSweep(model, {"x": np.ones((2, 4), np.float32)})
+    ranking = s.sensitivity()
+    nodes = tuple(dataclasses.replace(n, isolated=None) if n.name == "other" else n for n in ranking.nodes)
+    kept = find_keep_list(s, dataclasses.replace(ranking, nodes=nodes), 1e-6)
+    assert kept.nodes == ("one",)
+    assert (kept.met, kept.found_met) == (False, False)
+    assert kept.error == pytest.approx(2**-13 / math.hypot(1 + 2**-12, 1 + 2**-13))
+
+
+def test_written_json_is_strict_where_values_are_lost(tmp_path):
+    _, _, s = sweep("norm")
+    kept = dataclasses.replace(find_keep_list(s, s.sensitivity(), 2e-3), total=math.inf)
+    kept.write(tmp_path / "keep_fp32.json")
+    assert json.loads((tmp_path / "keep_fp32.json").read_text(), parse_constant=pytest.fail)["total"] == "inf"

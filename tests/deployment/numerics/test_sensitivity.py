@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 
 from lightning_robust.deployment.graph.origin import Origin
 from lightning_robust.deployment.numerics.convert import to_half
-from lightning_robust.deployment.numerics.sensitivity import NodeSweep, relative_distance
+from lightning_robust.deployment.numerics.sweep import NodeSweep, relative_distance
 
 from ..graphs import chain, sweep
 
@@ -52,7 +52,7 @@ def test_a_healthy_network_has_no_diverging_layer():
 
 
 def test_two_thousand_nodes_within_the_time():
-    """Partial, marked as such, and every node carries at least the cost of its block, or infinity."""
+    """Partial, marked as such; a node carries the cost of its block, or none, and those come last."""
     model = chain(*[("Mul", 1.37) if i % 2 else ("Tanh", None) for i in range(2000)])
     s = NodeSweep(model, {"v0": np.random.default_rng(0).standard_normal((2, 4)).astype(np.float32)})
     start = time.monotonic()
@@ -61,6 +61,10 @@ def test_two_thousand_nodes_within_the_time():
     assert len(found.nodes) == 2000
     assert not found.complete
     assert not any(n.exact for n in found.nodes)
+    ranked = [node.isolated for node in found.ranked()]
+    measured = len(found.nodes) - len(found.unmeasured())
+    assert None not in ranked[:measured]
+    assert ranked[measured:] == [None] * len(found.unmeasured())
 
 
 def test_a_graph_of_comparisons_and_integers_is_swept():

@@ -113,7 +113,7 @@ def test_what_was_not_measured_is_said():
 def test_an_overflow_is_named_by_module_and_line():
     verdict = judge_parity(report(layers=layers(node("a", 0.1), node("b", 0.2, overflow=0.25)), keep=KEEP))
     (line,) = verdict.exceptions
-    assert line.startswith("neck.b (neck.py:41) (Pow) is the first to overflow in fp16: 25 %")
+    assert line.startswith("neck.py:41 Pow in neck.b is the first to overflow in fp16: 25 %")
 
 
 def test_violations_closed_form():

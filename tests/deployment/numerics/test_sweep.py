@@ -1,0 +1,80 @@
+"""Sweeps over nodes on many samples, on graphs of fixed batch, and on what cannot be swept."""
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_robust.deployment.numerics.emulate import emulate
+from lightning_robust.deployment.numerics.sweep import NodeSweep, relative_distance
+
+from ..graphs import chain, graph, make, run
+
+
+def test_many_samples_are_run_in_parts():
+    """As in one run of the emulation, up to the order in which a batch of another size is summed."""
+    exported, x = make("cnn", 40)
+    sweep = NodeSweep(exported.model, {"input": x.numpy()})
+    whole = relative_distance([run(exported.model, x)], [run(emulate(exported.model, "fp16"), x)])
+    assert sweep.samples == 40
+    assert sweep.cost_of_keeping(()) == pytest.approx(whole, rel=1e-3)
+    assert sweep.output_bytes == 40 * 4 * 4
+
+
+def test_other_samples_and_another_unit():
+    exported, x = make("cnn", 12)
+    first = NodeSweep(exported.model, {"input": x[:4].numpy()})
+    others = first.on({"input": x[4:].numpy()}, measure=lambda r, o: float((r[0] - o[0]).abs().max()))
+    exact, half = run(exported.model, x[4:]), run(emulate(exported.model, "fp16"), x[4:])
+    assert others.cost_of_keeping(()) == pytest.approx(float((exact - half).abs().max()), rel=1e-3)
+    assert (first.samples, others.samples) == (4, 8)
+
+
+def test_a_fixed_batch_is_run_batch_by_batch():
+    model = graph("g (float[2, 4] x) => (float[2, 4] y) { [scale] y = Mul(x, c) }", c=np.float32(1 + 2**-9))
+    x = np.random.default_rng(0).random((6, 4), np.float32)
+    exact, half = (torch.from_numpy((x.astype(t) * t(1 + 2**-9)).astype(np.float32)) for t in (np.float32, np.float16))
+    assert NodeSweep(model, {"x": x}).cost(["scale"]) == pytest.approx(relative_distance([exact], [half]), rel=1e-3)
+
+
+def test_an_output_of_all_samples_together_is_computed_in_one_run():
+    model = graph("g (float[n, 4] x) => (float y) { [sum] y = ReduceSum<keepdims = 0>(x) }")
+    ones = np.ones((20, 4), np.float32)
+    ones[0] += 2**-5  # the sum is 80.125, where numbers of fp16 are 0.0625 apart
+    ones[1] += 2**-9
+    sweep = NodeSweep(model, {"x": ones})
+    assert sweep.cost(["sum"]) == pytest.approx(abs(80.125 - 80.1328125) / 80.1328125, rel=1e-3)
+
+
+def test_constants_are_no_layers():
+    """Exporters other than torch's write weights as nodes."""
+    model = graph(
+        "g (float[n, 4] x) => (float[n, 4] y) {"
+        "[weight] c = Constant<value = float {3.1}>() [scale] a = Mul(x, c) [bend] y = Tanh(a) }"
+    )
+    sweep = NodeSweep(model, {"x": np.ones((2, 4), np.float32)})
+    assert sweep.computing == ["scale", "bend"]
+    assert [node.name for node in sweep.sensitivity().nodes] == ["scale", "bend"]
+
+
+def test_nodes_without_names_are_swept_one_by_one():
+    model = chain(("Mul", 1.0), ("Add", 2**-12), ("Mul", 2.0))
+    for node in model.graph.node:
+        node.name = ""
+    found = NodeSweep(model, {"v0": np.ones((2, 4), np.float32)}).sensitivity()
+    assert [node.name for node in found.nodes] == ["Mul_0", "Add_1", "Mul_2"]
+    assert found.nodes[0].isolated == 0
+    assert found.nodes[1].isolated > 0
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_rejects_a_model_that_diverged(value):
+    with pytest.raises(ValueError, match=r"compared in rel_l2, but on these 2 samples they are infinite or NaN"):
+        NodeSweep(chain(("Mul", value)), {"v0": np.ones((2, 4), np.float32)})
+
+
+def test_a_constant_output_costs_nothing_or_everything():
+    """Zeros stay zeros; what is zero in fp32 alone has no size to relate an error to."""
+    zeros = NodeSweep(chain(("Mul", 0.0)), {"v0": np.ones((2, 4), np.float32)})
+    assert zeros.sensitivity().total == 0
+    lost = NodeSweep(chain(("Add", 2**-12), ("Sub", 1.0), ("Sub", 2**-12)), {"v0": np.ones((2, 4), np.float32)})
+    assert lost.cost(["n0"]) == np.inf
