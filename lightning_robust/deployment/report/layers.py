@@ -44,7 +44,7 @@ def keep_sentence(report: ParityReport) -> str:
         return _empty_sentence(keep, report.layers)
     return (
         f"With {len(keep.nodes)} of {keep.of} nodes kept in fp32 the distance falls from {keep.total:.3g} to "
-        f"{keep.error:.3g} {unit_label(keep.unit)}{_samples(keep)}. {_say_aim(keep)}"
+        f"{keep.error:.3g} {unit_label(keep.unit)}{_say_samples(keep)}. {_say_aim(keep)}"
     )
 
 
@@ -92,7 +92,7 @@ def _empty_sentence(keep: KeepList, layers: Sensitivity | None) -> str:
     if layers is not None and all(node.isolated is None for node in layers.nodes):
         return "No node was measured before time was up, so that there is no list of what to keep in fp32."
     if keep.met:
-        return f"No node needs to be kept in fp32: the distance is {distance}{_samples(keep)}. {_say_aim(keep)}"
+        return f"No node needs to be kept in fp32: the distance is {distance}{_say_samples(keep)}. {_say_aim(keep)}"
     return f"No list of nodes to keep in fp32 brings the distance of {distance} down to {keep.tolerance:.3g}."
 
 
@@ -102,14 +102,14 @@ def _say_aim(keep: KeepList) -> str:
     return f"The aim of {keep.tolerance:.3g} is not met{' there' if keep.found_met else ', by no list'}."
 
 
-def _samples(keep: KeepList) -> str:
+def _say_samples(keep: KeepList) -> str:
     if not keep.checked:
-        return f" on the {_count(keep.samples)} that the list was found on, and was not checked on others"
+        return f" on the {_how_many(keep.samples)} that the list was found on, and was not checked on others"
     found = f"{keep.found_error:.3g} on the {keep.samples} it was"
-    return f" on {_count(keep.checked)} that the list was not found on ({found})"
+    return f" on {_how_many(keep.checked)} that the list was not found on ({found})"
 
 
-def _count(samples: int) -> str:
+def _how_many(samples: int) -> str:
     return f"{samples} sample{'' if samples == 1 else 's'}"
 
 

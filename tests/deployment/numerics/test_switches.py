@@ -5,7 +5,7 @@ import pytest
 
 from lightning_robust.deployment.graph.session import Session
 from lightning_robust.deployment.numerics.emulate import emulate
-from lightning_robust.deployment.numerics.sensitivity import NodeSweep
+from lightning_robust.deployment.numerics.sweep import NodeSweep
 from lightning_robust.deployment.numerics.switches import SWITCHES, switchable
 from lightning_robust.deployment.numerics.trace import trace_rounding
 
