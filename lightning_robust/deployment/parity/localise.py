@@ -72,14 +72,14 @@ def localise(
     scale = Scale(subject.module, take_rows(subject.example, slice(few), count), decode, known)
     sweep = NodeSweep(
         subject.exported.model,
-        _inputs(subject, slice(found)),
+        _fed(subject, slice(found)),
         precision=cast(Precision, precision),
         measure=partial(scale.distance, report.unit),
         unit=report.unit,
         origins=subject.exported.origins,
         out_of_range=subject.out_of_range,
     )
-    first = _inputs(subject, slice(few))
+    first = _fed(subject, slice(few))
     layers = sweep.on(first).sensitivity(time_limit)
     if tolerance is None:
         plain = sweep.on(first, measure=partial(scale.distance, PLAIN_UNIT)).cost_of_keeping(())
@@ -87,12 +87,12 @@ def localise(
     keep = find_keep_list(sweep, layers, tolerance, time_limit)
     last = min(count, found + _affordable(sweep, time_limit))
     if last > found:
-        others = _inputs(subject, slice(found, last))
+        others = _fed(subject, slice(found, last))
         keep = check_keep_list(keep, sweep.on(others, measure=partial(scale.distance, report.unit, start=found)))
     return replace(report, layers=layers, keep=keep)
 
 
-def _inputs(subject: Subject, rows: slice) -> Arrays:
+def _fed(subject: Subject, rows: slice) -> Arrays:
     """What the graph takes, of some of the samples."""
     return feed(take_rows(subject.example, rows, count_rows(subject.example)), subject.exported)
 
