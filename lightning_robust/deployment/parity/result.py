@@ -110,8 +110,8 @@ class ParityReport:
         keep: The nodes to keep in fp32 for a tolerance, from there too.
         target_sensitivity: Target -> perturbation -> how far it changes this target's outputs, in ``unit``; for the
             targets that were perturbed too.
-        head: The nodes between the last layer and the outputs, where :func:`~.storage.examine_head` found that they
-            cost most of the distance.
+        head: For ``keep_fp32``: the modules and nodes between the last layer and the outputs, where
+            :func:`~.storage.examine_head` found that they cost most of the distance.
         basis: Tag -> the number of inputs behind it, and its interval.
         weights: Which weights were measured.
     """

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -13,6 +15,7 @@ from lightning_robust.deployment.engines.base import HALF
 from lightning_robust.deployment.engines.execution import execute
 from lightning_robust.deployment.graph.lint import Finding
 from lightning_robust.deployment.numerics.head import fp32_outputs, head_nodes
+from lightning_robust.deployment.numerics.operators import MOVES
 from lightning_robust.deployment.parity.baseline import Baseline
 from lightning_robust.deployment.parity.result import STORAGE, ParityReport
 from lightning_robust.deployment.parity.scale import Task, unit_label
@@ -52,19 +55,23 @@ def examine_head(subject: Subject, report: ParityReport, task: Task) -> ParityRe
     name = next((f"emulated-{half}" for half in HALF if _distance(report, f"emulated-{half}") > 0), None)
     if name is None:
         return report
-    nodes = head_nodes(subject.exported.model)
+    names = _shortest_names(subject, head_nodes(subject.exported.model))
     baseline = Baseline(subject, task)
-    execution = execute(runtime(name), subject.keeping(nodes), baseline.first_window)
-    if not nodes or execution.status != "measured":
-        return report
-    exact, kept = baseline.readout(baseline.first_window), baseline.scale.read(execution.outputs)
-    all_half = execute(runtime(name), subject, baseline.first_window).outputs
-    before, after = (exact.distance(each)[baseline.unit] for each in (baseline.scale.read(all_half), kept))
-    if not after <= _WORTH * before:
+    before, after = (_distance_of(made, name, baseline) for made in (subject, subject.keeping(names)))
+    if not names or not after <= _WORTH * before:
         return report
     storage = report.targets[name].metrics.get(STORAGE, math.nan)
-    finding = _head_finding(subject, nodes, name.removeprefix("emulated-"), baseline, (before, storage, after))
-    return replace(report, findings=(*report.findings, finding), head=nodes)
+    finding = _head_finding(subject, names, name.removeprefix("emulated-"), baseline, (before, storage, after))
+    return replace(report, findings=(*report.findings, finding), head=names)
+
+
+def _distance_of(subject: Subject, name: str, baseline: Baseline) -> float:
+    """A target's distance on the first window; NaN where it fails."""
+    execution = execute(runtime(name), subject, baseline.first_window)
+    if execution.status != "measured":
+        return math.nan
+    deployed = baseline.scale.read(execution.outputs)
+    return baseline.readout(baseline.first_window).distance(deployed)[baseline.unit]
 
 
 def _distance(report: ParityReport, name: str) -> float:
@@ -72,35 +79,45 @@ def _distance(report: ParityReport, name: str) -> float:
 
 
 def _head_finding(
-    subject: Subject, nodes: tuple[str, ...], precision: str, baseline: Baseline, costs: tuple[float, float, float]
+    subject: Subject, names: tuple[str, ...], precision: str, baseline: Baseline, costs: tuple[float, float, float]
 ) -> Finding:
     before, storage, after = costs
     unit = unit_label(baseline.unit)
     outputs = [output for output in baseline.readout(baseline.first_window).outputs if output.is_floating_point()]
     largest = max(float(output[output.isfinite()].abs().max()) for output in outputs)
-    module = _common_module(subject, nodes)
-    names = [module] if module else [*nodes[:_NAMED], *["..."] * (len(nodes) > _NAMED)]
-    count = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}"
+    nodes = set(subject.keeping(names).fp32_nodes()) - set(subject.fp32_nodes())
+    shown = [*names[:_NAMED], *["..."] * (len(names) > _NAMED)]
     return Finding(
         "B1",
-        nodes[-1],
-        module,
+        names[-1],
+        names[0] if len(names) == 1 and names[0] not in nodes else "",
         "",
         f"{before:.3g} {unit} in {precision}, {storage:.2g} of it from storing the outputs, which reach {largest:.4g}, "
         f"where {precision} has steps of {_step_at(largest, precision):.2g}",
-        f"The head costs it, not the network: the {count} after the last layer.",
-        f"Return fp32 from these {count}: {before:.3g} -> {after:.2g} {unit}. keep_fp32: [{', '.join(names)}]",
+        f"The head costs it, not the network: the {len(nodes)} nodes after the last layer.",
+        f"Return fp32 from these {len(nodes)} nodes: {before:.3g} -> {after:.2g} {unit}. "
+        f"keep_fp32: [{', '.join(shown)}]",
     )
 
 
-def _common_module(subject: Subject, nodes: tuple[str, ...]) -> str:
-    """The module whose nodes these are, if it is one and has no others."""
-    exported = subject.exported
-    modules = {exported.origins[node].module if node in exported.origins else "" for node in nodes}
-    if len(modules) != 1 or modules == {""}:
-        return ""
-    (module,) = modules
-    return module if set(subject.keeping([module]).fp32_nodes()) - set(subject.fp32_nodes()) <= set(nodes) else ""
+def _shortest_names(subject: Subject, nodes: tuple[str, ...]) -> tuple[str, ...]:
+    """Modules that hold none but these nodes, the outermost first, and the others of them that compute something."""
+    exported, head = subject.exported, set(nodes)
+    modules = {node: exported.origins[node].module for node in nodes if node in exported.origins}
+    whole: list[str] = []
+    for module in sorted(set(modules.values()) - {""}, key=lambda path: path.count(".")):
+        inside = set(_keeping_only(subject, (module,)).fp32_nodes())
+        if not module.startswith(tuple(f"{name}." for name in whole)) and inside <= head:
+            whole.append(module)
+    covered = set(_keeping_only(subject, whole).fp32_nodes())
+    moves = {node.name for node in exported.model.graph.node if node.op_type in MOVES}
+    return (*whole, *(node for node in nodes if node not in covered | moves))
+
+
+def _keeping_only(subject: Subject, names: Sequence[str]) -> Subject:
+    other = copy.copy(subject)
+    other.keep_fp32 = tuple(names)
+    return other
 
 
 def _step_at(value: float, precision: str) -> float:

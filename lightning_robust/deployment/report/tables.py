@@ -97,8 +97,10 @@ def worst_sentence(report: ParityReport) -> str:
 def _target_metrics(report: ParityReport) -> list[str]:
     """The columns of the table of targets: the plain metrics that were measured, then those in the task's units."""
     measured = dict.fromkeys(key for target in report.targets.values() for key in target.metrics)
-    plain = [key for key in _PLAIN if key in measured]
     decoded = [key for key in measured if key.endswith(("_p99", "_flips"))]
+    plain = [key for key in _PLAIN if key in measured and not (decoded and key == "max_abs")]
+    if not any(target.metrics.get("nonfinite") for target in report.targets.values()):
+        plain = [key for key in plain if key != "nonfinite"]
     return [*plain, *_without_wholes(decoded), *[STORAGE] * (STORAGE in measured)]
 
 

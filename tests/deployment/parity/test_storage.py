@@ -57,7 +57,8 @@ def test_a_head_in_pixels_is_found_with_what_fp32_would_bring():
     assert finding.remedy.endswith("keep_fp32: [head]")
     assert finding.module == "head"
     assert "where fp16 has steps of 1" in finding.what
-    assert len(report.head) == 3
+    assert report.head == ("head",)
+    assert "these 3 nodes" in finding.remedy
 
 
 def test_a_head_that_costs_nothing_is_no_finding():
@@ -73,3 +74,17 @@ def test_without_an_emulated_half_precision_nothing_is_examined(targets):
     subject = Subject(frozen_copy(Places(2000.0)), (torch.rand(4, 8),))
     report = measure_parity(subject, available(targets), decode=TASK.decode)
     assert dataclasses.asdict(examine_head(subject, report, TASK)) == dataclasses.asdict(report)
+
+
+def test_nodes_are_named_where_a_module_holds_others_too():
+    """The product and the sum after the layers stand in the model's own forward: they have no module of their own."""
+
+    class Whole(Places):
+        def forward(self, x):
+            return torch.sigmoid(self.trunk(x)) * 2000.0 + 0.2
+
+    subject = Subject(frozen_copy(Whole(1.0)), (torch.rand(16, 8),))
+    report = measure_parity(subject, available(["emulated-fp16"]), decode=TASK.decode)
+    examined = examine_head(subject, report, TASK)
+    graph = subject.exported.model.graph
+    assert [node.op_type for node in graph.node if node.name in examined.head] == ["Sigmoid", "Mul", "Add"]
