@@ -140,10 +140,9 @@ def _raise_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
 
 def _restore(graph: onnx.GraphProto, original: onnx.GraphProto) -> None:
     """Put back the weights that were left out as inputs, and where each node comes from, which the converter drops."""
-    inputs = {value.name for value in original.input}
+    del graph.input[:]
+    graph.input.extend(original.input)
     there = {tensor.name for tensor in graph.initializer}
-    for value in [value for value in graph.input if value.name not in inputs]:
-        graph.input.remove(value)
     graph.initializer.extend(tensor for tensor in original.initializer if tensor.name not in there)
     metadata = {node.name: node.metadata_props for node in original.node}
     for node in graph.node:
