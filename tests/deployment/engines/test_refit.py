@@ -64,8 +64,8 @@ def test_equal_structures_and_no_others_share_a_key(models, convert):
     old, new = weight_digests(first), weight_digests(second)
     assert old.keys() == new.keys()
     moved = {name for name in old if old[name] != new[name]}
-    # stem 2 (its BatchNorm is folded in), attention 4, feed-forward 4, LayerNorms 4, gain 1, head 2, and of the BatchNorm
-    # that stands alone 4 in fp32; in half precision its statistics are in its scale and its bias
+    # stem 2 (its BatchNorm is folded in), attention 4, feed-forward 4, LayerNorms 4, gain 1, head 2, and of the
+    # BatchNorm that stands alone 4 in fp32; in half precision its statistics are in its scale and its bias
     assert {"module.gain", "module.head.weight"} <= moved
     statistics = folded_weights(first)
     assert len(statistics) == 4
