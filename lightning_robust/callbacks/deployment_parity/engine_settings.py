@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
 from lightning_robust.deployment.engines import Subject
+from lightning_robust.deployment.numerics.rounding import OutOfRange, check_choices
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,13 @@ class EngineSettings:
             ``sensitivity/<perturbation>/<target>/<unit>``.
 
     Raises:
-        ValueError: For a batch without samples.
+        ValueError: For a batch without samples, or another choice for weights beyond the range.
     """
 
     max_batch: int = 16
     weakly_typed: bool = False
     keep_fp32: list[str] | None = None
-    out_of_range: Literal["clamp", "keep", "inf"] = "clamp"
+    out_of_range: OutOfRange = "clamp"
     tf32: bool = False
     refit: bool = False
     background: bool = False
@@ -49,6 +50,7 @@ class EngineSettings:
     def __post_init__(self) -> None:
         """Check the numbers."""
         check_positive(max_batch=self.max_batch)
+        check_choices(out_of_range=(self.out_of_range, OutOfRange))
 
     def subject(self, module: nn.Module, example: tuple[Any, ...], device: str, time_limit: float) -> Subject:
         """A module and its samples with these settings."""
