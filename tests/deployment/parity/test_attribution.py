@@ -73,8 +73,10 @@ def test_a_sound_engine_has_a_link_of_zero(outputs):
 
 
 def test_in_the_task_s_unit_with_its_bias(outputs):
+    """The outputs are cells of ten pixels, the unit is pixels."""
     exact, noise = outputs
-    readouts = {"torch-fp64": readout(exact), "emulated-fp16": readout(exact + noise - 0.01)}
+    pixels = {"torch-fp64": exact, "emulated-fp16": exact + noise - 0.01}
+    readouts = {name: Readout([values / 10], {"x_px": values}) for name, values in pixels.items()}
     (link,) = find_chain(readouts, "torch-fp64", "x_px_p99")
     assert link.value == readouts["torch-fp64"].distance(readouts["emulated-fp16"])["x_px_p99"]
     assert link.bias == pytest.approx(-0.01, rel=0.02)
