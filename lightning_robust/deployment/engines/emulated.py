@@ -39,7 +39,7 @@ class EmulatedRuntime(Runtime):
             fp16_accumulators=accumulated,
         )
         model = to_model(emulation.build())
-        if emulation.changes_nothing and not nodes and (half or not emulation.has_floats):
+        if emulation.changes_nothing and not nodes and (half or emulation.is_blind):
             where = "".join(f"; {note}" for note in emulation.notes)
             raise ValueError(f"Expected nodes to round, but none computes in fp32{where}. Measure the fp32 graph.")
         notes = [_describe(emulation, len(nodes), half=half), *emulation.notes]

@@ -15,8 +15,9 @@ from onnx import TensorProto
 
 from lightning_robust.deployment.graph.types import ONNX_DOMAIN
 from lightning_robust.deployment.numerics.accumulate import accumulate_in_half
+from lightning_robust.deployment.numerics.layers import nodes_within
 from lightning_robust.deployment.numerics.operators import MOVES, TENSOR_CORE
-from lightning_robust.deployment.numerics.plan import Plan
+from lightning_robust.deployment.numerics.plan import Plan, island_notes
 from lightning_robust.deployment.numerics.prepare import prepare
 from lightning_robust.deployment.numerics.rounding import (
     SPLIT_FACTORS,
@@ -137,14 +138,15 @@ class Emulation:
         return self._narrowed == 0
 
     @property
-    def has_floats(self) -> bool:
-        """Whether any tensor of the graph is fp32."""
-        return TensorProto.FLOAT in self.layered.types.values()
+    def is_blind(self) -> bool:
+        """Whether products are where nothing looks: in a graph without fp32, or within If, Loop and Scan."""
+        within = (inner.op_type in TENSOR_CORE for node in self._graph for inner in nodes_within(node))
+        return TensorProto.FLOAT not in self.layered.types.values() or any(within)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Lines for a report on the graph that was built."""
-        return () if self._plan is None else self._plan.notes(self._beyond)
+        return tuple(island_notes(self.layered)) if self._plan is None else self._plan.notes(self._beyond)
 
     def build(self) -> ir.Model:
         """Insert the roundings."""

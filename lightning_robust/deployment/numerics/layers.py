@@ -5,7 +5,7 @@ A layer is a node of the original graph together with what it is written out as,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import onnx_ir as ir
@@ -129,6 +129,13 @@ class LayeredGraph:
 def has_body(node: ir.Node) -> bool:
     """Whether a node holds graphs of its own, as If, Loop and Scan do."""
     return any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
+
+
+def nodes_within(node: ir.Node) -> Iterator[ir.Node]:
+    """The nodes of the graphs that a node holds, at any depth."""
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield from attribute.as_graph().all_nodes()
 
 
 def _names_in(graph: ir.Graph) -> set[str]:

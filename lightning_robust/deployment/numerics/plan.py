@@ -35,7 +35,6 @@ class Plan:
         reads: Node -> for each of its inputs, whether it is read in half. Nodes within bodies are not in it.
         writes: Node -> for each of its outputs, whether it is computed in half.
         beyond: The nodes that stay fp32 for the sake of a weight.
-        islands: The nodes with bodies.
 
     Raises:
         ValueError: For an operator that ONNX does not know.
@@ -43,7 +42,6 @@ class Plan:
 
     def __init__(self, graph: LayeredGraph, dtype: Half, out_of_range: OutOfRange) -> None:
         self._graph, self._dtype, self._out_of_range = graph, dtype, out_of_range
-        self.islands = [node for node in graph.graph if has_body(node)]
         self.reads: dict[ir.Node, _Flags] = {}
         self.writes: dict[ir.Node, _Flags] = {}
         self.beyond = _readers_beyond(graph, dtype) if out_of_range == "keep" else {}
@@ -75,7 +73,7 @@ class Plan:
         Args:
             beyond: The weights that were read in half and are beyond its range.
         """
-        notes = [f"{node.op_type} {node.name!r} computes in fp32, with all that is in it" for node in self.islands]
+        notes = island_notes(self._graph)
         weights = f"{len(beyond)} weight{'s' * (len(beyond) != 1)}"
         if beyond and self._out_of_range == "clamp":
             notes.append(f"{weights} clamped to {self._dtype}'s range")
@@ -92,6 +90,12 @@ class Plan:
         if node.op_type == "Cast" and self._graph.is_float(node.outputs[0]):
             return self.is_read_fp32(node.outputs[0])
         return node.domain not in ONNX_DOMAIN or node.op_type in ALWAYS_FP32 or is_of_containers(node) or has_body(node)
+
+
+def island_notes(graph: LayeredGraph) -> list[str]:
+    """Lines for a report on the nodes with bodies, which nothing looks into."""
+    islands = [node for node in graph.graph if has_body(node)]
+    return [f"{node.op_type} {node.name!r} computes in fp32, with all that is in it" for node in islands]
 
 
 def is_of_containers(node: ir.Node) -> bool:

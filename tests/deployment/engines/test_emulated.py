@@ -67,6 +67,19 @@ def test_a_graph_that_is_all_control_flow_is_not_called_exact():
     assert "If 'branch' computes in fp32" in made.note
 
 
+def test_products_within_control_flow_are_not_called_exact_in_tf32():
+    text = """[branch] y = If(c) <then_branch = t () => (float[2,3,8,8] p) { p = MatMul(x, x) },
+                                  else_branch = e () => (float[2,3,8,8] q) { q = Neg(x) }>"""
+    model, _ = one(text, inputs="float[2,3,8,8] x, bool c", outputs="float[2,3,8,8] y")
+    feeds = {"x": np.ones((2, 3, 8, 8), np.float32), "c": np.array(True)}
+    made = measure("emulated-tf32", model, feeds)
+    assert (made.status, "If 'branch' computes in fp32" in made.note) == ("failed", True)
+    beside, _ = one(f"[op] h = MatMul(x, w) {text.replace('x', 'h')}", inputs="float[2,3,8,8] x, bool c",
+                    outputs="float[2,3,8,8] y", w=np.full((8, 8), 0.1, np.float32))  # fmt: skip
+    made = measure("emulated-tf32", beside, feeds)
+    assert (made.status, "If 'branch' computes in fp32" in made.note) == ("measured", True)
+
+
 def test_tf32_changes_nothing_where_nothing_multiplies():
     model, feeds = one("[op] h = Relu(x) [end] y = GlobalAveragePool(h)")
     made = measure("emulated-tf32", model, feeds)
