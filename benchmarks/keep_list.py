@@ -9,8 +9,9 @@ are fp32 in its result, casts aside, are its list. This library then looks for a
 is no larger. Both lists are measured by the same emulation, relative L2 to fp32. A layer norm that AutoCast fuses from
 several nodes counts as one node of its list, and as kept in its error.
 
-The ratio is this library's number of nodes over AutoCast's, where AutoCast keeps any. Seconds are those of AutoCast's
-call and of the sweep with the search.
+The ratio is this library's number of nodes over AutoCast's, where AutoCast keeps any; it stands once for an error that
+is no larger, and once for one that is at most a tenth larger, which is less than what 16 other samples change. Seconds
+are those of AutoCast's call and of the sweep with the search.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from lightning_robust.deployment.parity.distance import compare_outputs
 from lightning_robust.tables import markdown
 
 SAMPLES, FOUND, SWEPT = 32, 16, 4
+NEARLY = 1.1
 NAMES = ("lanes", *MODELS)
 HEAD = (
     "network",
@@ -46,6 +48,9 @@ HEAD = (
     "this library: fp32 nodes",
     "error",
     "s",
+    "ratio",
+    "within a tenth: fp32 nodes",
+    "error",
     "ratio",
 )
 
@@ -95,8 +100,8 @@ def _computed_wide(model: onnx.ModelProto) -> set[str]:
     }
 
 
-def row(name: str, folder: Path) -> tuple[list[str], float | None]:
-    """One line of the table, and its ratio."""
+def row(name: str, folder: Path) -> tuple[list[str], list[float]]:
+    """One line of the table, and its ratios; none where AutoCast keeps nothing."""
     module, pictures = settled(name, SAMPLES)
     exported = export(frozen_copy(module), (pictures,))
     feeds = {exported.inputs[0]: pictures.numpy()}
@@ -107,39 +112,33 @@ def row(name: str, folder: Path) -> tuple[list[str], float | None]:
     sweep = NodeSweep(exported.model, part, measure=lambda r, o: compare_outputs(r, o)["rel_l2"])
     ranking = sweep.on({key: array[:SWEPT] for key, array in part.items()}).sensitivity()
     ranked = time.perf_counter() - start
-    aim = sweep.cost_of_keeping(theirs.keep)
+    aim, checked = sweep.cost_of_keeping(theirs.keep), sweep.on(others)
     start = time.perf_counter()
     found = find_keep_list(sweep, ranking, aim)
-    ours = check_keep_list(found, sweep.on(others))
     seconds = ranked + time.perf_counter() - start
-    ratio = len(ours.nodes) / theirs.count if theirs.count else None
-    print(f"{name}: AutoCast {theirs.count}, {aim:.2e}; {len(ours.nodes)}, {found.found_error:.2e}", flush=True)
-    cells = [
-        name,
-        str(ours.of),
-        f"{ours.total:.1e}",
-        str(theirs.count),
-        f"{sweep.on(others).cost_of_keeping(theirs.keep):.1e}",
-        f"{theirs.seconds:.1f}",
-        str(len(ours.nodes)),
-        f"{ours.error:.1e}",
-        f"{seconds:.1f}",
-        "-" if ratio is None else f"{ratio:.2f}",
-    ]
-    return cells, ratio
+    ours, nearly = (check_keep_list(kept, checked) for kept in (found, find_keep_list(sweep, ranking, NEARLY * aim)))
+    ratios = [len(kept.nodes) / theirs.count for kept in (ours, nearly)] if theirs.count else []
+    told = [f"{ratio:.2f}" for ratio in ratios] or ["-", "-"]
+    cells = [name, str(ours.of), f"{ours.total:.1e}"]
+    cells += [str(theirs.count), f"{checked.cost_of_keeping(theirs.keep):.1e}", f"{theirs.seconds:.1f}"]
+    cells += [str(len(ours.nodes)), f"{ours.error:.1e}", f"{seconds:.1f}", told[0]]
+    cells += [str(len(nearly.nodes)), f"{nearly.error:.1e}", told[1]]
+    print(*cells, sep=" | ", flush=True)
+    return cells, ratios
 
 
 def main() -> None:
-    """Print the table and the median."""
+    """Print the table and the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--output", type=Path, default=Path("runs/keep_list"))
     arguments = parser.parse_args()
     rows = [row(name, arguments.output) for name in arguments.only]
-    ratios = [ratio for _, ratio in rows if ratio is not None]
     print(markdown(HEAD, [cells for cells, _ in rows]))
+    ratios = [ratios for _, ratios in rows if ratios]
+    strict, nearly = (f"{statistics.median(column):.2f}" for column in zip(*ratios, strict=True))
     print(
-        f"Median ratio over the {len(ratios)} networks of which AutoCast keeps nodes: {statistics.median(ratios):.2f}"
+        f"Median ratio over the {len(ratios)} networks of which AutoCast keeps nodes: {strict}, within a tenth {nearly}"
     )
 
 

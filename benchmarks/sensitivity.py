@@ -77,7 +77,7 @@ def row(name: str) -> list[str]:
         f"{ranked - start:.1f}" + ("" if found.complete else " (partial)"),
         f"{listed - ranked:.1f}",
         f"{found.total:.2e}",
-        str(len(kept.nodes)),
+        f"{len(kept.nodes)} of {kept.of}",
         f"{kept.error:.2e}",
         f"{found.total / kept.error:.0f}" if kept.error else "exact",
     ]
