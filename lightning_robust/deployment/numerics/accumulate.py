@@ -2,7 +2,8 @@
 
 A tensor core adds the products of 16 pairs at a time, exactly, to its accumulator. With fp32 accumulators that is what
 the emulation computes; with fp16 accumulators the running sum is rounded to fp16 after every 16 products. Which of an
-engine's kernels do so is not documented, so that fp16 is an interval between the two.
+engine's kernels do so is not documented, so that fp16 is an interval between the two. It bounds the expected error: on
+few samples, or where a network amplifies any rounding, it may err less by chance.
 
 The products of a convolution are taken position by position of its kernel, and 16 channels at a time; with fewer
 channels in a group several positions at a time. Products of computed kernels, and all below operator set 10, keep fp32

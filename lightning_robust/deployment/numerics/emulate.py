@@ -127,6 +127,7 @@ class Emulation:
         self._precision, self._out_of_range = precision, out_of_range
         self._tf32, self._fp16_accumulators = tf32, fp16_accumulators
         self._plan = None if precision == "tf32" else Plan(self.layered, precision, out_of_range)
+        self._islands = tuple(island_notes(self.layered))  # before loops of the emulation's own come in
         self._rounded: dict[tuple[ir.Value, Precision], ir.Value] = {}
         self._exact: set[ir.Value] = set()  # values that rounding would not change
         self._beyond: set[str] = set()
@@ -146,7 +147,7 @@ class Emulation:
     @property
     def notes(self) -> tuple[str, ...]:
         """Lines for a report on the graph that was built."""
-        return tuple(island_notes(self.layered)) if self._plan is None else self._plan.notes(self._beyond)
+        return self._islands if self._plan is None else self._plan.notes(self._beyond)
 
     def build(self) -> ir.Model:
         """Insert the roundings."""

@@ -42,6 +42,7 @@ class Plan:
 
     def __init__(self, graph: LayeredGraph, dtype: Half, out_of_range: OutOfRange) -> None:
         self._graph, self._dtype, self._out_of_range = graph, dtype, out_of_range
+        self._islands = island_notes(graph)
         self.reads: dict[ir.Node, _Flags] = {}
         self.writes: dict[ir.Node, _Flags] = {}
         self.beyond = _readers_beyond(graph, dtype) if out_of_range == "keep" else {}
@@ -73,7 +74,7 @@ class Plan:
         Args:
             beyond: The weights that were read in half and are beyond its range.
         """
-        notes = island_notes(self._graph)
+        notes = list(self._islands)
         weights = f"{len(beyond)} weight{'s' * (len(beyond) != 1)}"
         if beyond and self._out_of_range == "clamp":
             notes.append(f"{weights} clamped to {self._dtype}'s range")

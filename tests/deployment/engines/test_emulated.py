@@ -150,6 +150,7 @@ def test_fp16_is_an_interval():
         relative(execute(runtime(t), subject).outputs[0], exact) for t in ("emulated-fp16", "emulated-fp16acc")
     )
     assert 1.5 * low < high < 20 * low
+    assert execute(runtime("emulated-fp16acc"), subject).note == "emulated, every node rounded"
 
 
 @pytest.mark.parametrize("opset", [9, 11, 12])
