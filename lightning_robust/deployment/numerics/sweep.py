@@ -59,6 +59,7 @@ class NodeSweep:
         unit: Name of that unit.
         origins: Node name -> where it comes from.
         out_of_range: What becomes of weights beyond the range of `precision`, as for :func:`~.emulate.emulate`.
+        kept: Names of nodes that stay fp32 whatever is asked, as a user's ``keep_fp32`` has them.
 
     Attributes:
         names: All nodes that can compute in low precision, in the graph's order.
@@ -82,6 +83,7 @@ class NodeSweep:
         unit: str = "rel_l2",
         origins: Mapping[str, Origin] | None = None,
         out_of_range: OutOfRange = "clamp",
+        kept: Collection[str] = (),
     ) -> None:
         model = with_names(model)
         switched, self._switch = switchable(model, precision, out_of_range=out_of_range)
@@ -96,7 +98,11 @@ class NodeSweep:
         self.origins = dict(origins or {})
         self._operators = {node.name: node.op_type for node in model.graph.node}
         self._switches = 1 + max(self._switch.values())
-        self.computing = [name for name in _leads(self._switch) if self._operators[name] not in MOVES]
+        self._out_of_range: OutOfRange = out_of_range
+        self._kept = {name for name in kept if name in self._switch}
+        stay = {self._switch[name] for name in self._kept}
+        leads = [name for name in _leads(self._switch) if self._switch[name] not in stay]
+        self.computing = [name for name in leads if self._operators[name] not in MOVES]
         self._moves = MoveGraph(model, self.names)
         self._read(feeds)
 
@@ -145,8 +151,8 @@ class NodeSweep:
         return self._distance(mask)
 
     def with_moves(self, keep: Collection[str]) -> list[str]:
-        """The layers of these nodes, and what only moves values to, from or between them."""
-        kept = {self._switch[name] for name in keep}
+        """The layers of these nodes and of those that stay fp32, and what only moves values between or beside them."""
+        kept = {self._switch[name] for name in {*keep, *self._kept}}
         return self._moves.with_moves([name for name, position in self._switch.items() if position in kept])
 
     def sensitivity(self, time_limit: float = 60.0) -> Sensitivity:
@@ -160,7 +166,7 @@ class NodeSweep:
                 the result is not ``complete``.
         """
         start = time.monotonic()
-        traces = trace_rounding(self._model, self._feeds, self._precision)
+        traces = trace_rounding(self._model, self._feeds, self._precision, self._out_of_range, self._kept)
         costs, complete = self._costs(start + time_limit)
         nodes = tuple(
             NodeSensitivity(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,6 +82,7 @@ def trace_rounding(
     feeds: Mapping[str, NDArray[np.generic]],
     precision: Precision,
     out_of_range: OutOfRange = "clamp",
+    keep_fp32: Collection[str] = (),
 ) -> dict[str, NodeTrace]:
     """Run a graph in fp32 and in low precision at the same time, and compare every node.
 
@@ -92,6 +93,7 @@ def trace_rounding(
         feeds: Input name -> array.
         precision: ``"fp16"``, ``"bf16"`` or ``"tf32"``.
         out_of_range: As for :func:`~.emulate.emulate`.
+        keep_fp32: As there.
 
     Returns:
         Node name -> :class:`NodeTrace`, for every layer with a floating first output: the drift of its result, and the
@@ -101,7 +103,7 @@ def trace_rounding(
     Raises:
         ValueError: If the graph cannot be emulated.
     """
-    paired, names = _pair(model, precision, out_of_range)
+    paired, names = _pair(model, precision, out_of_range, keep_fp32)
     # in a single run the optimiser loses more time on so many small nodes than it saves
     (statistics,) = Session(paired, optimise=False).run(feeds)
     rows = statistics.reshape(-1, len(names), _STATISTICS).mean(0).tolist()  # over batches of a fixed size
@@ -130,10 +132,12 @@ def _to_trace(error: float, size: float, overflow: float, nonfinite: float, flus
     return NodeTrace(drift, overflow, nonfinite, flushed)
 
 
-def _pair(model: onnx.ModelProto, precision: Precision, out_of_range: OutOfRange) -> tuple[onnx.ModelProto, list[str]]:
+def _pair(
+    model: onnx.ModelProto, precision: Precision, out_of_range: OutOfRange, keep_fp32: Collection[str]
+) -> tuple[onnx.ModelProto, list[str]]:
     """The graph, its emulation on the same inputs, and the statistics of parts of these layers as the only output."""
-    wide = prepare(model, precision)
-    emulation = Emulation(model, precision, out_of_range=out_of_range)
+    wide = prepare(model, precision, keep_fp32)
+    emulation = Emulation(model, precision, keep_fp32, out_of_range=out_of_range)
     narrow, graph = emulation.build().graph, wide.graph
     nodes = [node for node in graph if node.outputs and wide.is_float(node.outputs[0])]
     rounded = {value.name: value for node in narrow for value in node.outputs}

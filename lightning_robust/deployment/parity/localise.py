@@ -78,6 +78,7 @@ def localise(
         unit=report.unit,
         origins=subject.exported.origins,
         out_of_range=subject.out_of_range,
+        kept=subject.fp32_nodes(),
     )
     first = _fed(subject, slice(few))
     layers = sweep.on(first).sensitivity(time_limit)

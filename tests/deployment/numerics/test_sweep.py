@@ -78,3 +78,17 @@ def test_a_constant_output_costs_nothing_or_everything():
     assert zeros.sensitivity().total == 0
     lost = NodeSweep(chain(("Add", 2**-12), ("Sub", 1.0), ("Sub", 2**-12)), {"v0": np.ones((2, 4), np.float32)})
     assert lost.cost(["n0"]) == np.inf
+
+
+def test_what_stays_fp32_anyway_is_no_candidate():
+    """With half of the nodes kept from the start the rest costs what the emulation with that list says."""
+    exported, x = make("cnn", 6)
+    names = [node.name for node in exported.model.graph.node]
+    kept = names[len(names) // 2 :]
+    sweep = NodeSweep(exported.model, {"input": x.numpy()}, kept=kept)
+    assert set(sweep.computing).isdisjoint(kept)
+    assert sweep.computing
+    emulated = run(emulate(exported.model, "fp16", kept), x)
+    assert sweep.cost_of_keeping(()) == pytest.approx(relative_distance([run(exported.model, x)], [emulated]), rel=1e-3)
+    assert [node.name for node in sweep.sensitivity().nodes] == sweep.computing
+    assert set(kept) & set(sweep.names) <= set(sweep.with_moves(()))
