@@ -85,8 +85,8 @@ def inputs(path: str, arrays: str) -> None:
             height = next((height for part, height in HEIGHTS.items() if part in Path(path).stem), 0)
             usual = (height, 4 * height) if height else SIZES[sizes[1]]
             sizes[2:] = [given or size for given, size in zip(sizes[2:], usual, strict=True)]
-        elif len(sizes) == 2:  # sound: a window of 512 samples at 16 kHz
-            sizes[1] = sizes[1] or (512 if len(model.graph.input) > 2 else 16000)
+        elif len(sizes) == 2:  # sound at 16 kHz: a second, or the window of a detector of voices
+            sizes[1] = sizes[1] or (512 if "silero" in path else 16000)
         elif len(sizes) == 4:
             sizes[1:] = [given or 64 for given in sizes[1:]]
         if len(sizes) == 3 and not sizes[1]:
