@@ -102,16 +102,22 @@ def _head_finding(
 
 def _shortest_names(subject: Subject, nodes: tuple[str, ...]) -> tuple[str, ...]:
     """Modules that hold none but these nodes, the outermost first, and the others of them that compute something."""
-    exported, head = subject.exported, set(nodes)
-    modules = {node: exported.origins[node].module for node in nodes if node in exported.origins}
-    whole: list[str] = []
-    for module in sorted(set(modules.values()) - {""}, key=lambda path: path.count(".")):
-        inside = set(_keeping_only(subject, (module,)).fp32_nodes())
-        if not module.startswith(tuple(f"{name}." for name in whole)) and inside <= head:
-            whole.append(module)
+    exported = subject.exported
+    whole = _whole_modules(subject, nodes)
     covered = set(_keeping_only(subject, whole).fp32_nodes())
     moves = {node.name for node in exported.model.graph.node if node.op_type in MOVES}
     return (*whole, *(node for node in nodes if node not in covered | moves))
+
+
+def _whole_modules(subject: Subject, nodes: tuple[str, ...]) -> list[str]:
+    origins = subject.exported.origins
+    modules = {origins[node].module for node in nodes if node in origins} - {""}
+    whole: list[str] = []
+    for module in sorted(modules, key=lambda path: path.count(".")):
+        inside = _keeping_only(subject, (module,)).fp32_nodes()
+        if set(inside) <= set(nodes) and not module.startswith(tuple(f"{name}." for name in whole)):
+            whole.append(module)
+    return whole
 
 
 def _keeping_only(subject: Subject, names: Sequence[str]) -> Subject:
