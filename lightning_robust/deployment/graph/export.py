@@ -24,7 +24,7 @@ from lightning_robust.deployment.graph.frozen import Flat, frozen_copy, named_in
 from lightning_robust.deployment.graph.origin import Origin, read_origins
 from lightning_robust.structures import flatten, take_rows
 
-__all__ = ["ExportError", "Exported", "Flat", "Origin", "Template", "export", "frozen_copy", "quiet", "to_args"]
+__all__ = ["ExportError", "Exported", "Flat", "Template", "export", "frozen_copy", "quiet", "to_args"]
 _Shapes = tuple[dict[int, Any], ...]
 _NOISY = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")
 

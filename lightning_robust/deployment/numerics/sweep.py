@@ -99,10 +99,8 @@ class NodeSweep:
         self._operators = {node.name: node.op_type for node in model.graph.node}
         self._switches = 1 + max(self._switch.values())
         self._out_of_range: OutOfRange = out_of_range
-        self._kept = {name for name in kept if name in self._switch}
-        stay = {self._switch[name] for name in self._kept}
-        leads = [name for name in _leads(self._switch) if self._switch[name] not in stay]
-        self.computing = [name for name in leads if self._operators[name] not in MOVES]
+        self._kept = self._switch.keys() & set(kept)
+        self.computing = self._list_computing()
         self._moves = MoveGraph(model, self.names)
         self._read(feeds)
 
@@ -125,6 +123,11 @@ class NodeSweep:
         other._measure = measure or self._measure
         other._read(feeds)
         return other
+
+    def _list_computing(self) -> list[str]:
+        stay = {self._switch[name] for name in self._kept}
+        leads = (name for name in _leads(self._switch) if self._switch[name] not in stay)
+        return [name for name in leads if self._operators[name] not in MOVES]
 
     def _read(self, feeds: Arrays) -> None:
         self._feeds = _select_feeds(self._model, feeds)

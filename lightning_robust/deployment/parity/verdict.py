@@ -135,17 +135,20 @@ def _judge_sound(
     report: ParityReport, tolerance: Mapping[str, float] | None, name: str, distance: str
 ) -> tuple[Level, str]:
     """Level and headline where no tolerance is broken: good by a tolerance of the user's and an executed engine."""
-    limits = _tags(tolerance or {})
-    kept = {tag: limit for tag, limit in limits.items() if _executed(report, tag.split("/")[1])}
-    told = {tag: f"{tag} is {_told(report, tag)}, allowed is {limit:.3g}" for tag, limit in kept.items()}
-    uncertain = next((tag for tag, limit in kept.items() if not _is_certain(report, tag, limit)), None)
-    if uncertain is not None:
-        return "mind", f"{name} is {distance} away; {told[uncertain]}: more samples are needed to be sure."
-    if any(tag.split("/")[1].endswith(HALF) for tag in kept):
-        return "good", f"Within your tolerance, executed: {'; '.join(told.values())}."
-    if tolerance is None:
-        return "mind", f"{name} is {distance} away; no tolerance was set."
-    return "mind", f"{name} is {distance} away; no engine in half precision with a tolerance was executed."
+    executed = _executed_limits(report, tolerance or {})
+    uncertain = [tag for tag, limit in executed.items() if not _is_certain(report, tag, limit)]
+    told = [f"{tag} is {_told(report, tag)}, allowed is {executed[tag]:.3g}" for tag in uncertain or executed]
+    if uncertain:
+        return "mind", f"{name} is {distance} away; {told[0]}: more samples are needed to be sure."
+    if any(tag.split("/")[1].endswith(HALF) for tag in executed):
+        return "good", f"Within your tolerance, executed: {'; '.join(told)}."
+    missing = "no engine in half precision with a tolerance was executed" if tolerance else "no tolerance was set"
+    return "mind", f"{name} is {distance} away; {missing}."
+
+
+def _executed_limits(report: ParityReport, tolerance: Mapping[str, float]) -> dict[str, float]:
+    """Tag -> limit, of the engines that were executed."""
+    return {tag: limit for tag, limit in _tags(tolerance).items() if _executed(report, tag.split("/")[1])}
 
 
 def _is_certain(report: ParityReport, tag: str, limit: float) -> bool:

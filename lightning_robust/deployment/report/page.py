@@ -15,7 +15,7 @@ from lightning_robust.deployment.parity.scale import unit_label
 from lightning_robust.deployment.parity.verdict import Verdict, judge_parity
 from lightning_robust.deployment.report.figures import draw_chain
 from lightning_robust.deployment.report.layer_figure import draw_layers
-from lightning_robust.deployment.report.layers import keep_sentence
+from lightning_robust.deployment.report.layers import keep_sentence, unmeasured_sentence
 from lightning_robust.deployment.report.tables import (
     chain_rows,
     finding_rows,
@@ -80,6 +80,7 @@ def _render_page(
         chain=chain_rows(report),
         links=svg(draw_chain(passes, report.unit)) if report.chain else None,
         layers=report.layers and svg(draw_layers(report.layers, unit_label(report.unit))),
+        unmeasured=report.layers and unmeasured_sentence(report.layers),
         keep=report.keep and keep_sentence(report),
         perturbed=_perturbation_table(report),
         findings=finding_rows(report),

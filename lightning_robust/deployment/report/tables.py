@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lightning_robust.deployment.graph.lint import Finding
 from lightning_robust.deployment.graph.origin import Origin
 from lightning_robust.deployment.parity.result import BEYOND, STORAGE, Basis, ParityReport
 from lightning_robust.deployment.parity.scale import unit_label
@@ -59,8 +60,13 @@ def perturbation_rows(report: ParityReport) -> tuple[list[str], list[list[str]]]
 
 def finding_rows(report: ParityReport) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table of what the graph will do on TensorRT."""
-    rows = [[f.rule, str(Origin(f.module, f.source)), f.what, f.consequence, f.remedy] for f in report.findings]
+    rows = [[f.rule, _place(f), f.what, f.consequence, f.remedy] for f in report.findings]
     return ["rule", "where", "what", "on TensorRT", "instead"], rows
+
+
+def _place(finding: Finding) -> str:
+    known = finding.module or finding.source
+    return str(Origin(finding.module, finding.source)) if known else finding.node
 
 
 def summary(report: ParityReport) -> str:

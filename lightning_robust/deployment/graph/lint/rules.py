@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 
 import onnx
 
-from lightning_robust.deployment.graph.export import Origin
 from lightning_robust.deployment.graph.lint import coordinates, fp16_range, norms, resize, selection, validity
 from lightning_robust.deployment.graph.lint.finding import Finding, LintGraph
+from lightning_robust.deployment.graph.origin import Origin
 
 RULES: tuple[Callable[[LintGraph], Iterator[Finding]], ...] = (
     resize.check_resize,
