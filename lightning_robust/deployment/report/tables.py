@@ -104,9 +104,10 @@ def _target_metrics(report: ParityReport) -> list[str]:
     """The columns of the table of targets: the plain metrics that were measured, then those in the task's units."""
     measured = dict.fromkeys(key for target in report.targets.values() for key in target.metrics)
     decoded = [key for key in measured if key.endswith(("_p99", "_flips"))]
-    plain = [key for key in _PLAIN if key in measured and not (decoded and key == "max_abs")]
-    if not any(target.metrics.get("nonfinite") for target in report.targets.values()):
-        plain = [key for key in plain if key != "nonfinite"]
+    nothing_lost = not any(target.metrics.get("nonfinite") for target in report.targets.values())
+    # what counts places without a value too, and a column of zeros, would tell nothing
+    idle = {"max_abs": bool(decoded), "nonfinite": nothing_lost}
+    plain = [key for key in _PLAIN if key in measured and not idle.get(key)]
     return [*plain, *_without_wholes(decoded), *[STORAGE] * (STORAGE in measured)]
 
 
