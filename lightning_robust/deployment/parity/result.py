@@ -179,8 +179,8 @@ class ParityReport:
         return max(self.sensitivity, key=self.moved, default=None)
 
     def _is_logged(self, metric: str) -> bool:
-        shown = ("rel_l2", BEYOND, "times_fp16", self.moved_unit)
-        return metric.endswith(("_p99", "_flips")) or metric in shown
+        whole = self.unit.replace("_known_", "_")
+        return metric in ("rel_l2", BEYOND, "times_fp16", self.unit, self.moved_unit, whole)
 
 
 def target_sensitivity_scalars(results: Mapping[str, Mapping[str, float]], unit: str) -> dict[str, float]:
