@@ -92,11 +92,12 @@ print("Largest change in fp32:", (after - before).abs().max().item(), "px")
 # %% [markdown]
 # ## 2. Look at the lines
 #
-# `Subject` holds the frozen model and the samples; a runtime builds what would be deployed. True lines are white, found
-# ones red and blue; PyTorch is on the left, the same weights in fp16 on the right.
+# `Subject` holds the frozen model and the samples; a runtime builds what would be deployed. The detector keeps its head in
+# fp32; here everything is fp16. True lines are white, found ones red and blue; PyTorch is on the left, the same weights in
+# fp16 on the right.
 
 # %%
-subject = Subject(frozen_copy(detector), (images[:16],))
+subject = Subject(frozen_copy(detector), (images[:16],), keep_fp32=())
 
 
 def lines_in_fp16(subject):
@@ -130,8 +131,9 @@ show_lines([in_pytorch, in_fp16], ["PyTorch", "the same weights in fp16"], worst
 # `measure_parity` runs the same samples through each target and compares with PyTorch in fp64. `decode` makes the
 # distances pixels of lateral deviation. Read the rows from top to bottom, in the columns `lateral_px`: fp32 is right, so
 # the export is right; TF32 is right, which has as few digits as fp16 and the range of fp32; so it is fp16's range. (`rel_l2`
-# and `max_abs` count rows without a line as well, where the column may jump; `lateral_px` does not.) The last lines, rule
-# A3, are read off the graph alone, and name the layer already. They say what may go wrong; what it costs is measured next.
+# counts rows without a line as well, where the column may jump; `lateral_px` does not.) The next table is the chain: each
+# link is a distance between two neighbours. Of the last lines rule A3 is read off the graph alone, and names the layer
+# already. It says what may go wrong; what it costs is measured next.
 
 # %%
 chosen = ["resize_bilinear", "resize_nearest", "shift_half_pixel", "color_matrix", "color_range", "jpeg_90", "bgr"]
@@ -139,6 +141,7 @@ report = measure_parity(
     subject,
     available(["onnxruntime-fp32", "emulated-tf32", "emulated-fp16"]),
     decode=detector.decode,
+    moved=detector.moved,
     perturbations=perturbations(chosen),
     pixels=PixelSpace(LaneData.mean, LaneData.std),
 )
@@ -201,8 +204,9 @@ plt.show()
 # %% [markdown]
 # ## 6. The other suspect: preprocessing
 #
-# Each bar is one thing that the deployed side may do differently, and how far it moves the lines; the orange rule is
-# what fp16 does in the flawed model. A long bar says where to look first, not that the deployed side does it.
+# Each bar is one thing that the deployed side may do differently, and how far it moves the lines: in light grey with what it
+# moves in the picture, in dark grey what the network adds; the orange rule is what fp16 does in the flawed model. A long bar
+# says where to look first, not that the deployed side does it.
 
 # %%
 draw_parity([(0, report.attribution)], report)

@@ -99,8 +99,9 @@ def show(tag, *, width=10.0):
 # | `parity/<target>/nonfinite` | share of values lost to infinity or NaN | any at all: a layer overflows; see the findings |
 # | `parity/findings` | what will go wrong on TensorRT, read off the graph | the table says where, what happens, what to write instead |
 # | `parity/status` | 0 is well; 4 is failed | the warning in the console says why |
-# | `attribution/<cause>` | the distance by cause, in one unit | begin with the tallest |
+# | `attribution/<link>` | the distance between two neighbours on the way to the engine | begin with the tallest |
 # | `sensitivity/<name>/lateral_px_p99` | what one difference in preprocessing does | `lightning-robust fingerprint` says whether the deployed side has it |
+# | `sensitivity/<name>/beyond_geometry` | the same on average, less what it does to the picture | what training can lessen |
 # | `sensitivity/<name>/times_fp16` | the same in multiples of fp16 | above 1: look at the pixels before the precision |
 # | `sensitivity/family/<family>` | the worst of each kind | train against it: adversarial training, augmentation |
 # | `val/...`, `swa/raw/val/...` | the average of weights, and the raw weights of the same epoch | raw as good: the average buys nothing, leave it out |
@@ -111,8 +112,9 @@ def show(tag, *, width=10.0):
 # %% [markdown]
 # ## First look: `parity/overview`
 #
-# Top left: the distance by cause at each validation. Bottom left: the same without preprocessing, so that fp16 can be seen.
-# Right: each preprocessing difference; those beyond the orange rule do more harm than fp16.
+# Top left: the links of the chain at each validation. Bottom left: the same without preprocessing, so that fp16 can be seen.
+# Right: each preprocessing difference, in light grey with the motion of the picture, in dark grey beyond it; those beyond the
+# orange rule do more harm than fp16.
 
 # %%
 show("parity/overview")

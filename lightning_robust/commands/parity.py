@@ -36,7 +36,7 @@ def parity(
     inputs: str | None = None,
     shapes: dict[str, list[int]] | None = None,
     targets: Literal["auto"] | list[str] = "auto",
-    samples: int = 256,
+    samples: int | None = None,
     perturbations: Names = "typical",
     mean: float | list[float] | None = None,
     std: float | list[float] | None = None,
@@ -58,7 +58,8 @@ def parity(
         inputs: For --onnx: .npz file with one array for each input. Without it, noise.
         shapes: For --onnx without inputs: name -> shape where more than the first dimension is dynamic.
         targets: "auto" or names such as emulated-fp16, tensorrt-fp16.
-        samples: Inputs to measure on, at most; fewer do where the interval of a number is below a tenth of it.
+        samples: Inputs to measure on, at most; fewer do where the interval of a number is below a tenth of it. By default
+            256 of a run's validation data, and 16 of noise.
         perturbations: "typical", "all", "none", or names of preprocessing perturbations; for --onnx of the first
             input, if that is a batch of pictures.
         mean: Mean that the pixels were normalised with, for pixels in [0, 1].
@@ -73,7 +74,7 @@ def parity(
     if ckpt is not None:
         callback = DeploymentParityCallback(
             targets,
-            num_samples=samples,
+            num_samples=samples or 256,
             perturbations=perturbations,
             mean=mean,
             std=std,
@@ -87,7 +88,7 @@ def parity(
         provenance = {"checkpoint": str(ckpt)}
     else:
         graph = load_graph(str(onnx))
-        arrays = dict(np.load(inputs)) if inputs is not None else make_inputs(graph, samples, shapes)
+        arrays = dict(np.load(inputs)) if inputs is not None else make_inputs(graph, samples or 16, shapes)
         notes = remarks(graph)
         if inputs is None:
             notes.append("The inputs are noise: distances on real inputs may be quite different. Give --inputs.")

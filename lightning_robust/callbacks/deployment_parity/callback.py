@@ -78,7 +78,7 @@ class DeploymentParityCallback(InputDiagnostic):
         keep_tolerance: Distance that the list is to meet, in the report's unit (``lateral_px_p99``); None aims at a
             fifth of what the whole graph costs.
         engines: How engines are built and run, as :class:`~.engine_settings.EngineSettings` documents: ``max_batch``,
-            ``weakly_typed``, ``keep_fp32``, ``refit``, ``background``, ``perturb_targets``.
+            ``weakly_typed``, ``keep_fp32``, ``out_of_range``, ``tf32``, ``refit``, ``background``, ``perturb_targets``.
 
     Raises:
         ValueError: For an unknown target, perturbation, metric limit, or a number out of range.

@@ -77,7 +77,7 @@ def _draw_links(axes: Axes, history: History, links: Sequence[str], unit: str) -
         _draw_link(axes, link, [attribution.get(link, math.nan) for _, attribution in history], offset, width)
     ticks = range(0, len(history), math.ceil(len(history) / _MOST_TICKS))
     axes.set_xticks(list(ticks), [str(history[tick][0]) for tick in ticks])
-    axes.set_ylabel(unit)
+    axes.set_ylabel(unit, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     if measured:
         axes.legend(frameon=False, fontsize=8, loc="upper left", ncols=2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from lightning_robust.deployment.graph.lint import Finding
 from lightning_robust.deployment.graph.origin import Origin
 from lightning_robust.deployment.parity.result import BEYOND, STORAGE, Basis, ParityReport
@@ -52,7 +54,7 @@ def perturbation_rows(report: ParityReport) -> tuple[list[str], list[list[str]]]
         family = CATALOGUE[name].family if name in CATALOGUE else "-"
         keys = [moved, BEYOND, *[guessed] * (guessed != moved), *most]
         cells = (_cell(report, metrics, key, f"{tag}/{key}") for key in keys)
-        times = _cell(report, metrics, "times_fp16", None)
+        times = _times(metrics["times_fp16"]).removesuffix(" times") if "times_fp16" in metrics else "-"
         rows.append([name, family.replace("_", " "), *cells, times, _count(report, f"{tag}/{moved}")])
     columns = ["moves by", "beyond the motion", *["where guessed"] * (guessed != moved), *["p99"] * len(most)]
     return ["perturbation", "family", *columns, "times fp16", "n"], rows
@@ -96,8 +98,12 @@ def worst_sentence(report: ParityReport) -> str:
     metrics = report.sensitivity[name]
     key = BEYOND if BEYOND in metrics else report.moved_unit
     distance = with_interval(metrics[key], report.basis.get(f"sensitivity/{name}/{key}"))
-    times = f"; {metrics['times_fp16']:.3g} times what fp16 does" if "times_fp16" in metrics else ""
+    times = f"; {_times(metrics['times_fp16'])} what fp16 does" if "times_fp16" in metrics else ""
     return f"What moves the outputs most: {name} ({distance} {unit_label(report.moved_unit)}{times})"
+
+
+def _times(factor: float) -> str:
+    return f"{factor:.0f} times" if 1000 <= factor < math.inf else f"{factor:.3g} times"
 
 
 def _target_metrics(report: ParityReport) -> list[str]:
