@@ -58,7 +58,7 @@ def parity(
         inputs: For --onnx: .npz file with one array for each input. Without it, noise.
         shapes: For --onnx without inputs: name -> shape where more than the first dimension is dynamic.
         targets: "auto" or names such as emulated-fp16, tensorrt-fp16.
-        samples: Inputs to measure on, at most; fewer do where the interval of a number is below a tenth of it. None means
+        samples: Inputs to measure on, at most; fewer do where the interval is below a tenth of the number. None means
             256 of a run's validation data, and 16 of noise.
         perturbations: "typical", "all", "none", or names of preprocessing perturbations; for --onnx of the first
             input, if that is a batch of pictures.

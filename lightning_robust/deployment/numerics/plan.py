@@ -16,6 +16,7 @@ from lightning_robust.deployment.numerics.rounding import Half, OutOfRange, is_b
 _SCHEMA_TYPES = {"fp16": "tensor(float16)", "bf16": "tensor(bfloat16)"}
 _CONTAINERS = ("Sequence", "Optional")  # in the names of operators on what is no tensor
 _SUCCESSORS = {"Upsample": "Resize"}  # of operators that are no more in the operator set that types are judged by
+_INTEGER_SUMS = {"ConvInteger", "MatMulInteger"}
 _Flags = tuple[bool, ...]
 
 
@@ -23,7 +24,8 @@ class Plan:
     """Decides for each node which inputs it reads, and which outputs it writes, in half.
 
     What stays fp32: the nodes of kept layers; operators of other domains; those with bodies (If, Loop, Scan) and all
-    that the bodies read; quantisation; the scales and the region of a resize; what ONNX allows no half for. An integer
+    that the bodies read; quantisation, and what makes floats of integer sums; the scales and the region of a resize; what ONNX allows no half
+    for. An integer
     on its way to a node in fp32 does not pass through half.
 
     Args:
@@ -43,6 +45,7 @@ class Plan:
     def __init__(self, graph: LayeredGraph, dtype: Half, out_of_range: OutOfRange) -> None:
         self._graph, self._dtype, self._out_of_range = graph, dtype, out_of_range
         self._islands = island_notes(graph)
+        self._sums = _dequantised_sums(graph)
         self.reads: dict[ir.Node, _Flags] = {}
         self.writes: dict[ir.Node, _Flags] = {}
         self.beyond = _readers_beyond(graph, dtype) if out_of_range == "keep" else {}
@@ -86,11 +89,20 @@ class Plan:
         return tuple(notes)
 
     def _stays_fp32(self, node: ir.Node) -> bool:
-        if self._graph.is_kept(node) or node in self.beyond:
+        if self._graph.is_kept(node) or node in self.beyond or node in self._sums:
             return True
         if node.op_type == "Cast" and self._graph.is_float(node.outputs[0]):
             return self.is_read_fp32(node.outputs[0])
         return node.domain not in ONNX_DOMAIN or node.op_type in ALWAYS_FP32 or is_of_containers(node) or has_body(node)
+
+
+def _dequantised_sums(graph: LayeredGraph) -> set[ir.Node]:
+    """The casts of integer sums, the products with their scales, and the products of scales: sums exceed half's range."""
+    sums = (value for node in graph.graph if node.op_type in _INTEGER_SUMS for value in node.outputs)
+    casts = {use.node for value in sums for use in value.uses() if use.node.op_type == "Cast"}
+    products = {use.node for cast in casts for use in cast.outputs[0].uses() if use.node.op_type == "Mul"}
+    scales = {producer for node in products for producer in map(ir.Value.producer, filter(None, node.inputs))}
+    return casts | products | {node for node in scales if node is not None and node.op_type == "Mul"}
 
 
 def island_notes(graph: LayeredGraph) -> list[str]:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 import torch
 from onnx import TensorProto, numpy_helper
@@ -12,6 +13,7 @@ from lightning_robust.deployment.graph.session import Session
 from lightning_robust.deployment.numerics.convert import to_half
 from lightning_robust.deployment.numerics.emulate import emulate
 from lightning_robust.deployment.numerics.rounding import round_array
+from lightning_robust.deployment.numerics.sweep import relative_distance
 from lightning_robust.deployment.numerics.switches import SWITCHES, switchable
 
 from ..graphs import MODULES, binary, chain, graph, make, run
@@ -217,3 +219,24 @@ def test_dequantisation_scales_are_left_alone():
 def test_rejects_unknown_choices():
     with pytest.raises(ValueError, match=r"`out_of_range` to be one of \['clamp', 'inf', 'keep'\], but got 'wrap'"):
         emulate(binary("Mul", 1.0), "fp16", out_of_range="wrap")
+
+
+def test_sums_of_integers_are_scaled_in_fp32():
+    """A dynamically quantised product: its sum of up to 8 million would overflow before it is scaled to 87."""
+    text = """<ir_version: 8, opset_import: ["" : 13]> g (float[2, 256] x, uint8[256, 8] w, float[1] ws) => (float[2, 8] y) {
+        [quantise] q, s, z = DynamicQuantizeLinear(x)
+        [product] sum = MatMulInteger(q, w, z)
+        [cast] wide = Cast<to = 1>(sum)
+        [scales] scale = Mul(s, ws)
+        [dequantise] y = Mul(wide, scale) }"""
+    model = onnx.parser.parse_model(text)
+    generator = np.random.default_rng(0)
+    feeds = {
+        "x": generator.random((2, 256)).astype(np.float32),
+        "w": generator.integers(0, 127, (256, 8)).astype(np.uint8),
+        "ws": np.array([0.01], np.float32),
+    }
+    (exact,), (emulated,) = (Session(each).run(feeds) for each in (model, emulate(model, "fp16")))
+    assert relative_distance([exact], [emulated]) < 1e-3  # the input is rounded to fp16 before it is quantised
+    (half,) = Session(to_half(model)).run(feeds)
+    assert relative_distance([exact], [half]) < 1e-3
