@@ -24,9 +24,8 @@ class Plan:
     """Decides for each node which inputs it reads, and which outputs it writes, in half.
 
     What stays fp32: the nodes of kept layers; operators of other domains; those with bodies (If, Loop, Scan) and all
-    that the bodies read; quantisation, and what makes floats of integer sums; the scales and the region of a resize; what ONNX allows no half
-    for. An integer
-    on its way to a node in fp32 does not pass through half.
+    that the bodies read; quantisation, and what makes floats of integer sums; the scales and the region of a resize;
+    what ONNX allows no half for. An integer on its way to a node in fp32 does not pass through half.
 
     Args:
         graph: From :func:`~.prepare.prepare`.
@@ -97,7 +96,7 @@ class Plan:
 
 
 def _dequantised_sums(graph: LayeredGraph) -> set[ir.Node]:
-    """The casts of integer sums, the products with their scales, and the products of scales: sums exceed half's range."""
+    """The casts of integer sums, which exceed half's range, their products with scales, and the products of scales."""
     sums = (value for node in graph.graph if node.op_type in _INTEGER_SUMS for value in node.outputs)
     casts = {use.node for value in sums for use in value.uses() if use.node.op_type == "Cast"}
     products = {use.node for cast in casts for use in cast.outputs[0].uses() if use.node.op_type == "Mul"}

@@ -223,7 +223,8 @@ def test_rejects_unknown_choices():
 
 def test_sums_of_integers_are_scaled_in_fp32():
     """A dynamically quantised product: its sum of up to 8 million would overflow before it is scaled to 87."""
-    text = """<ir_version: 8, opset_import: ["" : 13]> g (float[2, 256] x, uint8[256, 8] w, float[1] ws) => (float[2, 8] y) {
+    text = """<ir_version: 8, opset_import: ["" : 13]>
+        g (float[2, 256] x, uint8[256, 8] w, float[1] ws) => (float[2, 8] y) {
         [quantise] q, s, z = DynamicQuantizeLinear(x)
         [product] sum = MatMulInteger(q, w, z)
         [cast] wide = Cast<to = 1>(sum)
