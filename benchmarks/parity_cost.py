@@ -57,7 +57,7 @@ class Epochs(pl.Callback):
 
 
 def parity(epochs: int = 4) -> None:
-    """Train as `make demo` does, on half of its pictures, and print the table."""
+    """Train as `make demo` does, and print the table."""
     pl.seed_everything(0)
     passes, trained = Timed(), Epochs()
     folder = tempfile.mkdtemp()
@@ -72,7 +72,7 @@ def parity(epochs: int = 4) -> None:
         max_epochs=epochs,
         num_sanity_val_steps=0,
     )
-    trainer.fit(LaneDetector(), datamodule=LaneData(num_train=3000))
+    trainer.fit(LaneDetector(), datamodule=LaneData())
     own = _forward_passes(passes)
     later, between = passes.passes[1:], trained.seconds[1:]
     print(f"\nParity pass, lanes, {epochs} epochs of {trainer.datamodule.num_train} pictures\n")

@@ -94,7 +94,7 @@ def test_later_values_refine_and_switch_off(tmp_path):
     (back,) = techniques(parse(off, first))
     assert (back.every_n_epochs, back.num_samples) == (4, 8)
     (from_defaults,) = techniques(parse(first, on))
-    assert (from_defaults.every_n_epochs, from_defaults.num_samples) == (1, 16)
+    assert (from_defaults.every_n_epochs, from_defaults.num_samples) == (1, 256)
 
 
 def test_techniques_follow_the_listed_callbacks_in_the_order_of_the_table(tmp_path, monkeypatch):
@@ -122,7 +122,7 @@ def test_saved_config_is_complete_and_reloads_equal(tmp_path):
     saved = tmp_path / "saved.yaml"
     saved.write_text(cli.parser.dump(cli.config, skip_none=False))
     stored = yaml.safe_load(saved.read_text())["deployment_parity"]
-    assert stored["init_args"]["num_samples"] == 16
+    assert stored["init_args"]["num_samples"] == 256
     assert stored["init_args"]["tolerance"] == {"emulated-fp16": 0.01}
     again = RobustCLI(args=[f"--config={saved}"], run=False)
     assert again.config.deployment_parity == cli.config.deployment_parity

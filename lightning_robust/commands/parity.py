@@ -6,11 +6,13 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
+import onnx as onnx_package
 import torch
 
 from lightning_robust.callbacks import DeploymentParityCallback
 from lightning_robust.callbacks.deployment_parity.measure import digest
 from lightning_robust.deployment.engines import available
+from lightning_robust.deployment.graph.batches import Arrays
 from lightning_robust.deployment.graph.files import GraphSubject, load_graph, make_inputs, remarks
 from lightning_robust.deployment.parity.localise import localise
 from lightning_robust.deployment.parity.measure import measure_parity
@@ -88,10 +90,7 @@ def parity(
         provenance = {"checkpoint": str(ckpt)}
     else:
         graph = load_graph(str(onnx))
-        arrays = dict(np.load(inputs)) if inputs is not None else make_inputs(graph, samples or 16, shapes)
-        notes = remarks(graph)
-        if inputs is None:
-            notes.append("The inputs are noise: distances on real inputs may be quite different. Give --inputs.")
+        arrays, notes = _inputs_of(graph, inputs, samples or 16, shapes)
         subject = GraphSubject(graph, arrays, time_limit=time_limit, keep_fp32=tuple(keep_fp32 or ()))
         pixels = PixelSpace(0.0 if mean is None else mean, 1.0 if std is None else std)
         report = _of_graph(subject, targets, perturbations, pixels, tolerance, keep_tolerance)
@@ -111,6 +110,16 @@ def _of_checkpoint(ckpt: str, config: str | None, callback: DeploymentParityCall
 def _weights_of(ckpt: str) -> MeasuredWeights:
     content = torch.load(ckpt, map_location="cpu", weights_only=True)
     return MeasuredWeights(content.get("epoch"), content.get("global_step"), ckpt, digest(content["state_dict"]))
+
+
+def _inputs_of(
+    graph: onnx_package.ModelProto, inputs: str | None, samples: int, shapes: dict[str, list[int]] | None
+) -> tuple[Arrays, list[str]]:
+    """What goes into a graph, and what a reader has to know of it."""
+    if inputs is not None:
+        return dict(np.load(inputs)), remarks(graph)
+    noise = "The inputs are noise: distances on real inputs may be quite different. Give --inputs."
+    return make_inputs(graph, samples, shapes), [*remarks(graph), noise]
 
 
 def _of_graph(

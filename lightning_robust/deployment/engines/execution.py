@@ -48,6 +48,7 @@ def execute(made: Runtime, subject: Subject, window: slice = slice(None)) -> Exe
         window: Which samples; all by default.
 
     Example:
+        >>> import torch
         >>> from lightning_robust.deployment.engines import runtime
         >>> subject = Subject(torch.nn.Linear(3, 1).eval(), (torch.ones(4, 3),))
         >>> execute(runtime("torch-bf16"), subject).outputs[0].dtype

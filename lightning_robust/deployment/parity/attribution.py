@@ -113,7 +113,7 @@ def _link(readouts: Mapping[str, Readout], known: Readout, name: str, source: st
     """The distance between the outputs of two neighbours, of the points that the reference knows."""
     samples = min(map(_samples, (readouts[source], readouts[target], known)))
     ours, theirs, reference = (each.rows(slice(samples)) for each in (readouts[source], readouts[target], known))
-    ours = ours._replace(known=reference.known)
+    ours = ours.knowing(reference.known)
     precision = target.rsplit("-", 1)[-1]
     metrics = ours.distance(theirs, precision)
     interval = intervals(ours, theirs, precision).get(unit, Interval(math.nan, math.nan))

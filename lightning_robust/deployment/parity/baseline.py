@@ -57,7 +57,8 @@ class Baseline:
         unit: The metric that stands for a distance.
         windows: The samples, as :func:`~.samples.windows` takes them.
         scale: What reads outputs.
-        notes: Lines that a reader should see.
+        notes: Lines on what failed.
+        remarks: Lines on how to read the numbers.
 
     Raises:
         ValueError: If there are no samples.
@@ -67,6 +68,7 @@ class Baseline:
         if subject.samples == 0:
             raise ValueError("Expected samples to measure on, but got none. Give at least two.")
         self.notes: list[str] = []
+        self.remarks: list[str] = []
         self._subject, self._task = subject, task
         self._fp32 = partial(run_module, subject.module)
         first = next(windows(subject.samples))
@@ -159,10 +161,10 @@ class Baseline:
     def _note_what_is_odd(self, readout: Readout) -> None:
         for index, output in enumerate(readout.outputs):
             if output.is_floating_point() and is_constant(output.double(), HALF[0]):
-                self.notes.append(
+                self.remarks.append(
                     f"Output {index} is constant on these samples to what fp16 can tell apart: its relative distance "
                     "is relative to its size, not to its spread."
                 )
         for name, known in readout.known.items():
             if not bool(known.any()):
-                self.notes.append(f"No point of {name} is known yet: its distances are of guesses.")
+                self.remarks.append(f"No point of {name} is known yet: its distances are of guesses.")

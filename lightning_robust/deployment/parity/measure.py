@@ -62,6 +62,7 @@ def measure_parity(
         ValueError: If there are no samples.
 
     Example:
+        >>> import torch
         >>> from lightning_robust.deployment.engines import available
         >>> subject = Subject(torch.nn.Linear(3, 1).eval(), (torch.ones(4, 3),))
         >>> report = measure_parity(subject, available(["torch-fp32", "torch-bf16"]))
@@ -130,6 +131,7 @@ class ParityPass:
             time.monotonic() - self._start,
             (*self.baseline.notes, *self.subject.notes, *self._notes),
             findings,
+            remarks=tuple(self.baseline.remarks),
             target_sensitivity={name: in_unit(found, self.unit) for name, found in on_targets.items()},
             basis=basis | {f"attribution/{link.name}": link.basis for link in chain},
         )
@@ -168,7 +170,7 @@ class ParityPass:
         read, window = self.baseline.scale.read, self.baseline.first_window
         known = self.baseline.readout(window).known
         return {
-            name: measure_distance(read(trained)._replace(known=known), read(deployed), window.stop)
+            name: measure_distance(read(trained).knowing(known), read(deployed), window.stop)
             for name, trained, deployed in pairs
         }
 
@@ -199,7 +201,8 @@ class ParityPass:
         self._outputs[runtime.name] = outputs
         self._slow |= {runtime.name} if runtime.slow else set()
         if runtime.precision in HALF:
-            return found._replace(metrics=found.metrics | storage_metrics(self.baseline, self.subject, runtime))
+            storage = storage_metrics(self.baseline, self.subject, runtime)
+            return Measured(found.metrics | storage, found.intervals, found.samples)
         return found
 
     def _as_far_as(self, outputs: Outputs, name: str, widest: slice) -> list[Tensor]:

@@ -16,7 +16,7 @@ from lightning_robust.deployment.parity.attribution import Link, bias_of
 from lightning_robust.deployment.parity.baseline import Baseline, Measured, measure_distance
 from lightning_robust.deployment.parity.perturbed_inputs import PerturbedInputs
 from lightning_robust.deployment.parity.result import BEYOND
-from lightning_robust.deployment.parity.scale import Moved, Values, mean_of
+from lightning_robust.deployment.parity.scale import Moved, Readout, Values, mean_of
 from lightning_robust.deployment.pixels.catalogue import Perturbation
 from lightning_robust.deployment.pixels.perturb import PerturbedImages
 from lightning_robust.functional.pixels import PixelSpace
@@ -127,14 +127,15 @@ class PerturbationSweep:
 
     def _compare(self, each: _Entry, window: slice) -> Measured:
         trained, deployed = (self.baseline.scale.read(_concatenate(parts)) for parts in (each.trained, each.deployed))
-        trained = trained._replace(known=self.baseline.readout(window).known)
+        trained = trained.knowing(self.baseline.readout(window).known)
         found = measure_distance(trained, deployed, window.stop)
         beyond = found
         if each.entry.motion is not None:
             values = self._expected(trained.values, each.entry.matrix(*self._images(window).shape[-2:]))
             if not values:
                 return found
-            beyond = measure_distance(trained._replace(values=values), deployed, window.stop)
+            expected = Readout(trained.outputs, values, trained.known)
+            beyond = measure_distance(expected, deployed, window.stop)
         unit = mean_of(self.baseline.unit)
         intervals = {BEYOND: beyond.intervals[unit]} if unit in beyond.intervals else {}
         return Measured(found.metrics | {BEYOND: beyond.metrics[unit]}, found.intervals | intervals, window.stop)

@@ -104,7 +104,7 @@ class ParityReport:
         reference: What the distances are measured from, ``"torch-fp64"`` where the module can do that.
         samples: Number of inputs, at most.
         seconds: Time of the pass.
-        notes: Lines that a reader should see.
+        notes: Lines on what failed or was left out; a run warns of them.
         findings: What the graph will do on TensorRT, from :func:`~.lint.lint`; empty for a clean one.
         layers: What each node costs in low precision, if :func:`~.localise.localise` measured it.
         keep: The nodes to keep in fp32 for a tolerance, from there too.
@@ -112,6 +112,7 @@ class ParityReport:
             targets that were perturbed too.
         head: For ``keep_fp32``: the modules and nodes between the last layer and the outputs, where
             :func:`~.storage.examine_head` found that they cost most of the distance.
+        remarks: Lines on how to read the numbers.
         basis: Tag -> the number of inputs behind it, and its interval.
         weights: Which weights were measured.
     """
@@ -129,6 +130,7 @@ class ParityReport:
     keep: KeepList | None = None
     target_sensitivity: dict[str, dict[str, float]] = field(default_factory=dict)
     head: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
     basis: dict[str, Basis] = field(default_factory=dict)
     weights: MeasuredWeights = MeasuredWeights()
 

@@ -97,6 +97,10 @@ class Readout(NamedTuple):
         plain = compare_outputs(self.outputs, deployed.outputs, precision)
         return plain | compare_decoded(self.values, deployed.values) | self._parts(deployed)
 
+    def knowing(self, known: Values) -> Readout:
+        """The same readout, which knows these points."""
+        return Readout(self.outputs, self.values, known)
+
     @property
     def unit(self) -> str:
         """The metric that stands for a distance.

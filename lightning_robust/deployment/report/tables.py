@@ -87,7 +87,7 @@ def summary(report: ParityReport) -> str:
     lines += what_if_sentences(report)
     lines += ["", *layer_sentences(report)] if report.layers else []
     lines += ["", *map(str, report.findings)] if report.findings else []
-    return "\n".join([*lines, *report.notes])
+    return "\n".join([*lines, *report.notes, *report.remarks])
 
 
 def worst_sentence(report: ParityReport) -> str:
