@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import onnx
 import onnx_ir as ir
@@ -97,11 +97,13 @@ class Plan:
 
 def _dequantised_sums(graph: LayeredGraph) -> set[ir.Node]:
     """The casts of integer sums, which exceed half's range, their products with scales, and the products of scales."""
-    sums = (value for node in graph.graph if node.op_type in _INTEGER_SUMS for value in node.outputs)
-    casts = {use.node for value in sums for use in value.uses() if use.node.op_type == "Cast"}
-    products = {use.node for cast in casts for use in cast.outputs[0].uses() if use.node.op_type == "Mul"}
-    scales = {producer for node in products for producer in map(ir.Value.producer, filter(None, node.inputs))}
-    return casts | products | {node for node in scales if node is not None and node.op_type == "Mul"}
+    casts = _readers_of((node for node in graph.graph if node.op_type in _INTEGER_SUMS), "Cast")
+    products = _readers_of(casts, "Mul")
+    return casts | products | {node for each in products for node in each.predecessors() if node.op_type == "Mul"}
+
+
+def _readers_of(nodes: Iterable[ir.Node], operator: str) -> set[ir.Node]:
+    return {reader for node in nodes for reader in node.successors() if reader.op_type == operator}
 
 
 def island_notes(graph: LayeredGraph) -> list[str]:
