@@ -170,12 +170,17 @@ def with_interval(value: float, basis: Basis | None) -> str:
     """A number and its interval for readers.
 
     Example:
-        >>> with_interval(0.628, Basis(16, 0.41, 0.9)), with_interval(2.0, None)
-        ('0.628 (0.41 to 0.9)', '2')
+        >>> with_interval(0.628, Basis(16, 0.41, 0.9)), with_interval(181.5, Basis(256, 105.4, 216.7))
+        ('0.628 (0.41 to 0.9)', '182 (105 to 217)')
     """
     if basis is None or math.isnan(basis.low):
-        return f"{value:.3g}"
-    return f"{value:.3g} ({basis.low:.2g} to {basis.high:.2g})"
+        return _short(value, 3)
+    return f"{_short(value, 3)} ({_short(basis.low, 2)} to {_short(basis.high, 2)})"
+
+
+def _short(value: float, digits: int) -> str:
+    """A number with so many digits, and all of them before the point."""
+    return f"{value:.0f}" if 10**digits <= abs(value) < 1e6 else f"{value:.{digits}g}"
 
 
 def _worst_half(report: ParityReport) -> tuple[str, str] | None:
