@@ -147,9 +147,10 @@ class ParityMeter:
                 report = self.background.measure(parity, *what, step=step, epoch=epoch, perturb=perturb)
             else:
                 report = parity.report(*what, perturb=self._pictures.perturb)
-            weights = MeasuredWeights()
             if trainer.state.fn == "fit":
                 weights = MeasuredWeights(trainer.current_epoch, trainer.global_step)
+            else:
+                weights = MeasuredWeights(None, None, str(trainer.ckpt_path or ""), digest(snapshot.weights or {}))
             return Examined(subject, task, replace(report, weights=weights), snapshot.inputs)
 
     def measure_again(self, trainer: pl.Trainer, pl_module: pl.LightningModule, last: Examined) -> Examined:

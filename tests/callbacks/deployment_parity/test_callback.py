@@ -155,8 +155,16 @@ def test_sanity_check_is_skipped_and_validate_alone_is_measured(tmp_path):
         trainer.fit(Boring())
     assert callback.report is None
     trainer = make_trainer(tmp_path, [callback])
-    trainer.validate(Boring(), verbose=False)
+    module = Boring()
+    trainer.validate(module, verbose=False)
     assert callback.report.targets["torch-bf16"].status == "measured"
+    assert callback.report.weights.digest == digest(module.state_dict())
+
+
+def test_weights_are_named_also_where_the_last_pass_was_enough(tmp_path):
+    callback = DeploymentParityCallback(**CHEAP)
+    _, module = fit(tmp_path, callback)
+    assert str(callback.report.weights) == f"weights of epoch 0, step 4 ({digest(module.state_dict())})"
 
 
 def test_fast_dev_run_is_tiny(tmp_path):
