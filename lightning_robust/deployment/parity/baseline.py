@@ -144,7 +144,8 @@ class Baseline:
         return "torch-fp64", outputs
 
     def _outputs_of(self, runner: Runner) -> Outputs:
-        return Outputs(lambda window: self.run(runner, self._subject.rows(window)))
+        subject = self._subject  # and not this baseline, which holds the outputs
+        return Outputs(lambda window: run_in_batches(runner, subject.rows(window), subject.max_batch))
 
     def _read(self, outputs: list[Tensor], first: slice) -> tuple[Scale, Readout]:
         decode, known = self._task.decode, self._task.known

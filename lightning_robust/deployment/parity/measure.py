@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_robust.deployment.engines import Runtime, Subject
 from lightning_robust.deployment.engines.base import HALF, Runner
-from lightning_robust.deployment.engines.execution import Execution, execute, one_line
+from lightning_robust.deployment.engines.execution import Execution, execute, one_line, run_in_batches
 from lightning_robust.deployment.graph.lint import Finding
 from lightning_robust.deployment.parity.attribution import Link, find_chain, find_engine, fp16_metrics, neighbours
 from lightning_robust.deployment.parity.baseline import Baseline, Measured, measure_distance
@@ -189,14 +189,8 @@ class ParityPass:
 
     def _distance(self, runtime: Runtime, execution: Execution) -> Measured:
         """The distance on as many samples as it takes; the first window has been run."""
-        first, run = self.baseline.first_window, execution.run
-
-        def outputs_on(window: slice) -> list[Tensor]:
-            if window == first or run is None:
-                return execution.outputs
-            return self.baseline.run(run, self.subject.rows(window))
-
-        tolerance, outputs = self._tolerance.get(f"{runtime.name}/{self.unit}"), Outputs(outputs_on)
+        tolerance = self._tolerance.get(f"{runtime.name}/{self.unit}")
+        outputs = _executed_outputs(execution, self.baseline.first_window, self.subject)
         found = self.baseline.until_settled(outputs, runtime.precision, tolerance, self._is_late, slow=runtime.slow)
         self._outputs[runtime.name] = outputs
         self._slow |= {runtime.name} if runtime.slow else set()
@@ -240,6 +234,21 @@ class ParityPass:
         except Exception as error:
             self._notes.append(f"The graph was not read for findings ({one_line(error)}).")
             return ()
+
+
+def _executed_outputs(execution: Execution, first: slice, subject: Subject) -> Outputs:
+    """A runtime's outputs, of which the first window has been run.
+
+    They hold no pass that holds them: an ONNX Runtime session that waits for the garbage collector may be collected in
+    a forked process, a loader's worker for instance, which then waits for the session's threads for ever.
+    """
+
+    def run(window: slice) -> list[Tensor]:
+        if window == first or execution.run is None:
+            return execution.outputs
+        return run_in_batches(execution.run, subject.rows(window), subject.max_batch)
+
+    return Outputs(run)
 
 
 def in_unit(found: Mapping[str, Measured], unit: str) -> dict[str, float]:

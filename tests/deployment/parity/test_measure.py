@@ -1,3 +1,6 @@
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +10,11 @@ from lightning_robust.deployment.engines import Built, Runtime, Subject, availab
 from lightning_robust.deployment.engines import subject as subject_module
 from lightning_robust.deployment.engines.execution import STATUS_CODES
 from lightning_robust.deployment.graph.export import frozen_copy
+from lightning_robust.deployment.graph.session import Session
+from lightning_robust.deployment.parity.localise import localise
 from lightning_robust.deployment.parity.result import BEYOND
+from lightning_robust.deployment.parity.scale import Task
+from lightning_robust.deployment.parity.storage import examine_head
 from lightning_robust.deployment.pixels import geometry
 from lightning_robust.deployment.pixels.catalogue import CATALOGUE, perturbations
 from lightning_robust.deployment.report.tables import finding_rows, summary
@@ -349,3 +356,29 @@ def test_nan_everywhere_is_no_perfect_deployment():
     )
     assert report.targets["torch-fp16"].metrics["rel_l2"] == float("inf")
     assert report.basis == {}
+
+
+def test_no_session_waits_for_the_garbage_collector(monkeypatch):
+    """Collected in a forked process, as a loader's worker is, it would wait there for threads that do not exist."""
+    alive, opened = weakref.WeakSet(), []
+    original = Session.__init__
+
+    def remember(self, *args, **settings):
+        alive.add(self)
+        opened.append(1)
+        original(self, *args, **settings)
+
+    monkeypatch.setattr(Session, "__init__", remember)
+    subject = Subject(frozen_copy(SmallCNN()), (images(20),))
+    runtimes = available(["onnxruntime-fp32", "emulated-tf32", "emulated-fp16"])
+    gc.collect()
+    gc.disable()
+    try:
+        report = measure_parity(
+            subject, runtimes, perturbations=perturbations(["bgr"]), pixels=PixelSpace(), perturb_targets=True
+        )
+        localise(subject, examine_head(subject, report, Task()))
+        assert len(alive) == 0
+    finally:
+        gc.enable()
+    assert len(opened) >= 5
