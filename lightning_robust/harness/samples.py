@@ -10,7 +10,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_robust.harness.inputs import positional_arguments
-from lightning_robust.structures import Key, flatten, is_batch_object, map_tensors, take_rows, tensors_in
+from lightning_robust.structures import Key, count_rows, flatten, is_batch_object, map_tensors, take_rows, tensors_in
 
 _MOST_BYTES = 2**28
 
@@ -41,7 +41,7 @@ class FirstInputs:
     @property
     def count(self) -> int:
         """How many there are, at most as many as wanted."""
-        return min(self._count, sum(map(_row_count, self._batches)))
+        return min(self._count, sum(map(count_rows, self._batches)))
 
     @property
     def complete(self) -> bool:
@@ -99,7 +99,7 @@ class FirstInputs:
         """
         chosen, start = self._order()[window], 0
         for args, batch in zip(self._batches, self._whole, strict=True):
-            rows = _row_count(args)
+            rows = count_rows(args)
             places = ((chosen >= start) & (chosen < start + rows)).nonzero()[:, 0]
             if len(places) and batch is not None:
                 yield places, take_rows(batch, chosen[places] - start, rows)
@@ -118,10 +118,6 @@ class FirstInputs:
         tensors = iter(joined)
         merged: tuple[Any, ...] = map_tensors(lambda _: next(tensors), self._batches[0])
         return merged
-
-
-def _row_count(args: tuple[Any, ...]) -> int:
-    return int(next(iter(flatten(args).values())).shape[0])
 
 
 def _require_rows(batch: Any) -> None:

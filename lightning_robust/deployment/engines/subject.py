@@ -78,8 +78,12 @@ class Subject:
 
     def keeping(self, names: Iterable[str]) -> Subject:
         """The same subject and the same graph, with more nodes or modules in fp32."""
+        return self.keeping_only((*self.kept, *names))
+
+    def keeping_only(self, names: Iterable[str]) -> Subject:
+        """The same subject and the same graph, with these nodes or modules in fp32 and no others."""
         other = copy.copy(self)
-        other.keep_fp32 = (*self.kept, *names)
+        other.keep_fp32 = tuple(names)
         return other
 
     @property

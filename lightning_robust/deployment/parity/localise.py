@@ -19,7 +19,6 @@ from lightning_robust.deployment.numerics.sensitivity import SOUND, Sensitivity
 from lightning_robust.deployment.numerics.sweep import NodeSweep
 from lightning_robust.deployment.parity.result import ParityReport
 from lightning_robust.deployment.parity.scale import PLAIN_UNIT, Decode, Known, Scale
-from lightning_robust.structures import count_rows, take_rows
 
 _SHARE = 0.2  # of what the whole graph costs: what the list aims at where nothing else is asked for
 _SEARCH = 4  # times as many samples as for the sweep: the search asks far less often
@@ -66,10 +65,10 @@ def localise(
     precision = next((p for p in HALF if any(name.endswith(f"-{p}") for name in report.targets)), None)
     if precision is None:
         return report
-    count = count_rows(subject.example)
+    count = subject.samples
     found = min(_SEARCH * samples, max(count // 2, 1))
     few = min(samples, found)
-    scale = Scale(subject.module, take_rows(subject.example, slice(few), count), decode, known)
+    scale = Scale(subject.module, subject.rows(slice(few)), decode, known)
     sweep = NodeSweep(
         subject.exported.model,
         _fed(subject, slice(found)),
@@ -95,7 +94,7 @@ def localise(
 
 def _fed(subject: Subject, rows: slice) -> Arrays:
     """What the graph takes, of some of the samples."""
-    return feed(take_rows(subject.example, rows, count_rows(subject.example)), subject.exported)
+    return feed(subject.rows(rows), subject.exported)
 
 
 def _aim(layers: Sensitivity, plain: float, limits: Mapping[str, float]) -> float:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lightning_robust.deployment.engines import Subject
@@ -21,7 +20,7 @@ from lightning_robust.deployment.pixels.catalogue import Perturbation
 from lightning_robust.deployment.pixels.perturb import PerturbedImages
 from lightning_robust.functional.pixels import PixelSpace
 from lightning_robust.statistics import Interval
-from lightning_robust.structures import flatten, rebuild
+from lightning_robust.structures import flatten, join_rows, rebuild
 
 Perturb = Callable[[Tensor, PixelSpace | None, Sequence[Perturbation]], Sequence[PerturbedImages]]
 
@@ -126,7 +125,7 @@ class PerturbationSweep:
         return _Fed(args, self.baseline.run_fp32(args))
 
     def _compare(self, each: _Entry, window: slice) -> Measured:
-        trained, deployed = (self.baseline.scale.read(_concatenate(parts)) for parts in (each.trained, each.deployed))
+        trained, deployed = (self.baseline.scale.read(join_rows(parts)) for parts in (each.trained, each.deployed))
         trained = trained.knowing(self.baseline.readout(window).known)
         found = measure_distance(trained, deployed, window.stop)
         beyond = found
@@ -159,8 +158,3 @@ def preprocessing_link(moved: Mapping[str, Measured], runner: str, unit: str) ->
     interval = found.intervals.get(unit, Interval(math.nan, math.nan))
     value, bias = found.metrics[unit], found.metrics[bias_of(unit)]
     return (Link("preprocessing", runner, f"{runner} on {name}", value, bias, interval, found.samples),)
-
-
-def _concatenate(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """The outputs of several windows as those of one; a tensor without samples is the same in each."""
-    return [torch.cat(each) if each[0].ndim else each[0] for each in map(list, zip(*parts, strict=True))]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-import torch
 from torch import Tensor
+
+from lightning_robust.structures import join_rows
 
 _FIRST = 16
 _MOST_BYTES = 2**26  # of the outputs of one runtime that are held
@@ -36,6 +37,7 @@ class Outputs:
         run: From a window to the flattened outputs on it.
 
     Example:
+        >>> import torch
         >>> outputs = Outputs(lambda window: [torch.arange(window.start, window.stop)])
         >>> outputs.up_to(slice(0, 2)), outputs.up_to(slice(2, 3))
         ([tensor([0, 1])], [tensor([0, 1, 2])])
@@ -51,7 +53,5 @@ class Outputs:
         if window.stop > self.samples:
             self._parts.append(list(self._run(slice(self.samples, window.stop))))
             self.samples = window.stop
-            # a tensor without samples is the same in each window
-            joined = [torch.cat(parts) if parts[0].ndim else parts[0] for parts in zip(*self._parts, strict=True)]
-            self._parts = [joined]
+            self._parts = [join_rows(self._parts)]
         return [tensor[: window.stop] if tensor.ndim else tensor for tensor in self._parts[0]]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -104,7 +102,7 @@ def _shortest_names(subject: Subject, nodes: tuple[str, ...]) -> tuple[str, ...]
     """Modules that hold none but these nodes, the outermost first, and the others of them that compute something."""
     exported = subject.exported
     whole = _whole_modules(subject, nodes)
-    covered = set(_keeping_only(subject, whole).fp32_nodes())
+    covered = set(subject.keeping_only(whole).fp32_nodes())
     moves = {node.name for node in exported.model.graph.node if node.op_type in MOVES}
     return (*whole, *(node for node in nodes if node not in covered | moves))
 
@@ -114,16 +112,10 @@ def _whole_modules(subject: Subject, nodes: tuple[str, ...]) -> list[str]:
     modules = {origins[node].module for node in nodes if node in origins} - {""}
     whole: list[str] = []
     for module in sorted(modules, key=lambda path: path.count(".")):
-        inside = _keeping_only(subject, (module,)).fp32_nodes()
+        inside = subject.keeping_only((module,)).fp32_nodes()
         if set(inside) <= set(nodes) and not module.startswith(tuple(f"{name}." for name in whole)):
             whole.append(module)
     return whole
-
-
-def _keeping_only(subject: Subject, names: Sequence[str]) -> Subject:
-    other = copy.copy(subject)
-    other.keep_fp32 = tuple(names)
-    return other
 
 
 def _step_at(value: float, precision: str) -> float:
