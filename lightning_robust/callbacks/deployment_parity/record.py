@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_robust.callbacks.deployment_parity.kept import kept_elsewhere
-from lightning_robust.callbacks.deployment_parity.measure import Examined, ParityMeter, digest
+from lightning_robust.callbacks.deployment_parity.measure import Examined, ParityMeter
 from lightning_robust.callbacks.deployment_parity.report import layers_report, pass_report
 from lightning_robust.callbacks.diagnostics import Report, show
 from lightning_robust.deployment.graph.export import ExportError
@@ -119,14 +119,10 @@ class ParityRecord:
         last = self._examined
         if last is None or self.report is None:
             return False
-        if meter.is_current(pl_module, last):
-            weights = replace(self.report.weights, digest=digest(pl_module.state_dict()))
-            self.report = replace(self.report, weights=weights)
-            return False
         last.report = self.report  # with the numbers of engines that were late
         self._examined = meter.measure_again(trainer, pl_module, last)
         self.report = self._examined.report
-        return True
+        return self._examined is not last
 
     def _examine(self, trainer: pl.Trainer, meter: ParityMeter, tolerance: float | None) -> None:
         """Measure and log what each node of the last pass's graph costs in half precision."""

@@ -10,7 +10,7 @@ from lightning_robust.deployment.engines.base import HALF, Built, Runtime, run_m
 from lightning_robust.deployment.engines.subject import Subject
 from lightning_robust.deployment.graph.export import to_args
 
-_DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class TorchRuntime(Runtime):
@@ -18,7 +18,7 @@ class TorchRuntime(Runtime):
 
     def build(self, subject: Subject) -> Built:
         """Copy the module into the precision."""
-        dtype = _DTYPES[self.precision]
+        dtype = DTYPES[self.precision]
         device = subject.device if self.precision in HALF else "cpu"
         module = copy.deepcopy(subject.module).to(device, dtype)
         return Built(lambda args: run_module(module, to_args(args, dtype, device)))

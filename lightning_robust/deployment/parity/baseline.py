@@ -97,13 +97,9 @@ class Baseline:
         """The last window that the reference has been asked for."""
         return next(window for window in reversed(self.windows) if window.stop in self._readouts)
 
-    def run(self, runner: Runner, args: tuple[Any, ...]) -> list[Tensor]:
-        """Run anything in batches that engines take."""
-        return run_in_batches(runner, args, self._subject.max_batch)
-
     def run_fp32(self, args: tuple[Any, ...]) -> list[Tensor]:
         """PyTorch in fp32 on other inputs."""
-        return self.run(self._fp32, args)
+        return run_in_batches(self._fp32, args, self._subject.max_batch)
 
     def until_settled(
         self,

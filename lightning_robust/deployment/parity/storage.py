@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_robust.deployment.engines import Runtime, Subject, runtime
 from lightning_robust.deployment.engines.base import HALF
 from lightning_robust.deployment.engines.execution import execute
+from lightning_robust.deployment.engines.torch import DTYPES
 from lightning_robust.deployment.graph.lint import Finding
 from lightning_robust.deployment.numerics.head import fp32_outputs, head_nodes
 from lightning_robust.deployment.numerics.operators import MOVES
@@ -18,7 +19,6 @@ from lightning_robust.deployment.parity.baseline import Baseline
 from lightning_robust.deployment.parity.result import STORAGE, ParityReport
 from lightning_robust.deployment.parity.scale import Task, unit_label
 
-_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 _WORTH = 0.5  # a head that takes half of the distance with it is worth a sentence
 _NAMED = 3  # nodes
 
@@ -30,7 +30,7 @@ def storage_metrics(baseline: Baseline, subject: Subject, made: Runtime) -> dict
         kept = (False,) * len(exact.outputs)
     else:
         kept = fp32_outputs(subject.exported.model, subject.fp32_nodes())
-    dtype = _TYPES[made.precision]
+    dtype = DTYPES[made.precision]
     rounded = [_round(output, dtype, keep) for output, keep in zip(exact.outputs, kept, strict=True)]
     return {STORAGE: exact.distance(baseline.scale.read(rounded), made.precision)[baseline.unit]}
 
@@ -120,7 +120,7 @@ def _whole_modules(subject: Subject, nodes: tuple[str, ...]) -> list[str]:
 
 def _step_at(value: float, precision: str) -> float:
     """The distance from a number to the next one in a precision."""
-    dtype = _TYPES[precision]
+    dtype = DTYPES[precision]
     limited = min(value, torch.finfo(dtype).max)
     return 2.0 ** math.floor(math.log2(limited)) * torch.finfo(dtype).eps if limited > 0 else 0.0
 
