@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -147,15 +148,9 @@ def run_engine(engine: Engine, inputs: Mapping[str, np.ndarray], *, time_limit: 
         folder = Path(name)
         with (folder / "inputs.npz").open("wb") as file:
             np.savez(file, *inputs.values())  # numbered: a name may hold a slash, or be "file"
-        spec = {
-            "backend": engine.backend,
-            "stand_in": False,
-            "engine": str(engine.path),
-            "names": list(inputs),
-            "inputs": str(folder / "inputs.npz"),
-            "outputs": str(folder / "outputs.npz"),
-        }
-        result, log = run_child(_CHILD, "run", spec, folder, time_limit)
+        spec = {"backend": engine.backend, "stand_in": False, "names": list(inputs)}
+        reads, writes = {"engine": engine.path, "inputs": folder / "inputs.npz"}, {"outputs": folder / "outputs.npz"}
+        result, log = run_child(_CHILD, "run", spec, folder, time_limit, reads=reads, writes=writes)
         try:
             with np.load(folder / "outputs.npz", allow_pickle=False) as stored:
                 return {output: stored[f"arr_{index}"] for index, output in enumerate(result["names"])}
@@ -208,20 +203,26 @@ class _Build:
         changed = {name for name, digest in weights.items() if before.get(name) != digest}
         if not changed:
             return origin, entry
-        spec = {"origin": str(self._cache.path(origin)), "changed": sorted(changed - folded_weights(self._model))}
+        spec = {"changed": sorted(changed - folded_weights(self._model))}
         report = {"layers": entry["layers"], "flags": entry["flags"], "weights": weights}
-        return key, self._run("refit", key, spec, report)
+        return key, self._run("refit", key, spec, {"origin": self._cache.path(origin)}, report)
 
     def _run(
-        self, verb: str, key: str, spec: Mapping[str, Any] | None = None, report: Mapping[str, Any] | None = None
+        self,
+        verb: str,
+        key: str,
+        spec: Mapping[str, Any] = MappingProxyType({}),
+        reads: Mapping[str, Path] = MappingProxyType({}),
+        report: Mapping[str, Any] = MappingProxyType({}),
     ) -> dict[str, Any]:
         """Let the child make the engine, check the result, and store it with the child's report and this one."""
         with self._cache.workspace() as folder:
             model, engine = folder / "model.onnx", folder / "engine"
             model.write_bytes(self._model)
-            files = {"model": str(model), "engine": str(engine)}
-            result, log = run_child(_CHILD, verb, {**self._settings, **files, **(spec or {})}, folder, self._time_limit)
-            result |= report or {}
+            job = {**self._settings, **spec}
+            files = {"reads": {"model": model, **reads}, "writes": {"engine": engine}}
+            result, log = run_child(_CHILD, verb, job, folder, self._time_limit, **files)
+            result |= report
             size = engine.stat().st_size if engine.is_file() else 0
             if not is_report(result) or size != result["size"]:
                 raise EngineError("garbage", f"The {verb} ended well but left {size} bytes and {result}.", log)

@@ -72,10 +72,10 @@ def with_refusals(exported: Exported, findings: Sequence[Finding]) -> tuple[Find
 
 def _ask(model: bytes, time_limit: float) -> tuple[Refusal, ...]:
     with tempfile.TemporaryDirectory(prefix="lightning_robust-") as name:
-        folder = Path(name)
-        (folder / "model.onnx").write_bytes(model)
-        spec = {"backend": "tensorrt_rtx", "stand_in": False, "model": str(folder / "model.onnx")}
-        result, _ = run_child(CHILD_SCRIPT, "support", spec, folder, time_limit)
+        folder, reads = Path(name), {"model": Path(name, "model.onnx")}
+        reads["model"].write_bytes(model)
+        spec = {"backend": "tensorrt_rtx", "stand_in": False}
+        result, _ = run_child(CHILD_SCRIPT, "support", spec, folder, time_limit, reads=reads)
     first: dict[int, Refusal] = {}
     for place, operator, reason in result.get("refused", ()):
         first.setdefault(place, Refusal(place, operator, _readable(reason)))

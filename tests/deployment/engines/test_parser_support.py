@@ -101,7 +101,7 @@ REASONS = {
 def test_reasons_are_sentences(monkeypatch, reason):
     result = {"status": "done", "refused": [[0, "Foo", reason], [0, "Foo", "a second reason"]]}
     monkeypatch.setattr(abilities, "missing_package", lambda package: "")
-    monkeypatch.setattr(parser_support, "run_child", lambda *_: (result, ""))
+    monkeypatch.setattr(parser_support, "run_child", lambda *_, **__: (result, ""))
     assert refused_nodes(planted().SerializeToString()) == (Refusal(0, "Foo", REASONS[reason]),)
 
 

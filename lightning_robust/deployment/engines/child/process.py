@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 from contextvars import ContextVar
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 Kind = Literal["crashed", "timed_out", "refused", "garbage", "disk", "unavailable", "cancelled"]
@@ -52,11 +53,29 @@ class EngineError(RuntimeError):
 
 
 def run_child(
-    script: Path, verb: str, spec: Mapping[str, Any], folder: Path, time_limit: float
+    script: Path,
+    verb: str,
+    spec: Mapping[str, Any],
+    folder: Path,
+    time_limit: float,
+    *,
+    reads: Mapping[str, Path] = MappingProxyType({}),
+    writes: Mapping[str, Path] = MappingProxyType({}),
 ) -> tuple[dict[str, Any], str]:
-    """Run one verb of a child script in `folder`; returns its result and its log, or raises EngineError."""
+    """Run one verb of a child script in `folder`; returns its result and its log, or raises EngineError.
+
+    Args:
+        script: The child's script.
+        verb: What it is to do.
+        spec: What it is told; numbers, strings and lists, no paths.
+        folder: A temporary folder for the spec, the result and the log.
+        time_limit: Seconds until the child is killed.
+        reads: Key of the spec -> file that the child reads. A file that is not there is none of its.
+        writes: Key of the spec -> file that the child writes. A key of both is a file that it reads and writes anew.
+    """
     spec_file, result_file, log_file = folder / "spec.json", folder / "result.json", folder / "log.txt"
-    spec_file.write_text(json.dumps({**spec, "result": str(result_file), "time_limit": time_limit}), encoding="utf-8")
+    files = {key: str(path) for key, path in {**reads, **writes, "result": result_file}.items()}
+    spec_file.write_text(json.dumps({**spec, **files, "time_limit": time_limit}), encoding="utf-8")
     # -P: the script's folder stays off sys.path, or its neighbours would shadow what the libraries import
     command = [sys.executable, "-P", str(script), verb, str(spec_file)]
     environment = {name: value for name, value in os.environ.items() if name != "POLYGRAPHY_USE_TENSORRT_RTX"}

@@ -98,10 +98,10 @@ def test_exit_in_words(code, words):
 def test_a_full_disk_in_the_child(tmp_path):
     (tmp_path / "model.onnx").write_bytes(FP32)
     settings = {"backend": "tensorrt_rtx", "profile": PROFILE, "tf32": False, "weakly_typed": None}
-    settings |= {"stand_in": False, "refit": False}
-    files = {"model": str(tmp_path / "model.onnx"), "engine": "/dev/full", "target": "SM89"}
+    settings |= {"stand_in": False, "refit": False, "target": "SM89"}
+    files = {"reads": {"model": tmp_path / "model.onnx"}, "writes": {"engine": Path("/dev/full")}}
     with pytest.raises(EngineError) as caught:
-        process.run_child(builder._CHILD, "build", settings | files, tmp_path, 120.0)
+        process.run_child(builder._CHILD, "build", settings, tmp_path, 120.0, **files)
     assert caught.value.kind == "disk"
     assert "No space left" in str(caught.value)
 
