@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from vision import SmallViT, resnet18
 
-from lightning_robust.deployment.engines import TARGETS, Subject, run_module, runtime
+from lightning_robust.deployment.engines import TARGETS, BuildSettings, Subject, run_module, runtime
 from lightning_robust.deployment.engines.base import feed
 from lightning_robust.deployment.engines.execution import Execution, execute, one_line
 from lightning_robust.deployment.graph.export import frozen_copy, to_args
@@ -120,13 +120,13 @@ MODELS: dict[str, Callable[[int, Path | None], Case]] = {
 
 def torch_on_cuda(subject: Subject) -> dict[str, Execution]:
     """PyTorch in fp32 on the GPU, without and with TF32; nothing without a GPU."""
-    if not subject.device.startswith("cuda"):
+    if not str(subject.settings.device).startswith("cuda"):
         return {}
     executions = {}
     for name, allowed in (("torch_cuda-fp32", False), ("torch_cuda-tf32", True)):
         with tf32(allowed):
-            module = copy.deepcopy(subject.module).to(subject.device)
-            outputs = run_module(module, to_args(subject.example, torch.float32, subject.device))
+            module = copy.deepcopy(subject.module).to(str(subject.settings.device))
+            outputs = run_module(module, to_args(subject.example, torch.float32, str(subject.settings.device)))
         executions[name] = Execution("measured", outputs)
     return executions
 
@@ -197,7 +197,7 @@ def compare(name: str, samples: int, checkpoint: Path | None, device: str) -> It
     """The lines of one model."""
     torch.manual_seed(0)
     model, x = MODELS[name](samples, checkpoint)
-    subject = Subject(frozen_copy(model), (x,), max_batch=len(x), device=device, time_limit=600.0)
+    subject = Subject(frozen_copy(model), (x,), BuildSettings(device=device, time_limit=600.0))
     reference = run_module(copy.deepcopy(subject.module).double(), (x.double(),))
     executions = {target: execute(runtime(target), subject) for target in TARGETS if target != "torch-fp32"}
     emulated = {

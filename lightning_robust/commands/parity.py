@@ -11,7 +11,7 @@ import torch
 
 from lightning_robust.callbacks import DeploymentParityCallback
 from lightning_robust.callbacks.deployment_parity.measure import digest
-from lightning_robust.deployment.engines import available
+from lightning_robust.deployment.engines import BuildSettings, available
 from lightning_robust.deployment.graph.batches import Arrays
 from lightning_robust.deployment.graph.files import GraphSubject, load_graph, make_inputs, remarks
 from lightning_robust.deployment.parity.localise import localise
@@ -91,7 +91,7 @@ def parity(
     else:
         graph = load_graph(str(onnx))
         arrays, notes = _inputs_of(graph, inputs, samples or 16, shapes)
-        subject = GraphSubject(graph, arrays, time_limit=time_limit, keep_fp32=tuple(keep_fp32 or ()))
+        subject = GraphSubject(graph, arrays, BuildSettings(time_limit=time_limit, keep_fp32=keep_fp32))
         pixels = PixelSpace(0.0 if mean is None else mean, 1.0 if std is None else std)
         report = _of_graph(subject, targets, perturbations, pixels, tolerance, keep_tolerance)
         report = replace(report, notes=(*notes, *report.notes))
@@ -136,7 +136,7 @@ def _of_graph(
             " out onnxruntime-fp32, and PyTorch's, which need --ckpt."
         )
     runtimes = [made for made in available(targets) if not made.name.startswith(_OTHER)]
-    limit = subject.time_limit
+    limit = subject.settings.time_limit
     report = measure_parity(
         subject,
         runtimes,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from lightning_robust.deployment.engines import available
+from lightning_robust.deployment.engines import BuildSettings, available
 from lightning_robust.deployment.pixels.catalogue import Names
 from lightning_robust.deployment.pixels.catalogue import perturbations as named_perturbations
 from lightning_robust.deployment.replay.frames import open_recording
@@ -72,8 +72,7 @@ def replay(
         perturbations=named_perturbations(perturbations),
         pixels=_pixels(ckpt, config, mean, std),
         value=value,
-        device="cuda" if torch.cuda.is_available() else "cpu",
-        time_limit=time_limit,
+        settings=BuildSettings(device="cuda" if torch.cuda.is_available() else "cpu", time_limit=time_limit),
     )
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from typing_extensions import override
 
-from lightning_robust.callbacks.deployment_parity.engine_settings import EngineSettings, check_positive
+from lightning_robust.callbacks.deployment_parity.engine_settings import EngineSettings
 from lightning_robust.callbacks.deployment_parity.measure import ParityMeter, SampleCounts, Snapshot
 from lightning_robust.callbacks.deployment_parity.record import STATUS, Numbers, ParityRecord
 from lightning_robust.callbacks.deployment_parity.report import CHARTS, pass_report
@@ -17,6 +17,7 @@ from lightning_robust.callbacks.deployment_parity.tolerance import Action, hold_
 from lightning_robust.callbacks.diagnostics import InputDiagnostic, show
 from lightning_robust.deployment.engines import runtime
 from lightning_robust.deployment.engines.execution import STATUS_CODES
+from lightning_robust.deployment.engines.settings import check_positive
 from lightning_robust.deployment.parity.background import LateResults
 from lightning_robust.deployment.parity.result import ParityReport
 from lightning_robust.deployment.pixels import catalogue
@@ -77,15 +78,15 @@ class DeploymentParityCallback(InputDiagnostic):
             logger's folder, of the weights that the fit returned. Costs at most three times `time_limit`.
         keep_tolerance: Distance that the list is to meet, in the report's unit (``lateral_px_p99``); None aims at a
             fifth of what the whole graph costs.
-        engines: How engines are built and run, as :class:`~.engine_settings.EngineSettings` documents: ``max_batch``,
-            ``weakly_typed``, ``keep_fp32``, ``out_of_range``, ``tf32``, ``refit``, ``background``, ``perturb_targets``.
+        engines: How engines are built and run, as :class:`~.engine_settings.EngineSettings` documents: ``batch``,
+            ``keep_fp32``, ``tf32``, ``calibration``, ``deployed``, ``command``, ``background`` and others.
 
     Raises:
         ValueError: For an unknown target, perturbation, metric limit, or a number out of range.
         MisconfigurationException: Under strategies in which no rank has the whole model.
 
     Example:
-        >>> callback = DeploymentParityCallback(["onnxruntime-fp32", "emulated-fp16"], every_n_epochs=2, max_batch=8)
+        >>> callback = DeploymentParityCallback(["onnxruntime-fp32", "emulated-fp16"], every_n_epochs=2, tf32=True)
         >>> trainer = pl.Trainer(callbacks=[callback], logger=False, enable_checkpointing=False)
     """
 
@@ -119,7 +120,7 @@ class DeploymentParityCallback(InputDiagnostic):
         self.perturbations, self.mean, self.std = perturbations, mean, std
         self.input_key, self.decode, self.tolerance = input_key, decode, tolerance
         self.on_violation, self.localise, self.keep_tolerance = on_violation, localise, keep_tolerance
-        self.engines = EngineSettings(**engines)
+        self.engines = EngineSettings(**engines, time_limit=time_limit)
         entries = catalogue.perturbations(perturbations)
         self._meter = ParityMeter(targets, entries, mean, std, decode, time_limit, tolerance, engines=self.engines)
         self._counts = SampleCounts(num_samples, pass_samples, input_key, examined=localise)

@@ -214,8 +214,8 @@ class ParityMeter:
             raise ValueError("no validation batch was seen")
         module = frozen_copy(pl_module, weights)
         example = to_args(inputs.spread(samples), torch.float32)
-        subject = self._engines.subject(module, example, str(pl_module.device), self._time_limit)
-        subject.exporter = self._graphs.export
+        settings = replace(self._engines, device=self._engines.device or str(pl_module.device))
+        subject = Subject(module, example, settings, exporter=self._graphs.export)
         return subject, task_of(module, self._decode, inputs)
 
 

@@ -10,6 +10,7 @@ from lightning_robust.deployment.engines.builder import Engine as Engine
 from lightning_robust.deployment.engines.builder import build_engine as build_engine
 from lightning_robust.deployment.engines.builder import run_engine as run_engine
 from lightning_robust.deployment.engines.child.process import EngineError as EngineError
+from lightning_robust.deployment.engines.settings import BuildSettings as BuildSettings
 from lightning_robust.deployment.engines.subject import Subject as Subject
 from lightning_robust.deployment.engines.targets import TARGETS as TARGETS
 from lightning_robust.deployment.engines.targets import available as available

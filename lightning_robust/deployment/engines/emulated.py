@@ -34,8 +34,8 @@ class EmulatedRuntime(Runtime):
             exported.model,
             "fp16" if accumulated else cast(Precision, self.precision),
             nodes,
-            out_of_range=subject.out_of_range,
-            tf32=subject.tf32,
+            out_of_range=subject.settings.out_of_range,
+            tf32=subject.settings.tf32,
             fp16_accumulators=accumulated,
         )
         model = to_model(emulation.build())

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lightning_robust.deployment.engines.base import Runner, Runtime
-from lightning_robust.deployment.engines.subject import Subject
+from lightning_robust.deployment.engines.subject import CHUNK, Subject
 from lightning_robust.structures import count_rows, join_rows, take_rows
 
 Status = Literal["measured", "built", "skipped", "unavailable", "failed"]
@@ -61,7 +61,7 @@ def execute(made: Runtime, subject: Subject, window: slice = slice(None)) -> Exe
     try:
         built = made.build(subject)
         run = built.run
-        outputs = [] if run is None else run_in_batches(run, subject.rows(window), subject.max_batch)
+        outputs = [] if run is None else run_in_batches(run, subject.rows(window))
         seconds = time.monotonic() - start
         status: Status = "built" if run is None else "measured"
         return Execution(status, outputs, run, built.note, built.warning, built.size, seconds)
@@ -69,10 +69,10 @@ def execute(made: Runtime, subject: Subject, window: slice = slice(None)) -> Exe
         return Execution("failed", note=one_line(error), seconds=time.monotonic() - start)
 
 
-def run_in_batches(runner: Runner, args: tuple[Any, ...], max_batch: int) -> list[Tensor]:
-    """Run on ``max_batch`` samples at a time and join the outputs; tensors without the batch's size go in whole."""
+def run_in_batches(runner: Runner, args: tuple[Any, ...], size: int = CHUNK) -> list[Tensor]:
+    """Run on so many samples at a time and join the outputs; tensors without the batch's size go in whole."""
     samples = count_rows(args)
-    windows = (slice(start, start + max_batch) for start in range(0, samples, max_batch))
+    windows = (slice(start, start + size) for start in range(0, samples, size))
     return join_rows([runner(take_rows(args, window, samples)) for window in windows])
 
 

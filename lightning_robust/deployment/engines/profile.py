@@ -16,17 +16,15 @@ Profile = dict[str, Shapes]
 
 
 def make_profile(exported: Exported, subject: Subject) -> Profile:
-    """The profile of a subject: batches from one to its largest, usually that of its example."""
+    """The profile of a subject: the batch as it is deployed, and sizes as in its samples."""
     profile: Profile = {}
     for value, tensor in zip(exported.model.graph.input, input_tensors(subject.example), strict=True):
         shape, dims = tuple(tensor.shape), value.type.tensor_type.shape.dim
         if dims and static_size(dims[0]) is None:
-            batch, *sizes = shape
-            usual = min(batch, subject.max_batch)
-            profile[value.name] = (1, *sizes), (usual, *sizes), (subject.max_batch, *sizes)
+            fixed = (subject.settings.batch, *shape[1:])
         else:
             fixed = tuple(dim.dim_value or size for dim, size in zip(dims, shape, strict=True))
-            profile[value.name] = fixed, fixed, fixed
+        profile[value.name] = fixed, fixed, fixed
     return profile
 
 

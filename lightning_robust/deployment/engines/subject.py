@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from torch import nn
 
+from lightning_robust.deployment.engines.settings import DEFAULTS, BuildSettings
 from lightning_robust.deployment.graph.export import Exported, export
 from lightning_robust.deployment.graph.lint import HALF_RULES, Finding, lint
-from lightning_robust.deployment.numerics.rounding import OutOfRange
 from lightning_robust.structures import count_rows, take_rows
 from lightning_robust.suggest import did_you_mean
 
-_EXPORTED_ROWS = 16
+CHUNK = 16
+"""Samples that are exported, and run at a time where memory is all that counts."""
 
 
 @dataclass
@@ -26,35 +26,17 @@ class Subject:
     Args:
         module: An fp32 copy on the CPU in evaluation mode, from :func:`~.export.frozen_copy`.
         example: Positional arguments of its ``forward``, a batch of at least 2.
-        max_batch: The largest batch that engines are built for.
-        device: Where ``torch-fp16`` and ``torch-bf16`` run, e.g. ``"cuda"``.
-        time_limit: Seconds that one engine build may take.
-        weakly_typed: Build ``tensorrt-fp16`` with TensorRT 10's fp16 flag, which lets TensorRT choose a precision for
-            each layer, instead of from an fp16-typed graph.
-        refit: Set new weights in an engine that was built for the same graph, where engines can be run at all.
-        cache: Folder of built engines; the user's cache folder if None.
-        keep_fp32: Names of nodes, or paths of modules for all nodes in them, that stay fp32 in fp16 and bf16 graphs;
-            None takes the module's own list of that name, if it has one.
-        out_of_range: What becomes of weights beyond the range of a half precision: ``"clamp"`` takes the nearest number
-            in it, as TensorRT's builder does; ``"keep"`` keeps the nodes that read them in fp32; ``"inf"`` makes them
-            infinite, as ``module.half()`` does.
-        tf32: Let what stays fp32 in half precision multiply in TF32, in the emulation and in the engines that are
-            built. ``trtexec`` allows it unless it is called with ``--noTF32``; deploy an engine that is built likewise.
+        settings: How engines are built and run.
+        calibration: Positional arguments of ``forward`` that int8 finds its ranges on, a training's inputs, unless the
+            settings name a file; None takes the example.
         exporter: :func:`~.export.export`, or a :class:`~.keeper.GraphKeeper`'s method, which is quicker at the second
             of several subjects that differ in their weights.
     """
 
     module: nn.Module
     example: tuple[Any, ...]
-    max_batch: int = 16
-    device: str = "cpu"
-    time_limit: float = 300.0
-    weakly_typed: bool = False
-    refit: bool = False
-    cache: Path | None = None
-    keep_fp32: tuple[str, ...] | None = None
-    out_of_range: OutOfRange = "clamp"
-    tf32: bool = False
+    settings: BuildSettings = DEFAULTS
+    calibration: tuple[Any, ...] | None = None
     exporter: Callable[..., Exported] = export
     reference: ClassVar[str | None] = None
     """The name of its own outputs where they are the only reference; None compares with PyTorch in fp64."""
@@ -63,8 +45,8 @@ class Subject:
 
     @property
     def kept(self) -> tuple[str, ...]:
-        """What stays fp32, as :attr:`keep_fp32` says or else the module."""
-        return tuple(getattr(self.module, "keep_fp32", None) or ()) if self.keep_fp32 is None else self.keep_fp32
+        """What stays fp32 in half precision, as the settings say or else the module."""
+        return self._named("keep_fp32")
 
     @property
     def samples(self) -> int:
@@ -83,7 +65,7 @@ class Subject:
     def keeping_only(self, names: Iterable[str]) -> Subject:
         """The same subject and the same graph, with these nodes or modules in fp32 and no others."""
         other = copy.copy(self)
-        other.keep_fp32 = tuple(names)
+        other.settings = replace(self.settings, keep_fp32=list(names))
         return other
 
     @property
@@ -97,7 +79,9 @@ class Subject:
             raise self._error
         if self._exported is None:
             try:
-                self._exported = self.exporter(self.module, self.rows(slice(_EXPORTED_ROWS)), max_batch=self.max_batch)
+                self._exported = self.exporter(
+                    self.module, self.rows(slice(CHUNK)), max_batch=max(CHUNK, self.settings.batch)
+                )
             except Exception as error:
                 self._error = error
                 raise
@@ -121,6 +105,11 @@ class Subject:
         for name in self.kept:
             matches |= _match_nodes(name, nodes, modules)
         return tuple(node for node in nodes if node in matches)
+
+    def _named(self, setting: str) -> tuple[str, ...]:
+        """A list of the settings, or else of the module."""
+        names = getattr(self.settings, setting)
+        return tuple((getattr(self.module, setting, None) or ()) if names is None else names)
 
     def findings(self) -> tuple[Finding, ...]:
         """What :func:`~.lint.lint` finds in the graph; nothing before a runtime has asked for the graph.

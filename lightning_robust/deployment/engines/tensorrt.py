@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -38,30 +39,31 @@ class TensorRTRuntime(Runtime):
     def build(self, subject: Subject) -> Built:
         """Build the engine, or take it from the cache."""
         exported = subject.exported
-        weakly = subject.weakly_typed and self.name == "tensorrt-fp16"
+        weakly = subject.settings.weakly_typed and self.name == "tensorrt-fp16"
         model, notes = exported.model, ["weakly typed"] * weakly
         if self.precision in HALF and not weakly:
             half = cast(Half, self.precision)
-            conversion = Conversion(model, half, subject.fp32_nodes(), subject.out_of_range)
+            conversion = Conversion(model, half, subject.fp32_nodes(), subject.settings.out_of_range)
             model = conversion.build()
             notes += conversion.notes
         able = self.can_run()
         settings: dict[str, Any] = {
             "backend": self._backend,
             "profile": make_profile(exported, subject),
-            "directory": subject.cache,
-            "time_limit": subject.time_limit,
+            "directory": Path(subject.settings.cache) if subject.settings.cache else None,
+            "time_limit": subject.settings.time_limit,
             "weakly_typed": "fp16" if weakly else None,
-            "tf32": subject.tf32 and self.precision in HALF,
+            "tf32": subject.settings.tf32 and self.precision in HALF,
         }
-        engine, warning = _build_or_refit(model.SerializeToString(), settings, refit=subject.refit and bool(able))
+        refit = subject.settings.refit and bool(able)
+        engine, warning = _build_or_refit(model.SerializeToString(), settings, refit=refit)
         if not able:
             return Built(None, engine.size, ", ".join([f"not run: {able.reason}", *notes]))
 
         fixed = fixed_batches(exported.model.graph)
 
         def run_once(arrays: Arrays) -> list[Tensor]:
-            results = builder.run_engine(engine, arrays, time_limit=subject.time_limit)
+            results = builder.run_engine(engine, arrays, time_limit=subject.settings.time_limit)
             return [torch.from_numpy(results[name]) for name in exported.outputs]
 
         def run(args: tuple[Any, ...]) -> list[Tensor]:

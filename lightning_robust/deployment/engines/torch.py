@@ -19,6 +19,6 @@ class TorchRuntime(Runtime):
     def build(self, subject: Subject) -> Built:
         """Copy the module into the precision."""
         dtype = DTYPES[self.precision]
-        device = subject.device if self.precision in HALF else "cpu"
+        device = (subject.settings.device or "cpu") if self.precision in HALF else "cpu"
         module = copy.deepcopy(subject.module).to(device, dtype)
         return Built(lambda args: run_module(module, to_args(args, dtype, device)))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -17,8 +16,9 @@ from numpy.typing import NDArray
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from lightning_robust.deployment.engines import Subject
+from lightning_robust.deployment.engines import BuildSettings, Subject
 from lightning_robust.deployment.engines.execution import one_line
+from lightning_robust.deployment.engines.settings import DEFAULTS
 from lightning_robust.deployment.graph.batches import Arrays, fixed_batches
 from lightning_robust.deployment.graph.export import Exported
 from lightning_robust.deployment.graph.names import name_nodes
@@ -64,7 +64,7 @@ class GraphSubject(Subject):
     Args:
         model: The graph, from :func:`load_graph`.
         inputs: Name -> samples, from :func:`make_inputs` or of the user's own.
-        **settings: Arguments of :class:`~lightning_robust.deployment.engines.Subject`.
+        settings: How engines are built and run.
 
     Raises:
         ValueError: If an input of the graph is missing, or has another shape or type.
@@ -72,12 +72,12 @@ class GraphSubject(Subject):
 
     reference = "onnxruntime-fp32"
 
-    def __init__(self, model: onnx.ModelProto, inputs: Arrays, **settings: Any) -> None:
+    def __init__(self, model: onnx.ModelProto, inputs: Arrays, settings: BuildSettings = DEFAULTS) -> None:
         check_inputs(model, inputs)
         names = [value.name for value in model.graph.input]
         fixed = fixed_batches(model.graph)
         example = tuple(torch.from_numpy(np.require(inputs[name], requirements="C")) for name in names)
-        super().__init__(GraphModule(model), example, **settings)
+        super().__init__(GraphModule(model), example, settings)
         outputs = tuple(value.name for value in model.graph.output)
         size = fixed.get(names[0])
         taken = "one sample" if size == 1 else f"{size} samples"

@@ -99,7 +99,7 @@ class Baseline:
 
     def run_fp32(self, args: tuple[Any, ...]) -> list[Tensor]:
         """PyTorch in fp32 on other inputs."""
-        return run_in_batches(self._fp32, args, self._subject.max_batch)
+        return run_in_batches(self._fp32, args)
 
     def until_settled(
         self,
@@ -141,7 +141,7 @@ class Baseline:
 
     def _outputs_of(self, runner: Runner) -> Outputs:
         subject = self._subject  # and not this baseline, which holds the outputs
-        return Outputs(lambda window: run_in_batches(runner, subject.rows(window), subject.max_batch))
+        return Outputs(lambda window: run_in_batches(runner, subject.rows(window)))
 
     def _read(self, outputs: list[Tensor], first: slice) -> tuple[Scale, Readout]:
         decode, known = self._task.decode, self._task.known

@@ -76,7 +76,7 @@ def localise(
         measure=partial(scale.distance, report.unit),
         unit=report.unit,
         origins=subject.exported.origins,
-        out_of_range=subject.out_of_range,
+        out_of_range=subject.settings.out_of_range,
         kept=subject.fp32_nodes(),
     )
     first = _fed(subject, slice(few))

@@ -96,7 +96,7 @@ class ParityPass:
         self.subject, self._task, self._limit = subject, task, time_limit
         self._tolerance = tolerance or {}
         self.baseline = Baseline(subject, task)
-        self.perturbed = PerturbedInputs(subject.max_batch) if perturb_targets else None
+        self.perturbed = PerturbedInputs() if perturb_targets else None
         self._runners: dict[str, Runner] = {}
         self._outputs: dict[str, Outputs] = {}
         self._slow: set[str] = set()
@@ -246,7 +246,7 @@ def _executed_outputs(execution: Execution, first: slice, subject: Subject) -> O
     def run(window: slice) -> list[Tensor]:
         if window == first or execution.run is None:
             return execution.outputs
-        return run_in_batches(execution.run, subject.rows(window), subject.max_batch)
+        return run_in_batches(execution.run, subject.rows(window))
 
     return Outputs(run)
 

@@ -12,14 +12,9 @@ from lightning_robust.deployment.engines.execution import run_in_batches
 
 
 class PerturbedInputs:
-    """The perturbed samples of one pass, on which runtimes can be run as well, also later in a thread.
+    """The perturbed samples of one pass, on which runtimes can be run as well, also later in a thread."""
 
-    Args:
-        max_batch: The largest batch that engines take.
-    """
-
-    def __init__(self, max_batch: int) -> None:
-        self._max_batch = max_batch
+    def __init__(self) -> None:
         self._args: dict[Any, tuple[Any, ...]] = {}
         self._trained: dict[str, Any] = {}
 
@@ -34,7 +29,7 @@ class PerturbedInputs:
         for key, args in self._args.items():
             if late():
                 break
-            outputs[key] = run_in_batches(runner, args, self._max_batch)
+            outputs[key] = run_in_batches(runner, args)
         return outputs
 
     def pairs(self, outputs: Mapping[Any, list[Tensor]]) -> Iterator[tuple[str, list[Tensor], list[Tensor]]]:

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_robust.deployment.engines import Runtime, Subject
+from lightning_robust.deployment.engines import BuildSettings, Runtime, Subject
 from lightning_robust.deployment.engines.base import Runner
 from lightning_robust.deployment.engines.execution import Status, one_line
+from lightning_robust.deployment.engines.settings import DEFAULTS
 from lightning_robust.deployment.pixels.catalogue import Perturbation
 from lightning_robust.deployment.pixels.perturb import PerturbedImages, perturb
 from lightning_robust.deployment.replay.frames import Chunk, Recording
@@ -34,8 +35,7 @@ def replay(
     perturbations: Sequence[Perturbation] = (),
     pixels: PixelSpace | None = None,
     value: str | None = None,
-    device: str = "cpu",
-    time_limit: float = 300.0,
+    settings: BuildSettings = DEFAULTS,
 ) -> ReplayReport:
     """Find the lines in recorded frames with PyTorch, with every runtime and under every perturbation, and compare.
 
@@ -49,8 +49,7 @@ def replay(
         perturbations: From :func:`~.catalogue.perturbations`; applied to the network's input, in PyTorch.
         pixels: How ``preprocess`` normalises; needed for perturbations.
         value: Which decoded value holds the lines; the first floating one of three dimensions if None.
-        device: Where ``torch-fp16`` and ``torch-bf16`` run.
-        time_limit: Seconds that one engine build may take.
+        settings: How engines are built and run.
 
     Raises:
         TypeError: If the module cannot be replayed; the message says what to write.
@@ -59,7 +58,7 @@ def replay(
     run = _Replay(LineFinder(module, value), runtimes, perturbations, pixels)
     for chunk in recording:
         if not run.frames:
-            run.build(chunk, partial(Subject, max_batch=recording.batch_size, device=device, time_limit=time_limit))
+            run.build(chunk, settings)
         run.take(chunk)
     return run.report(recording)
 
@@ -136,11 +135,11 @@ class _Replay:
         self._notes: list[str] = []
         self.frames: list[int] = []
 
-    def build(self, chunk: Chunk, subject: Callable[..., Subject]) -> None:
+    def build(self, chunk: Chunk, settings: BuildSettings) -> None:
         """Build the engines, and see which perturbations apply, on the first frames."""
         args = self._finder.inputs(chunk.pictures)
         two = take_rows(args, torch.tensor([0, -1]), len(chunk.frames))  # a batch of 2, also of a single frame
-        example = subject(self._finder.module, two)
+        example = Subject(self._finder.module, two, settings)
         for runtime, track in self._runtimes:
             track.attempt(partial(track.build, runtime, example))
         if self._perturbations:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_robust.deployment.engines import Subject, runtime
+from lightning_robust.deployment.engines import BuildSettings, Subject, runtime
 from lightning_robust.deployment.engines.execution import execute
 from lightning_robust.deployment.graph.export import frozen_copy
 from lightning_robust.deployment.graph.files import GraphSubject
@@ -20,7 +20,7 @@ def relative(values, reference):
 
 
 def measure(target, model, feeds, **settings):
-    return execute(runtime(target), GraphSubject(model, feeds, **settings))
+    return execute(runtime(target), GraphSubject(model, feeds, BuildSettings(**settings)))
 
 
 class Up(nn.Module):
@@ -166,7 +166,7 @@ def test_scalars_go_in_as_scalars():
     """Also in front: the number of samples is that of the first input that has one."""
     model, _ = one("[op] y = Mul(s, x)", inputs="float s, float[n,3] x", outputs="float[n,3] y")
     feeds = {"s": np.array(2, np.float32), "x": np.ones((5, 3), np.float32)}
-    subject = GraphSubject(model, feeds, max_batch=2)
+    subject = GraphSubject(model, feeds)
     assert [tuple(tensor.shape) for tensor in subject.example] == [(), (5, 3)]
     made = execute(runtime("emulated-fp16"), subject)
     assert made.status == "measured"

@@ -19,7 +19,7 @@ class Stub(Runtime):
         return self.built
 
 
-SUBJECT = Subject(torch.nn.Identity(), (torch.arange(5.0)[:, None], torch.tensor(3.0)), max_batch=2)
+SUBJECT = Subject(torch.nn.Identity(), (torch.arange(5.0)[:, None], torch.tensor(3.0)))
 
 
 def test_samples_go_in_by_batches_and_come_back_in_order():

@@ -10,7 +10,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
-from lightning_robust.deployment.engines import Subject
+from lightning_robust.deployment.engines import BuildSettings, Subject
 from lightning_robust.deployment.engines.profile import complete_profile, make_profile
 from lightning_robust.deployment.graph.export import frozen_copy
 from lightning_robust.deployment.graph.files import GraphSubject
@@ -19,9 +19,11 @@ from ..models import SmallCNN, images
 from .builds import GOOD, PROFILE, build, make_model, script
 
 
-def test_profile_spans_one_to_the_largest_batch():
-    subject = Subject(frozen_copy(SmallCNN()), (images(6),), max_batch=8)
-    assert make_profile(subject.exported, subject) == {"input": ((1, 3, 16, 16), (6, 3, 16, 16), (8, 3, 16, 16))}
+@pytest.mark.parametrize("batch", [1, 4])
+def test_profile_is_static_in_the_batch_as_it_is_deployed(batch):
+    """Whatever the number of samples: an engine with a range of batches is another engine, of other tactics."""
+    subject = Subject(frozen_copy(SmallCNN()), (images(6),), BuildSettings(batch=batch))
+    assert make_profile(subject.exported, subject) == {"input": ((batch, 3, 16, 16),) * 3}
 
 
 def test_profile_of_a_fixed_batch_has_its_size_whatever_the_number_of_samples():
@@ -76,9 +78,9 @@ def test_a_batch_is_dynamic_whether_it_has_a_name_or_not(batch):
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, 3]) for name in "xy")
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"], "r")], "g", [x], [y])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    subject = GraphSubject(model, {"x": np.ones((2, 3), np.float32)}, max_batch=8)
+    subject = GraphSubject(model, {"x": np.ones((2, 3), np.float32)})
     profile = make_profile(subject.exported, subject)
-    assert profile == {"x": ((1, 3), (2, 3), (8, 3))}
+    assert profile == {"x": ((1, 3),) * 3}
     assert complete_profile(model.SerializeToString(), profile) == profile
     with pytest.raises(ValueError, match="none came for 'x' of shape"):
         complete_profile(model.SerializeToString(), {})

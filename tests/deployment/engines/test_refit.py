@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_robust.deployment.engines import Subject, abilities, builder, runtime
+from lightning_robust.deployment.engines import BuildSettings, Subject, abilities, builder, runtime
 from lightning_robust.deployment.engines.builder import EngineError, build_engine, can_run, run_engine
 from lightning_robust.deployment.engines.child import engine as _engine_child
 from lightning_robust.deployment.engines.refit import folded_weights, structure, weight_digests
@@ -173,7 +173,7 @@ def test_statistics_alone_are_refitted_too(tmp_path, child, models):
 def test_what_cannot_be_refitted_is_built_anew_with_a_warning(tmp_path, child):
     def build_at(seed, refit=True):
         torch.manual_seed(seed)
-        subject = Subject(frozen_copy(Mixed()), (images(4),), max_batch=8, cache=tmp_path / "cache", refit=refit)
+        subject = Subject(frozen_copy(Mixed()), (images(4),), BuildSettings(cache=str(tmp_path / "cache"), refit=refit))
         return runtime("tensorrt-fp32").build(subject)
 
     first = build_at(0)
@@ -192,7 +192,7 @@ def test_what_cannot_be_refitted_is_built_anew_with_a_warning(tmp_path, child):
 
 def test_nothing_is_refitted_where_nothing_is_run(tmp_path, child, monkeypatch):
     monkeypatch.setattr(abilities, "device_name", lambda: "")
-    subject = Subject(frozen_copy(Mixed()), (images(4),), max_batch=8, cache=tmp_path / "cache", refit=True)
+    subject = Subject(frozen_copy(Mixed()), (images(4),), BuildSettings(cache=str(tmp_path / "cache"), refit=True))
     built = runtime("tensorrt_rtx-fp32").build(subject)
     assert built.run is None
     assert [refit for *_, refit in child()] == [False]

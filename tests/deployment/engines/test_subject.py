@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_robust.deployment.engines import Subject
+from lightning_robust.deployment.engines import BuildSettings, Subject
 from lightning_robust.deployment.graph.export import ExportError, frozen_copy
 
 from ..models import SmallCNN, images
@@ -33,16 +33,14 @@ def test_fp32_nodes_are_named_by_node_and_by_module():
     head = [name for name in nodes if name in origins and origins[name].module == "head"]
     assert len(stem) >= 2
     assert len(head) == 1
-    subject.keep_fp32 = ("head", "stem")
-    assert subject.fp32_nodes() == tuple(name for name in nodes if name in {*stem, *head})
-    subject.keep_fp32 = (head[0],)
-    assert subject.fp32_nodes() == (head[0],)
-    subject.keep_fp32 = ()
-    assert subject.fp32_nodes() == ()
+    both = subject.keeping_only(["head", "stem"])
+    assert both.fp32_nodes() == tuple(name for name in nodes if name in {*stem, *head})
+    assert subject.keeping_only([head[0]]).fp32_nodes() == (head[0],)
+    assert subject.keeping_only([]).fp32_nodes() == ()
 
 
 def test_rejects_unknown_fp32_nodes():
-    subject = Subject(frozen_copy(SmallCNN()), (images(2),), keep_fp32=("stemm",))
+    subject = Subject(frozen_copy(SmallCNN()), (images(2),), BuildSettings(keep_fp32=["stemm"]))
     with pytest.raises(ValueError, match=r"modules in `keep_fp32`, but got 'stemm'.*Did you mean 'stem"):
         subject.fp32_nodes()
 

@@ -14,7 +14,7 @@ HERE = [name for name in TARGETS if not name.startswith("tensorrt")]
 @pytest.fixture(scope="module")
 def subject():
     torch.manual_seed(0)
-    return Subject(frozen_copy(SmallCNN()), (images(6),), max_batch=8)
+    return Subject(frozen_copy(SmallCNN()), (images(6),))
 
 
 @pytest.mark.parametrize("target", HERE)

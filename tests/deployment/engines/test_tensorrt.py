@@ -8,7 +8,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from lightning_robust.deployment.engines import Subject, abilities, builder, runtime
+from lightning_robust.deployment.engines import BuildSettings, Subject, abilities, builder, runtime
 from lightning_robust.deployment.engines.abilities import Ability
 from lightning_robust.deployment.graph.export import frozen_copy
 from lightning_robust.deployment.graph.files import GraphSubject
@@ -35,7 +35,7 @@ def test_an_engine_is_built_and_not_run_without_a_device(target, tmp_path):
     if made.can_run():
         pytest.skip("this machine can run the engine")
     torch.manual_seed(0)
-    here = Subject(frozen_copy(SmallCNN()), (images(6),), max_batch=8, cache=tmp_path)
+    here = Subject(frozen_copy(SmallCNN()), (images(6),), BuildSettings(cache=str(tmp_path)))
     built = made.build(here)
     assert built.run is None
     assert built.size > 4 * 3 * 8 * 9
@@ -58,7 +58,9 @@ def build_settings(monkeypatch, target, subject):
 @pytest.mark.parametrize("choice", ["clamp", "keep", "inf"])
 def test_weights_beyond_the_range_are_built_as_asked_for(monkeypatch, choice):
     model, feeds = GRAPHS["mask"]
-    asked, note = build_settings(monkeypatch, "tensorrt-fp16", GraphSubject(model, feeds, out_of_range=choice))
+    asked, note = build_settings(
+        monkeypatch, "tensorrt-fp16", GraphSubject(model, feeds, BuildSettings(out_of_range=choice))
+    )
     (weight,) = (t for t in asked["model"].graph.initializer if t.name == "big")
     expected = {"clamp": -65504.0, "keep": float(np.float32(-3.4028235e38)), "inf": -np.inf}[choice]
     assert float(numpy_helper.to_array(weight)) == expected
@@ -73,5 +75,5 @@ def test_weights_beyond_the_range_are_built_as_asked_for(monkeypatch, choice):
 )
 def test_tf32_is_for_what_stays_fp32_in_half_precision(monkeypatch, target, tf32, asked_for):
     model, feeds = GRAPHS["Conv"]
-    asked, _ = build_settings(monkeypatch, target, GraphSubject(model, feeds, tf32=tf32))
+    asked, _ = build_settings(monkeypatch, target, GraphSubject(model, feeds, BuildSettings(tf32=tf32)))
     assert asked["tf32"] == asked_for

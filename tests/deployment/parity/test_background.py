@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_robust.deployment.engines import Built, Runtime, Subject, abilities, builder, runtime
+from lightning_robust.deployment.engines import BuildSettings, Built, Runtime, Subject, abilities, builder, runtime
 from lightning_robust.deployment.engines.builder import Ability, EngineError
 from lightning_robust.deployment.engines.child import process as _child_process
 from lightning_robust.deployment.parity.background import BackgroundParity
@@ -212,7 +212,7 @@ def test_engine_builds_are_slow_and_cancelled(tmp_path, monkeypatch):
     monkeypatch.setattr(abilities, "missing_package", lambda backend: "")
     monkeypatch.setattr(abilities, "library_version", lambda package: "0")
     parity = BackgroundParity(60.0)
-    subject = Subject(nn.Linear(2, 2).eval(), (X,), cache=tmp_path / "cache")
+    subject = Subject(nn.Linear(2, 2).eval(), (X,), BuildSettings(cache=str(tmp_path / "cache")))
     report = parity.measure(ParityPass(subject, Task(), 60.0), [runtime("tensorrt_rtx-fp16")], step=7, epoch=0)
     assert report.targets["tensorrt_rtx-fp16"].note == "still building since step 7"
     while parity._job.thread.is_alive() and not script.with_suffix(".seen").exists():

@@ -6,7 +6,7 @@ from lightning_robust.deployment.parity.perturbed_inputs import PerturbedInputs
 
 
 def test_perturbed_inputs_pair_each_perturbation_with_what_training_feeds():
-    inputs = PerturbedInputs(8)
+    inputs = PerturbedInputs()
     for name, value, key, trained in (("a", 2.0, "same", 1.0), ("b", 3.0, "same", 1.0), ("c", 5.0, "resized", 4.0)):
         inputs.add(name, (torch.full((2, 1), value),), key, (torch.full((2, 1), trained),))
     calls = []

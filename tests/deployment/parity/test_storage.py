@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lightning_robust import measure_parity
-from lightning_robust.deployment.engines import Subject, available
+from lightning_robust.deployment.engines import BuildSettings, Subject, available
 from lightning_robust.deployment.graph.export import frozen_copy
 from lightning_robust.deployment.parity.scale import Task
 from lightning_robust.deployment.parity.storage import examine_head
@@ -38,7 +38,7 @@ class Places(nn.Module):
 
 
 def examine(width, **settings):
-    subject = Subject(frozen_copy(Places(width)), (torch.rand(16, 8),), **settings)
+    subject = Subject(frozen_copy(Places(width)), (torch.rand(16, 8),), BuildSettings(**settings))
     report = measure_parity(subject, available(["emulated-fp16"]), decode=TASK.decode)
     return subject, report, examine_head(subject, report, TASK)
 
@@ -47,7 +47,7 @@ def test_a_head_in_pixels_is_found_with_what_fp32_would_bring():
     """At 959 px the steps of fp16 are half a pixel; the module that scales is named, with its remedy in numbers."""
     subject, before, report = examine(2000.0)
     (finding,) = [finding for finding in report.findings if finding.rule == "B1"]
-    again = Subject(subject.module, subject.example, keep_fp32=("head",))
+    again = Subject(subject.module, subject.example, BuildSettings(keep_fp32=["head"]))
     kept = measure_parity(again, available(["emulated-fp16"]), decode=TASK.decode).targets["emulated-fp16"].metrics
     all_half = before.targets["emulated-fp16"].metrics
     assert kept["x_px_p99"] < 0.5 * all_half["x_px_p99"]

@@ -1,0 +1,87 @@
+"""How engines are built and run: one set of settings for the callback, the commands and the functions below them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lightning_robust.deployment.numerics.rounding import OutOfRange, check_choices
+
+Calibration = Literal["minmax", "entropy", "percentile"]
+"""How the ranges of int8 are found: the extremes, the least loss of information, or all but the outermost values."""
+
+
+def check_positive(**values: float) -> None:
+    """Refuse arguments that are zero or negative.
+
+    Raises:
+        ValueError: Naming the argument.
+    """
+    for name, value in values.items():
+        if value <= 0:
+            raise ValueError(f"Expected `{name}` to be positive, but got {value}.")
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """How engines are built and run.
+
+    Args:
+        batch: Samples that an engine takes at a time, as it is deployed; engines are static in it.
+        keep_fp32: ONNX nodes or PyTorch modules (with all in them) that stay fp32 in the emulated and built half
+            precisions; ``keep_fp32.json`` of an earlier run proposes them. None takes the list ``keep_fp32`` of the
+            LightningModule, if it has one.
+        exclude_int8: ONNX nodes or PyTorch modules that are not quantised in int8; None takes the list of that name of
+            the LightningModule, if it has one.
+        out_of_range: What becomes of weights beyond the range of a half precision: ``"clamp"`` takes the nearest number
+            in it, as TensorRT's builder does; ``"keep"`` keeps the nodes that read them in fp32; ``"inf"`` makes them
+            infinite, as ``module.half()`` does.
+        tf32: Let what stays fp32 in half precision multiply in TF32, in the emulation and in the engines that are
+            built. ``trtexec`` allows it unless it is called with ``--noTF32``; deploy an engine that is built likewise.
+        weakly_typed: Build ``tensorrt-fp16`` with the fp16 flag of TensorRT 10, which chooses precisions itself.
+        refit: Where engines can be run, set new weights in the engine of an earlier validation instead of building
+            another. A refittable engine may be optimised less than the one that is deployed.
+        workspace: GiB that TensorRT's builder may use for one layer; None leaves the library's own limit.
+        calibration: How int8 finds its ranges.
+        calibration_samples: Inputs that int8 is calibrated on, at most; training batches where there are any.
+        calibration_data: An .npz with one array for each input of the graph, to calibrate on instead.
+        deployed: Target -> file of the engine or graph that is really deployed, measured instead of one that is built
+            here: ``{"onnxruntime-fp16": "model_fp16.onnx"}``, ``{"tensorrt-fp16": "model.engine"}``.
+        command: Prefix of the command that starts the process of a TensorRT engine, such as
+            ``["ssh", "orin", "python3"]``, to build and run on another machine; this interpreter if empty.
+        cache: Folder of built engines; the user's cache folder if None.
+        device: Where ``torch-fp16``, ``torch-bf16`` and engines run, e.g. ``"cuda:1"``; None takes the trainer's
+            device, or the CPU without one.
+        time_limit: Seconds that one engine build may take.
+
+    Raises:
+        ValueError: For a number that is not positive, or an unknown choice.
+    """
+
+    batch: int = 1
+    keep_fp32: list[str] | None = None
+    exclude_int8: list[str] | None = None
+    out_of_range: OutOfRange = "clamp"
+    tf32: bool = False
+    weakly_typed: bool = False
+    refit: bool = False
+    workspace: float | None = None
+    calibration: Calibration = "minmax"
+    calibration_samples: int = 128
+    calibration_data: str | None = None
+    deployed: dict[str, str] = field(default_factory=dict)
+    command: list[str] = field(default_factory=list)
+    cache: str | None = None
+    device: str | None = None
+    time_limit: float = 300.0
+
+    def __post_init__(self) -> None:
+        """Check numbers and choices."""
+        workspace = 1.0 if self.workspace is None else self.workspace
+        check_positive(batch=self.batch, workspace=workspace, calibration_samples=self.calibration_samples)
+        check_positive(time_limit=self.time_limit)
+        check_choices(out_of_range=(self.out_of_range, OutOfRange), calibration=(self.calibration, Calibration))
+
+
+DEFAULTS = BuildSettings()
+"""What is built where nothing is asked for."""
