@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
-from lightning_robust.deployment.engines.base import Runner, Runtime
+from lightning_robust.deployment.engines.base import Clock, Runner, Runtime
+from lightning_robust.deployment.engines.latency import Latency
 from lightning_robust.deployment.engines.subject import CHUNK, Subject
 from lightning_robust.structures import count_rows, join_rows, take_rows
 
@@ -28,6 +31,9 @@ class Execution:
         warning: What the user should know although the build succeeded.
         size: Bytes of the engine.
         seconds: The time for building and running.
+        layers: Precision -> how many of the executed layers compute in it, as the engine itself says; empty where it
+            does not say.
+        latency: Of one inference on a batch as it is deployed; None where it was not measured.
     """
 
     status: Status
@@ -37,15 +43,19 @@ class Execution:
     warning: str = ""
     size: int | None = None
     seconds: float = 0.0
+    layers: Mapping[str, int] = field(default_factory=dict)
+    latency: Latency | None = None
 
 
-def execute(made: Runtime, subject: Subject, window: slice = slice(None)) -> Execution:
+def execute(made: Runtime, subject: Subject, window: slice = slice(None), *, timed: bool = False) -> Execution:
     """Build a runtime and run it on some of the subject's samples; a failure becomes the status.
 
     Args:
         made: The runtime.
         subject: The model and the samples.
         window: Which samples; all by default.
+        timed: Measure the latency too, on the subject's first samples; takes half a second where an inference takes
+            less, and longer where it takes longer.
 
     Example:
         >>> import torch
@@ -64,9 +74,18 @@ def execute(made: Runtime, subject: Subject, window: slice = slice(None)) -> Exe
         outputs = [] if run is None else run_in_batches(run, subject.rows(window))
         seconds = time.monotonic() - start
         status: Status = "built" if run is None else "measured"
-        return Execution(status, outputs, run, built.note, built.warning, built.size, seconds)
+        clock = built.clock if timed else None
+        latency = None if clock is None else _latency(clock, subject)
+        return Execution(status, outputs, run, built.note, built.warning, built.size, seconds, built.layers, latency)
     except Exception as error:
         return Execution("failed", note=one_line(error), seconds=time.monotonic() - start)
+
+
+def _latency(clock: Clock, subject: Subject) -> Latency:
+    """On one batch as it is deployed; the samples are repeated where there are fewer."""
+    size, samples = subject.deployed_batch, subject.samples
+    rows = torch.arange(size) % samples
+    return Latency.of(clock(take_rows(subject.example, rows, samples)), size)
 
 
 def run_in_batches(runner: Runner, args: tuple[Any, ...], size: int = CHUNK) -> list[Tensor]:

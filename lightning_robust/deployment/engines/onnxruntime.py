@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx
 
-from lightning_robust.deployment.engines.base import Built, Runner, Runtime, feed
+from lightning_robust.deployment.engines.base import Built, Runner, Runtime, feed, host_clock
 from lightning_robust.deployment.engines.subject import Subject
 from lightning_robust.deployment.graph.export import Exported
 from lightning_robust.deployment.graph.session import Session
@@ -15,7 +15,9 @@ class OnnxRuntime(Runtime):
 
     def build(self, subject: Subject) -> Built:
         """Open a session on the exported graph."""
-        return Built(open_session(subject.exported.model, subject.exported))
+        model = subject.exported.model
+        run = open_session(model, subject.exported)
+        return Built(run, model.ByteSize(), clock=host_clock(run))
 
 
 def open_session(model: onnx.ModelProto, exported: Exported) -> Runner:

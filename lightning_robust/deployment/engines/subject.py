@@ -53,6 +53,12 @@ class Subject:
         """How many samples there are."""
         return count_rows(self.example)
 
+    @property
+    def deployed_batch(self) -> int:
+        """How many samples one inference takes: the one batch of the graph where it is fixed, else the settings'."""
+        fixed = None if self._exported is None else self._exported.batch
+        return self.settings.batch if fixed is None else fixed
+
     def rows(self, window: slice) -> tuple[Any, ...]:
         """Some of the samples, as positional arguments of ``forward``."""
         rows: tuple[Any, ...] = take_rows(self.example, window, self.samples)

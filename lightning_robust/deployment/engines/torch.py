@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from lightning_robust.deployment.engines.base import HALF, Built, Runtime, run_module
+from lightning_robust.deployment.engines.base import HALF, Built, Runtime, host_clock, run_module
 from lightning_robust.deployment.engines.subject import Subject
 from lightning_robust.deployment.graph.export import to_args
 
@@ -21,4 +23,8 @@ class TorchRuntime(Runtime):
         dtype = DTYPES[self.precision]
         device = (subject.settings.device or "cpu") if self.precision in HALF else "cpu"
         module = copy.deepcopy(subject.module).to(device, dtype)
-        return Built(lambda args: run_module(module, to_args(args, dtype, device)))
+
+        def run(args: tuple[Any, ...]) -> list[Tensor]:
+            return run_module(module, to_args(args, dtype, device))
+
+        return Built(run, clock=host_clock(run))

@@ -1,8 +1,12 @@
+import numpy as np
 import pytest
 import torch
+from onnx import parser
 
-from lightning_robust.deployment.engines import Ability, Built, Runtime, Subject
+from lightning_robust.deployment.engines import Ability, BuildSettings, Built, Runtime, Subject, runtime
 from lightning_robust.deployment.engines.execution import execute, one_line, run_in_batches
+from lightning_robust.deployment.engines.latency import Latency
+from lightning_robust.deployment.graph.files import GraphSubject
 
 
 class Stub(Runtime):
@@ -57,3 +61,39 @@ def test_what_becomes_of_a_runtime(made, status, note):
 def test_an_error_is_one_line():
     assert one_line(KeyError()) == "KeyError: no message"
     assert len(one_line(ValueError("x" * 1000))) == len("ValueError: ") + 400
+
+
+def test_latency_is_of_the_deployed_batch_and_measured_when_it_is_asked_for():
+    seen = []
+
+    def clock(args):
+        seen.append((args[0][:, 0].tolist(), float(args[1])))
+        return [0.3, 0.1, 0.2]
+
+    made = Stub(Built(lambda args: [args[0]], layers={"bf16": 2}, clock=clock))
+    subject = Subject(SUBJECT.module, SUBJECT.example, BuildSettings(batch=7))
+    untimed = execute(made, subject)
+    assert (untimed.latency, untimed.layers, seen) == (None, {"bf16": 2}, [])
+    assert execute(made, subject, timed=True).latency == Latency(median=0.2, p99=0.3, runs=3, batch=7)
+    assert seen == [([0, 1, 2, 3, 4, 0, 1], 3.0)]  # five samples fill a batch of seven
+
+
+def test_a_graph_of_one_fixed_batch_is_timed_on_it():
+    model = parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 20]> g (float[3, 4] x) => (float[3, 4] y) { y = Add(x, x) }'
+    )
+    subject = GraphSubject(model, {"x": np.ones((5, 4), np.float32)}, BuildSettings(batch=2))
+    made = execute(runtime("onnxruntime-fp32"), subject, timed=True)
+    assert made.latency.batch == 3
+    assert 0 < made.latency.median <= made.latency.p99 < 0.1
+    assert made.size == len(model.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("target", "timed"), [("torch-fp32", True), ("onnxruntime-fp32", True), ("emulated-fp16", False)]
+)
+def test_an_emulation_has_no_latency(target, timed):
+    subject = Subject(torch.nn.Linear(3, 1).eval(), (torch.rand(4, 3),))
+    latency = execute(runtime(target), subject, timed=True).latency
+    assert (latency is not None) == timed
+    assert latency is None or (latency.runs, latency.batch) == (100, 1)
