@@ -7,7 +7,7 @@ from lightning_robust.deployment.graph.origin import Origin
 from lightning_robust.deployment.numerics.keep_list import KeepList
 from lightning_robust.deployment.numerics.sensitivity import NodeSensitivity, Sensitivity
 from lightning_robust.deployment.numerics.trace import NodeTrace
-from lightning_robust.deployment.parity.attribution import Link
+from lightning_robust.deployment.parity.links import Link
 from lightning_robust.deployment.parity.result import ParityReport, TargetResult
 from lightning_robust.statistics import Interval
 

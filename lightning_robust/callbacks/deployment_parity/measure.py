@@ -18,6 +18,7 @@ from lightning_robust.deployment.engines import Runtime, Subject, available
 from lightning_robust.deployment.graph.export import frozen_copy, to_args
 from lightning_robust.deployment.graph.keeper import GraphKeeper
 from lightning_robust.deployment.parity.background import BackgroundParity
+from lightning_robust.deployment.parity.links import link_bases
 from lightning_robust.deployment.parity.localise import localise
 from lightning_robust.deployment.parity.measure import ParityPass, Tolerance
 from lightning_robust.deployment.parity.result import MeasuredWeights, ParityReport
@@ -248,14 +249,14 @@ def _with_slow_targets(report: ParityReport, earlier: ParityReport) -> ParityRep
     """A report with the targets that an earlier one has beyond it, their links and what they rest on."""
     missing = earlier.targets.keys() - report.targets.keys()
     links = [link for link in earlier.chain if link.target.split(" ")[0] in missing]
-    names = {link.name for link in links}
-    ours = {tag: rests for tag, rests in earlier.basis.items() if tag.split("/")[1] in missing | names}
+    keys = {link.key for link in links}
+    ours = {tag: rests for tag, rests in earlier.basis.items() if tag.split("/")[1] in missing}
     return replace(
         report,
         targets={name: report.targets.get(name, target) for name, target in earlier.targets.items()},
-        chain=(*(link for link in report.chain if link.name not in names), *links),
+        chain=(*(link for link in report.chain if link.key not in keys), *links),
         target_sensitivity=earlier.target_sensitivity | report.target_sensitivity,
-        basis=ours | report.basis | {f"attribution/{link.name}": link.basis for link in links},
+        basis=ours | report.basis | link_bases(links),
     )
 
 

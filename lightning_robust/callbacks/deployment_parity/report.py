@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from lightning_robust.callbacks.diagnostics import Report, Table
-from lightning_robust.deployment.parity.attribution import History
+from lightning_robust.deployment.parity.links import History
 from lightning_robust.deployment.parity.result import ParityReport
 from lightning_robust.deployment.parity.scale import unit_label
 from lightning_robust.deployment.report.figures import draw_parity

@@ -18,15 +18,14 @@ from torch import Tensor
 from lightning_robust.deployment.engines import Runtime, Subject
 from lightning_robust.deployment.engines.child.process import CANCELLED
 from lightning_robust.deployment.engines.execution import Execution, execute, one_line
-from lightning_robust.deployment.parity.attribution import Link, find_engine
+from lightning_robust.deployment.parity.attribution import find_engine
 from lightning_robust.deployment.parity.baseline import Measured
+from lightning_robust.deployment.parity.links import Basis, Link, chain_scalars, link_bases
 from lightning_robust.deployment.parity.measure import ParityPass, in_unit
 from lightning_robust.deployment.parity.perturbed import Perturb, preprocessing_link
 from lightning_robust.deployment.parity.result import (
-    Basis,
     ParityReport,
     TargetResult,
-    chain_scalars,
     target_sensitivity_scalars,
 )
 from lightning_robust.deployment.pixels.catalogue import Perturbation
@@ -63,11 +62,11 @@ class LateResults:
 
     def merged_into(self, report: ParityReport) -> ParityReport:
         """A later pass's report with these results in it."""
-        late = {link.name for link in self.chain}
+        late = {link.key for link in self.chain}
         return replace(
             report,
             targets=report.targets | self.targets,
-            chain=(*(link for link in report.chain if link.name not in late), *self.chain),
+            chain=(*(link for link in report.chain if link.key not in late), *self.chain),
             basis=report.basis | self.basis,
             target_sensitivity=report.target_sensitivity | self.target_sensitivity,
             notes=report.notes + self.notes,
@@ -107,7 +106,7 @@ class _Job:
         engine, unit = find_engine(targets), self.report.unit
         links = [link for link in self.parity.chain(everything) if link.target in targets]
         links += preprocessing_link(moved.get(engine, {}), engine, unit)
-        basis |= {f"attribution/{link.name}": link.basis for link in links}
+        basis |= link_bases(links)
         on_targets = {name: in_unit(found, unit) for name, found in moved.items()}
         return LateResults(targets, tuple(links), on_targets, unit, tuple(self.notes), basis)
 

@@ -14,7 +14,7 @@ from lightning_robust.deployment.engines.execution import one_line, run_in_batch
 from lightning_robust.deployment.engines.torch import TorchRuntime
 from lightning_robust.deployment.parity.distance import is_constant
 from lightning_robust.deployment.parity.intervals import intervals, is_settled
-from lightning_robust.deployment.parity.result import Basis
+from lightning_robust.deployment.parity.links import Basis
 from lightning_robust.deployment.parity.samples import Outputs, windows
 from lightning_robust.deployment.parity.scale import Readout, Scale, Task
 from lightning_robust.statistics import Interval

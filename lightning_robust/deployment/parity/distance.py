@@ -11,7 +11,7 @@ from torch import Tensor
 
 T = TypeVar("T")
 
-EPS = {"fp64": 2.0**-53, "fp32": 2.0**-24, "tf32": 2.0**-11, "fp16": 2.0**-11, "bf16": 2.0**-8}
+EPS = {"fp64": 2.0**-53, "fp32": 2.0**-24, "tf32": 2.0**-11, "fp16": 2.0**-11, "bf16": 2.0**-8, "int8": 2.0**-8}
 """Half a step of each precision, relative to the number: the largest error of one rounding."""
 _UNRESOLVED = 64  # an output that spreads over fewer steps is constant: rounding alone would be its whole distance
 

@@ -12,11 +12,12 @@ from lightning_robust.deployment.engines import Runtime, Subject
 from lightning_robust.deployment.engines.base import HALF, Runner
 from lightning_robust.deployment.engines.execution import Execution, execute, one_line, run_in_batches
 from lightning_robust.deployment.graph.lint import Finding
-from lightning_robust.deployment.parity.attribution import Link, find_chain, find_engine, fp16_metrics, neighbours
+from lightning_robust.deployment.parity.attribution import find_chain, find_engine, fp16_metrics, neighbours
 from lightning_robust.deployment.parity.baseline import Baseline, Measured, measure_distance
+from lightning_robust.deployment.parity.links import Basis, Link, link_bases
 from lightning_robust.deployment.parity.perturbed import Perturb, PerturbationSweep, preprocessing_link
 from lightning_robust.deployment.parity.perturbed_inputs import PerturbedInputs
-from lightning_robust.deployment.parity.result import Basis, ParityReport, TargetResult
+from lightning_robust.deployment.parity.result import ParityReport, TargetResult
 from lightning_robust.deployment.parity.samples import Outputs
 from lightning_robust.deployment.parity.scale import Decode, Known, Moved, Task
 from lightning_robust.deployment.parity.storage import storage_metrics
@@ -133,7 +134,7 @@ class ParityPass:
             findings,
             remarks=tuple(self.baseline.remarks),
             target_sensitivity={name: in_unit(found, self.unit) for name, found in on_targets.items()},
-            basis=basis | {f"attribution/{link.name}": link.basis for link in chain},
+            basis=basis | link_bases(chain),
         )
 
     @property

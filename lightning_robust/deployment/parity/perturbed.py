@@ -11,8 +11,9 @@ from torch import Tensor
 
 from lightning_robust.deployment.engines import Subject
 from lightning_robust.deployment.engines.execution import one_line
-from lightning_robust.deployment.parity.attribution import Link, bias_of
+from lightning_robust.deployment.parity.attribution import bias_of
 from lightning_robust.deployment.parity.baseline import Baseline, Measured, measure_distance
+from lightning_robust.deployment.parity.links import Link
 from lightning_robust.deployment.parity.perturbed_inputs import PerturbedInputs
 from lightning_robust.deployment.parity.result import BEYOND
 from lightning_robust.deployment.parity.scale import Moved, Readout, Values, mean_of

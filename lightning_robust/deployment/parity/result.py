@@ -4,36 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
 
 from lightning_robust.deployment.engines.execution import STATUS_CODES, Status
 from lightning_robust.deployment.graph.lint import Finding
 from lightning_robust.deployment.numerics.keep_list import KeepList
 from lightning_robust.deployment.numerics.sensitivity import Sensitivity
+from lightning_robust.deployment.parity.links import Basis, Link, chain_scalars
 from lightning_robust.deployment.parity.scale import mean_of
 from lightning_robust.deployment.pixels.catalogue import CATALOGUE
-
-if TYPE_CHECKING:
-    from lightning_robust.deployment.parity.attribution import Link
 
 BEYOND = "beyond_geometry"
 """The metric of a perturbation: how far it moves the outputs on average beyond what it does to the picture."""
 STORAGE = "storage"
 """The metric of a target: what merely storing the exact outputs in its precision costs, in the unit."""
-
-
-class Basis(NamedTuple):
-    """What a number rests on.
-
-    Args:
-        samples: Number of inputs.
-        low: Lower end of its 95 % interval, by bootstrap over the inputs.
-        high: Upper end.
-    """
-
-    samples: int
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -142,7 +125,7 @@ class ParityReport:
     @property
     def attribution(self) -> dict[str, float]:
         """Link -> its distance, in ``unit``."""
-        return {link.name: link.value for link in self.chain}
+        return {link.key: link.value for link in self.chain}
 
     def scalars(self) -> dict[str, float]:
         """The numbers under their TensorBoard tags; of perturbations the plain distance and those in ``unit``."""
@@ -192,9 +175,3 @@ def target_sensitivity_scalars(results: Mapping[str, Mapping[str, float]], unit:
         for target, distances in results.items()
         for perturbation, value in distances.items()
     }
-
-
-def chain_scalars(chain: tuple[Link, ...]) -> dict[str, float]:
-    """The links under their TensorBoard tags: the distance of each and its bias."""
-    values = {f"attribution/{link.name}": link.value for link in chain}
-    return values | {f"attribution/{link.name}_bias": link.bias for link in chain}

@@ -9,7 +9,8 @@ from typing import Literal, NamedTuple
 
 from lightning_robust.deployment.engines.base import HALF
 from lightning_robust.deployment.numerics.sensitivity import overflow_sentence
-from lightning_robust.deployment.parity.result import BEYOND, Basis, ParityReport
+from lightning_robust.deployment.parity.links import Basis
+from lightning_robust.deployment.parity.result import BEYOND, ParityReport
 from lightning_robust.deployment.parity.scale import unit_label
 from lightning_robust.deployment.pixels.catalogue import CATALOGUE, Perturbation
 
@@ -32,6 +33,7 @@ DEFAULT_TOLERANCES: dict[str, float] = {
 by the arithmetic, not by measurement. Set your own in the task's units."""
 Level = Literal["good", "mind", "bad"]
 _WHAT_IFS = 3
+_LOW = (*HALF, "int8")
 _BOUNDS = ("emulated-fp16", "emulated-fp16acc")
 _NOT_EXECUTED = ("emulated", "torch")
 _FINGERPRINT = "Whether the deployed side does any of this: lightning-robust fingerprint training.npy deployed.npy"
@@ -83,9 +85,9 @@ def judge_parity(report: ParityReport, tolerance: Mapping[str, float] | None = N
     failed = [f"{name} failed: {t.note}" for name, t in report.targets.items() if t.status == "failed"]
     overflow = overflow_sentence(report.layers) if report.layers else ""
     exceptions = (*(f"{violation}." for violation in broken), *failed, *filter(None, [overflow]))
-    worst = _worst_half(report)
+    worst = _worst_low(report)
     if worst is None:
-        headline = "No half precision was measured: nothing can be said about deployment."
+        headline = "No low precision was measured: nothing can be said about deployment."
         return Verdict("mind", headline, exceptions, _measured_sentences(report), what_if_sentences(report))
     name, distance = worst
     if failed or _concerns(name.rsplit("-", 1)[1], broken):
@@ -140,9 +142,9 @@ def _judge_sound(
     told = [f"{tag} is {_told(report, tag)}, allowed is {executed[tag]:.3g}" for tag in uncertain or executed]
     if uncertain:
         return "mind", f"{name} is {distance} away; {told[0]}: more samples are needed to be sure."
-    if any(tag.split("/")[1].endswith(HALF) for tag in executed):
+    if any(tag.split("/")[1].endswith(_LOW) for tag in executed):
         return "good", f"Within your tolerance, executed: {'; '.join(told)}."
-    missing = "no engine in half precision with a tolerance was executed" if tolerance else "no tolerance was set"
+    missing = "no engine in low precision with a tolerance was executed" if tolerance else "no tolerance was set"
     return "mind", f"{name} is {distance} away; {missing}."
 
 
@@ -183,10 +185,10 @@ def _short(value: float, digits: int) -> str:
     return f"{value:.0f}" if 10**digits <= abs(value) < 1e6 else f"{value:.{digits}g}"
 
 
-def _worst_half(report: ParityReport) -> tuple[str, str] | None:
-    """The half precision that is furthest away, an executed engine before others, and how far in words."""
+def _worst_low(report: ParityReport) -> tuple[str, str] | None:
+    """The low precision that is furthest away, half before int8, and how far in words."""
     measured = {n: t.metrics[report.unit] for n, t in report.targets.items() if report.unit in t.metrics}
-    for precision in HALF:
+    for precision in _LOW:
         half = {name: value for name, value in measured.items() if name.endswith(f"-{precision}")}
         if half:
             name = max(half, key=lambda name: (half[name] != half[name], half[name]))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lightning_robust.deployment.parity.attribution import LINKS, History, fp16_metrics
+from lightning_robust.deployment.parity.attribution import fp16_metrics
+from lightning_robust.deployment.parity.links import LINKS, History
 from lightning_robust.deployment.parity.result import BEYOND, ParityReport
 from lightning_robust.deployment.parity.scale import unit_label
 
@@ -19,9 +21,10 @@ COLOURS = {
     "tf32": "#72b7b2",
     "fp16": "#f58518",
     "bf16": "#eeca3b",
-    "engine": "#e45756",
+    "quantisation": "#54a24b",
     "preprocessing": "#b3b3b3",
 }
+_ENGINES = ("#e45756", "#a33a3f", "#ff9d98", "#6e2529", "#d67195")
 _MOTION, _DEEP = "#dcdcdc", "#8a94a0"
 _MOST_TICKS = 16
 _MARGINS = {"left": 0.06, "right": 0.975, "bottom": 0.09, "top": 0.94}
@@ -41,9 +44,9 @@ def draw_parity(history: History, report: ParityReport) -> Figure:
     grid = figure.add_gridspec(2, 2, width_ratios=[1, 1], hspace=0.3, wspace=0.36, **_MARGINS)
     upper, lower = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[1, 0])
     unit = unit_label(report.unit)
-    _draw_links(upper, history, LINKS, unit)
+    _draw_links(upper, history, _measured_links(history), unit)
     upper.set_title("Each step from PyTorch to the deployed engine")
-    _draw_links(lower, history, LINKS[:-1], unit)
+    _draw_links(lower, history, _measured_links(history, LINKS[:-1]), unit)
     lower.set_title("The same without preprocessing")
     lower.set_xlabel("epoch")
     _draw_perturbations(figure.add_subplot(grid[:, 1]), report, unit_label(report.moved_unit))
@@ -61,20 +64,27 @@ def draw_chain(history: History, unit: str) -> Figure:
 
     figure = Figure(figsize=(10, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for axes, links, title in ((left, LINKS, "Each step of the chain"), (right, LINKS[:-1], "Without preprocessing")):
-        _draw_links(axes, history, links, unit_label(unit))
+    for axes, names, title in ((left, LINKS, "Each step of the chain"), (right, LINKS[:-1], "Without preprocessing")):
+        _draw_links(axes, history, _measured_links(history, names), unit_label(unit))
         axes.set_title(title)
         axes.set_xlabel("epoch")
     return figure
 
 
-def _draw_links(axes: Axes, history: History, links: Sequence[str], unit: str) -> None:
+def _measured_links(history: History, names: Sequence[str] = LINKS) -> list[str]:
+    """The keys of the links of these names that any pass has, in the chain's order."""
+    keys = dict.fromkeys(key for _, attribution in history for key in attribution)
+    return [key for name in names for key in keys if key.split("/")[0] == name]
+
+
+def _draw_links(axes: Axes, history: History, measured: Sequence[str], unit: str) -> None:
     """Bars side by side, never on top of each other: each is a distance of its own, and percentiles do not add."""
-    measured = [link for link in links if any(link in attribution for _, attribution in history)]
+    engines = dict(zip((key for key in measured if key not in COLOURS), itertools.cycle(_ENGINES), strict=False))
     width = 0.8 / max(len(measured), 1)
     for index, link in enumerate(measured):
         offset = (index - (len(measured) - 1) / 2) * width
-        _draw_link(axes, link, [attribution.get(link, math.nan) for _, attribution in history], offset, width)
+        values = [attribution.get(link, math.nan) for _, attribution in history]
+        _draw_link(axes, link, values, offset, width, COLOURS.get(link) or engines[link])
     ticks = range(0, len(history), math.ceil(len(history) / _MOST_TICKS))
     axes.set_xticks(list(ticks), [str(history[tick][0]) for tick in ticks])
     axes.set_ylabel(unit, fontsize=8)
@@ -84,13 +94,13 @@ def _draw_links(axes: Axes, history: History, links: Sequence[str], unit: str) -
         axes.margins(y=0.35)
 
 
-def _draw_link(axes: Axes, link: str, values: Sequence[float], offset: float, width: float) -> None:
-    label = "preprocessing (median what-if)" if link == "preprocessing" else link
+def _draw_link(axes: Axes, link: str, values: Sequence[float], offset: float, width: float, colour: str) -> None:
+    label = "preprocessing (median what-if)" if link == "preprocessing" else link.replace("/", " ")
     positions = [place + offset for place in range(len(values))]
-    axes.bar(positions, [_finite(value) for value in values], width, color=COLOURS[link], label=label)
+    axes.bar(positions, [_finite(value) for value in values], width, color=colour, label=label)
     for position, value in zip(positions, values, strict=True):
         if math.isinf(value):
-            axes.text(position, 0.0, "\u221e", ha="center", va="bottom", fontsize=14, color=COLOURS["engine"])
+            axes.text(position, 0.0, "\u221e", ha="center", va="bottom", fontsize=14, color=_ENGINES[0])
 
 
 def _draw_perturbations(axes: Axes, report: ParityReport, unit: str) -> None:

@@ -6,7 +6,8 @@ import math
 
 from lightning_robust.deployment.graph.lint import Finding
 from lightning_robust.deployment.graph.origin import Origin
-from lightning_robust.deployment.parity.result import BEYOND, STORAGE, Basis, ParityReport
+from lightning_robust.deployment.parity.links import Basis
+from lightning_robust.deployment.parity.result import BEYOND, STORAGE, ParityReport
 from lightning_robust.deployment.parity.scale import unit_label
 from lightning_robust.deployment.parity.verdict import what_if_sentences, with_interval
 from lightning_robust.deployment.pixels.catalogue import CATALOGUE

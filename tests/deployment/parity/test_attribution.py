@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from lightning_robust.deployment.parity.attribution import find_chain, find_engine, fp16_metrics
+from lightning_robust.deployment.parity.attribution import find_chain, find_engine, fp16_metrics, neighbours
+from lightning_robust.deployment.parity.links import chain_scalars
 from lightning_robust.deployment.parity.result import TargetResult
 from lightning_robust.deployment.parity.scale import Readout
 
@@ -96,6 +97,47 @@ def test_neighbours_that_were_not_measured_are_passed_over(outputs):
         ("export", "torch-fp64", "onnxruntime-fp32"),
         ("tf32", "onnxruntime-fp32", "emulated-tf32"),
     ]
+
+
+def test_each_precision_branches_off_the_graph_and_each_engine_off_its_precision(outputs):
+    """Six targets, of which torch's is on no way to an engine, and an engine without its emulation has no link."""
+    exact, noise = outputs
+    shares = {
+        "onnxruntime-fp32": 0.0,
+        "emulated-fp16": 1.0,
+        "emulated-bf16": 2.0,
+        "emulated-int8": 4.0,
+        "openvino-fp32": 0.5,
+        "openvino-bf16": 3.0,
+        "onnxruntime-int8": 4.0,
+        "openvino-int8": 6.0,
+        "tensorrt-tf32": 9.0,
+        "torch-bf16": 9.0,
+    }
+    readouts = {name: readout(exact + share * noise) for name, share in shares.items()}
+    links = find_chain({"torch-fp64": readout(exact)} | readouts, "torch-fp64", "rel_l2")
+    assert [(link.key, link.source, round(link.value / 3e-3, 2)) for link in links] == [
+        ("export", "torch-fp64", 0.0),
+        ("fp16", "onnxruntime-fp32", 1.0),
+        ("bf16", "onnxruntime-fp32", 2.0),
+        ("quantisation", "onnxruntime-fp32", 4.0),
+        ("engine/openvino-bf16", "emulated-bf16", 1.0),
+        ("engine/openvino-int8", "emulated-int8", 2.0),
+        ("engine/onnxruntime-int8", "emulated-int8", 0.0),
+        ("engine/openvino-fp32", "onnxruntime-fp32", 0.5),
+    ]
+    assert set(neighbours(readouts, "torch-fp64")) == {"torch-fp64", *(link.target for link in links)}
+    scalars = chain_scalars(links)
+    assert scalars["attribution/engine"] == scalars["attribution/engine/openvino-bf16"]
+    assert scalars["attribution/engine_bias"] == scalars["attribution/engine/openvino-bf16_bias"]
+    assert len(scalars) == 2 * (len(links) + 1)
+
+
+def test_a_graph_without_pytorch_is_its_own_reference(outputs):
+    exact, noise = outputs
+    readouts = {"onnxruntime-fp32": readout(exact), "openvino-fp32": readout(exact + noise)}
+    (link,) = find_chain(readouts, "onnxruntime-fp32", "rel_l2")
+    assert (link.key, link.source) == ("engine/openvino-fp32", "onnxruntime-fp32")
 
 
 def test_fewer_samples_on_one_side_are_compared_with_the_first_of_the_other(outputs):

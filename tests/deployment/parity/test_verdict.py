@@ -4,7 +4,8 @@ import math
 
 from lightning_robust.deployment.engines import TARGETS
 from lightning_robust.deployment.numerics.sensitivity import SOUND
-from lightning_robust.deployment.parity.result import BEYOND, Basis, MeasuredWeights, TargetResult
+from lightning_robust.deployment.parity.links import Basis
+from lightning_robust.deployment.parity.result import BEYOND, MeasuredWeights, TargetResult
 from lightning_robust.deployment.parity.verdict import DEFAULT_TOLERANCES, judge_parity, violations
 
 from ..reports import KEEP, layers, measured, node, report
@@ -38,7 +39,7 @@ def test_without_a_tolerance_or_an_engine_nothing_is_green():
     emulated = judge_parity(report(), {"emulated-fp16/x_px_p99": 0.5})
     assert emulated.level == "mind"
     assert emulated.headline == (
-        "emulated-fp16 is 0.3 x px (99th percentile) away; no engine in half precision with a tolerance was executed."
+        "emulated-fp16 is 0.3 x px (99th percentile) away; no engine in low precision with a tolerance was executed."
     )
     # an executed fp32 graph says nothing of the fp16 that is deployed
     assert judge_parity(report(), {"onnxruntime-fp32/x_px_p99": 0.5}).level == "mind"
@@ -104,7 +105,7 @@ def test_lost_values_are_bad_under_the_default_tolerances():
 def test_what_was_not_measured_is_said():
     built = TargetResult("built", note="not run: no CUDA device")
     verdict = judge_parity(report(targets={"tensorrt-fp16": built}))
-    assert verdict.headline == "No half precision was measured: nothing can be said about deployment."
+    assert verdict.headline == "No low precision was measured: nothing can be said about deployment."
     assert "Built, not executed: tensorrt-fp16." in verdict.measured
     failed = TargetResult("failed", note="EngineError: no parser")
     assert judge_parity(report(targets=report().targets | {"tensorrt-fp16": failed})).level == "bad"
