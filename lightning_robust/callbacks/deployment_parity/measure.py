@@ -141,7 +141,7 @@ class ParityMeter:
             subject, task = self._subject(pl_module, snapshot.weights, snapshot.inputs, samples)
             runtimes = available(self._targets)
             what = runtimes, self._perturbations, pixel_space(trainer, self._mean, self._std)
-            parity = self._pass(subject, task)
+            parity = self._pass(subject, task, timed=trainer.state.fn != "fit")
             if self._engines.background and trainer.state.fn == "fit":
                 step, epoch = log_step(trainer), trainer.current_epoch
                 perturb = self._pictures.perturb
@@ -168,7 +168,7 @@ class ParityMeter:
                 return last
             subject, task = self._subject(pl_module, state, last.inputs, last.inputs.count)
             runtimes = [made for made in available(self._targets) if not (same and _has_numbers(made, last.report))]
-            report = self._pass(subject, task).report(
+            report = self._pass(subject, task, timed=True).report(
                 runtimes, self._perturbations, pixel_space(trainer, self._mean, self._std), self._pictures.perturb
             )
             if same:
@@ -205,8 +205,9 @@ class ParityMeter:
                 time_limit=self._time_limit,
             )
 
-    def _pass(self, subject: Subject, task: Task) -> ParityPass:
-        return ParityPass(subject, task, self._time_limit, self._engines.perturb_targets, self._tolerance)
+    def _pass(self, subject: Subject, task: Task, *, timed: bool = False) -> ParityPass:
+        perturbed = self._engines.perturb_targets
+        return ParityPass(subject, task, self._time_limit, perturbed, self._tolerance, timed=timed)
 
     def _subject(
         self, pl_module: pl.LightningModule, weights: Mapping[str, Tensor] | None, inputs: FirstInputs, samples: int

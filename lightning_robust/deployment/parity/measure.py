@@ -40,6 +40,7 @@ def measure_parity(
     time_limit: float = 120.0,
     tolerance: Tolerance | None = None,
     perturb_targets: bool = False,
+    timed: bool = False,
 ) -> ParityReport:
     """Run the same samples through every runtime and compare with PyTorch in fp64.
 
@@ -58,6 +59,7 @@ def measure_parity(
         time_limit: Seconds after which nothing new is started.
         tolerance: ``"<target>/<metric>"`` -> largest allowed value; a tenth of it is precise enough.
         perturb_targets: Run every runtime that was measured on the perturbed inputs too (engines once for each).
+        timed: Measure how long an inference takes, on the engines that are executed: half a second for each and more.
 
     Raises:
         ValueError: If there are no samples.
@@ -70,7 +72,7 @@ def measure_parity(
         >>> report.targets["torch-fp32"].metrics["max_abs"] < 1e-6
         True
     """
-    measured = ParityPass(subject, Task(decode, known, moved), time_limit, perturb_targets, tolerance)
+    measured = ParityPass(subject, Task(decode, known, moved), time_limit, perturb_targets, tolerance, timed=timed)
     return measured.report(runtimes, perturbations, pixels)
 
 
@@ -83,6 +85,7 @@ class ParityPass:
         time_limit: Seconds after which nothing new is started.
         perturb_targets: Keep the perturbed inputs, so that runtimes can be run on them too.
         tolerance: As for :func:`measure_parity`.
+        timed: As there.
     """
 
     def __init__(
@@ -92,8 +95,10 @@ class ParityPass:
         time_limit: float,
         perturb_targets: bool = False,
         tolerance: Tolerance | None = None,
+        *,
+        timed: bool = False,
     ) -> None:
-        self._start = time.monotonic()
+        self._start, self._timed = time.monotonic(), timed
         self.subject, self._task, self._limit = subject, task, time_limit
         self._tolerance = tolerance or {}
         self.baseline = Baseline(subject, task)
@@ -153,7 +158,8 @@ class ParityPass:
                 metrics, basis = dict(found.metrics), found.basis(f"parity/{runtime.name}")
             except Exception as error:
                 status, note = "failed", one_line(error)
-        return TargetResult(status, metrics, note, execution.size, execution.seconds), basis
+        layers, latency, seconds = execution.layers, execution.latency, execution.seconds
+        return TargetResult(status, metrics, note, execution.size, seconds, layers=layers, latency=latency), basis
 
     def chain(self, targets: Mapping[str, TargetResult]) -> tuple[Link, ...]:
         """The links between the targets that were measured, those of an earlier call included."""
@@ -181,7 +187,7 @@ class ParityPass:
     def _measure_target(self, runtime: Runtime, basis: dict[str, Basis]) -> TargetResult:
         if self._is_late() and runtime.can_build():
             return TargetResult("skipped", note=f"the time limit of {self._limit:g} s was reached")
-        execution = execute(runtime, self.subject, self.baseline.first_window)
+        execution = execute(runtime, self.subject, self.baseline.first_window, timed=self._timed)
         result, found = self.result(runtime, execution)
         basis |= found
         if self.perturbed is not None and execution.run is not None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from lightning_robust.deployment.engines.execution import STATUS_CODES, Status
+from lightning_robust.deployment.engines.latency import Latency
 from lightning_robust.deployment.graph.lint import Finding
 from lightning_robust.deployment.numerics.keep_list import KeepList
 from lightning_robust.deployment.numerics.sensitivity import Sensitivity
@@ -58,6 +59,9 @@ class TargetResult:
         size: Bytes of the engine.
         seconds: Time to build and run it.
         step: The training step whose weights were measured; None for the weights of the pass itself.
+        layers: Precision -> how many of the executed layers computed in it, as the engine says; empty where it does not
+            say.
+        latency: Of one inference on a batch as it is deployed; None where it was not measured.
     """
 
     status: Status
@@ -66,11 +70,15 @@ class TargetResult:
     size: int | None = None
     seconds: float = 0.0
     step: int | None = None
+    layers: Mapping[str, int] = field(default_factory=dict)
+    latency: Latency | None = None
 
     def scalars(self, name: str) -> dict[str, float]:
         """The numbers of the target of this name, under their TensorBoard tags."""
         numbers = {"status": float(STATUS_CODES[self.status])} | self.metrics
         numbers |= {} if self.step is None else {"step": float(self.step)}
+        if self.latency is not None:
+            numbers |= {"latency_ms": 1e3 * self.latency.median, "latency_ms_p99": 1e3 * self.latency.p99}
         return {f"parity/{name}/{metric}": value for metric, value in numbers.items()}
 
 

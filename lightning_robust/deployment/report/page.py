@@ -18,6 +18,7 @@ from lightning_robust.deployment.report.layer_figure import draw_layers
 from lightning_robust.deployment.report.layers import keep_sentence, unmeasured_sentence
 from lightning_robust.deployment.report.tables import (
     chain_rows,
+    engine_rows,
     finding_rows,
     perturbation_rows,
     target_rows,
@@ -77,6 +78,7 @@ def _render_page(
         unit=unit_label(report.unit),
         moved_unit=unit_label(report.moved_unit),
         targets=_target_table(report),
+        engines=engine_rows(report),
         chain=chain_rows(report),
         links=svg(draw_chain(passes, report.unit)) if report.chain else None,
         layers=report.layers and svg(draw_layers(report.layers, unit_label(report.unit))),
@@ -91,9 +93,8 @@ def _render_page(
 def _target_table(report: ParityReport) -> tuple[list[str], list[list[str]]]:
     columns, rows = target_rows(report)
     for row, target in zip(rows, report.targets.values(), strict=True):
-        size = "-" if target.size is None else f"{target.size / 1e6:.2g}"
-        row += [f"{target.seconds:.1f}", size, target.note]
-    return [*columns, "s", "engine, MB", "note"], rows
+        row += [f"{target.seconds:.1f}", target.note]
+    return [*columns, "s", "note"], rows
 
 
 def _perturbation_table(report: ParityReport) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from lightning_robust.deployment.engines.latency import Latency
 from lightning_robust.deployment.graph.lint import Finding
 from lightning_robust.deployment.graph.origin import Origin
 from lightning_robust.deployment.parity.links import Basis
@@ -45,6 +46,17 @@ def chain_rows(report: ParityReport) -> tuple[list[str], list[list[str]]]:
     return ["link", "from", "to", "distance", "bias", "n"], rows
 
 
+def engine_rows(report: ParityReport) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table of engines: latency, size, and the precisions that its layers ran in."""
+    rows = []
+    for name, target in report.targets.items():
+        if target.latency or target.layers or target.size is not None:
+            ran = ", ".join(f"{count} {precision}" for precision, count in target.layers.items())
+            size = "-" if target.size is None else f"{target.size / 1e6:.2g}"
+            rows.append([name, *_times_of(target.latency), size, ran or "-"])
+    return ["engine", "ms", "p99 ms", "batch", "runs", "MB", "layers ran in"], rows
+
+
 def perturbation_rows(report: ParityReport) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table of perturbations, the worst first."""
     moved, guessed = report.moved_unit, report.moved_unit.replace("_known_", "_guessed_")
@@ -83,6 +95,8 @@ def summary(report: ParityReport) -> str:
         plain_table(*target_rows(report)),
     ]
     lines += [f"{name}: {t.note}" for name, t in report.targets.items() if t.note and t.status != "measured"]
+    engines = engine_rows(report)
+    lines += ["", plain_table(*engines)] if engines[1] else []
     lines += ["", plain_table(*chain_rows(report))] if report.chain else []
     lines += ["", plain_table(*perturbation_rows(report)), "", worst_sentence(report)] if report.sensitivity else []
     lines += what_if_sentences(report)
@@ -101,6 +115,13 @@ def worst_sentence(report: ParityReport) -> str:
     distance = with_interval(metrics[key], report.basis.get(f"sensitivity/{name}/{key}"))
     times = f"; {_times(metrics['times_fp16'])} what fp16 does" if "times_fp16" in metrics else ""
     return f"What moves the outputs most: {name} ({distance} {unit_label(report.moved_unit)}{times})"
+
+
+def _times_of(latency: Latency | None) -> list[str]:
+    """The median and the p99 in milliseconds, the batch and the number of runs."""
+    if latency is None:
+        return ["-"] * 4
+    return [f"{1e3 * latency.median:.3g}", f"{1e3 * latency.p99:.3g}", str(latency.batch), str(latency.runs)]
 
 
 def _times(factor: float) -> str:
