@@ -138,11 +138,12 @@ class DeploymentParityCallback(InputDiagnostic):
         """Refuse what cannot work and say at once which targets are missing here."""
         super().setup(trainer, pl_module, stage)
         add_layout(trainer, "deployment parity", CHARTS)
-        for target in map(runtime, self.targets if isinstance(self.targets, list) else ()):
-            able = target.can_build()
+        targets = self.targets if isinstance(self.targets, list) else []
+        abilities = on_rank_zero(trainer, lambda: [runtime(name).can_build(self.engines) for name in targets], "It")
+        for name, able in zip(targets, abilities, strict=True):
             if not able:
-                error = TargetError(f"{target.name} cannot be measured here: {able.reason}")
-                self.guard.fail(trainer, error, f"{target.name} will have no numbers")
+                error = TargetError(f"{name} cannot be measured here: {able.reason}")
+                self.guard.fail(trainer, error, f"{name} will have no numbers")
 
     @override
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -139,7 +139,7 @@ class ParityMeter:
         """Measure everything on the first samples; during ``fit`` with engines in the background if that is set."""
         with _isolated():
             subject, task = self._subject(pl_module, snapshot.weights, snapshot.inputs, samples)
-            runtimes = available(self._targets)
+            runtimes = available(self._targets, self._engines)
             what = runtimes, self._perturbations, pixel_space(trainer, self._mean, self._std)
             parity = self._pass(subject, task, timed=trainer.state.fn != "fit")
             if self._engines.background and trainer.state.fn == "fit":
@@ -167,7 +167,8 @@ class ParityMeter:
                 last.report = replace(last.report, weights=replace(last.report.weights, digest=digest(state)))
                 return last
             subject, task = self._subject(pl_module, state, last.inputs, last.inputs.count)
-            runtimes = [made for made in available(self._targets) if not (same and _has_numbers(made, last.report))]
+            runtimes = available(self._targets, self._engines)
+            runtimes = [made for made in runtimes if not (same and _has_numbers(made, last.report))]
             report = self._pass(subject, task, timed=True).report(
                 runtimes, self._perturbations, pixel_space(trainer, self._mean, self._std), self._pictures.perturb
             )
@@ -186,7 +187,7 @@ class ParityMeter:
             return self.measure(trainer, pl_module, snapshot, samples).report.scalars()
         with _isolated():
             subject, task = self._subject(pl_module, snapshot.weights, snapshot.inputs, samples)
-            return self._pass(subject, task).report(available([tag.split("/")[1]]), (), None).scalars()
+            return self._pass(subject, task).report(available([tag.split("/")[1]], self._engines), (), None).scalars()
 
     def localise(self, last: Examined, tolerance: float | None) -> ParityReport:
         """Add what each node and the head of the graph cost.

@@ -1,29 +1,31 @@
-"""What this machine can build and run: packages, their versions, the CUDA device."""
+"""What a machine can build and run, this one or the one behind a command: packages, their versions, CUDA devices."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import importlib.metadata
-import importlib.util
-import tempfile
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from lightning_robust.deployment.engines.child import about as about_script
 from lightning_robust.deployment.engines.child import engine as child_script
+from lightning_robust.deployment.engines.child.about import installed_version
 from lightning_robust.deployment.engines.child.process import EngineError, run_child
+from lightning_robust.deployment.engines.child.supervisor import scratch
 
 Backend = Literal["tensorrt", "tensorrt_rtx"]
 CHILD_SCRIPT = Path(child_script.__file__)
 _EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
-_DISTRIBUTIONS = {
-    "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
-    "tensorrt_rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),
-}
+_TIME_LIMIT = 60.0
+_RETRY = 60.0  # seconds before a machine that did not answer is asked again
+_answers: dict[tuple[str, ...], tuple[float, Machine | EngineError | None]] = {}
 
 
 class Ability(NamedTuple):
-    """Whether something can be done on this machine; `reason` says why not and what to do, '' where it can.
+    """Whether something can be done on a machine; `reason` says why not and what to do, '' where it can.
 
     Example:
         >>> bool(Ability(False, "no CUDA device answers"))
@@ -38,62 +40,164 @@ class Ability(NamedTuple):
         return self.able
 
 
-def can_build(backend: Backend) -> Ability:
-    """Whether engines can be built here: RTX builds without a GPU, full TensorRT times its kernels on one."""
-    missing = missing_package(backend)
-    if missing or backend == "tensorrt_rtx" or device_name():
-        return Ability(not missing, missing)
+@dataclass(frozen=True)
+class Machine:
+    """What a machine says of itself.
+
+    Args:
+        python: Version of the interpreter.
+        packages: Package -> version, '' for one that is not installed.
+        devices: Name and compute capability of each CUDA device.
+        cuda: The version of CUDA that the driver knows, '' without a driver.
+        trouble: Why there is no device.
+        required_cuda: Package -> major version of CUDA that it was built for, 0 if unknown.
+        capabilities: Package -> compute capabilities that it knows; nothing of a package that does not tell.
+    """
+
+    python: str
+    packages: dict[str, str]
+    devices: list[dict[str, str]]
+    cuda: str
+    trouble: str
+    required_cuda: dict[str, int]
+    capabilities: dict[str, list[str]]
+
+
+def ask_machine(command: Sequence[str] = ()) -> Machine:
+    """What this machine, or the one behind a command, says of itself; asked once per process.
+
+    Args:
+        command: What starts Python there, such as `["ssh", "orin", "python3"]`; empty for here.
+
+    Raises:
+        EngineError: If it does not answer. It is asked again a minute later.
+    """
+    key = tuple(command)
+    asked, answer = _answers.get(key, (-math.inf, None))
+    if answer is None or (isinstance(answer, EngineError) and time.monotonic() - asked > _RETRY):
+        try:
+            answer = _start_about(key)
+        except EngineError as error:
+            answer = error
+        except OSError as error:
+            answer = EngineError("disk", f"the folder for temporary files cannot be written: {error}")
+        _answers[key] = time.monotonic(), answer
+    if isinstance(answer, EngineError):
+        raise answer
+    return answer
+
+
+def can_build(backend: Backend, command: Sequence[str] = ()) -> Ability:
+    """Whether engines can be built: RTX builds without a GPU, full TensorRT times its kernels on one.
+
+    Args:
+        backend: The library.
+        command: What starts Python on another machine; empty for here.
+    """
+    missing = missing_package(backend, command)
+    if missing or device_name(command):
+        return _ability(missing or _wrong_device(backend, command))
+    if backend == "tensorrt_rtx":
+        return Ability(True)
     return Ability(
         False,
-        "TensorRT needs a CUDA device to build and none answers here. Build on the machine that will run the engine, "
-        'or take backend="tensorrt_rtx", which builds without one.',
+        f"TensorRT needs a CUDA device to build and none answers {_where(command)}: {_trouble(command)}. Build on the "
+        'machine that will run the engine, or take backend="tensorrt_rtx", which builds without one.',
     )
 
 
-def can_run(backend: Backend) -> Ability:
-    """Whether engines can be run here, which needs the package and a CUDA device."""
-    missing = missing_package(backend)
-    if missing or device_name():
-        return Ability(not missing, missing)
+def can_run(backend: Backend, command: Sequence[str] = ()) -> Ability:
+    """Whether engines can be run, which needs the package and a CUDA device; arguments as of :func:`can_build`."""
+    missing = missing_package(backend, command)
+    if missing or device_name(command):
+        return _ability(missing or _wrong_device(backend, command))
     return Ability(
         False,
-        f"running a {backend} engine needs a CUDA device and none answers here (libcuda.so.1: cuInit, "
-        "cuDeviceGetCount). An engine built here is built, not measured; use emulated-fp16 for numbers.",
+        f"running a {backend} engine needs a CUDA device and none answers {_where(command)}: {_trouble(command)}. "
+        "An engine that is built without one is built, not measured; use emulated-fp16 for numbers.",
     )
 
 
-def missing_package(backend: Backend) -> str:
-    """'' where the package can be found, else the sentence that says how to install it."""
+def missing_package(backend: Backend, command: Sequence[str] = ()) -> str:
+    """'' where the package can be found, else the sentence that says how to install it; arguments as above."""
     if backend not in _EXTRAS:
         raise ValueError(f"Expected argument `backend` to be one of {sorted(_EXTRAS)}, but got {backend!r}")
-    if importlib.util.find_spec(backend) is not None:
-        return ""
-    return f'the package {backend} is not installed. Run: pip install "lightning-robust[{_EXTRAS[backend]}]"'
-
-
-@functools.cache
-def device_name() -> str:
-    """The first CUDA device as the driver names it, '' for none; asked of a child, once per process."""
+    if not command:
+        found = installed_version(backend)
+        how = f'pip install "lightning-robust[{_EXTRAS[backend]}]"'
+        return "" if found else f"the package {backend} is not installed. Run: {how}"
     try:
-        with tempfile.TemporaryDirectory(prefix="lightning_robust-") as folder:
-            result, _ = run_child(CHILD_SCRIPT, "device", {}, Path(folder), 30.0)
-    except (EngineError, OSError):
+        machine = ask_machine(command)
+    except EngineError as error:
+        return str(error).splitlines()[0]
+    missing = [name for name in ("numpy", "polygraphy", backend) if not machine.packages.get(name)]
+    if not missing:
         return ""
-    return str(result.get("name", ""))
+    return f"Python {machine.python} {_where(command)} has no package {' and no '.join(missing)}. Install it there."
 
 
-def target_capability(package: Backend) -> str:
+def device_name(command: Sequence[str] = (), index: int = 0) -> str:
+    """A CUDA device as the driver names it, the first by default; '' for none."""
+    with contextlib.suppress(EngineError, IndexError):
+        return ask_machine(command).devices[index]["name"]
+    return ""
+
+
+def target_capability(package: Backend, command: Sequence[str] = ()) -> str:
     """The compute capability to build an RTX engine for, by its name in the library; '' leaves it to the library."""
     if package == "tensorrt":
         return ""
-    return "CURRENT" if device_name() else "SM89"
+    return "CURRENT" if device_name(command) else "SM89"
 
 
-def library_version(package: Backend) -> str:
+def library_version(package: Backend, command: Sequence[str] = ()) -> str:
     """The installed version; the package's modification time where no distribution names a version."""
-    for distribution in _DISTRIBUTIONS[package]:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            return importlib.metadata.version(distribution)
-    spec = importlib.util.find_spec(package)
-    origin = spec.origin if spec is not None else None
-    return f"of {Path(origin).stat().st_mtime_ns}" if origin else "unknown"
+    return (ask_machine(command).packages[package] if command else installed_version(package)) or "unknown"
+
+
+def _start_about(command: tuple[str, ...]) -> Machine:
+    with scratch() as folder:
+        result, log = run_child(Path(about_script.__file__), "about", {}, folder, _TIME_LIMIT, command=command)
+    try:
+        return Machine(**{field.name: result[field.name] for field in fields(Machine)})
+    except KeyError as error:
+        raise EngineError("garbage", f"The machine did not say its {error}.", log) from error
+
+
+def _wrong_device(backend: Backend, command: Sequence[str]) -> str:
+    """Why the library cannot use the first device; '' where it can, or nothing is known of it."""
+    try:
+        machine = ask_machine(command)
+    except EngineError:
+        return ""
+    library = f"{backend} {library_version(backend, command)}"
+    needed, known = machine.required_cuda.get(backend, 0), machine.cuda
+    if known and needed > float(known):
+        return (
+            f"{library} was built for CUDA {needed}, and the driver {_where(command)} knows CUDA {known}. "
+            f"Update the driver, or install a {backend} for its CUDA."
+        )
+    capability = machine.devices[0]["capability"] if machine.devices else ""
+    capabilities = machine.capabilities.get(backend, ())
+    if not capability or not capabilities or capability in capabilities:
+        return ""
+    return (
+        f"compute capability {capability} ({machine.devices[0]['name']}) is not among {', '.join(capabilities)} "
+        f"of {library}. Take backend tensorrt, or leave this target out."
+    )
+
+
+def _trouble(command: Sequence[str]) -> str:
+    """Why there is no device."""
+    try:
+        return ask_machine(command).trouble or "no reason is known"
+    except EngineError as error:
+        return str(error).splitlines()[0].rstrip(".")
+
+
+def _ability(reason: str) -> Ability:
+    return Ability(not reason, reason)
+
+
+def _where(command: Sequence[str]) -> str:
+    return f"behind `{' '.join(command)}`" if command else "here"

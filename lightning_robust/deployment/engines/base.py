@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_robust.deployment.engines.abilities import Ability
 from lightning_robust.deployment.engines.latency import time_runs
+from lightning_robust.deployment.engines.settings import DEFAULTS, BuildSettings
 from lightning_robust.deployment.engines.subject import Subject
 from lightning_robust.deployment.graph.export import Exported
 from lightning_robust.deployment.graph.frozen import named_inputs
@@ -69,12 +70,12 @@ class Runtime(abc.ABC):
         """``"<runtime>-<precision>"``, as in the tags."""
         return f"{self.runtime}-{self.precision}"
 
-    def can_build(self) -> Ability:
-        """Whether an engine can be built here, and why not."""
+    def can_build(self, settings: BuildSettings = DEFAULTS) -> Ability:
+        """Whether an engine can be built where the settings say, and why not."""
         return Ability(True)
 
-    def can_run(self) -> Ability:
-        """Whether a built engine can be executed here, and why not."""
+    def can_run(self, settings: BuildSettings = DEFAULTS) -> Ability:
+        """Whether a built engine can be executed where the settings say, and why not."""
         return Ability(True)
 
     @abc.abstractmethod

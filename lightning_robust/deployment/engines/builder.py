@@ -5,8 +5,7 @@ This process never imports TensorRT, so that a crash of the library does not end
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -20,6 +19,7 @@ from lightning_robust.deployment.engines.cache import EngineCache, disk_errors, 
 from lightning_robust.deployment.engines.child import engine as child_script
 from lightning_robust.deployment.engines.child.process import EngineError as EngineError
 from lightning_robust.deployment.engines.child.process import run_child
+from lightning_robust.deployment.engines.child.supervisor import scratch
 from lightning_robust.deployment.engines.profile import Profile, complete_profile
 from lightning_robust.deployment.engines.refit import folded_weights, structure, weight_digests
 
@@ -42,6 +42,7 @@ class Engine:
         log: What the build printed.
         library: The library and its version.
         stand_in: True where TensorRT-RTX stood in for full TensorRT: the code path is the real one, the engine is not.
+        command: What starts Python where it was built and runs; empty for here.
     """
 
     path: Path
@@ -54,6 +55,7 @@ class Engine:
     log: str
     library: str
     stand_in: bool = False
+    command: tuple[str, ...] = ()
 
 
 def build_engine(
@@ -67,6 +69,7 @@ def build_engine(
     weakly_typed: Literal["fp16"] | None = None,
     refit: bool = False,
     stand_in: bool = False,
+    command: Sequence[str] = (),
 ) -> Engine:
     """Build an engine from a serialised ONNX model, or take it from the cache.
 
@@ -90,6 +93,8 @@ def build_engine(
             Not yet tested on one: the parts before the device were run, and the rest against a stub.
         stand_in: Let TensorRT-RTX take the place of full TensorRT 11.4 (backend "tensorrt" only), to run this code path
             on a machine without a GPU. The `Engine` says so.
+        command: What starts Python on another machine, such as `["ssh", "orin", "python3"]`, to build there; empty for
+            here. Python 3.8, numpy, Polygraphy and the library must be there.
 
     Returns:
         The engine's path, and what the build reported.
@@ -106,7 +111,7 @@ def build_engine(
         raise ValueError(f"Expected argument `time_limit` to be a positive number of seconds, but got {time_limit}")
     shapes = complete_profile(model, profile)
     package: Backend = "tensorrt_rtx" if stand_in else backend
-    _check_ability(can_build(package))
+    _check_ability(can_build(package, command))
     if weakly_typed and backend == "tensorrt_rtx":
         raise EngineError(
             "refused",
@@ -115,13 +120,14 @@ def build_engine(
         )
     settings: dict[str, Any] = {
         "backend": backend,
-        "library": f"{package} {abilities.library_version(package)}",
-        "target": abilities.target_capability(package),
+        "library": f"{package} {abilities.library_version(package, command)}",
+        "target": abilities.target_capability(package, command),
         "profile": shapes,
         "tf32": tf32,
         "weakly_typed": weakly_typed,
         "refit": refit,
         "stand_in": stand_in,
+        "command": list(command),
     }
     return _Build(model, settings, EngineCache(directory), time_limit).engine()
 
@@ -140,17 +146,18 @@ def run_engine(engine: Engine, inputs: Mapping[str, np.ndarray], *, time_limit: 
     Raises:
         EngineError: "unavailable" where `can_run` says no or the engine is a stand-in, otherwise as for a build.
     """
-    able = can_run(engine.backend)
+    able = can_run(engine.backend, engine.command)
     if engine.stand_in:
         able = Ability(False, "a stand-in engine is not TensorRT's and is not run: build it with stand_in=False.")
     _check_ability(able)
-    with disk_errors(engine.path.parent), tempfile.TemporaryDirectory(prefix="lightning_robust-") as name:
-        folder = Path(name)
+    with disk_errors(engine.path.parent), scratch() as folder:
         with (folder / "inputs.npz").open("wb") as file:
             np.savez(file, *inputs.values())  # numbered: a name may hold a slash, or be "file"
         spec = {"backend": engine.backend, "stand_in": False, "names": list(inputs)}
         reads, writes = {"engine": engine.path, "inputs": folder / "inputs.npz"}, {"outputs": folder / "outputs.npz"}
-        result, log = run_child(_CHILD, "run", spec, folder, time_limit, reads=reads, writes=writes)
+        result, log = run_child(
+            _CHILD, "run", spec, folder, time_limit, reads=reads, writes=writes, command=engine.command
+        )
         try:
             with np.load(folder / "outputs.npz", allow_pickle=False) as stored:
                 return {output: stored[f"arr_{index}"] for index, output in enumerate(result["names"])}
@@ -190,7 +197,7 @@ class _Build:
         return self._describe(key, entry, cached=False)
 
     def _key(self, model: bytes) -> str:
-        return engine_key(model, self._settings, abilities.device_name())
+        return engine_key(model, self._settings, abilities.device_name(self._settings["command"]))
 
     def _refit(self, key: str) -> tuple[str, dict[str, Any]]:
         """The engine built for this graph, which has these weights or is copied with them; and its key."""
@@ -220,7 +227,8 @@ class _Build:
             model, engine = folder / "model.onnx", folder / "engine"
             model.write_bytes(self._model)
             job = {**self._settings, **spec}
-            files = {"reads": {"model": model, **reads}, "writes": {"engine": engine}}
+            reads, writes = {"model": model, **reads}, {"engine": engine}
+            files: dict[str, Any] = {"reads": reads, "writes": writes, "command": self._settings["command"]}
             result, log = run_child(_CHILD, verb, job, folder, self._time_limit, **files)
             result |= report
             size = engine.stat().st_size if engine.is_file() else 0
@@ -242,4 +250,5 @@ class _Build:
             log=entry.get("log", ""),
             library=self._settings["library"] + claim,
             stand_in=stand_in,
+            command=tuple(self._settings["command"]),
         )

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import platformdirs
 
 from lightning_robust.deployment.engines.child.process import EngineError
+from lightning_robust.deployment.engines.child.supervisor import scratch
 
 MAX_ENGINES = 32
 """How many engines a folder holds; training writes one at every validation, since the weights differ."""
@@ -73,8 +73,8 @@ class EngineCache:
     def workspace(self) -> Iterator[Path]:
         """A temporary folder on the cache's own file system, so that :meth:`store` can move files into place."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".build-", dir=self.folder, ignore_cleanup_errors=True) as name:
-            yield Path(name)
+        with scratch(self.folder, ".build-") as folder:
+            yield folder
 
     def store(self, key: str, engine: Path, report: Mapping[str, Any]) -> dict[str, Any]:
         """Move an engine from the workspace into place; returns its entry, which is the report with a checksum."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_robust.deployment.engines.base import Clock, Runner, Runtime
+from lightning_robust.deployment.engines.child.errors import EngineError
 from lightning_robust.deployment.engines.latency import Latency
 from lightning_robust.deployment.engines.subject import CHUNK, Subject
 from lightning_robust.structures import count_rows, join_rows, take_rows
@@ -64,7 +65,7 @@ def execute(made: Runtime, subject: Subject, window: slice = slice(None), *, tim
         >>> execute(runtime("torch-bf16"), subject).outputs[0].dtype
         torch.bfloat16
     """
-    able = made.can_build()
+    able = made.can_build(subject.settings)
     if not able:
         return Execution("unavailable", note=able.reason)
     start = time.monotonic()
@@ -78,7 +79,8 @@ def execute(made: Runtime, subject: Subject, window: slice = slice(None), *, tim
         latency = None if clock is None else _latency(clock, subject)
         return Execution(status, outputs, run, built.note, built.warning, built.size, seconds, built.layers, latency)
     except Exception as error:
-        return Execution("failed", note=one_line(error), seconds=time.monotonic() - start)
+        gone = isinstance(error, EngineError) and error.kind == "unavailable"
+        return Execution("unavailable" if gone else "failed", note=one_line(error), seconds=time.monotonic() - start)
 
 
 def _latency(clock: Clock, subject: Subject) -> Latency:

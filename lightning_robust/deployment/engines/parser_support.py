@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from lightning_robust.deployment.engines import abilities
 from lightning_robust.deployment.engines.abilities import CHILD_SCRIPT
 from lightning_robust.deployment.engines.child.process import EngineError, run_child
+from lightning_robust.deployment.engines.child.supervisor import scratch
 from lightning_robust.deployment.engines.refit import structure
 from lightning_robust.deployment.graph.export import Exported
 from lightning_robust.deployment.graph.lint import Finding
@@ -71,8 +70,8 @@ def with_refusals(exported: Exported, findings: Sequence[Finding]) -> tuple[Find
 
 
 def _ask(model: bytes, time_limit: float) -> tuple[Refusal, ...]:
-    with tempfile.TemporaryDirectory(prefix="lightning_robust-") as name:
-        folder, reads = Path(name), {"model": Path(name, "model.onnx")}
+    with scratch() as folder:
+        reads = {"model": folder / "model.onnx"}
         reads["model"].write_bytes(model)
         spec = {"backend": "tensorrt_rtx", "stand_in": False}
         result, _ = run_child(CHILD_SCRIPT, "support", spec, folder, time_limit, reads=reads)

@@ -9,6 +9,7 @@ import torch
 from lightning_robust.deployment.engines.base import Runtime
 from lightning_robust.deployment.engines.emulated import EmulatedRuntime
 from lightning_robust.deployment.engines.onnxruntime import OnnxRuntime
+from lightning_robust.deployment.engines.settings import DEFAULTS, BuildSettings
 from lightning_robust.deployment.engines.tensorrt import TensorRTRuntime
 from lightning_robust.deployment.engines.torch import TorchRuntime
 from lightning_robust.suggest import did_you_mean
@@ -50,8 +51,8 @@ def runtime(target: str) -> Runtime:
     return TARGETS[target](name, precision)
 
 
-def available(targets: Literal["auto"] | list[str]) -> list[Runtime]:
-    """The runtimes of these names, or with ``"auto"`` all that this machine can build.
+def available(targets: Literal["auto"] | list[str], settings: BuildSettings = DEFAULTS) -> list[Runtime]:
+    """The runtimes of these names, or with ``"auto"`` all that can be built where the settings say.
 
     ``"auto"`` leaves out torch in half precision on a CPU, which the emulation covers at a lower cost, and
     ``emulated-fp16acc``, which takes ten times as long as ``emulated-fp16`` and more.
@@ -65,4 +66,4 @@ def available(targets: Literal["auto"] | list[str]) -> list[Runtime]:
     skip = {"torch-fp32", "emulated-fp16acc"}
     if not torch.cuda.is_available():
         skip |= {"torch-fp16", "torch-bf16"}
-    return [made for made in map(runtime, TARGETS) if made.name not in skip and made.can_build()]
+    return [made for made in map(runtime, TARGETS) if made.name not in skip and made.can_build(settings)]

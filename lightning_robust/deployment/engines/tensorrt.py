@@ -13,6 +13,7 @@ from lightning_robust.deployment.engines.abilities import Ability, Backend
 from lightning_robust.deployment.engines.base import HALF, Built, Runtime, feed
 from lightning_robust.deployment.engines.child.process import EngineError
 from lightning_robust.deployment.engines.profile import make_profile
+from lightning_robust.deployment.engines.settings import DEFAULTS, BuildSettings
 from lightning_robust.deployment.engines.subject import Subject
 from lightning_robust.deployment.graph.batches import Arrays, fixed_batches, run_in_fixed_batches
 from lightning_robust.deployment.numerics.convert import Conversion
@@ -28,13 +29,13 @@ class TensorRTRuntime(Runtime):
     def _backend(self) -> Backend:
         return cast(Backend, self.runtime)
 
-    def can_build(self) -> Ability:
-        """Whether the package (and, for full TensorRT, a GPU) is here."""
-        return abilities.can_build(self._backend)
+    def can_build(self, settings: BuildSettings = DEFAULTS) -> Ability:
+        """Whether the package (and, for full TensorRT, a GPU) is there."""
+        return abilities.can_build(self._backend, settings.command)
 
-    def can_run(self) -> Ability:
+    def can_run(self, settings: BuildSettings = DEFAULTS) -> Ability:
         """Whether there is a CUDA device to execute the engine on."""
-        return abilities.can_run(self._backend)
+        return abilities.can_run(self._backend, settings.command)
 
     def build(self, subject: Subject) -> Built:
         """Build the engine, or take it from the cache."""
@@ -46,12 +47,13 @@ class TensorRTRuntime(Runtime):
             conversion = Conversion(model, half, subject.fp32_nodes(), subject.settings.out_of_range)
             model = conversion.build()
             notes += conversion.notes
-        able = self.can_run()
+        able = self.can_run(subject.settings)
         settings: dict[str, Any] = {
             "backend": self._backend,
             "profile": make_profile(exported, subject),
             "directory": Path(subject.settings.cache) if subject.settings.cache else None,
             "time_limit": subject.settings.time_limit,
+            "command": subject.settings.command,
             "weakly_typed": "fp16" if weakly else None,
             "tf32": subject.settings.tf32 and self.precision in HALF,
         }

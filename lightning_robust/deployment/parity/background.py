@@ -187,7 +187,7 @@ class BackgroundParity:
             epoch: Of the training, for their notes.
             perturb: Makes the perturbed pictures.
         """
-        slow = [runtime for runtime in runtimes if runtime.slow and runtime.can_build()]
+        slow = [runtime for runtime in runtimes if runtime.slow and runtime.can_build(parity.subject.settings)]
         fast = [runtime for runtime in runtimes if runtime not in slow]
         report = parity.report(fast, perturbations, pixels, perturb)
         late = self.collect()
@@ -225,7 +225,7 @@ class BackgroundParity:
         with contextlib.suppress(Exception):  # the subject keeps the error, and each runtime fails with it
             _ = job.subject.exported
         for runtime in job.runtimes:
-            runtime.can_run()
+            runtime.can_run(job.subject.settings)
         self._job = job
         job.start()
 

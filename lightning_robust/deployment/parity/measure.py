@@ -185,7 +185,7 @@ class ParityPass:
         return time.monotonic() - self._start > self._limit
 
     def _measure_target(self, runtime: Runtime, basis: dict[str, Basis]) -> TargetResult:
-        if self._is_late() and runtime.can_build():
+        if self._is_late() and runtime.can_build(self.subject.settings):
             return TargetResult("skipped", note=f"the time limit of {self._limit:g} s was reached")
         execution = execute(runtime, self.subject, self.baseline.first_window, timed=self._timed)
         result, found = self.result(runtime, execution)

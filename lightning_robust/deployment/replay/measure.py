@@ -93,7 +93,7 @@ class _Track:
         self.status, self.note = "failed", one_line(error)
 
     def build(self, runtime: Runtime, subject: Subject) -> None:
-        able = runtime.can_build()
+        able = runtime.can_build(subject.settings)
         if not able:
             self.status, self.note = "unavailable", able.reason
             return

@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import math
 import os
@@ -371,7 +372,7 @@ def test_rejects_numbers_out_of_range(name):
 
 
 def test_missing_package_names_the_pip_command(tmp_path, monkeypatch):
-    monkeypatch.setattr(abilities.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     callback = DeploymentParityCallback(["torch-bf16", "tensorrt-fp16"], perturbations="none", num_samples=4)
     trainer = survives(tmp_path, callback, r'pip install "lightning-robust\[tensorrt\]"')
     assert trainer.callback_metrics["parity/tensorrt-fp16/status"] == 3
@@ -380,7 +381,7 @@ def test_missing_package_names_the_pip_command(tmp_path, monkeypatch):
 
 
 def test_failure_can_raise(tmp_path, monkeypatch):
-    monkeypatch.setattr(abilities.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RuntimeError, match="tensorrt-fp16 cannot be measured here"):
         fit(tmp_path, DeploymentParityCallback(["tensorrt-fp16"], on_failure="raise"))
 
@@ -413,8 +414,8 @@ def test_builder_that(fault, tmp_path, monkeypatch):
     script = tmp_path / "child.py"
     script.write_text(source)
     monkeypatch.setattr(builder, "_CHILD", script)
-    monkeypatch.setattr(abilities, "missing_package", lambda backend: "")
-    monkeypatch.setattr(abilities, "library_version", lambda package: "0")
+    monkeypatch.setattr(abilities, "missing_package", lambda *_: "")
+    monkeypatch.setattr(abilities, "library_version", lambda *_: "0")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     callback = DeploymentParityCallback(["tensorrt_rtx-fp16"], perturbations="none", num_samples=4, time_limit=8)
     trainer = survives(tmp_path, callback, f"tensorrt_rtx-fp16 failed: EngineError: .*({message})")
@@ -423,8 +424,8 @@ def test_builder_that(fault, tmp_path, monkeypatch):
 
 
 def test_read_only_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(abilities, "missing_package", lambda backend: "")
-    monkeypatch.setattr(abilities, "library_version", lambda package: "0")
+    monkeypatch.setattr(abilities, "missing_package", lambda *_: "")
+    monkeypatch.setattr(abilities, "library_version", lambda *_: "0")
     blocked = tmp_path / "file"
     blocked.write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))

@@ -64,7 +64,7 @@ def script(tmp_path, monkeypatch, body):
         "import json, os, pathlib, sys, time\nspec = json.load(open(sys.argv[2]))\n" + textwrap.dedent(body)
     )
     monkeypatch.setattr(builder, "_CHILD", path)
-    monkeypatch.setattr(abilities, "missing_package", lambda backend: "")
+    monkeypatch.setattr(abilities, "missing_package", lambda *_: "")
 
 
 def refusal(**settings):

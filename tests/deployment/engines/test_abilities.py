@@ -21,15 +21,15 @@ def test_missing_package_names_the_command(tmp_path, monkeypatch, backend, extra
 
 
 def test_abilities_without_a_device(monkeypatch):
-    monkeypatch.setattr(abilities, "missing_package", lambda backend: "")
-    monkeypatch.setattr(abilities, "device_name", lambda: "")
+    monkeypatch.setattr(abilities, "missing_package", lambda *_: "")
+    monkeypatch.setattr(abilities, "device_name", lambda *_: "")
     assert can_build("tensorrt_rtx") == (True, "")
     assert not can_build("tensorrt")
     assert "TensorRT needs a CUDA device to build" in can_build("tensorrt").reason
     for backend in ("tensorrt", "tensorrt_rtx"):
         assert not can_run(backend)
         assert f"running a {backend} engine needs a CUDA device" in can_run(backend).reason
-    monkeypatch.setattr(abilities, "device_name", lambda: "NVIDIA Something")
+    monkeypatch.setattr(abilities, "device_name", lambda *_: "NVIDIA Something")
     assert can_build("tensorrt") == can_run("tensorrt") == can_run("tensorrt_rtx") == (True, "")
 
 

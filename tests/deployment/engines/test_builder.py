@@ -104,7 +104,7 @@ def test_weakly_typed_is_refused_by_tensorrt_11(tmp_path):
 @pytest.mark.skipif(bool(abilities.device_name()), reason="there is a CUDA device: the engine would run")
 def test_run_gets_as_far_as_the_driver(tmp_path, monkeypatch):
     engine = build(directory=tmp_path)
-    monkeypatch.setattr(abilities, "device_name", lambda: "a device that is not there")
+    monkeypatch.setattr(abilities, "device_name", lambda *_: "a device that is not there")
     with pytest.raises(EngineError, match="Could not deserialize engine") as caught:
         run_engine(engine, {"image": np.zeros((1, 64, 8, 8), np.float32)})
     assert caught.value.kind == "refused"
@@ -123,7 +123,7 @@ def test_run_matches_onnxruntime(tmp_path):
 
 def test_run_is_refused_without_a_device(tmp_path, monkeypatch):
     script(tmp_path, monkeypatch, GOOD)
-    monkeypatch.setattr(abilities, "device_name", lambda: "")
+    monkeypatch.setattr(abilities, "device_name", lambda *_: "")
     engine = build(directory=tmp_path / "cache")
     with pytest.raises(EngineError, match="needs a CUDA device") as caught:
         run_engine(engine, {"image": np.zeros((1, 64, 8, 8), np.float32)})
@@ -142,7 +142,7 @@ def test_run_brings_arrays_there_and_back(tmp_path, monkeypatch):
         json.dump(dict(status="done", names=[name + "/twice" for name in feed]), open(spec["result"], "w"))
     """
     script(tmp_path, monkeypatch, body)
-    monkeypatch.setattr(abilities, "device_name", lambda: "NVIDIA Something")
+    monkeypatch.setattr(abilities, "device_name", lambda *_: "NVIDIA Something")
     outputs = run_engine(engine, {"a/b": np.float32([1.5]), "file": np.array([[3]])})
     assert {name: value.tolist() for name, value in outputs.items()} == {"a/b/twice": [3.0], "file/twice": [[6]]}
     script(tmp_path, monkeypatch, "json.dump(dict(status='done', names=['y']), open(spec['result'], 'w'))")

@@ -53,9 +53,9 @@ def test_key_is_everything_the_engine_depends_on(tmp_path, monkeypatch):
     full = {"backend": "tensorrt", "stand_in": True}
     variants += [full, full | {"weakly_typed": "fp16"}]
     paths = [build(**{"model": FP32} | variant, directory=tmp_path / "cache").path for variant in variants]
-    monkeypatch.setattr(abilities, "library_version", lambda package: "99")
+    monkeypatch.setattr(abilities, "library_version", lambda *_: "99")
     paths.append(build(directory=tmp_path / "cache").path)
-    monkeypatch.setattr(abilities, "device_name", lambda: "NVIDIA Something")
+    monkeypatch.setattr(abilities, "device_name", lambda *_: "NVIDIA Something")
     paths += [build(directory=tmp_path / "cache").path, build(directory=tmp_path / "cache", backend="tensorrt").path]
     assert len(set(paths)) == len(paths) == 9
 

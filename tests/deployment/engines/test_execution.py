@@ -14,7 +14,7 @@ class Stub(Runtime):
         super().__init__("stub", "fp16")
         self.built, self.able = built, able
 
-    def can_build(self):
+    def can_build(self, settings=None):
         return Ability(self.able, "" if self.able else "not here")
 
     def build(self, subject):

@@ -69,7 +69,7 @@ def test_a_graph_that_is_taken_has_no_refusals():
 
 
 def test_nothing_is_asked_and_nothing_said_without_the_package(monkeypatch):
-    monkeypatch.setattr(abilities, "missing_package", lambda package: "not here")
+    monkeypatch.setattr(abilities, "missing_package", lambda *_: "not here")
     monkeypatch.setattr(parser_support, "run_child", None)
     assert refused_nodes(planted().SerializeToString()) == ()
 
@@ -78,7 +78,7 @@ def test_nothing_is_asked_and_nothing_said_without_the_package(monkeypatch):
 def test_a_child_that_crashes_or_hangs_refuses_nothing(tmp_path, monkeypatch, script):
     path = tmp_path / "child.py"
     path.write_text(script)
-    monkeypatch.setattr(abilities, "missing_package", lambda package: "")
+    monkeypatch.setattr(abilities, "missing_package", lambda *_: "")
     monkeypatch.setattr(parser_support, "CHILD_SCRIPT", path)
     assert refused_nodes(planted().SerializeToString(), time_limit=1.0) == ()
 
@@ -100,7 +100,7 @@ REASONS = {
 @pytest.mark.parametrize("reason", REASONS)
 def test_reasons_are_sentences(monkeypatch, reason):
     result = {"status": "done", "refused": [[0, "Foo", reason], [0, "Foo", "a second reason"]]}
-    monkeypatch.setattr(abilities, "missing_package", lambda package: "")
+    monkeypatch.setattr(abilities, "missing_package", lambda *_: "")
     monkeypatch.setattr(parser_support, "run_child", lambda *_, **__: (result, ""))
     assert refused_nodes(planted().SerializeToString()) == (Refusal(0, "Foo", REASONS[reason]),)
 

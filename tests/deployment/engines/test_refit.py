@@ -114,9 +114,9 @@ def child(tmp_path, monkeypatch):
     path = tmp_path / "child.py"
     path.write_text(textwrap.dedent(CHILD))
     monkeypatch.setattr(builder, "_CHILD", path)
-    monkeypatch.setattr(abilities, "missing_package", lambda backend: "")
-    monkeypatch.setattr(abilities, "library_version", lambda package: "0")
-    monkeypatch.setattr(abilities, "device_name", lambda: "NVIDIA Something")
+    monkeypatch.setattr(abilities, "missing_package", lambda *_: "")
+    monkeypatch.setattr(abilities, "library_version", lambda *_: "0")
+    monkeypatch.setattr(abilities, "device_name", lambda *_: "NVIDIA Something")
 
     def asked():
         lines = (tmp_path / VERBS).read_text().splitlines()
@@ -191,7 +191,7 @@ def test_what_cannot_be_refitted_is_built_anew_with_a_warning(tmp_path, child):
 
 
 def test_nothing_is_refitted_where_nothing_is_run(tmp_path, child, monkeypatch):
-    monkeypatch.setattr(abilities, "device_name", lambda: "")
+    monkeypatch.setattr(abilities, "device_name", lambda *_: "")
     subject = Subject(frozen_copy(Mixed()), (images(4),), BuildSettings(cache=str(tmp_path / "cache"), refit=True))
     built = runtime("tensorrt_rtx-fp32").build(subject)
     assert built.run is None

@@ -1,9 +1,11 @@
 """The targets: each engine against PyTorch in fp64, and their names."""
 
+import importlib.util
+
 import pytest
 import torch
 
-from lightning_robust.deployment.engines import TARGETS, Subject, abilities, available, run_module, runtime
+from lightning_robust.deployment.engines import TARGETS, Subject, available, run_module, runtime
 from lightning_robust.deployment.graph.export import frozen_copy
 
 from ..models import SmallCNN, images
@@ -41,7 +43,7 @@ def test_other_batch_sizes_run(subject):
 
 
 def test_auto_leaves_out_what_is_not_here(monkeypatch):
-    monkeypatch.setattr(abilities.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     names = [made.name for made in available("auto")]
     assert {"onnxruntime-fp32", "emulated-tf32", "emulated-fp16", "emulated-bf16"} <= set(names)
     assert not any(name.startswith("tensorrt") for name in names)

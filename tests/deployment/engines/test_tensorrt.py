@@ -1,5 +1,6 @@
 """TensorRT as a runtime where there is no package, or no device."""
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from ..numerics.operators import GRAPHS
 
 @pytest.mark.parametrize("target", ["tensorrt-fp32", "tensorrt-fp16", "tensorrt_rtx-fp16"])
 def test_missing_package_says_what_to_install(monkeypatch, target):
-    monkeypatch.setattr(abilities.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     made = runtime(target)
     extra = "rtx" if "rtx" in target else "tensorrt"
     for able in (made.can_build(), made.can_run()):
@@ -51,7 +52,7 @@ def build_settings(monkeypatch, target, subject):
         return builder.Engine(Path("engine"), "tensorrt_rtx", 1, 0.0, False, {}, "", "", "planted")
 
     monkeypatch.setattr(builder, "build_engine", build_engine)
-    monkeypatch.setattr(abilities, "can_run", lambda backend: Ability(False, "no device"))
+    monkeypatch.setattr(abilities, "can_run", lambda *_: Ability(False, "no device"))
     return asked, runtime(target).build(subject).note
 
 

@@ -37,7 +37,7 @@ class Slow(Runtime):
         super().__init__(name, "fp16")
         self.ready, self.builds, self.able = threading.Event(), [], able
 
-    def can_build(self):
+    def can_build(self, settings=None):
         return Ability(self.able, "" if self.able else "not here")
 
     def build(self, subject):
@@ -209,8 +209,8 @@ def test_engine_builds_are_slow_and_cancelled(tmp_path, monkeypatch):
     script = tmp_path / "child.py"
     script.write_text("import pathlib, sys, time\npathlib.Path(__file__).with_suffix('.seen').touch()\ntime.sleep(60)")
     monkeypatch.setattr(builder, "_CHILD", script)
-    monkeypatch.setattr(abilities, "missing_package", lambda backend: "")
-    monkeypatch.setattr(abilities, "library_version", lambda package: "0")
+    monkeypatch.setattr(abilities, "missing_package", lambda *_: "")
+    monkeypatch.setattr(abilities, "library_version", lambda *_: "0")
     parity = BackgroundParity(60.0)
     subject = Subject(nn.Linear(2, 2).eval(), (X,), BuildSettings(cache=str(tmp_path / "cache")))
     report = parity.measure(ParityPass(subject, Task(), 60.0), [runtime("tensorrt_rtx-fp16")], step=7, epoch=0)

@@ -114,7 +114,7 @@ def test_engines_that_cannot_run_have_no_numbers(recording):
             return Built(None, 100, "not run: no device")
 
     class NotHere(Runtime):
-        def can_build(self):
+        def can_build(self, settings=None):
             return Ability(False, "missing")
 
         def build(self, subject):

@@ -10,46 +10,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
-Kind = Literal["crashed", "timed_out", "refused", "garbage", "disk", "unavailable", "cancelled"]
-_ADVICE: dict[Kind, str] = {
-    "crashed": "Try another version of the library (and report it there), or leave this target out.",
-    "timed_out": "Raise the time limit, build a smaller profile, or measure this target less often.",
-    "refused": "Change the model so that the node named above is supported, or leave this target out.",
-    "garbage": "Run it again; if it happens again, another program writes to the same place or the library is broken.",
-    "disk": "Free some space there, or name another directory that can be written.",
-    "unavailable": "Install what is missing or leave this target out.",
-    "cancelled": "",
-}
+from lightning_robust.deployment.engines.child import supervisor
+from lightning_robust.deployment.engines.child.errors import KINDS
+from lightning_robust.deployment.engines.child.errors import EngineError as EngineError
+from lightning_robust.deployment.engines.child.transport import read_answer, write_program
+
 CANCELLED: ContextVar[threading.Event | None] = ContextVar("cancelled", default=None)
 """A thread that puts an event here has its children killed as soon as another thread sets the event."""
 _POLL = 0.05  # seconds between two checks of the event
-
-
-class EngineError(RuntimeError):
-    """An engine was not built or did not run.
-
-    The message says what happened, gives the last lines of the child's log and says what to do.
-
-    Args:
-        kind: "crashed" (the process died), "timed_out", "refused" (by parser or builder), "garbage" (it ended well and
-            left no valid result), "disk" (full, read-only, no such place), "unavailable" (package or device) or
-            "cancelled" (see :data:`CANCELLED`).
-        what: What happened, one sentence.
-        log: What the child printed.
-        advice: What to do; by default the usual advice for the kind, '' for none.
-    """
-
-    def __init__(self, kind: Kind, what: str, log: str = "", advice: str | None = None) -> None:
-        self.kind = kind
-        tail = "\n".join([line for line in log.splitlines() if line.strip()][-12:])
-        lines = [what, f"Last lines of its log:\n{tail}" if tail else "", _ADVICE[kind] if advice is None else advice]
-        super().__init__("\n".join(line for line in lines if line))
+_MERCY = 5.0  # seconds for a supervisor to end what it has started
 
 
 def run_child(
@@ -61,46 +36,68 @@ def run_child(
     *,
     reads: Mapping[str, Path] = MappingProxyType({}),
     writes: Mapping[str, Path] = MappingProxyType({}),
+    command: Sequence[str] = (),
 ) -> tuple[dict[str, Any], str]:
-    """Run one verb of a child script in `folder`; returns its result and its log, or raises EngineError.
+    """Run one verb of a child script; returns its result and its log, or raises EngineError.
 
     Args:
         script: The child's script.
         verb: What it is to do.
         spec: What it is told; numbers, strings and lists, no paths.
-        folder: A temporary folder for the spec, the result and the log.
+        folder: A temporary folder for the spec, the result and the log. It is removed if this process dies meanwhile.
         time_limit: Seconds until the child is killed.
         reads: Key of the spec -> file that the child reads. A file that is not there is none of its.
         writes: Key of the spec -> file that the child writes. A key of both is a file that it reads and writes anew.
+        command: What starts Python on another machine, such as `["ssh", "orin", "python3"]`; the spec and the files
+            travel there and back. Empty runs this interpreter here, on the files themselves.
     """
-    spec_file, result_file, log_file = folder / "spec.json", folder / "result.json", folder / "log.txt"
-    files = {key: str(path) for key, path in {**reads, **writes, "result": result_file}.items()}
-    spec_file.write_text(json.dumps({**spec, **files, "time_limit": time_limit}), encoding="utf-8")
-    # -P: the script's folder stays off sys.path, or its neighbours would shadow what the libraries import
-    command = [sys.executable, "-P", str(script), verb, str(spec_file)]
+    writes = {**writes, "result": folder / "result.json"}
+    spec = {**spec, "time_limit": time_limit}
+    if command:
+        write_program(folder / "program", script, verb, spec, reads, writes)
+        code = _execute([*command, "-"], folder, verb, time_limit, program=folder / "program")
+        code = read_answer(command, code, folder / "answer", writes, _read_log(folder))
+    else:
+        files = {key: str(path) for key, path in {**reads, **writes}.items()}
+        (folder / "spec.json").write_text(json.dumps({**spec, **files}), encoding="utf-8")
+        # -P: the script's folder stays off sys.path, or its neighbours would shadow what the libraries import
+        code = _execute([sys.executable, "-P", str(script), verb, str(folder / "spec.json")], folder, verb, time_limit)
+    log = _read_log(folder)
+    if code != 0:
+        raise EngineError("crashed", f"The process of the {verb} ended with {_name_exit(code)}.", log)
+    return _read_result(writes["result"], verb, log), log
+
+
+def _execute(arguments: list[str], folder: Path, verb: str, time_limit: float, program: Path | None = None) -> int:
+    """Run a command, its output in the folder's log; returns its exit status.
+
+    A command that is given a program on its standard input has its standard output in a file of its own, `answer`.
+    """
+    # Windows has no process groups of this kind: there a child whose parent is gone ends by its own time limit
+    guard = [sys.executable, "-I", "-S", supervisor.__file__, str(os.getpid()), str(folder)] * (os.name == "posix")
     environment = {name: value for name, value in os.environ.items() if name != "POLYGRAPHY_USE_TENSORRT_RTX"}
-    with log_file.open("wb") as stream:
-        process = subprocess.Popen(  # noqa: S603 - our own interpreter and script
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,
-        )
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context((folder / "log.txt").open("wb"))
         try:
-            code = _wait(process, verb, time_limit)
+            process = subprocess.Popen(  # noqa: S603 - our own interpreter and script, or the user's own command
+                [*guard, *arguments],
+                stdin=subprocess.DEVNULL if program is None else stack.enter_context(program.open("rb")),
+                stdout=log if program is None else stack.enter_context((folder / "answer").open("wb")),
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise EngineError("unavailable", f"{arguments[0]} cannot be started: {error}", advice="") from error
+        try:
+            return _wait(process, verb, time_limit)
         except subprocess.TimeoutExpired as error:
             _kill(process)
             what = f"The {verb} was killed after its time limit of {time_limit:g} s."
-            raise EngineError("timed_out", what, _read_log(log_file)) from error
+            raise EngineError("timed_out", what, _read_log(folder)) from error
         except BaseException:
             _kill(process)
             raise
-    log = _read_log(log_file)
-    if code != 0:
-        raise EngineError("crashed", f"The process of the {verb} ended with {_name_exit(code)}.", log)
-    return _read_result(result_file, verb, log), log
 
 
 def _read_result(path: Path, verb: str, log: str) -> dict[str, Any]:
@@ -112,7 +109,7 @@ def _read_result(path: Path, verb: str, log: str) -> dict[str, Any]:
         raise EngineError("garbage", f"The {verb} ended well and left no readable result ({error!r}).", log) from error
     if status == "done":
         return result
-    if status not in _ADVICE:
+    if status not in KINDS:
         raise EngineError("garbage", f"The {verb} left a result of unknown status {status!r}.", log)
     reasons = [line[4:] for line in log.splitlines() if line.startswith("[E] ")][-1:]
     message = str(result.get("message", "no reason given")).rstrip(".")
@@ -136,19 +133,20 @@ def _wait(process: subprocess.Popen[bytes], verb: str, time_limit: float) -> int
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill the child with all the processes it started, and wait until it is gone."""
-    with contextlib.suppress(ProcessLookupError):
-        if os.name == "posix":
+    """End the child with all the processes it started, and wait until it is gone."""
+    process.terminate()  # the supervisor ends its group, and a command on another machine cleans up there
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_MERCY)
+    if os.name == "posix":
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()
     process.wait()
 
 
-def _read_log(path: Path) -> str:
+def _read_log(folder: Path) -> str:
     """What the child printed, '' where the file is gone."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        return (folder / "log.txt").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
 
