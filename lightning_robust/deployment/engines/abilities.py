@@ -101,7 +101,7 @@ def can_build(backend: Backend, command: Sequence[str] = ()) -> Ability:
         return Ability(True)
     return Ability(
         False,
-        f"TensorRT needs a CUDA device to build and none answers {_where(command)}: {_trouble(command)}. Build on the "
+        f"TensorRT needs a CUDA device to build and none answers {_behind(command)}: {_trouble(command)}. Build on the "
         'machine that will run the engine, or take backend="tensorrt_rtx", which builds without one.',
     )
 
@@ -113,7 +113,7 @@ def can_run(backend: Backend, command: Sequence[str] = ()) -> Ability:
         return _ability(missing or _wrong_device(backend, command))
     return Ability(
         False,
-        f"running a {backend} engine needs a CUDA device and none answers {_where(command)}: {_trouble(command)}. "
+        f"running a {backend} engine needs a CUDA device and none answers {_behind(command)}: {_trouble(command)}. "
         "An engine that is built without one is built, not measured; use emulated-fp16 for numbers.",
     )
 
@@ -133,7 +133,7 @@ def missing_package(backend: Backend, command: Sequence[str] = ()) -> str:
     missing = [name for name in ("numpy", "polygraphy", backend) if not machine.packages.get(name)]
     if not missing:
         return ""
-    return f"Python {machine.python} {_where(command)} has no package {' and no '.join(missing)}. Install it there."
+    return f"Python {machine.python} {_behind(command)} has no package {' and no '.join(missing)}. Install it there."
 
 
 def device_name(command: Sequence[str] = (), index: int = 0) -> str:
@@ -174,7 +174,7 @@ def _wrong_device(backend: Backend, command: Sequence[str]) -> str:
     needed, known = machine.required_cuda.get(backend, 0), machine.cuda
     if known and needed > float(known):
         return (
-            f"{library} was built for CUDA {needed}, and the driver {_where(command)} knows CUDA {known}. "
+            f"{library} was built for CUDA {needed}, and the driver {_behind(command)} knows CUDA {known}. "
             f"Update the driver, or install a {backend} for its CUDA."
         )
     capability = machine.devices[0]["capability"] if machine.devices else ""
@@ -199,5 +199,5 @@ def _ability(reason: str) -> Ability:
     return Ability(not reason, reason)
 
 
-def _where(command: Sequence[str]) -> str:
+def _behind(command: Sequence[str]) -> str:
     return f"behind `{' '.join(command)}`" if command else "here"

@@ -161,7 +161,7 @@ def _work(folder: Path, payload: list[bytes], is_wanted: Callable[[], bool]) -> 
         packed.extractall(folder)
     (folder / "job.zip").unlink()
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-    spec = dict(job["spec"], **{key: str(folder / "files" / key) for key in [*job["files"], "result"]})
+    spec = dict(job["spec"], **{key: str(folder / "files" / key) for key in job["files"]})
     (folder / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
     arguments = [str(folder / "script" / job["script"]), job["verb"], str(folder / "spec.json")]
     code = _run(
@@ -172,7 +172,7 @@ def _work(folder: Path, payload: list[bytes], is_wanted: Callable[[], bool]) -> 
     )
     with zipfile.ZipFile(folder / "answer.zip", "w") as packed:
         packed.writestr("exit", str(code))
-        for key in ["result", *job["writes"]]:
+        for key in job["writes"]:
             if (folder / "files" / key).is_file():
                 packed.write(folder / "files" / key, key)
     return (folder / "answer.zip").open("rb")
