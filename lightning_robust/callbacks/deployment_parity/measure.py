@@ -187,7 +187,9 @@ class ParityMeter:
             return self.measure(trainer, pl_module, snapshot, samples).report.scalars()
         with _isolated():
             subject, task = self._subject(pl_module, snapshot.weights, snapshot.inputs, samples)
-            return self._pass(subject, task).report(available([tag.split("/")[1]], self._engines), (), None).scalars()
+            name = tag.split("/")[1]
+            runtimes = [made for made in available([name], self._engines) if made.name == name]
+            return self._pass(subject, task).report(runtimes, (), None).scalars()
 
     def localise(self, last: Examined, tolerance: float | None) -> ParityReport:
         """Add what each node and the head of the graph cost.

@@ -10,6 +10,9 @@ from lightning_robust.deployment.numerics.rounding import OutOfRange, check_choi
 Calibration = Literal["minmax", "entropy", "percentile"]
 """How the ranges of int8 are found: the extremes, the least loss of information, or all but the outermost values."""
 
+Deployed = dict[str, str] | list[str] | str | None
+"""One file that is deployed, several, or target -> file; :func:`~.deployed.deployed_files` tells the targets."""
+
 
 def check_positive(**values: float) -> None:
     """Refuse arguments that are zero or negative.
@@ -45,8 +48,9 @@ class BuildSettings:
         calibration: How int8 finds its ranges.
         calibration_samples: Inputs that int8 is calibrated on, at most; training batches where there are any.
         calibration_data: An .npz with one array for each input of the graph, to calibrate on instead.
-        deployed: Target -> file of the engine or graph that is really deployed, measured instead of one that is built
-            here: ``{"onnxruntime-fp16": "model_fp16.onnx"}``, ``{"tensorrt-fp16": "model.engine"}``.
+        deployed: The file that is really deployed, or several, measured beside what is built here: an ONNX file as
+            ``deployed-<precision>``, an ``.engine`` as ``tensorrt-<precision>``. ``{"tensorrt-fp16": "model.plan"}``
+            says which target a file is.
         command: Prefix of the command that starts the process of a TensorRT engine, such as
             ``["ssh", "orin", "python3"]``, to build and run on another machine; this interpreter if empty.
         cache: Folder of built engines; the user's cache folder if None.
@@ -69,7 +73,7 @@ class BuildSettings:
     calibration: Calibration = "minmax"
     calibration_samples: int = 128
     calibration_data: str | None = None
-    deployed: dict[str, str] = field(default_factory=dict)
+    deployed: Deployed = None
     command: list[str] = field(default_factory=list)
     cache: str | None = None
     device: str | None = None

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 
 from lightning_robust.deployment.engines.base import Runtime
+from lightning_robust.deployment.engines.deployed import DeployedRuntime, deployed_files
 from lightning_robust.deployment.engines.emulated import EmulatedRuntime
 from lightning_robust.deployment.engines.onnxruntime import OnnxRuntime
 from lightning_robust.deployment.engines.settings import DEFAULTS, BuildSettings
@@ -23,6 +24,10 @@ TARGETS: dict[str, type[Runtime]] = {
     "emulated-fp16": EmulatedRuntime,
     "emulated-fp16acc": EmulatedRuntime,
     "emulated-bf16": EmulatedRuntime,
+    "deployed-fp32": DeployedRuntime,
+    "deployed-fp16": DeployedRuntime,
+    "deployed-bf16": DeployedRuntime,
+    "deployed-int8": DeployedRuntime,
     "tensorrt-fp32": TensorRTRuntime,
     "tensorrt-fp16": TensorRTRuntime,
     "tensorrt-bf16": TensorRTRuntime,
@@ -52,18 +57,38 @@ def runtime(target: str) -> Runtime:
 
 
 def available(targets: Literal["auto"] | list[str], settings: BuildSettings = DEFAULTS) -> list[Runtime]:
-    """The runtimes of these names, or with ``"auto"`` all that can be built where the settings say.
+    """The runtimes of these names, or with ``"auto"`` all that can be built where the settings say, and deployed files.
 
     ``"auto"`` leaves out torch in half precision on a CPU, which the emulation covers at a lower cost, and
     ``emulated-fp16acc``, which takes ten times as long as ``emulated-fp16`` and more.
 
+    Args:
+        targets: ``"auto"`` or names. A file that is deployed is measured whether it is named or not.
+        settings: Which files are deployed.
+
+    Raises:
+        ValueError: For an unknown name, or a file for a target that takes none.
+
     Example:
         >>> [r.name for r in available(["torch-fp32", "emulated-fp16"])]
         ['torch-fp32', 'emulated-fp16']
+        >>> [r.name for r in available([], BuildSettings(deployed="model_int8.onnx"))]
+        ['deployed-int8']
     """
+    files = deployed_files(settings.deployed)
+    given = [_of_file(target, file) for target, file in files.items()]
     if targets != "auto":
-        return [runtime(target) for target in targets]
-    skip = {"torch-fp32", "emulated-fp16acc"}
+        return [*(runtime(target) for target in targets if target not in files), *given]
+    skip = {"torch-fp32", "emulated-fp16acc", *files}
     if not torch.cuda.is_available():
         skip |= {"torch-fp16", "torch-bf16"}
-    return [made for made in map(runtime, TARGETS) if made.name not in skip and made.can_build(settings)]
+    return [*(made for made in map(runtime, TARGETS) if made.name not in skip and made.can_build(settings)), *given]
+
+
+def _of_file(target: str, file: str) -> Runtime:
+    """The runtime of a file that is deployed."""
+    made = runtime(target)
+    if isinstance(made, DeployedRuntime):
+        return DeployedRuntime(made.runtime, made.precision, file)
+    names = [name for name, kind in TARGETS.items() if kind is DeployedRuntime]
+    raise ValueError(f"Expected a target that takes a file, one of {names}, but got {target!r} for {file}.")

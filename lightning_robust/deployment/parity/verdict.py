@@ -23,6 +23,10 @@ DEFAULT_TOLERANCES: dict[str, float] = {
     "emulated-fp16": 5e-3,
     "emulated-fp16acc": 5e-2,
     "emulated-bf16": 4e-2,
+    "deployed-fp32": 1e-4,
+    "deployed-fp16": 5e-3,
+    "deployed-bf16": 4e-2,
+    "deployed-int8": 5e-2,
     "tensorrt-fp32": 1e-4,
     "tensorrt-fp16": 5e-3,
     "tensorrt-bf16": 4e-2,
@@ -35,7 +39,7 @@ Level = Literal["good", "mind", "bad"]
 _WHAT_IFS = 3
 _LOW = (*HALF, "int8")
 _BOUNDS = ("emulated-fp16", "emulated-fp16acc")
-_NOT_EXECUTED = ("emulated", "torch")
+_NOT_EXECUTED = ("emulated", "torch", "deployed-fp16", "deployed-bf16")
 _FINGERPRINT = "Whether the deployed side does any of this: lightning-robust fingerprint training.npy deployed.npy"
 _MEND = "Mend it on the deployed side; training can only lessen what goes beyond the motion."
 _TRAIN = "Mend it on the deployed side, or train with it: augment with that difference, or switch on `adversarial`."
@@ -207,6 +211,7 @@ def _measured_sentences(report: ParityReport) -> tuple[str, ...]:
     words = {
         "executed": "Executed",
         "emulated": "Emulated, not executed",
+        "deployed": "The deployed file, emulated and not executed",
         "torch": "Executed by PyTorch, not by an engine",
         "built": "Built, not executed",
         "skipped": "Skipped, the time was up",

@@ -10,7 +10,7 @@ from lightning_robust.deployment.graph.export import frozen_copy
 
 from ..models import SmallCNN, images
 
-HERE = [name for name in TARGETS if not name.startswith("tensorrt")]
+HERE = [name for name in TARGETS if not name.startswith(("tensorrt", "deployed"))]
 
 
 @pytest.fixture(scope="module")
