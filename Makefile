@@ -1,5 +1,6 @@
 # make demo    train the lane detector with parity measured at every validation, print the table
 # make test    the whole test suite
+# make bindings  the Python bindings of TensorRT 10 and 11, which tests run on over a stand-in for library and GPU
 # make lint    format, lint and types
 # make bench   the suite and speed side by side, an hour; RECORDING=solidWhiteRight.mp4 tests lanes on that, an hour more
 # make headlines  what the papers state, on small data, and the other tables of benchmarks/RESULTS.md; hours
@@ -11,7 +12,7 @@ DEMO_ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/installed-$(EXTRAS)
 
-.PHONY: demo test lint bench headlines clean
+.PHONY: demo test bindings lint bench headlines clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -24,6 +25,12 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses=4
+
+bindings: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --upgrade \
+		--target .venv/bindings/10 "tensorrt-cu12-bindings<11"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --upgrade \
+		--target .venv/bindings/11 "tensorrt-cu13-bindings>=11"
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -46,7 +53,7 @@ headlines: $(STAMP)
 	$(BIN)/python benchmarks/datapath.py
 	$(BIN)/python benchmarks/sensitivity.py
 	$(BIN)/python benchmarks/keep_list.py
-	$(BIN)/python benchmarks/gpu_day.py
+	$(BIN)/python benchmarks/gpu_parity.py
 	$(BIN)/python benchmarks/fingerprint.py --every 5
 	$(BIN)/python benchmarks/rendering_speed.py
 	$(BIN)/python benchmarks/wild.py

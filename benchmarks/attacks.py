@@ -49,20 +49,15 @@ def ways(model: nn.Module, x: Tensor, y: Tensor) -> Contestants:
 
 
 class Classifier(pl.LightningModule):
-    """A network in Lightning."""
+    """The small network in Lightning."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.net = net
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits."""
-        logits: Tensor = self.net(images)
-        return logits
+        self.net = small_cnn()
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         """Cross entropy."""
-        return cross_entropy(self(batch[0]), batch[1])
+        return cross_entropy(self.net(batch[0]), batch[1])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Plain SGD."""
@@ -76,7 +71,7 @@ def overhead(rounds: int) -> None:
 
     def fit(*callbacks: pl.Callback) -> Callable[[], None]:
         def run() -> None:
-            quiet_trainer(list(callbacks), max_epochs=5).fit(Classifier(small_cnn()), loader)
+            quiet_trainer(list(callbacks), max_epochs=5).fit(Classifier(), loader)
 
         return run
 

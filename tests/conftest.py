@@ -30,6 +30,7 @@ class Expected:
 
 EXPECTED = {
     "rtx": Expected("TensorRT-RTX tests", "EXPECT_RTX", 5),
+    "bindings": Expected("tests on TensorRT's own bindings", "EXPECT_BINDINGS", 30),
     "foreign": Expected("tests of foreign modules", "EXPECT_FOREIGN", 250),
 }
 

@@ -8,8 +8,11 @@ from lightning_robust.deployment.engines.base import Runtime as Runtime
 from lightning_robust.deployment.engines.base import run_module as run_module
 from lightning_robust.deployment.engines.builder import Engine as Engine
 from lightning_robust.deployment.engines.builder import build_engine as build_engine
-from lightning_robust.deployment.engines.builder import run_engine as run_engine
 from lightning_robust.deployment.engines.child.process import EngineError as EngineError
+from lightning_robust.deployment.engines.runs import EngineRun as EngineRun
+from lightning_robust.deployment.engines.runs import load_engine_file as load_engine_file
+from lightning_robust.deployment.engines.runs import run_batches as run_batches
+from lightning_robust.deployment.engines.runs import run_engine as run_engine
 from lightning_robust.deployment.engines.settings import BuildSettings as BuildSettings
 from lightning_robust.deployment.engines.subject import Subject as Subject
 from lightning_robust.deployment.engines.targets import TARGETS as TARGETS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +46,26 @@ class Built:
     warning: str = ""
     layers: Mapping[str, int] = field(default_factory=dict)
     clock: Clock | None = None
+
+
+class BulkRunner:
+    """A runner that takes any number of samples, and several sets of them, at once: its start costs more than they do.
+
+    Args:
+        run_sets: For each tuple of arguments the outputs.
+
+    Example:
+        >>> double = BulkRunner(lambda sets: [[2 * args[0]] for args in sets])
+        >>> double((torch.tensor([1, 2]),))
+        [tensor([2, 4])]
+    """
+
+    def __init__(self, run_sets: Callable[[Sequence[tuple[Any, ...]]], list[list[Tensor]]]) -> None:
+        self.run_sets = run_sets
+
+    def __call__(self, args: tuple[Any, ...]) -> list[Tensor]:
+        """The outputs on one tuple of arguments."""
+        return self.run_sets([args])[0]
 
 
 class Runtime(abc.ABC):

@@ -5,23 +5,22 @@ This process never imports TensorRT, so that a crash of the library does not end
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-import numpy as np
-
 from lightning_robust.deployment.engines import abilities
-from lightning_robust.deployment.engines.abilities import CHILD_SCRIPT, Ability, Backend, can_build, can_run
+from lightning_robust.deployment.engines.abilities import CHILD_SCRIPT, Ability, Backend, can_build
 from lightning_robust.deployment.engines.cache import EngineCache, disk_errors, engine_key, is_report
 from lightning_robust.deployment.engines.child import engine as child_script
 from lightning_robust.deployment.engines.child.process import EngineError as EngineError
 from lightning_robust.deployment.engines.child.process import run_child
-from lightning_robust.deployment.engines.child.supervisor import scratch
 from lightning_robust.deployment.engines.profile import Profile, complete_profile
 from lightning_robust.deployment.engines.refit import folded_weights, structure, weight_digests
+from lightning_robust.deployment.engines.timings import TimingFile
 
 _CHILD = CHILD_SCRIPT  # tests put scripts here that crash, hang and lie
 _FOREVER = 1e8  # seconds; three years
@@ -43,6 +42,11 @@ class Engine:
         library: The library and its version.
         stand_in: True where TensorRT-RTX stood in for full TensorRT: the code path is the real one, the engine is not.
         command: What starts Python where it was built and runs; empty for here.
+        device: Which of the CUDA devices there.
+        inspector: What the library's engine inspector says of the layers as they are executed, after fusion: JSON; ''
+            where the engine cannot be loaded on the machine that built it.
+        tensors: Of an engine from a file: input or output -> its ``"mode"`` ("INPUT", "OUTPUT"), ``"type"`` ("HALF"),
+            ``"shape"`` (-1 where it is dynamic) and, of inputs, ``"profile"`` (smallest, usual and largest shape).
     """
 
     path: Path
@@ -56,6 +60,9 @@ class Engine:
     library: str
     stand_in: bool = False
     command: tuple[str, ...] = ()
+    device: int = 0
+    inspector: str = ""
+    tensors: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def build_engine(
@@ -68,6 +75,8 @@ def build_engine(
     tf32: bool = False,
     weakly_typed: Literal["fp16"] | None = None,
     refit: bool = False,
+    workspace: float | None = None,
+    device: int = 0,
     stand_in: bool = False,
     command: Sequence[str] = (),
 ) -> Engine:
@@ -90,7 +99,9 @@ def build_engine(
         weakly_typed: "fp16" lets TensorRT 10 choose fp16 per layer; refused by TensorRT 11 and by RTX, which cannot.
         refit: Set the weights in an engine that was built with this setting for the same graph with other weights;
             where there is none, build one that can be refitted (it may be optimised less). Needs a CUDA device.
-            Not yet tested on one: the parts before the device were run, and the rest against a stub.
+            Run on NVIDIA's own bindings over a stand-in of the library, not yet on a device.
+        workspace: GiB that the builder may use for one layer; None leaves the library's own limit, the whole device.
+        device: Which of the CUDA devices that this process sees, or of those behind a command.
         stand_in: Let TensorRT-RTX take the place of full TensorRT 11.4 (backend "tensorrt" only), to run this code path
             on a machine without a GPU. The `Engine` says so.
         command: What starts Python on another machine, such as `["ssh", "orin", "python3"]`, to build there; empty for
@@ -111,7 +122,7 @@ def build_engine(
         raise ValueError(f"Expected argument `time_limit` to be a positive number of seconds, but got {time_limit}")
     shapes = complete_profile(model, profile)
     package: Backend = "tensorrt_rtx" if stand_in else backend
-    _check_ability(can_build(package, command))
+    check_ability(can_build(package, command))
     if weakly_typed and backend == "tensorrt_rtx":
         raise EngineError(
             "refused",
@@ -126,49 +137,35 @@ def build_engine(
         "tf32": tf32,
         "weakly_typed": weakly_typed,
         "refit": refit,
+        "workspace": workspace,
+        "device": device,
         "stand_in": stand_in,
         "command": list(command),
     }
     return _Build(model, settings, EngineCache(directory), time_limit).engine()
 
 
-def run_engine(engine: Engine, inputs: Mapping[str, np.ndarray], *, time_limit: float = 60.0) -> dict[str, np.ndarray]:
-    """Run an engine once, in a child process.
-
-    Args:
-        engine: What `build_engine` returned.
-        inputs: One array per input, of the network's own types and of shapes within the profile.
-        time_limit: Seconds until the run is killed; loading the engine counts (RTX compiles its kernels then).
-
-    Returns:
-        One array per output.
-
-    Raises:
-        EngineError: "unavailable" where `can_run` says no or the engine is a stand-in, otherwise as for a build.
-    """
-    able = can_run(engine.backend, engine.command)
-    if engine.stand_in:
-        able = Ability(False, "a stand-in engine is not TensorRT's and is not run: build it with stand_in=False.")
-    _check_ability(able)
-    with disk_errors(engine.path.parent), scratch() as folder:
-        with (folder / "inputs.npz").open("wb") as file:
-            np.savez(file, *inputs.values())  # numbered: a name may hold a slash, or be "file"
-        spec = {"backend": engine.backend, "stand_in": False, "names": list(inputs)}
-        reads, writes = {"engine": engine.path, "inputs": folder / "inputs.npz"}, {"outputs": folder / "outputs.npz"}
-        result, log = run_child(
-            _CHILD, "run", spec, folder, time_limit, reads=reads, writes=writes, command=engine.command
-        )
-        try:
-            with np.load(folder / "outputs.npz", allow_pickle=False) as stored:
-                return {output: stored[f"arr_{index}"] for index, output in enumerate(result["names"])}
-        except Exception as error:
-            raise EngineError("garbage", f"The engine ran and left no readable outputs ({error}).", log) from error
-
-
-def _check_ability(able: Ability) -> None:
+def check_ability(able: Ability) -> None:
     """Raise EngineError where something cannot be done here."""
     if not able:
         raise EngineError("unavailable", able.reason, advice="")
+
+
+def visible_device(index: int) -> str:
+    """How ``CUDA_VISIBLE_DEVICES`` names a device of this process, for a child that is to see that one alone.
+
+    Args:
+        index: As torch counts the devices.
+
+    Returns:
+        '' for the first device, which a child takes anyway.
+
+    Example:
+        >>> visible_device(0)
+        ''
+    """
+    names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    return "" if index == 0 else names[index] if index < len(names) else str(index)
 
 
 class _Build:
@@ -197,7 +194,10 @@ class _Build:
         return self._describe(key, entry, cached=False)
 
     def _key(self, model: bytes) -> str:
-        return engine_key(model, self._settings, abilities.device_name(self._settings["command"]))
+        return engine_key(model, self._settings, self._device_name())
+
+    def _device_name(self) -> str:
+        return abilities.device_name(self._settings["command"], self._settings["device"])
 
     def _refit(self, key: str) -> tuple[str, dict[str, Any]]:
         """The engine built for this graph, which has these weights or is copied with them; and its key."""
@@ -211,8 +211,8 @@ class _Build:
         if not changed:
             return origin, entry
         spec = {"changed": sorted(changed - folded_weights(self._model))}
-        report = {"layers": entry["layers"], "flags": entry["flags"], "weights": weights}
-        return key, self._run("refit", key, spec, {"origin": self._cache.path(origin)}, report)
+        report = {name: entry[name] for name in ("layers", "flags", "inspector") if name in entry}
+        return key, self._run("refit", key, spec, {"origin": self._cache.path(origin)}, report | {"weights": weights})
 
     def _run(
         self,
@@ -226,14 +226,20 @@ class _Build:
         with self._cache.workspace() as folder:
             model, engine = folder / "model.onnx", folder / "engine"
             model.write_bytes(self._model)
-            job = {**self._settings, **spec}
-            reads, writes = {"model": model, **reads}, {"engine": engine}
+            job = {**self._settings, **spec, "device": visible_device(self._settings["device"])}
+            copies = {"timings": folder / "timings"} if verb == "build" and job["backend"] == "tensorrt" else {}
+            timings = TimingFile(self._cache.folder, job["library"], self._device_name())
+            for copy in copies.values():
+                timings.take(copy)
+            reads, writes = {"model": model, **reads, **copies}, {"engine": engine, **copies}
             files: dict[str, Any] = {"reads": reads, "writes": writes, "command": self._settings["command"]}
             result, log = run_child(_CHILD, verb, job, folder, self._time_limit, **files)
             result |= report
             size = engine.stat().st_size if engine.is_file() else 0
             if not is_report(result) or size != result["size"]:
                 raise EngineError("garbage", f"The {verb} ended well but left {size} bytes and {result}.", log)
+            for copy in copies.values():
+                timings.keep(copy)
             return self._cache.store(key, engine, {**result, "log": log[-20_000:]})
 
     def _describe(self, key: str, entry: Mapping[str, Any], *, cached: bool) -> Engine:
@@ -251,4 +257,6 @@ class _Build:
             library=self._settings["library"] + claim,
             stand_in=stand_in,
             command=tuple(self._settings["command"]),
+            device=self._settings["device"],
+            inspector=entry.get("inspector", ""),
         )

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lightning_robust.deployment.engines.base import Clock, Runner, Runtime
+from lightning_robust.deployment.engines.base import BulkRunner, Clock, Runner, Runtime
 from lightning_robust.deployment.engines.child.errors import EngineError
 from lightning_robust.deployment.engines.latency import Latency
 from lightning_robust.deployment.engines.subject import CHUNK, Subject
@@ -91,7 +91,12 @@ def _latency(clock: Clock, subject: Subject) -> Latency:
 
 
 def run_in_batches(runner: Runner, args: tuple[Any, ...], size: int = CHUNK) -> list[Tensor]:
-    """Run on so many samples at a time and join the outputs; tensors without the batch's size go in whole."""
+    """Run on so many samples at a time and join the outputs; tensors without the batch's size go in whole.
+
+    A :class:`~.base.BulkRunner` is given all of them and divides them itself.
+    """
+    if isinstance(runner, BulkRunner):
+        return runner(args)
     samples = count_rows(args)
     windows = (slice(start, start + size) for start in range(0, samples, size))
     return join_rows([runner(take_rows(args, window, samples)) for window in windows])

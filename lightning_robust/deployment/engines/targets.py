@@ -29,6 +29,7 @@ TARGETS: dict[str, type[Runtime]] = {
     "deployed-bf16": DeployedRuntime,
     "deployed-int8": DeployedRuntime,
     "tensorrt-fp32": TensorRTRuntime,
+    "tensorrt-tf32": TensorRTRuntime,
     "tensorrt-fp16": TensorRTRuntime,
     "tensorrt-bf16": TensorRTRuntime,
     "tensorrt_rtx-fp32": TensorRTRuntime,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -35,13 +35,57 @@ def fixed_batches(graph: onnx.GraphProto) -> dict[str, int]:
     return {name: size for name in sizes if size > 0 and sizes[name] == size}
 
 
-def run_in_fixed_batches(
-    run: Callable[[Arrays], list[Tensor]], arrays: Arrays, fixed: Mapping[str, int]
-) -> list[Tensor]:
-    """Run a graph on any number of samples, one batch after the other.
+class Batches:
+    """Arrays of any number of samples as batches of one size, and the outputs of the batches as one.
 
     The last batch is filled up with its last sample, and what comes of that is cut off. An array that fills one batch
     as it is goes into each.
+
+    Args:
+        arrays: Input name -> array.
+        fixed: From :func:`fixed_batches`.
+
+    Example:
+        >>> import torch
+        >>> batches = Batches({"x": np.array([[1], [2], [3]])}, {"x": 2})
+        >>> [batch["x"].tolist() for batch in batches]
+        [[[1], [2]], [[3], [3]]]
+        >>> batches.join([[2 * torch.from_numpy(batch["x"])] for batch in batches])[0].tolist()
+        [[2], [4], [6]]
+    """
+
+    def __init__(self, arrays: Arrays, fixed: Mapping[str, int]) -> None:
+        self._arrays, self._samples = arrays, 0
+        self._long: list[str] = []
+        self._rows = np.zeros((1, 0), np.intp)
+        samples = {len(arrays[name]) for name in fixed} - set(fixed.values())
+        if len(samples) != 1:  # one batch, or arrays that do not fit each other, of which the graph says so
+            return
+        (self._samples,) = samples
+        size = next(iter(fixed.values()))
+        self._long = [name for name in fixed if len(arrays[name]) == self._samples]
+        places = np.arange(-(-self._samples // size) * size)
+        self._rows = np.minimum(places, self._samples - 1).reshape(-1, size)
+
+    def __len__(self) -> int:
+        """How many batches there are."""
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[Arrays]:
+        """One batch after the other; only the one at hand is copied."""
+        for rows in self._rows:
+            yield {**self._arrays, **{name: self._arrays[name][rows] for name in self._long}}
+
+    def join(self, outputs: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """The outputs of the batches as those of all samples."""
+        joined, filled = join_rows(outputs), self._rows.size
+        return [tensor[: self._samples] if filled and tensor.shape[:1] == (filled,) else tensor for tensor in joined]
+
+
+def run_in_fixed_batches(
+    run: Callable[[Arrays], list[Tensor]], arrays: Arrays, fixed: Mapping[str, int]
+) -> list[Tensor]:
+    """Run a graph on any number of samples, one batch after the other, as :class:`Batches` makes them.
 
     Args:
         run: Takes batches of the fixed size.
@@ -54,12 +98,5 @@ def run_in_fixed_batches(
         >>> run_in_fixed_batches(double, {"x": np.array([[1], [2], [3]])}, {"x": 2})[0].tolist()
         [[2], [4], [6]]
     """
-    samples = {len(arrays[name]) for name in fixed} - set(fixed.values())
-    if len(samples) != 1:  # one batch, or arrays that do not fit each other, of which the graph says so
-        return run(arrays)
-    (count,) = samples
-    size = next(iter(fixed.values()))
-    long = [name for name in fixed if len(arrays[name]) == count]
-    rows = np.minimum(np.arange(-(-count // size) * size), count - 1).reshape(-1, size)
-    outputs = join_rows([run({**arrays, **{name: arrays[name][batch] for name in long}}) for batch in rows])
-    return [tensor[:count] if tensor.shape[:1] == (rows.size,) else tensor for tensor in outputs]
+    batches = Batches(arrays, fixed)
+    return batches.join([run(batch) for batch in batches])

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_robust.deployment.engines.base import Runner
+from lightning_robust.deployment.engines.base import BulkRunner, Runner
 from lightning_robust.deployment.engines.execution import run_in_batches
 
 
@@ -25,6 +25,8 @@ class PerturbedInputs:
 
     def run(self, runner: Runner, late: Callable[[], bool]) -> dict[Any, list[Tensor]]:
         """Outputs on all inputs, until ``late`` says that the time is up. It draws no random number."""
+        if isinstance(runner, BulkRunner):
+            return {} if late() else dict(zip(self._args, runner.run_sets(list(self._args.values())), strict=True))
         outputs = {}
         for key, args in self._args.items():
             if late():

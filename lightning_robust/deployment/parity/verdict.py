@@ -28,6 +28,7 @@ DEFAULT_TOLERANCES: dict[str, float] = {
     "deployed-bf16": 4e-2,
     "deployed-int8": 5e-2,
     "tensorrt-fp32": 1e-4,
+    "tensorrt-tf32": 3e-3,
     "tensorrt-fp16": 5e-3,
     "tensorrt-bf16": 4e-2,
     "tensorrt_rtx-fp32": 1e-4,

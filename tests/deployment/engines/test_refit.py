@@ -12,8 +12,17 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_robust.deployment.engines import BuildSettings, Subject, abilities, builder, runtime
-from lightning_robust.deployment.engines.builder import EngineError, build_engine, can_run, run_engine
+from lightning_robust.deployment.engines import (
+    BuildSettings,
+    EngineError,
+    Subject,
+    abilities,
+    build_engine,
+    builder,
+    can_run,
+    run_engine,
+    runtime,
+)
 from lightning_robust.deployment.engines.child import engine as _engine_child
 from lightning_robust.deployment.engines.refit import folded_weights, structure, weight_digests
 from lightning_robust.deployment.graph.export import export, frozen_copy
@@ -245,7 +254,7 @@ def refit(tmp_path, monkeypatch, library, changed=("w",)):
     (tmp_path / "origin").write_bytes(b"old")
     (tmp_path / "model").write_bytes(b"onnx")
     files = {name: str(tmp_path / name) for name in ("origin", "model", "engine")}
-    return _engine_child.refit({**files, "changed": list(changed)})
+    return _engine_child.attempt("refit", {**files, "changed": list(changed)})
 
 
 def test_child_reads_the_model_then_sets_the_weights(tmp_path, monkeypatch):
@@ -271,7 +280,7 @@ def test_child_refuses_what_would_keep_an_old_value(tmp_path, monkeypatch, libra
 
 def test_child_refuses_the_version_that_drops_biases(monkeypatch):
     monkeypatch.setattr(_engine_child, "load_tensorrt", lambda spec: types.SimpleNamespace(__version__="11.3.0.5"))
-    result = _engine_child.build({"weakly_typed": None, "refit": True})
+    result = _engine_child.attempt("build", {"weakly_typed": None, "refit": True})
     assert result["status"] == "refused"
     assert "may drop a bias" in result["message"]
 

@@ -72,7 +72,12 @@ def test_weights_beyond_the_range_are_built_as_asked_for(monkeypatch, choice):
 
 @pytest.mark.parametrize(
     ("target", "tf32", "asked_for"),
-    [("tensorrt-fp16", True, True), ("tensorrt-fp16", False, False), ("tensorrt-fp32", True, False)],
+    [
+        ("tensorrt-fp16", True, True),
+        ("tensorrt-fp16", False, False),
+        ("tensorrt-fp32", True, False),
+        ("tensorrt-tf32", False, True),
+    ],
 )
 def test_tf32_is_for_what_stays_fp32_in_half_precision(monkeypatch, target, tf32, asked_for):
     model, feeds = GRAPHS["Conv"]
