@@ -49,15 +49,20 @@ def ways(model: nn.Module, x: Tensor, y: Tensor) -> Contestants:
 
 
 class Classifier(pl.LightningModule):
-    """The small network in Lightning."""
+    """A network in Lightning."""
 
-    def __init__(self) -> None:
+    def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.net = small_cnn()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits."""
+        logits: Tensor = self.net(images)
+        return logits
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         """Cross entropy."""
-        return cross_entropy(self.net(batch[0]), batch[1])
+        return cross_entropy(self(batch[0]), batch[1])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Plain SGD."""
@@ -71,7 +76,7 @@ def overhead(rounds: int) -> None:
 
     def fit(*callbacks: pl.Callback) -> Callable[[], None]:
         def run() -> None:
-            quiet_trainer(list(callbacks), max_epochs=5).fit(Classifier(), loader)
+            quiet_trainer(list(callbacks), max_epochs=5).fit(Classifier(small_cnn()), loader)
 
         return run
 

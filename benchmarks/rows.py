@@ -143,10 +143,10 @@ def run(command: str, config: str, seed: int, folder: Path, *arguments: str) -> 
     return RobustCLI(args=args)
 
 
-def quiet_trainer(callbacks: list[pl.Callback], **settings: Any) -> pl.Trainer:
-    """A Trainer on the CPU that keeps and says nothing."""
+def quiet_trainer(callbacks: list[pl.Callback], accelerator: str = "cpu", **settings: Any) -> pl.Trainer:
+    """A Trainer that keeps and says nothing."""
     return pl.Trainer(
-        accelerator="cpu",
+        accelerator=accelerator,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -26,40 +26,59 @@ from lightning_robust.harness.checkpoints import read_state
 
 def averaging(name: str, module: nn.Module, rounds: int, guests: dict[str, Guest]) -> None:
     """One update of an exponential average with a decay of 0.999, and exchanging weights; ``guests`` are others."""
+    total = sum(p.numel() for p in module.parameters())
+    with torch.no_grad():
+        moved = f"{12 * total / 1e6:.0f} MB moved"
+        times = race(updates(module) | guests, rounds)
+        table(f"Update of an EMA, {name}, {total / 1e6:.2f} M parameters ({moved})", times)
+        table(f"Exchange of weights, {name}", race(exchanges(module), rounds))
+
+
+def updates(module: nn.Module) -> Contestants:
+    """Ways to update an exponential average with a decay of 0.999, where the module is; the first is the limit."""
     parameters = list(module.parameters())
-    total = sum(p.numel() for p in parameters)
-    flat, shadow = torch.randn(total), torch.randn(total)
+    flat, shadow = _flat(parameters), _flat(parameters)
     ours = RunningAverage("ema", half_life=693)
     ours.update(parameters)
     averaged = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.999))
-    callback = EMAWeightAveraging(decay=0.999)
-    lightning = Wrapped(module)
-    callback.setup(pl.Trainer(logger=False, enable_checkpointing=False), lightning, "fit")
+    callback, lightning = _lightning(module)
     timm = [p.detach().clone() for p in parameters]
 
     def timm_formula() -> None:
         # timm's ModelEmaV3 builds both lists anew and has no cache
         torch._foreach_lerp_(list(timm), [p.detach() for p in module.parameters()], weight=0.001)
 
-    implementations: Contestants = {
+    return {
         "limit: one flat in-place lerp": lambda: shadow.lerp_(flat, 0.001),
         "lightning_robust": lambda: ours.update(parameters),
         "timm's formula": timm_formula,
         "torch AveragedModel": lambda: averaged.update_parameters(module),
         "Lightning EMAWeightAveraging": lambda: callback._average_model.update_parameters(lightning),
     }
-    implementations |= guests
-    with torch.no_grad():
-        moved = f"{12 * total / 1e6:.0f} MB moved"
-        table(f"Update of an EMA, {name}, {total / 1e6:.2f} M parameters ({moved})", race(implementations, rounds))
-        weights = Weights(module)
-        held = [tensor.detach().clone() for tensor in weights.tensors()]
-        swaps: Contestants = {
-            "limit of copying: one flat copy": lambda: shadow.copy_(flat),
-            "Lightning WeightAveraging, one way": lambda: callback._swap_models(lightning),
-            "lightning_robust, there and back": lambda: weights.restore(weights.put(held)),
-        }
-        table(f"Exchange of weights, {name}", race(swaps, rounds))
+
+
+def exchanges(module: nn.Module) -> Contestants:
+    """Ways to put other weights into a module; the first is the limit of those that copy."""
+    flat, shadow = _flat(module.parameters()), _flat(module.parameters())
+    callback, lightning = _lightning(module)
+    weights = Weights(module)
+    held = [tensor.detach().clone() for tensor in weights.tensors()]
+    return {
+        "limit of copying: one flat copy": lambda: shadow.copy_(flat),
+        "Lightning WeightAveraging, one way": lambda: callback._swap_models(lightning),
+        "lightning_robust, there and back": lambda: weights.restore(weights.put(held)),
+    }
+
+
+def _flat(parameters: Iterable[Tensor]) -> Tensor:
+    """As many random numbers, where the parameters are."""
+    return torch.cat([torch.randn_like(p).detach().flatten() for p in parameters])
+
+
+def _lightning(module: nn.Module) -> tuple[EMAWeightAveraging, pl.LightningModule]:
+    callback, lightning = EMAWeightAveraging(decay=0.999), Wrapped(module)
+    callback.setup(pl.Trainer(logger=False, enable_checkpointing=False), lightning, "fit")
+    return callback, lightning
 
 
 class Wrapped(pl.LightningModule):

@@ -96,3 +96,121 @@ def test_all_import():
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "benchmarks"), str(ROOT)])}
     done = subprocess.run([sys.executable, "-c", code, *names], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
+@pytest.fixture
+def gpu_day(benchmark, tmp_path, monkeypatch):
+    """Runs the day on a CPU at the smallest scale, into a file; gives its rows by section and name."""
+    monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "setLevel", lambda level: None)
+    path = tmp_path / "rows.jsonl"
+
+    def run(*arguments):
+        benchmark("gpu_day").main(["--device", "cpu", "--quick", "--out", str(path), *arguments])
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        return {(line["section"], line["row"]): line for line in lines}, len(lines)
+
+    return run
+
+
+def test_a_gpu_day_measures_what_was_predicted_and_goes_on_where_it_stopped(gpu_day, capsys):
+    """The judge is PyTorch's own half precision, against predictions that were made on another day."""
+    rows, _ = gpu_day("--only", "emulation", "engines", "--minutes", "0")
+    assert set(rows) == {("machine", "machine")}
+    said = capsys.readouterr().out
+    assert "Call again for these" in said
+    assert "emulation: small CNN | torch-fp16\n" in said
+    rows, count = gpu_day("--only", "emulation", "engines")
+    for precision in ("fp16", "bf16"):
+        row = rows["emulation", f"small CNN | torch-{precision}"]
+        assert row["verdict"] == "as predicted"
+        assert 0.8 < row["executed"] / row["predicted"] == row["ratio"] < 1.25
+    assert rows["emulation", "small CNN | torch-fp32"]["executed"] < 1e-6
+    assert rows["emulation", "all | torch-tf32"]["status"] == "unavailable"
+    assert rows["engines", "all | tensorrt-fp16"]["note"]
+    assert gpu_day("--only", "emulation", "engines")[1] == count + 1, "the machine alone is noted again"
+    capsys.readouterr()
+    gpu_day("--table")
+    said = capsys.readouterr().out
+    assert "torch-fp16: 1 as predicted; ratio " in said
+    assert "speed: not run" in said
+
+
+def test_a_gpu_day_leaves_no_technique_out(gpu_day, benchmark, monkeypatch):
+    techniques = benchmark("gpu_techniques")
+    rows = techniques.techniques()
+    # the modules as the benchmark has them: pytest may hold copies of its own
+    table, methods = sys.modules["tests.test_contract"], techniques.METHODS
+    assert len(rows) == 1 + len(table.CALLBACKS) + len(table.OBJECTIVES) + len(methods) + 1
+    few = ("plain", "robust_validation (robust_validation)", "regmixup (regmixup)", "method freelb on an embedding")
+
+    class Untrue(type(rows["plain"]().module)):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) * float("nan")
+
+    def meddling():
+        return techniques.Row([], type(rows["plain"]().module)(lr=0.06), None, diagnostic=True)
+
+    chosen = {name: rows[name] for name in few} | {
+        "diverging": lambda: techniques.Row([], Untrue()),
+        "a diagnostic that meddles": meddling,
+    }
+    monkeypatch.setattr(techniques, "techniques", lambda: chosen)
+    monkeypatch.setattr(techniques, "PRECISIONS", ("bf16-mixed",))
+    found, _ = gpu_day("--only", "techniques")
+    statuses = {name: found["techniques", f"{name} | bf16-mixed"] for name in chosen}
+    assert {name: row["status"] for name, row in statuses.items()} == {
+        name: "ok" if name in few else "failed" for name in chosen
+    }
+    assert "not finite: " in statuses["diverging"]["note"]
+    assert statuses["a diagnostic that meddles"]["note"] == "the weights are not those of plain training"
+    assert all(row["steps"] == 4 for row in statuses.values())
+
+
+def test_a_gpu_day_times_attacks_and_averages(gpu_day):
+    """PGD-10 costs more than FGSM, and the plain step is the unit."""
+    rows, _ = gpu_day("--only", "speed")
+    races = {row: line for (section, row), line in rows.items() if section == "speed"}
+    assert len(races) == 3
+    assert all(line["ratio"]["plain step"] == 1 for line in races.values())
+    (trained,) = (line["ratio"] for row, line in races.items() if row.startswith("training, linear"))
+    assert trained["PGD-10"] > trained["FGSM"]
+    assert {"FreeLB-3", "EMA, lightning_robust", "SWA, lightning_robust", "soup of five, lightning_robust"} <= {
+        name for line in races.values() for name in line["ratio"]
+    }
+
+
+def test_predictions_are_there_for_every_model_and_are_what_the_emulator_says(benchmark):
+    engines = benchmark("gpu_engines")
+    kept = engines.predictions()
+    assert list(kept) == list(engines.NAMES)
+    assert len(kept) >= 10
+    for numbers in kept.values():
+        assert all(0 < numbers[precision] < 1 for precision in engines.PRECISIONS)
+        assert numbers["tf32"] < numbers["bf16"]
+    again = engines.predict("small CNN")
+    assert again["fp16acc"] > 2 * again["fp16"]
+    for key in engines.PRECISIONS:
+        assert again[key] == pytest.approx(kept["small CNN"][key], rel=0.05), "predict anew: gpu_day.py --predict"
+    engines.require_same("small CNN", again["sums"])
+    with pytest.raises(ValueError, match="Expected the weights of the prediction"):
+        engines.require_same("small CNN", again["sums"] | {"weights": 1.01 * again["sums"]["weights"]})
+
+
+@pytest.mark.parametrize(
+    ("executed", "predicted", "accumulated", "says"),
+    [
+        (1e-3, 1e-3, 7e-3, "as predicted"),
+        (0.4e-3, 1e-3, 7e-3, "nearer than predicted"),
+        (6e-3, 1e-3, 7e-3, "between emulated-fp16 and emulated-fp16acc"),
+        (15e-3, 1e-3, 7e-3, "beyond both"),
+        (6e-3, 1e-3, None, "beyond the emulation"),
+        (float("inf"), 1e-3, 7e-3, "beyond both"),
+        (float("nan"), 1e-3, None, "beyond the emulation"),
+        (float("inf"), float("inf"), None, "not finite, as predicted"),
+        (1e-3, float("inf"), None, "finite, against the prediction"),
+        (0.9e-4, None, None, "fine"),
+        (1.1e-4, None, None, "beyond 0.0001"),
+    ],
+)
+def test_what_an_executed_distance_says(benchmark, executed, predicted, accumulated, says):
+    assert benchmark("gpu_engines").verdict(executed, predicted, accumulated) == says

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
@@ -27,6 +27,9 @@ from lightning_robust.torch_names import lerp_all_ as lerp_all_
 from lightning_robust.torch_names import original_of_compiled as original_of_compiled
 from lightning_robust.torch_names import version_of as version_of
 from lightning_robust.torch_names import without_compiled_prefix as without_compiled_prefix
+
+if TYPE_CHECKING:  # a torch without torch.distributed lacks it
+    from torch._C._distributed_c10d import Store
 
 
 def takes_batch_index(step: Callable[..., Any]) -> bool:
@@ -125,3 +128,13 @@ def forget_workers(loader: DataLoader[Any]) -> None:
 def compiler_is_loaded() -> bool:
     """Whether ``torch.compile`` was used in this process; importing the compiler to ask takes seconds."""
     return "torch._dynamo" in sys.modules
+
+
+def default_store() -> Store | None:
+    """The store of keys and values by which the ranks of the default process group found each other, if there is one.
+
+    Unlike a collective, a question to it has no time limit of its own that would end the training.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return None
+    return torch.distributed.distributed_c10d._get_default_store()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import time
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeVar, cast
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_robust.harness.closing import note_loss
+from lightning_robust.harness.compat import default_store
 
 T = TypeVar("T")
 Default = TypeVar("Default")
+_LONGEST_PAUSE = 1.0  # seconds between two questions of a rank that waits for another
 
 
 class RankError(RuntimeError):
@@ -22,7 +26,8 @@ def agreed(trainer: pl.Trainer, work: Callable[[], T], what: str) -> T:
     """Do something on every rank; where it fails on one of them, it fails on all.
 
     Without it, the rank that fails leaves while the others wait in their next collective for ever. One reduction, and
-    nothing at all on a single process, where the error passes through unchanged.
+    nothing at all on a single process, where the error passes through unchanged. A rank that is done sooner does not
+    wait in a collective, which would give up after a time limit.
 
     Args:
         trainer: The Trainer.
@@ -39,12 +44,13 @@ def agreed(trainer: pl.Trainer, work: Callable[[], T], what: str) -> T:
     if trainer.world_size == 1:
         return work()
     error: Exception | None = None
-    try:
-        result = work()
-    except RankError:
-        raise  # every rank raises it
-    except Exception as caught:
-        error = caught
+    with _meeting(trainer):
+        try:
+            result = work()
+        except RankError:
+            raise  # every rank raises it
+        except Exception as caught:
+            error = caught
     if trainer.strategy.reduce_boolean_decision(error is None, all=True):
         return result
     reasons = [trainer.strategy.broadcast(describe_error(error), rank) for rank in range(trainer.world_size)]
@@ -55,7 +61,7 @@ def agreed(trainer: pl.Trainer, work: Callable[[], T], what: str) -> T:
 
 
 def on_rank_zero(trainer: pl.Trainer, work: Callable[[], T], what: str) -> T:
-    """Do something on rank 0 alone and give its result, or its failure, to every rank.
+    """Do something on rank 0 alone and give its result, or its failure, to every rank, however long it takes.
 
     Args:
         trainer: The Trainer.
@@ -73,15 +79,47 @@ def on_rank_zero(trainer: pl.Trainer, work: Callable[[], T], what: str) -> T:
         return work()
     result: Any = None
     error: Exception | None = None
-    if trainer.is_global_zero:
-        try:
-            result = work()
-        except Exception as caught:
-            error = caught
+    with _meeting(trainer):
+        if trainer.is_global_zero:
+            try:
+                result = work()
+            except Exception as caught:
+                error = caught
     shared, reason = trainer.strategy.broadcast((result, describe_error(error)), 0)
     if reason:
         raise RankError(f"{what} failed. Rank 0: {reason}") from error
     return cast("T", shared)
+
+
+@contextlib.contextmanager
+def _meeting(trainer: pl.Trainer) -> Iterator[None]:
+    """Work before a collective; at its end every rank waits until all are there.
+
+    It asks the store by which the ranks once found each other. A collective would be ended by its time limit, ten
+    minutes with NCCL, and the training with it.
+
+    Raises:
+        RankError: If a rank was interrupted and does not come.
+    """
+    store = default_store()
+    if store is None:
+        yield
+        return
+    key = f"lightning_robust/meeting {store.add(f'lightning_robust/meetings of rank {trainer.global_rank}', 1)}"
+    try:
+        yield
+    except Exception:
+        raise  # every rank raises it
+    except BaseException as error:
+        store.set(f"{key} ends", f"Rank {trainer.global_rank} was interrupted ({type(error).__name__}).")
+        raise
+    if store.add(key, 1) == trainer.world_size:
+        store.set(f"{key} ends", "")
+    start = time.monotonic()
+    while not store.check([f"{key} ends"]):
+        time.sleep(min(max(0.1 * (time.monotonic() - start), 0.001), _LONGEST_PAUSE))
+    if reason := store.get(f"{key} ends").decode():
+        raise RankError(reason)
 
 
 def describe_error(error: Exception | None) -> str:

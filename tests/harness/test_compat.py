@@ -52,6 +52,18 @@ def test_version_of():
         assert compat.version_of(torch.zeros(1)) == 0
 
 
+def test_default_store():
+    assert compat.default_store() is None
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        store = compat.default_store()
+        store.set("key", "value")
+        assert (store.check(["key"]), store.check(["another"]), store.get("key")) == (True, False, b"value")
+        assert [store.add("count", 1), store.add("count", 1)] == [1, 2]
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_is_attached(tmp_path):
     module = Boring()
     assert not compat.is_attached(module)

@@ -1,10 +1,13 @@
 """What fails on one rank fails on all, before the next collective, and every rank says why."""
 
 import json
+import time
 import warnings
+from datetime import timedelta
 
 import lightning.pytorch as pl
 import pytest
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from lightning_robust.harness.ranks import Guard, RankError, agreed, describe_error, on_rank_zero
 
@@ -71,10 +74,58 @@ class Cases(pl.Callback):
         (self.folder / f"rank{rank}.json").write_text(json.dumps(results))
 
 
-def test_one_failure_is_every_ranks_failure(tmp_path):
-    trainer = make_trainer(tmp_path, [Cases(tmp_path)], strategy=TwoProcesses(), devices=2, fast_dev_run=True)
-    trainer.fit(Boring())
-    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
+LIMIT = 1.0  # seconds for a collective while ranks wait
+
+
+class Waits(pl.Callback):
+    """Rank 0 works longer than any collective may take; then a rank is interrupted in the middle of its work."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_fit_start(self, trainer, pl_module):
+        def work():
+            time.sleep(2.5 * LIMIT if trainer.is_global_zero else 0)
+            return trainer.global_rank
+
+        def interrupted():
+            if trainer.is_global_zero:
+                raise KeyboardInterrupt
+
+        _set_pg_timeout(timedelta(seconds=LIMIT), None)
+        start = time.monotonic()
+        results = [on_rank_zero(trainer, work, "Building"), agreed(trainer, work, "Building")]
+        seconds = time.monotonic() - start
+        try:
+            agreed(trainer, interrupted, "Building")
+        except KeyboardInterrupt:
+            results.append("interrupted")
+        except RankError as error:
+            results.append(str(error))
+        _set_pg_timeout(timedelta(minutes=5), None)
+        written = {"results": results, "seconds": seconds}
+        (self.folder / f"waits{trainer.global_rank}.json").write_text(json.dumps(written))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """What two ranks wrote, file -> contents."""
+    folder = tmp_path_factory.mktemp("ranks")
+    callbacks = [Cases(folder), Waits(folder)]
+    make_trainer(folder, callbacks, strategy=TwoProcesses(), devices=2, fast_dev_run=True).fit(Boring())
+    return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+
+
+def test_no_collective_waits_for_long_work(written):
+    """Twice 2.5 times as long as a collective may take; and no rank waits for one that was interrupted."""
+    first, second = written["waits0"], written["waits1"]
+    assert first["results"] == [0, 0, "interrupted"]
+    assert second["results"] == [0, 1, "Rank 0 was interrupted (KeyboardInterrupt)."]
+    assert all(5 * LIMIT < rank["seconds"] < 5 * LIMIT + 10 for rank in (first, second))
+
+
+def test_one_failure_is_every_ranks_failure(written):
+    first, second = written["rank0"], written["rank1"]
     assert (first.pop("all succeed"), second.pop("all succeed")) == (0, 1)
     assert first.pop("guard") == ["default", 0, None]
     assert second.pop("guard") == ["default", 1, None]

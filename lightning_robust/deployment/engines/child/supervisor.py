@@ -140,7 +140,7 @@ def serve(payload: list[bytes]) -> None:
     os.write(output, BEGINS)
     try:
         with scratch() as folder:
-            _send(output, _work(folder, payload, lambda: os.getppid() == parent and not _is_broken(output)))
+            _send(output, _work(folder, payload, lambda: os.getppid() == parent and not _is_unheard(output)))
     except BrokenPipeError:
         return
     except OSError as error:
@@ -217,7 +217,7 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
         process.wait(_MERCY)
 
 
-def _is_broken(output: int) -> bool:
+def _is_unheard(output: int) -> bool:
     """Whether nobody can read any more what is written there."""
     poll = select.poll()
     poll.register(output, 0)  # errors are always told
