@@ -19,6 +19,7 @@ from lightning_robust.deployment.engines.child.supervisor import scratch
 Backend = Literal["tensorrt", "tensorrt_rtx"]
 CHILD_SCRIPT = Path(child_script.__file__)
 _EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
+_NAMES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 _TIME_LIMIT = 60.0
 _RETRY = 60.0  # seconds before a machine that did not answer is asked again
 _answers: dict[tuple[str, ...], tuple[float, Machine | EngineError | None]] = {}
@@ -170,7 +171,7 @@ def _wrong_device(backend: Backend, command: Sequence[str]) -> str:
         machine = ask_machine(command)
     except EngineError:
         return ""
-    library = f"{backend} {library_version(backend, command)}"
+    library = f"{_NAMES[backend]} {library_version(backend, command)}"
     needed, known = machine.required_cuda.get(backend, 0), machine.cuda
     if known and needed > float(known):
         return (
