@@ -14,7 +14,7 @@ import io
 import math
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
@@ -108,13 +108,23 @@ def _fit(name: str, precision: Any, device: str) -> tuple[Row, Watch, list[str]]
         tempfile.TemporaryDirectory() as folder,
         warnings.catch_warnings(record=True) as said,
         contextlib.redirect_stdout(io.StringIO()),
-        torch.backends.cudnn.flags(enabled=True, deterministic=True),
+        _deterministic(),
     ):
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", NoEffectWarning)
         trainer = make_trainer(folder, [*row.callbacks, watch], **settings, **limits)
         trainer.fit(row.module, row.loader)
     return row, watch, sorted({str(warning.message).splitlines()[0] for warning in said})
+
+
+@contextlib.contextmanager
+def _deterministic() -> Iterator[None]:
+    """Let cuDNN take kernels that give the same twice."""
+    before, torch.backends.cudnn.deterministic = torch.backends.cudnn.deterministic, True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
 
 
 @functools.cache

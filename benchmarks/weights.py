@@ -76,7 +76,8 @@ def _flat(parameters: Iterable[Tensor]) -> Tensor:
 
 
 def _lightning(module: nn.Module) -> tuple[EMAWeightAveraging, pl.LightningModule]:
-    callback, lightning = EMAWeightAveraging(decay=0.999), Wrapped(module)
+    """Its callback, which asks the module where it is, and a module that knows."""
+    callback, lightning = EMAWeightAveraging(decay=0.999), Wrapped(module).to(next(module.parameters()).device)
     callback.setup(pl.Trainer(logger=False, enable_checkpointing=False), lightning, "fit")
     return callback, lightning
 
