@@ -6,6 +6,7 @@ import importlib
 import inspect
 import json
 import sys
+import traceback
 from collections.abc import Sequence
 
 import jsonargparse
@@ -15,6 +16,7 @@ COMMANDS: dict[str, str] = {
     "fingerprint": "what differs between training's pictures and those of the deployed side",
     "golden": "inputs and outputs for the deployed side to replay, and what its dump says",
     "parity": "parity report of a checkpoint or an ONNX file",
+    "precision": "what must stay fp32 in a model, its strongly typed file and a report",
     "replay": "recorded frames through PyTorch, every runtime and every preprocessing perturbation",
     "sweep": "many configurations as Ray Tune trials, and a soup of them",
 }
@@ -22,15 +24,24 @@ COMMANDS: dict[str, str] = {
 
 
 def run_command(name: str, args: Sequence[str]) -> None:
-    """Parse the options of one command and run it; an error that the user can mend is one line and exit status 2."""
+    """Parse the options of one command and run it.
+
+    What a command returns is its exit status. An error that the user can mend is one line and exit status 2; another
+    one keeps its traceback, and has the same status, for 1 says that something was measured and is beyond its budget.
+    """
     function = getattr(importlib.import_module(f"{__name__}.{name}"), name)
     first = next(iter(inspect.signature(function).parameters.values()))
     options = _join_positionals(args) if first.annotation == "list[str]" else list(args)
     try:
-        jsonargparse.auto_cli(function, args=options, prog=f"lightning-robust {name}")
+        status = jsonargparse.auto_cli(function, args=options, prog=f"lightning-robust {name}")
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(2) from error
+    except Exception as error:
+        traceback.print_exc()
+        raise SystemExit(2) from error
+    if status:
+        raise SystemExit(status)
 
 
 def _join_positionals(args: Sequence[str]) -> list[str]:

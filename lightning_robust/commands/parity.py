@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-import numpy as np
 import onnx as onnx_package
 import torch
 
@@ -13,7 +12,7 @@ from lightning_robust.callbacks import DeploymentParityCallback
 from lightning_robust.callbacks.deployment_parity.measure import digest
 from lightning_robust.deployment.engines import BuildSettings, available
 from lightning_robust.deployment.graph.batches import Arrays
-from lightning_robust.deployment.graph.files import GraphSubject, load_graph, make_inputs, remarks
+from lightning_robust.deployment.graph.files import GraphSubject, load_graph, make_inputs, read_inputs, remarks
 from lightning_robust.deployment.parity.localise import localise
 from lightning_robust.deployment.parity.measure import measure_parity
 from lightning_robust.deployment.parity.result import MeasuredWeights, ParityReport
@@ -117,7 +116,7 @@ def _inputs_of(
 ) -> tuple[Arrays, list[str]]:
     """What goes into a graph, and what a reader has to know of it."""
     if inputs is not None:
-        return dict(np.load(inputs)), remarks(graph)
+        return read_inputs(inputs), remarks(graph)
     noise = "The inputs are noise: distances on real inputs may be quite different. Give --inputs."
     return make_inputs(graph, samples, shapes), [*remarks(graph), noise]
 

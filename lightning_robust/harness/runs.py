@@ -122,7 +122,7 @@ class InputCollector(pl.Callback):
         """Keep what comes."""
         self.pixels = pixel_space(trainer, None, None)
         if dataloader_idx == 0:
-            self.inputs.add(pl_module, batch)
+            self.inputs.add(pl_module, batch, whole=callable(getattr(pl_module, "known", None)))
 
 
 def _instantiate(key: str, base: type, checkpoint: Path, config: str | Path | None) -> Any:

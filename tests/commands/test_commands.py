@@ -44,3 +44,32 @@ def test_help_names_the_commands(greet_command, capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     assert "greet: say hello" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(("returned", "code"), [(None, None), (0, None), (1, 1)])
+def test_what_a_command_returns_is_its_status(returned, code, greet_command, monkeypatch):
+    module = __import__("sys").modules["lightning_robust.commands.greet"]
+
+    def greet(path: str) -> int | None:
+        return returned
+
+    monkeypatch.setattr(module, "greet", greet)
+    if code is None:
+        main(["greet", "a"])
+        return
+    with pytest.raises(SystemExit) as stop:
+        main(["greet", "a"])
+    assert stop.value.code == code
+
+
+def test_what_nobody_foresaw_is_no_status_of_a_measurement(greet_command, monkeypatch, capsys):
+    module = __import__("sys").modules["lightning_robust.commands.greet"]
+
+    def greet(path: str) -> None:
+        raise KeyError("somewhere")
+
+    monkeypatch.setattr(module, "greet", greet)
+    with pytest.raises(SystemExit) as stop:
+        main(["greet", "a"])
+    assert stop.value.code == 2
+    assert "KeyError: 'somewhere'" in capsys.readouterr().err

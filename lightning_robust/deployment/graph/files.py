@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import onnx
@@ -22,6 +23,7 @@ from lightning_robust.deployment.engines.settings import DEFAULTS
 from lightning_robust.deployment.graph.batches import Arrays, fixed_batches
 from lightning_robust.deployment.graph.export import Exported
 from lightning_robust.deployment.graph.names import name_nodes
+from lightning_robust.deployment.graph.origin import read_origins
 from lightning_robust.deployment.graph.session import Session
 from lightning_robust.deployment.graph.types import declared_types, static_size
 
@@ -34,6 +36,7 @@ _CONSTANTS = {
     "value_string": object,
     "value_strings": object,
 }
+_LARGEST = 2**31 - 1  # bytes of a protobuf message
 _HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _BODIES = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
 _QUANTISED = frozenset({"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger"})
@@ -83,7 +86,7 @@ class GraphSubject(Subject):
         taken = "one sample" if size == 1 else f"{size} samples"
         note = f"The graph takes {taken} at a time, and ran on one batch after the other."
         notes = () if size in (None, self.samples) else (note,)
-        self._exported = Exported(model, {}, tuple(names), outputs, size, notes)
+        self._exported = Exported(model, read_origins(model), tuple(names), outputs, size, notes)
 
 
 def load_graph(path: str | Path) -> onnx.ModelProto:
@@ -101,13 +104,15 @@ def load_graph(path: str | Path) -> onnx.ModelProto:
         raise FileNotFoundError(f"Expected an ONNX file at {path}, but there is no such file.")
     try:
         model = onnx.load(path, load_external_data=False)
+    except Exception as error:
+        raise ValueError(f"Expected an ONNX model at {path}, but it cannot be read ({error}).") from error
+    _check_size(path, model)
+    try:
         onnx.external_data_helper.load_external_data_for_model(model, str(path.parent))
     except (OSError, onnx.checker.ValidationError) as error:
         raise FileNotFoundError(
             f"Expected the weights of {path} beside it, but got: {error}. Copy its .data file into the same folder."
         ) from error
-    except Exception as error:
-        raise ValueError(f"Expected an ONNX model at {path}, but it cannot be read ({error}).") from error
     constants = [attribute.t for node in model.graph.node for attribute in node.attribute if attribute.HasField("t")]
     for tensor in (*model.graph.initializer, *constants):
         del tensor.external_data[:]
@@ -117,6 +122,18 @@ def load_graph(path: str | Path) -> onnx.ModelProto:
     except onnx.checker.ValidationError as error:
         raise ValueError(f"Expected a valid ONNX model at {path}, but {one_line(error)}.") from error
     return _tidy(onnx.inliner.inline_local_functions(model) if model.functions else model)
+
+
+def _check_size(path: Path, model: onnx.ModelProto) -> None:
+    """Refuse weights beyond what one ONNX message can hold, before they are read."""
+    infos = [onnx.external_data_helper.ExternalDataInfo(t) for t in model.graph.initializer if t.external_data]
+    files = {path, *(path.parent / info.location for info in infos)}
+    size = sum(file.stat().st_size for file in files if file.is_file())
+    if size > _LARGEST:
+        raise ValueError(
+            f"Expected an ONNX model of at most 2 GB with its weights, but {path} has {size / 1e9:.1f} GB: larger ones "
+            "cannot be rewritten in memory. Measure a part of the model, such as its head, as a file of its own."
+        )
 
 
 def _tidy(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -206,11 +223,28 @@ def make_inputs(
     return made
 
 
+def read_inputs(path: str | Path) -> dict[str, NDArray[np.generic]]:
+    """The arrays of an .npz file, by the names of the graph's inputs.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no .npz file of numbers.
+    """
+    try:
+        archive = np.load(path)
+        arrays = dict(archive) if isinstance(archive, np.lib.npyio.NpzFile) else {}
+    except (ValueError, EOFError, BadZipFile) as error:
+        raise ValueError(f"Expected an .npz file at {path}, but it cannot be read ({error}).") from error
+    if not arrays:
+        raise ValueError(f"Expected an .npz file with one array for each input at {path}, but it has no named arrays.")
+    return arrays
+
+
 def check_inputs(model: onnx.ModelProto, inputs: Arrays) -> None:
     """Refuse arrays that the graph does not take.
 
     Raises:
-        ValueError: If an input is missing, or has another type, number of dimensions or fixed size.
+        ValueError: If an input is missing, holds NaN, or has another type, number of dimensions or fixed size.
     """
     names = [value.name for value in model.graph.input]
     fixed = fixed_batches(model.graph)
@@ -232,7 +266,14 @@ def check_inputs(model: onnx.ModelProto, inputs: Arrays) -> None:
                 f"Expected input {value.name!r} as {np.dtype(wanted)} of shape ({', '.join(map(str, shape))}), but got "
                 f"{array.dtype} of shape {array.shape}. Write it as the network takes it, after preprocessing."
             )
+        _check_numbers(value.name, array)
     _check_counts(inputs, fixed)
+
+
+def _check_numbers(name: str, array: NDArray[np.generic]) -> None:
+    lost = int(np.isnan(array).sum()) if array.dtype.kind == "f" else 0
+    if lost:
+        raise ValueError(f"Expected numbers in input {name!r}, but {lost} of them are NaN.")
 
 
 def _check_counts(inputs: Arrays, fixed: Mapping[str, int]) -> None:

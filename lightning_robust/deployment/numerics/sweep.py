@@ -60,6 +60,8 @@ class NodeSweep:
         origins: Node name -> where it comes from.
         out_of_range: What becomes of weights beyond the range of `precision`, as for :func:`~.emulate.emulate`.
         kept: Names of nodes that stay fp32 whatever is asked, as a user's ``keep_fp32`` has them.
+        tf32: Let what is kept multiply in TF32, as for :func:`~.emulate.emulate`. What one node costs alone is measured
+            beside true fp32 all the same.
 
     Attributes:
         names: All nodes that can compute in low precision, in the graph's order.
@@ -84,9 +86,10 @@ class NodeSweep:
         origins: Mapping[str, Origin] | None = None,
         out_of_range: OutOfRange = "clamp",
         kept: Collection[str] = (),
+        tf32: bool = False,
     ) -> None:
         model = with_names(model)
-        switched, self._switch = switchable(model, precision, out_of_range=out_of_range)
+        switched, self._switch = switchable(model, precision, out_of_range=out_of_range, tf32=tf32)
         self.names = list(self._switch)
         if not self.names:
             raise ValueError(
@@ -97,8 +100,9 @@ class NodeSweep:
         self._model, self._precision, self._measure, self._unit = model, precision, measure, unit
         self.origins = dict(origins or {})
         self._operators = {node.name: node.op_type for node in model.graph.node}
-        self._switches = 1 + max(self._switch.values())
+        self._switches = 1 + max(self._switch.values()) + tf32
         self._out_of_range: OutOfRange = out_of_range
+        self._tf32 = tf32
         self._kept = self._switch.keys() & set(kept)
         self.computing = self._list_computing()
         self._moves = MoveGraph(model, self.names)
@@ -169,7 +173,9 @@ class NodeSweep:
                 the result is not ``complete``.
         """
         start = time.monotonic()
-        traces = trace_rounding(self._model, self._feeds, self._precision, self._out_of_range, self._kept)
+        traces = trace_rounding(
+            self._model, self._feeds, self._precision, self._out_of_range, self._kept, tf32=self._tf32
+        )
         costs, complete = self._costs(start + time_limit)
         nodes = tuple(
             NodeSensitivity(

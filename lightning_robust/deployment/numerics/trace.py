@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from lightning_robust.deployment.graph.session import Session
 from lightning_robust.deployment.numerics.emulate import Emulation, to_model
+from lightning_robust.deployment.numerics.layers import LayeredGraph
 from lightning_robust.deployment.numerics.prepare import prepare
 from lightning_robust.deployment.numerics.rounding import OutOfRange, Precision
 
@@ -83,6 +84,8 @@ def trace_rounding(
     precision: Precision,
     out_of_range: OutOfRange = "clamp",
     keep_fp32: Collection[str] = (),
+    *,
+    tf32: bool = False,
 ) -> dict[str, NodeTrace]:
     """Run a graph in fp32 and in low precision at the same time, and compare every node.
 
@@ -94,6 +97,7 @@ def trace_rounding(
         precision: ``"fp16"``, ``"bf16"`` or ``"tf32"``.
         out_of_range: As for :func:`~.emulate.emulate`.
         keep_fp32: As there.
+        tf32: As there.
 
     Returns:
         Node name -> :class:`NodeTrace`, for every layer with a floating first output: the drift of its result, and the
@@ -103,7 +107,8 @@ def trace_rounding(
     Raises:
         ValueError: If the graph cannot be emulated.
     """
-    paired, names = _pair(model, precision, out_of_range, keep_fp32)
+    emulation = Emulation(model, precision, keep_fp32, out_of_range=out_of_range, tf32=tf32)
+    paired, names = _pair(prepare(model, precision, keep_fp32), emulation)
     # in a single run the optimiser loses more time on so many small nodes than it saves
     (statistics,) = Session(paired, optimise=False).run(feeds)
     rows = statistics.reshape(-1, len(names), _STATISTICS).mean(0).tolist()  # over batches of a fixed size
@@ -132,12 +137,8 @@ def _to_trace(error: float, size: float, overflow: float, nonfinite: float, flus
     return NodeTrace(drift, overflow, nonfinite, flushed)
 
 
-def _pair(
-    model: onnx.ModelProto, precision: Precision, out_of_range: OutOfRange, keep_fp32: Collection[str]
-) -> tuple[onnx.ModelProto, list[str]]:
+def _pair(wide: LayeredGraph, emulation: Emulation) -> tuple[onnx.ModelProto, list[str]]:
     """The graph, its emulation on the same inputs, and the statistics of parts of these layers as the only output."""
-    wide = prepare(model, precision, keep_fp32)
-    emulation = Emulation(model, precision, keep_fp32, out_of_range=out_of_range)
     narrow, graph = emulation.build().graph, wide.graph
     nodes = [node for node in graph if node.outputs and wide.is_float(node.outputs[0])]
     rounded = {value.name: value for node in narrow for value in node.outputs}

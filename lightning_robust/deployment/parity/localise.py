@@ -13,7 +13,7 @@ from lightning_robust.deployment.engines import Subject
 from lightning_robust.deployment.engines.base import HALF, feed
 from lightning_robust.deployment.engines.parser_support import with_refusals
 from lightning_robust.deployment.graph.batches import Arrays
-from lightning_robust.deployment.numerics.keep_list import check_keep_list, find_keep_list
+from lightning_robust.deployment.numerics.keep_list import KeepList, check_keep_list, find_keep_list
 from lightning_robust.deployment.numerics.rounding import Precision
 from lightning_robust.deployment.numerics.sensitivity import SOUND, Sensitivity
 from lightning_robust.deployment.numerics.sweep import NodeSweep
@@ -65,6 +65,50 @@ def localise(
     precision = next((p for p in HALF if any(name.endswith(f"-{p}") for name in report.targets)), None)
     if precision is None:
         return report
+    layers, keep = examine(
+        subject,
+        cast(Precision, precision),
+        report.unit,
+        decode=decode,
+        known=known,
+        tolerance=tolerance,
+        limits=limits,
+        samples=samples,
+        time_limit=time_limit,
+    )
+    return replace(report, layers=layers, keep=keep)
+
+
+def examine(
+    subject: Subject,
+    precision: Precision,
+    unit: str,
+    *,
+    decode: Decode | None = None,
+    known: Known | None = None,
+    tolerance: float | None = None,
+    limits: Mapping[str, float] | None = None,
+    samples: int = 4,
+    time_limit: float = 60.0,
+) -> tuple[Sensitivity, KeepList]:
+    """What each node costs in a precision, and the shortest list of nodes to keep; :func:`localise` says how.
+
+    Args:
+        subject: The model and the samples.
+        precision: What is asked about.
+        unit: The metric that distances are counted in.
+        decode: As for :func:`localise`, and so are all that follow.
+        known: As there.
+        tolerance: As there.
+        limits: As there.
+        samples: As there.
+        time_limit: As there.
+
+    Raises:
+        ExportError: If the module cannot be exported.
+        ValueError: If the graph cannot be emulated, nothing in it computes in fp32, or its outputs in fp32 are not
+            finite.
+    """
     count = subject.samples
     found = min(_SEARCH * samples, max(count // 2, 1))
     few = min(samples, found)
@@ -72,12 +116,13 @@ def localise(
     sweep = NodeSweep(
         subject.exported.model,
         _fed(subject, slice(found)),
-        precision=cast(Precision, precision),
-        measure=partial(scale.distance, report.unit),
-        unit=report.unit,
+        precision=precision,
+        measure=partial(scale.distance, unit),
+        unit=unit,
         origins=subject.exported.origins,
         out_of_range=subject.settings.out_of_range,
         kept=subject.fp32_nodes(),
+        tf32=subject.settings.tf32,
     )
     first = _fed(subject, slice(few))
     layers = sweep.on(first).sensitivity(time_limit)
@@ -88,8 +133,8 @@ def localise(
     last = min(count, found + _affordable(sweep, time_limit))
     if last > found:
         others = _fed(subject, slice(found, last))
-        keep = check_keep_list(keep, sweep.on(others, measure=partial(scale.distance, report.unit, start=found)))
-    return replace(report, layers=layers, keep=keep)
+        keep = check_keep_list(keep, sweep.on(others, measure=partial(scale.distance, unit, start=found)))
+    return layers, keep
 
 
 def _fed(subject: Subject, rows: slice) -> Arrays:

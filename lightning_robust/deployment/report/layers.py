@@ -37,11 +37,18 @@ def keep_rows(report: ParityReport) -> tuple[list[str], list[list[str]]]:
 
 def keep_sentence(report: ParityReport) -> str:
     """What keeping nodes in fp32 gains, and whether that is what was aimed at; empty where nobody looked."""
-    keep = report.keep
-    if keep is None:
-        return ""
+    return "" if report.keep is None else keep_list_sentence(report.keep, report.layers)
+
+
+def keep_list_sentence(keep: KeepList, layers: Sensitivity | None) -> str:
+    """What a list gains, and whether that is what was aimed at.
+
+    Args:
+        keep: The list.
+        layers: The sweep that it was found with.
+    """
     if not keep.nodes:
-        return _empty_sentence(keep, report.layers)
+        return _empty_sentence(keep, layers)
     return (
         f"With {len(keep.nodes)} of {keep.of} nodes kept in fp32 the distance falls from {keep.total:.3g} to "
         f"{keep.error:.3g} {unit_label(keep.unit)}{_say_samples(keep)}. {_say_aim(keep)}"
@@ -116,10 +123,19 @@ def _how_many(samples: int) -> str:
 def _layer_row(node: NodeSensitivity) -> list[str]:
     shares = (f"{value:.3g}" for value in (node.trace.drift, node.trace.overflow, node.trace.flushed))
     origin = node.origin
-    return [node.name, node.op, origin.module or "-", origin.source or "-", origin.text or "-", _alone(node), *shares]
+    return [
+        node.name,
+        node.op,
+        origin.module or "-",
+        origin.source or "-",
+        origin.text or "-",
+        layer_cost(node),
+        *shares,
+    ]
 
 
-def _alone(node: NodeSensitivity) -> str:
+def layer_cost(node: NodeSensitivity) -> str:
+    """What a node costs alone, as far as that is known."""
     if node.isolated is None:
         return "not measured"
     return f"{node.isolated:.3g}" if node.exact else f"at most about {node.isolated:.3g}"

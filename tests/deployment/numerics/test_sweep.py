@@ -92,3 +92,19 @@ def test_what_stays_fp32_anyway_is_no_candidate():
     assert sweep.cost_of_keeping(()) == pytest.approx(relative_distance([run(exported.model, x)], [emulated]), rel=1e-3)
     assert [node.name for node in sweep.sensitivity().nodes] == sweep.computing
     assert set(kept) & set(sweep.names) <= set(sweep.with_moves(()))
+
+
+@pytest.mark.parametrize("kind", ["cnn", "vit"])
+@pytest.mark.parametrize("out_of_range", ["clamp", "keep"])
+def test_what_is_kept_multiplies_in_tf32_where_that_is_allowed(kind, out_of_range):
+    """As the emulation says of any list; what a node costs alone is beside true fp32."""
+    exported, x = make(kind, 6)
+    settings = {"out_of_range": out_of_range}
+    allowed, plain = (NodeSweep(exported.model, {"input": x.numpy()}, tf32=tf32, **settings) for tf32 in (True, False))
+    reference = run(exported.model, x)
+    for keep in (allowed.computing, allowed.computing[::2], allowed.computing[1::3]):
+        emulated = run(emulate(exported.model, "fp16", allowed.with_moves(keep), tf32=True, **settings), x)
+        assert allowed.cost_of_keeping(keep) == pytest.approx(relative_distance([reference], [emulated]), rel=1e-2)
+    assert allowed.cost_of_keeping(allowed.names) > 10 * plain.cost_of_keeping(plain.names)
+    assert allowed.cost(()) == 0
+    assert allowed.cost(allowed.computing[:1]) == plain.cost(plain.computing[:1])
