@@ -7,16 +7,15 @@ from typing import Literal
 
 import onnx
 import torch
-from onnx import TensorProto
 
 from lightning_robust.callbacks.deployment_parity.task import task_of
 from lightning_robust.deployment.engines import BuildSettings, Subject
 from lightning_robust.deployment.engines.settings import check_positive
 from lightning_robust.deployment.graph.export import frozen_copy, to_args
 from lightning_robust.deployment.graph.files import GraphSubject, load_graph, make_inputs, read_inputs, remarks
-from lightning_robust.deployment.graph.types import element_types
 from lightning_robust.deployment.mixed_precision import check_budget, convert_mixed
 from lightning_robust.deployment.numerics.rounding import OutOfRange
+from lightning_robust.deployment.numerics.typed import stated_halves
 from lightning_robust.deployment.parity.scale import Task
 from lightning_robust.deployment.report.layers import keep_list_sentence
 from lightning_robust.deployment.report.precision import budget_sentence, evidence_sentences, write_precision
@@ -67,9 +66,9 @@ def precision(
     if Path(model).suffix in _CHECKPOINTS:
         if inputs is not None or shapes is not None:
             raise ValueError("Expected --inputs and --shapes with an ONNX file, but got them with a checkpoint.")
-        subject, task, notes = _of_run(model, config, samples or _SAMPLES, settings)
+        subject, task, notes = _run_subject(model, config, samples or _SAMPLES, settings)
     else:
-        subject, task, notes = _of_file(model, inputs, samples, shapes, settings)
+        subject, task, notes = _file_subject(model, inputs, samples, shapes, settings)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{Path(model).stem}_{precision}.onnx"
@@ -80,7 +79,9 @@ def precision(
     return 0 if found.met else 1
 
 
-def _of_run(path: str, config: str | None, samples: int, settings: BuildSettings) -> tuple[Subject, Task, list[str]]:
+def _run_subject(
+    path: str, config: str | None, samples: int, settings: BuildSettings
+) -> tuple[Subject, Task, list[str]]:
     """The module of a run on its validation data, and its task."""
     module = load_module(path, config)
     collector = InputCollector(samples)
@@ -90,7 +91,7 @@ def _of_run(path: str, config: str | None, samples: int, settings: BuildSettings
     return Subject(frozen, example, settings), task_of(frozen, "decode", collector.inputs), []
 
 
-def _of_file(
+def _file_subject(
     path: str, inputs: str | None, samples: int | None, shapes: dict[str, list[int]] | None, settings: BuildSettings
 ) -> tuple[Subject, Task, list[str]]:
     """An ONNX file, and what a reader has to know of it and its inputs."""
@@ -109,12 +110,11 @@ def _of_file(
 
 def _refuse_half(graph: onnx.ModelProto, path: str) -> None:
     """Refuse a graph that is in half precision already, or in part."""
-    types = element_types(graph)
-    half = [name for name, kind in types.items() if kind in (TensorProto.FLOAT16, TensorProto.BFLOAT16)]
+    half = stated_halves(graph)
     if half:
         raise ValueError(
-            f"Expected an fp32 graph in {path}, but {len(half)} of its {len(types)} tensors are in half precision "
-            f"already, {half[0]!r} for one. Give the fp32 file that it was made from."
+            f"Expected an fp32 graph in {path}, but it is in half precision already: it has tensors in "
+            f"{' and '.join(half)}. Give the fp32 file that it was made from."
         )
 
 

@@ -20,10 +20,11 @@ from lightning_robust.deployment.engines.onnxruntime import open_session
 from lightning_robust.deployment.graph.files import load_graph
 from lightning_robust.deployment.graph.types import static_size
 from lightning_robust.deployment.numerics.convert import Conversion
+from lightning_robust.deployment.numerics.emulate import emulate
 from lightning_robust.deployment.numerics.keep_list import KeepList
 from lightning_robust.deployment.numerics.rounding import Half
 from lightning_robust.deployment.numerics.sensitivity import Sensitivity
-from lightning_robust.deployment.numerics.typed import widen
+from lightning_robust.deployment.numerics.typed import emulate_typed
 from lightning_robust.deployment.parity.baseline import Measured, measure_distance
 from lightning_robust.deployment.parity.localise import examine
 from lightning_robust.deployment.parity.scale import Scale, Task
@@ -151,7 +152,9 @@ def check_budget(budget: float) -> None:
 def _measure_file(path: Path, subject: Subject, keep: KeepList, scale: Scale) -> Measured:
     """The distance of what stands in the file to the fp32 graph, on the samples that the list's own is of."""
     window = slice(keep.samples, keep.samples + keep.checked) if keep.checked else slice(keep.samples)
-    emulated = widen(load_graph(path)).emulated(tf32=subject.settings.tf32)
+    emulated = emulate_typed(load_graph(path))
+    if subject.settings.tf32:
+        emulated = emulate(emulated, "tf32")  # which leaves operands that are half as they are
     exact, deployed = (
         run_in_batches(open_session(model, subject.exported), subject.rows(window))
         for model in (subject.exported.model, emulated)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lightning_robust.deployment.mixed_precision import MixedModel
 from lightning_robust.deployment.numerics.sensitivity import NodeSensitivity, overflow_sentence
-from lightning_robust.deployment.parity.result import Basis
+from lightning_robust.deployment.parity.links import Basis
 from lightning_robust.deployment.parity.scale import unit_label
 from lightning_robust.deployment.parity.verdict import with_interval
 from lightning_robust.deployment.report.layer_figure import draw_layers
