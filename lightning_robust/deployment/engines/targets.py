@@ -10,6 +10,7 @@ from lightning_robust.deployment.engines.base import Runtime
 from lightning_robust.deployment.engines.deployed import DeployedRuntime, deployed_files
 from lightning_robust.deployment.engines.emulated import EmulatedRuntime
 from lightning_robust.deployment.engines.onnxruntime import OnnxRuntime
+from lightning_robust.deployment.engines.openvino import OpenVINORuntime
 from lightning_robust.deployment.engines.settings import DEFAULTS, BuildSettings
 from lightning_robust.deployment.engines.tensorrt import TensorRTRuntime
 from lightning_robust.deployment.engines.torch import TorchRuntime
@@ -20,6 +21,8 @@ TARGETS: dict[str, type[Runtime]] = {
     "torch-fp16": TorchRuntime,
     "torch-bf16": TorchRuntime,
     "onnxruntime-fp32": OnnxRuntime,
+    "openvino-fp32": OpenVINORuntime,
+    "openvino-bf16": OpenVINORuntime,
     "emulated-tf32": EmulatedRuntime,
     "emulated-fp16": EmulatedRuntime,
     "emulated-fp16acc": EmulatedRuntime,

@@ -19,6 +19,8 @@ DEFAULT_TOLERANCES: dict[str, float] = {
     "torch-fp16": 5e-3,
     "torch-bf16": 4e-2,
     "onnxruntime-fp32": 1e-5,
+    "openvino-fp32": 1e-5,
+    "openvino-bf16": 4e-2,
     "emulated-tf32": 3e-3,
     "emulated-fp16": 5e-3,
     "emulated-fp16acc": 5e-2,

@@ -1,0 +1,80 @@
+"""OpenVINO as an engine: fp32 and bf16 that a CPU really executes."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections import Counter
+from typing import Any
+
+import onnx
+from torch import Tensor
+
+from lightning_robust.deployment.engines.abilities import Ability
+from lightning_robust.deployment.engines.base import Built, Runtime, feed, host_clock
+from lightning_robust.deployment.engines.child.process import EngineError
+from lightning_robust.deployment.engines.openvino_model import Hint, OpenVINOModel, run_parts
+from lightning_robust.deployment.engines.settings import DEFAULTS, BuildSettings
+from lightning_robust.deployment.engines.subject import Subject
+from lightning_robust.deployment.graph.batches import Arrays, run_in_fixed_batches
+from lightning_robust.deployment.numerics.pieces import cut
+
+_CAPABILITIES = {"fp32": "FP32", "bf16": "BF16"}
+
+
+class OpenVINORuntime(Runtime):
+    """OpenVINO on the CPU, static in the batch that is deployed.
+
+    OpenVINO cannot be told to keep any node in fp32, so that a graph with nodes to keep is cut in pieces that run one
+    after the other, each in one precision.
+    """
+
+    def can_build(self, settings: BuildSettings = DEFAULTS) -> Ability:
+        """Whether the package is here, and the CPU executes the precision."""
+        if importlib.util.find_spec("openvino") is None:
+            return Ability(
+                False, 'the package openvino is not installed. Run: pip install "lightning-robust[openvino]"'
+            )
+        import openvino
+
+        known = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if _CAPABILITIES[self.precision] in known:
+            return Ability(True)
+        return Ability(
+            False, f"OpenVINO does not execute {self.precision} on this CPU, only {', '.join(sorted(known))}"
+        )
+
+    def build(self, subject: Subject) -> Built:
+        """Compile the graph, and read off what its layers compute in.
+
+        Raises:
+            EngineError: If OpenVINO refuses the graph, or no layer computes in the precision.
+        """
+        exported = subject.exported
+        model = exported.model
+        kept = subject.fp32_nodes() if self.precision == "bf16" else ()
+        parts = self._compile(model, kept, subject.settings.batch)
+        layers = self._check_layers(parts)
+
+        def run_once(arrays: Arrays) -> list[Tensor]:
+            return run_parts(parts, arrays, exported.outputs)
+
+        def run(args: tuple[Any, ...]) -> list[Tensor]:
+            return run_in_fixed_batches(run_once, feed(args, exported), parts[0].fixed)
+
+        note = f"{len(kept)} nodes kept, in {len(parts)} pieces" if kept else ""
+        return Built(run, model.ByteSize(), note, layers=layers, clock=host_clock(run))
+
+    def _compile(self, model: onnx.ModelProto, kept: tuple[str, ...], batch: int) -> list[OpenVINOModel]:
+        """The graph, or its pieces; only a whole one is static."""
+        hint: Hint = "bf16" if self.precision == "bf16" else "f32"
+        pieces = cut(model, kept)
+        size = batch if len(pieces) == 1 else None
+        return [OpenVINOModel(piece, "f32" if apart else hint, size) for piece, apart in pieces]
+
+    def _check_layers(self, parts: list[OpenVINOModel]) -> dict[str, int]:
+        """Precision -> number of layers, if there are any in the precision that was asked for."""
+        layers = sum((Counter(part.layers) for part in parts), Counter[str]())
+        if not layers[self.precision]:
+            ran = ", ".join(f"{count} in {precision}" for precision, count in layers.items()) or "none computes at all"
+            raise EngineError("unavailable", f"No layer computes in {self.precision} on this CPU: {ran}.", advice="")
+        return dict(layers.most_common())

@@ -1,0 +1,149 @@
+"""A graph that OpenVINO has compiled for the CPU in one precision, and what its layers really compute in."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightning_robust.deployment.engines.child.process import EngineError
+from lightning_robust.deployment.graph.batches import Arrays, fixed_batches
+
+Hint = Literal["f32", "bf16"]
+_PRECISIONS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
+_MOVES = frozenset({
+    "Input", "Output", "Const", "Reorder", "Convert", "FakeQuantize", "Reshape", "Transpose", "ShapeOf",
+    "Concatenation", "Split", "StridedSlice", "Gather", "Broadcast", "Tile", "Pad", "MemoryInput", "MemoryOutput",
+})  # fmt: skip
+_BOILERPLATE = ("Exception from", "Check '", "FrontEnd API failed", "Summary:", "To facilitate", "While validating")
+
+
+class OpenVINOModel:
+    """One compiled graph: one stream, as many threads as PyTorch has here.
+
+    ``bf16`` reaches the outputs as it does in the other engines, where OpenVINO by itself would leave what follows the
+    last convolution or product of matrices in fp32.
+
+    Args:
+        model: The graph.
+        hint: What it is to compute in; what is quantised computes in int8 all the same.
+        batch: Samples that the compiled graph takes, where the graph takes any number; None leaves it that.
+
+    Attributes:
+        hint: As given.
+        fixed: Input name -> the batch that it is fixed to; empty where any number goes in.
+        layers: Precision -> how many layers compute in it, most first. What only moves, converts or quantises values
+            is not counted.
+
+    Raises:
+        EngineError: If OpenVINO refuses the graph.
+    """
+
+    def __init__(self, model: onnx.ModelProto, hint: Hint, batch: int | None) -> None:
+        import openvino
+
+        core = openvino.Core()
+        settings = {
+            "INFERENCE_PRECISION_HINT": hint,
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "ENABLE_CPU_PINNING": False,  # which would bind threads to cores that PyTorch trains on
+        }
+        try:
+            read = core.read_model(model.SerializeToString())
+            self.fixed = {} if batch is None else _fix_batch(read, batch) or fixed_batches(model.graph)
+            if hint == "bf16":
+                _round_tail(read)
+            compiled = core.compile_model(read, "CPU", settings)
+        except RuntimeError as error:
+            raise EngineError("refused", f"OpenVINO does not take the graph: {_reason(error)}", advice="") from error
+        self.layers = _executed_layers(compiled)
+        self._request = compiled.create_infer_request()
+        self.hint = hint
+        self._inputs = [value.name for value in model.graph.input]
+        self._outputs = [value.name for value in model.graph.output]
+
+    def run(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """Output name -> OpenVINO's tensor, which the next run overwrites.
+
+        Args:
+            tensors: Input name -> an array, or a tensor of OpenVINO's; others are left alone.
+        """
+        self._request.infer({name: tensors[name] for name in self._inputs})
+        return {name: self._request.get_output_tensor(index) for index, name in enumerate(self._outputs)}
+
+
+def run_parts(parts: Sequence[OpenVINOModel], arrays: Arrays, outputs: Sequence[str]) -> list[Tensor]:
+    """Run the parts of a graph one after the other; what passes from one in bf16 to the next is stored in bf16.
+
+    Args:
+        parts: In an order in which they can run.
+        arrays: What goes into the graph.
+        outputs: What is wanted of it.
+    """
+    tensors: dict[str, Any] = dict(arrays)
+    results: dict[str, Tensor] = {}
+    for part in parts:
+        found = part.run(tensors)
+        results |= {name: _to_torch(found[name]) for name in found if name in outputs}
+        if part is not parts[-1]:
+            tensors |= {name: _stored(tensor) for name, tensor in found.items()} if part.hint == "bf16" else found
+    return [results[name] for name in outputs]
+
+
+def _stored(tensor: Any) -> NDArray[np.generic]:
+    """What is left of a tensor in bf16; one of integers stays as it is."""
+    values = _to_torch(tensor)
+    return (values.bfloat16().to(values.dtype) if values.is_floating_point() else values).numpy()
+
+
+def _to_torch(tensor: Any) -> Tensor:
+    """A copy of a tensor of OpenVINO's, which shows bf16 to numpy as fp16."""
+    data = np.array(tensor.data)
+    if tensor.element_type.get_type_name() == "bf16":
+        return torch.from_numpy(data.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(data)
+
+
+def _fix_batch(read: Any, batch: int) -> dict[str, int]:
+    """Fix the first size of every input that leaves it open; the inputs and the batch that they take now."""
+    shapes, fixed = {}, {}
+    for value in read.inputs:
+        shape = value.get_partial_shape()
+        if len(shape) and shape[0].is_dynamic:
+            shape[0] = batch
+            shapes[value], fixed[value.get_any_name()] = shape, batch
+    if shapes:
+        read.reshape(shapes)
+    return fixed
+
+
+def _round_tail(read: Any) -> None:
+    """Let bf16 reach the outputs; an OpenVINO that does not know the mark leaves the tail in fp32, and says so."""
+    for operation in read.get_ops():
+        operation.get_rt_info()["enforceBF16evenForGraphTail"] = "true"
+
+
+def _executed_layers(compiled: Any) -> dict[str, int]:
+    """Precision -> number of layers, read off what OpenVINO will really run."""
+    found: Counter[str] = Counter()
+    for operation in compiled.get_runtime_model().get_ops():
+        info = operation.get_rt_info()
+        kind, ran = (str(getattr(info[key], "value", info[key])) for key in ("layerType", "runtimePrecision"))
+        if kind not in _MOVES and ran in _PRECISIONS:
+            found[_PRECISIONS[ran]] += 1
+    return dict(found.most_common())
+
+
+def _reason(error: RuntimeError) -> str:
+    """What an error of OpenVINO's says beside the places in its source."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    told = [line for line in lines if line and not line.startswith(_BOILERPLATE)]
+    return " ".join(told[:5]) or "it gives no reason"
