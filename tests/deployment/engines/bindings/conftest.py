@@ -2,12 +2,14 @@
 
 import pytest
 
-from .machine import VERSIONS, Machine, compile_stubs, missing
+from .machine import VERSIONS, Machine, compile_stubs, missing, no_compiler
 
 
 @pytest.fixture(scope="session")
 def stubs(tmp_path_factory):
     """The libraries behind the bindings, compiled once."""
+    if no_compiler():
+        pytest.skip(no_compiler())
     return compile_stubs(tmp_path_factory.mktemp("stubs"))
 
 

@@ -22,6 +22,11 @@ def missing(version):
     """Why this machine cannot stand in for one with this version; '' where it can."""
     if not (BINDINGS / version / "tensorrt_bindings").is_dir():
         return f"TensorRT's bindings are not in {BINDINGS / version}. Run: make bindings"
+    return ""
+
+
+def no_compiler():
+    """Why the stubs cannot be compiled here; '' where they can."""
     return "" if shutil.which("cc") and sys.platform == "linux" else "the stubs are compiled on Linux with cc"
 
 

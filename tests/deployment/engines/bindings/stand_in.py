@@ -11,7 +11,7 @@ import os
 import numpy as np
 import onnx
 
-from .guard import Fake, install
+from .guard import Fake, install, record
 
 TRT = None
 """The bindings; set by :func:`replace`."""
@@ -31,6 +31,7 @@ def replace(module, bindings):
     classes += [IHostMemory, ICudaEngine, IExecutionContext, EngineInspector, ParserError]
     module["STAND_IN_LACKS"] = install(bindings, classes)
     module.update({cls.__name__: cls for cls in made})
+    record("device", os.environ.get("CUDA_VISIBLE_DEVICES", ""))
 
 
 def _device():

@@ -2,7 +2,7 @@
 
    cc -shared -fPIC -D NVINFER  stubs.c   libnvinfer.so.N, libnvinfer_plugin.so.N, libnvonnxparser.so.N: no object comes of them
    cc -shared -fPIC -D CUDART   stubs.c   libcudart.so.N: what Polygraphy calls
-   cc -shared -fPIC -D CUDA     stubs.c   libcuda.so.1: one device, or none where STAND_IN_DEVICE is empty, of the driver STAND_IN_DRIVER
+   cc -shared -fPIC -D CUDA     stubs.c   libcuda.so.1: two devices, or none where STAND_IN_DEVICE is empty, of the driver STAND_IN_DRIVER
 */
 #include <stdlib.h>
 #include <string.h>
@@ -38,8 +38,8 @@ static const char *device(void) { const char *name = getenv("STAND_IN_DEVICE"); 
 int cuInit(unsigned flags) { return *device() ? 0 : 100; }
 int cuDriverGetVersion(int *version) { *version = atoi(getenv("STAND_IN_DRIVER")); return 0; }
 int cuGetErrorName(int error, const char **name) { *name = "CUDA_ERROR_NO_DEVICE"; return 0; }
-int cuDeviceGetCount(int *count) { *count = *device() ? 1 : 0; return 0; }
-int cuDeviceGet(int *handle, int ordinal) { *handle = ordinal; return ordinal ? 101 : 0; }
+int cuDeviceGetCount(int *count) { *count = *device() ? 2 : 0; return 0; }
+int cuDeviceGet(int *handle, int ordinal) { *handle = ordinal; return ordinal > 1 ? 101 : 0; }
 int cuDeviceGetName(char *name, int size, int handle) { strncpy(name, device(), size); return 0; }
 int cuDeviceGetAttribute(int *value, int attribute, int handle) { *value = attribute == 75 ? 8 : 9; return 0; }
 #endif
