@@ -133,14 +133,41 @@ def serve(payload: list[bytes]) -> None:
     Args:
         payload: The job's archive in pieces of base64: `job.json`, the scripts and the files that are read.
     """
+    _exit_when_told()
     output, parent = os.dup(1), os.getppid()
     os.dup2(2, 1)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, _clean_up_and_exit)
     os.write(output, BEGINS)
+    with _answering(output):
+        remove_stale(Path(tempfile.gettempdir()))
+        folder, lock = _locked_folder(Path(tempfile.gettempdir()), PREFIX)
+        try:
+            _unpack(folder, payload)
+            kept = [output] if lock is None else [output, lock]
+            for number in kept:
+                os.set_inheritable(number, True)
+            # a fresh process in the place of this one, which has the whole job among its constants
+            script = str(folder / "script" / Path(__file__).name)
+            os.execv(sys.executable, [sys.executable, script, "job", str(folder), str(output), str(parent)])  # noqa: S606
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def do_job(folder: Path, output: int, parent: int) -> None:
+    """What is left to do for :func:`serve` once the job is unpacked in its folder."""
+    _exit_when_told()
+    os.set_inheritable(output, False)
+    with _answering(output):
+        try:
+            _send(output, _work(folder, lambda: os.getppid() == parent and not _is_unheard(output)))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _answering(output: int) -> Iterator[None]:
+    """Write an error of the disk as the job's answer."""
     try:
-        with scratch() as folder:
-            _send(output, _work(folder, payload, lambda: os.getppid() == parent and not _is_unheard(output)))
+        yield
     except BrokenPipeError:
         return
     except OSError as error:
@@ -152,24 +179,23 @@ def serve(payload: list[bytes]) -> None:
         _send(output, archive)
 
 
-def _work(folder: Path, payload: list[bytes], is_wanted: Callable[[], bool]) -> Any:
-    """Run a job in a folder; returns the archive of its answer, open for reading."""
+def _unpack(folder: Path, payload: list[bytes]) -> None:
+    """Put the job's files into its folder."""
     with (folder / "job.zip").open("wb") as file:
         file.writelines(map(base64.b64decode, payload))
-    payload.clear()
     with zipfile.ZipFile(folder / "job.zip") as packed:
         packed.extractall(folder)
     (folder / "job.zip").unlink()
+
+
+def _work(folder: Path, is_wanted: Callable[[], bool]) -> Any:
+    """Run a job in its folder; returns the archive of its answer, open for reading."""
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     spec = dict(job["spec"], **{key: str(folder / "files" / key) for key in job["files"]})
     (folder / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
     arguments = [str(folder / "script" / job["script"]), job["verb"], str(folder / "spec.json")]
-    code = _run(
-        [sys.executable, "-c", _RUN_SCRIPT, *arguments],
-        folder,
-        time.monotonic() + spec["time_limit"] + _GRACE,
-        is_wanted,
-    )
+    deadline = time.monotonic() + spec["time_limit"] + _GRACE
+    code = _run([sys.executable, "-c", _RUN_SCRIPT, *arguments], folder, deadline, is_wanted)
     with zipfile.ZipFile(folder / "answer.zip", "w") as packed:
         packed.writestr("exit", str(code))
         for key in job["writes"]:
@@ -224,11 +250,17 @@ def _is_unheard(output: int) -> bool:
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
-def _clean_up_and_exit(*_: Any) -> None:
-    """End this process by way of what it has to clean up, once."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    sys.exit(1)
+def _exit_when_told() -> None:
+    """End this process by way of what it has to clean up when it is told to end."""
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+    def leave(*_: Any) -> None:
+        for number in signals:
+            signal.signal(number, signal.SIG_IGN)
+        sys.exit(1)
+
+    for number in signals:
+        signal.signal(number, leave)
 
 
 def _send(output: int, archive: Any) -> None:
@@ -257,4 +289,7 @@ def _end_alike(code: int) -> None:
 
 
 if __name__ == "__main__":
-    _end_alike(watch(int(sys.argv[1]), sys.argv[2], sys.argv[3:]))
+    if sys.argv[1] == "job":
+        do_job(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    else:
+        _end_alike(watch(int(sys.argv[1]), sys.argv[2], sys.argv[3:]))

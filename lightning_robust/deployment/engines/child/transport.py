@@ -31,7 +31,7 @@ if sys.version_info < (3, 8):
 import base64
 payload = []
 {payload}
-scope = {{"__name__": "supervisor"}}
+scope = {{"__name__": "supervisor", "__file__": "supervisor.py"}}
 exec(compile(base64.b64decode("{supervisor}"), "supervisor.py", "exec"), scope)
 scope["serve"](payload)
 """
@@ -57,7 +57,10 @@ def write_program(
     archive = program.with_suffix(".zip")
     with zipfile.ZipFile(archive, "w") as packed:
         packed.writestr("job.json", json.dumps(job))
-        for part in {script, *script.parent.glob("*.py")}:  # a script may use those beside it
+        packed.write(supervisor.__file__, "script/supervisor.py")
+        for part in {script, *script.parent.glob("*.py")} - {
+            Path(supervisor.__file__)
+        }:  # a script may use those beside it
             packed.write(part, f"script/{part.name}")
         packed.writestr("files/", "")
         for key, path in reads.items():
