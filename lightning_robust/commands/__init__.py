@@ -32,8 +32,14 @@ def run_command(name: str, args: Sequence[str]) -> None:
     function = getattr(importlib.import_module(f"{__name__}.{name}"), name)
     first = next(iter(inspect.signature(function).parameters.values()))
     options = _join_positionals(args) if first.annotation == "list[str]" else list(args)
+    description = (inspect.getdoc(function) or "").split("\n\n")[0]
+    parser = jsonargparse.ArgumentParser(prog=f"lightning-robust {name}", description=description)
+    parser.add_function_arguments(function, as_group=False, as_positional=True, sub_configs=True)
+    config = parser.parse_args(options)
     try:
-        status = jsonargparse.auto_cli(function, args=options, prog=f"lightning-robust {name}")
+        status = function(
+            **parser.instantiate_classes(config)
+        )  # jsonargparse's own auto_cli drops an option named config
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(2) from error

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Literal
+from dataclasses import fields, replace
+from typing import Any, Literal
 
 import onnx as onnx_package
 import torch
@@ -25,7 +25,7 @@ from lightning_robust.deployment.report.tables import summary
 from lightning_robust.functional.pixels import PixelSpace
 from lightning_robust.harness.runs import load_data, load_module, validate_once
 
-_OTHER = ("torch-", "onnxruntime-")  # what an ONNX file cannot be compared by: no module, and the reference itself
+_OTHER = ("torch-", "onnxruntime-fp32")  # what an ONNX file cannot be compared by: no module, and the reference itself
 
 
 def parity(
@@ -41,10 +41,13 @@ def parity(
     perturbations: Names = "typical",
     mean: float | list[float] | None = None,
     std: float | list[float] | None = None,
+    input_key: int | str | list[int | str] | None = None,
+    decode: str | None = "decode",
     tolerance: dict[str, float] | None = None,
-    keep_fp32: list[str] | None = None,
     keep_tolerance: float | None = None,
+    perturb_targets: bool = False,
     time_limit: float = 120.0,
+    **build: Any,
 ) -> None:
     """Measure how far a deployed model is from the trained one, and write parity.html, parity.json, keep_fp32.json.
 
@@ -65,44 +68,62 @@ def parity(
             input, if that is a batch of pictures.
         mean: Mean that the pixels were normalised with, for pixels in [0, 1].
         std: Standard deviation that they were normalised with.
+        input_key: For --ckpt: which part of a batch goes into forward; by default what its signature says.
+        decode: For --ckpt: method of the module that turns outputs into named values in the task's units.
         tolerance: "<target>" or "<target>/<metric>" -> largest allowed value.
-        keep_fp32: Nodes or modules that stay fp32.
         keep_tolerance: Distance that the proposed list is to meet.
-        time_limit: Seconds for the pass, and again for the layers and for the list.
+        perturb_targets: Run every target that is measured on the perturbed inputs too.
+        time_limit: Seconds for the pass, and again for the layers and for the list; also for one engine build.
+        build: How engines are built and run.
     """
     if (ckpt is None) == (onnx is None):
         raise ValueError("Expected one of --ckpt and --onnx, but got " + ("both." if ckpt else "none."))
+    settings = BuildSettings(**build, time_limit=time_limit)
     if ckpt is not None:
+        _refuse("--ckpt", inputs=inputs, shapes=shapes)
         callback = DeploymentParityCallback(
             targets,
             num_samples=samples or 256,
             perturbations=perturbations,
             mean=mean,
             std=std,
+            input_key=input_key,
+            decode=decode,
             tolerance=tolerance,
-            keep_fp32=keep_fp32,
             keep_tolerance=keep_tolerance,
-            time_limit=time_limit,
-            on_failure="raise",
+            perturb_targets=perturb_targets,
+            **{field.name: getattr(settings, field.name) for field in fields(settings)},
         )
         report = replace(_of_checkpoint(ckpt, config, callback), weights=_weights_of(ckpt))
         provenance = {"checkpoint": str(ckpt)}
     else:
+        _refuse("--onnx", config=config, input_key=input_key)
         graph = load_graph(str(onnx))
         arrays, notes = _inputs_of(graph, inputs, samples or 16, shapes)
-        subject = GraphSubject(graph, arrays, BuildSettings(time_limit=time_limit, keep_fp32=keep_fp32))
+        subject = GraphSubject(graph, arrays, settings)
         pixels = PixelSpace(0.0 if mean is None else mean, 1.0 if std is None else std)
-        report = _of_graph(subject, targets, perturbations, pixels, tolerance, keep_tolerance)
+        limits = tolerance, keep_tolerance
+        report = _of_graph(subject, targets, perturbations, pixels, limits, perturb_targets=perturb_targets)
         report = replace(report, notes=(*notes, *report.notes))
         provenance = {"onnx": str(onnx), "inputs": inputs or "noise"}
     page = write_report(report, output, tolerance=tolerance, provenance=provenance)
     print(f"{summary(report)}\n\nThe whole report:  {page}")
 
 
+def _refuse(source: str, **options: Any) -> None:
+    """Refuse options that mean nothing for what is measured."""
+    given = [f"--{name}" for name, value in options.items() if value is not None]
+    if given:
+        raise ValueError(f"Expected no {' and '.join(given)} with {source}, which has no use for it. Leave it out.")
+
+
 def _of_checkpoint(ckpt: str, config: str | None, callback: DeploymentParityCallback) -> ParityReport:
     validate_once(load_module(ckpt, config), load_data(ckpt, config), callback, callback.num_samples)
     if callback.report is None:
-        raise ValueError("Expected a validation loader with at least one batch, but nothing was measured.")
+        raise ValueError(
+            "Expected numbers, but nothing was measured: the warning above says why, or the validation loader has no "
+            "batch."
+        )
     return callback.report
 
 
@@ -126,15 +147,17 @@ def _of_graph(
     targets: Literal["auto"] | list[str],
     names: Names,
     pixels: PixelSpace,
-    tolerance: dict[str, float] | None,
-    keep_tolerance: float | None,
+    limits: tuple[dict[str, float] | None, float | None],
+    *,
+    perturb_targets: bool,
 ) -> ParityReport:
+    tolerance, keep_tolerance = limits
     if targets != "auto" and any(target.startswith(_OTHER) for target in targets):
         raise ValueError(
             f"Expected targets beside ONNX Runtime in fp32, the reference of an ONNX file, but got {targets}. Leave "
             " out onnxruntime-fp32, and PyTorch's, which need --ckpt."
         )
-    runtimes = [made for made in available(targets) if not made.name.startswith(_OTHER)]
+    runtimes = [made for made in available(targets, subject.settings) if not made.name.startswith(_OTHER)]
     limit = subject.settings.time_limit
     report = measure_parity(
         subject,
@@ -143,6 +166,7 @@ def _of_graph(
         pixels=pixels,
         time_limit=limit,
         tolerance=tolerance,
+        perturb_targets=perturb_targets,
     )
     try:
         examined = examine_head(subject, report, Task())

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -41,7 +42,7 @@ def replay(
     stride: int = 1,
     limit: int | None = None,
     batch_size: int = 16,
-    time_limit: float = 300.0,
+    **build: Any,
 ) -> None:
     """Send recorded frames through PyTorch, every runtime and every perturbation: do the lines swing or bend?
 
@@ -62,17 +63,20 @@ def replay(
         stride: Take every n-th frame.
         limit: The most frames to take.
         batch_size: Frames at a time.
-        time_limit: Seconds that one engine build may take.
+        build: How engines are built and run.
     """
+    settings = BuildSettings(**build)
+    if settings.device is None:
+        settings = replace(settings, device="cuda" if torch.cuda.is_available() else "cpu")
     recording = open_recording(frames, stride=stride, limit=limit, batch_size=batch_size)
     report = replay_frames(
         load_module(ckpt, config),
         recording,
-        available(targets),
+        available(targets, settings),
         perturbations=named_perturbations(perturbations),
         pixels=_pixels(ckpt, config, mean, std),
         value=value,
-        settings=BuildSettings(device="cuda" if torch.cuda.is_available() else "cpu", time_limit=time_limit),
+        settings=settings,
     )
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)

@@ -7,8 +7,8 @@ or both under the same names.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lightning_robust.deployment.engines import run_module
+from lightning_robust.deployment.engines import BuildSettings, Runtime, Subject, run_module
+from lightning_robust.deployment.engines.execution import execute, one_line
+from lightning_robust.deployment.engines.settings import DEFAULTS
 from lightning_robust.deployment.fingerprint.search import fingerprint
 from lightning_robust.deployment.fingerprint.words import Fingerprint
+from lightning_robust.deployment.graph.frozen import to_args
 from lightning_robust.deployment.parity.distance import compare_outputs
 from lightning_robust.deployment.parity.scale import Decode, Readout, Scale
-from lightning_robust.structures import flatten
+from lightning_robust.structures import count_rows, flatten, take_rows
 
 Arrays = Mapping[str, NDArray[Any]]
 _PREFIXES = ("input/", "output/")
@@ -168,11 +171,58 @@ def check_golden(
     )
 
 
+def check_targets(
+    golden: Golden,
+    module: nn.Module,
+    runtimes: Iterable[Runtime],
+    settings: BuildSettings = DEFAULTS,
+    decode: Decode | None = None,
+) -> dict[str, GoldenReport | str]:
+    """Run the golden inputs through each runtime, and compare its outputs as a dump of the deployed side.
+
+    Args:
+        golden: From training.
+        module: In evaluation mode.
+        runtimes: From :func:`~.engines.targets.available`.
+        settings: How engines are built and run.
+        decode: As for :func:`check_golden`.
+
+    Returns:
+        Target -> the comparison, or why there is none.
+    """
+    args = tuple(_to_tensor(array) for array in golden.inputs.values())
+    count = count_rows(args)
+    two = take_rows(args, torch.arange(max(count, 2)) % count, count)  # of a single sample no batch can be told
+    subject = Subject(module, two, settings)
+    return {made.name: _check_target(golden, subject, made, count, decode) for made in runtimes}
+
+
+def _check_target(
+    golden: Golden, subject: Subject, made: Runtime, count: int, decode: Decode | None
+) -> GoldenReport | str:
+    execution = execute(made, subject)
+    if execution.status != "measured":
+        return f"{execution.status}: {execution.note}"
+    pairs = zip(golden.outputs.items(), execution.outputs, strict=True)
+    outputs = {name: _rows_like(array, tensor, count) for (name, array), tensor in pairs}
+    try:
+        report = check_golden(golden, Golden({}, outputs), subject.module, decode)
+    except ValueError as error:
+        return f"failed: {one_line(error)}"
+    return replace(report, notes=(*report.notes, *filter(None, [execution.note])))
+
+
+def _rows_like(golden: NDArray[Any], tensor: Tensor, count: int) -> NDArray[Any]:
+    """The samples that the golden file has, floats in its type."""
+    rows = tensor[:count] if tensor.ndim else tensor
+    return (rows.to(_to_tensor(golden).dtype) if rows.is_floating_point() else rows).numpy()
+
+
 def _predict(scale: Scale, module: nn.Module | None, inputs: Arrays) -> Readout | None:
     """What PyTorch computes from the deployed inputs."""
     if module is None:
         return None
-    return scale.read(run_module(module, tuple(_to_tensor(array).float() for array in inputs.values())))
+    return scale.read(run_module(module, to_args(tuple(map(_to_tensor, inputs.values())), torch.float32)))
 
 
 def _read(scale: Scale, arrays: Arrays) -> Readout:

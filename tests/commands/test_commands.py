@@ -1,7 +1,12 @@
+import jsonargparse
 import pytest
 
-from lightning_robust import commands
+from lightning_robust import DeploymentParityCallback, commands
 from lightning_robust.cli import main
+from lightning_robust.commands.golden import golden
+from lightning_robust.commands.parity import parity
+from lightning_robust.commands.replay import replay
+from lightning_robust.deployment.engines import BuildSettings
 
 
 @pytest.fixture
@@ -73,3 +78,29 @@ def test_what_nobody_foresaw_is_no_status_of_a_measurement(greet_command, monkey
         main(["greet", "a"])
     assert stop.value.code == 2
     assert "KeyError: 'somewhere'" in capsys.readouterr().err
+
+
+def options(of):
+    """The options of a command, or the arguments of a class, with their defaults."""
+    parser = jsonargparse.ArgumentParser()
+    add = parser.add_class_arguments if isinstance(of, type) else parser.add_function_arguments
+    add(of, sub_configs=True)
+    return vars(parser.get_defaults())
+
+
+@pytest.mark.parametrize("command", [parity, golden, replay], ids=lambda command: command.__name__)
+def test_every_command_that_runs_engines_takes_the_settings_of_engines(command):
+    settings = options(BuildSettings)
+    assert len(settings) >= 15
+    found = options(command)
+    defaults = {name: value for name, value in settings.items() if name != "time_limit"}
+    assert {name: found[name] for name in defaults} == defaults
+    assert "time_limit" in found
+
+
+def test_parity_takes_what_the_callback_takes():
+    """All but what says when in a training to measure, and what to do to the training then."""
+    of_trainings = {"every_n_epochs", "num_samples", "pass_samples", "on_violation", "on_failure", "localise"}
+    arguments = options(DeploymentParityCallback).keys() - of_trainings - {"background"}
+    assert {"input_key", "decode", "weakly_typed", "refit", "perturb_targets", "deployed"} <= arguments
+    assert arguments <= options(parity).keys()

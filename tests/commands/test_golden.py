@@ -1,11 +1,13 @@
 import json
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import yaml
 
 from lightning_robust.cli import main
+from lightning_robust.deployment.graph.export import export, frozen_copy
 from tests.boring import Boring, Pictures
 
 
@@ -43,6 +45,28 @@ def test_reads_a_dump_back(checkpoint, tmp_path, capsys):
     main([*common, f"--check={tmp_path / 'car.npz'}"])
     found = json.loads((tmp_path / "check.json").read_text())
     assert found["engine"]["max_abs"] == pytest.approx(0.125, abs=1e-6)
+    assert "come from the engine" in capsys.readouterr().out
+
+
+def test_runs_the_deployed_file_and_targets(checkpoint, tmp_path, capsys):
+    """A file whose bias moved by 0.25 is 0.25 away; a file that is not there is said to be missing."""
+    path, module = checkpoint
+    file = tmp_path / "model.onnx"
+    with torch.no_grad():
+        module.net[-1].bias += 0.25
+    onnx.save(export(frozen_copy(module), (torch.rand(2, 3, 8, 8),)).model, file)
+    files = json.dumps({"deployed-fp32": str(file), "deployed-int8": str(tmp_path / "none.onnx")})
+    output = tmp_path / "golden.npz"
+    main(["golden", f"--ckpt={path}", f"--output={output}", "--targets=[onnxruntime-fp32]", f"--deployed={files}"])
+    printed = capsys.readouterr().out
+    assert f"Wrote {output}" in printed
+    assert "deployed-int8\nunavailable: there is no file at" in printed
+    found = json.loads((tmp_path / "targets.json").read_text())
+    assert found["deployed-fp32"]["engine"]["max_abs"] == pytest.approx(0.25, abs=1e-6)
+    assert found["onnxruntime-fp32"]["engine"]["max_abs"] < 1e-6
+    before = output.stat().st_mtime_ns
+    main(["golden", f"--ckpt={path}", f"--output={output}", f"--deployed={file}"])
+    assert output.stat().st_mtime_ns == before
     assert "come from the engine" in capsys.readouterr().out
 
 

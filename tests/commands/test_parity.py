@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from lightning_robust.cli import main
 from lightning_robust.deployment.graph.export import export, frozen_copy
+from lightning_robust.deployment.numerics.convert import to_half
 from tests.boring import Boring, Pictures
 from tests.deployment.models import SmallCNN, images
 
@@ -51,13 +52,27 @@ def test_onnx_file_without_inputs_says_that_it_is_noise(file, tmp_path, capsys):
 
 
 def test_keep_list_is_honoured(file, tmp_path, capsys):
+    """As a list, and as the file that was written."""
     common = ["parity", f"--onnx={file}", "--targets=[emulated-fp16]", "--perturbations=none"]
     main([*common, f"--output={tmp_path / 'a'}", "--keep_tolerance=1e-4"])
     kept = json.loads((tmp_path / "a" / "keep_fp32.json").read_text())
     assert kept["met"]
     main([*common, f"--output={tmp_path / 'b'}", f"--keep_fp32={json.dumps(kept['nodes'])}"])
-    before, after = (report(tmp_path / x)["targets"]["emulated-fp16"]["metrics"]["rel_l2"] for x in "ab")
+    main([*common, f"--output={tmp_path / 'c'}", f"--keep_fp32={tmp_path / 'a' / 'keep_fp32.json'}"])
+    before, after, again = (report(tmp_path / x)["targets"]["emulated-fp16"]["metrics"]["rel_l2"] for x in "abc")
     assert after < 0.3 * before
+    assert again == after
+
+
+def test_a_deployed_file_beside_the_file(file, tmp_path, capsys):
+    """Our own conversion gives the emulation's numbers, and its link is none."""
+    onnx.save(to_half(onnx.load(file)), tmp_path / "half.onnx")
+    common = ["parity", f"--onnx={file}", "--targets=[emulated-fp16]", "--perturbations=none"]
+    main([*common, f"--output={tmp_path / 'out'}", f"--deployed={tmp_path / 'half.onnx'}"])
+    found = report(tmp_path / "out")
+    assert found["targets"]["deployed-fp16"]["metrics"] == found["targets"]["emulated-fp16"]["metrics"]
+    assert found["attribution"]["engine/deployed-fp16"] == 0.0
+    assert "The deployed file, emulated and not executed: deployed-fp16." in (tmp_path / "out/parity.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -66,6 +81,9 @@ def test_keep_list_is_honoured(file, tmp_path, capsys):
         ([], "Expected one of --ckpt and --onnx, but got none."),
         (["--onnx=a", "--ckpt=b"], "but got both."),
         (["--onnx=nowhere.onnx"], "Expected an ONNX file at nowhere.onnx"),
+        (["--onnx=a", "--config=b"], "Expected no --config with --onnx"),
+        (["--ckpt=a", "--inputs=b", "--shapes={}"], "Expected no --inputs and --shapes with --ckpt"),
+        (["--onnx=a", "--keep_fp32=none.json"], "in the file of `keep_fp32`, but got FileNotFoundError"),
         (["--ckpt=nowhere.ckpt"], "Expected a checkpoint at nowhere.ckpt"),
     ],
 )
@@ -91,7 +109,8 @@ class PictureData(pl.LightningDataModule):
         return DataLoader(Pictures(), 4)
 
 
-def test_checkpoint(tmp_path, capsys):
+@pytest.fixture
+def checkpoint(tmp_path):
     config = {
         "model": {"class_path": "tests.boring.Boring"},
         "data": {"class_path": "tests.commands.test_parity.PictureData"},
@@ -99,9 +118,13 @@ def test_checkpoint(tmp_path, capsys):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     torch.manual_seed(3)
     torch.save({"state_dict": Boring().state_dict(), "pytorch-lightning_version": "2.6.0"}, tmp_path / "last.ckpt")
+    return tmp_path / "last.ckpt"
+
+
+def test_checkpoint(checkpoint, tmp_path, capsys):
     main(
         [
-            *("parity", f"--ckpt={tmp_path / 'last.ckpt'}", f"--output={tmp_path / 'out'}", "--samples=4"),
+            *("parity", f"--ckpt={checkpoint}", f"--output={tmp_path / 'out'}", "--samples=4"),
             *("--targets=[onnxruntime-fp32,emulated-fp16]", "--perturbations=none"),
         ]
     )
@@ -110,5 +133,16 @@ def test_checkpoint(tmp_path, capsys):
     assert found["samples"] == 4
     assert found["targets"]["onnxruntime-fp32"]["metrics"]["rel_l2"] < 1e-5
     assert found["layers"]["nodes"]
-    assert found["provenance"]["checkpoint"] == str(tmp_path / "last.ckpt")
+    assert found["provenance"]["checkpoint"] == str(checkpoint)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "last.ckpt", "out"]
+
+
+def test_settings_and_files_that_do_not_fit_with_a_checkpoint(checkpoint, tmp_path, capsys):
+    """A kept module lowers fp16's distance; a file that is not there has a status, and the rest its numbers."""
+    common = ["parity", f"--ckpt={checkpoint}", "--samples=4", "--targets=[emulated-fp16]", "--perturbations=none"]
+    main([*common, f"--output={tmp_path / 'a'}", "--input_key=0", "--decode=null"])
+    with pytest.warns(UserWarning, match="deployed-fp16 cannot be measured here: there is no file at gone.onnx"):
+        main([*common, f"--output={tmp_path / 'b'}", "--keep_fp32=[net]", "--deployed=gone.onnx"])
+    before, after = (report(tmp_path / x)["targets"]["emulated-fp16"]["metrics"]["rel_l2"] for x in "ab")
+    assert after < 0.3 * before
+    assert report(tmp_path / "b")["targets"]["deployed-fp16"]["status"] == "unavailable"

@@ -3,6 +3,7 @@
 import json
 import sys
 
+import onnx
 import pytest
 import torch
 import yaml
@@ -11,6 +12,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lightning_robust.cli import main
 from lightning_robust.demo.lanes import LaneDetector
+from lightning_robust.deployment.graph.export import export, frozen_copy
+from lightning_robust.deployment.numerics.convert import to_half
+from lightning_robust.harness.runs import load_module
 
 from ..boring import make_trainer
 from ..deployment.recordings import save_pictures, save_video, stripes
@@ -83,6 +87,23 @@ def test_given_normalisation_goes_first(run, frames, tmp_path, capsys):
     folder = save_pictures(tmp_path / "frames", frames[:2])
     main(options(run, folder, tmp_path / "out", "--targets=[torch-fp32]", "--perturbations=[bgr]", "--std=5.0"))
     assert "Preprocessing was not perturbed: Expected pixels in [0, 1]" in capsys.readouterr().out
+
+
+def test_settings_and_the_deployed_file(run, frames, tmp_path, capsys):
+    """A kept head lowers what bf16 does to the lines; our own conversion moves them as the emulation does."""
+    folder = save_pictures(tmp_path / "frames", frames[:3])
+    module = load_module(run / "lanes.ckpt")
+    example = (module.preprocess(torch.from_numpy(frames[:2])),)
+    onnx.save(to_half(export(frozen_copy(module), example).model, "bf16"), tmp_path / "car.onnx")
+    common = ["--targets=[emulated-bf16]", "--perturbations=none"]
+    main(options(run, folder, tmp_path / "a", *common, "--keep_fp32=[]", f"--deployed={tmp_path / 'car.onnx'}"))
+    (tmp_path / "keep.json").write_text(json.dumps({"nodes": list(module.keep_fp32)}))
+    main(options(run, folder, tmp_path / "b", *common, f"--keep_fp32={tmp_path / 'keep.json'}"))
+    before, after = (json.loads((tmp_path / x / "replay.json").read_text())["runtimes"] for x in "ab")
+    ours, theirs = before["deployed-bf16"], before["emulated-bf16"]
+    assert ours["lines"] == theirs["lines"]
+    assert ours["lines"][0]["p99"] > 0.0
+    assert after["emulated-bf16"]["lines"][0]["p99"] < 0.1 * theirs["lines"][0]["p99"]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from lightning_robust.callbacks.deployment_parity.record import STATUS, Numbers,
 from lightning_robust.callbacks.deployment_parity.report import CHARTS, pass_report
 from lightning_robust.callbacks.deployment_parity.tolerance import Action, hold_tolerances
 from lightning_robust.callbacks.diagnostics import InputDiagnostic, show
-from lightning_robust.deployment.engines import runtime
+from lightning_robust.deployment.engines import available, runtime
 from lightning_robust.deployment.engines.execution import STATUS_CODES
 from lightning_robust.deployment.engines.settings import check_positive
 from lightning_robust.deployment.parity.background import LateResults
@@ -121,6 +121,7 @@ class DeploymentParityCallback(InputDiagnostic):
         self.input_key, self.decode, self.tolerance = input_key, decode, tolerance
         self.on_violation, self.localise, self.keep_tolerance = on_violation, localise, keep_tolerance
         self.engines = EngineSettings(**engines, time_limit=time_limit)
+        available([], self.engines)  # refuses a file for a target that takes none
         entries = catalogue.perturbations(perturbations)
         self._meter = ParityMeter(targets, entries, mean, std, decode, time_limit, tolerance, engines=self.engines)
         self._counts = SampleCounts(num_samples, pass_samples, input_key, examined=localise)
@@ -138,12 +139,12 @@ class DeploymentParityCallback(InputDiagnostic):
         """Refuse what cannot work and say at once which targets are missing here."""
         super().setup(trainer, pl_module, stage)
         add_layout(trainer, "deployment parity", CHARTS)
-        targets = self.targets if isinstance(self.targets, list) else []
-        abilities = on_rank_zero(trainer, lambda: [runtime(name).can_build(self.engines) for name in targets], "It")
-        for name, able in zip(targets, abilities, strict=True):
+        asked = available(self.targets if isinstance(self.targets, list) else [], self.engines)
+        abilities = on_rank_zero(trainer, lambda: [made.can_build(self.engines) for made in asked], "It")
+        for made, able in zip(asked, abilities, strict=True):
             if not able:
-                error = TargetError(f"{name} cannot be measured here: {able.reason}")
-                self.guard.fail(trainer, error, f"{name} will have no numbers")
+                error = TargetError(f"{made.name} cannot be measured here: {able.reason}")
+                self.guard.fail(trainer, error, f"{made.name} will have no numbers")
 
     @override
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -141,11 +141,11 @@ def _names_of_inputs(exported: Exported, count: int) -> tuple[str, ...]:
 
 def _broken_weights(graph: onnx.ModelProto) -> Iterable[str]:
     """A remark on weights that are infinite or NaN."""
-    names = [tensor.name for tensor in graph.graph.initializer if tensor.data_type in _FLOATS and _holds_nonfinite(tensor)]
+    names = [tensor.name for tensor in graph.graph.initializer if tensor.data_type in _FLOATS and _is_odd(tensor)]
     if names:
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         yield f"its weight {names[0]}{more} is infinite or NaN"
 
 
-def _holds_nonfinite(tensor: TensorProto) -> bool:
+def _is_odd(tensor: TensorProto) -> bool:
     return not np.isfinite(numpy_helper.to_array(tensor).astype(np.float64)).all()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from lightning_robust.deployment.numerics.rounding import OutOfRange, check_choices
 
 Calibration = Literal["minmax", "entropy", "percentile"]
 """How the ranges of int8 are found: the extremes, the least loss of information, or all but the outermost values."""
 
+NodeNames = list[str] | str | None
+"""NodeNames of nodes or modules, or the JSON file that holds them."""
 Deployed = dict[str, str] | list[str] | str | None
 """One file that is deployed, several, or target -> file; :func:`~.deployed.deployed_files` tells the targets."""
 
@@ -25,6 +29,36 @@ def check_positive(**values: float) -> None:
             raise ValueError(f"Expected `{name}` to be positive, but got {value}.")
 
 
+def read_names(argument: str, names: NodeNames) -> list[str] | None:
+    """The names of a list, or of a JSON file that is named in its place.
+
+    Args:
+        argument: What the error names.
+        names: NodeNames, one name, or a file ``*.json`` with a list of names or with one under ``nodes``, as
+            ``keep_fp32.json`` has.
+
+    Raises:
+        ValueError: If there is no such file, or no list in it.
+
+    Example:
+        >>> read_names("keep_fp32", ["head"]), read_names("keep_fp32", "head"), read_names("keep_fp32", None)
+        (['head'], ['head'], None)
+    """
+    if names is None or isinstance(names, list):
+        return names
+    if Path(names).suffix != ".json":
+        return [names]
+    try:
+        content: Any = json.loads(Path(names).read_text(encoding="utf-8"))
+        found = content["nodes"] if isinstance(content, dict) else content
+        if isinstance(found, list) and all(isinstance(name, str) for name in found):
+            return found
+        problem = f"{type(found).__name__} where the names should be"
+    except (OSError, ValueError, KeyError) as error:
+        problem = f"{type(error).__name__}: {error}"
+    raise ValueError(f"Expected a list of names, or one under `nodes`, in the file of `{argument}`, but got {problem}.")
+
+
 @dataclass(frozen=True)
 class BuildSettings:
     """How engines are built and run.
@@ -32,10 +66,10 @@ class BuildSettings:
     Args:
         batch: Samples that an engine takes at a time, as it is deployed; engines are static in it.
         keep_fp32: ONNX nodes or PyTorch modules (with all in them) that stay fp32 in the emulated and built half
-            precisions; ``keep_fp32.json`` of an earlier run proposes them. None takes the list ``keep_fp32`` of the
-            LightningModule, if it has one.
-        exclude_int8: ONNX nodes or PyTorch modules that are not quantised in int8; None takes the list of that name of
-            the LightningModule, if it has one.
+            precisions, or the file ``keep_fp32.json`` of an earlier run, which proposes them. None takes the list
+            ``keep_fp32`` of the LightningModule, if it has one.
+        exclude_int8: ONNX nodes or PyTorch modules that are not quantised in int8, or a file of them. None takes the
+            list of that name of the LightningModule, if it has one.
         out_of_range: What becomes of weights beyond the range of a half precision: ``"clamp"`` takes the nearest number
             in it, as TensorRT's builder does; ``"keep"`` keeps the nodes that read them in fp32; ``"inf"`` makes them
             infinite, as ``module.half()`` does.
@@ -59,12 +93,12 @@ class BuildSettings:
         time_limit: Seconds that one engine build may take.
 
     Raises:
-        ValueError: For a number that is not positive, or an unknown choice.
+        ValueError: For a number that is not positive, an unknown choice, or a file of names that cannot be read.
     """
 
     batch: int = 1
-    keep_fp32: list[str] | None = None
-    exclude_int8: list[str] | None = None
+    keep_fp32: NodeNames = None
+    exclude_int8: NodeNames = None
     out_of_range: OutOfRange = "clamp"
     tf32: bool = False
     weakly_typed: bool = False
@@ -80,7 +114,9 @@ class BuildSettings:
     time_limit: float = 300.0
 
     def __post_init__(self) -> None:
-        """Check numbers and choices."""
+        """Check numbers and choices, and read the names of nodes."""
+        for argument in ("keep_fp32", "exclude_int8"):
+            object.__setattr__(self, argument, read_names(argument, getattr(self, argument)))
         workspace = 1.0 if self.workspace is None else self.workspace
         check_positive(batch=self.batch, workspace=workspace, calibration_samples=self.calibration_samples)
         check_positive(time_limit=self.time_limit)
