@@ -33,6 +33,7 @@ def run_command(name: str, args: Sequence[str]) -> None:
     first = next(iter(inspect.signature(function).parameters.values()))
     options = _join_positionals(args) if first.annotation == "list[str]" else list(args)
     description = (inspect.getdoc(function) or "").split("\n\n")[0]
+    # not jsonargparse's auto_cli, which drops an option named config
     parser = jsonargparse.ArgumentParser(prog=f"lightning-robust {name}", description=description)
     parser.add_function_arguments(function, as_group=False, as_positional=True, sub_configs=True)
     config = parser.parse_args(options)

@@ -18,6 +18,7 @@ from lightning_robust.deployment.engines.subject import Subject
 from lightning_robust.deployment.graph.export import Exported
 from lightning_robust.deployment.graph.matching import cast_arrays, check_outputs, match_graphs
 from lightning_robust.deployment.graph.session import Session
+from lightning_robust.deployment.numerics.emulate import emulate
 from lightning_robust.deployment.numerics.typed import emulate_typed, stated_halves, stated_precision
 
 _PRECISIONS = ("int8", "bf16", "fp16", "fp32")
@@ -60,19 +61,20 @@ class DeployedRuntime(Runtime):
         found = stated_precision(graph)
         if found != self.precision:
             raise ValueError(f"Expected a file in {self.precision}, but {self.file} is in {found}: deployed-{found}.")
-        run, notes = run_in_place(graph, subject.exported)
         halves = stated_halves(graph)
+        run, notes = run_in_place(graph, subject.exported, tf32=subject.settings.tf32)
         done = f"emulated, every tensor that is {' or '.join(halves)} rounded" if halves else "executed by ONNX Runtime"
         note = ", ".join([f"{Path(self.file).name} {done}", *notes, *_broken_weights(graph)])
         return Built(run, graph.ByteSize(), note, clock=None if halves else host_clock(run))
 
 
-def run_in_place(graph: onnx.ModelProto, exported: Exported) -> tuple[Runner, tuple[str, ...]]:
+def run_in_place(graph: onnx.ModelProto, exported: Exported, *, tf32: bool = False) -> tuple[Runner, tuple[str, ...]]:
     """A runner on a graph that stands for the exported one, and what a reader should know of it.
 
     Args:
         graph: Another conversion of the same model; its half tensors are rounded.
         exported: The graph whose inputs are given and whose outputs are compared.
+        tf32: Let what is fp32 in a graph with half tensors multiply in TF32.
 
     Raises:
         ValueError: If its inputs or outputs are others.
@@ -80,6 +82,8 @@ def run_in_place(graph: onnx.ModelProto, exported: Exported) -> tuple[Runner, tu
     inputs, outputs = ([value.name for value in values] for values in (graph.graph.input, graph.graph.output))
     match = match_graphs(inputs, outputs, _names_of_inputs(exported, len(inputs)), exported.outputs)
     held = emulate_typed(graph) if stated_halves(graph) else graph
+    if tf32 and held is not graph:
+        held = emulate(held, "tf32")  # which leaves operands that are half as they are
     session, order = Session(held), [outputs.index(name) for name in match.outputs]
 
     def run(args: tuple[Any, ...]) -> list[Tensor]:
