@@ -14,6 +14,7 @@ from lightning_robust.deployment.engines import abilities, builder, runs
 from lightning_robust.deployment.engines.abilities import Ability, Backend
 from lightning_robust.deployment.engines.base import HALF, Built, BulkRunner, Clock, Runtime, feed
 from lightning_robust.deployment.engines.child.process import EngineError
+from lightning_robust.deployment.engines.inspector import executed_precisions
 from lightning_robust.deployment.engines.profile import Profile, make_profile
 from lightning_robust.deployment.engines.settings import DEFAULTS, BuildSettings
 from lightning_robust.deployment.engines.subject import Subject
@@ -72,11 +73,12 @@ class TensorRTRuntime(Runtime):
         }
         refit = subject.settings.refit and bool(able)
         engine, warning = _build_or_refit(model.SerializeToString(), settings, refit=refit)
+        layers = executed_precisions(engine.inspector)
         if not able:
-            return Built(None, engine.size, ", ".join([f"not run: {able.reason}", *notes]))
+            return Built(None, engine.size, ", ".join([f"not run: {able.reason}", *notes]), layers=layers)
         notes += ["refittable"] * ("REFIT" in engine.flags.split())
         run, clock = engine_runner(engine, exported, profile, subject.settings.time_limit)
-        return Built(run, engine.size, ", ".join(notes), warning, clock=clock)
+        return Built(run, engine.size, ", ".join(notes), warning, layers, clock)
 
 
 def engine_runner(
