@@ -16,8 +16,9 @@ from lightning_robust.deployment.graph.files import GraphSubject, load_graph, ma
 from lightning_robust.deployment.mixed_precision import check_budget, convert_mixed
 from lightning_robust.deployment.numerics.rounding import OutOfRange
 from lightning_robust.deployment.numerics.typed import stated_halves
+from lightning_robust.deployment.parity.result import Examination
 from lightning_robust.deployment.parity.scale import Task
-from lightning_robust.deployment.report.layers import keep_list_sentence
+from lightning_robust.deployment.report.layers import keep_sentence
 from lightning_robust.deployment.report.precision import budget_sentence, evidence_sentences, write_precision
 from lightning_robust.harness.runs import InputCollector, load_data, load_module, validate_once
 
@@ -74,7 +75,11 @@ def precision(
     path = folder / f"{Path(model).stem}_{precision}.onnx"
     found = convert_mixed(subject, precision, budget, path, task=task, time_limit=time_limit)
     page = write_precision(found, folder, notes=notes, provenance={"model": model, "inputs": inputs or "-"})
-    sentences = [budget_sentence(found), keep_list_sentence(found.keep, found.layers), *evidence_sentences(found)]
+    sentences = [
+        budget_sentence(found),
+        keep_sentence(Examination(found.layers, found.keep)),
+        *evidence_sentences(found),
+    ]
     print("\n".join([*sentences, *notes, *found.notes, f"\nBuild it:  {found.command}", f"The whole report:  {page}"]))
     return 0 if found.met else 1
 

@@ -46,10 +46,12 @@ def pass_report(scalars: Mapping[str, float], report: ParityReport | None, histo
 
 
 def layers_report(report: ParityReport) -> Report:
-    """What each node costs in half precision; nothing where that was not measured."""
-    if report.layers is None:
-        return Report()
-    figures: dict[str, Callable[[], Figure]] = {
-        "parity/layers": functools.partial(draw_layers, report.layers, unit_label(report.unit))
-    }
-    return Report(tables={"parity/layers": layer_rows(report), "parity/keep_fp32": keep_rows(report)}, figures=figures)
+    """What each node costs in half precision and in int8; nothing where that was not measured."""
+    figures: dict[str, Callable[[], Figure]] = {}
+    tables: dict[str, Table] = {}
+    for each in report.examined:
+        int8 = each.layers.precision == "int8"
+        name = "parity/layers_int8" if int8 else "parity/layers"
+        figures[name] = functools.partial(draw_layers, each.layers, unit_label(each.layers.unit))
+        tables |= {name: layer_rows(each.layers), f"parity/{'exclude_int8' if int8 else 'keep_fp32'}": keep_rows(each)}
+    return Report(tables=tables, figures=figures)

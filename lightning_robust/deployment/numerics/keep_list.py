@@ -9,7 +9,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from lightning_robust.deployment.numerics.rounding import Precision
+from lightning_robust.deployment.numerics.rounding import Low
 from lightning_robust.deployment.numerics.sensitivity import Sensitivity
 from lightning_robust.deployment.numerics.sweep import NodeSweep
 from lightning_robust.structures import jsonable
@@ -22,14 +22,15 @@ class KeepList:
     """Nodes that compute in fp32 so that a tolerance is met.
 
     Args:
-        nodes: Names for ``to_half(model, keep_fp32=...)``, with those that only move values between them.
-        of: How many nodes of the graph read or compute fp32 values.
+        nodes: Names for ``to_half(model, keep_fp32=...)``, with those that only move values between them; for int8 the
+            products that are not quantised.
+        of: How many nodes of the graph read or compute fp32 values; for int8, how many products can be quantised.
         modules: Paths of the PyTorch modules they come from.
         total: Distance without the list.
         error: Distance that is left with all other nodes in low precision, on the same samples.
         found_error: The same on the samples that the list was found on.
         tolerance: What was aimed at.
-        precision: ``"fp16"``, ``"bf16"`` or ``"tf32"``.
+        precision: ``"fp16"``, ``"bf16"``, ``"tf32"`` or ``"int8"``.
         unit: What the distances are counted in.
         samples: Number of inputs that it was found on.
         checked: Number of other inputs, which `total` and `error` are of; 0 if there were none: then they are of those
@@ -44,7 +45,7 @@ class KeepList:
     error: float
     found_error: float
     tolerance: float
-    precision: Precision
+    precision: Low
     unit: str
     samples: int
     checked: int
@@ -60,8 +61,16 @@ class KeepList:
         """Whether the tolerance is met on the samples that it was found on."""
         return self.found_error <= self.tolerance
 
+    @property
+    def setting(self) -> str:
+        """The setting that takes the list: ``"keep_fp32"`` or ``"exclude_int8"``."""
+        return "exclude_int8" if self.precision == "int8" else "keep_fp32"
+
     def write(self, path: str | Path) -> None:
-        """Write it as JSON: ``nodes_to_exclude`` are the regular expressions that ModelOpt AutoCast takes."""
+        """Write it as JSON: ``nodes_to_exclude`` are the regular expressions that ModelOpt takes.
+
+        AutoCast takes them for half precision, and ``modelopt.onnx.quantization`` for int8.
+        """
         patterns = [f"^{re.escape(name)}$" for name in self.nodes]
         content = asdict(self) | {"met": self.met, "found_met": self.found_met, "nodes_to_exclude": patterns}
         Path(path).write_text(json.dumps(jsonable(content), indent=2) + "\n", encoding="utf-8")

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 Precision = Literal["fp16", "bf16", "tf32"]
 Half = Literal["fp16", "bf16"]
+Low = Literal["fp16", "bf16", "tf32", "int8"]
+"""What a node may compute in instead of fp32: :data:`Precision`, whose rounding is emulated, and int8."""
 OutOfRange = Literal["clamp", "keep", "inf"]
 """What becomes of weights beyond the range of a half precision: the nearest number in it, fp32, or infinity."""
 

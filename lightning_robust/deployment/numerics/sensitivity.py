@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 
 from lightning_robust.deployment.graph.origin import Origin
-from lightning_robust.deployment.numerics.rounding import Precision
+from lightning_robust.deployment.numerics.rounding import Low
 from lightning_robust.deployment.numerics.trace import NodeTrace
 
-SOUND: dict[Precision, float] = {"fp16": 5e-3, "bf16": 4e-2, "tf32": 3e-3}
+SOUND: dict[Low, float] = {"fp16": 5e-3, "bf16": 4e-2, "tf32": 3e-3, "int8": 5e-2}
 """Relative L2 that values of a sound model stay within: about three times what small untrained networks show."""
 
 
@@ -57,7 +57,7 @@ class Sensitivity:
     Args:
         nodes: In the graph's order; those that only move values are left out.
         total: Distance with all nodes in low precision.
-        precision: ``"fp16"``, ``"bf16"`` or ``"tf32"``.
+        precision: ``"fp16"``, ``"bf16"``, ``"tf32"`` or ``"int8"``, for which nodes are the products.
         unit: What the distances are counted in.
         samples: Number of inputs.
         seconds: What it took.
@@ -66,7 +66,7 @@ class Sensitivity:
 
     nodes: tuple[NodeSensitivity, ...]
     total: float
-    precision: Precision
+    precision: Low
     unit: str
     samples: int
     seconds: float

@@ -83,6 +83,19 @@ class TargetResult:
 
 
 @dataclass(frozen=True)
+class Examination:
+    """What one precision does to the nodes of a graph.
+
+    Args:
+        layers: What each node costs.
+        keep: The nodes to keep out of it for a tolerance, if that was asked.
+    """
+
+    layers: Sensitivity
+    keep: KeepList | None = None
+
+
+@dataclass(frozen=True)
 class ParityReport:
     """The numbers of one parity pass.
 
@@ -97,8 +110,9 @@ class ParityReport:
         seconds: Time of the pass.
         notes: Lines on what failed or was left out; a run warns of them.
         findings: What the graph will do on TensorRT, from :func:`~.lint.lint`; empty for a clean one.
-        layers: What each node costs in low precision, if :func:`~.localise.localise` measured it.
+        layers: What each node costs in half precision, if :func:`~.localise.localise` measured it.
         keep: The nodes to keep in fp32 for a tolerance, from there too.
+        int8: The same for int8.
         target_sensitivity: Target -> perturbation -> how far it changes this target's outputs, in ``unit``; for the
             targets that were perturbed too.
         head: For ``keep_fp32``: the modules and nodes between the last layer and the outputs, where
@@ -119,11 +133,18 @@ class ParityReport:
     findings: tuple[Finding, ...] = ()
     layers: Sensitivity | None = None
     keep: KeepList | None = None
+    int8: Examination | None = None
     target_sensitivity: dict[str, dict[str, float]] = field(default_factory=dict)
     head: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
     basis: dict[str, Basis] = field(default_factory=dict)
     weights: MeasuredWeights = MeasuredWeights()
+
+    @property
+    def examined(self) -> tuple[Examination, ...]:
+        """What was found of the nodes, half precision first."""
+        half = None if self.layers is None else Examination(self.layers, self.keep)
+        return tuple(each for each in (half, self.int8) if each is not None)
 
     @property
     def moved_unit(self) -> str:

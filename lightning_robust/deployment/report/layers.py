@@ -12,58 +12,52 @@ from lightning_robust.deployment.numerics.sensitivity import (
     overflow_sentence,
     percent,
 )
-from lightning_robust.deployment.parity.result import ParityReport
+from lightning_robust.deployment.parity.result import Examination, ParityReport
 from lightning_robust.deployment.parity.scale import unit_label
 
+Examined = ParityReport | Examination
+"""What has layers and a list: of a report, those of half precision."""
 _MANY = 10.0  # a drift beyond is told as a multiple
 
 
-def layer_rows(report: ParityReport, count: int = 20) -> tuple[list[str], list[list[str]]]:
+def layer_rows(layers: Sensitivity, count: int = 20) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table of nodes, the most expensive in low precision first."""
-    alone = f"alone, {unit_label(report.unit)}"
+    alone = f"alone, {unit_label(layers.unit)}"
     columns = ["node", "operator", "module", "where", "line", alone, "drift", "overflow", "flushed"]
-    nodes = report.layers.ranked()[:count] if report.layers else []
-    return columns, [_layer_row(node) for node in nodes]
+    return columns, [_layer_row(node) for node in layers.ranked()[:count]]
 
 
-def keep_rows(report: ParityReport) -> tuple[list[str], list[list[str]]]:
+def keep_rows(found: Examined) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table of nodes to keep in fp32; the header says what that gains."""
-    keep = report.keep
+    keep = found.keep
     if keep is None:
         return ["keep in fp32", "where"], []
-    places = {node.name: node.place for node in report.layers.nodes} if report.layers else {}
-    return [f"keep in fp32: {keep_sentence(report)}", "where"], [[n, places.get(n, "moves values")] for n in keep.nodes]
+    places = {node.name: node.place for node in found.layers.nodes} if found.layers else {}
+    return [f"keep in fp32: {keep_sentence(found)}", "where"], [[n, places.get(n, "moves values")] for n in keep.nodes]
 
 
-def keep_sentence(report: ParityReport) -> str:
+def keep_sentence(found: Examined) -> str:
     """What keeping nodes in fp32 gains, and whether that is what was aimed at; empty where nobody looked."""
-    return "" if report.keep is None else keep_list_sentence(report.keep, report.layers)
-
-
-def keep_list_sentence(keep: KeepList, layers: Sensitivity | None) -> str:
-    """What a list gains, and whether that is what was aimed at.
-
-    Args:
-        keep: The list.
-        layers: The sweep that it was found with.
-    """
+    keep = found.keep
+    if keep is None:
+        return ""
     if not keep.nodes:
-        return _empty_sentence(keep, layers)
+        return _empty_sentence(keep, found.layers)
     return (
         f"With {len(keep.nodes)} of {keep.of} nodes kept in fp32 the distance falls from {keep.total:.3g} to "
         f"{keep.error:.3g} {unit_label(keep.unit)}{_say_samples(keep)}. {_say_aim(keep)}"
     )
 
 
-def layer_sentences(report: ParityReport) -> list[str]:
+def layer_sentences(found: Examined) -> list[str]:
     """Where the values first go wrong, which node costs most, what to keep in fp32, and what was not measured."""
-    layers = report.layers
+    layers = found.layers
     if layers is None or not layers.nodes:
         return []
     sentences = [
         overflow_sentence(layers) or _drift_sentence(layers),
         _worst_sentence(layers),
-        keep_sentence(report),
+        keep_sentence(found),
         unmeasured_sentence(layers),
     ]
     return [sentence for sentence in sentences if sentence]

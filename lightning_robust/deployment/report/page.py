@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_robust.deployment.parity.links import History
-from lightning_robust.deployment.parity.result import ParityReport
+from lightning_robust.deployment.parity.result import Examination, ParityReport
 from lightning_robust.deployment.parity.scale import unit_label
 from lightning_robust.deployment.parity.verdict import Verdict, judge_parity
 from lightning_robust.deployment.report.figures import draw_chain
@@ -35,7 +35,7 @@ def write_report(
     tolerance: Mapping[str, float] | None = None,
     provenance: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write ``parity.html``, ``parity.json`` and, where there is a list, ``keep_fp32.json``.
+    """Write ``parity.html``, ``parity.json`` and, where there are lists, ``keep_fp32.json`` and ``exclude_int8.json``.
 
     Args:
         report: A parity pass.
@@ -55,8 +55,8 @@ def write_report(
     content["attribution"] = report.attribution
     content["history"] = [{"epoch": epoch, "attribution": attribution} for epoch, attribution in history]
     (folder / "parity.json").write_text(json.dumps(jsonable(content), indent=1) + "\n", encoding="utf-8")
-    if report.keep is not None:
-        report.keep.write(folder / "keep_fp32.json")
+    for keep in filter(None, (examined.keep for examined in report.examined)):
+        keep.write(folder / f"{keep.setting}.json")
     path = folder / "parity.html"
     path.write_text(_render_page(report, verdict, history, facts), encoding="utf-8")
     return path
@@ -81,13 +81,23 @@ def _render_page(
         engines=engine_rows(report),
         chain=chain_rows(report),
         links=svg(draw_chain(passes, report.unit)) if report.chain else None,
-        layers=report.layers and svg(draw_layers(report.layers, unit_label(report.unit))),
-        unmeasured=report.layers and unmeasured_sentence(report.layers),
-        keep=report.keep and keep_sentence(report),
+        examined=[_examined_part(each) for each in report.examined],
         perturbed=_perturbation_table(report),
         findings=finding_rows(report),
         facts=facts,
     )
+
+
+def _examined_part(examined: Examination) -> dict[str, Any]:
+    """What the page says of the layers in one precision."""
+    layers, keep = examined.layers, examined.keep
+    return {
+        "precision": layers.precision,
+        "figure": svg(draw_layers(layers, unit_label(layers.unit))),
+        "unmeasured": unmeasured_sentence(layers),
+        "keep": keep_sentence(examined),
+        "nodes": keep.nodes if keep else (),
+    }
 
 
 def _target_table(report: ParityReport) -> tuple[list[str], list[list[str]]]:

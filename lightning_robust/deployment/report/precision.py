@@ -8,10 +8,11 @@ from pathlib import Path
 from lightning_robust.deployment.mixed_precision import MixedModel
 from lightning_robust.deployment.numerics.sensitivity import NodeSensitivity, overflow_sentence
 from lightning_robust.deployment.parity.links import Basis
+from lightning_robust.deployment.parity.result import Examination
 from lightning_robust.deployment.parity.scale import unit_label
 from lightning_robust.deployment.parity.verdict import with_interval
 from lightning_robust.deployment.report.layer_figure import draw_layers
-from lightning_robust.deployment.report.layers import keep_list_sentence, layer_cost, unmeasured_sentence
+from lightning_robust.deployment.report.layers import keep_sentence, layer_cost, unmeasured_sentence
 from lightning_robust.pages import environment_facts, render, svg
 
 
@@ -47,7 +48,7 @@ def write_precision(
             seconds=found.layers.seconds,
             unit=unit_label(found.keep.unit),
             distances=_distance_rows(found),
-            keep=keep_list_sentence(found.keep, found.layers),
+            keep=keep_sentence(Examination(found.layers, found.keep)),
             nodes=_kept_rows(found),
             layers=svg(draw_layers(found.layers, unit_label(found.keep.unit))) if found.layers.nodes else None,
             unmeasured=unmeasured_sentence(found.layers),

@@ -100,7 +100,8 @@ def summary(report: ParityReport) -> str:
     lines += ["", plain_table(*chain_rows(report))] if report.chain else []
     lines += ["", plain_table(*perturbation_rows(report)), "", worst_sentence(report)] if report.sensitivity else []
     lines += what_if_sentences(report)
-    lines += ["", *layer_sentences(report)] if report.layers else []
+    for examined in report.examined:
+        lines += ["", *layer_sentences(examined)]
     lines += ["", *map(str, report.findings)] if report.findings else []
     return "\n".join([*lines, *report.notes, *report.remarks])
 

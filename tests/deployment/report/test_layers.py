@@ -63,7 +63,7 @@ def test_a_list_that_is_not_needed_or_not_checked():
 def test_nodes_that_were_not_measured_are_last_and_named_so():
     partial = layers(node("a", None, exact=False), node("b", 0.2, exact=False), complete=False)
     told = report(layers=partial, keep=KEEP)
-    columns, rows = layer_rows(told)
+    columns, rows = layer_rows(told.layers)
     costs = [row[columns.index("alone, x px (99th percentile)")] for row in rows]
     assert [row[0] for row in rows] == ["b", "a"]
     assert costs == ["at most about 0.2", "not measured"]
@@ -82,7 +82,7 @@ def test_nothing_costs_anything():
 def test_places_stand_with_their_lines():
     where = Origin("neck.up", "neck.py:41", "x = self.up(x) + y")
     told = report(layers=layers(dataclasses.replace(node("a", 0.1), op="Add", origin=where)), keep=KEEP)
-    columns, ((*cells,),) = layer_rows(told)
+    columns, ((*cells,),) = layer_rows(told.layers)
     row = dict(zip(columns, cells, strict=True))
     assert (row["module"], row["where"], row["line"]) == ("neck.up", "neck.py:41", "x = self.up(x) + y")
     assert keep_rows(told)[1] == [["a", "neck.py:41 Add in neck.up (x = self.up(x) + y)"], ["b", "moves values"]]

@@ -5,10 +5,12 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import pytest
 
 from lightning_robust.deployment.graph.lint import Finding
+from lightning_robust.deployment.parity.result import Examination
 from lightning_robust.deployment.report.page import write_report
 
 from ..reports import KEEP, layers, node, report
@@ -64,6 +66,21 @@ def test_page_is_whole_and_fetches_nothing(tmp_path):
     assert "<script" not in text
     assert text.count("<svg") == 2
     assert "Time was up" in text
+
+
+def test_int8_has_a_part_of_its_own_and_a_list(tmp_path):
+    found = replace(layers(node("conv", 0.1)), precision="int8")
+    keep = replace(KEEP, precision="int8", nodes=("conv",))
+    path = write_report(report(**FULL, int8=Examination(found, keep)), tmp_path)
+    outline = Outline()
+    outline.feed(path.read_text())
+    assert outline.headings[3:7] == [
+        *("Which layers fp16 hurts", "Keep in fp32", "Which layers int8 hurts", "Keep out of int8")
+    ]
+    assert path.read_text().count("<svg") == 3
+    assert json.loads((tmp_path / "exclude_int8.json").read_text())["nodes_to_exclude"] == ["^conv$"]
+    assert json.loads((tmp_path / "keep_fp32.json").read_text())["nodes"] == ["a", "b"]
+    assert json.loads((tmp_path / "parity.json").read_text())["int8"]["keep"]["precision"] == "int8"
 
 
 def test_json_holds_everything_and_is_strict(tmp_path):
