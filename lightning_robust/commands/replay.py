@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from lightning_robust.callbacks.deployment_parity.calibration import calibration_of_run
 from lightning_robust.deployment.engines import BuildSettings, available
 from lightning_robust.deployment.pixels.catalogue import Names
 from lightning_robust.deployment.pixels.catalogue import perturbations as named_perturbations
@@ -77,6 +78,7 @@ def replay(
         pixels=_pixels(ckpt, config, mean, std),
         value=value,
         settings=settings,
+        calibration=calibration_of_run(ckpt, config, targets, settings),
     )
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)

@@ -177,6 +177,7 @@ def check_targets(
     runtimes: Iterable[Runtime],
     settings: BuildSettings = DEFAULTS,
     decode: Decode | None = None,
+    calibration: tuple[Any, ...] | None = None,
 ) -> dict[str, GoldenReport | str]:
     """Run the golden inputs through each runtime, and compare its outputs as a dump of the deployed side.
 
@@ -186,6 +187,7 @@ def check_targets(
         runtimes: From :func:`~.engines.targets.available`.
         settings: How engines are built and run.
         decode: As for :func:`check_golden`.
+        calibration: Training inputs that int8 finds its ranges on; the golden ones if None.
 
     Returns:
         Target -> the comparison, or why there is none.
@@ -193,7 +195,7 @@ def check_targets(
     args = tuple(_to_tensor(array) for array in golden.inputs.values())
     count = count_rows(args)
     two = take_rows(args, torch.arange(max(count, 2)) % count, count)  # of a single sample no batch can be told
-    subject = Subject(module, two, settings)
+    subject = Subject(module, two, settings, calibration)
     return {made.name: _check_target(golden, subject, made, count, decode) for made in runtimes}
 
 

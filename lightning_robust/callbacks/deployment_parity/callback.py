@@ -9,12 +9,13 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from typing_extensions import override
 
+from lightning_robust.callbacks.deployment_parity.calibration import CalibratedDiagnostic, CalibrationInputs
 from lightning_robust.callbacks.deployment_parity.engine_settings import EngineSettings
 from lightning_robust.callbacks.deployment_parity.measure import ParityMeter, SampleCounts, Snapshot
 from lightning_robust.callbacks.deployment_parity.record import STATUS, Numbers, ParityRecord
 from lightning_robust.callbacks.deployment_parity.report import CHARTS, pass_report
 from lightning_robust.callbacks.deployment_parity.tolerance import Action, hold_tolerances
-from lightning_robust.callbacks.diagnostics import InputDiagnostic, show
+from lightning_robust.callbacks.diagnostics import show
 from lightning_robust.deployment.engines import available, runtime
 from lightning_robust.deployment.engines.execution import STATUS_CODES
 from lightning_robust.deployment.engines.settings import check_positive
@@ -30,7 +31,7 @@ class TargetError(RuntimeError):
     """A target was asked for and has no numbers."""
 
 
-class DeploymentParityCallback(InputDiagnostic):
+class DeploymentParityCallback(CalibratedDiagnostic):
     r"""Measure at every validation how far the deployed model is from the trained one, and log the causes.
 
     The weights that were just validated (averaged ones included, whatever the order of callbacks) are copied, exported
@@ -123,7 +124,9 @@ class DeploymentParityCallback(InputDiagnostic):
         self.engines = EngineSettings(**engines, time_limit=time_limit)
         available([], self.engines)  # refuses a file for a target that takes none
         entries = catalogue.perturbations(perturbations)
-        self._meter = ParityMeter(targets, entries, mean, std, decode, time_limit, tolerance, engines=self.engines)
+        self.calibration = CalibrationInputs(targets, self.engines, input_key)
+        meant = targets, entries, mean, std, decode, time_limit, tolerance
+        self._meter = ParityMeter(*meant, engines=self.engines, calibration=self.calibration)
         self._counts = SampleCounts(num_samples, pass_samples, input_key, examined=localise)
         self._record = ParityRecord()
         self._due = self._attempted = False

@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from lightning_robust.callbacks.deployment_parity.calibration import CalibrationInputs
 from lightning_robust.callbacks.deployment_parity.engine_settings import EngineSettings
 from lightning_robust.callbacks.deployment_parity.task import KNOWN, task_of
 from lightning_robust.deployment.engines import Runtime, Subject, available
@@ -115,6 +116,7 @@ class ParityMeter:
         time_limit: Seconds for one pass, and for one engine build.
         tolerance: As for :func:`~.deployment.parity.measure.measure_parity`.
         engines: How engines are built and run.
+        calibration: The training inputs that int8 finds its ranges on.
     """
 
     def __init__(
@@ -128,16 +130,19 @@ class ParityMeter:
         tolerance: Tolerance | None,
         *,
         engines: EngineSettings,
+        calibration: CalibrationInputs,
     ) -> None:
         self._targets, self._perturbations = targets, perturbations
         self._mean, self._std, self._decode = mean, std, decode
         self._tolerance, self._time_limit, self._engines = tolerance, time_limit, engines
-        self.background = BackgroundParity(time_limit)
+        self.background, self._calibration = BackgroundParity(time_limit), calibration
         self._graphs, self._pictures = GraphKeeper(), KeptPixels()
 
     def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, snapshot: Snapshot, samples: int) -> Examined:
         """Measure everything on the first samples; during ``fit`` with engines in the background if that is set."""
         with _isolated():
+            if trainer.state.fn != "fit":
+                self._calibration.fill(trainer, pl_module)
             subject, task = self._subject(pl_module, snapshot.weights, snapshot.inputs, samples)
             runtimes = available(self._targets, self._engines)
             what = runtimes, self._perturbations, pixel_space(trainer, self._mean, self._std)
@@ -220,7 +225,8 @@ class ParityMeter:
         module = frozen_copy(pl_module, weights)
         example = to_args(inputs.spread(samples), torch.float32)
         settings = replace(self._engines, device=self._engines.device or str(pl_module.device))
-        subject = Subject(module, example, settings, exporter=self._graphs.export)
+        calibration = self._calibration.args(example)
+        subject = Subject(module, example, settings, calibration, exporter=self._graphs.export)
         return subject, task_of(module, self._decode, inputs)
 
 

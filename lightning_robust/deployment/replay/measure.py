@@ -36,6 +36,7 @@ def replay(
     pixels: PixelSpace | None = None,
     value: str | None = None,
     settings: BuildSettings = DEFAULTS,
+    calibration: tuple[Any, ...] | None = None,
 ) -> ReplayReport:
     """Find the lines in recorded frames with PyTorch, with every runtime and under every perturbation, and compare.
 
@@ -50,6 +51,8 @@ def replay(
         pixels: How ``preprocess`` normalises; needed for perturbations.
         value: Which decoded value holds the lines; the first floating one of three dimensions if None.
         settings: How engines are built and run.
+        calibration: Training inputs, as arguments of ``forward``, that int8 finds its ranges on; the first frames if
+            None.
 
     Raises:
         TypeError: If the module cannot be replayed; the message says what to write.
@@ -58,7 +61,7 @@ def replay(
     run = _Replay(LineFinder(module, value), runtimes, perturbations, pixels)
     for chunk in recording:
         if not run.frames:
-            run.build(chunk, settings)
+            run.build(chunk, settings, calibration)
         run.take(chunk)
     return run.report(recording)
 
@@ -135,11 +138,12 @@ class _Replay:
         self._notes: list[str] = []
         self.frames: list[int] = []
 
-    def build(self, chunk: Chunk, settings: BuildSettings) -> None:
+    def build(self, chunk: Chunk, settings: BuildSettings, calibration: tuple[Any, ...] | None) -> None:
         """Build the engines, and see which perturbations apply, on the first frames."""
         args = self._finder.inputs(chunk.pictures)
-        two = take_rows(args, torch.tensor([0, -1]), len(chunk.frames))  # a batch of 2, also of a single frame
-        example = Subject(self._finder.module, two, settings)
+        count = len(chunk.frames)
+        rows = take_rows(args, torch.arange(max(count, 2)) % count, count)  # of a single frame no batch can be told
+        example = Subject(self._finder.module, rows, settings, calibration)
         for runtime, track in self._runtimes:
             track.attempt(partial(track.build, runtime, example))
         if self._perturbations:
