@@ -200,7 +200,9 @@ class RotationSSLMixin(ObjectiveMixin):
         example = self.example_input_array
         if not isinstance(example, Tensor):
             example = pictures_in(self, self._labelled(first_training_batch(self.trainer, self)))
-        return torch.zeros(2, *example.shape[1:], device=self.device).to(self.dtype)
+        # where the weights lie: in `setup` Lightning already names the device that it moves them to afterwards
+        device = next((weight.device for weight in self.parameters()), self.device)
+        return torch.zeros(2, *example.shape[1:], device=device).to(self.dtype)
 
     def _make_head(self, size: int) -> None:
         self.rotation_head = nn.Linear(size, TURNS, device=self.device, dtype=self.dtype)

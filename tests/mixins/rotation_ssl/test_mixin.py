@@ -105,6 +105,24 @@ def test_the_head_is_sized_trained_saved_and_loaded(tmp_path):
     assert resumed.rotation_head.in_features == 24
 
 
+def test_the_head_is_sized_where_the_weights_lie(tmp_path):
+    """In `setup` Lightning names the device of the training, and moves the weights there only afterwards."""
+
+    class Early(Turned):
+        moved = False
+
+        @property
+        def device(self):
+            return torch.device("cpu" if self.moved else "meta")
+
+        def on_fit_start(self):
+            self.moved = True
+            self.rotation_head = self.rotation_head.to_empty(device="cpu")
+
+    _, module = fit(tmp_path, Early(rotation_weight=0.5, rotation_features="net.0"))
+    assert module.rotation_head.weight.shape == (4, 6)
+
+
 def test_without_weight_nothing_is_there(tmp_path):
     seed_everything(0)
     plain = fit(tmp_path, Host())[1]
