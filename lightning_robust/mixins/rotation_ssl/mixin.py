@@ -200,12 +200,14 @@ class RotationSSLMixin(ObjectiveMixin):
         example = self.example_input_array
         if not isinstance(example, Tensor):
             example = pictures_in(self, self._labelled(first_training_batch(self.trainer, self)))
-        # where the weights lie: in `setup` Lightning already names the device that it moves them to afterwards
-        device = next((weight.device for weight in self.parameters()), self.device)
-        return torch.zeros(2, *example.shape[1:], device=device).to(self.dtype)
+        return torch.zeros(2, *example.shape[1:], device=self._place()).to(self.dtype)
 
     def _make_head(self, size: int) -> None:
-        self.rotation_head = nn.Linear(size, TURNS, device=self.device, dtype=self.dtype)
+        self.rotation_head = nn.Linear(size, TURNS, device=self._place(), dtype=self.dtype)
+
+    def _place(self) -> torch.device:
+        """Where the weights lie; in ``setup`` Lightning already names the device that it moves them to afterwards."""
+        return next((weight.device for weight in self.parameters()), self.device)
 
 
 def pictures_in(module: ObjectiveMixin, batch: Any) -> Any:
