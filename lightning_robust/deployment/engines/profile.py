@@ -18,8 +18,9 @@ Profile = dict[str, Shapes]
 def make_profile(exported: Exported, subject: Subject) -> Profile:
     """The profile of a subject: the batch as it is deployed, and sizes as in its samples."""
     profile: Profile = {}
-    for value, tensor in zip(exported.model.graph.input, input_tensors(subject.example), strict=True):
-        shape, dims = tuple(tensor.shape), value.type.tensor_type.shape.dim
+    tensors = dict(zip(exported.inputs, input_tensors(subject.example), strict=True))
+    for value in exported.model.graph.input:  # without the arguments that the module does not use
+        shape, dims = tuple(tensors[value.name].shape), value.type.tensor_type.shape.dim
         if dims and static_size(dims[0]) is None:
             fixed = (subject.settings.batch, *shape[1:])
         else:

@@ -12,7 +12,7 @@ from lightning_robust.deployment.engines.emulated import EmulatedRuntime
 from lightning_robust.deployment.engines.onnxruntime import OnnxRuntime
 from lightning_robust.deployment.engines.openvino import OpenVINORuntime
 from lightning_robust.deployment.engines.settings import DEFAULTS, BuildSettings
-from lightning_robust.deployment.engines.tensorrt import TensorRTRuntime
+from lightning_robust.deployment.engines.tensorrt import EngineFileRuntime, TensorRTRuntime
 from lightning_robust.deployment.engines.torch import TorchRuntime
 from lightning_robust.suggest import did_you_mean
 
@@ -64,7 +64,8 @@ def available(targets: Literal["auto"] | list[str], settings: BuildSettings = DE
     """The runtimes of these names, or with ``"auto"`` all that can be built where the settings say, and deployed files.
 
     ``"auto"`` leaves out torch in half precision on a CPU, which the emulation covers at a lower cost, and
-    ``emulated-fp16acc``, which takes ten times as long as ``emulated-fp16`` and more.
+    ``emulated-fp16acc``, which takes ten times as long as ``emulated-fp16`` and more. It leaves out ``tensorrt-tf32``,
+    one more build for what ``emulated-tf32`` tells.
 
     Args:
         targets: ``"auto"`` or names. A file that is deployed is measured whether it is named or not.
@@ -83,7 +84,7 @@ def available(targets: Literal["auto"] | list[str], settings: BuildSettings = DE
     given = [_of_file(target, file) for target, file in files.items()]
     if targets != "auto":
         return [*(runtime(target) for target in targets if target not in files), *given]
-    skip = {"torch-fp32", "emulated-fp16acc", *files}
+    skip = {"torch-fp32", "emulated-fp16acc", "tensorrt-tf32", *files}
     if not torch.cuda.is_available():
         skip |= {"torch-fp16", "torch-bf16"}
     return [*(made for made in map(runtime, TARGETS) if made.name not in skip and made.can_build(settings)), *given]
@@ -94,5 +95,7 @@ def _of_file(target: str, file: str) -> Runtime:
     made = runtime(target)
     if isinstance(made, DeployedRuntime):
         return DeployedRuntime(made.runtime, made.precision, file)
-    names = [name for name, kind in TARGETS.items() if kind is DeployedRuntime]
+    if isinstance(made, TensorRTRuntime):
+        return EngineFileRuntime(made.runtime, made.precision, file)
+    names = [name for name, kind in TARGETS.items() if kind in (DeployedRuntime, TensorRTRuntime)]
     raise ValueError(f"Expected a target that takes a file, one of {names}, but got {target!r} for {file}.")

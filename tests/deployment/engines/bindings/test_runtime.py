@@ -1,10 +1,11 @@
 """TensorRT as a target of a parity pass, from the module to its outputs, over the stand-in that answers like fp32."""
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
-from lightning_robust.deployment.engines import BuildSettings, Subject, runtime
+from lightning_robust.deployment.engines import BuildSettings, Subject, available, build_engine, runtime
 from lightning_robust.deployment.engines.execution import execute
 from lightning_robust.deployment.graph.export import frozen_copy
 from lightning_robust.deployment.parity.measure import measure_parity
@@ -88,6 +89,98 @@ def test_the_settings_reach_the_builder_and_the_device_the_child(machine, tmp_pa
     assert execution.status == "measured"
     assert [call[1] for call in calls if call[0] == "device"] == ["GPU-5e1d"] * 2
     assert ["IBuilderConfig.set_memory_pool_limit", "WORKSPACE", 1 << 29] in calls
+
+
+class TwoInputs(torch.nn.Module):
+    """Of three arguments it reads two."""
+
+    def forward(self, image, unused, gain):
+        return {"mean": (image * gain[:, None]).mean(1), "picture": 2 * image}
+
+
+@newest
+def test_arguments_that_the_module_does_not_use_are_not_the_engines(machine, tmp_path):
+    rows = torch.arange(15.0).reshape(5, 3), torch.zeros(5, 7), torch.arange(5.0)
+    here = Subject(TwoInputs(), rows, BuildSettings(cache=str(tmp_path), batch=2))
+    execution = execute(runtime("tensorrt-fp32"), here)
+    assert execution.note == ""
+    mean, picture = execution.outputs
+    torch.testing.assert_close(mean, (3 * torch.arange(5.0) + 1) * torch.arange(5.0))
+    torch.testing.assert_close(picture, 2 * rows[0])
+
+
+def engine_file(tmp_path, rename=None, batches=(1, 1, 1), half=False):
+    """The small network as an engine that was built elsewhere: with other names, other batches, fp16 at its ends."""
+    model = onnx.ModelProto.FromString(subject(tmp_path).exported.model.SerializeToString())
+    graph = model.graph
+    if half:
+        graph.CopyFrom(half_ends(graph))
+    old = graph.input[0].name
+    for node in graph.node:
+        node.input[:] = [rename or old if name == old else name for name in node.input]
+    graph.input[0].name = rename or old
+    profile = {graph.input[0].name: tuple((batch, 3, 16, 16) for batch in batches)}
+    settings = {"backend": "tensorrt", "profile": profile, "directory": tmp_path / "elsewhere"}
+    return str(build_engine(model.SerializeToString(), **settings).path.rename(tmp_path / "model.plan"))
+
+
+def half_ends(graph):
+    """The graph with fp16 inputs and outputs."""
+    first, last = graph.input[0].name, graph.output[0].name
+    nodes = [onnx.helper.make_node("Cast", ["in16"], [first], "up", to=onnx.TensorProto.FLOAT), *graph.node]
+    nodes += [onnx.helper.make_node("Cast", [last], ["out16"], "down", to=onnx.TensorProto.FLOAT16)]
+    changed = onnx.GraphProto()
+    changed.CopyFrom(graph)
+    del changed.node[:]
+    changed.node.extend(nodes)
+    for value, name in ((changed.input[0], "in16"), (changed.output[0], "out16")):
+        value.name = name
+        value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    return changed
+
+
+@newest
+@pytest.mark.parametrize(
+    ("file", "batch", "took", "note"),
+    [
+        ({}, 1, 1, ""),
+        ({"batches": (4, 4, 4)}, 1, 4, ""),
+        ({"batches": (1, 8, 16)}, 1, 1, ""),
+        ({"batches": (2, 8, 16)}, 1, 8, ""),
+        ({"rename": "pixels"}, 1, 1, ", inputs by their order: pixels is input"),
+    ],
+)
+def test_an_engine_that_is_deployed_is_measured(machine, tmp_path, file, batch, took, note):
+    path = engine_file(tmp_path, **file)
+    machine.calls()
+    here = subject(tmp_path, samples=9, batch=batch, deployed={"tensorrt-fp16": path})
+    (made,) = available([], here.settings)
+    execution = execute(made, here)
+    assert (made.name, execution.status) == ("tensorrt-fp16", "measured")
+    assert execution.note == f"model.plan in batches of {took}{note}"
+    assert count(machine.calls(), "execute_async_v3") == -(-9 // took)
+    assert distance(execution.outputs, here) < 1e-6
+
+
+@newest
+def test_a_deployed_engine_with_fp16_ends(machine, tmp_path):
+    path = engine_file(tmp_path, half=True)
+    here = subject(tmp_path, samples=2, deployed={"tensorrt-fp16": path})
+    outputs = execute(available([], here.settings)[0], here).outputs
+    assert outputs[0].dtype == torch.float16
+    assert 2**-14 < distance(outputs, here) < 2e-3  # of one rounding by 2^-11 at each end
+
+
+@pytest.mark.parametrize("content", [None, b"no engine"])
+@newest
+def test_rejects_a_file_that_is_no_engine(machine, tmp_path, content):
+    path = tmp_path / "model.plan"
+    if content is not None:
+        path.write_bytes(content)
+    here = subject(tmp_path, samples=2, deployed={"tensorrt-fp16": str(path)})
+    execution = execute(available([], here.settings)[0], here)
+    assert execution.status == ("unavailable" if content is None else "failed")
+    assert ("there is no file at" if content is None else "does not load the engine") in execution.note
 
 
 @newest
