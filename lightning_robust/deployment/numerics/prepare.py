@@ -70,7 +70,7 @@ def _read_graph(model: onnx.ModelProto, precision: Precision, *, convert: bool) 
     if precision == "fp16":
         return LayeredGraph(ir.from_proto(model), element_types(model), opset)
     if opset < (_BF16_OPSET if convert else _WHERE_OPSET):
-        model = _raise_opset(model, opset)
+        model = raise_opset(model, opset, _BF16_OPSET)
     return LayeredGraph(ir.from_proto(model), element_types(model), max(opset, _BF16_OPSET))
 
 
@@ -121,14 +121,23 @@ def _read_constant(node: ir.Node) -> NDArray[np.float32] | None:
     return None if values is None else np.array(values.value, np.float32)
 
 
-def _raise_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    """The model in opset 22, with its names and metadata; its large weights are left out on the way."""
+def raise_opset(model: onnx.ModelProto, opset: int, wanted: int) -> onnx.ModelProto:
+    """The model in a later opset, with its names and metadata; its large weights are left out on the way.
+
+    Args:
+        model: The model. It is not changed.
+        opset: Its operator set.
+        wanted: The later one.
+
+    Raises:
+        ValueError: If an operator of the model cannot be raised.
+    """
     try:
-        raised = onnx.version_converter.convert_version(without_large_weights(model), _BF16_OPSET)
+        raised = onnx.version_converter.convert_version(without_large_weights(model), wanted)
     except Exception as error:
         raise ValueError(
-            f"This precision needs opset {_BF16_OPSET}, but got a model of opset {opset} that cannot be raised "
-            f"({error}). Export it with opset_version={_BF16_OPSET}"
+            f"This precision needs opset {wanted}, but got a model of opset {opset} that cannot be raised "
+            f"({error}). Export it with opset_version={wanted}"
         ) from error
     _restore(raised.graph, model.graph)
     for node in raised.graph.node:

@@ -1,0 +1,243 @@
+"""fp32 ONNX to int8 after training: one graph with QuantizeLinear and DequantizeLinear, which every int8 engine takes.
+
+`numerics/calibration.py` finds the ranges, `numerics/integers.py` executes the result in integers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from lightning_robust.deployment.graph.types import ONNX_DOMAIN
+from lightning_robust.deployment.numerics.calibration import Ranges
+from lightning_robust.deployment.numerics.layers import LayeredGraph
+from lightning_robust.deployment.numerics.operators import TENSOR_CORE
+from lightning_robust.deployment.numerics.prepare import prepare, raise_opset
+
+_OPSET = 13  # the first in which weights have a scale for each channel
+_PAIR = frozenset({"QuantizeLinear", "DequantizeLinear"})
+_INTEGER = frozenset({
+    "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear",
+    "QGemm", "MatMulIntegerToFloat", "DynamicQuantizeMatMul",
+})  # fmt: skip
+_LINE = 5  # nodes that a note names
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """A graph in int8, and what became of its products.
+
+    Args:
+        model: The graph with Q/DQ.
+        nodes: The products in int8, by their names in the graph that was quantised.
+        of: How many products that graph has.
+        left: Product -> why it stays fp32, where it is not the user who said so.
+        given: Whether the graph was quantised already, and taken as it is.
+    """
+
+    model: onnx.ModelProto
+    nodes: tuple[str, ...]
+    of: int
+    left: dict[str, str] = field(default_factory=dict)
+    given: bool = False
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines for a report."""
+        taken = ["quantised already, taken as it is"] * self.given
+        reasons = {reason: [name for name in self.left if self.left[name] == reason] for reason in self.left.values()}
+        kept = [f"left in fp32, for {reason}: {_few(names)}" for reason, names in reasons.items()]
+        return (f"{len(self.nodes)} of {self.of} products in int8", *taken, *kept)
+
+
+def _few(names: list[str]) -> str:
+    rest = len(names) - _LINE
+    return ", ".join(names[:_LINE]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def is_quantised(model: onnx.ModelProto) -> bool:
+    """Whether a graph holds quantised tensors already, as after quantisation-aware training.
+
+    Example:
+        >>> from onnx import parser
+        >>> text = "g (float[2] x, float s) => (int8[2] y) { z = Constant<value = int8 {0}>() y = QuantizeLinear(x, s, z) }"
+        >>> is_quantised(parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]> {text}'))
+        True
+    """
+    return any(node.op_type in _PAIR | _INTEGER for node in model.graph.node)
+
+
+def quantise(model: onnx.ModelProto, ranges: Ranges, exclude: Collection[str] = ()) -> Quantised:
+    """Quantise what the convolutions and matrix products of a graph read, by ONNX Runtime's quantiser.
+
+    Every operand of a Conv, ConvTranspose, Gemm or MatMul passes through int8, symmetric, with zero point 0: weights
+    with a scale for each output channel, :math:`max |w| / 127`, all else with one scale, range / 127. Biases, results
+    and all other nodes stay float, as TensorRT takes them; the rest is the engine's to fuse. A BatchNormalization is
+    folded into the convolution before it first. Nodes keep their names.
+
+    Args:
+        model: The fp32 graph. It is not changed. Below opset 13, which knows no scales of channels, it is raised.
+        ranges: From :func:`~.calibration.calibrate` on :func:`operands`.
+        exclude: Nodes that are not quantised: what they read does not pass through int8 for their sake.
+
+    Raises:
+        ValueError: If a name is unknown, the graph cannot be followed or raised, or the quantiser refuses it.
+
+    Example:
+        >>> from onnx import numpy_helper, parser
+        >>> text = "g (float[batch, 2] x) => (float[batch, 3] y) { [op] y = MatMul(x, w) }"
+        >>> model = parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]> {text}')
+        >>> model.graph.initializer.append(numpy_helper.from_array(np.ones((2, 3), np.float32), "w"))
+        >>> [node.op_type for node in quantise(model, {"x": 1.0}).model.graph.node]
+        ['QuantizeLinear', 'DequantizeLinear', 'DequantizeLinear', 'MatMul']
+    """
+    graph = _read(model, exclude)
+    left = {str(node.name): why for node in products(graph) if (why := _reason(graph, node, ranges))}
+    chosen = [node for node in products(graph) if not graph.is_kept(node) and node.name not in left]
+    of = len(products(graph))
+    names = tuple(str(node.name) for node in chosen)
+    left = {name: why for name, why in left.items() if name not in exclude}
+    return Quantised(_insert(graph, chosen, ranges) if chosen else model, names, of, left)
+
+
+def operands(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """The graph that ranges are found on, and its tensors that int8 needs the ranges of."""
+    graph = _read(model, ())
+    values = (value for node in products(graph) for value in node.inputs[:2])
+    names = dict.fromkeys(
+        str(value.name) for value in values if graph.is_float(value) and graph.constant(value) is None
+    )
+    return ir.to_proto(graph.model), tuple(names)
+
+
+def products(graph: LayeredGraph) -> list[ir.Node]:
+    """The convolutions and matrix products of a graph, those within If, Loop and Scan left aside."""
+    return [node for node in graph.graph if node.op_type in TENSOR_CORE and node.domain in ONNX_DOMAIN]
+
+
+def _read(model: onnx.ModelProto, exclude: Collection[str]) -> LayeredGraph:
+    opset = max((entry.version for entry in model.opset_import if entry.domain in ONNX_DOMAIN), default=1)
+    return prepare(model if opset >= _OPSET else raise_opset(model, opset, _OPSET), "fp16", exclude, convert=True)
+
+
+def _reason(graph: LayeredGraph, node: ir.Node, ranges: Ranges) -> str:
+    """Why a product cannot be quantised; empty where it can."""
+    values = [value for value in node.inputs[:2] if value is not None]
+    weights = [graph.constant(value) for value in values]
+    limits = [ranges.get(value.name or "", np.nan) for value, weight in zip(values, weights, strict=True) if weight is None]
+    if not all(graph.is_float(value) for value in values):
+        return "what they read is not fp32"
+    if not limits:
+        return "both operands are weights"
+    if not all(np.isfinite(weight).all() for weight in weights if weight is not None):
+        return "their weights are not finite"
+    if not np.isfinite(limits).all():
+        return "what they read is not finite on the calibration data"
+    return "" if all(limits) else "what they read is zero on the calibration data"
+
+
+def _insert(graph: LayeredGraph, chosen: list[ir.Node], ranges: Ranges) -> onnx.ModelProto:
+    """Let the quantiser do its work on copies that nothing but the chosen nodes reads, which are no copies afterwards.
+
+    It would quantise a tensor for all who read it, and a weight along one axis for all.
+    """
+    copies: dict[tuple[ir.Value, int | None], ir.Value] = {}
+    for node in chosen:
+        for index, value in enumerate(node.inputs[:2]):
+            key = value, _axis(graph, node, index)
+            if value is not None and key not in copies:
+                copies[value, key[1]] = _copy(graph, node, value)
+            node.replace_input_with(index, copies[key])
+    limits = {str(copy.name): ranges[value.name or ""] for (value, _), copy in copies.items() if copy.producer()}
+    whole = [str(copy.name) for (_, axis), copy in copies.items() if axis is None and copy.is_initializer()]
+    betas = {node.name: node.attributes["beta"] for node in chosen if "beta" in node.attributes}
+    graph.drop_unread_weights()
+    quantised = ir.from_proto(_run(ir.to_proto(graph.model), [str(node.name) for node in chosen], limits, whole))
+    for node in tuple(quantised.graph):
+        if node.name in limits:
+            node.outputs[0].replace_all_uses_with(node.inputs[0])
+            quantised.graph.remove(node, safe=True)
+        elif node.name in betas:  # the quantiser sets it to 1, as if it had scaled the bias
+            node.attributes["beta"] = betas[node.name]
+    quantised.graph.sort()
+    return ir.to_proto(quantised)
+
+
+def _axis(graph: LayeredGraph, node: ir.Node, index: int) -> int | None:
+    """The axis of a weight's output channels; None for what has one scale: all else, and a first operand."""
+    weight = graph.constant(node.inputs[index])
+    if weight is None or index == 0 or weight.ndim < 2:
+        return None
+    gemm = 0 if node.attributes.get_int("transB", 0) else 1
+    return {"Conv": 0, "ConvTranspose": 1, "Gemm": gemm, "MatMul": weight.ndim - 1}[node.op_type]
+
+
+def _copy(graph: LayeredGraph, node: ir.Node, value: ir.Value) -> ir.Value:
+    """A weight of its own, or the output of an Identity of the same name."""
+    name, weight = f"{value.name}__int8", graph.constant(value)
+    if weight is not None:
+        return graph.add_weight(name, weight)
+    name = graph.free_name(name)
+    copy = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=value.shape)
+    graph.graph.insert_before(node, ir.node("Identity", [value], outputs=[copy], name=name))
+    return copy
+
+
+def _run(model: onnx.ModelProto, nodes: list[str], limits: Ranges, whole: list[str]) -> onnx.ModelProto:
+    """Run ONNX Runtime's quantiser on some nodes.
+
+    Args:
+        model: The graph, in which the types of what the nodes read are written down.
+        nodes: The nodes.
+        limits: Computed tensor -> range.
+        whole: The weights with one scale.
+    """
+    from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorData, TensorsData
+
+    known = model.metadata_props.add(key="onnx.infer", value="onnxruntime.quant")  # else it is saved and read again
+    data = {name: TensorData(lowest=np.float32(-top), highest=np.float32(top)) for name, top in limits.items()}
+    with _silence():
+        quantised = QDQQuantizer(
+            model,
+            per_channel=True,
+            reduce_range=False,
+            weight_qType=QuantType.QInt8,
+            activation_qType=QuantType.QInt8,
+            tensors_range=TensorsData(CalibrationMethod.MinMax, data),
+            nodes_to_quantize=nodes,
+            nodes_to_exclude=[],
+            op_types_to_quantize=sorted(TENSOR_CORE),
+            extra_options={
+                "ActivationSymmetric": True,
+                "WeightSymmetric": True,
+                "QuantizeBias": False,
+                "OpTypesToExcludeOutputQuantization": sorted(TENSOR_CORE),
+                "QDQOpTypePerChannelSupportToAxis": {"MatMul": -1},
+                "TensorQuantOverrides": {name: [{"symmetric": True}] for name in whole},
+            },
+        ).quantize_model()
+    quantised.metadata_props.remove(known)
+    return quantised
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Drop the records that the quantiser writes to the root logger, which would get a handler by them."""
+    root, handler = logging.getLogger(), logging.NullHandler()
+    root.addHandler(handler)
+    root.addFilter(_is_foreign)
+    try:
+        yield
+    finally:
+        root.removeFilter(_is_foreign)
+        root.removeHandler(handler)
+
+
+def _is_foreign(record: logging.LogRecord) -> bool:
+    return "onnxruntime" not in record.pathname
