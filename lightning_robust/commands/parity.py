@@ -12,7 +12,8 @@ from lightning_robust.callbacks import DeploymentParityCallback
 from lightning_robust.callbacks.deployment_parity.measure import digest
 from lightning_robust.deployment.engines import BuildSettings, available
 from lightning_robust.deployment.graph.batches import Arrays
-from lightning_robust.deployment.graph.files import GraphSubject, load_graph, make_inputs, read_inputs, remarks
+from lightning_robust.deployment.graph.files import GraphSubject, load_graph, make_inputs, remarks
+from lightning_robust.deployment.graph.inputs import read_inputs
 from lightning_robust.deployment.parity.localise import localise
 from lightning_robust.deployment.parity.measure import measure_parity
 from lightning_robust.deployment.parity.result import MeasuredWeights, ParityReport

@@ -12,7 +12,8 @@ from lightning_robust.callbacks.deployment_parity.task import task_of
 from lightning_robust.deployment.engines import BuildSettings, Subject
 from lightning_robust.deployment.engines.settings import check_positive
 from lightning_robust.deployment.graph.export import frozen_copy, to_args
-from lightning_robust.deployment.graph.files import GraphSubject, load_graph, make_inputs, read_inputs, remarks
+from lightning_robust.deployment.graph.files import GraphSubject, load_graph, make_inputs, remarks
+from lightning_robust.deployment.graph.inputs import read_inputs
 from lightning_robust.deployment.mixed_precision import check_budget, convert_mixed
 from lightning_robust.deployment.numerics.rounding import OutOfRange
 from lightning_robust.deployment.numerics.typed import stated_halves

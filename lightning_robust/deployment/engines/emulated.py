@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 from lightning_robust.deployment.engines.base import HALF, Built, Runtime
-from lightning_robust.deployment.engines.onnxruntime import open_session
+from lightning_robust.deployment.engines.onnxruntime import describe_int8, open_session
 from lightning_robust.deployment.engines.subject import Subject
 from lightning_robust.deployment.numerics.emulate import Emulation, to_model
 from lightning_robust.deployment.numerics.rounding import Precision
@@ -44,6 +44,19 @@ class EmulatedRuntime(Runtime):
             raise ValueError(f"Expected nodes to round, but none computes in fp32{where}. Measure the fp32 graph.")
         notes = [_describe(emulation, len(nodes), half=half), *emulation.notes]
         return Built(open_session(model, exported), note=", ".join(notes))
+
+
+class EmulatedInt8(Runtime):
+    """The int8 graph executed as it is written, see :mod:`~.numerics.quantise`: rounded to int8, multiplied in fp32."""
+
+    def build(self, subject: Subject) -> Built:
+        """Open a session that fuses and folds nothing.
+
+        Raises:
+            ValueError: If the graph cannot be quantised, or nothing in it is.
+        """
+        note = describe_int8(subject)
+        return Built(open_session(subject.quantised.model, subject.exported, optimise=False), note=f"emulated, {note}")
 
 
 def _describe(emulation: Emulation, kept: int, *, half: bool) -> str:

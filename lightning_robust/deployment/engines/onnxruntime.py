@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx
+from torch import Tensor
 
 from lightning_robust.deployment.engines.base import Built, Runner, Runtime, feed, host_clock
 from lightning_robust.deployment.engines.subject import Subject
 from lightning_robust.deployment.graph.export import Exported
 from lightning_robust.deployment.graph.session import Session
+from lightning_robust.deployment.numerics.integers import count_products, in_integers
 
 
 class OnnxRuntime(Runtime):
@@ -20,7 +24,44 @@ class OnnxRuntime(Runtime):
         return Built(run, model.ByteSize(), clock=host_clock(run))
 
 
-def open_session(model: onnx.ModelProto, exported: Exported) -> Runner:
+class OnnxRuntimeInt8(Runtime):
+    """ONNX Runtime on the CPU, its products in integers, see :mod:`~.numerics.integers`."""
+
+    def build(self, subject: Subject) -> Built:
+        """Open a session on the int8 graph with its products written as integer arithmetic.
+
+        Raises:
+            ValueError: If the graph cannot be quantised, or no product ran in int8.
+        """
+        note = describe_int8(subject)
+        model = in_integers(subject.quantised.model)
+        session = Session(model, record=True)
+        layers = count_products(session.executed)
+        if not layers.get("int8"):
+            raise ValueError(f"Expected products that run in int8, but ONNX Runtime runs none; {note}.")
+        exported = subject.exported
+
+        def run(args: tuple[Any, ...]) -> list[Tensor]:
+            return session.run(feed(args, exported))
+
+        return Built(run, model.ByteSize(), note, layers=layers, clock=host_clock(run))
+
+
+def open_session(model: onnx.ModelProto, exported: Exported, *, optimise: bool = True) -> Runner:
     """A runner on a graph with the inputs and outputs of the exported one."""
-    session = Session(model)
+    session = Session(model, optimise=optimise)
     return lambda args: session.run(feed(args, exported))
+
+
+def describe_int8(subject: Subject) -> str:
+    """What is quantised in a subject's int8 graph, and what it is calibrated on.
+
+    Raises:
+        ValueError: If nothing is quantised, for what is measured then is fp32.
+    """
+    quantised = subject.quantised
+    if not quantised.nodes:
+        raise ValueError(
+            f"Expected products to quantise, but got {'; '.join(quantised.notes)}. Measure the fp32 graph."
+        )
+    return ", ".join(filter(None, [*quantised.notes, subject.calibrated.note]))

@@ -8,8 +8,8 @@ import torch
 
 from lightning_robust.deployment.engines.base import Runtime
 from lightning_robust.deployment.engines.deployed import DeployedRuntime, deployed_files
-from lightning_robust.deployment.engines.emulated import EmulatedRuntime
-from lightning_robust.deployment.engines.onnxruntime import OnnxRuntime
+from lightning_robust.deployment.engines.emulated import EmulatedInt8, EmulatedRuntime
+from lightning_robust.deployment.engines.onnxruntime import OnnxRuntime, OnnxRuntimeInt8
 from lightning_robust.deployment.engines.openvino import OpenVINORuntime
 from lightning_robust.deployment.engines.settings import DEFAULTS, BuildSettings
 from lightning_robust.deployment.engines.tensorrt import EngineFileRuntime, TensorRTRuntime
@@ -23,6 +23,7 @@ TARGETS: dict[str, type[Runtime]] = {
     "onnxruntime-fp32": OnnxRuntime,
     "openvino-fp32": OpenVINORuntime,
     "openvino-bf16": OpenVINORuntime,
+    "onnxruntime-int8": OnnxRuntimeInt8,
     "emulated-tf32": EmulatedRuntime,
     "emulated-fp16": EmulatedRuntime,
     "emulated-fp16acc": EmulatedRuntime,
@@ -31,6 +32,7 @@ TARGETS: dict[str, type[Runtime]] = {
     "deployed-fp16": DeployedRuntime,
     "deployed-bf16": DeployedRuntime,
     "deployed-int8": DeployedRuntime,
+    "emulated-int8": EmulatedInt8,
     "tensorrt-fp32": TensorRTRuntime,
     "tensorrt-tf32": TensorRTRuntime,
     "tensorrt-fp16": TensorRTRuntime,
@@ -38,6 +40,13 @@ TARGETS: dict[str, type[Runtime]] = {
     "tensorrt_rtx-fp32": TensorRTRuntime,
     "tensorrt_rtx-fp16": TensorRTRuntime,
 }
+_BY_NAME = {
+    "torch-fp32",
+    "emulated-fp16acc",
+    "tensorrt-tf32",
+    *(target for target in TARGETS if target.endswith("-int8")),
+}
+"""Targets that ``"auto"`` leaves out on every machine."""
 
 
 def runtime(target: str) -> Runtime:
@@ -65,7 +74,7 @@ def available(targets: Literal["auto"] | list[str], settings: BuildSettings = DE
 
     ``"auto"`` leaves out torch in half precision on a CPU, which the emulation covers at a lower cost, and
     ``emulated-fp16acc``, which takes ten times as long as ``emulated-fp16`` and more. It leaves out ``tensorrt-tf32``,
-    one more build for what ``emulated-tf32`` tells.
+    one more build for what ``emulated-tf32`` tells, and int8, which has to be calibrated.
 
     Args:
         targets: ``"auto"`` or names. A file that is deployed is measured whether it is named or not.
@@ -84,7 +93,7 @@ def available(targets: Literal["auto"] | list[str], settings: BuildSettings = DE
     given = [_of_file(target, file) for target, file in files.items()]
     if targets != "auto":
         return [*(runtime(target) for target in targets if target not in files), *given]
-    skip = {"torch-fp32", "emulated-fp16acc", "tensorrt-tf32", *files}
+    skip = {*_BY_NAME, *files}
     if not torch.cuda.is_available():
         skip |= {"torch-fp16", "torch-bf16"}
     return [*(made for made in map(runtime, TARGETS) if made.name not in skip and made.can_build(settings)), *given]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -20,6 +23,10 @@ class Session:
         model: The graph.
         optimise: Whether ONNX Runtime fuses and folds nodes first. That costs more than it saves where a graph of very
             many small nodes runs once.
+        record: Whether to read off what is executed.
+
+    Attributes:
+        executed: The graph after ONNX Runtime has fused and folded its nodes, empty where it was not recorded.
 
     Example:
         >>> from onnx import parser
@@ -28,16 +35,20 @@ class Session:
         [tensor([2., 4.])]
     """
 
-    def __init__(self, model: onnx.ModelProto, *, optimise: bool = True) -> None:
+    def __init__(self, model: onnx.ModelProto, *, optimise: bool = True, record: bool = False) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         if not optimise:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        self._session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        with tempfile.TemporaryDirectory(prefix="lightning_robust-") if record else contextlib.nullcontext() as folder:
+            if folder is not None:
+                options.optimized_model_filepath = str(Path(folder, "executed.onnx"))
+            self._session = onnxruntime.InferenceSession(
+                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+            self.executed = onnx.ModelProto() if folder is None else onnx.load(options.optimized_model_filepath)
         self._inputs = {value.name for value in self._session.get_inputs()}
         self._fixed = fixed_batches(model.graph)
 

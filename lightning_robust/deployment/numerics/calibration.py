@@ -5,10 +5,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import onnx
@@ -20,8 +17,9 @@ from lightning_robust.deployment.graph.session import Session
 Ranges = Mapping[str, float]
 """Tensor -> the largest magnitude that int8 covers; NaN or infinite where the data made the tensor so."""
 _CHUNK = 8  # samples at a time, whose intermediate tensors are in memory at once
-_BINS = {"entropy": 1024, "percentile": 2048}  # of both signs, and of magnitudes
-_LEVELS, _PERCENTILE = 255, 99.999  # of int8; ONNX Runtime's default
+_BINS, _LEVELS = 2048, 128  # of a histogram of magnitudes; of int8 on one side of zero
+_STRIDE = 8  # bins between two ranges that entropy tries
+_SHARE = 0.99999  # that percentile keeps
 
 
 def calibrate(
@@ -30,8 +28,9 @@ def calibrate(
     """Run a graph on data and find the range of some of its tensors.
 
     ``"minmax"`` takes the largest magnitude. ``"percentile"`` leaves out the largest 0.001 %, and ``"entropy"`` takes
-    the range whose 255 levels lose the least information: both from histograms of ONNX Runtime's quantiser, in a second
-    run over the data. Entropy takes half a second for each tensor.
+    the range whose 128 levels lose the least information: both by a histogram, in a second run over the data. They are
+    not ONNX Runtime's: its entropy is the largest magnitude at its default of 128 bins, and with more of them the
+    range that it finds for the ReLU of a normal variable is 0.25 to 0.75 of that, depending on their number.
 
     Args:
         model: The fp32 graph.
@@ -52,14 +51,20 @@ def calibrate(
         {'h': 3.0}
     """
     _check(arrays)
+    if not tensors:
+        return {}
     batches = list(_batches(model, arrays))
-    session = Session(_with_outputs(model, tensors)) if tensors else None
+    session = Session(_with_outputs(model, tensors))
     ranges = dict.fromkeys(tensors, 0.0)
-    for batch in batches if session else ():
-        for name, array in _values(session, batch, tensors):
+    for batch in batches:
+        for name, array in _values_of(session, batch, tensors):
             if array.size:
                 ranges[name] = float(np.maximum(ranges[name], max(array.max(), -array.min())))  # NaN stays NaN
-    return ranges if method == "minmax" or session is None else ranges | _thresholds(session, batches, ranges, method)
+    if method == "minmax":
+        return ranges
+    bins = _entropy_bins if method == "entropy" else _percentile_bins
+    counts = _histograms(session, batches, ranges, tensors)
+    return ranges | {name: ranges[name] * bins(histogram) / _BINS for name, histogram in counts.items()}
 
 
 def _check(arrays: Arrays) -> None:
@@ -94,37 +99,50 @@ def _batches(model: onnx.ModelProto, arrays: Arrays) -> Iterator[Arrays]:
         yield {name: array[window] if array.ndim and len(array) == count else array for name, array in arrays.items()}
 
 
-def _values(session: Session, batch: Arrays, tensors: Sequence[str]) -> list[tuple[str, NDArray[np.float32]]]:
+def _values_of(session: Session, batch: Arrays, tensors: Sequence[str]) -> list[tuple[str, NDArray[np.float32]]]:
     outputs = session.run(batch)[-len(tensors) :]
     return [(name, output.numpy()) for name, output in zip(tensors, outputs, strict=True)]
 
 
-def _thresholds(session: Session, batches: Sequence[Arrays], ranges: Ranges, method: str) -> dict[str, float]:
-    """What a histogram says of each tensor that is finite and not zero everywhere."""
-    from onnxruntime.quantization.calibrate import HistogramCollector
+def _histograms(
+    session: Session, batches: Sequence[Arrays], ranges: Ranges, tensors: Sequence[str]
+) -> dict[str, NDArray[np.int64]]:
+    """Counts of the magnitudes up to its range, of each tensor that is finite and not zero everywhere.
 
-    histograms = HistogramCollector(method, True, _BINS[method], _LEVELS, _PERCENTILE, "same")
-    empty = {name: _empty(limit, method) for name, limit in ranges.items() if 0 < limit < np.inf}
-    if not empty:
-        return {}
-    # the range is known: bins that grow with the data would depend on its order, and on its first batch their number
-    histograms.histogram_dict.update(empty)
-    with _silence():
-        for batch in batches:
-            histograms.collect({name: array for name, array in _values(session, batch, [*ranges]) if name in empty})
-        found = histograms.compute_collection_result()
-    return {name: max(abs(float(low)), abs(float(high))) for name, (low, high, *_) in found.items()}
+    Zeros are left out: they are as exact in one range as in another, and a ReLU makes more of them than of all else.
+    """
+    counts = {name: np.zeros(_BINS, np.int64) for name in tensors if 0 < ranges[name] < np.inf}
+    for batch in batches:
+        for name, array in _values_of(session, batch, tensors):
+            if name in counts:
+                counts[name] += np.histogram(np.abs(array[array != 0]), _BINS, (0, ranges[name]))[0]
+    return counts
 
 
-def _empty(limit: float, method: str) -> tuple[Any, ...]:
-    """An empty histogram of ONNX Runtime's: counts, edges, least and largest value, and for entropy the range."""
-    top, bins = np.float32(limit), _BINS[method]
-    edges = np.linspace(-top if method == "entropy" else 0, top, bins + 1, dtype=np.float32)
-    return np.zeros(bins, np.int64), edges, -top, top, *([top] if method == "entropy" else [])
+def _percentile_bins(counts: NDArray[np.int64]) -> int:
+    """How many bins hold all but a hundred-thousandth of the values."""
+    return int(np.searchsorted(np.cumsum(counts), counts.sum() * _SHARE)) + 1
 
 
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Keep the quantiser's lines of progress off the user's screen."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield
+def _entropy_bins(counts: NDArray[np.int64]) -> int:
+    """How many bins to keep so that 128 levels lose the least information, as TensorRT does (Migacz, GTC 2017)."""
+    candidates = range(_LEVELS, _BINS + 1, _STRIDE)
+    return min(candidates, key=lambda count: _divergence(counts, count))
+
+
+def _divergence(counts: NDArray[np.int64], kept: int) -> float:
+    r"""What is lost by keeping some bins: :math:`\sum p \log (p / q)`.
+
+    p has what lies beyond in its last bin that is not empty; q spreads what lies within evenly over the bins of a level
+    that are not empty.
+    """
+    inside = counts[:kept].astype(np.float64)
+    level = np.arange(kept) * _LEVELS // kept
+    filled = inside > 0
+    shares = np.bincount(level, inside) / np.maximum(np.bincount(level, filled), 1)
+    if not filled.any():
+        return np.inf
+    p, q = inside[filled], shares[level[filled]]
+    p[-1] += counts[kept:].sum()
+    p, q = p / p.sum(), q / q.sum()
+    return float((p * np.log(p / q)).sum())

@@ -61,12 +61,16 @@ def in_integers(model: onnx.ModelProto) -> onnx.ModelProto:
             first, second = _operand(graph, node, 0), _operand(graph, node, 1)
             if first is not None and second is not None:
                 _WRITE[node.op_type](graph, node, first, second)
+    _drop_unread(graph)
+    return to_model(graph.model)
+
+
+def _drop_unread(graph: LayeredGraph) -> None:
+    """Drop the Q/DQ that nothing reads any more."""
     for node in reversed(tuple(graph.graph)):
-        unread = not any(value.uses() or value.is_graph_output() for value in node.outputs)
-        if node.op_type in _PAIR and unread:
+        if node.op_type in _PAIR and not any(value.uses() or value.is_graph_output() for value in node.outputs):
             graph.graph.remove(node, safe=True)
     graph.drop_unread_weights()
-    return to_model(graph.model)
 
 
 def count_products(model: onnx.ModelProto) -> dict[str, int]:
@@ -102,21 +106,30 @@ class _Operand:
 
 def _operand(graph: LayeredGraph, node: ir.Node, index: int) -> _Operand | None:
     """What a product reads, as uint8; None where that is not dequantised in a way that can be followed."""
-    value = node.inputs[index]
-    dequantise = None if value is None else value.producer()
-    if dequantise is None or dequantise.op_type != _PAIR[1] or dequantise.domain not in ONNX_DOMAIN:
+    dequantise = _quantiser(node.inputs[index], _PAIR[1])
+    source = None if dequantise is None else dequantise.inputs[0]
+    if dequantise is None or source is None:
         return None
-    source, scale = dequantise.inputs[0], graph.constant(dequantise.inputs[1])
-    zero = _zero_point(graph, dequantise)
-    if source is None or scale is None or zero is None or scale.dtype != np.float32 or scale.ndim > 1:
-        return None
-    weight = graph.constant(source)
-    integers = _unsigned_activation(graph, source) if weight is None else _unsigned_weight(graph, source, weight)
-    if integers is None:
+    scale, zero, integers = (
+        graph.constant(dequantise.inputs[1]),
+        _zero_point(graph, dequantise),
+        _unsigned(graph, source),
+    )
+    if scale is None or scale.dtype != np.float32 or scale.ndim > 1 or zero is None or integers is None:
         return None
     axis = dequantise.attributes.get_int("axis", 1) if scale.size > 1 else None
-    shifted = graph.shared_weight(f"__zero_{zero}", np.array(zero, np.uint8))
-    return _Operand(integers, shifted, scale, axis, None if weight is None else weight.ndim)
+    weight = graph.constant(source)
+    return _Operand(integers, _shared_zero(graph, zero), scale, axis, getattr(weight, "ndim", None))
+
+
+def _quantiser(value: ir.Value | None, kind: str) -> ir.Node | None:
+    """The QuantizeLinear or DequantizeLinear that computes a tensor."""
+    producer = None if value is None else value.producer()
+    return producer if producer is not None and (producer.op_type, producer.domain) == (kind, "") else None
+
+
+def _shared_zero(graph: LayeredGraph, zero: int) -> ir.Value:
+    return graph.shared_weight(f"__zero_{zero}", np.array(zero, np.uint8))
 
 
 def _zero_point(graph: LayeredGraph, node: ir.Node) -> int | None:
@@ -129,27 +142,29 @@ def _zero_point(graph: LayeredGraph, node: ir.Node) -> int | None:
     return int(zero.flat[0]) + _MIDDLE * (zero.dtype == np.int8)
 
 
-def _unsigned_weight(graph: LayeredGraph, source: ir.Value, weight: NDArray[np.generic]) -> ir.Value | None:
-    if weight.dtype == np.uint8:
-        return source
+def _unsigned(graph: LayeredGraph, source: ir.Value) -> ir.Value | None:
+    """A quantised tensor as uint8; None where it is not of 8 bits, or computed by other than a QuantizeLinear."""
+    weight = graph.constant(source)
+    if weight is None:
+        return _unsigned_activation(graph, source)
     if weight.dtype != np.int8:
-        return None
+        return source if weight.dtype == np.uint8 else None
     return graph.shared_weight(f"{source.name}__uint8", (weight.astype(np.int16) + _MIDDLE).astype(np.uint8))
 
 
 def _unsigned_activation(graph: LayeredGraph, source: ir.Value) -> ir.Value | None:
     """The tensor quantised to uint8, by another node in the place of one that quantises it to int8."""
-    quantise = source.producer()
-    zero = None if quantise is None or quantise.op_type != _PAIR[0] else _zero_point(graph, quantise)
-    if quantise is None or zero is None or quantise.domain not in ONNX_DOMAIN:
+    quantise = _quantiser(source, _PAIR[0])
+    zero = None if quantise is None else _zero_point(graph, quantise)
+    if quantise is None or zero is None:
         return None
     if graph.types.get(source.name or "") == ir.DataType.UINT8:
         return source
     name = f"{quantise.name}/uint8"
-    for other in quantise.inputs[0].uses() if quantise.inputs[0] is not None else ():
-        if other.node.name == name:
-            return other.node.outputs[0]
-    inputs = [*quantise.inputs[:2], graph.shared_weight(f"__zero_{zero}", np.array(zero, np.uint8))]
+    for node in quantise.inputs[0].consumers() if quantise.inputs[0] is not None else ():
+        if node.name == name:
+            return node.outputs[0]
+    inputs = [*quantise.inputs[:2], _shared_zero(graph, zero)]
     return graph.add_node(quantise, _PAIR[0], inputs, "uint8", kind=ir.DataType.UINT8)
 
 
@@ -198,7 +213,10 @@ def _finish(
     bias: ir.Value | None,
 ) -> None:
     """Put the sum of integers, the product with the scales, and the bias in the place of a node."""
-    inputs = [*(operand.integers for operand in operands), *(operand.zero for operand in operands)]
+    inputs: list[ir.Value | None] = [
+        *(operand.integers for operand in operands),
+        *(operand.zero for operand in operands),
+    ]
     attributes = dict(node.attributes) if op == "ConvInteger" else None
     total = graph.add_node(node, op, inputs, "integers", attributes, ir.DataType.INT32)
     wide = graph.add_node(node, "Cast", [total], "float", {"to": ir.DataType.FLOAT.value})

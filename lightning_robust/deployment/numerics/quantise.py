@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from lightning_robust.deployment.graph.types import ONNX_DOMAIN
 from lightning_robust.deployment.numerics.calibration import Ranges
@@ -23,9 +24,10 @@ from lightning_robust.deployment.numerics.prepare import prepare, raise_opset
 _OPSET = 13  # the first in which weights have a scale for each channel
 _PAIR = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _INTEGER = frozenset({
-    "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear",
-    "QGemm", "MatMulIntegerToFloat", "DynamicQuantizeMatMul",
+    "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "QGemm", "MatMulIntegerToFloat",
+    "DynamicQuantizeMatMul",
 })  # fmt: skip
+"""Products on integers."""
 _LINE = 5  # nodes that a note names
 
 
@@ -66,14 +68,14 @@ def is_quantised(model: onnx.ModelProto) -> bool:
 
     Example:
         >>> from onnx import parser
-        >>> text = "g (float[2] x, float s) => (int8[2] y) { z = Constant<value = int8 {0}>() y = QuantizeLinear(x, s, z) }"
+        >>> text = "g (float[2] x, float s) => (uint8[2] y) { y = QuantizeLinear(x, s) }"
         >>> is_quantised(parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]> {text}'))
         True
     """
     return any(node.op_type in _PAIR | _INTEGER for node in model.graph.node)
 
 
-def quantise(model: onnx.ModelProto, ranges: Ranges, exclude: Collection[str] = ()) -> Quantised:
+def quantise_products(model: onnx.ModelProto, ranges: Ranges, exclude: Collection[str] = ()) -> Quantised:
     """Quantise what the convolutions and matrix products of a graph read, by ONNX Runtime's quantiser.
 
     Every operand of a Conv, ConvTranspose, Gemm or MatMul passes through int8, symmetric, with zero point 0: weights
@@ -94,22 +96,56 @@ def quantise(model: onnx.ModelProto, ranges: Ranges, exclude: Collection[str] = 
         >>> text = "g (float[batch, 2] x) => (float[batch, 3] y) { [op] y = MatMul(x, w) }"
         >>> model = parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]> {text}')
         >>> model.graph.initializer.append(numpy_helper.from_array(np.ones((2, 3), np.float32), "w"))
-        >>> [node.op_type for node in quantise(model, {"x": 1.0}).model.graph.node]
+        >>> [node.op_type for node in quantise_products(model, {"x": 1.0}).model.graph.node]
         ['QuantizeLinear', 'DequantizeLinear', 'DequantizeLinear', 'MatMul']
     """
-    graph = _read(model, exclude)
-    left = {str(node.name): why for node in products(graph) if (why := _reason(graph, node, ranges))}
-    chosen = [node for node in products(graph) if not graph.is_kept(node) and node.name not in left]
-    of = len(products(graph))
+    graph = _prepared(model, exclude)
+    candidates = products(graph)
+    offered = [node for node in candidates if not graph.is_kept(node)]
+    left = {str(node.name): why for node in offered if (why := _why_not(graph, node, ranges))}
+    chosen = [node for node in offered if node.name not in left]
     names = tuple(str(node.name) for node in chosen)
-    left = {name: why for name, why in left.items() if name not in exclude}
-    return Quantised(_insert(graph, chosen, ranges) if chosen else model, names, of, left)
+    return Quantised(_insert(graph, chosen, ranges) if chosen else model, names, len(candidates), left)
+
+
+def take_quantised(model: onnx.ModelProto) -> Quantised:
+    """A graph that holds Q/DQ already, after quantisation-aware training or by another tool, as it is.
+
+    Raises:
+        ValueError: For a scale that is not positive and finite; the message names the node.
+    """
+    _check_all_scales(model.graph)
+    producers = {name: node for node in model.graph.node for name in node.output}
+    of = [node for node in model.graph.node if node.op_type in TENSOR_CORE | _INTEGER]
+    names = [node.name for node in of if node.op_type in _INTEGER or _reads_int8(node, producers)]
+    return Quantised(model, tuple(names), len(of), given=True)
+
+
+def _check_all_scales(graph: onnx.GraphProto) -> None:
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type in _PAIR and node.input[1] in weights:
+            _check_scales(node, onnx.numpy_helper.to_array(weights[node.input[1]]))
+
+
+def _check_scales(node: onnx.NodeProto, scales: NDArray[np.floating]) -> None:
+    wrong = scales[~(np.isfinite(scales) & (scales > 0))]
+    if wrong.size:
+        raise ValueError(
+            f"Expected positive scales, but a scale of {node.op_type} {node.name!r} is {wrong.flat[0]}. Quantise the "
+            "model again, on data on which this tensor is not zero and finite."
+        )
+
+
+def _reads_int8(node: onnx.NodeProto, producers: Mapping[str, onnx.NodeProto]) -> bool:
+    """Whether both operands come out of a DequantizeLinear."""
+    return all(name in producers and producers[name].op_type == "DequantizeLinear" for name in node.input[:2])
 
 
 def operands(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     """The graph that ranges are found on, and its tensors that int8 needs the ranges of."""
-    graph = _read(model, ())
-    values = (value for node in products(graph) for value in node.inputs[:2])
+    graph = _prepared(model, ())
+    values = [value for node in products(graph) for value in _two_operands(node)]
     names = dict.fromkeys(
         str(value.name) for value in values if graph.is_float(value) and graph.constant(value) is None
     )
@@ -121,21 +157,25 @@ def products(graph: LayeredGraph) -> list[ir.Node]:
     return [node for node in graph.graph if node.op_type in TENSOR_CORE and node.domain in ONNX_DOMAIN]
 
 
-def _read(model: onnx.ModelProto, exclude: Collection[str]) -> LayeredGraph:
+def _prepared(model: onnx.ModelProto, exclude: Collection[str]) -> LayeredGraph:
     opset = max((entry.version for entry in model.opset_import if entry.domain in ONNX_DOMAIN), default=1)
     return prepare(model if opset >= _OPSET else raise_opset(model, opset, _OPSET), "fp16", exclude, convert=True)
 
 
-def _reason(graph: LayeredGraph, node: ir.Node, ranges: Ranges) -> str:
+def _why_not(graph: LayeredGraph, node: ir.Node, ranges: Ranges) -> str:
     """Why a product cannot be quantised; empty where it can."""
-    values = [value for value in node.inputs[:2] if value is not None]
-    weights = [graph.constant(value) for value in values]
-    limits = [ranges.get(value.name or "", np.nan) for value, weight in zip(values, weights, strict=True) if weight is None]
+    values = _two_operands(node)
     if not all(graph.is_float(value) for value in values):
         return "what they read is not fp32"
+    weights = [weight for value in values if (weight := graph.constant(value)) is not None]
+    limits = [ranges.get(value.name or "", np.nan) for value in values if graph.constant(value) is None]
     if not limits:
         return "both operands are weights"
-    if not all(np.isfinite(weight).all() for weight in weights if weight is not None):
+    return _why_not_of_numbers(weights, limits)
+
+
+def _why_not_of_numbers(weights: list[NDArray[np.floating]], limits: list[float]) -> str:
+    if not all(np.isfinite(weight).all() for weight in weights):
         return "their weights are not finite"
     if not np.isfinite(limits).all():
         return "what they read is not finite on the calibration data"
@@ -147,26 +187,49 @@ def _insert(graph: LayeredGraph, chosen: list[ir.Node], ranges: Ranges) -> onnx.
 
     It would quantise a tensor for all who read it, and a weight along one axis for all.
     """
-    copies: dict[tuple[ir.Value, int | None], ir.Value] = {}
-    for node in chosen:
-        for index, value in enumerate(node.inputs[:2]):
-            key = value, _axis(graph, node, index)
-            if value is not None and key not in copies:
-                copies[value, key[1]] = _copy(graph, node, value)
-            node.replace_input_with(index, copies[key])
+    copies = _read_copies(graph, chosen)
     limits = {str(copy.name): ranges[value.name or ""] for (value, _), copy in copies.items() if copy.producer()}
     whole = [str(copy.name) for (_, axis), copy in copies.items() if axis is None and copy.is_initializer()]
-    betas = {node.name: node.attributes["beta"] for node in chosen if "beta" in node.attributes}
     graph.drop_unread_weights()
-    quantised = ir.from_proto(_run(ir.to_proto(graph.model), [str(node.name) for node in chosen], limits, whole))
-    for node in tuple(quantised.graph):
-        if node.name in limits:
-            node.outputs[0].replace_all_uses_with(node.inputs[0])
-            quantised.graph.remove(node, safe=True)
-        elif node.name in betas:  # the quantiser sets it to 1, as if it had scaled the bias
-            node.attributes["beta"] = betas[node.name]
+    names = [str(node.name) for node in chosen]
+    quantised = ir.from_proto(_run(ir.to_proto(graph.model), names, limits, whole))
+    _restore_betas(quantised.graph, {node.name: node.attributes.get("beta") for node in chosen})
+    _drop_identities(quantised.graph, limits)
     quantised.graph.sort()
     return ir.to_proto(quantised)
+
+
+def _read_copies(graph: LayeredGraph, chosen: list[ir.Node]) -> dict[tuple[ir.Value, int | None], ir.Value]:
+    """Let the chosen nodes read copies: one of each tensor, and of a weight one for each axis of channels."""
+    copies: dict[tuple[ir.Value, int | None], ir.Value] = {}
+    for node in chosen:
+        for index, value in enumerate(_two_operands(node)):
+            key = value, _axis(graph, node, index)
+            if key not in copies:
+                copies[key] = _private_copy(graph, node, value)
+            node.replace_input_with(index, copies[key])
+    return copies
+
+
+def _drop_identities(graph: ir.Graph, names: Collection[str]) -> None:
+    for node in tuple(graph):
+        source = node.inputs[0] if node.name in names else None
+        if source is not None:
+            node.outputs[0].replace_all_uses_with(source)
+            graph.remove(node, safe=True)
+
+
+def _restore_betas(graph: ir.Graph, betas: Mapping[str | None, ir.Attr | None]) -> None:
+    """The factors of biases, which the quantiser sets to 1 as if it had scaled the biases."""
+    for node in graph:
+        beta = betas.get(node.name)
+        if beta is not None:
+            node.attributes["beta"] = beta
+
+
+def _two_operands(node: ir.Node) -> list[ir.Value]:
+    """The two operands of a product."""
+    return [value for value in node.inputs[:2] if value is not None]
 
 
 def _axis(graph: LayeredGraph, node: ir.Node, index: int) -> int | None:
@@ -178,7 +241,7 @@ def _axis(graph: LayeredGraph, node: ir.Node, index: int) -> int | None:
     return {"Conv": 0, "ConvTranspose": 1, "Gemm": gemm, "MatMul": weight.ndim - 1}[node.op_type]
 
 
-def _copy(graph: LayeredGraph, node: ir.Node, value: ir.Value) -> ir.Value:
+def _private_copy(graph: LayeredGraph, node: ir.Node, value: ir.Value) -> ir.Value:
     """A weight of its own, or the output of an Identity of the same name."""
     name, weight = f"{value.name}__int8", graph.constant(value)
     if weight is not None:

@@ -29,7 +29,9 @@ def test_matches_reference_within_the_precision(subject, target):
     exact = run_module(frozen_copy(subject.module).double(), (subject.example[0].double(),))[0]
     got = made.build(subject).run(subject.example)[0].double()
     bound = (
-        {"fp32": 2**-23, "tf32": 2**-11, "fp16": 2**-11, "fp16acc": 2**-11, "bf16": 2**-8}[made.precision]
+        {"fp32": 2**-23, "tf32": 2**-11, "fp16": 2**-11, "fp16acc": 2**-11, "bf16": 2**-8, "int8": 2**-7}[
+            made.precision
+        ]
         * 10
         * exact.abs().max()
     )
