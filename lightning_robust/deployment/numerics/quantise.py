@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +17,7 @@ from lightning_robust.deployment.graph.types import ONNX_DOMAIN
 from lightning_robust.deployment.numerics.calibration import Ranges
 from lightning_robust.deployment.numerics.layers import LayeredGraph
 from lightning_robust.deployment.numerics.operators import TENSOR_CORE
+from lightning_robust.deployment.numerics.pairs import insert_pairs, two_operands
 from lightning_robust.deployment.numerics.prepare import prepare, raise_opset
 
 _OPSET = 13  # the first in which weights have a scale for each channel
@@ -102,10 +101,10 @@ def quantise_products(model: onnx.ModelProto, ranges: Ranges, exclude: Collectio
     graph = _prepared(model, exclude)
     candidates = products(graph)
     offered = [node for node in candidates if not graph.is_kept(node)]
-    left = {str(node.name): why for node in offered if (why := _why_not(graph, node, ranges))}
+    left = {str(node.name): why for node in offered if (why := _obstacle(graph, node, ranges))}
     chosen = [node for node in offered if node.name not in left]
     names = tuple(str(node.name) for node in chosen)
-    return Quantised(_insert(graph, chosen, ranges) if chosen else model, names, len(candidates), left)
+    return Quantised(insert_pairs(graph, chosen, ranges) if chosen else model, names, len(candidates), left)
 
 
 def take_quantised(model: onnx.ModelProto) -> Quantised:
@@ -145,7 +144,7 @@ def _reads_int8(node: onnx.NodeProto, producers: Mapping[str, onnx.NodeProto]) -
 def operands(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     """The graph that ranges are found on, and its tensors that int8 needs the ranges of."""
     graph = _prepared(model, ())
-    values = [value for node in products(graph) for value in _two_operands(node)]
+    values = [value for node in products(graph) for value in two_operands(node)]
     names = dict.fromkeys(
         str(value.name) for value in values if graph.is_float(value) and graph.constant(value) is None
     )
@@ -162,145 +161,21 @@ def _prepared(model: onnx.ModelProto, exclude: Collection[str]) -> LayeredGraph:
     return prepare(model if opset >= _OPSET else raise_opset(model, opset, _OPSET), "fp16", exclude, convert=True)
 
 
-def _why_not(graph: LayeredGraph, node: ir.Node, ranges: Ranges) -> str:
+def _obstacle(graph: LayeredGraph, node: ir.Node, ranges: Ranges) -> str:
     """Why a product cannot be quantised; empty where it can."""
-    values = _two_operands(node)
+    values = two_operands(node)
     if not all(graph.is_float(value) for value in values):
         return "what they read is not fp32"
     weights = [weight for value in values if (weight := graph.constant(value)) is not None]
     limits = [ranges.get(value.name or "", np.nan) for value in values if graph.constant(value) is None]
     if not limits:
         return "both operands are weights"
-    return _why_not_of_numbers(weights, limits)
+    return _obstacle_in_numbers(weights, limits)
 
 
-def _why_not_of_numbers(weights: list[NDArray[np.floating]], limits: list[float]) -> str:
+def _obstacle_in_numbers(weights: list[NDArray[np.floating]], limits: list[float]) -> str:
     if not all(np.isfinite(weight).all() for weight in weights):
         return "their weights are not finite"
     if not np.isfinite(limits).all():
         return "what they read is not finite on the calibration data"
     return "" if all(limits) else "what they read is zero on the calibration data"
-
-
-def _insert(graph: LayeredGraph, chosen: list[ir.Node], ranges: Ranges) -> onnx.ModelProto:
-    """Let the quantiser do its work on copies that nothing but the chosen nodes reads, which are no copies afterwards.
-
-    It would quantise a tensor for all who read it, and a weight along one axis for all.
-    """
-    copies = _read_copies(graph, chosen)
-    limits = {str(copy.name): ranges[value.name or ""] for (value, _), copy in copies.items() if copy.producer()}
-    whole = [str(copy.name) for (_, axis), copy in copies.items() if axis is None and copy.is_initializer()]
-    graph.drop_unread_weights()
-    names = [str(node.name) for node in chosen]
-    quantised = ir.from_proto(_run(ir.to_proto(graph.model), names, limits, whole))
-    _restore_betas(quantised.graph, {node.name: node.attributes.get("beta") for node in chosen})
-    _drop_identities(quantised.graph, limits)
-    quantised.graph.sort()
-    return ir.to_proto(quantised)
-
-
-def _read_copies(graph: LayeredGraph, chosen: list[ir.Node]) -> dict[tuple[ir.Value, int | None], ir.Value]:
-    """Let the chosen nodes read copies: one of each tensor, and of a weight one for each axis of channels."""
-    copies: dict[tuple[ir.Value, int | None], ir.Value] = {}
-    for node in chosen:
-        for index, value in enumerate(_two_operands(node)):
-            key = value, _axis(graph, node, index)
-            if key not in copies:
-                copies[key] = _private_copy(graph, node, value)
-            node.replace_input_with(index, copies[key])
-    return copies
-
-
-def _drop_identities(graph: ir.Graph, names: Collection[str]) -> None:
-    for node in tuple(graph):
-        source = node.inputs[0] if node.name in names else None
-        if source is not None:
-            node.outputs[0].replace_all_uses_with(source)
-            graph.remove(node, safe=True)
-
-
-def _restore_betas(graph: ir.Graph, betas: Mapping[str | None, ir.Attr | None]) -> None:
-    """The factors of biases, which the quantiser sets to 1 as if it had scaled the biases."""
-    for node in graph:
-        beta = betas.get(node.name)
-        if beta is not None:
-            node.attributes["beta"] = beta
-
-
-def _two_operands(node: ir.Node) -> list[ir.Value]:
-    """The two operands of a product."""
-    return [value for value in node.inputs[:2] if value is not None]
-
-
-def _axis(graph: LayeredGraph, node: ir.Node, index: int) -> int | None:
-    """The axis of a weight's output channels; None for what has one scale: all else, and a first operand."""
-    weight = graph.constant(node.inputs[index])
-    if weight is None or index == 0 or weight.ndim < 2:
-        return None
-    gemm = 0 if node.attributes.get_int("transB", 0) else 1
-    return {"Conv": 0, "ConvTranspose": 1, "Gemm": gemm, "MatMul": weight.ndim - 1}[node.op_type]
-
-
-def _private_copy(graph: LayeredGraph, node: ir.Node, value: ir.Value) -> ir.Value:
-    """A weight of its own, or the output of an Identity of the same name."""
-    name, weight = f"{value.name}__int8", graph.constant(value)
-    if weight is not None:
-        return graph.add_weight(name, weight)
-    name = graph.free_name(name)
-    copy = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=value.shape)
-    graph.graph.insert_before(node, ir.node("Identity", [value], outputs=[copy], name=name))
-    return copy
-
-
-def _run(model: onnx.ModelProto, nodes: list[str], limits: Ranges, whole: list[str]) -> onnx.ModelProto:
-    """Run ONNX Runtime's quantiser on some nodes.
-
-    Args:
-        model: The graph, in which the types of what the nodes read are written down.
-        nodes: The nodes.
-        limits: Computed tensor -> range.
-        whole: The weights with one scale.
-    """
-    from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorData, TensorsData
-
-    known = model.metadata_props.add(key="onnx.infer", value="onnxruntime.quant")  # else it is saved and read again
-    data = {name: TensorData(lowest=np.float32(-top), highest=np.float32(top)) for name, top in limits.items()}
-    with _silence():
-        quantised = QDQQuantizer(
-            model,
-            per_channel=True,
-            reduce_range=False,
-            weight_qType=QuantType.QInt8,
-            activation_qType=QuantType.QInt8,
-            tensors_range=TensorsData(CalibrationMethod.MinMax, data),
-            nodes_to_quantize=nodes,
-            nodes_to_exclude=[],
-            op_types_to_quantize=sorted(TENSOR_CORE),
-            extra_options={
-                "ActivationSymmetric": True,
-                "WeightSymmetric": True,
-                "QuantizeBias": False,
-                "OpTypesToExcludeOutputQuantization": sorted(TENSOR_CORE),
-                "QDQOpTypePerChannelSupportToAxis": {"MatMul": -1},
-                "TensorQuantOverrides": {name: [{"symmetric": True}] for name in whole},
-            },
-        ).quantize_model()
-    quantised.metadata_props.remove(known)
-    return quantised
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Drop the records that the quantiser writes to the root logger, which would get a handler by them."""
-    root, handler = logging.getLogger(), logging.NullHandler()
-    root.addHandler(handler)
-    root.addFilter(_is_foreign)
-    try:
-        yield
-    finally:
-        root.removeFilter(_is_foreign)
-        root.removeHandler(handler)
-
-
-def _is_foreign(record: logging.LogRecord) -> bool:
-    return "onnxruntime" not in record.pathname
