@@ -66,7 +66,7 @@ def read_layers(text: str) -> tuple[EngineLayer, ...]:
     """
     try:
         layers = json.loads(text)["Layers"]
-        return tuple(_read(layer) for layer in layers)
+        return tuple(_read_layer(layer) for layer in layers)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"Expected the JSON of TensorRT's engine inspector, with its layers under 'Layers', but got {text[:60]!r}. "
@@ -99,11 +99,11 @@ def executed_precisions(text: str) -> dict[str, int]:
         return {}
 
 
-def _read(layer: Mapping[str, Any] | str) -> EngineLayer:
+def _read_layer(layer: Mapping[str, Any] | str) -> EngineLayer:
     if isinstance(layer, str):
         return EngineLayer(layer, nodes=_nodes(layer, ""))
     name, kind = str(layer["Name"]), str(layer.get("LayerType", ""))
-    return EngineLayer(name, kind, _precision(layer, kind), _nodes(name, str(layer.get("Metadata", ""))))
+    return EngineLayer(name, kind, _layer_precision(layer, kind), _nodes(name, str(layer.get("Metadata", ""))))
 
 
 def _nodes(name: str, metadata: str) -> tuple[str, ...]:
@@ -111,7 +111,7 @@ def _nodes(name: str, metadata: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_NODE.findall(metadata))) or tuple(name.split(" + "))
 
 
-def _precision(layer: Mapping[str, Any], kind: str) -> str:
+def _layer_precision(layer: Mapping[str, Any], kind: str) -> str:
     if kind.lower() in _MOVES or layer.get("Origin") == _CONVERTS:
         return ""
     found = set(_types(layer.get("Inputs", ()))) or set(_types(layer.get("Outputs", ())))

@@ -10,6 +10,7 @@ from lightning_robust.deployment.engines.latency import Latency
 from lightning_robust.deployment.graph.lint import Finding
 from lightning_robust.deployment.numerics.keep_list import KeepList
 from lightning_robust.deployment.numerics.sensitivity import Sensitivity
+from lightning_robust.deployment.parity.latency import LatencyPoint
 from lightning_robust.deployment.parity.links import Basis, Link, chain_scalars
 from lightning_robust.deployment.parity.scale import mean_of
 from lightning_robust.deployment.pixels.catalogue import CATALOGUE
@@ -120,6 +121,7 @@ class ParityReport:
         remarks: Lines on how to read the numbers.
         basis: Tag -> the number of inputs behind it, and its interval.
         weights: Which weights were measured.
+        trade_off: A target under several keep lists, if :func:`~.trade_off.measure_trade_off` measured it.
     """
 
     targets: dict[str, TargetResult]
@@ -139,6 +141,7 @@ class ParityReport:
     remarks: tuple[str, ...] = ()
     basis: dict[str, Basis] = field(default_factory=dict)
     weights: MeasuredWeights = MeasuredWeights()
+    trade_off: tuple[LatencyPoint, ...] = ()
 
     @property
     def examined(self) -> tuple[Examination, ...]:
