@@ -35,18 +35,23 @@ class Numbers:
     Args:
         scalars: Values by tag.
         failures: Target -> why it has no numbers.
+        absent: Target -> why it is not available, any more or at all.
         notes: Lines that the user should see.
     """
 
     scalars: dict[str, float] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, report: ParityReport | LateResults) -> Numbers:
         """Those of a whole pass, or of engines that were late."""
-        failures = {name: target.note for name, target in report.targets.items() if target.status == "failed"}
-        return cls(report.scalars(), failures, report.notes)
+        failures, absent = (
+            {name: target.note for name, target in report.targets.items() if target.status == status}
+            for status in ("failed", "unavailable")
+        )
+        return cls(report.scalars(), failures, absent, report.notes)
 
 
 class ParityRecord:

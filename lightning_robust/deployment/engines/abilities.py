@@ -158,7 +158,7 @@ def library_version(package: Backend, command: Sequence[str] = ()) -> str:
 
 def _start_about(command: tuple[str, ...]) -> Machine:
     with scratch() as folder:
-        result, log = run_child(Path(about_script.__file__), "about", {}, folder, _TIME_LIMIT, command=command)
+        result, log = run_child(Path(about_script.__file__), "inquiry", {}, folder, _TIME_LIMIT, command=command)
     try:
         return Machine(**{field.name: result[field.name] for field in fields(Machine)})
     except KeyError as error:

@@ -27,6 +27,11 @@ int cuDeviceGetAttribute(int *value, int attribute, int device) {
 }
 int cuGetErrorName(int error, const char **name) { *name = "CUDA_ERROR_NO_DEVICE"; return error != 100; }
 """
+LIBRARY = """
+import enum
+class ComputeCapability(enum.IntEnum):
+    NONE, CURRENT, SM75, SM89, SM120 = 0, 1, 75, 89, 120
+"""
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="a stand-in for the CUDA driver needs gcc")
 
 
@@ -39,6 +44,18 @@ def make_environment(folder, *packages):
         for path in home.parent.glob(f"{package}*"):
             (site / path.name).symlink_to(path)
     return [shutil.which("env"), "-i", f"TMPDIR={make_tmp(folder)}", str(folder / "bin/python")]
+
+
+def make_target(folder):
+    """A machine with numpy, Polygraphy, and stand-ins for both libraries; that for RTX knows three capabilities."""
+    command = make_environment(folder, "numpy", "polygraphy")
+    site = next(folder.glob("lib/python*/site-packages"))
+    for name, version in (("tensorrt_rtx", "1.9"), ("tensorrt", "11.4")):
+        (site / f"{name}.py").write_text(LIBRARY if name == "tensorrt_rtx" else "")
+        (site / f"{name}_cu13-{version}.dist-info").mkdir()
+        metadata = f"Metadata-Version: 2.1\nName: {name}_cu13\nVersion: {version}\n"
+        (site / f"{name}_cu13-{version}.dist-info" / "METADATA").write_text(metadata)
+    return command
 
 
 def make_tmp(folder):

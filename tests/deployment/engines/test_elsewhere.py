@@ -18,13 +18,8 @@ from lightning_robust.deployment.engines import (
 from lightning_robust.deployment.engines.child.process import run_child
 
 from .builds import FP32, GOOD, build, make_model, no_rtx, refusal, script
-from .elsewhere import leftovers, make_environment, make_ssh, needs_gcc, with_driver
+from .elsewhere import leftovers, make_environment, make_ssh, make_target, needs_gcc, with_driver
 
-LIBRARY = """
-import enum
-class ComputeCapability(enum.IntEnum):
-    NONE, CURRENT, SM75, SM89, SM120 = 0, 1, 75, 89, 120
-"""
 RUN = """
     import numpy as np
     if sys.argv[1] == "build":
@@ -41,14 +36,7 @@ RUN = """
 def elsewhere(tmp_path_factory):
     """A machine with numpy, Polygraphy, and a stand-in for TensorRT-RTX that knows three compute capabilities."""
     folder = tmp_path_factory.mktemp("elsewhere")
-    command = make_environment(folder, "numpy", "polygraphy")
-    site = next(folder.glob("lib/python*/site-packages"))
-    for name, version in (("tensorrt_rtx", "1.9"), ("tensorrt", "11.4")):
-        (site / f"{name}.py").write_text(LIBRARY if name == "tensorrt_rtx" else "")
-        (site / f"{name}_cu13-{version}.dist-info").mkdir()
-        metadata = f"Metadata-Version: 2.1\nName: {name}_cu13\nVersion: {version}\n"
-        (site / f"{name}_cu13-{version}.dist-info" / "METADATA").write_text(metadata)
-    return folder, command
+    return folder, make_target(folder)
 
 
 def test_what_a_machine_without_a_device_says(elsewhere):

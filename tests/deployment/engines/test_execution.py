@@ -3,7 +3,15 @@ import pytest
 import torch
 from onnx import parser
 
-from lightning_robust.deployment.engines import Ability, BuildSettings, Built, Runtime, Subject, runtime
+from lightning_robust.deployment.engines import (
+    Ability,
+    BuildSettings,
+    Built,
+    EngineError,
+    Runtime,
+    Subject,
+    runtime,
+)
 from lightning_robust.deployment.engines.execution import execute, one_line, run_in_batches
 from lightning_robust.deployment.engines.latency import Latency
 from lightning_robust.deployment.graph.files import GraphSubject
@@ -20,6 +28,8 @@ class Stub(Runtime):
     def build(self, subject):
         if self.built is None:
             raise ValueError("first line\nsecond")
+        if isinstance(self.built, Exception):
+            raise self.built
         return self.built
 
 
@@ -44,6 +54,8 @@ def test_samples_go_in_by_batches_and_come_back_in_order():
     [
         (Stub(able=False), "unavailable", "not here"),
         (Stub(), "failed", "ValueError: first line"),
+        (Stub(EngineError("unavailable", "no route")), "unavailable", "EngineError: no route"),
+        (Stub(EngineError("crashed", "a signal")), "failed", "EngineError: a signal"),
         (Stub(Built(None, 7, "no device")), "built", "no device"),
         (Stub(Built(lambda args: [args[0] + 1], 7)), "measured", ""),
         (Stub(Built(lambda args: 1 / 0, 7)), "failed", "ZeroDivisionError: division by zero"),

@@ -1,6 +1,6 @@
 """The script that says what a machine has: packages for engines, CUDA devices, their driver and what is wrong with it.
 
-    python -P about.py about spec.json
+    python -P about.py inquiry spec.json
 
 A script, because a process that called cuInit cannot fork workers that use CUDA, and because it also runs on another
 machine. It needs the standard library of Python 3.8 alone.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from lightning_robust.deployment.engines.child.transport import read_answer, wri
 CANCELLED: ContextVar[threading.Event | None] = ContextVar("cancelled", default=None)
 """A thread that puts an event here has its children killed as soon as another thread sets the event."""
 _POLL = 0.05  # seconds between two checks of the event
+_FULL = 1 << 16  # bytes that a disk has left where not even a result fits
 _MERCY = 5.0  # seconds for a supervisor to end what it has started
 
 
@@ -63,9 +65,16 @@ def run_child(
         # -P: the script's folder stays off sys.path, or its neighbours would shadow what the libraries import
         code = _execute([sys.executable, "-P", str(script), verb, str(folder / "spec.json")], folder, verb, time_limit)
     log = _read_log(folder)
-    if code != 0:
-        raise EngineError("crashed", f"The process of the {verb} ended with {_name_exit(code)}.", log)
-    return _read_result(writes["result"], verb, log), log
+    try:
+        if code != 0:
+            raise EngineError("crashed", f"The process of the {verb} ended with {_name_exit(code)}.", log)
+        return _read_result(writes["result"], verb, log), log
+    except EngineError as error:
+        if error.kind in ("crashed", "garbage") and shutil.disk_usage(folder).free < _FULL:
+            raise EngineError(
+                "disk", f"The disk of {folder.parent} is full, and the {verb} left nothing.", log
+            ) from error
+        raise
 
 
 def _execute(arguments: list[str], folder: Path, verb: str, time_limit: float, program: Path | None = None) -> int:
@@ -111,7 +120,8 @@ def _read_result(path: Path, verb: str, log: str) -> dict[str, Any]:
         return result
     if status not in KINDS:
         raise EngineError("garbage", f"The {verb} left a result of unknown status {status!r}.", log)
-    reasons = [line[4:] for line in log.splitlines() if line.startswith("[E] ")][-1:]
+    told = status in ("refused", "crashed")
+    reasons = [line[4:] for line in log.splitlines() if told and line.startswith("[E] ")][-1:]
     message = str(result.get("message", "no reason given")).rstrip(".")
     what = ". ".join([f"The {verb} did not succeed: {message}", *reasons])
     raise EngineError(status, what, log, advice=result.get("advice"))

@@ -6,6 +6,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -91,6 +92,17 @@ def test_message_says_what_why_and_what_to_do():
 @pytest.mark.parametrize(("code", "words"), [(1, "status 1"), (-signal.SIGSEGV, "signal SIGSEGV"), (-99, "signal -99")])
 def test_exit_in_words(code, words):
     assert process._name_exit(code) == words.replace("-", "")
+
+
+@pytest.mark.parametrize(("free", "kind"), [(0, "disk"), (1 << 30, "crashed")])
+@pytest.mark.parametrize("body", ["raise OSError(28, 'No space left on device')", "sys.exit(3)"])
+def test_a_disk_that_has_no_room_for_a_result(tmp_path, monkeypatch, free, kind, body):
+    """The child ends as if it had crashed, and what it says itself is nowhere."""
+    script(tmp_path, monkeypatch, body)
+    monkeypatch.setattr(process.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    error = refusal(directory=tmp_path / "cache")
+    assert error.kind == kind
+    assert (f"The disk of {tmp_path / 'cache'} is full" in str(error)) == (kind == "disk")
 
 
 @pytest.mark.rtx
