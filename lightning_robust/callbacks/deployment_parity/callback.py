@@ -130,7 +130,7 @@ class DeploymentParityCallback(CalibratedDiagnostic):
         self._counts = SampleCounts(num_samples, pass_samples, input_key, examined=localise)
         self._record = ParityRecord()
         self._due = self._attempted = False
-        self._told: set[str] = set()
+        self._told: dict[str, str] = {}
         self._snapshot: Snapshot | None = None
 
     @property
@@ -145,11 +145,10 @@ class DeploymentParityCallback(CalibratedDiagnostic):
         add_layout(trainer, "deployment parity", CHARTS)
         asked = available(self.targets if isinstance(self.targets, list) else [], self.engines)
         abilities = on_rank_zero(trainer, lambda: [made.can_build(self.engines) for made in asked], "It")
-        self._told = {made.name for made, able in zip(asked, abilities, strict=True) if not able}
-        for made, able in zip(asked, abilities, strict=True):
-            if not able:
-                error = TargetError(f"{made.name} cannot be measured here: {able.reason}")
-                self.guard.fail(trainer, error, f"{made.name} will have no numbers")
+        self._told = {made.name: able.reason for made, able in zip(asked, abilities, strict=True) if not able}
+        for name, reason in self._told.items():
+            error = TargetError(f"{name} cannot be measured here: {reason}")
+            self.guard.fail(trainer, error, f"{name} will have no numbers")
 
     @override
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -275,9 +274,7 @@ class DeploymentParityCallback(CalibratedDiagnostic):
         self._record.last |= numbers.scalars
         for note in numbers.notes:
             self.guard.warn(note, key=note.split(":")[0])
-        absent = numbers.absent if isinstance(self.targets, list) else {}
-        new = {name: reason for name, reason in absent.items() if name not in self._told}
-        for name, reason in (numbers.failures | new).items():
+        for name, reason in numbers.lost(self._told if isinstance(self.targets, list) else numbers.absent).items():
             self.guard.fail(trainer, TargetError(f"{name} failed: {reason}"), f"{name} has no numbers", once=True)
         hold_tolerances(trainer, numbers.scalars, self.tolerance, self.on_violation)
 

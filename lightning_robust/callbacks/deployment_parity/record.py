@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,10 @@ class Numbers:
             for status in ("failed", "unavailable")
         )
         return cls(report.scalars(), failures, absent, report.notes)
+
+    def lost(self, known: Container[str]) -> dict[str, str]:
+        """The failures, and what is absent and not known to be."""
+        return self.failures | {name: reason for name, reason in self.absent.items() if name not in known}
 
 
 class ParityRecord:

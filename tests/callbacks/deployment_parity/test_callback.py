@@ -450,7 +450,7 @@ def test_full_disk_where_the_figure_goes(tmp_path, monkeypatch):
 def test_built_engine_shows_no_parity_number(tmp_path, monkeypatch):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    if builder.can_run("tensorrt_rtx"):
+    if abilities.can_run("tensorrt_rtx"):
         pytest.skip("this machine can run the engine")
     callback = DeploymentParityCallback(["tensorrt_rtx-fp32", "tensorrt_rtx-fp16"], perturbations="none", num_samples=4)
     trainer, _ = fit(tmp_path, callback)
@@ -552,7 +552,7 @@ def test_a_failing_pass_loses_nothing_and_old_values_stay(tmp_path):
 def test_auto_takes_what_is_here():
     names = [made.name for made in available("auto")]
     assert {"onnxruntime-fp32", "emulated-fp16", "emulated-tf32", "emulated-bf16"} <= set(names)
-    assert ("tensorrt_rtx-fp16" in names) == bool(builder.can_build("tensorrt_rtx"))
+    assert ("tensorrt_rtx-fp16" in names) == bool(abilities.can_build("tensorrt_rtx"))
     assert np.unique(names).size == len(names)
     assert os.name == "posix" or "tensorrt-fp16" not in names
 

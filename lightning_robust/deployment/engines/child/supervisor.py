@@ -141,7 +141,7 @@ def serve(payload: list[bytes]) -> None:
         remove_stale(Path(tempfile.gettempdir()))
         folder, lock = _locked_folder(Path(tempfile.gettempdir()), PREFIX)
         try:
-            _unpack(folder, payload)
+            _unpack_job(folder, payload)
             kept = [output] if lock is None else [output, lock]
             for number in kept:
                 os.set_inheritable(number, True)
@@ -179,7 +179,7 @@ def _answering(output: int) -> Iterator[None]:
         _send(output, archive)
 
 
-def _unpack(folder: Path, payload: list[bytes]) -> None:
+def _unpack_job(folder: Path, payload: list[bytes]) -> None:
     """Put the job's files into its folder."""
     with (folder / "job.zip").open("wb") as file:
         file.writelines(map(base64.b64decode, payload))
