@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_robust.deployment.engines import BuildSettings, Runtime, Subject
-from lightning_robust.deployment.engines.base import Runner
+from lightning_robust.deployment.engines.base import BulkRunner, Runner
 from lightning_robust.deployment.engines.execution import Status, one_line
 from lightning_robust.deployment.engines.settings import DEFAULTS
 from lightning_robust.deployment.pixels.catalogue import Perturbation
@@ -25,6 +25,7 @@ from lightning_robust.functional.pixels import PixelSpace
 from lightning_robust.structures import flatten, rebuild, take_rows
 
 _EXAMPLES = 3  # broken frames that a note names
+_HELD = 1 << 28  # bytes of inputs that wait for a runner whose start costs more than they do
 
 
 def replay(
@@ -41,7 +42,8 @@ def replay(
     """Find the lines in recorded frames with PyTorch, with every runtime and under every perturbation, and compare.
 
     Each chunk of frames is preprocessed once, by the module, and goes through every runtime. A runtime or perturbation
-    that fails becomes a line in the report; the others go on. Memory: one chunk of frames, and all lines.
+    that fails becomes a line in the report; the others go on. Memory: one chunk of frames, and all lines; up to
+    256 MiB of frames for engines in a process of their own, which run on them at once.
 
     Args:
         module: A :class:`~.module.Replayable`, for instance a LightningModule; a copy of it is used.
@@ -76,6 +78,7 @@ class _Track:
     runner: Runner | None = None
     columns: list[Tensor] = field(default_factory=list)
     references: list[Tensor] = field(default_factory=list)
+    waiting: list[tuple[tuple[Any, ...], Tensor]] = field(default_factory=list)
 
     def attempt(self, work: Callable[[], tuple[Tensor, Tensor] | None]) -> None:
         """Do a part of the work and add the lines it returns (reference, deployed); an error ends this track alone."""
@@ -106,7 +109,19 @@ class _Track:
             self.status = "built"
 
     def run(self, finder: LineFinder, args: tuple[Any, ...], reference: Tensor) -> tuple[Tensor, Tensor] | None:
+        if isinstance(self.runner, BulkRunner):
+            self.waiting.append((args, reference))
+            return self.run_waiting(finder, _HELD)
         return None if self.runner is None else (reference, finder.lines(self.runner(args)))
+
+    def run_waiting(self, finder: LineFinder, room: int = 0) -> tuple[Tensor, Tensor] | None:
+        """Run on the chunks that wait, at once, if they take more than so many bytes."""
+        held = sum(tensor.nbytes for args, _ in self.waiting for tensor in flatten(args).values())
+        if held <= room or not isinstance(self.runner, BulkRunner):
+            return None
+        sets, references = [args for args, _ in self.waiting], [reference for _, reference in self.waiting]
+        self.waiting = []
+        return torch.cat(references), torch.cat([finder.lines(outputs) for outputs in self.runner.run_sets(sets)])
 
     def result(self, frames: Tensor) -> ReplayResult:
         """The metrics of each line."""
@@ -163,6 +178,8 @@ class _Replay:
             self._perturb(args)
 
     def report(self, recording: Recording) -> ReplayReport:
+        for _, track in self._runtimes:
+            track.attempt(partial(track.run_waiting, self._finder))
         frames = (torch.tensor(self.frames) - self.frames[0]) // recording.stride
         reference = self._torch.result(frames)
         geometry = self._finder.geometry()

@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from lightning_robust.deployment.engines import Built, Runtime, available, run_module
+from lightning_robust.deployment.engines.base import BulkRunner
 from lightning_robust.deployment.engines.builder import Ability
 from lightning_robust.deployment.pixels.catalogue import perturbations
+from lightning_robust.deployment.replay import measure
 from lightning_robust.deployment.replay.frames import open_recording
 from lightning_robust.deployment.replay.measure import replay
 from lightning_robust.deployment.replay.results import worst
@@ -21,11 +23,11 @@ PIXELS = PixelSpace(0.25, 0.5)
 
 
 class Planted(Runtime):
-    """PyTorch with something done to the columns and masses."""
+    """PyTorch with something done to the columns and masses; in bulk like an engine in a process of its own."""
 
-    def __init__(self, change, precision="fp32"):
+    def __init__(self, change, precision="fp32", bulk=False):
         super().__init__("planted", precision)
-        self.change, self.seen = change, 0
+        self.change, self.seen, self.bulk, self.starts = change, 0, bulk, []
 
     def build(self, subject):
         def run(args):
@@ -33,7 +35,11 @@ class Planted(Runtime):
             first, self.seen = self.seen, self.seen + len(columns)
             return self.change(columns.clone(), mass.clone(), torch.arange(first, self.seen))
 
-        return Built(run, note="planted")
+        def run_sets(sets):
+            self.starts.append([len(args[0]) for args in sets])
+            return [run(args) for args in sets]
+
+        return Built(BulkRunner(run_sets) if self.bulk else run, note="planted")
 
 
 def moved(by):
@@ -75,6 +81,15 @@ def test_pytorch_by_itself(recording):
     assert left["present"] == right["present"] == 1.0
     torch.testing.assert_close(report.reference.columns[:, 0, 0], torch.arange(6, 28, 2).double())
     assert report.notes == ()
+
+
+@pytest.mark.parametrize(("held", "starts"), [(1 << 28, [[4, 4, 3]]), (0, [[4], [4], [3]])])
+def test_a_runner_in_bulk_starts_once_and_sees_what_others_see(recording, monkeypatch, held, starts):
+    monkeypatch.setattr(measure, "_HELD", held)
+    bulk, single = Planted(swinging, "fp16", bulk=True), Planted(swinging)
+    report = replay(Stripes(), recording, [bulk, single])
+    assert bulk.starts == starts
+    torch.testing.assert_close(*(report.runtimes[made.name].columns for made in (bulk, single)), rtol=0, atol=0)
 
 
 def test_planted_deviations_and_the_worst(recording):

@@ -10,9 +10,12 @@ from lightning_robust.deployment.engines.execution import execute
 from lightning_robust.deployment.graph.export import frozen_copy
 from lightning_robust.deployment.parity.measure import measure_parity
 from lightning_robust.deployment.pixels.catalogue import perturbations
+from lightning_robust.deployment.replay.frames import open_recording
+from lightning_robust.deployment.replay.measure import replay
 from lightning_robust.functional.pixels import PixelSpace
 
 from ...models import SmallCNN, images
+from ...recordings import Stripes, save_pictures, stripes
 
 pytestmark = pytest.mark.bindings
 newest = pytest.mark.parametrize("version", ["11"], indirect=True)
@@ -89,6 +92,20 @@ def test_the_settings_reach_the_builder_and_the_device_the_child(machine, tmp_pa
     assert execution.status == "measured"
     assert [call[1] for call in calls if call[0] == "device"] == ["GPU-5e1d"] * 2
     assert ["IBuilderConfig.set_memory_pool_limit", "WORKSPACE", 1 << 29] in calls
+
+
+@newest
+def test_a_recording_is_one_process(machine, tmp_path):
+    frames = stripes(range(6, 28, 2), [40, 44] * 5 + [40])
+    recording = open_recording(save_pictures(tmp_path / "frames", frames), batch_size=4)
+    settings = BuildSettings(cache=str(tmp_path / "cache"))
+    report = replay(Stripes(), recording, [runtime("tensorrt-fp32")], settings=settings)
+    calls = machine.calls()
+    assert count(calls, "execute_async_v3") == len(report.frames) == 11
+    assert count(calls, "deserialize_cuda_engine") == 2  # the build's look at the layers, and the frames
+    (result,) = report.runtimes.values()
+    assert result.status == "measured"
+    torch.testing.assert_close(result.columns, report.reference.columns, rtol=1e-5, atol=1e-4)
 
 
 class TwoInputs(torch.nn.Module):
