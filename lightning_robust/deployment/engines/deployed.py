@@ -15,11 +15,13 @@ from lightning_robust.deployment.engines.abilities import Ability
 from lightning_robust.deployment.engines.base import Built, Runner, Runtime, feed, host_clock
 from lightning_robust.deployment.engines.settings import DEFAULTS, BuildSettings, Deployed
 from lightning_robust.deployment.engines.subject import Subject
-from lightning_robust.deployment.graph.export import Exported
+from lightning_robust.deployment.graph.export import Exported, ExportError
+from lightning_robust.deployment.graph.frozen import named_inputs
 from lightning_robust.deployment.graph.matching import cast_arrays, check_outputs, match_graphs
 from lightning_robust.deployment.graph.session import Session
 from lightning_robust.deployment.numerics.emulate import emulate
 from lightning_robust.deployment.numerics.typed import emulate_typed, stated_halves, stated_precision
+from lightning_robust.structures import flatten
 
 _PRECISIONS = ("int8", "bf16", "fp16", "fp32")
 _ENGINES = (".engine", ".plan", ".trt")
@@ -62,7 +64,7 @@ class DeployedRuntime(Runtime):
         if found != self.precision:
             raise ValueError(f"Expected a file in {self.precision}, but {self.file} is in {found}: deployed-{found}.")
         halves = stated_halves(graph)
-        run, notes = run_in_place(graph, subject.exported, tf32=subject.settings.tf32)
+        run, notes = run_in_place(graph, outline(subject), tf32=subject.settings.tf32)
         done = f"emulated, every tensor that is {' or '.join(halves)} rounded" if halves else "executed by ONNX Runtime"
         note = ", ".join([f"{Path(self.file).name} {done}", *notes, *_broken_weights(graph)])
         return Built(run, graph.ByteSize(), note, clock=None if halves else host_clock(run))
@@ -90,10 +92,20 @@ def run_in_place(graph: onnx.ModelProto, exported: Exported, *, tf32: bool = Fal
         arrays = feed(args, exported)
         results = session.run(cast_arrays(held.graph, {name: arrays[theirs] for name, theirs in match.inputs.items()}))
         found = [results[index] for index in order]
-        check_outputs(found, exported.model.graph)
+        if exported.model.graph.output:
+            check_outputs(found, exported.model.graph)
         return found
 
     return run, match.notes
+
+
+def outline(subject: Subject) -> Exported:
+    """The exported graph, or the names alone of a module that cannot be exported: its file may come from elsewhere."""
+    try:
+        return subject.exported
+    except ExportError:
+        inputs, outputs = named_inputs(subject.example), flatten(subject.module(*subject.rows(slice(2))))
+        return Exported(onnx.ModelProto(), {}, tuple(inputs), tuple(outputs))
 
 
 def deployed_files(deployed: Deployed) -> dict[str, str]:

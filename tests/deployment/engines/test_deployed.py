@@ -1,5 +1,7 @@
 """The user's own file beside what is built here: its numbers, and what becomes of files that do not fit."""
 
+import copy
+
 import numpy as np
 import onnx
 import pytest
@@ -9,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from lightning_robust import measure_parity
 from lightning_robust.deployment.engines import BuildSettings, Subject, available, run_module
 from lightning_robust.deployment.engines.deployed import deployed_files
-from lightning_robust.deployment.graph.export import frozen_copy
+from lightning_robust.deployment.graph.export import ExportError, frozen_copy
 from lightning_robust.deployment.numerics.convert import to_half
 
 from ..graphs import graph
@@ -28,8 +30,14 @@ def save(model, path):
 
 
 def measured(subject, *targets, **settings):
-    settings = BuildSettings(**settings)
-    return measure_parity(subject, available(list(targets), settings)).targets
+    subject = copy.copy(subject)
+    subject.settings = BuildSettings(**settings)
+    return measure_parity(subject, available(list(targets), subject.settings)).targets
+
+
+def plain(target):
+    """The distances of a target, but for what storing its outputs costs, which is not known of a file."""
+    return {name: value for name, value in target.metrics.items() if name != "storage"}
 
 
 def outputs(subject, deployed):
@@ -40,7 +48,7 @@ def outputs(subject, deployed):
 def test_our_own_conversion_gives_the_numbers_of_the_emulation(subject, tmp_path):
     file = save(to_half(subject.exported.model), tmp_path / "model.onnx")
     found = measured(subject, "emulated-fp16", deployed=file)
-    assert found["deployed-fp16"].metrics == found["emulated-fp16"].metrics
+    assert found["deployed-fp16"].metrics == plain(found["emulated-fp16"])
     assert found["deployed-fp16"].note == "model.onnx emulated, every tensor that is fp16 rounded"
     assert 0 < found["deployed-fp16"].metrics["rel_l2"] < 5e-3
 
@@ -115,6 +123,28 @@ def test_a_quantised_file_is_executed(tmp_path):
     assert outputs(subject, file)[0].tolist() == [[0.25, 1.0], [-0.5, 31.75]]
     found = measured(subject, deployed=file)["deployed-int8"]
     assert (found.status, found.note) == ("measured", "model.onnx executed by ONNX Runtime")
+
+
+def test_a_module_that_cannot_be_exported_has_its_file(subject, tmp_path):
+    def refuse(*_, **__):
+        raise ExportError("planted")
+
+    file = save(half_io(subject.exported.model), tmp_path / "half.onnx")
+    alone = Subject(subject.module, subject.example, exporter=refuse)
+    assert torch.equal(outputs(alone, file)[0], outputs(subject, file)[0])
+    found = measured(alone, "onnxruntime-fp32", deployed=file)
+    assert found["deployed-fp16"].status == "measured"
+    assert (found["onnxruntime-fp32"].status, "planted" in found["onnxruntime-fp32"].note) == ("failed", True)
+
+
+def test_tf32_in_what_stays_fp32(subject, tmp_path):
+    """The last layer kept fp32 in the file: with TF32 allowed it errs as the emulation with the same list does."""
+    last = subject.exported.model.graph.node[-1].name
+    file = save(to_half(subject.exported.model, keep_fp32=[last]), tmp_path / "mixed.onnx")
+    for tf32 in (False, True):
+        found = measured(subject, "emulated-fp16", deployed=file, tf32=tf32, keep_fp32=[last])
+        assert found["deployed-fp16"].metrics == plain(found["emulated-fp16"])
+    assert found["deployed-fp16"].metrics != measured(subject, deployed=file)["deployed-fp16"].metrics
 
 
 def test_names_of_files(tmp_path):
