@@ -1,4 +1,4 @@
-"""OpenVINO as an engine: fp32 and bf16 that a CPU really executes."""
+"""OpenVINO as an engine: fp32, bf16 and int8 that a CPU really executes."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from torch import Tensor
 from lightning_robust.deployment.engines.abilities import Ability
 from lightning_robust.deployment.engines.base import Built, Runtime, feed, host_clock
 from lightning_robust.deployment.engines.child.process import EngineError
+from lightning_robust.deployment.engines.onnxruntime import describe_int8
 from lightning_robust.deployment.engines.openvino_model import Hint, OpenVINOModel, run_parts
 from lightning_robust.deployment.engines.settings import DEFAULTS, BuildSettings
 from lightning_robust.deployment.engines.subject import Subject
 from lightning_robust.deployment.graph.batches import Arrays, run_in_fixed_batches
 from lightning_robust.deployment.numerics.pieces import cut
 
-_CAPABILITIES = {"fp32": "FP32", "bf16": "BF16"}
+_CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "int8": "INT8"}
 
 
 class OpenVINORuntime(Runtime):
     """OpenVINO on the CPU, static in the batch that is deployed.
 
-    OpenVINO cannot be told to keep any node in fp32, so that a graph with nodes to keep is cut in pieces that run one
-    after the other, each in one precision.
+    ``int8`` is the graph with Q/DQ that all int8 engines take, with the rest in fp32. OpenVINO loses the mark of most
+    nodes that are to stay fp32 in ``bf16``, so that such a graph is cut in pieces that run one after the other, each in
+    one precision.
     """
 
     def can_build(self, settings: BuildSettings = DEFAULTS) -> Ability:
@@ -48,10 +50,12 @@ class OpenVINORuntime(Runtime):
 
         Raises:
             EngineError: If OpenVINO refuses the graph, or no layer computes in the precision.
+            ValueError: If the graph cannot be quantised.
         """
         exported = subject.exported
-        model = exported.model
         kept = subject.fp32_nodes() if self.precision == "bf16" else ()
+        note = describe_int8(subject) if self.precision == "int8" else ""
+        model = subject.quantised.model if note else exported.model
         parts = self._compile(model, kept, subject.settings.batch)
         layers = self._check_layers(parts)
 
@@ -61,7 +65,7 @@ class OpenVINORuntime(Runtime):
         def run(args: tuple[Any, ...]) -> list[Tensor]:
             return run_in_fixed_batches(run_once, feed(args, exported), parts[0].fixed)
 
-        note = f"{len(kept)} nodes kept, in {len(parts)} pieces" if kept else ""
+        note = f"{len(kept)} nodes kept, in {len(parts)} pieces" if kept else note
         return Built(run, model.ByteSize(), note, layers=layers, clock=host_clock(run))
 
     def _compile(self, model: onnx.ModelProto, kept: tuple[str, ...], batch: int) -> list[OpenVINOModel]:

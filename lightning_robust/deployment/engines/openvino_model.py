@@ -17,6 +17,8 @@ from lightning_robust.deployment.graph.batches import Arrays, fixed_batches
 
 Hint = Literal["f32", "bf16"]
 _PRECISIONS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
+_INT8 = ("i8", "u8")
+_MADE_OF = "originalLayersNames"
 _MOVES = frozenset({
     "Input", "Output", "Const", "Reorder", "Convert", "FakeQuantize", "Reshape", "Transpose", "ShapeOf",
     "Concatenation", "Split", "StridedSlice", "Gather", "Broadcast", "Tile", "Pad", "MemoryInput", "MemoryOutput",
@@ -133,13 +135,19 @@ def _round_tail(read: Any) -> None:
 
 def _executed_layers(compiled: Any) -> dict[str, int]:
     """Precision -> number of layers, read off what OpenVINO will really run."""
-    found: Counter[str] = Counter()
-    for operation in compiled.get_runtime_model().get_ops():
-        info = operation.get_rt_info()
-        kind, ran = (str(getattr(info[key], "value", info[key])) for key in ("layerType", "runtimePrecision"))
-        if kind not in _MOVES and ran in _PRECISIONS:
-            found[_PRECISIONS[ran]] += 1
-    return dict(found.most_common())
+    ran = (_layer_type(operation) for operation in compiled.get_runtime_model().get_ops())
+    return dict(Counter(_PRECISIONS[kind] for kind in ran if kind in _PRECISIONS).most_common())
+
+
+def _layer_type(operation: Any) -> str:
+    """What a layer computes in; empty for one that only moves, converts or quantises values."""
+    told = operation.get_rt_info()
+    info = {key: str(getattr(told[key], "value", told[key])) for key in ("layerType", "runtimePrecision", _MADE_OF)}
+    ran = info["runtimePrecision"]
+    if info["layerType"] in _MOVES:
+        return ""
+    quantises = ran not in _INT8 and operation.get_output_element_type(0).get_type_name() in _INT8
+    return "" if quantises and "," not in info[_MADE_OF] else ran
 
 
 def _reason(error: RuntimeError) -> str:

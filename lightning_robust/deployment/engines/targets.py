@@ -23,6 +23,7 @@ TARGETS: dict[str, type[Runtime]] = {
     "onnxruntime-fp32": OnnxRuntime,
     "openvino-fp32": OpenVINORuntime,
     "openvino-bf16": OpenVINORuntime,
+    "openvino-int8": OpenVINORuntime,
     "onnxruntime-int8": OnnxRuntimeInt8,
     "emulated-tf32": EmulatedRuntime,
     "emulated-fp16": EmulatedRuntime,

@@ -31,7 +31,7 @@ def measure_trade_off(
     Args:
         subject: The model and the samples of the report.
         report: A pass of :func:`~.measure.measure_parity`.
-        target: An engine that is executed, in half precision.
+        target: An engine that is executed, in half precision or int8.
         names: Nodes or modules, the ones that matter most first; those of a keep list.
         task: As in that pass.
         time_limit: Seconds after which no further list is tried.
@@ -46,7 +46,7 @@ def measure_trade_off(
     for kept in _list_sizes(len(names)):
         if time.monotonic() - start > time_limit:
             break
-        point = _measure_list(made, subject.keeping_only(names[:kept]), baseline, report.unit, kept)
+        point = _measure_list(made, _keeping(subject, made, names[:kept]), baseline, report.unit, kept)
         points += [] if point is None else [point]
     return replace(report, trade_off=tuple(points))
 
@@ -60,6 +60,10 @@ def _list_sizes(count: int) -> Iterator[int]:
         size *= 2
     if count:
         yield count
+
+
+def _keeping(subject: Subject, made: Runtime, names: Sequence[str]) -> Subject:
+    return subject.excluding_only(names) if made.precision == "int8" else subject.keeping_only(names)
 
 
 def _measure_list(made: Runtime, subject: Subject, baseline: Baseline, unit: str, kept: int) -> LatencyPoint | None:

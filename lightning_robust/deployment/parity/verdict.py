@@ -21,6 +21,7 @@ DEFAULT_TOLERANCES: dict[str, float] = {
     "onnxruntime-fp32": 1e-5,
     "openvino-fp32": 1e-5,
     "openvino-bf16": 4e-2,
+    "openvino-int8": 5e-2,
     "onnxruntime-int8": 5e-2,
     "emulated-tf32": 3e-3,
     "emulated-fp16": 5e-3,

@@ -7,11 +7,12 @@ import importlib.util
 import multiprocessing
 import os
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from onnx import parser
+from onnx import numpy_helper, parser
 from torch import nn
 
 from lightning_robust.deployment.engines import BuildSettings, Subject, available, runtime
@@ -25,8 +26,12 @@ from lightning_robust.deployment.pixels.catalogue import perturbations
 from lightning_robust.functional.pixels import PixelSpace
 
 from ..models import Attention, OutlierViT, OverflowingNorm, SmallCNN
+from ..numerics.int8 import channel_scales, conv2d, draw, to_int8
 
 openvino = pytest.importorskip("openvino")
+int8 = pytest.mark.skipif(not runtime("openvino-int8").can_build(), reason="this CPU does not execute int8")
+CPU = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+exact_int8 = pytest.mark.skipif("vnni" not in CPU, reason="without VNNI kernels may give up a bit of each weight")
 bf16 = pytest.mark.skipif(not runtime("openvino-bf16").can_build(), reason="this CPU does not execute bf16")
 
 
@@ -79,8 +84,10 @@ def exact_of(subject):
     return exact
 
 
-def graph(text, **inputs):
-    return GraphSubject(parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20, "own" : 1]> {text}'), inputs)
+def graph(text, weights=None, **inputs):
+    model = parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20, "own" : 1]> {text}')
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in (weights or {}).items())
+    return GraphSubject(model, inputs)
 
 
 # fp32.
@@ -173,6 +180,84 @@ def test_keeping_everything_is_fp32_and_keeping_half_is_what_the_emulation_says(
     assert set(executed.layers) == {"bf16", "fp32"}
     whole = execute(runtime("openvino-bf16"), subject.keeping(names))
     assert whole.note.startswith("EngineError: No layer computes in bf16 on this CPU: ")
+
+
+# int8.
+
+
+def integer_conv(x, weight, scale):
+    """Quantise, convolve in int32 and scale: (x / scale) * (w / scales), each rounded to int8."""
+    scales = channel_scales(weight, 0)
+    sums = conv2d(to_int8(x, scale), to_int8(weight, scales), padding=1)
+    return sums * (scale * scales.reshape(1, -1, 1, 1))
+
+
+@exact_int8
+@pytest.mark.parametrize("size", [3, 16, 33])
+def test_int8_closed_form(size):
+    """One convolution per channel: what numpy computes in int32 and scales once. No input lies between two integers."""
+    steps = np.clip(np.rint(40 * draw(4, 3, size, size)), -127, 127)
+    steps[0, 0, 0, 0] = 127
+    x, weight = (steps / 32).astype(np.float32), draw(5, 3, 3, 3)
+    text = f"x) => (float[N, 5, {size}, {size}] y) {{ y = Conv<pads = [1, 1, 1, 1]>(x, w) }}"
+    subject = graph(f"g (float[N, 3, {size}, {size}] {text}", {"w": weight}, x=x)
+    made = execute(runtime("openvino-int8"), subject)
+    assert made.layers == {"int8": 1}
+    np.testing.assert_allclose(
+        made.outputs[0].numpy(), integer_conv(x, weight, np.float32(1 / 32)), rtol=1e-5, atol=1e-4
+    )
+
+
+@exact_int8
+@pytest.mark.parametrize(("net", "shape"), NETS)
+def test_executed_int8_is_the_emulation_of_the_same_graph(net, shape):
+    """Integers are exact: the two differ by the rounding of scales, a thousandth of what int8 costs and less."""
+    subject = subject_of(net, shape)
+    executed, emulated = (
+        execute(runtime(f"{name}-int8"), subject).outputs[0].double() for name in ("openvino", "emulated")
+    )
+    exact = exact_of(subject)
+    assert (executed - emulated).norm() < 1e-3 * (emulated - exact).norm()
+    layers = execute(runtime("openvino-int8"), subject).layers
+    assert layers["int8"] >= 0.8 * len(subject.quantised.nodes)  # two products of one attention are one layer
+
+
+@int8
+@pytest.mark.parametrize(("net", "shape"), NETS)
+def test_the_three_int8_runtimes_are_as_far_away(net, shape):
+    subject = subject_of(net, shape)
+    exact = exact_of(subject)
+    made = [execute(runtime(f"{name}-int8"), subject) for name in ("openvino", "onnxruntime", "emulated")]
+    distances = [relative(each.outputs[0], exact) for each in made]
+    assert max(distances) < 2 * min(distances)
+
+
+@int8
+def test_what_is_excluded_from_int8_runs_in_fp32():
+    subject = subject_of(SmallCNN, PICTURES).excluding_only(["stem"])
+    made, plain = execute(runtime("openvino-int8"), subject), execute(runtime("openvino-fp32"), subject)
+    assert made.layers == {"int8": 1, "fp32": 1}
+    assert "1 of 2 products in int8" in made.note
+    whole = execute(runtime("openvino-int8"), subject_of(SmallCNN, PICTURES))
+    near, far = ((each.outputs[0] - plain.outputs[0]).norm() for each in (made, whole))
+    assert 0 < near < far
+
+
+@exact_int8
+def test_a_graph_with_zero_points_that_is_quantised_already_is_taken_as_it_is():
+    """Unsigned activations with a zero point of 128 and a bias in int32, as ONNX Runtime's own defaults have them."""
+    text = """g (float[N, 4] x) => (float[N, 3] y)
+        <float s = {0.05}, uint8 z = {128}, float t = {0.01}, int8 n = {0}, int32[3] b = {100, -200, 300},
+         float u = {0.0005}>
+        { q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) v = DequantizeLinear(w, t, n)
+          c = DequantizeLinear(b, u) p = MatMul(d, v) y = Add(p, c) }"""
+    weight = np.array([[1, -2, 3], [4, -5, 6], [7, 8, -9], [10, 11, -12]], np.int8)
+    x = draw(6, 4)
+    made = execute(runtime("openvino-int8"), graph(text, {"w": weight}, x=x))
+    assert made.status == "measured", made.note
+    exact = (np.rint(x / np.float32(0.05)).clip(-128, 127) @ weight + [100, -200, 300]) * 0.0005
+    np.testing.assert_allclose(made.outputs[0].numpy(), exact, rtol=1e-5, atol=1e-6)
+    assert made.layers["int8"] >= 1
 
 
 # Where it cannot be done.
