@@ -38,8 +38,10 @@ TARGETS: dict[str, type[Runtime]] = {
     "tensorrt-tf32": TensorRTRuntime,
     "tensorrt-fp16": TensorRTRuntime,
     "tensorrt-bf16": TensorRTRuntime,
+    "tensorrt-int8": TensorRTRuntime,
     "tensorrt_rtx-fp32": TensorRTRuntime,
     "tensorrt_rtx-fp16": TensorRTRuntime,
+    "tensorrt_rtx-int8": TensorRTRuntime,
 }
 _BY_NAME = {
     "torch-fp32",

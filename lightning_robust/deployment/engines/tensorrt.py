@@ -16,6 +16,7 @@ from lightning_robust.deployment.engines.abilities import Ability, Backend
 from lightning_robust.deployment.engines.base import HALF, Built, BulkRunner, Clock, Runtime, feed
 from lightning_robust.deployment.engines.child.process import EngineError
 from lightning_robust.deployment.engines.inspector import executed_precisions
+from lightning_robust.deployment.engines.onnxruntime import describe_int8
 from lightning_robust.deployment.engines.profile import make_profile
 from lightning_robust.deployment.engines.settings import DEFAULTS, BuildSettings
 from lightning_robust.deployment.engines.subject import Subject
@@ -68,10 +69,16 @@ class TensorRTRuntime(Runtime):
         return Built(run, engine.size, ", ".join(notes), warning, layers, clock)
 
     def _typed(self, subject: Subject) -> tuple[onnx.ModelProto, list[str]]:
-        """The graph in the types that the engine computes in, and what a reader should know of it."""
+        """The graph in the types that the engine computes in, and what a reader should know of it.
+
+        Raises:
+            ValueError: If nothing in it can be int8 where that is asked for.
+        """
         model = subject.exported.model
         if self._is_weakly_typed(subject.settings):
             return model, ["weakly typed"]
+        if self.precision == "int8":
+            return subject.quantised.model, [describe_int8(subject)]
         if self.precision not in HALF:
             return model, []
         half = cast(Half, self.precision)

@@ -36,8 +36,10 @@ DEFAULT_TOLERANCES: dict[str, float] = {
     "tensorrt-tf32": 3e-3,
     "tensorrt-fp16": 5e-3,
     "tensorrt-bf16": 4e-2,
+    "tensorrt-int8": 5e-2,
     "tensorrt_rtx-fp32": 1e-4,
     "tensorrt_rtx-fp16": 5e-3,
+    "tensorrt_rtx-int8": 5e-2,
 }
 """Largest ``rel_l2`` of a sound model: about three times what small untrained networks show. Those of TensorRT are set
 by the arithmetic, not by measurement. Set your own in the task's units."""

@@ -1,6 +1,8 @@
 """TensorRT as a runtime where there is no package, or no device."""
 
 import importlib.util
+import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +43,21 @@ def test_an_engine_is_built_and_not_run_without_a_device(target, tmp_path):
     assert built.run is None
     assert built.size > 4 * 3 * 8 * 9
     assert "not run" in built.note
+
+
+@pytest.mark.rtx
+def test_an_int8_engine_is_int8_where_the_graph_is(tmp_path):
+    """By the parser's types: weights, and activations between their Q and their DQ; all else is FLOAT."""
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
+    torch.manual_seed(0)
+    here = Subject(frozen_copy(SmallCNN()), (images(6),), BuildSettings(cache=str(tmp_path)))
+    built = runtime("tensorrt_rtx-int8").build(here)
+    (entry,) = (json.loads(path.read_text()) for path in tmp_path.glob("*.json"))
+    types, graph = Counter(entry["layers"].values()), here.quantised.model.graph
+    weights = sum(t.data_type == onnx.TensorProto.INT8 and len(t.dims) > 1 for t in graph.initializer)
+    assert weights == len(here.quantised.nodes) > 0
+    assert types["INT8"] == weights + sum(node.op_type == "QuantizeLinear" for node in graph.node)
+    assert f"{len(here.quantised.nodes)} of {here.quantised.of} products in int8" in built.note
 
 
 def build_settings(monkeypatch, target, subject):

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
+
 from lightning_robust.deployment.engines import abilities
 
 HERE = Path(__file__).parent
@@ -97,6 +99,13 @@ class Machine:
         """Have another device, or another driver."""
         self.environment |= {f"STAND_IN_{name.upper()}": value for name, value in changes.items()}
         self.enter(monkeypatch)
+
+    def plan(self, cache):
+        """How the one engine in a folder was built, and the operators in it."""
+        (engine,) = cache.glob("*.engine")
+        head, _, model = engine.read_bytes().partition(b"\n")
+        operators = [node.op_type for node in onnx.load_model_from_string(model).graph.node]
+        return json.loads(head) | {"operators": operators}
 
     def calls(self):
         """What the children called since they were last asked for, as [name, arguments...]."""

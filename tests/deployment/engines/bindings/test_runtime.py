@@ -61,6 +61,20 @@ def test_fp16_comes_back(machine, tmp_path):
 
 
 @newest
+def test_int8_is_built_from_the_graph_that_all_int8_engines_take(machine, tmp_path):
+    here = subject(tmp_path, samples=6)
+    execution, emulated = (execute(runtime(f"{name}-int8"), here) for name in ("tensorrt", "emulated"))
+    assert execution.note == emulated.note.removeprefix("emulated, ") != ""
+    plan = machine.plan(tmp_path / "cache")
+    assert plan["flags"] == []  # strongly typed: the graph alone says what is int8
+    assert {"QuantizeLinear", "DequantizeLinear"} <= set(plan["operators"])
+    # the same graph by the same library, fused or not: roundings to int8 that fall to the other side
+    assert 1e-4 < distance(execution.outputs, here) < 5e-2
+    apart = float((execution.outputs[0] - emulated.outputs[0]).norm() / emulated.outputs[0].norm())
+    assert apart <= 2 * distance(emulated.outputs, here)
+
+
+@newest
 def test_the_last_batch_is_filled_up(machine, tmp_path):
     here = subject(tmp_path, samples=5, batch=3)
     outputs = execute(runtime("tensorrt-fp32"), here).outputs
