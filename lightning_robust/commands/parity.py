@@ -168,6 +168,7 @@ def _of_graph(
         time_limit=limit,
         tolerance=tolerance,
         perturb_targets=perturb_targets,
+        timed=True,
     )
     try:
         examined = examine_head(subject, report, Task())

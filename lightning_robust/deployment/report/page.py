@@ -14,6 +14,7 @@ from lightning_robust.deployment.parity.result import Examination, ParityReport
 from lightning_robust.deployment.parity.scale import unit_label
 from lightning_robust.deployment.parity.verdict import Verdict, judge_parity
 from lightning_robust.deployment.report.figures import draw_chain
+from lightning_robust.deployment.report.latency_figure import draw_latency
 from lightning_robust.deployment.report.layer_figure import draw_layers
 from lightning_robust.deployment.report.layers import keep_sentence, unmeasured_sentence
 from lightning_robust.deployment.report.tables import (
@@ -69,6 +70,7 @@ def _render_page(
     facts: Mapping[str, str],
 ) -> str:
     passes = list(history) or [(0, report.attribution)]
+    latencies = draw_latency(report)
     return render(
         __package__,
         "parity.html.j2",
@@ -79,6 +81,7 @@ def _render_page(
         moved_unit=unit_label(report.moved_unit),
         targets=_target_table(report),
         engines=engine_rows(report),
+        latencies=latencies and svg(latencies),
         chain=chain_rows(report),
         links=svg(draw_chain(passes, report.unit)) if report.chain else None,
         examined=[_examined_part(each) for each in report.examined],
