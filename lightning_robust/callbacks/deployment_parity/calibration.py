@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from lightning_robust.callbacks.diagnostics import InputDiagnostic
 from lightning_robust.deployment.engines import TARGETS, BuildSettings
+from lightning_robust.deployment.engines.targets import BY_NAME
 from lightning_robust.deployment.graph.frozen import to_args
 from lightning_robust.harness.batches import combined, training_loaders, transferred
 from lightning_robust.harness.quiet import in_stage, isolated_rng
@@ -137,5 +138,5 @@ def needs_calibration(targets: Literal["auto"] | list[str]) -> bool:
         >>> needs_calibration(["emulated-fp16", "deployed-int8"]), needs_calibration(["tensorrt-int8"])
         (False, True)
     """
-    names = TARGETS if targets == "auto" else targets
+    names = TARGETS.keys() - BY_NAME if targets == "auto" else targets
     return any(name.endswith("-int8") and not name.startswith("deployed-") for name in names)

@@ -12,7 +12,7 @@ from onnx import TensorProto, numpy_helper
 from torch import Tensor
 
 from lightning_robust.deployment.engines.abilities import Ability
-from lightning_robust.deployment.engines.base import Built, Runner, Runtime, feed, host_clock
+from lightning_robust.deployment.engines.base import Built, Runtime, feed, host_clock
 from lightning_robust.deployment.engines.settings import DEFAULTS, BuildSettings, Deployed
 from lightning_robust.deployment.engines.subject import Subject
 from lightning_robust.deployment.graph.export import Exported, ExportError
@@ -20,6 +20,8 @@ from lightning_robust.deployment.graph.frozen import named_inputs
 from lightning_robust.deployment.graph.matching import cast_arrays, check_outputs, match_graphs
 from lightning_robust.deployment.graph.session import Session
 from lightning_robust.deployment.numerics.emulate import emulate
+from lightning_robust.deployment.numerics.integers import count_products, in_integers
+from lightning_robust.deployment.numerics.quantise import is_quantised, take_quantised
 from lightning_robust.deployment.numerics.typed import emulate_typed, stated_halves, stated_precision
 from lightning_robust.structures import flatten
 
@@ -31,8 +33,8 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorP
 class DeployedRuntime(Runtime):
     """The user's own ONNX file on this machine, in the precision that its types state.
 
-    A file in fp32 or int8 is executed by ONNX Runtime. ONNX Runtime's CPU kernels do not compute in half precision, so
-    that of a file in fp16 or bf16 each tensor that it states so is rounded, see :func:`~.numerics.typed.emulate_typed`.
+    A file in fp32 or int8 is executed by ONNX Runtime, products of quantised tensors in integers. Its CPU kernels do
+    not compute in half precision, so that of a file in fp16 or bf16 each tensor that it states so is rounded.
 
     Args:
         runtime: ``"deployed"``.
@@ -63,40 +65,61 @@ class DeployedRuntime(Runtime):
         found = stated_precision(graph)
         if found != self.precision:
             raise ValueError(f"Expected a file in {self.precision}, but {self.file} is in {found}: deployed-{found}.")
+        place = InPlace(graph, outline(subject), tf32=subject.settings.tf32)
         halves = stated_halves(graph)
-        run, notes = run_in_place(graph, outline(subject), tf32=subject.settings.tf32)
         done = f"emulated, every tensor that is {' or '.join(halves)} rounded" if halves else "executed by ONNX Runtime"
-        note = ", ".join([f"{Path(self.file).name} {done}", *notes, *_broken_weights(graph)])
-        return Built(run, graph.ByteSize(), note, clock=None if halves else host_clock(run))
+        note = ", ".join([f"{Path(self.file).name} {done}", *place.notes, *_broken_weights(graph)])
+        clock = None if halves else host_clock(place.run)
+        return Built(place.run, graph.ByteSize(), note, layers=place.layers, clock=clock)
 
 
-def run_in_place(graph: onnx.ModelProto, exported: Exported, *, tf32: bool = False) -> tuple[Runner, tuple[str, ...]]:
-    """A runner on a graph that stands for the exported one, and what a reader should know of it.
+class InPlace:
+    """A graph that stands for the exported one: another conversion of the same model, as an engine computes it.
+
+    Its half tensors are rounded, see :func:`~.numerics.typed.emulate_typed`, and its products of quantised tensors are
+    executed in integers, see :func:`~.numerics.integers.in_integers`.
 
     Args:
-        graph: Another conversion of the same model; its half tensors are rounded.
+        graph: The graph.
         exported: The graph whose inputs are given and whose outputs are compared.
         tf32: Let what is fp32 in a graph with half tensors multiply in TF32.
 
-    Raises:
-        ValueError: If its inputs or outputs are others.
-    """
-    inputs, outputs = ([value.name for value in values] for values in (graph.graph.input, graph.graph.output))
-    match = match_graphs(inputs, outputs, _names_of_inputs(exported, len(inputs)), exported.outputs)
-    held = emulate_typed(graph) if stated_halves(graph) else graph
-    if tf32 and held is not graph:
-        held = emulate(held, "tf32")  # which leaves operands that are half as they are
-    session, order = Session(held), [outputs.index(name) for name in match.outputs]
+    Attributes:
+        notes: What a reader should know of it.
+        layers: Precision -> number of products that were executed in it, of a quantised graph.
 
-    def run(args: tuple[Any, ...]) -> list[Tensor]:
-        arrays = feed(args, exported)
-        results = session.run(cast_arrays(held.graph, {name: arrays[theirs] for name, theirs in match.inputs.items()}))
-        found = [results[index] for index in order]
-        if exported.model.graph.output:
-            check_outputs(found, exported.model.graph)
+    Raises:
+        ValueError: If its inputs or outputs are others, or scales in it mean nothing.
+    """
+
+    def __init__(self, graph: onnx.ModelProto, exported: Exported, *, tf32: bool = False) -> None:
+        inputs, outputs = ([value.name for value in values] for values in (graph.graph.input, graph.graph.output))
+        self._match = match_graphs(inputs, outputs, _names_of_inputs(exported, len(inputs)), exported.outputs)
+        self._order = [outputs.index(name) for name in self._match.outputs]
+        self.notes = self._match.notes
+        quantised = is_quantised(graph)
+        held = _held(take_quantised(graph).model if quantised else graph, tf32=tf32)
+        self._session = Session(in_integers(held) if quantised else held, record=quantised)
+        self._graph, self._exported = held.graph, exported
+        self.layers = count_products(self._session.executed)
+
+    def run(self, args: tuple[Any, ...]) -> list[Tensor]:
+        """The outputs in the exported graph's order."""
+        arrays = feed(args, self._exported)
+        fed = cast_arrays(self._graph, {name: arrays[theirs] for name, theirs in self._match.inputs.items()})
+        results = self._session.run(fed)
+        found = [results[index] for index in self._order]
+        if self._exported.model.graph.output:
+            check_outputs(found, self._exported.model.graph)
         return found
 
-    return run, match.notes
+
+def _held(graph: onnx.ModelProto, *, tf32: bool) -> onnx.ModelProto:
+    """The graph in fp32, with what is half rounded."""
+    if not stated_halves(graph):
+        return graph
+    held = emulate_typed(graph)
+    return emulate(held, "tf32") if tf32 else held  # which leaves operands that are half as they are
 
 
 def outline(subject: Subject) -> Exported:

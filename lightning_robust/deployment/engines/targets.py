@@ -43,7 +43,7 @@ TARGETS: dict[str, type[Runtime]] = {
     "tensorrt_rtx-fp16": TensorRTRuntime,
     "tensorrt_rtx-int8": TensorRTRuntime,
 }
-_BY_NAME = {
+BY_NAME = {
     "torch-fp32",
     "emulated-fp16acc",
     "tensorrt-tf32",
@@ -96,7 +96,7 @@ def available(targets: Literal["auto"] | list[str], settings: BuildSettings = DE
     given = [_of_file(target, file) for target, file in files.items()]
     if targets != "auto":
         return [*(runtime(target) for target in targets if target not in files), *given]
-    skip = {*_BY_NAME, *files}
+    skip = {*BY_NAME, *files}
     if not torch.cuda.is_available():
         skip |= {"torch-fp16", "torch-bf16"}
     return [*(made for made in map(runtime, TARGETS) if made.name not in skip and made.can_build(settings)), *given]

@@ -172,7 +172,8 @@ def remarks(model: onnx.ModelProto) -> list[str]:
     if set(_HALVES) & set(declared_types(model.graph).values()):
         lines.append(
             "The graph is in half precision already. ONNX Runtime's CPU kernels compute it in fp32, so that its "
-            "distance to an engine is not seen here; measure the fp32 graph that it was made from."
+            "distance to an engine is not seen here; measure the fp32 graph that it was made from, and this file "
+            "beside it with --deployed."
         )
     quantised = sorted({node.op_type for node in model.graph.node} & _QUANTISED)
     if quantised:

@@ -16,12 +16,10 @@ from lightning_robust.deployment.numerics.composites import write_out
 from lightning_robust.deployment.numerics.emulate import to_model
 from lightning_robust.deployment.numerics.layers import LayeredGraph, has_body
 from lightning_robust.deployment.numerics.operators import MOVES
+from lightning_robust.deployment.numerics.quantise import is_quantised
 from lightning_robust.deployment.numerics.rounding import HALF_TYPES, Half, round_value
 
 _HALVES: dict[int, Half] = {TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
-_QUANTISED = frozenset(
-    {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
-)
 _TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")
 _CONSTANTS = frozenset({"Constant", "ConstantOfShape"})
 
@@ -38,7 +36,7 @@ def stated_precision(model: onnx.ModelProto) -> str:
         >>> stated_precision(parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]> {text}'))
         'fp16'
     """
-    if any(node.op_type in _QUANTISED or node.op_type.startswith("DynamicQuantize") for node in model.graph.node):
+    if is_quantised(model):
         return "int8"
     return next(iter(stated_halves(model)), "fp32")
 

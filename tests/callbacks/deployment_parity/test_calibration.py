@@ -95,8 +95,9 @@ def test_inputs_of_another_shape_are_none(tmp_path):
         (["emulated-fp16"], {}, False),
         (["deployed-int8"], {}, False),
         (["emulated-int8"], {}, True),
-        ("auto", {}, True),
-        ("auto", {"calibration_data": "calibration.npz"}, False),
+        ("auto", {}, False),  # which leaves int8 to who asks for it
+        (["tensorrt-fp16", "onnxruntime-int8"], {}, True),
+        (["onnxruntime-int8"], {"calibration_data": "calibration.npz"}, False),
     ],
 )
 def test_nothing_is_gathered_that_nobody_needs(tmp_path, names, settings, wanted):

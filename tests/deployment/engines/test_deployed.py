@@ -122,7 +122,7 @@ def test_a_quantised_file_is_executed(tmp_path):
     file = save(model, tmp_path / "model.onnx")
     assert outputs(subject, file)[0].tolist() == [[0.25, 1.0], [-0.5, 31.75]]
     found = measured(subject, deployed=file)["deployed-int8"]
-    assert (found.status, found.note) == ("measured", "model.onnx executed by ONNX Runtime")
+    assert (found.status, found.note, found.layers) == ("measured", "model.onnx executed by ONNX Runtime", {})
 
 
 def test_a_module_that_cannot_be_exported_has_its_file(subject, tmp_path):
@@ -145,6 +145,22 @@ def test_tf32_in_what_stays_fp32(subject, tmp_path):
         found = measured(subject, "emulated-fp16", deployed=file, tf32=tf32, keep_fp32=[last])
         assert found["deployed-fp16"].metrics == plain(found["emulated-fp16"])
     assert found["deployed-fp16"].metrics != measured(subject, deployed=file)["deployed-fp16"].metrics
+
+
+def test_a_quantised_file_runs_in_integers_and_gives_the_numbers_of_the_same_graph(subject, tmp_path):
+    """What our own int8 target runs, saved and read back; a scale of zero is refused by name."""
+    model = onnx.ModelProto.FromString(subject.quantised.model.SerializeToString())
+    found = measured(subject, "onnxruntime-int8", deployed=save(model, tmp_path / "model.onnx"))
+    ours, theirs = found["deployed-int8"], found["onnxruntime-int8"]
+    assert ours.metrics == theirs.metrics
+    assert ours.layers == theirs.layers == {"int8": 2}
+    assert 1e-4 < ours.metrics["rel_l2"] < 0.1
+    scale = next(node.input[1] for node in model.graph.node if node.op_type == "QuantizeLinear")
+    (tensor,) = (each for each in model.graph.initializer if each.name == scale)
+    tensor.CopyFrom(numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(tensor)), scale))
+    broken = measured(subject, deployed=save(model, tmp_path / "broken.onnx"))["deployed-int8"]
+    assert broken.status == "failed"
+    assert "Expected positive scales, but a scale of QuantizeLinear" in broken.note
 
 
 def test_names_of_files(tmp_path):
