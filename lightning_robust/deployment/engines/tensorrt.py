@@ -25,6 +25,7 @@ from lightning_robust.deployment.graph.export import Exported
 from lightning_robust.deployment.graph.matching import Match, check_outputs, match_graphs
 from lightning_robust.deployment.graph.types import static_size
 from lightning_robust.deployment.numerics.convert import Conversion
+from lightning_robust.deployment.numerics.half_scales import with_half_scales
 from lightning_robust.deployment.numerics.rounding import Half
 
 LOW = (*HALF, "int8")
@@ -78,7 +79,7 @@ class TensorRTRuntime(Runtime):
         if self._is_weakly_typed(subject.settings):
             return model, ["weakly typed"]
         if self.precision == "int8":
-            return subject.quantised.model, [describe_int8(subject)]
+            return _in_int8(subject)
         if self.precision not in HALF:
             return model, []
         half = cast(Half, self.precision)
@@ -175,6 +176,15 @@ def engine_runner(
         return list(runs.run_batches(engine, [batch], timed_runs=_TIMED, time_limit=settings.time_limit).latencies)
 
     return BulkRunner(run_sets), clock
+
+
+def _in_int8(subject: Subject) -> tuple[onnx.ModelProto, list[str]]:
+    """The int8 graph, the rest in fp16 but for what is kept in fp32, and what a reader should know of it."""
+    note, model = describe_int8(subject), subject.quantised.model
+    there = {node.name for node in model.graph.node}
+    kept = [name for name in subject.fp32_nodes() if name in there]  # one that was folded is not
+    conversion = Conversion(model, "fp16", kept, subject.settings.out_of_range)
+    return with_half_scales(conversion.build()), [note, "the rest in fp16", *conversion.notes]
 
 
 def device_index(settings: BuildSettings) -> int:

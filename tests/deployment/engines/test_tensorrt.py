@@ -31,7 +31,7 @@ def test_missing_package_says_what_to_install(monkeypatch, target):
 
 
 @pytest.mark.rtx
-@pytest.mark.parametrize("target", ["tensorrt_rtx-fp32", "tensorrt_rtx-fp16"])
+@pytest.mark.parametrize("target", ["tensorrt_rtx-fp32", "tensorrt_rtx-fp16", "tensorrt_rtx-int8"])
 def test_an_engine_is_built_and_not_run_without_a_device(target, tmp_path):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
     made = runtime(target)
@@ -47,7 +47,7 @@ def test_an_engine_is_built_and_not_run_without_a_device(target, tmp_path):
 
 @pytest.mark.rtx
 def test_an_int8_engine_is_int8_where_the_graph_is(tmp_path):
-    """By the parser's types: weights, and activations between their Q and their DQ; all else is FLOAT."""
+    """By the parser's types: weights, and activations between their Q and their DQ."""
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
     torch.manual_seed(0)
     here = Subject(frozen_copy(SmallCNN()), (images(6),), BuildSettings(cache=str(tmp_path)))
@@ -71,6 +71,23 @@ def build_settings(monkeypatch, target, subject):
     monkeypatch.setattr(builder, "build_engine", build_engine)
     monkeypatch.setattr(abilities, "can_run", lambda *_: Ability(False, "no device"))
     return asked, runtime(target).build(subject).note
+
+
+def test_int8_is_built_of_the_shared_graph_with_the_rest_in_fp16(monkeypatch):
+    torch.manual_seed(0)
+    here = Subject(frozen_copy(SmallCNN()), (images(6),), BuildSettings(keep_fp32=["head"]))
+    asked, note = build_settings(monkeypatch, "tensorrt_rtx-int8", here)
+    graph = asked["model"].graph
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    for tensor in here.quantised.model.graph.initializer:
+        if tensor.name.endswith("_quantized"):
+            np.testing.assert_array_equal(weights[tensor.name], numpy_helper.to_array(tensor))
+    scales = [weights[node.input[1]].dtype for node in graph.node if node.op_type == "QuantizeLinear"]
+    assert scales == [np.float32, np.float16]  # of the input, which is fp32, and of what the kept head reads
+    assert {weights[node.input[2]].dtype for node in graph.node if node.op_type == "Conv"} == {np.dtype(np.float16)}
+    assert {weights[node.input[2]].dtype for node in graph.node if node.op_type == "Gemm"} == {np.dtype(np.float32)}
+    assert "2 of 2 products in int8" in note
+    assert "the rest in fp16" in note
 
 
 @pytest.mark.parametrize("choice", ["clamp", "keep", "inf"])
