@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import math
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -21,7 +21,7 @@ CHILD_SCRIPT = Path(child_script.__file__)
 _EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
 _NAMES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 _TIME_LIMIT = 60.0
-_RETRY = 60.0  # seconds before a machine that did not answer is asked again
+_RETRY = 60.0  # seconds before a machine that did not answer is asked again; or twenty times what the question took
 _answers: dict[tuple[str, ...], tuple[float, Machine | EngineError | None]] = {}
 
 
@@ -71,18 +71,19 @@ def ask_machine(command: Sequence[str] = ()) -> Machine:
         command: What starts Python there, such as `["ssh", "orin", "python3"]`; empty for here.
 
     Raises:
-        EngineError: If it does not answer. It is asked again a minute later.
+        EngineError: If it does not answer. It is asked again, a minute later or more.
     """
-    key = tuple(command)
-    asked, answer = _answers.get(key, (-math.inf, None))
-    if answer is None or (isinstance(answer, EngineError) and time.monotonic() - asked > _RETRY):
+    key, start = tuple(command), time.monotonic()
+    again, answer = _answers.get(key, (0.0, None))
+    if answer is None or (isinstance(answer, EngineError) and start > again):
         try:
             answer = _start_about(key)
         except EngineError as error:
             answer = error
         except OSError as error:
             answer = EngineError("disk", f"the folder for temporary files cannot be written: {error}")
-        _answers[key] = time.monotonic(), answer
+        now = time.monotonic()
+        _answers[key] = now + max(_RETRY, 20 * (now - start)), answer
     if isinstance(answer, EngineError):
         raise answer
     return answer
@@ -97,7 +98,7 @@ def can_build(backend: Backend, command: Sequence[str] = ()) -> Ability:
     """
     missing = missing_package(backend, command)
     if missing or device_name(command):
-        return _ability(missing or _wrong_device(backend, command))
+        return _ability(missing or _misfit(backend, command))
     if backend == "tensorrt_rtx":
         return Ability(True)
     return Ability(
@@ -111,7 +112,7 @@ def can_run(backend: Backend, command: Sequence[str] = ()) -> Ability:
     """Whether engines can be run, which needs the package and a CUDA device; arguments as of :func:`can_build`."""
     missing = missing_package(backend, command)
     if missing or device_name(command):
-        return _ability(missing or _wrong_device(backend, command))
+        return _ability(missing or _misfit(backend, command))
     return Ability(
         False,
         f"running a {backend} engine needs a CUDA device and none answers {_behind(command)}: {_trouble(command)}. "
@@ -165,13 +166,15 @@ def _start_about(command: tuple[str, ...]) -> Machine:
         raise EngineError("garbage", f"The machine did not say its {error}.", log) from error
 
 
-def _wrong_device(backend: Backend, command: Sequence[str]) -> str:
-    """Why the library cannot use the first device; '' where it can, or nothing is known of it."""
+def _misfit(backend: Backend, command: Sequence[str]) -> str:
+    """Why this version of the library, or the first device, will not do; '' where nothing is against them."""
     try:
         machine = ask_machine(command)
     except EngineError:
         return ""
     library = f"{_NAMES[backend]} {library_version(backend, command)}"
+    if backend == "tensorrt" and re.match(r"[1-9]\.", library_version(backend, command)):
+        return f"{library} {_behind(command)} has no strongly typed builds. Install version 10 or newer."
     needed, known = machine.required_cuda.get(backend, 0), machine.cuda
     if known and needed > float(known):
         return (

@@ -99,6 +99,16 @@ def test_devices_that_do_not_fit_are_unavailable(elsewhere, case):
         assert refusal(backend=backend, command=command).kind == "unavailable"
 
 
+@needs_gcc
+def test_a_library_that_is_too_old(tmp_path):
+    command = make_target(tmp_path)
+    (known,) = tmp_path.glob("lib/python*/site-packages/tensorrt_cu13-*/METADATA")
+    known.write_text("Metadata-Version: 2.1\nName: tensorrt_cu13\nVersion: 8.5.2.2\n")
+    reason = can_build("tensorrt", with_driver(tmp_path, command)).reason
+    assert reason.startswith("TensorRT 8.5.2.2 behind `")
+    assert reason.endswith("has no strongly typed builds. Install version 10 or newer.")
+
+
 def test_packages_that_are_not_there(tmp_path):
     command = make_environment(tmp_path)
     reason = can_build("tensorrt", command).reason

@@ -102,7 +102,8 @@ def _execute(arguments: list[str], folder: Path, verb: str, time_limit: float, p
             return _wait(process, verb, time_limit)
         except subprocess.TimeoutExpired as error:
             _kill(process)
-            what = f"The {verb} was killed after its time limit of {time_limit:g} s."
+            through = f" through `{' '.join(arguments)}`" if program else ""
+            what = f"The {verb}{through} was killed after its time limit of {time_limit:g} s."
             raise EngineError("timed_out", what, _read_log(folder)) from error
         except BaseException:
             _kill(process)

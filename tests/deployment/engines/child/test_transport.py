@@ -105,8 +105,9 @@ def test_commands_that_start_no_python(tmp_path, case):
 
 def test_a_command_that_hangs(tmp_path):
     started = time.monotonic()
-    error, sentence = failure(tmp_path, ["sh", "-c", "echo connecting >&2; sleep 60"], time_limit=1.0)
-    assert (error.kind, sentence) == ("timed_out", "The look was killed after its time limit of 1 s.")
+    error, sentence = failure(tmp_path, ["sh", "-c", "echo connecting >&2; sleep 60", "x"], time_limit=1.0)
+    said = "The look through `sh -c echo connecting >&2; sleep 60 x -` was killed after its time limit of 1 s."
+    assert (error.kind, sentence) == ("timed_out", said)
     assert "connecting" in str(error)
     assert time.monotonic() - started < 10
 
