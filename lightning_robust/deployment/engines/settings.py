@@ -117,6 +117,9 @@ class BuildSettings:
         """Check numbers and choices, and read the names of nodes."""
         for argument in ("keep_fp32", "exclude_int8"):
             object.__setattr__(self, argument, read_names(argument, getattr(self, argument)))
+        if isinstance(self.command, str) or not all(self.command):
+            words = 'a list of words, such as ["ssh", "orin", "python3"]'
+            raise ValueError(f"Expected argument `command` to be {words}, but got {self.command!r}")
         workspace = 1.0 if self.workspace is None else self.workspace
         check_positive(batch=self.batch, workspace=workspace, calibration_samples=self.calibration_samples)
         check_positive(time_limit=self.time_limit)

@@ -37,3 +37,9 @@ def test_rejects_files_without_names(tmp_path, content, message):
         file.write_text(content)
     with pytest.raises(ValueError, match=message):
         read_names("exclude_int8", str(file))
+
+
+@pytest.mark.parametrize("command", ["ssh orin python3", ["ssh", ""]])
+def test_rejects_a_command_that_is_no_list_of_words(command):
+    with pytest.raises(ValueError, match="Expected argument `command` to be a list of words"):
+        BuildSettings(command=command)
