@@ -198,12 +198,13 @@ def _short(value: float, digits: int) -> str:
 
 
 def _worst_low(report: ParityReport) -> tuple[str, str] | None:
-    """The low precision that is furthest away, half before int8, and how far in words."""
+    """The target in low precision that is furthest away, half before int8 and executed before others; and how far."""
     measured = {n: t.metrics[report.unit] for n, t in report.targets.items() if report.unit in t.metrics}
     for precision in _LOW:
         half = {name: value for name, value in measured.items() if name.endswith(f"-{precision}")}
         if half:
-            name = max(half, key=lambda name: (half[name] != half[name], half[name]))
+            executed = [name for name in half if _executed(report, name)]
+            name = max(executed or half, key=lambda name: (half[name] != half[name], half[name]))
             basis = report.basis.get(f"parity/{name}/{report.unit}")
             return name, f"{with_interval(half[name], basis)} {unit_label(report.unit)}"
     return None

@@ -27,6 +27,13 @@ def test_green_is_an_executed_engine_within_the_user_s_tolerance_with_its_interv
     )
 
 
+def test_an_engine_that_was_executed_is_told_before_an_emulation_that_is_further_away():
+    targets = {"emulated-bf16": measured(0.4), "openvino-bf16": measured(0.3), "onnxruntime-int8": measured(0.9)}
+    assert judge_parity(report(targets=targets)).headline.startswith("openvino-bf16 is 0.3 x px")
+    del targets["emulated-bf16"], targets["openvino-bf16"]
+    assert judge_parity(report(targets=targets)).headline.startswith("onnxruntime-int8 is 0.9 x px")
+
+
 def test_an_interval_that_reaches_beyond_the_tolerance_is_not_green():
     verdict = judge_parity(executed(0.2, 0.7), SAFE)
     assert verdict.level == "mind"
