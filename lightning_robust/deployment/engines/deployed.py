@@ -15,6 +15,7 @@ from lightning_robust.deployment.engines.abilities import Ability
 from lightning_robust.deployment.engines.base import Built, Runtime, feed, host_clock
 from lightning_robust.deployment.engines.settings import DEFAULTS, BuildSettings, Deployed
 from lightning_robust.deployment.engines.subject import Subject
+from lightning_robust.deployment.graph.batches import fixed_batches
 from lightning_robust.deployment.graph.export import Exported, ExportError
 from lightning_robust.deployment.graph.frozen import named_inputs
 from lightning_robust.deployment.graph.matching import cast_arrays, check_outputs, match_graphs
@@ -59,12 +60,7 @@ class DeployedRuntime(Runtime):
         Raises:
             ValueError: If it is no ONNX file, or its inputs and outputs are others.
         """
-        from lightning_robust.deployment.graph.files import load_graph  # which knows the engines
-
-        graph = load_graph(self.file)
-        found = stated_precision(graph)
-        if found != self.precision:
-            raise ValueError(f"Expected a file in {self.precision}, but {self.file} is in {found}: deployed-{found}.")
+        graph = read_stated(self.file, self.precision)
         place = InPlace(graph, outline(subject), tf32=subject.settings.tf32)
         halves = stated_halves(graph)
         done = f"emulated, every tensor that is {' or '.join(halves)} rounded" if halves else "executed by ONNX Runtime"
@@ -93,25 +89,52 @@ class InPlace:
     """
 
     def __init__(self, graph: onnx.ModelProto, exported: Exported, *, tf32: bool = False) -> None:
-        inputs, outputs = ([value.name for value in values] for values in (graph.graph.input, graph.graph.output))
-        self._match = match_graphs(inputs, outputs, _names_of_inputs(exported, len(inputs)), exported.outputs)
-        self._order = [outputs.index(name) for name in self._match.outputs]
-        self.notes = self._match.notes
+        self._exported, self._own = exported, as_exported(graph, exported)
+        self.notes = self._own.notes
         quantised = is_quantised(graph)
         held = _held(take_quantised(graph).model if quantised else graph, tf32=tf32)
         self._session = Session(in_integers(held) if quantised else held, record=quantised)
-        self._graph, self._exported = held.graph, exported
+        self._graph, self._names = held.graph, [value.name for value in held.graph.output]
         self.layers = count_products(self._session.executed)
 
     def run(self, args: tuple[Any, ...]) -> list[Tensor]:
         """The outputs in the exported graph's order."""
-        arrays = feed(args, self._exported)
-        fed = cast_arrays(self._graph, {name: arrays[theirs] for name, theirs in self._match.inputs.items()})
-        results = self._session.run(fed)
-        found = [results[index] for index in self._order]
+        results = self._session.run(cast_arrays(self._graph, feed(args, self._own)))
+        found = [results[self._names.index(name)] for name in self._own.outputs]
         if self._exported.model.graph.output:
             check_outputs(found, self._exported.model.graph)
         return found
+
+
+def as_exported(graph: onnx.ModelProto, exported: Exported) -> Exported:
+    """A graph in the place of the exported one: its own names in that one's order, and how they were matched.
+
+    Raises:
+        ValueError: If its inputs or outputs are others.
+    """
+    inputs, outputs = ([value.name for value in values] for values in (graph.graph.input, graph.graph.output))
+    match = match_graphs(inputs, outputs, _names_of_inputs(exported, len(inputs)), exported.outputs)
+    own = {theirs: ours for ours, theirs in match.inputs.items()}
+    batch = next(iter(fixed_batches(graph.graph).values()), None)
+    return Exported(
+        graph, {}, tuple(own.get(name, name) for name in exported.inputs), match.outputs, batch, match.notes
+    )
+
+
+def read_stated(file: str, precision: str) -> onnx.ModelProto:
+    """The graph of a file, if its types state this precision.
+
+    Raises:
+        FileNotFoundError: If the file, or one with its weights, is not there.
+        ValueError: If it is no valid ONNX, or in another precision.
+    """
+    from lightning_robust.deployment.graph.files import load_graph  # which knows the engines
+
+    graph = load_graph(file)
+    found = stated_precision(graph)
+    if found != precision:
+        raise ValueError(f"Expected a file in {precision}, but {file} is in {found}. Name the target after that.")
+    return graph
 
 
 def _held(graph: onnx.ModelProto, *, tf32: bool) -> onnx.ModelProto:

@@ -84,7 +84,8 @@ class BuildSettings:
         calibration_data: An .npz with one array for each input of the graph, to calibrate on instead.
         deployed: The file that is really deployed, or several, measured beside what is built here: an ONNX file as
             ``deployed-<precision>``, an ``.engine`` as ``tensorrt-<precision>``. ``{"tensorrt-fp16": "model.plan"}``
-            says which target a file is.
+            says which target a file is; TensorRT builds an engine of an ONNX file. The file's weights are those that it
+            was made from: in a training it is measured beside weights that it may not have.
         command: Prefix of the command that starts the process of a TensorRT engine, such as
             ``["ssh", "orin", "python3"]``, to build and run on another machine; this interpreter if empty.
         cache: Folder of built engines; the user's cache folder if None.

@@ -9,6 +9,7 @@ import torch
 from lightning_robust.deployment.engines.base import Runtime
 from lightning_robust.deployment.engines.deployed import DeployedRuntime, deployed_files
 from lightning_robust.deployment.engines.emulated import EmulatedInt8, EmulatedRuntime
+from lightning_robust.deployment.engines.graph_file import GraphFileRuntime
 from lightning_robust.deployment.engines.onnxruntime import OnnxRuntime, OnnxRuntimeInt8
 from lightning_robust.deployment.engines.openvino import OpenVINORuntime
 from lightning_robust.deployment.engines.settings import DEFAULTS, BuildSettings
@@ -108,6 +109,7 @@ def _of_file(target: str, file: str) -> Runtime:
     if isinstance(made, DeployedRuntime):
         return DeployedRuntime(made.runtime, made.precision, file)
     if isinstance(made, TensorRTRuntime):
-        return EngineFileRuntime(made.runtime, made.precision, file)
+        kind = GraphFileRuntime if file.endswith(".onnx") else EngineFileRuntime
+        return kind(made.runtime, made.precision, file)
     names = [name for name, kind in TARGETS.items() if kind in (DeployedRuntime, TensorRTRuntime)]
     raise ValueError(f"Expected a target that takes a file, one of {names}, but got {target!r} for {file}.")

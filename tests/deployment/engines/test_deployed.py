@@ -9,7 +9,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from lightning_robust import measure_parity
-from lightning_robust.deployment.engines import BuildSettings, Subject, available, run_module
+from lightning_robust.deployment.engines import BuildSettings, Subject, available, run_module, runtime
 from lightning_robust.deployment.engines.deployed import deployed_files
 from lightning_robust.deployment.graph.export import ExportError, frozen_copy
 from lightning_robust.deployment.numerics.convert import to_half
@@ -200,7 +200,7 @@ def test_files_that_do_not_fit_have_a_status_and_a_sentence(subject, tmp_path):
     wrong = {"deployed-fp16": save(subject.exported.model, tmp_path / "wide.onnx")}
     note = measured(subject, deployed=wrong)["deployed-fp16"].note
     assert "Expected a file in fp16, but" in note
-    assert "deployed-fp32" in note
+    assert "is in fp32. Name the target after that." in note
 
 
 def test_infinite_weights_are_named(subject, tmp_path):
@@ -211,3 +211,27 @@ def test_infinite_weights_are_named(subject, tmp_path):
     assert found.status == "measured"
     assert found.metrics["nonfinite"] == 0.25
     assert f"its weight {bias.name} is infinite or NaN" in found.note
+
+
+@pytest.mark.rtx
+def test_tensorrt_builds_the_engine_of_the_file(subject, tmp_path):
+    """With half inputs and outputs under other names; a file in another precision than its target is refused."""
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
+    file = save(half_io(subject.exported.model), tmp_path / "half.onnx")
+    cache = {"cache": str(tmp_path / "cache")}
+    found = measured(subject, deployed={"tensorrt_rtx-fp16": file}, **cache)["tensorrt_rtx-fp16"]
+    assert found.status in ("built", "measured")
+    assert "built from half.onnx, inputs by their order: pixels is input" in found.note
+    assert found.size > 1000
+    wrong = measured(subject, deployed={"tensorrt_rtx-fp32": file}, **cache)["tensorrt_rtx-fp32"]
+    assert (wrong.status, "is in fp16. Name the target" in wrong.note) == ("failed", True)
+
+
+def test_an_engine_without_a_device_is_unavailable(subject, tmp_path):
+    (tmp_path / "car_fp16.engine").write_bytes(b"engine")
+    found = measured(subject, "onnxruntime-fp32", deployed=str(tmp_path / "car_fp16.engine"))
+    if runtime("tensorrt-fp16").can_run():
+        pytest.skip("this machine can run engines")
+    assert found["tensorrt-fp16"].status == "unavailable"
+    assert "tensorrt" in found["tensorrt-fp16"].note
+    assert found["onnxruntime-fp32"].status == "measured"
