@@ -1,9 +1,11 @@
 """What a build gives, and what is refused before one."""
 
+import textwrap
+
 import numpy as np
 import pytest
 
-from lightning_robust.deployment.engines import EngineError, abilities, can_run, run_engine
+from lightning_robust.deployment.engines import abilities, builder
 from lightning_robust.deployment.numerics.convert import to_half
 
 from .builds import FP32, GOOD, MODEL, WEIGHTS, build, make_model, no_rtx, refusal, script
@@ -99,58 +101,6 @@ def test_weakly_typed_is_refused_by_tensorrt_11(tmp_path):
     assert "to_half" in str(error)
 
 
-@pytest.mark.rtx
-@no_rtx
-@pytest.mark.skipif(bool(abilities.device_name()), reason="there is a CUDA device: the engine would run")
-def test_run_gets_as_far_as_the_driver(tmp_path, monkeypatch):
-    engine = build(directory=tmp_path)
-    monkeypatch.setattr(abilities, "device_name", lambda *_: "a device that is not there")
-    with pytest.raises(EngineError, match="Could not deserialize engine") as caught:
-        run_engine(engine, {"image": np.zeros((1, 64, 8, 8), np.float32)})
-    assert caught.value.kind == "refused"
-
-
-@pytest.mark.skipif(not can_run("tensorrt_rtx"), reason=can_run("tensorrt_rtx").reason)
-def test_run_matches_onnxruntime(tmp_path):
-    import onnxruntime
-
-    image = np.random.default_rng(1).standard_normal((2, 64, 8, 8), np.float32)
-    (expected,) = onnxruntime.InferenceSession(FP32, providers=["CPUExecutionProvider"]).run(None, {"image": image})
-    answer = run_engine(build(directory=tmp_path), {"image": image})["answer"]
-    # fp32 sums of 2,304 products in another order; 1e-4 is the tolerance of the fp32 targets
-    assert np.linalg.norm(answer - expected) < 1e-4 * np.linalg.norm(expected)
-
-
-def test_run_is_refused_without_a_device(tmp_path, monkeypatch):
-    script(tmp_path, monkeypatch, GOOD)
-    monkeypatch.setattr(abilities, "device_name", lambda *_: "")
-    engine = build(directory=tmp_path / "cache")
-    with pytest.raises(EngineError, match="needs a CUDA device") as caught:
-        run_engine(engine, {"image": np.zeros((1, 64, 8, 8), np.float32)})
-    assert caught.value.kind == "unavailable"
-
-
-def test_run_brings_arrays_there_and_back(tmp_path, monkeypatch):
-    # stands in for the device alone: the script answers as TrtRunner would, names with slashes and "file" included
-    script(tmp_path, monkeypatch, GOOD)
-    engine = build(directory=tmp_path / "cache")
-    body = """
-        import numpy as np
-        arrays = np.load(spec["inputs"])
-        feed = {name: arrays[f"arr_{index}"] for index, name in enumerate(spec["names"])}
-        np.savez(spec["outputs"], *[2 * value for value in feed.values()])
-        json.dump(dict(status="done", names=[name + "/twice" for name in feed]), open(spec["result"], "w"))
-    """
-    script(tmp_path, monkeypatch, body)
-    monkeypatch.setattr(abilities, "device_name", lambda *_: "NVIDIA Something")
-    outputs = run_engine(engine, {"a/b": np.float32([1.5]), "file": np.array([[3]])})
-    assert {name: value.tolist() for name, value in outputs.items()} == {"a/b/twice": [3.0], "file/twice": [[6]]}
-    script(tmp_path, monkeypatch, "json.dump(dict(status='done', names=['y']), open(spec['result'], 'w'))")
-    with pytest.raises(EngineError) as caught:
-        run_engine(engine, {"a": np.float32([1])})
-    assert caught.value.kind == "garbage"
-
-
 def test_rejects_weakly_typed_rtx(tmp_path, monkeypatch):
     script(tmp_path, monkeypatch, GOOD)
     error = refusal(directory=tmp_path / "cache", weakly_typed="fp16")
@@ -171,3 +121,37 @@ def test_rejects_stand_in_for_rtx():
 def test_rejects_time_limits_that_are_none(seconds):
     with pytest.raises(ValueError, match="`time_limit` to be a positive number of seconds"):
         build(time_limit=seconds)
+
+
+@pytest.mark.parametrize(
+    ("index", "visible", "name"),
+    [
+        (0, None, ""),
+        (0, "3,1", ""),
+        (1, None, "1"),
+        (1, "", "1"),
+        (1, "3,1", "1"),
+        (0, "3", ""),
+        (2, "7, GPU-5e1d ,MIG-0a", "MIG-0a"),
+        (1, "7, GPU-5e1d ,MIG-0a", "GPU-5e1d"),
+        (4, "0,1", "4"),
+    ],
+)
+def test_a_child_sees_the_device_of_this_process(monkeypatch, index, visible, name):
+    """As CUDA counts: the i-th of this process is the i-th that the variable names."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert builder.visible_device(index) == name
+
+
+def test_devices_of_one_kind_share_an_engine(tmp_path, monkeypatch):
+    """An engine is for a kind of device; the child sees the one that was asked for."""
+    script(tmp_path, monkeypatch, "print(json.dumps(spec['device']))" + textwrap.dedent(GOOD))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(abilities, "device_name", lambda command=(), index=0: ["A100", "T4", "A100"][index])
+    first, second, third = (build(directory=tmp_path / "cache", device=index) for index in range(3))
+    assert [engine.log.strip() for engine in (first, second)] == ['""', '"1"']
+    assert [engine.device for engine in (first, second, third)] == [0, 1, 2]
+    assert [engine.cached for engine in (first, second, third)] == [False, False, True]
+    assert first.path == third.path != second.path

@@ -12,6 +12,7 @@ from lightning_robust.deployment.engines import (
     Subject,
     runtime,
 )
+from lightning_robust.deployment.engines.base import BulkRunner
 from lightning_robust.deployment.engines.execution import execute, one_line, run_in_batches
 from lightning_robust.deployment.engines.latency import Latency
 from lightning_robust.deployment.graph.files import GraphSubject
@@ -47,6 +48,14 @@ def test_samples_go_in_by_batches_and_come_back_in_order():
     assert seen == [(2, 3.0), (2, 3.0), (1, 3.0)]
     assert doubled[:, 0].tolist() == [0, 2, 4, 6, 8]
     assert scalar == 3
+
+
+def test_a_bulk_runner_is_given_all_samples_at_once():
+    seen = []
+    runner = BulkRunner(lambda sets: [seen.append([len(args[0]) for args in sets]) or [2 * args[0]] for args in sets])
+    (doubled,) = run_in_batches(runner, SUBJECT.example, 2)
+    assert seen == [[5]]
+    assert doubled[:, 0].tolist() == [0, 2, 4, 6, 8]
 
 
 @pytest.mark.parametrize(

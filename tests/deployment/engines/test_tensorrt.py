@@ -117,3 +117,24 @@ def test_tf32_is_for_what_stays_fp32_in_half_precision(monkeypatch, target, tf32
     model, feeds = GRAPHS["Conv"]
     asked, _ = build_settings(monkeypatch, target, GraphSubject(model, feeds, BuildSettings(tf32=tf32)))
     assert asked["tf32"] == asked_for
+
+
+def test_the_settings_reach_the_builder(monkeypatch):
+    model, feeds = GRAPHS["Conv"]
+    settings = BuildSettings(workspace=1.5, device="cuda:2", cache="/somewhere", time_limit=7.0)
+    asked, _ = build_settings(monkeypatch, "tensorrt-fp32", GraphSubject(model, feeds, settings))
+    assert (asked["workspace"], asked["device"], asked["time_limit"]) == (1.5, 2, 7.0)
+    assert asked["directory"] == Path("/somewhere")
+    remote = BuildSettings(device="cuda:2", command=["ssh", "orin", "python3"])
+    asked, _ = build_settings(monkeypatch, "tensorrt-fp32", GraphSubject(model, feeds, remote))
+    assert (asked["device"], asked["command"]) == (0, ["ssh", "orin", "python3"])
+
+
+@pytest.mark.parametrize("initialised", [False, True])
+def test_a_build_has_the_memory_that_the_training_only_caches(monkeypatch, initialised):
+    freed = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: initialised)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(True))
+    model, feeds = GRAPHS["Conv"]
+    build_settings(monkeypatch, "tensorrt-fp32", GraphSubject(model, feeds))
+    assert freed == [True] * initialised

@@ -2,6 +2,7 @@
 
 import torch
 
+from lightning_robust.deployment.engines.base import BulkRunner
 from lightning_robust.deployment.parity.perturbed_inputs import PerturbedInputs
 
 
@@ -22,5 +23,15 @@ def test_perturbed_inputs_pair_each_perturbation_with_what_training_feeds():
         ("c", 40, 50),
     ]
     assert sorted(calls) == [1, 2, 3, 4, 5]
+    starts = []
+
+    def run_sets(sets):
+        starts.append(len(sets))
+        return [runner(args) for args in sets]
+
+    in_bulk = list(inputs.pairs(inputs.run(BulkRunner(run_sets), lambda: False)))
+    assert starts == [5]
+    assert str(in_bulk) == str(pairs)
+    assert inputs.run(BulkRunner(run_sets), lambda: True) == {}
     late = iter([False, False, True])
     assert [name for name, *_ in inputs.pairs(inputs.run(runner, lambda: next(late)))] == ["a"]

@@ -1,5 +1,8 @@
 """TensorRT as a target of a parity pass, from the module to its outputs, over the stand-in that answers like fp32."""
 
+import shutil
+import sys
+
 import numpy as np
 import onnx
 import pytest
@@ -212,6 +215,17 @@ def test_rejects_a_file_that_is_no_engine(machine, tmp_path, content):
     execution = execute(available([], here.settings)[0], here)
     assert execution.status == ("unavailable" if content is None else "failed")
     assert ("there is no file at" if content is None else "does not load the engine") in execution.note
+
+
+@newest
+def test_a_prefix_starts_it_on_another_machine(machine, tmp_path):
+    """The parts of the script, the model, the timings and the inputs travel; the engine and the timings come back."""
+    command = [shutil.which("env"), sys.executable]
+    here = subject(tmp_path, samples=2, command=command)
+    execution = execute(runtime("tensorrt-fp32"), here)
+    assert execution.status == "measured"
+    assert distance(execution.outputs, here) < 1e-6
+    assert len([*(tmp_path / "cache").glob("*.timings")]) == 1
 
 
 @newest
