@@ -1,5 +1,6 @@
 """Engines behind a command: what the machine says of itself, builds, runs, keys, and machines that lack something."""
 
+import shutil
 import time
 
 import numpy as np
@@ -18,7 +19,7 @@ from lightning_robust.deployment.engines import (
 from lightning_robust.deployment.engines.child.process import run_child
 
 from .builds import FP32, GOOD, build, make_model, no_rtx, refusal, script
-from .elsewhere import leftovers, make_environment, make_ssh, make_target, needs_gcc, with_driver
+from .elsewhere import find_interpreters, leftovers, make_environment, make_ssh, make_target, needs_gcc, with_driver
 
 RUN = """
     import numpy as np
@@ -107,6 +108,21 @@ def test_a_library_that_is_too_old(tmp_path):
     reason = can_build("tensorrt", with_driver(tmp_path, command)).reason
     assert reason.startswith("TensorRT 8.5.2.2 behind `")
     assert reason.endswith("has no strongly typed builds. Install version 10 or newer.")
+
+
+@pytest.mark.parametrize("python", find_interpreters(8, 9, 10) or [None])
+def test_the_scripts_on_older_interpreters(tmp_path, python):
+    """As far as they come without packages: what is missing is said as on a machine with the newest Python."""
+    if python is None:
+        pytest.skip("there is no Python of 3.8 to 3.10 here")
+    command = [shutil.which("env"), "-i", python]
+    assert abilities.ask_machine(command).python in python or python.startswith("/usr")
+    assert "has no package" in can_run("tensorrt", command).reason
+    spec = {"backend": "tensorrt", "stand_in": False}
+    for verb in ("build", "run", "refit", "support", "inspect"):
+        with pytest.raises(EngineError, match="ModuleNotFoundError: No module named 'polygraphy'") as caught:
+            run_child(abilities.CHILD_SCRIPT, verb, spec, tmp_path, 60.0, command=command)
+        assert caught.value.kind == "unavailable"
 
 
 def test_packages_that_are_not_there(tmp_path):

@@ -5,8 +5,18 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
-from lightning_robust.deployment.engines import abilities, can_build, run_batches
+from lightning_robust.deployment.engines import (
+    BuildSettings,
+    Subject,
+    abilities,
+    available,
+    can_build,
+    run_batches,
+    runtime,
+)
+from lightning_robust.deployment.engines.execution import execute
 
 from ..elsewhere import leftovers, make_ssh, make_tmp
 from .machine import DEVICE, Machine
@@ -48,3 +58,18 @@ def test_a_driver_that_is_too_old(version, tmp_path, stubs):
     reason = can_build("tensorrt", command_of(machine, tmp_path)).reason
     assert f"TensorRT {machine.library} was built for CUDA 13, and the driver" in reason
     assert "knows CUDA 12.2. Update the driver" in reason
+
+
+@pytest.mark.parametrize("version", ["10"], indirect=True)
+def test_a_target_of_a_parity_pass(version, tmp_path, stubs):
+    """The settings' command reaches everything: "auto", the build, all samples in one process, what is asked before."""
+    command = command_of(Machine(version, tmp_path / "machine", stubs), tmp_path)
+    settings = BuildSettings(command=command, cache=str(tmp_path / "cache"))
+    assert "tensorrt-fp16" in [made.name for made in available("auto", settings)]
+    torch.manual_seed(0)
+    module, x = torch.nn.Linear(8, 3).eval(), torch.randn(5, 8)
+    execution = execute(runtime("tensorrt-fp16"), Subject(module, (x,), settings))
+    assert (execution.status, execution.note) == ("measured", "")
+    # inputs, weights and outputs are rounded to 11 bits, eight products of them are summed
+    torch.testing.assert_close(execution.outputs[0].float(), module(x), rtol=2**-9, atol=8 * 2**-10)
+    assert len(list((tmp_path / "cache").glob("*.engine"))) == 1

@@ -151,5 +151,9 @@ def test_what_travels_is_python_38_and_imports_the_standard_library_alone(path):
     tree = ast.parse(path.read_text(), feature_version=(3, 8))
     names = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
-    assert {name.split(".")[0] for name in names} <= sys.stdlib_module_names
+    assert {name.split(".")[0] for name in names} <= sys.stdlib_module_names - {"graphlib", "tomllib", "zoneinfo"}
+    newer = {"removeprefix", "removesuffix", "is_relative_to", "with_stem", "hardlink_to", "lcm", "pairwise"}
+    assert not {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)} & newer
+    arguments = {word.arg for node in ast.walk(tree) if isinstance(node, ast.Call) for word in node.keywords}
+    assert not arguments & {"strict", "ignore_cleanup_errors", "encoding_errors", "process_group"}
     assert any(isinstance(n, ast.ImportFrom) and n.module == "__future__" for n in tree.body) or path.stem == "__init__"
