@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import cast
 
 import numpy as np
 import onnx
@@ -19,7 +20,7 @@ from lightning_robust.deployment.graph.origin import Origin
 from lightning_robust.deployment.graph.session import Session
 from lightning_robust.deployment.numerics.moves import MoveGraph
 from lightning_robust.deployment.numerics.operators import MOVES
-from lightning_robust.deployment.numerics.rounding import OutOfRange, Precision
+from lightning_robust.deployment.numerics.rounding import Low, OutOfRange, Precision
 from lightning_robust.deployment.numerics.sensitivity import NodeSensitivity, Sensitivity
 from lightning_robust.deployment.numerics.switches import SWITCHES, switchable
 from lightning_robust.deployment.numerics.trace import NodeTrace, trace_rounding
@@ -54,7 +55,7 @@ class NodeSweep:
     Args:
         model: fp32 graph as from :func:`~lightning_robust.deployment.graph.export.export`.
         feeds: Input name -> array; a few samples are enough for :meth:`sensitivity`.
-        precision: ``"fp16"``, ``"bf16"`` or ``"tf32"``.
+        precision: ``"fp16"``, ``"bf16"`` or ``"tf32"``; for int8 there is :class:`~.int8_sweep.Int8Sweep`.
         measure: Distance between two sets of outputs, in the task's own unit.
         unit: Name of that unit.
         origins: Node name -> where it comes from.
@@ -80,7 +81,7 @@ class NodeSweep:
         model: onnx.ModelProto,
         feeds: Mapping[str, NDArray[np.generic]],
         *,
-        precision: Precision = "fp16",
+        precision: Low = "fp16",
         measure: Measure = relative_distance,
         unit: str = "rel_l2",
         origins: Mapping[str, Origin] | None = None,
@@ -88,8 +89,11 @@ class NodeSweep:
         kept: Collection[str] = (),
         tf32: bool = False,
     ) -> None:
-        model = with_names(model)
-        switched, self._switch = switchable(model, precision, out_of_range=out_of_range, tf32=tf32)
+        self._model = model = with_names(model)
+        self._precision, self._measure, self._unit = precision, measure, unit
+        self._out_of_range: OutOfRange = out_of_range
+        self._tf32, self._kept = tf32, frozenset(kept)
+        switched, self._switch = self._build()
         self.names = list(self._switch)
         if not self.names:
             raise ValueError(
@@ -97,13 +101,10 @@ class NodeSweep:
                 "conversion to half precision or quantisation."
             )
         self._session = Session(switched)
-        self._model, self._precision, self._measure, self._unit = model, precision, measure, unit
         self.origins = dict(origins or {})
         self._operators = {node.name: node.op_type for node in model.graph.node}
         self._switches = 1 + max(self._switch.values()) + tf32
-        self._out_of_range: OutOfRange = out_of_range
-        self._tf32 = tf32
-        self._kept = self._switch.keys() & set(kept)
+        self._kept &= self._switch.keys()
         self.computing = self._list_computing()
         self._moves = MoveGraph(model, self.names)
         self._read(feeds)
@@ -127,6 +128,16 @@ class NodeSweep:
         other._measure = measure or self._measure
         other._read(feeds)
         return other
+
+    def _build(self) -> tuple[onnx.ModelProto, dict[str, int]]:
+        """The graph with switches, and the switch of each node."""
+        precision = cast(Precision, self._precision)
+        return switchable(self._model, precision, out_of_range=self._out_of_range, tf32=self._tf32)
+
+    def _trace(self) -> dict[str, NodeTrace]:
+        """How far each node's values drift with everything in low precision but what is kept."""
+        precision = cast(Precision, self._precision)
+        return trace_rounding(self._model, self._feeds, precision, self._out_of_range, self._kept, tf32=self._tf32)
 
     def _list_computing(self) -> list[str]:
         stay = {self._switch[name] for name in self._kept}
@@ -173,9 +184,7 @@ class NodeSweep:
                 the result is not ``complete``.
         """
         start = time.monotonic()
-        traces = trace_rounding(
-            self._model, self._feeds, self._precision, self._out_of_range, self._kept, tf32=self._tf32
-        )
+        traces = self._trace()
         costs, complete = self._costs(start + time_limit)
         nodes = tuple(
             NodeSensitivity(

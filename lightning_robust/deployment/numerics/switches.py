@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -44,6 +46,26 @@ def switchable(
     layers = emulation.layered.layers
     switches = {name: emulation.switches.get(layers.get(name, name)) for name in nodes}
     return built, {name: position for name, position in switches.items() if position is not None}
+
+
+def choose_value(switch: ir.Value, steps: Sequence[ir.Node], off: ir.Value, target: ir.Value) -> ir.Node:
+    """A node that computes one of two values, and not the other.
+
+    Args:
+        switch: A bool.
+        steps: Nodes of which the last computes the value where the switch is on.
+        off: The value where it is off.
+        target: What is computed.
+    """
+    kind = ir.TensorType(ir.DataType.FLOAT)
+    on, passed = steps[-1].outputs[0], ir.Value(name=f"{target.name}__passed", type=kind)
+    on.type = kind
+    passing = [ir.node("Identity", [off], outputs=[passed])]
+    branches = {
+        name: ir.Graph([], [output], nodes=nodes, name=name)
+        for name, output, nodes in (("then_branch", on, steps), ("else_branch", passed, passing))
+    }
+    return ir.node("If", [switch], branches, outputs=[target], name=f"choose/{target.name}")
 
 
 class _SwitchableEmulation(Emulation):
@@ -113,15 +135,9 @@ class _SwitchableEmulation(Emulation):
         self, switch: ir.Value, source: ir.Value, target: ir.Value, precision: Precision, off: ir.Value
     ) -> ir.Node:
         """``target`` is ``source``, rounded, if the switch is on, else ``off``."""
-        kind = ir.TensorType(ir.DataType.FLOAT)
-        rounded, passed = (ir.Value(name=f"{target.name}__{end}", type=kind) for end in ("rounded", "passed"))
+        rounded = ir.Value(name=f"{target.name}__rounded")
         if (source, precision) in self._rounded:
             rounding = [ir.node("Identity", [self._rounded[source, precision]], outputs=[rounded])]
         else:
             rounding = super()._round(source, rounded, precision)
-        passing = [ir.node("Identity", [off], outputs=[passed])]
-        branches = {
-            name: ir.Graph([], [output], nodes=nodes, name=name)
-            for name, output, nodes in (("then_branch", rounded, rounding), ("else_branch", passed, passing))
-        }
-        return ir.node("If", [switch], branches, outputs=[target], name=f"choose/{target.name}")
+        return choose_value(switch, rounding, off, target)

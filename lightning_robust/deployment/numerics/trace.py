@@ -108,7 +108,28 @@ def trace_rounding(
         ValueError: If the graph cannot be emulated.
     """
     emulation = Emulation(model, precision, keep_fp32, out_of_range=out_of_range, tf32=tf32)
-    paired, names = _pair(prepare(model, precision, keep_fp32), emulation)
+    narrow = emulation.build().graph
+    return compare_nodes(prepare(model, precision, keep_fp32), narrow, feeds, emulation.unrounded)
+
+
+def compare_nodes(
+    wide: LayeredGraph,
+    narrow: ir.Graph,
+    feeds: Mapping[str, NDArray[np.generic]],
+    unrounded: Mapping[ir.Value, ir.Value] | None = None,
+) -> dict[str, NodeTrace]:
+    """Run two graphs at the same time, and compare what they compute under the same names.
+
+    Args:
+        wide: In fp32. It is changed.
+        narrow: The same nodes in low precision, on the same inputs and weights. Its nodes are moved into the other.
+        feeds: Input name -> array.
+        unrounded: Value of `narrow` -> what it was before it was rounded, where that was done.
+
+    Returns:
+        As :func:`trace_rounding`.
+    """
+    paired, names = _pair(wide, narrow, unrounded or {})
     # in a single run the optimiser loses more time on so many small nodes than it saves
     (statistics,) = Session(paired, optimise=False).run(feeds)
     rows = statistics.reshape(-1, len(names), _STATISTICS).mean(0).tolist()  # over batches of a fixed size
@@ -137,16 +158,19 @@ def _to_trace(error: float, size: float, overflow: float, nonfinite: float, flus
     return NodeTrace(drift, overflow, nonfinite, flushed)
 
 
-def _pair(wide: LayeredGraph, emulation: Emulation) -> tuple[onnx.ModelProto, list[str]]:
-    """The graph, its emulation on the same inputs, and the statistics of parts of these layers as the only output."""
-    narrow, graph = emulation.build().graph, wide.graph
-    nodes = [node for node in graph if node.outputs and wide.is_float(node.outputs[0])]
+def _pair(
+    wide: LayeredGraph, narrow: ir.Graph, unrounded: Mapping[ir.Value, ir.Value]
+) -> tuple[onnx.ModelProto, list[str]]:
+    """Both graphs on the same inputs, and the statistics of parts of these layers as the only output."""
+    graph = wide.graph
     rounded = {value.name: value for node in narrow for value in node.outputs}
+    floats = [node for node in graph if node.outputs and wide.is_float(node.outputs[0])]
+    nodes = [node for node in floats if node.outputs[0].name in rounded]
     pairs = [(node.outputs[0], rounded[node.outputs[0].name]) for node in nodes]
     _merge(narrow, graph)
     rows = [ir.Value(name=f"trace/{index}") for index in range(len(nodes))]
     for row, (value, low) in zip(rows, pairs, strict=True):
-        versions = [value, low, emulation.unrounded.get(low, low)]
+        versions = [value, low, unrounded.get(low, low)]
         graph.append(ir.node("statistics", versions, domain="trace", outputs=[row], name=row.name))
     output = ir.Value(name="trace", type=ir.TensorType(ir.DataType.DOUBLE), shape=ir.Shape([None]))
     graph.append(ir.node("Concat", rows, {"axis": 0}, outputs=[output], name="trace"))
