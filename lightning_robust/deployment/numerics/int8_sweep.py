@@ -13,7 +13,7 @@ from lightning_robust.deployment.graph.origin import Origin
 from lightning_robust.deployment.numerics.calibration import Ranges
 from lightning_robust.deployment.numerics.emulate import to_model
 from lightning_robust.deployment.numerics.layers import LayeredGraph
-from lightning_robust.deployment.numerics.quantise import is_quantised, quantise, read_products
+from lightning_robust.deployment.numerics.quantise import is_quantised, prepare_products, quantise_products
 from lightning_robust.deployment.numerics.sweep import Measure, NodeSweep, relative_distance
 from lightning_robust.deployment.numerics.switches import SWITCHES, choose_value
 from lightning_robust.deployment.numerics.trace import NodeTrace, compare_nodes
@@ -24,7 +24,7 @@ _PAIR = ("QuantizeLinear", "DequantizeLinear")
 class Int8Sweep(NodeSweep):
     """One ONNX Runtime session that answers what any set of products costs in int8.
 
-    The ranges stay as they are whatever is switched, as those of :func:`~.quantise.quantise` do with ``exclude``.
+    The ranges stay as they are whatever is switched, as they do in :func:`~.quantise.quantise_products`.
 
     Args:
         model: fp32 graph.
@@ -52,8 +52,8 @@ class Int8Sweep(NodeSweep):
     ) -> None:
         if is_quantised(model):
             raise ValueError(
-                "Expected an fp32 graph, but this one is quantised already, so that what its weights were is not known. "
-                "Give the graph that it was made from."
+                "Expected an fp32 graph, but this one is quantised already, and its weights in fp32 are not known. Give "
+                "the graph that it was made from."
             )
         self._ranges = ranges
         super().__init__(model, feeds, precision="int8", measure=measure, unit=unit, origins=origins, kept=kept)
@@ -62,8 +62,8 @@ class Int8Sweep(NodeSweep):
         return switchable_int8(self._model, self._ranges, self._kept)
 
     def _trace(self) -> dict[str, NodeTrace]:
-        narrow = ir.from_proto(quantise(self._model, self._ranges, self._kept).model).graph
-        return compare_nodes(read_products(self._model, self._kept), narrow, self._feeds)
+        narrow = ir.from_proto(quantise_products(self._model, self._ranges, self._kept).model).graph
+        return compare_nodes(prepare_products(self._model, self._kept), narrow, self._feeds)
 
 
 def switchable_int8(
@@ -73,7 +73,7 @@ def switchable_int8(
 
     It has one more input, :data:`~.switches.SWITCHES`, bools of shape ``(products,)``: where true, the operands of the
     product pass through a quantisation of their own, else they are fp32. All off is the fp32 graph, all on is that of
-    :func:`~.quantise.quantise`.
+    :func:`~.quantise.quantise_products`.
 
     Args:
         model: As there.
@@ -84,11 +84,13 @@ def switchable_int8(
         The graph, and product -> position of its switch in the graph's order.
 
     Raises:
-        ValueError: As there.
+        ValueError: As there, and where nothing can be quantised.
     """
-    quantised = quantise(model, ranges, exclude)
+    quantised = quantise_products(model, ranges, exclude)
+    if not quantised.nodes:
+        raise ValueError(f"Expected products to quantise, but got {'; '.join(quantised.notes)}.")
     switches = {name: position for position, name in enumerate(quantised.nodes)}
-    graph, wide = LayeredGraph(ir.from_proto(quantised.model), {}, 0), read_products(model, exclude)
+    graph, wide = LayeredGraph(ir.from_proto(quantised.model), {}, 0), prepare_products(model, exclude)
     originals = {node.name: node for node in wide.graph}
     switch = ir.Value(name=SWITCHES, type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([len(switches)]))
     graph.graph.inputs.append(switch)

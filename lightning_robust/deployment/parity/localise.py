@@ -13,11 +13,12 @@ from lightning_robust.deployment.engines import Subject
 from lightning_robust.deployment.engines.base import HALF, feed
 from lightning_robust.deployment.engines.parser_support import with_refusals
 from lightning_robust.deployment.graph.batches import Arrays
-from lightning_robust.deployment.numerics.keep_list import KeepList, check_keep_list, find_keep_list
-from lightning_robust.deployment.numerics.rounding import Precision
+from lightning_robust.deployment.numerics.int8_sweep import Int8Sweep
+from lightning_robust.deployment.numerics.keep_list import check_keep_list, find_keep_list
+from lightning_robust.deployment.numerics.rounding import Low
 from lightning_robust.deployment.numerics.sensitivity import SOUND, Sensitivity
-from lightning_robust.deployment.numerics.sweep import NodeSweep
-from lightning_robust.deployment.parity.result import ParityReport
+from lightning_robust.deployment.numerics.sweep import Measure, NodeSweep
+from lightning_robust.deployment.parity.result import Examination, ParityReport
 from lightning_robust.deployment.parity.scale import PLAIN_UNIT, Decode, Known, Scale
 
 _SHARE = 0.2  # of what the whole graph costs: what the list aims at where nothing else is asked for
@@ -40,12 +41,12 @@ def localise(
 
     The nodes are swept on the first samples, the list is found on four times as many, at most half of all, and its
     distance is stated on the others. The nodes that the parser of TensorRT-RTX refuses are added too, where it is
-    installed.
+    installed. What fails of int8 is a note.
 
     Args:
         subject: The model and the samples of the report, or more of them.
-        report: A pass of :func:`~.parity.measure_parity` in whose targets there is a half precision; without one
-            nothing is added.
+        report: A pass of :func:`~.parity.measure_parity`: where a half precision is in its targets, the nodes are
+            examined in it, where int8 is, the products are, and without either nothing is added.
         decode: As in that pass.
         known: As in that pass.
         tolerance: Largest distance that is allowed, in ``report.unit``. If None, a fifth of what the whole graph
@@ -54,7 +55,7 @@ def localise(
         limits: The user's tolerances, as for :func:`~.verdict.judge_parity`.
         samples: How many samples are used to sweep over the nodes.
         time_limit: Seconds for the sweep, again for the list, and again for its check, which then uses fewer samples;
-            what was not reached is marked.
+            what was not reached is marked. As much again where both precisions are examined.
 
     Raises:
         ExportError: If the module cannot be exported.
@@ -62,13 +63,11 @@ def localise(
             finite.
     """
     report = replace(report, findings=with_refusals(subject.exported, report.findings))
-    precision = next((p for p in HALF if any(name.endswith(f"-{p}") for name in report.targets)), None)
-    if precision is None:
-        return report
-    layers, keep = examine(
+    asked = {name.rsplit("-", 1)[1] for name in report.targets}
+    look = partial(
+        examine,
         subject,
-        cast(Precision, precision),
-        report.unit,
+        unit=report.unit,
         decode=decode,
         known=known,
         tolerance=tolerance,
@@ -76,12 +75,21 @@ def localise(
         samples=samples,
         time_limit=time_limit,
     )
-    return replace(report, layers=layers, keep=keep)
+    half = next((precision for precision in HALF if precision in asked), None)
+    if half is not None:
+        found = look(cast(Low, half))
+        report = replace(report, layers=found.layers, keep=found.keep)
+    if "int8" in asked:
+        try:
+            report = replace(report, int8=look("int8"))
+        except ValueError as error:
+            report = replace(report, notes=(*report.notes, f"Layers in int8 were not measured: {error}"))
+    return report
 
 
 def examine(
     subject: Subject,
-    precision: Precision,
+    precision: Low,
     unit: str,
     *,
     decode: Decode | None = None,
@@ -90,7 +98,7 @@ def examine(
     limits: Mapping[str, float] | None = None,
     samples: int = 4,
     time_limit: float = 60.0,
-) -> tuple[Sensitivity, KeepList]:
+) -> Examination:
     """What each node costs in a precision, and the shortest list of nodes to keep; :func:`localise` says how.
 
     Args:
@@ -113,17 +121,7 @@ def examine(
     found = min(_SEARCH * samples, max(count // 2, 1))
     few = min(samples, found)
     scale = Scale(subject.module, subject.rows(slice(few)), decode, known)
-    sweep = NodeSweep(
-        subject.exported.model,
-        _fed(subject, slice(found)),
-        precision=precision,
-        measure=partial(scale.distance, unit),
-        unit=unit,
-        origins=subject.exported.origins,
-        out_of_range=subject.settings.out_of_range,
-        kept=subject.fp32_nodes(),
-        tf32=subject.settings.tf32,
-    )
+    sweep = _open_sweep(subject, precision, slice(found), partial(scale.distance, unit), unit)
     first = _fed(subject, slice(few))
     layers = sweep.on(first).sensitivity(time_limit)
     if tolerance is None:
@@ -134,7 +132,26 @@ def examine(
     if last > found:
         others = _fed(subject, slice(found, last))
         keep = check_keep_list(keep, sweep.on(others, measure=partial(scale.distance, unit, start=found)))
-    return layers, keep
+    return Examination(layers, keep)
+
+
+def _open_sweep(subject: Subject, precision: Low, rows: slice, measure: Measure, unit: str) -> NodeSweep:
+    """The subject's graph on some of its samples, what its settings keep in fp32 left aside."""
+    model, origins, feeds = subject.exported.model, subject.exported.origins, _fed(subject, rows)
+    if precision == "int8":
+        excluded, ranges = subject.excluded_nodes(), subject.calibrated.ranges
+        return Int8Sweep(model, feeds, ranges, measure=measure, unit=unit, origins=origins, kept=excluded)
+    return NodeSweep(
+        model,
+        feeds,
+        precision=precision,
+        measure=measure,
+        unit=unit,
+        origins=origins,
+        out_of_range=subject.settings.out_of_range,
+        kept=subject.fp32_nodes(),
+        tf32=subject.settings.tf32,
+    )
 
 
 def _fed(subject: Subject, rows: slice) -> Arrays:
