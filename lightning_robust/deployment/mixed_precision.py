@@ -1,6 +1,6 @@
 """A model in mixed precision as a file: what must stay fp32 is found, the file is written, read back and measured.
 
-Nothing here runs an engine: distances are those of the emulation (:mod:`~.numerics.emulate`).
+Half precision is emulated (:mod:`~.numerics.emulate`); int8 is emulated, and executed in integers by ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -10,19 +10,21 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import onnx
 
 from lightning_robust.deployment.engines import Subject
-from lightning_robust.deployment.engines.base import feed
+from lightning_robust.deployment.engines.base import Runner, feed
 from lightning_robust.deployment.engines.execution import run_in_batches
 from lightning_robust.deployment.engines.onnxruntime import open_session
 from lightning_robust.deployment.graph.files import load_graph
+from lightning_robust.deployment.graph.session import Session
 from lightning_robust.deployment.graph.types import static_size
 from lightning_robust.deployment.numerics.convert import Conversion
 from lightning_robust.deployment.numerics.emulate import emulate
+from lightning_robust.deployment.numerics.integers import count_products, in_integers
 from lightning_robust.deployment.numerics.keep_list import KeepList
-from lightning_robust.deployment.numerics.rounding import Half
 from lightning_robust.deployment.numerics.sensitivity import Sensitivity
 from lightning_robust.deployment.numerics.typed import emulate_typed
 from lightning_robust.deployment.parity.baseline import Measured, measure_distance
@@ -30,6 +32,8 @@ from lightning_robust.deployment.parity.localise import examine
 from lightning_robust.deployment.parity.scale import Scale, Task
 from lightning_robust.structures import jsonable
 
+Mixed = Literal["fp16", "bf16", "int8"]
+"""What a file holds beside fp32."""
 _FIRST = slice(0, 16)  # the samples that tell which unit there is
 _AGREES = 0.05  # between the search and the file: sums in another order turn a rounding here and there
 
@@ -45,7 +49,9 @@ class MixedModel:
         keep: The nodes that stay fp32 for the budget, as they were found, beside those of `excluded`.
         excluded: The nodes that stay fp32 because the user says so.
         measured: The distance of the file, as it was read back, to the fp32 graph: on the samples that the list was
-            checked on, or, where there are none, found on.
+            checked on, or, where there are none, found on. Half precision is emulated; Q/DQ is computed as it is
+            written, in fp32.
+        executed: For int8: the same of the file executed in integers by ONNX Runtime, if it executes any product so.
         tf32: Whether what stays fp32 multiplies in TF32.
         command: What builds an engine of it.
         notes: What a reader has to know.
@@ -57,6 +63,7 @@ class MixedModel:
     keep: KeepList
     excluded: tuple[str, ...]
     measured: Measured
+    executed: Measured | None
     tf32: bool
     command: str
     notes: tuple[str, ...] = ()
@@ -64,18 +71,33 @@ class MixedModel:
     @property
     def distance(self) -> float:
         """The distance of the file, in the unit of the budget; infinite where outputs are lost."""
-        value = self.measured.metrics[self.keep.unit]
-        return math.inf if math.isnan(value) else value
+        return self._in_unit(self.measured)
+
+    @property
+    def executed_distance(self) -> float | None:
+        """The same where it was executed in integers."""
+        return None if self.executed is None else self._in_unit(self.executed)
 
     @property
     def met(self) -> bool:
-        """Whether the file meets the budget."""
-        return self.distance <= self.keep.tolerance
+        """Whether the file meets the budget, executed too if it was."""
+        executed = self.executed_distance
+        return max(self.distance, 0.0 if executed is None else executed) <= self.keep.tolerance
+
+    @property
+    def proven(self) -> bool:
+        """Whether it was executed, and meets the budget with its whole interval."""
+        interval = None if self.executed is None else self.executed.intervals.get(self.keep.unit)
+        return self.met and interval is not None and interval.high <= self.keep.tolerance
 
     @property
     def agrees(self) -> bool:
         """Whether the file as read back is as far from fp32 as the search said of its list."""
         return math.isclose(self.distance, self.keep.error, rel_tol=_AGREES, abs_tol=1e-9)
+
+    def _in_unit(self, measured: Measured) -> float:
+        value = measured.metrics[self.keep.unit]
+        return math.inf if math.isnan(value) else value
 
     def write_json(self, path: str | Path, **more: object) -> None:
         """Write all numbers.
@@ -88,6 +110,7 @@ class MixedModel:
             **asdict(self),
             "path": str(self.path),
             "distance": self.distance,
+            "executed_distance": self.executed_distance,
             "met": self.met,
             "agrees": self.agrees,
             **more,
@@ -97,7 +120,7 @@ class MixedModel:
 
 def convert_mixed(
     subject: Subject,
-    precision: Half,
+    precision: Mixed,
     budget: float,
     path: str | Path,
     *,
@@ -106,13 +129,14 @@ def convert_mixed(
 ) -> MixedModel:
     """Write the strongly typed file of a model in which as few nodes as a budget takes stay fp32.
 
-    The list is found as :func:`~.parity.localise.localise` finds it. The file is then loaded again, its types are read
-    back, and what it says is emulated and compared with the fp32 graph.
+    The list is found as :func:`~.parity.localise.localise` finds it. The file is then loaded again, and what stands in
+    it is emulated and compared with the fp32 graph. In int8 it has QuantizeLinear and DequantizeLinear, what is not
+    quantised is fp32, and ONNX Runtime executes it too.
 
     Args:
         subject: The fp32 model and the samples; its settings say what stays fp32 anyway, what becomes of weights out of
-            range, and whether TF32 is allowed.
-        precision: ``"fp16"`` or ``"bf16"``.
+            range, whether TF32 is allowed, and how int8 is calibrated.
+        precision: ``"fp16"``, ``"bf16"`` or ``"int8"``.
         budget: Largest distance to the fp32 graph that is allowed, in the unit of the task, or as ``rel_l2``.
         path: The file to write.
         task: What the task says of the outputs.
@@ -129,14 +153,66 @@ def convert_mixed(
     layers, keep = examine(
         subject, precision, unit, decode=task.decode, known=task.known, tolerance=budget, time_limit=time_limit
     )
-    excluded, tf32 = subject.fp32_nodes(), subject.settings.tf32
-    conversion = Conversion(exported.model, precision, {*keep.nodes, *excluded}, subject.settings.out_of_range)
-    onnx.save(conversion.build(), path)
-    measured = _measure_file(path, subject, keep, scale)
+    excluded = subject.excluded_nodes() if precision == "int8" else subject.fp32_nodes()
+    model, notes = _convert(subject, precision, [*keep.nodes, *excluded])
+    onnx.save(model, path)
+    read = load_graph(path)
+    tf32 = subject.settings.tf32
+    measured = _measure_file(subject, keep, scale, _open_as_written(read, subject, precision))
+    executed, note = _run_in_integers(subject, keep, scale, read) if precision == "int8" else (None, "")
     shapes = {name: array.shape for name, array in feed(subject.rows(slice(1)), exported).items()}
-    command = build_command(path, exported.model, shapes, tf32=tf32)
-    size = path.stat().st_size
-    return MixedModel(path, size, layers, keep, excluded, measured, tf32, command, conversion.notes)
+    return MixedModel(
+        path,
+        path.stat().st_size,
+        layers,
+        keep,
+        excluded,
+        measured,
+        executed,
+        tf32,
+        build_command(path, exported.model, shapes, tf32=tf32),
+        (*notes, note) if note else notes,
+    )
+
+
+def _convert(subject: Subject, precision: Mixed, names: list[str]) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """The file in which these nodes stay fp32, and what to know of it."""
+    if precision == "int8":
+        quantised = subject.excluding_only(names).quantised
+        return quantised.model, (*quantised.notes, subject.calibrated.note)
+    conversion = Conversion(subject.exported.model, precision, names, subject.settings.out_of_range)
+    return conversion.build(), conversion.notes
+
+
+def _open_as_written(model: onnx.ModelProto, subject: Subject, precision: Mixed) -> Runner:
+    """What stands in a file, executed in fp32 with the roundings that it states."""
+    if precision == "int8":
+        return open_session(model, subject.exported, optimise=False)
+    emulated = emulate_typed(model)
+    if subject.settings.tf32:
+        emulated = emulate(emulated, "tf32")  # which leaves operands that are half as they are
+    return open_session(emulated, subject.exported)
+
+
+def _run_in_integers(
+    subject: Subject, keep: KeepList, scale: Scale, model: onnx.ModelProto
+) -> tuple[Measured | None, str]:
+    """The distance of a Q/DQ graph that ONNX Runtime executes in integers, and how many products it does so."""
+    session = Session(in_integers(model), record=True)
+    layers = count_products(session.executed)
+    note = ", ".join(f"{count} in {precision}" for precision, count in sorted(layers.items()))
+    if not layers.get("int8"):
+        return None, "ONNX Runtime executes no product of it in integers here."
+    run = _measure_file(subject, keep, scale, lambda args: session.run(feed(args, subject.exported)))
+    return run, f"products that ONNX Runtime executed: {note}"
+
+
+def _measure_file(subject: Subject, keep: KeepList, scale: Scale, run: Runner) -> Measured:
+    """A distance to the fp32 graph, on the samples that the list's own is of."""
+    window = slice(keep.samples, keep.samples + keep.checked) if keep.checked else slice(keep.samples)
+    rows, exact = subject.rows(window), open_session(subject.exported.model, subject.exported)
+    reference = scale.read(run_in_batches(exact, rows), window)
+    return measure_distance(reference, scale.read(run_in_batches(run, rows)), window.stop - (window.start or 0))
 
 
 def check_budget(budget: float) -> None:

@@ -86,11 +86,32 @@ def test_tf32_and_the_first_samples(file, tmp_path, capsys):
     assert found["excluded"] == ["node_conv2d"]
 
 
+def test_int8(file, tmp_path, capsys):
+    out, inputs = tmp_path / "out", tmp_path / "inputs.npz"
+    asked = [file, f"--inputs={inputs}", f"--calibration_data={inputs}", f"--output={out}", "--precision=int8"]
+    assert status(*asked, "--budget=1e-2", "--calibration=percentile") == 0
+    assert sorted(path.name for path in out.iterdir()) == [
+        *("exclude_int8.json", "norm_int8.onnx", "precision.html", "precision.json")
+    ]
+    found, listed = (json.loads((out / name).read_text()) for name in ("precision.json", "exclude_int8.json"))
+    assert max(found["distance"], found["executed_distance"]) <= 1e-2 < found["keep"]["total"]
+    assert listed["nodes_to_exclude"] == [f"^{found['keep']['nodes'][0]}$"]
+    operators = [node.op_type for node in onnx.load(out / "norm_int8.onnx").graph.node]
+    assert operators.count("QuantizeLinear") == 1
+    printed = capsys.readouterr().out
+    assert "Budget met in int8, executed by ONNX Runtime" in printed
+    assert "calibrated by percentile on 10 samples of inputs.npz" in printed
+    assert status(*asked, "--budget=1e-9", "--exclude=[node_conv2d]") == 0
+    assert "Nothing is left in int8" in capsys.readouterr().out
+
+
 class PictureData(pl.LightningDataModule):
     """Stands in the configuration as the data of the checkpoint's run."""
 
     def val_dataloader(self):
         return DataLoader(Pictures(), 4)
+
+    train_dataloader = val_dataloader
 
 
 class Scored(Boring):
@@ -119,6 +140,19 @@ def test_a_run_is_judged_in_its_own_unit(tmp_path):
     assert (out / "last_fp16.onnx").is_file()
 
 
+def test_a_run_in_int8_is_calibrated_on_its_training_inputs(tmp_path, capsys):
+    config = {
+        "model": {"class_path": "tests.commands.test_precision.Scored"},
+        "data": {"class_path": "tests.commands.test_precision.PictureData"},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    torch.manual_seed(3)
+    torch.save({"state_dict": Scored().state_dict(), "pytorch-lightning_version": "2.6.0"}, tmp_path / "last.ckpt")
+    asked = [tmp_path / "last.ckpt", "--budget=0.5", "--samples=8", f"--output={tmp_path / 'out'}", "--precision=int8"]
+    assert status(*asked, "--calibration_samples=12") == 0
+    assert "calibrated by minmax on 12 training samples" in capsys.readouterr().out
+
+
 def test_nodes_without_names_are_said_to_be(tmp_path, capsys):
     onnx.save(graph("g (float[n, 4] x) => (float[n, 4] y) { a = Tanh(x) [scale] y = Mul(a, a) }"), tmp_path / "x.onnx")
     assert status(tmp_path / "x.onnx", "--budget=1", f"--output={tmp_path}") == 0
@@ -137,6 +171,8 @@ def refused(capsys, *arguments):
         (["nowhere.onnx", "--budget=1"], "Expected an ONNX file at nowhere.onnx, but there is no such file."),
         (["nowhere.ckpt", "--budget=1"], "Expected a checkpoint at nowhere.ckpt, but there is no such file."),
         (["nowhere.ckpt", "--budget=1", "--inputs=x.npz"], "Expected --inputs and --shapes with an ONNX file"),
+        (["nowhere.onnx", "--budget=1", "--precision=int8", "--tf32=true"], "Expected no --tf32 with --precision=int8"),
+        (["nowhere.onnx", "--budget=1", "--calibration=entropy"], "Expected no --calibration with --precision=fp16"),
         (["nowhere.onnx", "--budget=1", "--samples=0"], "Expected `samples` to be positive, but got 0."),
     ],
 )
@@ -192,6 +228,17 @@ def test_a_quantised_graph_is_measured_and_said_to_be_one(tmp_path, capsys):
     onnx.save(model, tmp_path / "q.onnx")
     assert status(tmp_path / "q.onnx", "--budget=1", f"--output={tmp_path}") == 0
     assert "The graph is quantised" in capsys.readouterr().out
+
+
+def test_rejects_a_quantised_graph_for_int8(tmp_path, capsys):
+    model = graph(
+        "g (float[n, 4] x) => (float[n, 4] y) { [q] a = QuantizeLinear(x, s, z) [dq] y = DequantizeLinear(a, s, z) }",
+        s=np.float32(0.01),
+        z=np.int8(0),
+    )
+    onnx.save(model, tmp_path / "q.onnx")
+    message = refused(capsys, tmp_path / "q.onnx", "--budget=1", "--precision=int8", f"--output={tmp_path}")
+    assert "this one is quantised already" in message
 
 
 def test_rejects_a_graph_in_which_nothing_computes_in_fp32(tmp_path, capsys):

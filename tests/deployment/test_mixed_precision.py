@@ -114,6 +114,33 @@ def test_a_budget_in_the_units_of_the_task(tmp_path):
     assert strict.keep.nodes
 
 
+def test_int8_is_a_qdq_file_that_onnxruntime_executes(tmp_path):
+    """As far from fp32 as the graph that is quantised with the list, on the samples that the list was not found on."""
+    cnn = subject(SmallCNN)
+    found = convert_mixed(cnn, "int8", 0.016, tmp_path / "cnn.onnx")
+    x, listed = cnn.example[0][8:], cnn.excluding_only(found.keep.nodes).quantised
+    assert 0 < len(found.keep.nodes) < found.keep.of == 2
+    assert found.keep.total > 0.016 >= found.distance
+    written = onnx.load(found.path)
+    assert [n.op_type for n in written.graph.node] == [n.op_type for n in listed.model.graph.node]
+    exact = run(cnn.exported.model, x)
+    expected = compare_outputs([exact], [run(listed.model, x)])["rel_l2"]
+    assert found.distance == pytest.approx(expected, rel=1e-3)
+    assert found.executed_distance == pytest.approx(expected, rel=0.01)
+    assert found.met
+    assert found.agrees
+    assert any(note == "products that ONNX Runtime executed: 1 in fp32, 1 in int8" for note in found.notes)
+
+
+def test_what_is_excluded_from_int8(tmp_path):
+    cnn = subject(SmallCNN)
+    (conv,) = (node.name for node in cnn.exported.model.graph.node if node.op_type == "Conv")
+    excluding = cnn.excluding_only([conv])
+    found = convert_mixed(excluding, "int8", 0.02, tmp_path / "cnn.onnx")
+    assert (found.excluded, found.keep.nodes, found.keep.of) == ((conv,), (), 1)
+    assert found.distance == pytest.approx(found.keep.total, rel=1e-3)
+
+
 def test_a_branch_is_kept_and_named(tmp_path):
     model = graph(
         "g (float[n, 4] x, bool b) => (float[n, 4] y) { [bend] a = Tanh(x)"

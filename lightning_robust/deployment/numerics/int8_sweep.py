@@ -52,8 +52,8 @@ class Int8Sweep(NodeSweep):
     ) -> None:
         if is_quantised(model):
             raise ValueError(
-                "Expected an fp32 graph, but this one is quantised already, and its weights in fp32 are not known. Give "
-                "the graph that it was made from."
+                "Expected an fp32 graph, but this one is quantised already, and its weights in fp32 are not known. "
+                "Give the graph that it was made from."
             )
         self._ranges = ranges
         super().__init__(model, feeds, precision="int8", measure=measure, unit=unit, origins=origins, kept=kept)
@@ -116,7 +116,7 @@ def _switch_operands(
     """Let a product read its operands through int8 where the switch is on, and else as they were."""
     for index, value in enumerate(tuple(node.inputs[:2])):
         target = ir.Value(name=graph.free_name(f"{node.name}/operand_{index}"))
-        chain = _chain(value)
+        chain = _int8_steps(value)
         source = chain[0].inputs[0]
         if len(chain) == 1:  # a weight, stored as integers
             weight = wide.constant(original.inputs[index])
@@ -126,7 +126,7 @@ def _switch_operands(
             node.replace_input_with(index, target)
 
 
-def _chain(value: ir.Value | None) -> list[ir.Node]:
+def _int8_steps(value: ir.Value | None) -> list[ir.Node]:
     """The nodes that take a value through int8, in order: both, or for a weight the second alone."""
     chain: list[ir.Node] = []
     while value is not None and (node := value.producer()) is not None and node.op_type in _PAIR:

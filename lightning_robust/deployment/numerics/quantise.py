@@ -98,7 +98,7 @@ def quantise_products(model: onnx.ModelProto, ranges: Ranges, exclude: Collectio
         >>> [node.op_type for node in quantise_products(model, {"x": 1.0}).model.graph.node]
         ['QuantizeLinear', 'DequantizeLinear', 'DequantizeLinear', 'MatMul']
     """
-    graph = _prepared(model, exclude)
+    graph = prepare_products(model, exclude)
     candidates = products(graph)
     offered = [node for node in candidates if not graph.is_kept(node)]
     left = {str(node.name): why for node in offered if (why := _obstacle(graph, node, ranges))}
@@ -143,7 +143,7 @@ def _reads_int8(node: onnx.NodeProto, producers: Mapping[str, onnx.NodeProto]) -
 
 def operands(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     """The graph that ranges are found on, and its tensors that int8 needs the ranges of."""
-    graph = _prepared(model, ())
+    graph = prepare_products(model)
     values = [value for node in products(graph) for value in two_operands(node)]
     names = dict.fromkeys(
         str(value.name) for value in values if graph.is_float(value) and graph.constant(value) is None
@@ -156,7 +156,8 @@ def products(graph: LayeredGraph) -> list[ir.Node]:
     return [node for node in graph.graph if node.op_type in TENSOR_CORE and node.domain in ONNX_DOMAIN]
 
 
-def _prepared(model: onnx.ModelProto, exclude: Collection[str]) -> LayeredGraph:
+def prepare_products(model: onnx.ModelProto, exclude: Collection[str] = ()) -> LayeredGraph:
+    """The fp32 graph as it is before :func:`quantise_products` lets its products read int8."""
     opset = max((entry.version for entry in model.opset_import if entry.domain in ONNX_DOMAIN), default=1)
     return prepare(model if opset >= _OPSET else raise_opset(model, opset, _OPSET), "fp16", exclude, convert=True)
 

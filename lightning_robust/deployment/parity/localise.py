@@ -14,7 +14,7 @@ from lightning_robust.deployment.engines.base import HALF, feed
 from lightning_robust.deployment.engines.parser_support import with_refusals
 from lightning_robust.deployment.graph.batches import Arrays
 from lightning_robust.deployment.numerics.int8_sweep import Int8Sweep
-from lightning_robust.deployment.numerics.keep_list import check_keep_list, find_keep_list
+from lightning_robust.deployment.numerics.keep_list import KeepList, check_keep_list, find_keep_list
 from lightning_robust.deployment.numerics.rounding import Low
 from lightning_robust.deployment.numerics.sensitivity import SOUND, Sensitivity
 from lightning_robust.deployment.numerics.sweep import Measure, NodeSweep
@@ -77,11 +77,11 @@ def localise(
     )
     half = next((precision for precision in HALF if precision in asked), None)
     if half is not None:
-        found = look(cast(Low, half))
-        report = replace(report, layers=found.layers, keep=found.keep)
+        layers, keep = look(cast(Low, half))
+        report = replace(report, layers=layers, keep=keep)
     if "int8" in asked:
         try:
-            report = replace(report, int8=look("int8"))
+            report = replace(report, int8=Examination(*look("int8")))
         except ValueError as error:
             report = replace(report, notes=(*report.notes, f"Layers in int8 were not measured: {error}"))
     return report
@@ -98,7 +98,7 @@ def examine(
     limits: Mapping[str, float] | None = None,
     samples: int = 4,
     time_limit: float = 60.0,
-) -> Examination:
+) -> tuple[Sensitivity, KeepList]:
     """What each node costs in a precision, and the shortest list of nodes to keep; :func:`localise` says how.
 
     Args:
@@ -132,7 +132,7 @@ def examine(
     if last > found:
         others = _fed(subject, slice(found, last))
         keep = check_keep_list(keep, sweep.on(others, measure=partial(scale.distance, unit, start=found)))
-    return Examination(layers, keep)
+    return layers, keep
 
 
 def _open_sweep(subject: Subject, precision: Low, rows: slice, measure: Measure, unit: str) -> NodeSweep:

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from lightning_robust.deployment.parity.result import ParityReport, TargetResult
 from lightning_robust.deployment.report.layers import layer_sentences
 
 from ..graphs import graph, run
-from ..models import OutlierViT, OverflowingNorm, images
+from ..models import OutlierViT, OverflowingNorm, SmallCNN, images
 
 
 def measured(subject, unit="rel_l2", precision="fp16"):
@@ -185,3 +186,31 @@ def test_a_fixed_batch_of_one_is_parted_like_any_other():
     fixed = GraphSubject(model, {"x": np.random.default_rng(0).random((12, 2), np.float32)})
     report = localise(fixed, measured(fixed))
     assert (report.layers.samples, report.keep.samples, report.keep.checked) == (4, 6, 6)
+
+
+def test_int8_is_examined_beside_half_precision_and_its_list_is_honoured():
+    """The report's distance of the list is that of the subject whose settings exclude it."""
+    cnn = subject(SmallCNN, 16)
+    both = {"emulated-fp16": TargetResult("measured"), "emulated-int8": TargetResult("measured")}
+    report = localise(cnn, replace(measured(cnn), targets=both), tolerance=0.016)
+    assert (report.layers.precision, report.int8.layers.precision) == ("fp16", "int8")
+    keep = report.int8.keep
+    assert (keep.of, len(keep.nodes), keep.samples, keep.checked, keep.tolerance) == (2, 1, 8, 8, 0.016)
+    excluding, x = cnn.excluding_only(keep.nodes), cnn.example[0][8:]
+    expected = compare_outputs([run(cnn.exported.model, x)], [run(excluding.quantised.model, x)])["rel_l2"]
+    assert keep.error == pytest.approx(expected, rel=1e-3)
+    assert keep.total == pytest.approx(
+        compare_outputs([run(cnn.exported.model, x)], [run(cnn.quantised.model, x)])["rel_l2"], rel=1e-3
+    )
+
+
+def test_int8_alone_and_int8_that_cannot_be_examined():
+    cnn = subject(SmallCNN, 16)
+    alone = localise(cnn, measured(cnn, precision="int8"))
+    assert alone.layers is None
+    assert alone.int8.keep.tolerance == pytest.approx(0.2 * alone.int8.layers.total)
+    plain = graph("g (float[n, 4] x) => (float[n, 4] y) { [bend] y = Tanh(x) }")
+    none = GraphSubject(plain, {"x": np.ones((4, 4), np.float32)})
+    report = localise(none, measured(none, precision="int8"))
+    assert report.int8 is None
+    assert "Layers in int8 were not measured: Expected products to quantise" in report.notes[-1]

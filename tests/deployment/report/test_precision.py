@@ -22,7 +22,7 @@ KEEP = KeepList(("a", "move"), 4, (), 0.5, 2e-3, 1e-3, 5e-3, "fp16", "rel_l2", 4
 def mixed(distance=2e-3, high=3e-3, **keep):
     measured = Measured({"rel_l2": distance}, {"rel_l2": Interval(1e-3, high)}, 8)
     return MixedModel(
-        *(Path("net_fp16.onnx"), 10, LAYERS, replace(KEEP, **keep), ("mine",), measured, False),
+        *(Path("net_fp16.onnx"), 10, LAYERS, replace(KEEP, **keep), ("mine",), measured, None, False),
         "trtexec --onnx=net_fp16.onnx --stronglyTyped --noTF32",
     )
 
@@ -68,6 +68,25 @@ def test_page(tmp_path):
 )
 def test_what_the_verdict_rests_on(found, sentence):
     assert any(sentence in line for line in evidence_sentences(found)), evidence_sentences(found)
+
+
+def quantised(distance=2e-3, executed=2.1e-3, high=3e-3):
+    layers = replace(LAYERS, precision="int8")
+    ran = Measured({"rel_l2": executed}, {"rel_l2": Interval(1e-3, high)}, 8)
+    return replace(mixed(distance, precision="int8"), layers=layers, executed=ran)
+
+
+def test_an_executed_file_is_judged_by_what_was_executed(tmp_path):
+    """Green only where the whole interval of what was executed is within the budget."""
+    page = write_precision(quantised(), tmp_path).read_text()
+    assert "Budget met in int8, executed by ONNX Runtime: 0.0021 (0.001 to 0.003) relative L2 distance" in page
+    assert "No engine of TensorRT was executed" in page
+    assert 'class="verdict good"' in page
+    assert (tmp_path / "exclude_int8.json").is_file()
+    assert 'class="verdict mind"' in write_precision(quantised(high=6e-3), tmp_path).read_text()
+    assert 'class="verdict mind"' in write_precision(mixed(), tmp_path).read_text()
+    assert 'class="verdict bad"' in write_precision(quantised(executed=6e-3), tmp_path).read_text()
+    assert not quantised(executed=math.nan).met
 
 
 def test_outputs_that_are_lost_are_no_budget_that_is_met():
