@@ -225,19 +225,6 @@ def check_budget(budget: float) -> None:
         raise ValueError(f"Expected `budget` to be a positive number, but got {budget}.")
 
 
-def _measure_file(path: Path, subject: Subject, keep: KeepList, scale: Scale) -> Measured:
-    """The distance of what stands in the file to the fp32 graph, on the samples that the list's own is of."""
-    window = slice(keep.samples, keep.samples + keep.checked) if keep.checked else slice(keep.samples)
-    emulated = emulate_typed(load_graph(path))
-    if subject.settings.tf32:
-        emulated = emulate(emulated, "tf32")  # which leaves operands that are half as they are
-    exact, deployed = (
-        run_in_batches(open_session(model, subject.exported), subject.rows(window))
-        for model in (subject.exported.model, emulated)
-    )
-    return measure_distance(scale.read(exact, window), scale.read(deployed), window.stop - (window.start or 0))
-
-
 def build_command(path: Path, model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], *, tf32: bool) -> str:
     """The command of TensorRT that builds an engine of a strongly typed file.
 

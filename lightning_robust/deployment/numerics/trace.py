@@ -162,13 +162,10 @@ def _pair(
     wide: LayeredGraph, narrow: ir.Graph, unrounded: Mapping[ir.Value, ir.Value]
 ) -> tuple[onnx.ModelProto, list[str]]:
     """Both graphs on the same inputs, and the statistics of parts of these layers as the only output."""
-    graph = wide.graph
-    rounded = {value.name: value for node in narrow for value in node.outputs}
-    floats = [node for node in graph if node.outputs and wide.is_float(node.outputs[0])]
-    nodes = [node for node in floats if node.outputs[0].name in rounded]
-    pairs = [(node.outputs[0], rounded[node.outputs[0].name]) for node in nodes]
+    graph, pairs = wide.graph, _same_values(wide, narrow)
+    layers = [wide.layer(node) for value, _ in pairs if (node := value.producer()) is not None]
     _merge(narrow, graph)
-    rows = [ir.Value(name=f"trace/{index}") for index in range(len(nodes))]
+    rows = [ir.Value(name=f"trace/{index}") for index in range(len(pairs))]
     for row, (value, low) in zip(rows, pairs, strict=True):
         versions = [value, low, unrounded.get(low, low)]
         graph.append(ir.node("statistics", versions, domain="trace", outputs=[row], name=row.name))
@@ -176,7 +173,14 @@ def _pair(
     graph.append(ir.node("Concat", rows, {"axis": 0}, outputs=[output], name="trace"))
     graph.outputs.clear()
     graph.outputs.append(output)
-    return _with_statistics(wide.model), [wide.layer(node) for node in nodes]
+    return _with_statistics(wide.model), layers
+
+
+def _same_values(wide: LayeredGraph, narrow: ir.Graph) -> list[tuple[ir.Value, ir.Value]]:
+    """The first floating output of each node beside that of the same name in the other graph."""
+    theirs = {value.name: value for node in narrow for value in node.outputs}
+    ours = [node.outputs[0] for node in wide.graph if node.outputs and wide.is_float(node.outputs[0])]
+    return [(value, theirs[value.name]) for value in ours if value.name in theirs]
 
 
 def _with_statistics(model: ir.Model) -> onnx.ModelProto:

@@ -192,10 +192,10 @@ def test_int8_is_examined_beside_half_precision_and_its_list_is_honoured():
     """The report's distance of the list is that of the subject whose settings exclude it."""
     cnn = subject(SmallCNN, 16)
     both = {"emulated-fp16": TargetResult("measured"), "emulated-int8": TargetResult("measured")}
-    report = localise(cnn, replace(measured(cnn), targets=both), tolerance=0.016)
+    report = localise(cnn, replace(measured(cnn), targets=both), tolerance=0.0105)
     assert (report.layers.precision, report.int8.layers.precision) == ("fp16", "int8")
     keep = report.int8.keep
-    assert (keep.of, len(keep.nodes), keep.samples, keep.checked, keep.tolerance) == (2, 1, 8, 8, 0.016)
+    assert (keep.of, len(keep.nodes), keep.samples, keep.checked, keep.tolerance) == (2, 1, 8, 8, 0.0105)
     excluding, x = cnn.excluding_only(keep.nodes), cnn.example[0][8:]
     expected = compare_outputs([run(cnn.exported.model, x)], [run(excluding.quantised.model, x)])["rel_l2"]
     assert keep.error == pytest.approx(expected, rel=1e-3)
