@@ -42,7 +42,7 @@ class Session:
         options.log_severity_level = 3
         if not optimise:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        with tempfile.TemporaryDirectory(prefix="lightning_robust-") if record else contextlib.nullcontext() as folder:
+        with tempfile.TemporaryDirectory(prefix="onnxruntime-") if record else contextlib.nullcontext() as folder:
             if folder is not None:
                 options.optimized_model_filepath = str(Path(folder, "executed.onnx"))
             self._session = onnxruntime.InferenceSession(

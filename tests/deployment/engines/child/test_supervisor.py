@@ -173,6 +173,14 @@ def test_no_folder_is_taken_for_stale_while_it_is_made(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_nothing_else_makes_folders_that_would_be_taken_for_stale():
+    """Every folder of these names is locked while its process lives, since every one is made by one function."""
+    package = Path(supervisor.__file__).parents[3]
+    others = [path for path in package.rglob("*.py") if path != Path(supervisor.__file__)]
+    assert [path for path in others if f'prefix="{supervisor.PREFIX}' in path.read_text()] == []
+    assert [path.name for path in others if '".build-"' in path.read_text()] == ["cache.py"]
+
+
 def test_a_link_is_not_followed(tmp_path):
     """Somebody else's link in the folder for temporary files, to a folder that nobody locks."""
     (tmp_path / "mine").mkdir()
