@@ -79,8 +79,12 @@ def execute(made: Runtime, subject: Subject, window: slice = slice(None), *, tim
         latency = None if clock is None else _latency(clock, subject)
         return Execution(status, outputs, run, built.note, built.warning, built.size, seconds, built.layers, latency)
     except Exception as error:
-        gone = isinstance(error, EngineError) and error.kind == "unavailable"
-        return Execution("unavailable" if gone else "failed", note=one_line(error), seconds=time.monotonic() - start)
+        return Execution(status_of(error), note=one_line(error), seconds=time.monotonic() - start)
+
+
+def status_of(error: Exception) -> Status:
+    """What an error makes of a target: unavailable where something is missing here, failed for all else."""
+    return "unavailable" if isinstance(error, EngineError) and error.kind == "unavailable" else "failed"
 
 
 def _latency(clock: Clock, subject: Subject) -> Latency:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx.inliner
+import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
@@ -117,11 +118,30 @@ def load_graph(path: str | Path) -> onnx.ModelProto:
     for tensor in (*model.graph.initializer, *constants):
         del tensor.external_data[:]
         tensor.ClearField("data_location")
+    model = _in_order(model)
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
         raise ValueError(f"Expected a valid ONNX model at {path}, but {one_line(error)}.") from error
     return _tidy(onnx.inliner.inline_local_functions(model) if model.functions else model)
+
+
+def _in_order(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with each node after those that it reads, which engines do not ask for and some converters forget."""
+    made = {name for node in model.graph.node for name in node.output}
+    seen: set[str] = set()
+    for node in model.graph.node:
+        if not made.intersection(node.input) <= seen:
+            break
+        seen.update(node.output)
+    else:
+        return model
+    ordered = ir.from_proto(model)
+    try:
+        ordered.graph.sort()
+    except ValueError:
+        return model  # a circle, of which the checker says so
+    return ir.to_proto(ordered)
 
 
 def _check_size(path: Path, model: onnx.ModelProto) -> None:

@@ -25,7 +25,8 @@ _LARGE = 1024  # elements; smaller weights may be shapes or axes, which the infe
 def element_types(model: onnx.ModelProto) -> dict[str, int]:
     """Infer the type of every tensor: tensor name -> one of ``onnx.TensorProto.DataType``.
 
-    Tensors that ONNX's inference cannot type, such as the outputs of an unknown operator, are missing or 0.
+    What the graph itself states counts where nothing can be inferred, for some converters leave types that were true
+    before. Tensors that ONNX's inference cannot type, such as the outputs of an unknown operator, are missing or 0.
 
     Raises:
         onnx.shape_inference.InferenceError: If ONNX's inference fails.
@@ -37,12 +38,27 @@ def element_types(model: onnx.ModelProto) -> dict[str, int]:
         >>> {name: onnx.TensorProto.DataType.Name(kind) for name, kind in sorted(types.items())}
         {'s': 'FLOAT', 'x': 'FLOAT', 'y': 'BOOL'}
     """
-    light = without_large_weights(model)
-    types = declared_types(onnx.shape_inference.infer_shapes(light).graph)
+    inferred = declared_types(infer_graph(model))
+    types = declared_types(model.graph) | {name: kind for name, kind in inferred.items() if kind}
     unknown = [name for node in model.graph.node for name in node.output if name and not types.get(name)]
     if not unknown or not any(node.domain not in ONNX_DOMAIN for node in model.graph.node):
         return types
-    return types | _types_by_onnxruntime(light, unknown)
+    return types | _types_by_onnxruntime(without_large_weights(model), unknown)
+
+
+def infer_graph(model: onnx.ModelProto) -> onnx.GraphProto:
+    """The graph with what ONNX infers of its tensors, without its large weights.
+
+    Of what it states itself of tensors within, that of other domains' operators is believed.
+
+    Raises:
+        onnx.shape_inference.InferenceError: If ONNX's inference fails.
+    """
+    light = without_large_weights(model)
+    foreign = {name for node in model.graph.node if node.domain not in ONNX_DOMAIN for name in node.output}
+    del light.graph.value_info[:]
+    light.graph.value_info.extend(value for value in model.graph.value_info if value.name in foreign)
+    return onnx.shape_inference.infer_shapes(light).graph
 
 
 def _types_by_onnxruntime(model: onnx.ModelProto, names: Sequence[str]) -> dict[str, int]:

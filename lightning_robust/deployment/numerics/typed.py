@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto
 
-from lightning_robust.deployment.graph.types import ONNX_DOMAIN, declared_types, element_types, without_large_weights
+from lightning_robust.deployment.graph.types import ONNX_DOMAIN, declared_types, element_types, infer_graph
 from lightning_robust.deployment.numerics.composites import write_out
 from lightning_robust.deployment.numerics.emulate import to_model
 from lightning_robust.deployment.numerics.layers import LayeredGraph, has_body
@@ -158,8 +158,8 @@ def _types_in_bodies(model: onnx.ModelProto) -> dict[str, int]:
     nodes = model.graph.node
     if not any(_bodies(nodes)):
         return {}
-    inferred = onnx.shape_inference.infer_shapes(without_large_weights(model))
-    return {name: kind for body in _bodies(inferred.graph.node) for name, kind in declared_types(body).items()}
+    bodies = _bodies(infer_graph(model).node)
+    return {name: kind for body in bodies for name, kind in declared_types(body).items()}
 
 
 def _bodies(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_robust.deployment.engines import BuildSettings, Runtime, Subject
 from lightning_robust.deployment.engines.base import BulkRunner, Runner
-from lightning_robust.deployment.engines.execution import Status, one_line
+from lightning_robust.deployment.engines.execution import Status, one_line, status_of
 from lightning_robust.deployment.engines.settings import DEFAULTS
 from lightning_robust.deployment.pixels.catalogue import Perturbation
 from lightning_robust.deployment.pixels.perturb import PerturbedImages, perturb
@@ -96,7 +96,7 @@ class _Track:
         self.seconds += time.monotonic() - start
 
     def fail(self, error: Exception) -> None:
-        self.status, self.note = "failed", one_line(error)
+        self.status, self.note = status_of(error), one_line(error)
 
     def build(self, runtime: Runtime, subject: Subject) -> None:
         able = runtime.can_build(subject.settings)

@@ -276,3 +276,27 @@ def test_control_flow_is_remarked():
     _, report = parity(model, feeds)
     assert report.targets["emulated-fp16"].status == "measured"
     assert "Loop 'loop' computes in fp32" in report.targets["emulated-fp16"].note
+
+
+def test_nodes_in_any_order_are_sorted(tmp_path):
+    """ONNX Runtime's and TensorRT's readers sort them; ONNX Runtime's own converter to fp16 leaves them unsorted."""
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 20]> g (float[2] x) => (float[2] y) { a = Exp(x) b = Neg(a) y = Abs(b) }'
+    )
+    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes[::-1])
+    onnx.save(model, tmp_path / "unsorted.onnx")
+    loaded = load_graph(tmp_path / "unsorted.onnx")
+    assert [node.op_type for node in loaded.graph.node] == ["Exp", "Neg", "Abs"]
+    x = np.array([0.0, 1.0], np.float32)
+    assert np.allclose(Session(loaded).run({"x": x})[0].numpy(), np.exp(x))
+
+
+def test_rejects_a_circle(tmp_path):
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 20]> g (float[1] x) => (float[1] y) {a = Add(x, b) b = Neg(a) y = Abs(b)}'
+    )
+    onnx.save(model, tmp_path / "circle.onnx")
+    with pytest.raises(ValueError, match="topologically sorted"):
+        load_graph(tmp_path / "circle.onnx")

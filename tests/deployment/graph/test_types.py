@@ -89,3 +89,14 @@ def test_operators_of_onnxruntime_are_typed_by_it():
     del model.graph.node[2]
     types = element_types(model)
     assert [types[name] for name in ("h", "y", "i")] == [TensorProto.FLOAT, TensorProto.FLOAT, TensorProto.INT64]
+
+
+def test_types_that_were_true_before_a_conversion_are_not_believed():
+    """A converter made the weight and the cast half, and left the types of the tensors between as they were."""
+    text = "g (float[3] x) => (float16[3] y) { h = Cast<to = 10>(x) s = Add(h, w) y = Abs(s) }"
+    model = graph(text, w=np.zeros(3, np.float16))
+    stale = [onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, [3]) for name in ("h", "s", "w")]
+    model.graph.value_info.extend(stale)
+    expected = {"x": "FLOAT", "w": "FLOAT16", "h": "FLOAT16", "s": "FLOAT16", "y": "FLOAT16"}
+    assert element_types(model) == {name: TensorProto.DataType.Value(kind) for name, kind in expected.items()}
+    assert len(model.graph.value_info) == 3
