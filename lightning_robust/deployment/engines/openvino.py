@@ -13,6 +13,7 @@ from lightning_robust.deployment.engines.abilities import Ability
 from lightning_robust.deployment.engines.base import Built, Runtime, feed, host_clock
 from lightning_robust.deployment.engines.child.process import EngineError
 from lightning_robust.deployment.engines.onnxruntime import describe_int8
+from lightning_robust.deployment.engines.openvino_int8 import with_unsigned_activations
 from lightning_robust.deployment.engines.openvino_model import Hint, OpenVINOModel, run_parts
 from lightning_robust.deployment.engines.settings import DEFAULTS, BuildSettings
 from lightning_robust.deployment.engines.subject import Subject
@@ -54,8 +55,7 @@ class OpenVINORuntime(Runtime):
         """
         exported = subject.exported
         kept = subject.fp32_nodes() if self.precision == "bf16" else ()
-        note = describe_int8(subject) if self.precision == "int8" else ""
-        model = subject.quantised.model if note else exported.model
+        model, note = _quantised(subject) if self.precision == "int8" else (exported.model, "")
         parts = self._compile(model, kept, subject.settings.batch)
         layers = self._check_layers(parts)
 
@@ -82,3 +82,12 @@ class OpenVINORuntime(Runtime):
             ran = ", ".join(f"{count} in {precision}" for precision, count in layers.items()) or "none computes at all"
             raise EngineError("unavailable", f"No layer computes in {self.precision} on this CPU: {ran}.", advice="")
         return dict(layers.most_common())
+
+
+def _quantised(subject: Subject) -> tuple[onnx.ModelProto, str]:
+    """The subject's int8 graph as OpenVINO is given it, and what a reader should know of it."""
+    note = describe_int8(subject)
+    model, joined = with_unsigned_activations(subject.quantised.model)
+    if joined:
+        note += f", {joined} joined activations given as unsigned, since OpenVINO loses the zero points of signed ones"
+    return model, note

@@ -29,8 +29,8 @@ _BOILERPLATE = ("Exception from", "Check '", "FrontEnd API failed", "Summary:", 
 class OpenVINOModel:
     """One compiled graph: one stream, as many threads as PyTorch has here.
 
-    ``bf16`` reaches the outputs as it does in the other engines, where OpenVINO by itself would leave what follows the
-    last convolution or product of matrices in fp32.
+    ``bf16`` reaches the outputs, which are stored in it, as in the other engines; OpenVINO by itself would leave what
+    follows the last convolution or product of matrices in fp32.
 
     Args:
         model: The graph.
@@ -38,7 +38,6 @@ class OpenVINOModel:
         batch: Samples that the compiled graph takes, where the graph takes any number; None leaves it that.
 
     Attributes:
-        hint: As given.
         fixed: Input name -> the batch that it is fixed to; empty where any number goes in.
         layers: Precision -> how many layers compute in it, most first. What only moves, converts or quantises values
             is not counted.
@@ -61,49 +60,42 @@ class OpenVINOModel:
         try:
             read = core.read_model(model.SerializeToString())
             self.fixed = {} if batch is None else _fix_batch(read, batch) or fixed_batches(model.graph)
-            if hint == "bf16":
-                _round_tail(read)
+            self._stored = _store_in_bf16(read) if hint == "bf16" else frozenset[int]()
             compiled = core.compile_model(read, "CPU", settings)
         except RuntimeError as error:
             raise EngineError("refused", f"OpenVINO does not take the graph: {_reason(error)}", advice="") from error
         self.layers = _executed_layers(compiled)
         self._request = compiled.create_infer_request()
-        self.hint = hint
         self._inputs = [value.name for value in model.graph.input]
         self._outputs = [value.name for value in model.graph.output]
 
-    def run(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
-        """Output name -> OpenVINO's tensor, which the next run overwrites.
+    def run(self, arrays: Mapping[str, NDArray[np.generic]]) -> dict[str, Tensor]:
+        """Output name -> values.
 
         Args:
-            tensors: Input name -> an array, or a tensor of OpenVINO's; others are left alone.
+            arrays: Input name -> array; others are left alone.
         """
-        self._request.infer({name: tensors[name] for name in self._inputs})
-        return {name: self._request.get_output_tensor(index) for index, name in enumerate(self._outputs)}
+        self._request.infer({name: arrays[name] for name in self._inputs})
+        outputs = {}
+        for index, name in enumerate(self._outputs):
+            tensor = _to_torch(self._request.get_output_tensor(index))
+            outputs[name] = tensor.float() if index in self._stored else tensor
+        return outputs
 
 
 def run_parts(parts: Sequence[OpenVINOModel], arrays: Arrays, outputs: Sequence[str]) -> list[Tensor]:
-    """Run the parts of a graph one after the other; what passes from one in bf16 to the next is stored in bf16.
+    """Run the parts of a graph one after the other.
 
     Args:
         parts: In an order in which they can run.
         arrays: What goes into the graph.
         outputs: What is wanted of it.
     """
-    tensors: dict[str, Any] = dict(arrays)
-    results: dict[str, Tensor] = {}
+    arrays, found = dict(arrays), dict[str, Tensor]()
     for part in parts:
-        found = part.run(tensors)
-        results |= {name: _to_torch(found[name]) for name in found if name in outputs}
-        if part is not parts[-1]:
-            tensors |= {name: _stored(tensor) for name, tensor in found.items()} if part.hint == "bf16" else found
-    return [results[name] for name in outputs]
-
-
-def _stored(tensor: Any) -> NDArray[np.generic]:
-    """What is left of a tensor in bf16; one of integers stays as it is."""
-    values = _to_torch(tensor)
-    return (values.bfloat16().to(values.dtype) if values.is_floating_point() else values).numpy()
+        arrays |= {name: tensor.numpy() for name, tensor in found.items()}
+        found |= part.run(arrays)
+    return [found[name] for name in outputs]
 
 
 def _to_torch(tensor: Any) -> Tensor:
@@ -127,10 +119,22 @@ def _fix_batch(read: Any, batch: int) -> dict[str, int]:
     return fixed
 
 
-def _round_tail(read: Any) -> None:
-    """Let bf16 reach the outputs; an OpenVINO that does not know the mark leaves the tail in fp32, and says so."""
+def _store_in_bf16(read: Any) -> frozenset[int]:
+    """Let bf16 reach the outputs in fp32 and store these in it; which these are.
+
+    An OpenVINO that does not know the mark leaves the layers before the outputs in fp32, and its layers say so.
+    """
+    from openvino import Type
+    from openvino.preprocess import PrePostProcessor
+
+    single = frozenset(index for index, value in enumerate(read.outputs) if value.get_element_type() == Type.f32)
+    processor = PrePostProcessor(read)
+    for index in single:
+        processor.output(index).tensor().set_element_type(Type.bf16)
+    processor.build()
     for operation in read.get_ops():
         operation.get_rt_info()["enforceBF16evenForGraphTail"] = "true"
+    return single
 
 
 def _executed_layers(compiled: Any) -> dict[str, int]:
