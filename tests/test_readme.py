@@ -18,6 +18,7 @@ from lightning_robust.demo.fashion_mnist.idx_files import DEBIAN
 from lightning_robust.demo.lanes import LaneDetector
 from lightning_robust.deployment.engines import TARGETS
 from lightning_robust.deployment.graph.export import export
+from lightning_robust.deployment.numerics.convert import to_half
 from lightning_robust.deployment.pixels.catalogue import CATALOGUE, FAMILIES, perturbations
 
 from .boring import make_trainer
@@ -115,6 +116,7 @@ def folder(tmp_path_factory):
     np.savez(folder / "samples.npz", input=pictures.numpy())
     exported = export(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten()).eval(), (pictures,))
     (folder / "model.onnx").write_bytes(exported.model.SerializeToString())
+    (folder / "model_fp16.onnx").write_bytes(to_half(exported.model).SerializeToString())
     save_video(folder / "drive.mp4", stripes(range(30, 54, 4), range(110, 134, 4), height=90, width=160))
     return folder
 
@@ -138,6 +140,9 @@ def test_commands_run(folder, monkeypatch, capsys):
         said[line] = capsys.readouterr().out
     assert "the deployed side feeds channels as BGR" in said["fingerprint train.npy car.npy"]
     assert "come from the engine" in next(out for line, out in said.items() if "--check" in line)
-    assert sum("parity.html" in out for out in said.values()) == 2
+    assert sum("parity.html" in out for out in said.values()) == 3
+    assert re.search(r"deployed-fp16 .* measured", next(out for line, out in said.items() if "--deployed" in line))
+    written = {path.name for path in (folder / "precision").iterdir()}
+    assert written >= {"model_fp16.onnx", "model_int8.onnx", "keep_fp32.json", "exclude_int8.json", "precision.html"}
     assert "frames, 0 skipped" in next(out for line, out in said.items() if line.startswith("replay"))
     assert not DEBIAN.is_dir() or (folder / "soup" / "soup.json").is_file()
