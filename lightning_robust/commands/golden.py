@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lightning_robust.callbacks.deployment_parity.calibration import calibration_of_run
 from lightning_robust.deployment.engines import BuildSettings, available
 from lightning_robust.deployment.golden import (
     GoldenReport,
@@ -68,11 +69,9 @@ def golden(
         path = _write_json(Path(check).with_name("check.json"), dataclasses.asdict(report))
         print(f"{_golden_text(report)}\n\nAll numbers:  {path}")
     if runtimes:
-        path = _write_json(
-            Path(output).with_name("targets.json"),
-            _print_targets(check_targets(exact, module, runtimes, settings, reads)),
-        )
-        print(f"All numbers:  {path}")
+        calibration = calibration_of_run(ckpt, config, targets or [], settings, input_key)
+        content = _print_targets(check_targets(exact, module, runtimes, settings, reads, calibration))
+        print(f"All numbers:  {_write_json(Path(output).with_name('targets.json'), content)}")
 
 
 def _print_targets(found: dict[str, GoldenReport | str]) -> dict[str, Any]:

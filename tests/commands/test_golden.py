@@ -57,15 +57,18 @@ def test_runs_the_deployed_file_and_targets(checkpoint, tmp_path, capsys):
     onnx.save(export(frozen_copy(module), (torch.rand(2, 3, 8, 8),)).model, file)
     files = json.dumps({"deployed-fp32": str(file), "deployed-int8": str(tmp_path / "none.onnx")})
     output = tmp_path / "golden.npz"
-    main(["golden", f"--ckpt={path}", f"--output={output}", "--targets=[onnxruntime-fp32]", f"--deployed={files}"])
+    common = ["golden", f"--ckpt={path}", f"--output={output}"]
+    main([*common, "--targets=[onnxruntime-fp32,onnxruntime-int8]", f"--deployed={files}"])
     printed = capsys.readouterr().out
     assert f"Wrote {output}" in printed
     assert "deployed-int8\nunavailable: there is no file at" in printed
     found = json.loads((tmp_path / "targets.json").read_text())
     assert found["deployed-fp32"]["engine"]["max_abs"] == pytest.approx(0.25, abs=1e-6)
     assert found["onnxruntime-fp32"]["engine"]["max_abs"] < 1e-6
+    assert 1e-6 < found["onnxruntime-int8"]["engine"]["rel_l2"] < 0.2
+    assert found["onnxruntime-int8"]["notes"][0].endswith("calibrated by minmax on 64 training samples")
     before = output.stat().st_mtime_ns
-    main(["golden", f"--ckpt={path}", f"--output={output}", f"--deployed={file}"])
+    main([*common, f"--deployed={file}"])
     assert output.stat().st_mtime_ns == before
     assert "come from the engine" in capsys.readouterr().out
 
