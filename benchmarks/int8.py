@@ -1,6 +1,6 @@
 """int8 and bf16 as they are executed, beside their emulation, on twelve networks.
 
-Each engine takes the same int8 graph, calibrated on 64 pictures and measured on 32 others, as a relative L2 distance to
+Each engine takes the same int8 graph, calibrated on 32 pictures and measured on 32 others, as a relative L2 distance to
 ONNX Runtime in fp32. Engines that are not installed are "unavailable".
 
     python benchmarks/int8.py                  # all; some minutes
@@ -24,7 +24,7 @@ from lightning_robust.deployment.engines.execution import Execution, execute
 from lightning_robust.deployment.graph.export import frozen_copy
 from lightning_robust.tables import markdown
 
-CALIBRATION, SAMPLES = 64, 32
+CALIBRATION, SAMPLES = 32, 32
 INT8 = ("emulated-int8", "onnxruntime-int8", "openvino-int8")
 BF16 = ("emulated-bf16", "openvino-bf16")
 LARGE: Mapping[str, Callable[[], nn.Module]] = {"ResNet-18, 224 pixels": large_resnet18, "ViT-Ti/16": SmallViT}
@@ -89,7 +89,7 @@ def number(value: Any) -> str:
 def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["lanes", *MODELS, *LARGE])
+    parser.add_argument("--models", nargs="+", default=[*MODELS, *LARGE, "lanes"])
     parser.add_argument("--calibration", default="minmax", choices=["minmax", "percentile", "entropy"])
     given = parser.parse_args()
     rows = {}

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from lightning_robust.deployment.engines.settings import BuildSettings
 from lightning_robust.deployment.graph.export import Exported
-from lightning_robust.deployment.graph.frozen import named_inputs
+from lightning_robust.deployment.graph.frozen import named_inputs, to_args
 from lightning_robust.deployment.graph.inputs import check_inputs, read_inputs
 from lightning_robust.deployment.numerics.calibration import Ranges, calibrate
 from lightning_robust.deployment.numerics.quantise import (
@@ -61,7 +62,8 @@ def calibrate_graph(
         arrays = {name: arrays[name] for name in exported.inputs if name in arrays}
     else:
         origin = "samples it is measured on" if calibration is None else "training samples"
-        tensors = named_inputs(example if calibration is None else calibration).values()
+        args = to_args(example if calibration is None else calibration, torch.float32)
+        tensors = named_inputs(args).values()
         arrays = {name: tensor.detach().numpy() for name, tensor in zip(exported.inputs, tensors, strict=True)}
     arrays, count = _first(arrays, settings.calibration_samples)
     graph, names = operands(exported.model)

@@ -50,7 +50,7 @@ def calibrate(
         >>> calibrate(parser.parse_model(text), {"x": np.array([1, -3, 2], np.float32)}, ["h"])
         {'h': 3.0}
     """
-    _check(arrays)
+    arrays = _checked(model, arrays)
     if not tensors:
         return {}
     batches = list(_batches(model, arrays))
@@ -67,16 +67,24 @@ def calibrate(
     return ranges | {name: ranges[name] * bins(histogram) / _BINS for name, histogram in counts.items()}
 
 
-def _check(arrays: Arrays) -> None:
-    if not arrays or not all(len(array) for array in arrays.values() if array.ndim):
+def _checked(model: onnx.ModelProto, arrays: Arrays) -> dict[str, NDArray[np.generic]]:
+    """The arrays that the graph takes, if they can be calibrated on."""
+    read = {value.name for value in model.graph.input}
+    taken = {name: array for name, array in arrays.items() if name in read}
+    if not taken or not all(len(array) for array in taken.values() if array.ndim):
         raise ValueError("Expected samples to calibrate int8 on, but got none. Give at least one, better a hundred.")
-    for name, array in arrays.items():
-        wrong = int(array.size - np.isfinite(array).sum()) if np.issubdtype(array.dtype, np.floating) else 0
-        if wrong:
-            raise ValueError(
-                f"Expected finite numbers to calibrate int8 on, but {wrong} of input {name!r} are NaN or infinite. "
-                "Leave those samples out."
-            )
+    for name, array in taken.items():
+        _check_finite(name, array)
+    return taken
+
+
+def _check_finite(name: str, array: NDArray[np.generic]) -> None:
+    wrong = int(array.size - np.isfinite(array).sum()) if np.issubdtype(array.dtype, np.floating) else 0
+    if wrong:
+        raise ValueError(
+            f"Expected finite numbers to calibrate int8 on, but {wrong} of input {name!r} are NaN or infinite. "
+            "Leave those samples out."
+        )
 
 
 def _with_outputs(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:

@@ -123,9 +123,11 @@ def _operand(graph: LayeredGraph, node: ir.Node, index: int) -> _Operand | None:
 
 
 def _quantiser(value: ir.Value | None, kind: str) -> ir.Node | None:
-    """The QuantizeLinear or DequantizeLinear that computes a tensor."""
+    """The QuantizeLinear or DequantizeLinear that computes a tensor, ONNX's or ONNX Runtime's own."""
     producer = None if value is None else value.producer()
-    return producer if producer is not None and (producer.op_type, producer.domain) == (kind, "") else None
+    if producer is None or producer.op_type != kind or producer.domain not in (*ONNX_DOMAIN, "com.microsoft"):
+        return None
+    return producer
 
 
 def _shared_zero(graph: LayeredGraph, zero: int) -> ir.Value:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from lightning_robust.deployment.graph.types import ONNX_DOMAIN
 from lightning_robust.deployment.numerics.calibration import Ranges
-from lightning_robust.deployment.numerics.layers import LayeredGraph
+from lightning_robust.deployment.numerics.computed_weights import fold_computed_weights
+from lightning_robust.deployment.numerics.layers import LayeredGraph, nodes_within
 from lightning_robust.deployment.numerics.operators import TENSOR_CORE
 from lightning_robust.deployment.numerics.pairs import insert_pairs, two_operands
 from lightning_robust.deployment.numerics.prepare import prepare, raise_opset
@@ -103,8 +104,10 @@ def quantise_products(model: onnx.ModelProto, ranges: Ranges, exclude: Collectio
     offered = [node for node in candidates if not graph.is_kept(node)]
     left = {str(node.name): why for node in offered if (why := _obstacle(graph, node, ranges))}
     chosen = [node for node in offered if node.name not in left]
-    names = tuple(str(node.name) for node in chosen)
-    return Quantised(insert_pairs(graph, chosen, ranges) if chosen else model, names, len(candidates), left)
+    within = _products_within(graph)
+    left |= dict.fromkeys(within, "they lie in a branch or a loop")
+    names, of = tuple(str(node.name) for node in chosen), len(candidates) + len(within)
+    return Quantised(insert_pairs(graph, chosen, ranges) if chosen else model, names, of, left)
 
 
 def take_quantised(model: onnx.ModelProto) -> Quantised:
@@ -156,10 +159,22 @@ def products(graph: LayeredGraph) -> list[ir.Node]:
     return [node for node in graph.graph if node.op_type in TENSOR_CORE and node.domain in ONNX_DOMAIN]
 
 
+def _products_within(graph: LayeredGraph) -> list[str]:
+    """The products within If, Loop and Scan, by the names of these and their own."""
+    return [
+        f"{node.name}/{inner.name or inner.op_type}"
+        for node in graph.graph
+        for inner in nodes_within(node)
+        if inner.op_type in TENSOR_CORE
+    ]
+
+
 def prepare_products(model: onnx.ModelProto, exclude: Collection[str] = ()) -> LayeredGraph:
     """The fp32 graph as it is before :func:`quantise_products` lets its products read int8."""
     opset = max((entry.version for entry in model.opset_import if entry.domain in ONNX_DOMAIN), default=1)
-    return prepare(model if opset >= _OPSET else raise_opset(model, opset, _OPSET), "fp16", exclude, convert=True)
+    graph = prepare(model if opset >= _OPSET else raise_opset(model, opset, _OPSET), "fp16", exclude, convert=True)
+    fold_computed_weights(graph, filter(graph.is_float, (v for node in products(graph) for v in two_operands(node))))
+    return graph
 
 
 def _obstacle(graph: LayeredGraph, node: ir.Node, ranges: Ranges) -> str:

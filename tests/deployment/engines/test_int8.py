@@ -62,6 +62,11 @@ def test_no_more_samples_than_asked_for():
     assert "on 4 training samples" in subject.calibrated.note
 
 
+def test_training_samples_in_bf16():
+    half = images(7).bfloat16()
+    assert cnn((half,)).calibrated.ranges["input"] == float(half.float().max())
+
+
 @pytest.mark.parametrize("target", INT8)
 def test_says_what_really_ran(target):
     made = measure(target, cnn())

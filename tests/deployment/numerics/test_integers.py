@@ -165,3 +165,57 @@ def test_fp32_graphs_are_as_they_were():
     (y,), layers = executed(exported.model, {"input": x.numpy()})
     assert "int8" not in layers
     np.testing.assert_array_equal(y, Session(exported.model).run({"input": x.numpy()})[0].numpy())
+
+
+@pytest.mark.parametrize("kind", ["QDQ", "QOperator"])
+def test_what_the_tool_of_onnx_runtime_makes_by_its_defaults(kind, tmp_path):
+    """Asymmetric uint8, int32 biases, Q/DQ around every node, or operators on integers: as good in integers as not."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    exported, x = make("cnn")
+    feeds = {"input": x.numpy()}
+
+    class Once(CalibrationDataReader):
+        def __init__(self):
+            self.left = [feeds]
+
+        def get_next(self):
+            return self.left.pop() if self.left else None
+
+    model = onnx.ModelProto()
+    model.CopyFrom(exported.model)
+    path, settings = tmp_path / "theirs.onnx", {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+    quantize_static(model, path, Once(), quant_format=QuantFormat[kind], per_channel=True, **settings)
+    theirs = onnx.load(path)
+    (y,), layers = executed(theirs, feeds)
+    emulated, exact = Session(theirs, optimise=False).run(feeds)[0], Session(exported.model).run(feeds)[0]
+    assert layers == {"int8": 2}
+    assert float((emulated - exact).norm()) < 0.1 * float(exact.norm())
+    assert np.linalg.norm(y - emulated.numpy()) < 0.2 * float((emulated - exact).norm())
+
+
+def test_quantisation_of_the_other_domain():
+    """Files of older tools have Q/DQ of com.microsoft."""
+    text = ASYMMETRIC.replace("AXIS", "1").replace('["" : 20]', '["" : 20, "com.microsoft" : 1]')
+    for name in ("QuantizeLinear", "DequantizeLinear"):
+        text = text.replace(f" {name}", f" com.microsoft.{name}")
+    model = onnx.parser.parse_model(text)
+    (y,), layers = executed(model, {"x": np.array([[1.0, -2.0]], np.float32)})
+    assert layers == {"int8": 1}
+    np.testing.assert_array_equal(y, [[1.0, -2.0]] @ ((np.array([[1, -2], [3, 4]]) - 3) * [0.25, 0.5]) + [1, 2])
+
+
+def test_an_older_operator_set():
+    """Opset 10 has Q/DQ with one scale."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 5, opset_import: ["" : 10]>
+        g (float[n,2] x) => (float[n,2] y) <float s = {0.5}, int8 z = {0}, int8[2,2] w = {1, -2, 3, 4}> {
+            q = QuantizeLinear(x, s, z)
+            d = DequantizeLinear(q, s, z)
+            v = DequantizeLinear(w, s, z)
+            y = MatMul(d, v)
+        }"""
+    )
+    (y,), layers = executed(model, {"x": np.array([[1.0, -2.0]], np.float32)})
+    assert layers == {"int8": 1}
+    np.testing.assert_array_equal(y, [[-2.5, -5.0]])

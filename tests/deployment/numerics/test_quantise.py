@@ -15,7 +15,7 @@ from lightning_robust.deployment.numerics.quantise import is_quantised, operands
 
 from ..graphs import graph, make
 from .int8 import channel_scales, draw, quantised, to_int8
-from .operators import BATCH_NORM, statistics
+from .operators import BATCH_NORM, GRAPHS, statistics
 
 CHAIN = "g (float[n,6] x) => (float[n,3] y) { [one] h = MatMul(x, a) [act] r = Relu(h) [two] y = MatMul(r, b) }"
 
@@ -258,6 +258,15 @@ def test_what_cannot_be_quantised_is_named_and_the_rest_is():
         "left in fp32, for what they read is zero on the calibration data: dead",
     )
     onnx.checker.check_model(made.model)
+
+
+def test_products_in_a_branch_are_named_as_what_stays_fp32():
+    model, feeds = GRAPHS["If"]
+    made = quantised(model, feeds)
+    inside = sum(inner.op_type == "MatMul" for n in model.graph.node for a in n.attribute for inner in a.g.node)
+    outside = sum(node.op_type == "MatMul" for node in model.graph.node)
+    assert (len(made.nodes), made.of) == (outside, outside + inside)
+    assert bool(inside) == any("they lie in a branch or a loop" in note for note in made.notes)
 
 
 def test_a_channel_of_zeros_stays_zero():
