@@ -70,14 +70,16 @@ def test_training_samples_in_bf16():
 @pytest.mark.parametrize("target", INT8)
 def test_says_what_really_ran(target):
     made = measure(target, cnn())
-    assert made.status == "measured"
+    assert made.status == "measured", made.note
     assert "2 of 2 products in int8" in made.note
     assert dict(made.layers) == ({"int8": 2} if target.startswith("onnx") else {})
 
 
 def test_engines_of_one_graph_agree():
     subject = cnn((images(40, seed=2),))
-    exact, emulated, executed = (measure(name, subject).outputs[0] for name in ("onnxruntime-fp32", *INT8))
+    made = [measure(name, subject) for name in ("onnxruntime-fp32", *INT8)]
+    assert [one.note for one in made if one.status != "measured"] == []
+    exact, emulated, executed = (one.outputs[0] for one in made)
     assert (executed - emulated).norm() < 1e-4 * (emulated - exact).norm()
 
 
@@ -167,7 +169,7 @@ def test_a_quantised_file_is_measured_as_it_is():
     assert subject.quantised.model is given
     for target in INT8:
         made = measure(target, subject)
-        assert made.status == "measured"
+        assert made.status == "measured", made.note
         assert made.note.removeprefix("emulated, ") == "1 of 1 products in int8, quantised already, taken as it is"
 
 
