@@ -44,8 +44,8 @@ def read_names(argument: str, names: NodeNames) -> list[str] | None:
         >>> read_names("keep_fp32", ["head"]), read_names("keep_fp32", "head"), read_names("keep_fp32", None)
         (['head'], ['head'], None)
     """
-    if names is None or isinstance(names, list):
-        return names
+    if names is None or not isinstance(names, (str, Path)):
+        return None if names is None else list(names)
     if Path(names).suffix != ".json":
         return [names]
     try:

@@ -18,7 +18,7 @@ def test_names_are_read_from_what_parity_writes(tmp_path):
     assert (settings.keep_fp32, settings.exclude_int8) == (["a", "b"], ["c"])
     assert replace(settings, tf32=True).keep_fp32 == ["a", "b"]
     assert BuildSettings().keep_fp32 is None
-    assert BuildSettings(keep_fp32="head").keep_fp32 == ["head"]
+    assert BuildSettings(keep_fp32="head").keep_fp32 == BuildSettings(keep_fp32=("head",)).keep_fp32 == ["head"]
 
 
 @pytest.mark.parametrize(
