@@ -52,8 +52,10 @@ def find_cuda_runtime() -> None:
 def load_tensorrt(spec: dict[str, Any]) -> Any:
     """Import the TensorRT of the spec and point Polygraphy at it, before Polygraphy's backend is imported.
 
-    Polygraphy reads its switch once per process, hence one process per engine.
+    Polygraphy reads its switch once per process, hence one process per engine. It would import torch, which takes
+    seconds, to ask whether arrays are tensors: torch counts as missing.
     """
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
     find_cuda_runtime()
     polygraphy_config: Any = importlib.import_module("polygraphy.config")
     polygraphy_config.USE_TENSORRT_RTX = spec["backend"] == "tensorrt_rtx"
@@ -95,11 +97,10 @@ def make_config(spec: dict[str, Any], tensorrt: Any) -> Any:
 
 def load_timings(config: Any, path: Path) -> None:
     """Give the configuration the timings of earlier builds; without them it starts from none."""
-    cache = None
     with contextlib.suppress(Exception):  # none there yet, or the library does not take them: timed anew
         cache = config.create_timing_cache(path.read_bytes())
-    if cache is not None:
-        config.set_timing_cache(cache, ignore_mismatch=False)
+        if cache is not None:
+            config.set_timing_cache(cache, ignore_mismatch=False)
 
 
 def save_timings(config: Any, path: Path) -> None:
@@ -271,8 +272,7 @@ def attempt(verb: str, spec: dict[str, Any]) -> dict[str, Any]:
             traceback.print_exc()  # the library itself prints the reason of a refusal
         elif verb == "run":
             result["advice"] = "Pass the inputs by name, in the types and shapes that the engine was built for."
-        reason = explain_device(error)
-        if reason:
+        if reason := explain_device(error):
             driver = load_part("about").ask_driver()
             known = driver["trouble"] or f"the driver knows CUDA {driver['cuda']}"
             result["message"] = f"no CUDA device can be used: {reason} ({known})"

@@ -59,7 +59,7 @@ def time_executions(runner: Any, runs: int) -> list[float]:
     """Seconds that an execution on the runner's last batch takes, again and again until there are enough.
 
     They pass on the host from the call until the stream is done. Inputs are on the device before and outputs stay
-    there: no copy is in them, the start of the kernels is.
+    there: no copy is in them; the start of the kernels is, and a call of Python for each output that asks for memory.
     """
     seconds: list[float] = []
     while len(seconds) < runs and sum(seconds) < _LONG_ENOUGH:

@@ -7,6 +7,7 @@ work behind them is not NVIDIA's. A serialised engine is a line of JSON, which s
 import ctypes
 import json
 import os
+import sys
 
 import numpy as np
 import onnx
@@ -349,6 +350,7 @@ class IExecutionContext(Fake):
         return True
 
     def execute_async_v3(self, stream_handle):
+        record("torch", sys.modules.get("torch") is not None)
         feed = {name: self._read(name, dtype) for name, dtype, _ in self._engine._inputs}
         for name, value in zip(self._allocators, self._session.run(list(self._allocators), feed), strict=True):
             value = np.array(value, order="C")

@@ -94,8 +94,7 @@ def test_the_last_batch_is_filled_up(machine, tmp_path):
     [("tensorrt-tf32", False, True), ("tensorrt-fp32", True, False), ("tensorrt-bf16", True, True)],
 )
 def test_tf32_is_a_target_and_a_choice_for_what_stays_fp32(machine, tmp_path, target, tf32, flag):
-    """bf16 is built, and refused when it runs: ONNX Runtime has no kernels for it, and the stand-in no others."""
-    execute(runtime(target), subject(tmp_path, tf32=tf32))
+    runtime(target).build(subject(tmp_path, tf32=tf32))
     calls = machine.calls()
     assert (["IBuilderConfig.set_flag", "TF32"] in calls) == flag
     assert (["IBuilderConfig.clear_flag", "TF32"] in calls) != flag
@@ -177,10 +176,9 @@ def half_ends(graph):
 @pytest.mark.parametrize(
     ("file", "batch", "took", "note"),
     [
-        ({}, 1, 1, ""),
         ({"batches": (4, 4, 4)}, 1, 4, ""),
-        ({"batches": (1, 8, 16)}, 1, 1, ""),
         ({"batches": (2, 8, 16)}, 1, 8, ""),
+        ({"batches": (2, 8, 16)}, 3, 3, ""),
         ({"rename": "pixels"}, 1, 1, ", inputs by their order: pixels is input"),
     ],
 )
