@@ -14,7 +14,7 @@ from lightning_robust.deployment.engines.base import Built, Runtime, feed, host_
 from lightning_robust.deployment.engines.child.process import EngineError
 from lightning_robust.deployment.engines.onnxruntime import describe_int8
 from lightning_robust.deployment.engines.openvino_int8 import with_unsigned_activations
-from lightning_robust.deployment.engines.openvino_model import Hint, OpenVINOModel, run_parts
+from lightning_robust.deployment.engines.openvino_model import Hint, OpenVINOModel, openvino_core, run_parts
 from lightning_robust.deployment.engines.settings import DEFAULTS, BuildSettings
 from lightning_robust.deployment.engines.subject import Subject
 from lightning_robust.deployment.graph.batches import Arrays, run_in_fixed_batches
@@ -37,9 +37,7 @@ class OpenVINORuntime(Runtime):
             return Ability(
                 False, 'the package openvino is not installed. Run: pip install "lightning-robust[openvino]"'
             )
-        import openvino
-
-        known = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        known = openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if _CAPABILITIES[self.precision] in known:
             return Ability(True)
         return Ability(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -47,9 +48,7 @@ class OpenVINOModel:
     """
 
     def __init__(self, model: onnx.ModelProto, hint: Hint, batch: int | None) -> None:
-        import openvino
-
-        core = openvino.Core()
+        core = openvino_core()
         settings = {
             "INFERENCE_PRECISION_HINT": hint,
             "PERFORMANCE_HINT": "LATENCY",
@@ -81,6 +80,18 @@ class OpenVINOModel:
             tensor = _to_torch(self._request.get_output_tensor(index))
             outputs[name] = tensor.float() if index in self._stored else tensor
         return outputs
+
+
+@functools.cache
+def openvino_core() -> Any:
+    """OpenVINO's core, one for the life of the process.
+
+    Its CPU plugin gives the thread that makes it a stack for signals. Where the plugin goes before the thread does, the
+    stack is gone, and the next signal, as that of a loader's worker that ends, kills the process.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def run_parts(parts: Sequence[OpenVINOModel], arrays: Arrays, outputs: Sequence[str]) -> list[Tensor]:

@@ -17,7 +17,7 @@ from torch import nn
 
 from lightning_robust.deployment.engines import BuildSettings, Subject, available, runtime
 from lightning_robust.deployment.engines.execution import execute
-from lightning_robust.deployment.engines.openvino_model import OpenVINOModel
+from lightning_robust.deployment.engines.openvino_model import OpenVINOModel, openvino_core
 from lightning_robust.deployment.engines.targets import TARGETS
 from lightning_robust.deployment.graph.export import frozen_copy
 from lightning_robust.deployment.graph.files import GraphSubject
@@ -354,6 +354,16 @@ def test_a_forked_process_neither_needs_nor_waits_for_its_threads():
     assert not alive
     assert worker.exitcode == 7
     torch.testing.assert_close(made.run(subject.example)[0], made.outputs[0])
+
+
+def test_one_core_lives_as_long_as_the_process(monkeypatch):
+    """Its plugin gives the thread a stack for signals: without it the end of a loader's worker kills the process."""
+    made, original = [], openvino.Core
+    openvino_core.cache_clear()
+    monkeypatch.setattr(openvino, "Core", lambda: made.append(original()) or made[-1])
+    targets = [name for name in TARGETS if name.startswith("openvino") and runtime(name).can_build()]
+    statuses = {execute(runtime(name), subject_of(SmallCNN, PICTURES)).status for name in (*targets, *targets)}
+    assert (statuses, len(made)) == ({"measured"}, 1)
 
 
 def test_no_compiled_model_waits_for_the_garbage_collector(monkeypatch):
