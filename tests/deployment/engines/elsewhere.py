@@ -99,6 +99,14 @@ def find_interpreters(*minors):
     return found
 
 
+def wait_for(path, seconds=60.0):
+    """Whether a file is there, now or soon."""
+    deadline = time.monotonic() + seconds
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return path.exists()
+
+
 def is_gone(pid, seconds=10.0):
     """Whether a process has ended, or does so soon; one that nobody has waited for has ended."""
     state, deadline = Path(f"/proc/{pid}/stat"), time.monotonic() + seconds

@@ -16,7 +16,7 @@ from lightning_robust.deployment.engines.cache import EngineCache
 from lightning_robust.deployment.engines.child import process, supervisor
 from lightning_robust.deployment.engines.child.supervisor import scratch
 
-from ..elsewhere import is_gone, leftovers, make_environment, make_tmp
+from ..elsewhere import is_gone, leftovers, make_environment, make_tmp, wait_for
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 CHILD = """
@@ -47,9 +47,7 @@ def start_parent(folder, command=()):
     packages = [engines.parents[1], engines.parent, engines]
     arguments = [*packages, folder / "child.py", folder / "pids", folder / "cache", *command]
     parent = subprocess.Popen([sys.executable, "-c", PARENT, *map(str, arguments)])
-    deadline = time.monotonic() + 60
-    while not (folder / "pids").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    assert wait_for(folder / "pids")
     return parent, [int(pid) for pid in (folder / "pids").read_text().split()]
 
 
@@ -90,9 +88,8 @@ def test_a_child_elsewhere_notices_that_nobody_listens(tmp_path):
     """As on a target whose connection breaks: what would read its answer is gone, and its own parent is not."""
     command = make_environment(tmp_path / "elsewhere")
     relay = tmp_path / "relay"  # stays, as a server does, when what reads from it is killed
-    relay.write_text(
-        f'#!/bin/sh\ntrap "" TERM\n"$@" | {{ head -c 24 >/dev/null; touch "{tmp_path}/read"; sleep 1; }}\nsleep 3\n'
-    )
+    until_it_works = f'head -c 24 >/dev/null; while [ ! -e "{tmp_path}/pids" ]; do sleep 0.1; done'
+    relay.write_text(f'#!/bin/sh\ntrap "" TERM\n"$@" | {{ {until_it_works}; }}\nsleep 3\n')
     relay.chmod(0o700)
     parent, pids = start_parent(tmp_path, [str(relay), *command])
     try:
@@ -117,8 +114,7 @@ def test_a_child_dies_with_its_supervisor(tmp_path):
 
     thread = threading.Thread(target=work)
     thread.start()
-    while not (tmp_path / "pids").exists():
-        time.sleep(0.02)
+    assert wait_for(tmp_path / "pids")
     child, _, guard = map(int, (tmp_path / "pids").read_text().split())
     os.kill(guard, signal.SIGKILL)
     thread.join(10)

@@ -3,6 +3,7 @@
 import os
 import shutil
 import textwrap
+import threading
 import time
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from lightning_robust.deployment.engines import EngineError
 from lightning_robust.deployment.engines.child import process
 
-from ..elsewhere import find_interpreters, is_gone, leftovers, make_environment, make_ssh, make_tmp
+from ..elsewhere import find_interpreters, is_gone, leftovers, make_environment, make_ssh, make_tmp, wait_for
 
 SCRIPT = """
 import json, os, pathlib, signal, sys, time
@@ -152,16 +153,24 @@ def test_what_becomes_of_the_child_there(tmp_path, elsewhere, case):
     assert leftovers(place) == []
 
 
-def test_time_is_up_there(tmp_path, elsewhere):
-    """The child is ended with what it started, and cleans up after itself."""
+def test_a_job_that_is_given_up(tmp_path, elsewhere):
+    """The child there is ended with what it started, and its folder is removed."""
     place, command = elsewhere
     body = f"""
         import subprocess
         child = subprocess.Popen(["sleep", "60"])
-        pathlib.Path({str(tmp_path / "pid")!r}).write_text(str(child.pid))
+        pathlib.Path({str(tmp_path / "new")!r}).write_text(str(child.pid))
+        os.rename({str(tmp_path / "new")!r}, {str(tmp_path / "pid")!r})
         time.sleep(60)
     """
-    assert failure(tmp_path, command, body, time_limit=3.0)[0].kind == "timed_out"
+    cancelled = threading.Event()
+    watcher = threading.Thread(target=lambda: wait_for(tmp_path / "pid") and cancelled.set())
+    token = process.CANCELLED.set(cancelled)
+    try:
+        watcher.start()
+        assert failure(tmp_path, command, body)[0].kind == "cancelled"
+    finally:
+        process.CANCELLED.reset(token)
     assert leftovers(place) == []
     assert is_gone(int((tmp_path / "pid").read_text()))
 
