@@ -41,7 +41,7 @@ def execute_batches(engine: Any, spec: dict[str, Any], tensorrt: Any) -> dict[st
         stored = stack.enter_context(np.load(spec["inputs"], allow_pickle=False))
         archive = stack.enter_context(zipfile.ZipFile(spec["outputs"], "w"))
         runner = stack.enter_context(importlib.import_module("polygraphy.backend.trt").TrtRunner(engine))
-        for batch in range(spec["batches"]):
+        for batch in range(spec.get("batches", 1)):
             feed = {}
             for index, name in enumerate(spec["names"], start=batch * len(spec["names"])):
                 array = stored[f"arr_{index}"]
@@ -52,7 +52,7 @@ def execute_batches(engine: Any, spec: dict[str, Any], tensorrt: Any) -> dict[st
             for index, value in enumerate(outputs.values(), start=batch * len(outputs)):
                 with archive.open(f"arr_{index}.npy", "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, np.asanyarray(value))
-        return {"names": list(outputs), "latencies": time_executions(runner, spec["timed_runs"])}
+        return {"names": list(outputs), "latencies": time_executions(runner, spec.get("timed_runs", 0))}
 
 
 def time_executions(runner: Any, runs: int) -> list[float]:
