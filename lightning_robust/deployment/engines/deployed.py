@@ -204,9 +204,10 @@ def _names_of_inputs(exported: Exported, count: int) -> tuple[str, ...]:
 def _broken_weights(graph: onnx.ModelProto) -> Iterable[str]:
     """A remark on weights that are infinite or NaN."""
     names = [tensor.name for tensor in graph.graph.initializer if tensor.data_type in _FLOATS and _is_odd(tensor)]
-    if names:
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        yield f"its weight {names[0]}{more} is infinite or NaN"
+    if len(names) > 1:
+        yield f"its weight {names[0]} and {len(names) - 1} more are infinite or NaN"
+    elif names:
+        yield f"its weight {names[0]} is infinite or NaN"
 
 
 def _is_odd(tensor: TensorProto) -> bool:

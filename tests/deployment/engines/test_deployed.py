@@ -211,6 +211,14 @@ def test_infinite_weights_are_named(subject, tmp_path):
     assert found.status == "measured"
     assert found.metrics["nonfinite"] == 0.25
     assert f"its weight {bias.name} is infinite or NaN" in found.note
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if values.dtype == np.float16:
+            tensor.CopyFrom(numpy_helper.from_array(np.full_like(values, np.inf), tensor.name))
+    found = measured(subject, "onnxruntime-fp32", deployed=save(model, tmp_path / "broken.onnx"))
+    assert found["deployed-fp16"].metrics["nonfinite"] == 1.0
+    assert "and 3 more are infinite or NaN" in found["deployed-fp16"].note
+    assert found["onnxruntime-fp32"].status == "measured"
 
 
 @pytest.mark.rtx
