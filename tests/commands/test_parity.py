@@ -76,6 +76,21 @@ def test_a_deployed_file_beside_the_file(file, tmp_path, capsys):
     assert "The deployed file, emulated and not executed: deployed-fp16." in (tmp_path / "out/parity.html").read_text()
 
 
+def test_list_of_int8_is_honoured(file, tmp_path):
+    """With the list out of int8 the target is as near to fp32 as the report said it would be."""
+    np.savez(tmp_path / "inputs.npz", input=images(16).numpy())
+    common = ["parity", f"--onnx={file}", "--targets=[emulated-int8]", "--perturbations=none"]
+    common.append(f"--inputs={tmp_path / 'inputs.npz'}")
+    main([*common, f"--output={tmp_path / 'a'}", "--keep_tolerance=0.0105"])
+    listed = json.loads((tmp_path / "a" / "exclude_int8.json").read_text())
+    assert (listed["of"], len(listed["nodes"]), listed["precision"]) == (2, 1, "int8")
+    assert report(tmp_path / "a")["int8"]["keep"]["nodes"] == listed["nodes"]
+    main([*common, f"--output={tmp_path / 'b'}", f"--exclude_int8={json.dumps(listed['nodes'])}"])
+    before, after = (report(tmp_path / x)["targets"]["emulated-int8"]["metrics"]["rel_l2"] for x in "ab")
+    assert after < 0.9 * before
+    assert min(listed["error"], listed["found_error"]) < after < max(listed["error"], listed["found_error"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -241,6 +241,13 @@ def test_rejects_a_quantised_graph_for_int8(tmp_path, capsys):
     assert "this one is quantised already" in message
 
 
+def test_rejects_a_graph_that_gives_integers_alone(tmp_path, capsys):
+    model = graph("g (float[n, 4] x) => (int64[n] y) { [a] z = Mul(x, x) [b] y = ArgMax<axis = 1, keepdims = 0>(z) }")
+    onnx.save(model, tmp_path / "choice.onnx")
+    message = refused(capsys, tmp_path / "choice.onnx", "--budget=1", f"--output={tmp_path}")
+    assert "Expected an output in floating point" in message
+
+
 def test_rejects_a_graph_in_which_nothing_computes_in_fp32(tmp_path, capsys):
     onnx.save(graph("g (int64[n] x) => (int64[n] y) { [twice] y = Add(x, x) }"), tmp_path / "int.onnx")
     assert "none does" in refused(capsys, tmp_path / "int.onnx", "--budget=1", f"--output={tmp_path}")

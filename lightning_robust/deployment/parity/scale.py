@@ -204,8 +204,16 @@ class Scale:
             reference: Flattened outputs.
             deployed: Those of the deployed side.
             start: The first sample that they are of.
+
+        Raises:
+            ValueError: If no output is in floating point, and the metric is of plain outputs.
         """
         if unit == PLAIN_UNIT:
+            if not any(output.is_floating_point() for output in reference):
+                raise ValueError(
+                    "Expected an output in floating point to measure a distance of, but all are integers or bools. "
+                    "Give the graph up to what they are chosen by, as before an ArgMax."
+                )
             return compare_outputs(reference, deployed)[unit]
         rows = slice(start, start + len(reference[0]) if reference[0].ndim else 1)
         return self.read(reference, rows).distance(self.read(deployed))[unit]
