@@ -49,7 +49,7 @@ def cut(model: onnx.ModelProto, apart: Collection[str]) -> list[Piece]:
     needed = [value.name for value in model.graph.output]
     pieces = []
     for nodes, side in reversed(runs):
-        part = _part(model.graph, nodes, set(needed), known)
+        part = _piece_of(model.graph, nodes, set(needed), known)
         needed += [value.name for value in part.input]
         whole = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
         whole.graph.CopyFrom(part)
@@ -82,7 +82,7 @@ def _take(
     return taken
 
 
-def _part(
+def _piece_of(
     graph: onnx.GraphProto,
     nodes: list[onnx.NodeProto],
     needed: Collection[str],

@@ -19,7 +19,8 @@ from lightning_robust.deployment.numerics.rounding import Low
 from lightning_robust.deployment.numerics.sensitivity import SOUND, Sensitivity
 from lightning_robust.deployment.numerics.sweep import Measure, NodeSweep
 from lightning_robust.deployment.parity.result import Examination, ParityReport
-from lightning_robust.deployment.parity.scale import PLAIN_UNIT, Decode, Known, Scale
+from lightning_robust.deployment.parity.scale import PLAIN_UNIT, Decode, Known, Scale, Task
+from lightning_robust.deployment.parity.trade_off import try_int8_lists
 
 _SHARE = 0.2  # of what the whole graph costs: what the list aims at where nothing else is asked for
 _SEARCH = 4  # times as many samples as for the sweep: the search asks far less often
@@ -41,7 +42,7 @@ def localise(
 
     The nodes are swept on the first samples, the list is found on four times as many, at most half of all, and its
     distance is stated on the others. The nodes that the parser of TensorRT-RTX refuses are added too, where it is
-    installed. What fails of int8 is a note.
+    installed. What fails of int8 is a note. An int8 engine of the CPU that was timed is timed under the list for int8.
 
     Args:
         subject: The model and the samples of the report, or more of them.
@@ -84,7 +85,7 @@ def localise(
             report = replace(report, int8=Examination(*look("int8")))
         except ValueError as error:
             report = replace(report, notes=(*report.notes, f"Layers in int8 were not measured: {error}"))
-    return report
+    return try_int8_lists(subject, report, Task(decode, known), time_limit)
 
 
 def examine(

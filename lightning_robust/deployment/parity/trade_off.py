@@ -13,6 +13,26 @@ from lightning_robust.deployment.parity.latency import LatencyPoint
 from lightning_robust.deployment.parity.result import ParityReport
 from lightning_robust.deployment.parity.scale import Task
 
+_ENGINES = ("openvino-int8", "onnxruntime-int8")
+
+
+def try_int8_lists(subject: Subject, report: ParityReport, task: Task, time_limit: float = 60.0) -> ParityReport:
+    """:func:`measure_trade_off` of the list for int8, on the faster int8 engine of the CPU; nothing without either.
+
+    Args:
+        subject: As there.
+        report: One in which :func:`~.localise.localise` has examined int8, of a pass that was timed.
+        task: As there.
+        time_limit: As there.
+    """
+    timed = {name: target.latency for name, target in report.targets.items() if name in _ENGINES and target.latency}
+    keep = report.int8.keep if report.int8 is not None else None
+    if report.int8 is None or keep is None or not keep.nodes or not timed:
+        return report
+    fastest = min(timed, key=lambda name: timed[name].median)
+    names = [node.name for node in report.int8.layers.ranked() if node.name in keep.nodes]
+    return measure_trade_off(subject, report, fastest, names, task=task, time_limit=time_limit)
+
 
 def measure_trade_off(
     subject: Subject,
@@ -63,7 +83,10 @@ def _list_sizes(count: int) -> Iterator[int]:
 
 
 def _keeping(subject: Subject, made: Runtime, names: Sequence[str]) -> Subject:
-    return subject.excluding_only(names) if made.precision == "int8" else subject.keeping_only(names)
+    """With these names beside those that the settings keep."""
+    if made.precision == "int8":
+        return subject.excluding_only((*subject.excluded_nodes(), *names))
+    return subject.keeping(names)
 
 
 def _measure_list(made: Runtime, subject: Subject, baseline: Baseline, unit: str, kept: int) -> LatencyPoint | None:

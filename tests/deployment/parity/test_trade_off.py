@@ -4,6 +4,9 @@ from torch import nn
 from lightning_robust.deployment.engines import Built, Runtime, Subject, targets
 from lightning_robust.deployment.graph.export import frozen_copy
 from lightning_robust.deployment.parity import measure_parity
+from lightning_robust.deployment.parity.localise import localise
+from lightning_robust.deployment.parity.measure import ParityPass
+from lightning_robust.deployment.parity.scale import Task
 from lightning_robust.deployment.parity.trade_off import measure_trade_off
 
 
@@ -51,3 +54,18 @@ def test_no_list_is_started_when_the_time_is_up():
     subject = Subject(frozen_copy(Chain()), (torch.randn(8, 4),))
     report = measure_trade_off(subject, measure_parity(subject, []), "openvino-fp32", ["a"], time_limit=-1.0)
     assert report.trade_off == ()
+
+
+def test_the_list_for_int8_is_tried_on_the_engine_that_was_timed():
+    """The more of the list is left in fp32, the nearer the outputs; the last point is the list itself."""
+    torch.manual_seed(0)
+    subject = Subject(frozen_copy(Chain()), (torch.randn(24, 4),))
+    task, runtimes = Task(), targets.available(["onnxruntime-int8"])
+    report = ParityPass(subject, task, 60.0, timed=True).report(runtimes, (), None)
+    found = localise(subject, report, tolerance=0.7 * report.targets["onnxruntime-int8"].metrics["rel_l2"])
+    points = found.trade_off
+    assert {point.target for point in points} == {"onnxruntime-int8"}
+    kept = len(found.int8.keep.nodes)
+    assert [point.kept for point in points] == [0, 1, 2, 4][: [0, 1, 2, 4].index(kept) + 1]
+    assert points[-1].distance < points[0].distance
+    assert localise(subject, measure_parity(subject, runtimes), tolerance=0.1).trade_off == ()  # not timed
