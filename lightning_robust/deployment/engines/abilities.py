@@ -89,16 +89,17 @@ def ask_machine(command: Sequence[str] = ()) -> Machine:
     return answer
 
 
-def can_build(backend: Backend, command: Sequence[str] = ()) -> Ability:
+def can_build(backend: Backend, command: Sequence[str] = (), device: int = 0) -> Ability:
     """Whether engines can be built: RTX builds without a GPU, full TensorRT times its kernels on one.
 
     Args:
         backend: The library.
         command: What starts Python on another machine; empty for here.
+        device: Which of the CUDA devices there.
     """
     missing = missing_package(backend, command)
-    if missing or device_name(command):
-        return _ability(missing or _misfit(backend, command))
+    if missing or device_name(command, device):
+        return _ability(missing or _misfit(backend, command, device))
     if backend == "tensorrt_rtx":
         return Ability(True)
     return Ability(
@@ -108,11 +109,11 @@ def can_build(backend: Backend, command: Sequence[str] = ()) -> Ability:
     )
 
 
-def can_run(backend: Backend, command: Sequence[str] = ()) -> Ability:
+def can_run(backend: Backend, command: Sequence[str] = (), device: int = 0) -> Ability:
     """Whether engines can be run, which needs the package and a CUDA device; arguments as of :func:`can_build`."""
     missing = missing_package(backend, command)
-    if missing or device_name(command):
-        return _ability(missing or _misfit(backend, command))
+    if missing or device_name(command, device):
+        return _ability(missing or _misfit(backend, command, device))
     return Ability(
         False,
         f"running a {backend} engine needs a CUDA device and none answers {_behind(command)}: {_trouble(command)}. "
@@ -166,8 +167,8 @@ def _start_about(command: tuple[str, ...]) -> Machine:
         raise EngineError("garbage", f"The machine did not say its {error}.", log) from error
 
 
-def _misfit(backend: Backend, command: Sequence[str]) -> str:
-    """Why this version of the library, or the first device, will not do; '' where nothing is against them."""
+def _misfit(backend: Backend, command: Sequence[str], device: int) -> str:
+    """Why this version of the library, or the device, will not do; '' where nothing is against them."""
     try:
         machine = ask_machine(command)
     except EngineError:
@@ -181,12 +182,12 @@ def _misfit(backend: Backend, command: Sequence[str]) -> str:
             f"{library} was built for CUDA {needed}, and the driver {_behind(command)} knows CUDA {known}. "
             f"Update the driver, or install a {backend} for its CUDA."
         )
-    capability = machine.devices[0]["capability"] if machine.devices else ""
+    name, capability = ({i: (d["name"], d["capability"]) for i, d in enumerate(machine.devices)}).get(device, ("", ""))
     capabilities = machine.capabilities.get(backend, ())
     if not capability or not capabilities or capability in capabilities:
         return ""
     return (
-        f"compute capability {capability} ({machine.devices[0]['name']}) is not among {', '.join(capabilities)} "
+        f"compute capability {capability} ({name}) is not among {', '.join(capabilities)} "
         f"of {library}. Take backend tensorrt, or leave this target out."
     )
 

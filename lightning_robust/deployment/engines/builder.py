@@ -122,7 +122,7 @@ def build_engine(
         raise ValueError(f"Expected argument `time_limit` to be a positive number of seconds, but got {time_limit}")
     shapes = complete_profile(model, profile)
     package: Backend = "tensorrt_rtx" if stand_in else backend
-    check_ability(can_build(package, command))
+    check_ability(can_build(package, command, device))
     if weakly_typed and backend == "tensorrt_rtx":
         raise EngineError(
             "refused",

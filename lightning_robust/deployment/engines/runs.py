@@ -61,7 +61,7 @@ def run_batches(
         EngineError: "unavailable" where `can_run` says no or the engine is a stand-in, "refused" where the library
             does not load the engine, otherwise as for a build.
     """
-    able = can_run(engine.backend, engine.command)
+    able = can_run(engine.backend, engine.command, engine.device)
     if engine.stand_in:
         able = Ability(False, "a stand-in engine is not TensorRT's and is not run: build it with stand_in=False.")
     check_ability(able)
@@ -91,7 +91,7 @@ def load_engine_file(
         EngineError: "disk" where there is no such file, "refused" where this version of the library does not load it
             on this device.
     """
-    check_ability(can_run(backend, command))
+    check_ability(can_run(backend, command, device))
     if not path.is_file():
         raise EngineError("disk", f"There is no engine {path}.", advice="Name the file of a serialised engine.")
     spec, files = {"backend": backend, "stand_in": False, "device": visible_device(device)}, {"engine": path}

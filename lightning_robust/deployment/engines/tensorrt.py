@@ -46,11 +46,11 @@ class TensorRTRuntime(Runtime):
 
     def can_build(self, settings: BuildSettings = DEFAULTS) -> Ability:
         """Whether the package (and, for full TensorRT, a GPU) is there."""
-        return abilities.can_build(self._backend, settings.command)
+        return abilities.can_build(self._backend, settings.command, device_index(settings))
 
     def can_run(self, settings: BuildSettings = DEFAULTS) -> Ability:
         """Whether there is a CUDA device to execute the engine on."""
-        return abilities.can_run(self._backend, settings.command)
+        return abilities.can_run(self._backend, settings.command, device_index(settings))
 
     def build(self, subject: Subject) -> Built:
         """Build the engine, or take it from the cache."""

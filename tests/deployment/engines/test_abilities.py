@@ -5,7 +5,7 @@ import importlib.util
 
 import pytest
 
-from lightning_robust.deployment.engines import abilities, can_build, can_run
+from lightning_robust.deployment.engines import BuildSettings, abilities, can_build, can_run, runtime
 
 from .builds import refusal
 
@@ -36,3 +36,18 @@ def test_abilities_without_a_device(monkeypatch):
 def test_rejects_unknown_backends():
     with pytest.raises(ValueError, match="but got 'openvino'"):
         can_build("openvino")
+
+
+def test_it_is_the_device_of_the_trainer_that_has_to_do(monkeypatch):
+    """A machine with an H100, which TensorRT-RTX lacks, and an L4; a third device is not there."""
+    devices = [{"name": "H100", "capability": "9.0"}, {"name": "L4", "capability": "8.9"}]
+    known = {"tensorrt_rtx": ["8.6", "8.9"]}
+    machine = abilities.Machine("3.11", {"tensorrt_rtx": "1.7"}, devices, "13.0", "", {"tensorrt_rtx": 13}, known)
+    monkeypatch.setattr(abilities, "missing_package", lambda *_: "")
+    monkeypatch.setattr(abilities, "ask_machine", lambda *_: machine)
+    runs = [can_run("tensorrt_rtx", (), device) for device in range(3)]
+    assert [bool(able) for able in runs] == [False, True, False]
+    assert "compute capability 9.0 (H100) is not among 8.6, 8.9" in runs[0].reason
+    settings = [BuildSettings(device=f"cuda:{index}") for index in range(2)]
+    assert [bool(runtime("tensorrt_rtx-fp16").can_build(each)) for each in settings] == [False, True]
+    assert [bool(can_build("tensorrt", (), device)) for device in range(3)] == [True, True, False]
