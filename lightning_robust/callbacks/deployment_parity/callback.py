@@ -74,10 +74,9 @@ class DeploymentParityCallback(CalibratedDiagnostic):
             None takes the defaults of ``lightning_robust.deployment.parity.verdict.DEFAULT_TOLERANCES``.
         on_violation: What to do beyond a tolerance: ``"log"``, ``"warn"``, ``"stop"`` the training, or ``"raise"``.
         on_failure: ``"warn"`` and go on, or ``"raise"``.
-        localise: After the fit, or a lone ``validate``, find what each node costs in half precision and in int8, where
-            they are targets, and the shortest lists to keep in fp32, and write ``parity.html``, ``parity.json``,
-            ``keep_fp32.json``, ``exclude_int8.json`` into the folder ``parity`` of the logger, of the weights that the
-            fit returned. Costs at most three times `time_limit` for each of the two.
+        localise: After the fit, or a lone ``validate``, find what each node costs in half precision, and in int8 where
+            that is a target, and the shortest lists to keep in fp32; write ``parity/parity.html``, ``keep_fp32.json``
+            and others into the logger's folder. Costs at most three times `time_limit` for each of the two.
         keep_tolerance: Distance that the list is to meet, in the report's unit (``lateral_px_p99``); None aims at a
             fifth of what the whole graph costs.
         engines: How engines are built and run, as :class:`~.engine_settings.EngineSettings` documents: ``batch``,
