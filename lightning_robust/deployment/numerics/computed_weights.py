@@ -28,8 +28,8 @@ def fold_computed_weights(graph: LayeredGraph, values: Iterable[ir.Value]) -> No
     computed = [value for value in dict.fromkeys(values) if value in fixed and graph.constant(value) is None]
     if not computed:
         return
-    nodes = _ancestors(computed)
-    tensors = Session(_part(graph, nodes, computed), optimise=False).run({})
+    nodes = _nodes_before(computed)
+    tensors = Session(_weights_alone(graph, nodes, computed), optimise=False).run({})
     for value, tensor in zip(computed, tensors, strict=True):
         folded = graph.add_weight(f"{value.name}__folded", tensor.numpy())
         for node, index in tuple(value.uses()):
@@ -44,7 +44,7 @@ def _drop_unread_nodes(graph: LayeredGraph, nodes: set[ir.Node]) -> None:
             graph.graph.remove(node, safe=True)
 
 
-def _part(graph: LayeredGraph, nodes: set[ir.Node], outputs: list[ir.Value]) -> onnx.ModelProto:
+def _weights_alone(graph: LayeredGraph, nodes: set[ir.Node], outputs: list[ir.Value]) -> onnx.ModelProto:
     """The graph with some of its nodes, without inputs, and with some fp32 tensors as outputs."""
     model = ir.to_proto(graph.model)
     kept, infos = {node.name for node in nodes}, onnx.helper.make_tensor_value_info
@@ -69,7 +69,7 @@ def _is_sure(node: ir.Node) -> bool:
     return node.domain in ONNX_DOMAIN and not node.op_type.startswith(_CHANCE) and not has_body(node)
 
 
-def _ancestors(values: list[ir.Value]) -> set[ir.Node]:
+def _nodes_before(values: list[ir.Value]) -> set[ir.Node]:
     """The nodes that compute some tensors."""
     found: set[ir.Node] = set()
     waiting = list(values)
