@@ -25,7 +25,10 @@ class OnnxRuntime(Runtime):
 
 
 class OnnxRuntimeInt8(Runtime):
-    """ONNX Runtime on the CPU, its products in integers, see :mod:`~.numerics.integers`."""
+    """ONNX Runtime on the CPU, its products in integers, see :mod:`~.numerics.integers`.
+
+    It is for exact numbers, and takes 0.8 to 2 times as long as fp32: the sums go through fp32 between two products.
+    """
 
     def build(self, subject: Subject) -> Built:
         """Open a session on the int8 graph with its products written as integer arithmetic.
