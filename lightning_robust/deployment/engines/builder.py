@@ -151,11 +151,12 @@ def check_ability(able: Ability) -> None:
         raise EngineError("unavailable", able.reason, advice="")
 
 
-def visible_device(index: int) -> str:
+def visible_device(index: int, command: Sequence[str] = ()) -> str:
     """How ``CUDA_VISIBLE_DEVICES`` names a device of this process, for a child that is to see that one alone.
 
     Args:
         index: As torch counts the devices.
+        command: What starts the child on another machine, whose devices are not those of this process.
 
     Returns:
         '' for the first device, which a child takes anyway.
@@ -164,7 +165,8 @@ def visible_device(index: int) -> str:
         >>> visible_device(0)
         ''
     """
-    names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    visible = "" if command else os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = [name.strip() for name in visible.split(",")]
     return "" if index == 0 else names[index] if index < len(names) else str(index)
 
 
@@ -196,6 +198,9 @@ class _Build:
     def _key(self, model: bytes) -> str:
         return engine_key(model, self._settings, self._device_name())
 
+    def _visible_device(self) -> str:
+        return visible_device(self._settings["device"], self._settings["command"])
+
     def _device_name(self) -> str:
         return abilities.device_name(self._settings["command"], self._settings["device"])
 
@@ -226,7 +231,7 @@ class _Build:
         with self._cache.workspace() as folder:
             model, engine = folder / "model.onnx", folder / "engine"
             model.write_bytes(self._model)
-            job = {**self._settings, **spec, "device": visible_device(self._settings["device"])}
+            job = {**self._settings, **spec, "device": self._visible_device()}
             copies = {"timings": folder / "timings"} if verb == "build" and job["backend"] == "tensorrt" else {}
             timings = TimingFile(self._cache.folder, job["library"], self._device_name())
             for copy in copies.values():

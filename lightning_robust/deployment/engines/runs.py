@@ -94,7 +94,8 @@ def load_engine_file(
     check_ability(can_run(backend, command, device))
     if not path.is_file():
         raise EngineError("disk", f"There is no engine {path}.", advice="Name the file of a serialised engine.")
-    spec, files = {"backend": backend, "stand_in": False, "device": visible_device(device)}, {"engine": path}
+    spec = {"backend": backend, "stand_in": False, "device": visible_device(device, command)}
+    files = {"engine": path}
     with disk_errors(path.parent), scratch() as folder:
         result, log = run_child(builder._CHILD, "inspect", spec, folder, time_limit, reads=files, command=command)
     known: dict[str, Any] = {"tensors": result["tensors"], "inspector": result["inspector"]}
@@ -123,7 +124,7 @@ def _run_job(engine: Engine, job: list[Arrays], time_limit: float, timed_runs: i
         reads, writes = {"engine": engine.path, "inputs": folder / "inputs.npz"}, {"outputs": folder / "outputs.npz"}
         _write_arrays(reads["inputs"], (array for batch in job for array in batch.values()))
         spec: dict[str, Any] = {"backend": engine.backend, "stand_in": False}
-        spec |= {"device": visible_device(engine.device)}
+        spec |= {"device": visible_device(engine.device, engine.command)}
         spec |= {"names": list(job[0]), "batches": len(job), "timed_runs": timed_runs}
         files: dict[str, Any] = {"reads": reads, "writes": writes, "command": engine.command}
         result, log = run_child(builder._CHILD, "run", spec, folder, time_limit, **files)

@@ -143,6 +143,7 @@ def test_a_child_sees_the_device_of_this_process(monkeypatch, index, visible, na
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert builder.visible_device(index) == name
+    assert builder.visible_device(index, ["ssh", "orin", "python3"]) == (str(index) if index else "")
 
 
 def test_devices_of_one_kind_share_an_engine(tmp_path, monkeypatch):
