@@ -91,7 +91,7 @@ def _draw_links(axes: Axes, history: History, measured: Sequence[str], unit: str
     axes.spines[["top", "right"]].set_visible(False)
     if measured:
         axes.legend(frameon=False, fontsize=8, loc="upper left", ncols=2)
-        axes.margins(y=0.35)
+        axes.margins(y=0.1 + 0.12 * math.ceil(len(measured) / 2))  # the legend stands above the bars
 
 
 def _draw_link(axes: Axes, link: str, values: Sequence[float], offset: float, width: float, colour: str) -> None:

@@ -80,6 +80,7 @@ def _render_page(
         unit=unit_label(report.unit),
         moved_unit=unit_label(report.moved_unit),
         targets=_target_table(report),
+        told=[f"{name}: {target.note}." for name, target in report.targets.items() if target.note],
         engines=engine_rows(report),
         latencies=latencies and svg(latencies),
         chain=chain_rows(report),
@@ -106,8 +107,8 @@ def _examined_part(examined: Examination) -> dict[str, Any]:
 def _target_table(report: ParityReport) -> tuple[list[str], list[list[str]]]:
     columns, rows = target_rows(report)
     for row, target in zip(rows, report.targets.values(), strict=True):
-        row += [f"{target.seconds:.1f}", target.note]
-    return [*columns, "s", "note"], rows
+        row.append(f"{target.seconds:.1f}")
+    return [*columns, "s"], rows
 
 
 def _perturbation_table(report: ParityReport) -> dict[str, Any] | None:
