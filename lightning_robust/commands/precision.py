@@ -36,7 +36,7 @@ def precision(
     inputs: str | None = None,
     shapes: dict[str, list[int]] | None = None,
     samples: int | None = None,
-    exclude: list[str] | None = None,
+    exclude: list[str] | str | None = None,
     out_of_range: OutOfRange | None = None,
     tf32: bool | None = None,
     calibration: Calibration | None = None,
@@ -60,7 +60,7 @@ def precision(
         inputs: For an ONNX file: .npz file with one array for each input. Without it, noise.
         shapes: For an ONNX file without inputs: name -> shape where more than the first dimension is dynamic.
         samples: Inputs, at most; None means all of an .npz, 256 of a run's validation data, 16 of noise.
-        exclude: Nodes or modules that stay fp32 anyway.
+        exclude: Nodes or modules that stay fp32 anyway, or a JSON file of them, as the list of an earlier run.
         out_of_range: For fp16 and bf16: what becomes of weights beyond their range: clamp (the default), keep (in fp32)
             or inf.
         tf32: For fp16 and bf16: let what stays fp32 multiply in TF32, as trtexec does without --noTF32.
@@ -102,7 +102,7 @@ def precision(
 
 
 def _settings(
-    precision: str, exclude: list[str] | None, time_limit: float, half: dict[str, Any], int8: dict[str, Any]
+    precision: str, exclude: list[str] | str | None, time_limit: float, half: dict[str, Any], int8: dict[str, Any]
 ) -> BuildSettings:
     """The settings of a precision; those of another one are refused."""
     other, ours = (half, int8) if precision == "int8" else (int8, half)

@@ -64,6 +64,16 @@ def test_budget_not_met_says_what_was_reached_and_why(file, tmp_path, capsys):
     assert (tmp_path / "out" / "norm_bf16.onnx").is_file()
 
 
+def test_the_list_of_an_earlier_run_is_excluded(file, tmp_path):
+    """Nothing more is found: the list stays as it is."""
+    arguments = [file, f"--inputs={tmp_path / 'inputs.npz'}", "--budget=2e-3"]
+    assert status(*arguments, f"--output={tmp_path / 'a'}") == 0
+    assert status(*arguments, f"--output={tmp_path / 'b'}", f"--exclude={tmp_path / 'a' / 'keep_fp32.json'}") == 0
+    first, second = (json.loads((tmp_path / name / "precision.json").read_text()) for name in "ab")
+    assert second["excluded"] == second["keep"]["nodes"] == first["keep"]["nodes"]
+    assert second["distance"] == pytest.approx(first["distance"], rel=0.02)
+
+
 def test_a_budget_that_leaves_nothing_in_half(file, tmp_path, capsys):
     assert status(file, f"--inputs={tmp_path / 'inputs.npz'}", "--budget=1e-9", f"--output={tmp_path / 'out'}") == 0
     assert "Nothing is left in fp16" in capsys.readouterr().out

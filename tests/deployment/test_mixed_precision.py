@@ -137,7 +137,7 @@ def test_what_is_excluded_from_int8(tmp_path):
     (conv,) = (node.name for node in cnn.exported.model.graph.node if node.op_type == "Conv")
     excluding = cnn.excluding_only([conv])
     found = convert_mixed(excluding, "int8", 0.02, tmp_path / "cnn.onnx")
-    assert (found.excluded, found.keep.nodes, found.keep.of) == ((conv,), (), 1)
+    assert (found.excluded, found.keep.nodes, found.keep.of) == ((conv,), (conv,), 2)
     assert found.distance == pytest.approx(found.keep.total, rel=1e-3)
 
 

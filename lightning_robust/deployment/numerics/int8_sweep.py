@@ -13,7 +13,12 @@ from lightning_robust.deployment.graph.origin import Origin
 from lightning_robust.deployment.numerics.calibration import Ranges
 from lightning_robust.deployment.numerics.emulate import to_model
 from lightning_robust.deployment.numerics.layers import LayeredGraph
-from lightning_robust.deployment.numerics.quantise import is_quantised, prepare_products, quantise_products
+from lightning_robust.deployment.numerics.quantise import (
+    is_quantised,
+    prepare_products,
+    products,
+    quantise_products,
+)
 from lightning_robust.deployment.numerics.sweep import Measure, NodeSweep, relative_distance
 from lightning_robust.deployment.numerics.switches import SWITCHES, choose_value
 from lightning_robust.deployment.numerics.trace import NodeTrace, compare_nodes
@@ -59,16 +64,16 @@ class Int8Sweep(NodeSweep):
         super().__init__(model, feeds, precision="int8", measure=measure, unit=unit, origins=origins, kept=kept)
 
     def _build(self) -> tuple[onnx.ModelProto, dict[str, int]]:
-        return switchable_int8(self._model, self._ranges, self._kept)
+        graph = prepare_products(self._model, self._kept)
+        self._kept |= {str(node.name) for node in products(graph) if graph.is_kept(node)}  # by its BatchNormalization
+        return switchable_int8(self._model, self._ranges)
 
     def _trace(self) -> dict[str, NodeTrace]:
         narrow = ir.from_proto(quantise_products(self._model, self._ranges, self._kept).model).graph
         return compare_nodes(prepare_products(self._model, self._kept), narrow, self._feeds)
 
 
-def switchable_int8(
-    model: onnx.ModelProto, ranges: Ranges, exclude: Collection[str] = ()
-) -> tuple[onnx.ModelProto, dict[str, int]]:
+def switchable_int8(model: onnx.ModelProto, ranges: Ranges) -> tuple[onnx.ModelProto, dict[str, int]]:
     """Build the graph in which each product can be switched to int8 at run time.
 
     It has one more input, :data:`~.switches.SWITCHES`, bools of shape ``(products,)``: where true, the operands of the
@@ -78,7 +83,6 @@ def switchable_int8(
     Args:
         model: As there.
         ranges: As there.
-        exclude: As there.
 
     Returns:
         The graph, and product -> position of its switch in the graph's order.
@@ -86,11 +90,11 @@ def switchable_int8(
     Raises:
         ValueError: As there, and where nothing can be quantised.
     """
-    quantised = quantise_products(model, ranges, exclude)
+    quantised = quantise_products(model, ranges)
     if not quantised.nodes:
         raise ValueError(f"Expected products to quantise, but got {'; '.join(quantised.notes)}.")
     switches = {name: position for position, name in enumerate(quantised.nodes)}
-    graph, wide = LayeredGraph(ir.from_proto(quantised.model), {}, 0), prepare_products(model, exclude)
+    graph, wide = LayeredGraph(ir.from_proto(quantised.model), {}, 0), prepare_products(model)
     originals = {node.name: node for node in wide.graph}
     switch = ir.Value(name=SWITCHES, type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([len(switches)]))
     graph.graph.inputs.append(switch)

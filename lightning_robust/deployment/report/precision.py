@@ -164,11 +164,12 @@ def _distance_rows(found: MixedModel) -> list[list[str]]:
 
 def _kept_rows(found: MixedModel) -> list[list[str]]:
     nodes: dict[str, NodeSensitivity] = {node.name: node for node in found.layers.nodes}
-    moves, rows = "moves values between them", []
-    for name in found.keep.nodes:
+    rows = []
+    for name in dict.fromkeys((*found.keep.nodes, *found.excluded)):
         node = nodes.get(name)
-        rows.append([name, node.place if node else moves, layer_cost(node) if node else "-"])
-    return [*rows, *[[name, "excluded by you", "-"] for name in found.excluded if name not in found.keep.nodes]]
+        other = "excluded by you" if name in found.excluded else "moves values between them"
+        rows.append([name, node.place if node else other, layer_cost(node) if node else "-"])
+    return rows
 
 
 def _with_basis(found: MixedModel, measured: Measured, value: float) -> str:

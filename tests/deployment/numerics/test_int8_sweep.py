@@ -154,10 +154,19 @@ def test_what_the_user_excludes_is_no_candidate():
     model, feeds = chain_of([1, 1000, 1]), {"x": drawn(8, 16, seed=9)}
     ranges = ranges_of(model, feeds)
     sweep = Int8Sweep(model, feeds, ranges, kept=["layer_1"])
-    assert sweep.computing == sweep.names == ["layer_0", "layer_2"]
+    assert sweep.computing == ["layer_0", "layer_2"]
+    assert find_keep_list(sweep, sweep.sensitivity(), 1.0).nodes == ("layer_1",)
     anew = Session(quantise_products(model, ranges, ["layer_1"]).model, optimise=False).run(feeds)
     assert sweep.cost_of_keeping(()) == pytest.approx(relative_distance(Session(model).run(feeds), anew), rel=1e-3)
     assert "layer_1" not in {node.name for node in sweep.sensitivity().nodes}
+
+
+def test_a_convolution_is_excluded_by_the_name_of_its_batch_norm():
+    text, weights = ODD["batch norm"]
+    model, feeds = graph(text, **weights), {"x": drawn(4, 2, 4, 4)}
+    sweep = Int8Sweep(model, feeds, ranges_of(model, feeds), kept=["norm"])
+    assert (sweep.names, sweep.computing) == (["a"], [])
+    assert sweep.cost_of_keeping(()) == 0
 
 
 def test_a_fixed_batch_is_run_batch_by_batch():
