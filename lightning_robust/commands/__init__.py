@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import jsonargparse
 
+from lightning_robust.deployment.engines.execution import one_line
+
 COMMANDS: dict[str, str] = {
     "compare": "finished runs side by side: what each technique buys and costs",
     "fingerprint": "what differs between training's pictures and those of the deployed side",
@@ -38,14 +40,15 @@ def run_command(name: str, args: Sequence[str]) -> None:
     parser.add_function_arguments(function, as_group=False, as_positional=True, sub_configs=True)
     config = parser.parse_args(options)
     try:
-        status = function(
-            **parser.instantiate_classes(config)
-        )  # jsonargparse's own auto_cli drops an option named config
+        status = function(**parser.instantiate_classes(config))
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(2) from error
     except Exception as error:
-        traceback.print_exc()
+        if type(error).__module__.startswith("onnx"):  # whose errors are of no built-in kind
+            sys.stderr.write(f"error: {one_line(error)}\n")
+        else:
+            traceback.print_exc()
         raise SystemExit(2) from error
     if status:
         raise SystemExit(status)
