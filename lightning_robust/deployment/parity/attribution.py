@@ -11,6 +11,7 @@ from lightning_robust.deployment.parity.result import TargetResult
 from lightning_robust.deployment.parity.scale import PLAIN_UNIT, Readout
 from lightning_robust.statistics import Interval
 
+_FROM_FP32 = ("deployed-int8",)  # quantised by others, and not as the Q/DQ graph here is
 _FP16 = ("tensorrt-fp16", "tensorrt_rtx-fp16", "deployed-fp16", "torch-fp16", "emulated-fp16")
 
 
@@ -82,7 +83,7 @@ def _steps(names: Iterable[str], reference: str) -> Iterator[tuple[str, str, str
             yield name, reference if target == EXPORTED else exported, target
     for target in engine_names():
         precision = target.rsplit("-", 1)[1]
-        source = exported if precision == "fp32" else f"emulated-{precision}"
+        source = exported if target in _FROM_FP32 or precision == "fp32" else f"emulated-{precision}"
         if target in measured and source in measured:
             yield "engine", source, target
 

@@ -111,6 +111,7 @@ def test_each_precision_branches_off_the_graph_and_each_engine_off_its_precision
         "openvino-bf16": 3.0,
         "onnxruntime-int8": 4.0,
         "openvino-int8": 6.0,
+        "deployed-int8": 7.0,
         "tensorrt-tf32": 9.0,
         "torch-bf16": 9.0,
     }
@@ -122,6 +123,7 @@ def test_each_precision_branches_off_the_graph_and_each_engine_off_its_precision
         ("bf16", "onnxruntime-fp32", 2.0),
         ("quantisation", "onnxruntime-fp32", 4.0),
         ("engine/openvino-bf16", "emulated-bf16", 1.0),
+        ("engine/deployed-int8", "onnxruntime-fp32", 7.0),
         ("engine/openvino-int8", "emulated-int8", 2.0),
         ("engine/onnxruntime-int8", "emulated-int8", 0.0),
         ("engine/openvino-fp32", "onnxruntime-fp32", 0.5),
