@@ -11,7 +11,7 @@ from lightning_robust.deployment.parity.result import TargetResult
 from lightning_robust.deployment.parity.scale import PLAIN_UNIT, Readout
 from lightning_robust.statistics import Interval
 
-_FROM_FP32 = ("deployed-int8",)  # quantised by others, and not as the Q/DQ graph here is
+_FROM_FP32 = ("-fp32", "deployed-int8")  # the latter is quantised by others, and not as the Q/DQ graph here is
 _FP16 = ("tensorrt-fp16", "tensorrt_rtx-fp16", "deployed-fp16", "torch-fp16", "emulated-fp16")
 
 
@@ -82,8 +82,7 @@ def _steps(names: Iterable[str], reference: str) -> Iterator[tuple[str, str, str
         if target in measured and target != reference:
             yield name, reference if target == EXPORTED else exported, target
     for target in engine_names():
-        precision = target.rsplit("-", 1)[1]
-        source = exported if target in _FROM_FP32 or precision == "fp32" else f"emulated-{precision}"
+        source = exported if target.endswith(_FROM_FP32) else f"emulated-{target.rsplit('-', 1)[1]}"
         if target in measured and source in measured:
             yield "engine", source, target
 
