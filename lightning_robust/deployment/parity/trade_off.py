@@ -26,12 +26,18 @@ def try_int8_lists(subject: Subject, report: ParityReport, task: Task, time_limi
         time_limit: As there.
     """
     timed = {name: target.latency for name, target in report.targets.items() if name in _ENGINES and target.latency}
-    keep = report.int8.keep if report.int8 is not None else None
-    if report.int8 is None or keep is None or not keep.nodes or not timed:
+    names = _kept_from_int8(report)
+    if not names or not timed:
         return report
     fastest = min(timed, key=lambda name: timed[name].median)
-    names = [node.name for node in report.int8.layers.ranked() if node.name in keep.nodes]
     return measure_trade_off(subject, report, fastest, names, task=task, time_limit=time_limit)
+
+
+def _kept_from_int8(report: ParityReport) -> list[str]:
+    """The nodes of the list for int8, the ones that matter most first; empty without a list."""
+    if report.int8 is None or report.int8.keep is None:
+        return []
+    return [node.name for node in report.int8.layers.ranked() if node.name in report.int8.keep.nodes]
 
 
 def measure_trade_off(
