@@ -95,7 +95,7 @@ def quantise_products(model: onnx.ModelProto, ranges: Ranges, exclude: Collectio
         >>> from onnx import numpy_helper, parser
         >>> text = "g (float[batch, 2] x) => (float[batch, 3] y) { [op] y = MatMul(x, w) }"
         >>> model = parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]> {text}')
-        >>> model.graph.initializer.append(numpy_helper.from_array(np.ones((2, 3), np.float32), "w"))
+        >>> model.graph.initializer.extend([numpy_helper.from_array(np.ones((2, 3), np.float32), "w")])
         >>> [node.op_type for node in quantise_products(model, {"x": 1.0}).model.graph.node]
         ['QuantizeLinear', 'DequantizeLinear', 'DequantizeLinear', 'MatMul']
     """
