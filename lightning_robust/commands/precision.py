@@ -49,9 +49,9 @@ def precision(
     """Find what must stay fp32 for a budget, and write the strongly typed file, the list and a page.
 
     Needs no GPU. Writes <name>_<precision>.onnx, keep_fp32.json or exclude_int8.json (with nodes_to_exclude for
-    ModelOpt), precision.html and precision.json. Distances are of the emulation to the same graph in fp32, in int8 also
-    of what ONNX Runtime executes; the file is read back from disk and measured again. Exit status: 0 the budget is met,
-    1 it is not, 2 it could not be measured.
+    ModelOpt), precision.html and precision.json; for int8 <name>_int8_fp16.onnx too, with fp16 beside int8. Distances
+    are of the emulation to the same graph in fp32, in int8 also of what ONNX Runtime executes; the file is read back
+    from disk and measured again. Exit status: 0 the budget is met, 1 it is not, 2 it could not be measured.
 
     Args:
         model: fp32 ONNX file, external data beside it, or the checkpoint (.ckpt) of a run.

@@ -18,6 +18,7 @@ from lightning_robust.deployment.engines import Subject
 from lightning_robust.deployment.engines.base import Runner, feed
 from lightning_robust.deployment.engines.execution import run_in_batches
 from lightning_robust.deployment.engines.onnxruntime import open_session
+from lightning_robust.deployment.engines.tensorrt import int8_beside_fp16
 from lightning_robust.deployment.graph.files import load_graph
 from lightning_robust.deployment.graph.session import Session
 from lightning_robust.deployment.graph.types import static_size
@@ -25,6 +26,7 @@ from lightning_robust.deployment.numerics.convert import Conversion
 from lightning_robust.deployment.numerics.emulate import emulate
 from lightning_robust.deployment.numerics.integers import count_products, in_integers
 from lightning_robust.deployment.numerics.keep_list import KeepList
+from lightning_robust.deployment.numerics.quantise import is_quantised
 from lightning_robust.deployment.numerics.sensitivity import Sensitivity
 from lightning_robust.deployment.numerics.typed import emulate_typed
 from lightning_robust.deployment.parity.baseline import Measured, measure_distance
@@ -36,6 +38,23 @@ Mixed = Literal["fp16", "bf16", "int8"]
 """What a file holds beside fp32."""
 _FIRST = slice(0, 16)  # the samples that tell which unit there is
 _AGREES = 0.05  # between the search and the file: sums in another order turn a rounding here and there
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """A file, and the distance of what its types say to the fp32 graph.
+
+    Args:
+        path: The file.
+        measured: Its distance, as it was read back.
+    """
+
+    path: Path
+    measured: Measured
+
+    def numbers(self) -> dict[str, object]:
+        """The file, all distances and the number of samples, for JSON."""
+        return {"path": str(self.path), "metrics": dict(self.measured.metrics), "samples": self.measured.samples}
 
 
 @dataclass(frozen=True)
@@ -52,6 +71,7 @@ class MixedModel:
             checked on, or, where there are none, found on. Half precision is emulated; Q/DQ is computed as it is
             written, in fp32.
         executed: For int8: the same of the file executed in integers by ONNX Runtime, if it executes any product so.
+        beside_fp16: For int8, where any of it is left: a second file, in which fp16 takes the place of fp32.
         tf32: Whether what stays fp32 multiplies in TF32.
         command: What builds an engine of it.
         notes: What a reader has to know.
@@ -64,6 +84,7 @@ class MixedModel:
     excluded: tuple[str, ...]
     measured: Measured
     executed: Measured | None
+    beside_fp16: WrittenFile | None
     tf32: bool
     command: str
     notes: tuple[str, ...] = ()
@@ -109,6 +130,7 @@ class MixedModel:
         content = {
             **asdict(self),
             "path": str(self.path),
+            "beside_fp16": None if self.beside_fp16 is None else self.beside_fp16.numbers(),
             "distance": self.distance,
             "executed_distance": self.executed_distance,
             "met": self.met,
@@ -131,7 +153,8 @@ def convert_mixed(
 
     The list is found as :func:`~.parity.localise.localise` finds it. The file is then loaded again, and what stands in
     it is emulated and compared with the fp32 graph. In int8 it has QuantizeLinear and DequantizeLinear, what is not
-    quantised is fp32, and ONNX Runtime executes it too.
+    quantised is fp32, and ONNX Runtime executes it too; a second file has fp16 in the place of fp32, but for what
+    the settings or the module keep in fp32.
 
     Args:
         subject: The fp32 model and the samples; its settings say what stays fp32 anyway, what becomes of weights out of
@@ -160,6 +183,8 @@ def convert_mixed(
     tf32 = subject.settings.tf32
     measured = _measure_file(subject, keep, scale, _open_as_written(read, subject, precision))
     executed, note = _run_in_integers(subject, keep, scale, read) if precision == "int8" else (None, "")
+    quantised = precision == "int8" and is_quantised(read)
+    beside = _write_beside_fp16(subject, keep, scale, path) if quantised else None
     shapes = {name: array.shape for name, array in feed(subject.rows(slice(1)), exported).items()}
     return MixedModel(
         path,
@@ -169,6 +194,7 @@ def convert_mixed(
         excluded,
         measured,
         executed,
+        beside,
         tf32,
         build_command(path, exported.model, shapes, tf32=tf32),
         (*notes, note) if note else notes,
@@ -205,6 +231,15 @@ def _run_in_integers(
         return None, "ONNX Runtime executes no product of it in integers here."
     run = _measure_file(subject, keep, scale, lambda args: session.run(feed(args, subject.exported)))
     return run, f"products that ONNX Runtime executed: {note}"
+
+
+def _write_beside_fp16(subject: Subject, keep: KeepList, scale: Scale, first: Path) -> WrittenFile:
+    """Write the Q/DQ graph of a list with the rest in fp16 beside the first file, and measure what its types say."""
+    path = first.with_stem(f"{first.stem}_fp16")
+    model, _ = int8_beside_fp16(subject.excluding_only([*keep.nodes, *subject.excluded_nodes()]))
+    onnx.save(model, path)
+    run = open_session(emulate_typed(load_graph(path)), subject.exported)
+    return WrittenFile(path, _measure_file(subject, keep, scale, run))
 
 
 def _measure_file(subject: Subject, keep: KeepList, scale: Scale, run: Runner) -> Measured:

@@ -101,7 +101,7 @@ def test_int8(file, tmp_path, capsys):
     asked = [file, f"--inputs={inputs}", f"--calibration_data={inputs}", f"--output={out}", "--precision=int8"]
     assert status(*asked, "--budget=1e-2", "--calibration=percentile") == 0
     assert sorted(path.name for path in out.iterdir()) == [
-        *("exclude_int8.json", "norm_int8.onnx", "precision.html", "precision.json")
+        *("exclude_int8.json", "norm_int8.onnx", "norm_int8_fp16.onnx", "precision.html", "precision.json")
     ]
     found, listed = (json.loads((out / name).read_text()) for name in ("precision.json", "exclude_int8.json"))
     assert max(found["distance"], found["executed_distance"]) <= 1e-2 < found["keep"]["total"]

@@ -132,6 +132,20 @@ def test_int8_is_a_qdq_file_that_onnxruntime_executes(tmp_path):
     assert any(note == "products that ONNX Runtime executed: 1 in fp32, 1 in int8" for note in found.notes)
 
 
+def test_int8_is_written_with_fp16_beside_it_too(tmp_path):
+    """Weights of what is not quantised are fp16 there; it is further from fp32 than int8 alone by what fp16 adds."""
+    cnn = subject(SmallCNN)
+    found = convert_mixed(cnn, "int8", 0.0105, tmp_path / "cnn.onnx")
+    assert found.beside_fp16.path == tmp_path / "cnn_fp16.onnx"
+    kinds = {tensor.data_type for tensor in onnx.load(found.beside_fp16.path).graph.initializer}
+    assert onnx.TensorProto.INT8 in kinds
+    assert onnx.TensorProto.FLOAT16 in kinds
+    distance = found.beside_fp16.measured.metrics["rel_l2"]
+    half = convert_mixed(cnn, "fp16", 0.5, tmp_path / "half.onnx").distance
+    assert abs(distance - found.distance) <= 2 * half
+    assert distance != found.distance
+
+
 def test_what_is_excluded_from_int8(tmp_path):
     cnn = subject(SmallCNN)
     (conv,) = (node.name for node in cnn.exported.model.graph.node if node.op_type == "Conv")

@@ -79,7 +79,7 @@ class TensorRTRuntime(Runtime):
         if self._is_weakly_typed(subject.settings):
             return model, ["weakly typed"]
         if self.precision == "int8":
-            return _in_int8(subject)
+            return int8_beside_fp16(subject)
         if self.precision not in HALF:
             return model, []
         half = cast(Half, self.precision)
@@ -178,8 +178,8 @@ def engine_runner(
     return BulkRunner(run_sets), clock
 
 
-def _in_int8(subject: Subject) -> tuple[onnx.ModelProto, list[str]]:
-    """The int8 graph, the rest in fp16 but for what is kept in fp32, and what a reader should know of it."""
+def int8_beside_fp16(subject: Subject) -> tuple[onnx.ModelProto, list[str]]:
+    """The int8 graph with the rest in fp16 but for what is kept in fp32, and what a reader should know of it."""
     note, model = describe_int8(subject), subject.quantised.model
     there = {node.name for node in model.graph.node}
     kept = [name for name in subject.fp32_nodes() if name in there]  # one that was folded is not

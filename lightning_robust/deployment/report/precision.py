@@ -137,11 +137,15 @@ def building_sentences(found: MixedModel) -> list[str]:
         tf32 = "TF32 was allowed in the emulation to what stays fp32, trtexec's default"
     elif not is_int8(found):
         tf32 += "; --tf32 measures that"
+    second = []
+    if found.beside_fp16 is not None:
+        second.append(f"{found.beside_fp16.path.name} has fp16 in the place of fp32, as int8 is mostly deployed.")
     tool = "modelopt.onnx.quantization" if is_int8(found) else "ModelOpt AutoCast"
     return [
         "Every network is strongly typed from TensorRT 11 on; before, --stronglyTyped says so.",
         f"{tf32}.",
         f"{found.keep.setting}.json holds the list; its nodes_to_exclude are the argument of that name of {tool}.",
+        *second,
     ]
 
 
@@ -159,7 +163,17 @@ def _distance_rows(found: MixedModel) -> list[list[str]]:
     if found.executed is not None and found.executed_distance is not None:
         ran = _with_basis(found, found.executed, found.executed_distance)
         rows.append([found.path.name, ran, str(found.executed.samples), "executed in integers by ONNX Runtime"])
+    rows += _beside_rows(found)
     return [*rows, ["budget", f"{keep.tolerance:.3g}", "", "met" if found.met else "not met"]]
+
+
+def _beside_rows(found: MixedModel) -> list[list[str]]:
+    """The row of the file with fp16 beside int8."""
+    if found.beside_fp16 is None:
+        return []
+    measured = found.beside_fp16.measured
+    value = _with_basis(found, measured, measured.metrics[found.keep.unit])
+    return [[found.beside_fp16.path.name, value, str(measured.samples), "emulated, fp16 in the place of fp32"]]
 
 
 def _kept_rows(found: MixedModel) -> list[list[str]]:

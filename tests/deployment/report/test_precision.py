@@ -22,7 +22,7 @@ KEEP = KeepList(("a", "move"), 4, (), 0.5, 2e-3, 1e-3, 5e-3, "fp16", "rel_l2", 4
 def mixed(distance=2e-3, high=3e-3, **keep):
     measured = Measured({"rel_l2": distance}, {"rel_l2": Interval(1e-3, high)}, 8)
     return MixedModel(
-        *(Path("net_fp16.onnx"), 10, LAYERS, replace(KEEP, **keep), ("mine",), measured, None, False),
+        *(Path("net_fp16.onnx"), 10, LAYERS, replace(KEEP, **keep), ("mine",), measured, None, None, False),
         "trtexec --onnx=net_fp16.onnx --stronglyTyped --noTF32",
     )
 
