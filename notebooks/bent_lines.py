@@ -30,7 +30,7 @@ from torch import nn
 from lightning_robust import measure_parity
 from lightning_robust.demo.lanes import LaneData, LaneDetector
 from lightning_robust.demo.lanes.pictures import draw_lines
-from lightning_robust.deployment.engines import Subject, available, runtime
+from lightning_robust.deployment.engines import BuildSettings, Subject, available, runtime
 from lightning_robust.deployment.fingerprint.search import fingerprint
 from lightning_robust.deployment.graph.export import frozen_copy
 from lightning_robust.deployment.parity.localise import localise
@@ -97,7 +97,7 @@ print("Largest change in fp32:", (after - before).abs().max().item(), "px")
 # fp16 on the right.
 
 # %%
-subject = Subject(frozen_copy(detector), (images[:16],), keep_fp32=())
+subject = Subject(frozen_copy(detector), (images[:16],), BuildSettings(keep_fp32=[]))
 
 
 def lines_in_fp16(subject):
@@ -179,7 +179,7 @@ draw_layers(report.layers, "lateral px (99th percentile)")
 # `nodes_to_exclude` into ModelOpt AutoCast.
 
 # %%
-repaired_subject = Subject(subject.module, subject.example, keep_fp32=report.keep.nodes)
+repaired_subject = Subject(subject.module, subject.example, BuildSettings(keep_fp32=report.keep.nodes))
 repaired = measure_parity(repaired_subject, available(["emulated-fp16"]), decode=detector.decode)
 worse, better = (r.targets["emulated-fp16"].metrics["lateral_px_p99"] for r in (report, repaired))
 print(f"fp16: {worse:.2f} px before, {better:.2f} px with {len(report.keep.nodes)} nodes in fp32 (99th percentile)")
