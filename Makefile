@@ -54,6 +54,7 @@ headlines: $(STAMP)
 	$(BIN)/python benchmarks/sensitivity.py
 	$(BIN)/python benchmarks/keep_list.py
 	$(BIN)/python benchmarks/keep_list_int8.py
+	$(BIN)/python benchmarks/int8.py
 	$(BIN)/python benchmarks/gpu_day.py
 	$(BIN)/python benchmarks/fingerprint.py --every 5
 	$(BIN)/python benchmarks/rendering_speed.py
