@@ -27,6 +27,12 @@ json.dump(dict(status="done", **about), open(spec["result"], "w"))
 """
 
 
+@pytest.fixture(autouse=True)
+def _folder(tmp_path, monkeypatch):
+    """What the script leaves in its folder where it runs here."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory):
     folder = tmp_path_factory.mktemp("elsewhere")
