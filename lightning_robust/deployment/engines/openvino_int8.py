@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-_PAIR = ("QuantizeLinear", "DequantizeLinear")
+from lightning_robust.deployment.numerics.operators import QDQ
+
 _HALF_RANGE = 128
 
 
@@ -74,11 +75,11 @@ def _signed_pairs(
         pair = [node, *readers.get(node.output[0], [])]
         ends = itertools.chain.from_iterable(readers.get(name, []) for each in pair[1:] for name in each.output)
         convolves = any(end.op_type == "Conv" for end in ends)
-        if convolves and node.op_type == _PAIR[0] and _share_zero_point(pair, zeros):
+        if convolves and node.op_type == QDQ[0] and _share_zero_point(pair, zeros):
             yield pair
 
 
 def _share_zero_point(pair: Sequence[onnx.NodeProto], zeros: Mapping[str, object]) -> bool:
     """Whether a quantisation is followed by dequantisations alone, all around the same zero point in int8."""
-    points = {node.input[2] if len(node.input) > len(_PAIR) else "" for node in pair}
-    return all(node.op_type == _PAIR[1] for node in pair[1:]) and len(points) == 1 and points <= zeros.keys()
+    points = {node.input[2] if len(node.input) > len(QDQ) else "" for node in pair}
+    return all(node.op_type == QDQ[1] for node in pair[1:]) and len(points) == 1 and points <= zeros.keys()

@@ -13,7 +13,7 @@ Calibration = Literal["minmax", "entropy", "percentile"]
 """How the ranges of int8 are found: the extremes, the least loss of information, or all but the outermost values."""
 
 NodeNames = list[str] | str | None
-"""NodeNames of nodes or modules, or the JSON file that holds them."""
+"""Names of nodes or modules, or the JSON file that holds them."""
 Deployed = dict[str, str] | list[str] | str | None
 """One file that is deployed, several, or target -> file; :func:`~.deployed.deployed_files` tells the targets."""
 
@@ -34,7 +34,7 @@ def read_names(argument: str, names: NodeNames) -> list[str] | None:
 
     Args:
         argument: What the error names.
-        names: NodeNames, one name, or a file ``*.json`` with a list of names or with one under ``nodes``, as
+        names: Names, one name, or a file ``*.json`` with a list of names or with one under ``nodes``, as
             ``keep_fp32.json`` has.
 
     Raises:

@@ -34,14 +34,7 @@ def fold_computed_weights(graph: LayeredGraph, values: Iterable[ir.Value]) -> No
         folded = graph.add_weight(f"{value.name}__folded", tensor.numpy())
         for node, index in tuple(value.uses()):
             node.replace_input_with(index, folded)
-    _drop_unread_nodes(graph, nodes)
-    graph.drop_unread_weights()
-
-
-def _drop_unread_nodes(graph: LayeredGraph, nodes: set[ir.Node]) -> None:
-    for node in reversed(tuple(graph.graph)):
-        if node in nodes and not any(value.uses() or value.is_graph_output() for value in node.outputs):
-            graph.graph.remove(node, safe=True)
+    graph.drop_unread_nodes(nodes)
 
 
 def _weights_alone(graph: LayeredGraph, nodes: set[ir.Node], outputs: list[ir.Value]) -> onnx.ModelProto:

@@ -13,6 +13,7 @@ from lightning_robust.deployment.graph.origin import Origin
 from lightning_robust.deployment.numerics.calibration import Ranges
 from lightning_robust.deployment.numerics.emulate import to_model
 from lightning_robust.deployment.numerics.layers import LayeredGraph
+from lightning_robust.deployment.numerics.operators import QDQ
 from lightning_robust.deployment.numerics.quantise import (
     is_quantised,
     prepare_products,
@@ -22,8 +23,6 @@ from lightning_robust.deployment.numerics.quantise import (
 from lightning_robust.deployment.numerics.sweep import Measure, NodeSweep, relative_distance
 from lightning_robust.deployment.numerics.switches import SWITCHES, choose_value
 from lightning_robust.deployment.numerics.trace import NodeTrace, compare_nodes
-
-_PAIR = ("QuantizeLinear", "DequantizeLinear")
 
 
 class Int8Sweep(NodeSweep):
@@ -101,10 +100,7 @@ def switchable_int8(model: onnx.ModelProto, ranges: Ranges) -> tuple[onnx.ModelP
     for node in tuple(graph.graph):
         if node.name in switches:
             _switch_operands(graph, node, _gather(graph, node, switch, switches[node.name]), wide, originals[node.name])
-    for node in reversed(tuple(graph.graph)):
-        if node.op_type in _PAIR and not node.outputs[0].uses():
-            graph.graph.remove(node, safe=True)
-    graph.drop_unread_weights()
+    graph.drop_unread_nodes(node for node in graph.graph if node.op_type in QDQ)
     return to_model(graph.model), switches
 
 
@@ -133,7 +129,7 @@ def _switch_operands(
 def _int8_steps(value: ir.Value | None) -> list[ir.Node]:
     """The nodes that take a value through int8, in order: both, or for a weight the second alone."""
     chain: list[ir.Node] = []
-    while value is not None and (node := value.producer()) is not None and node.op_type in _PAIR:
+    while value is not None and (node := value.producer()) is not None and node.op_type in QDQ:
         chain.insert(0, node)
         value = node.inputs[0]
     return chain

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from lightning_robust.deployment.graph.types import ONNX_DOMAIN, element_types
 from lightning_robust.deployment.numerics.emulate import to_model
 from lightning_robust.deployment.numerics.layers import LayeredGraph
-from lightning_robust.deployment.numerics.operators import TENSOR_CORE
+from lightning_robust.deployment.numerics.operators import QDQ, TENSOR_CORE
 
 _EXECUTED = {
     **dict.fromkeys(("ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"), "int8"),
@@ -25,7 +25,6 @@ _EXECUTED = {
     **dict.fromkeys(("FusedConv", "FusedGemm", "FusedMatMul", "NhwcFusedConv", *TENSOR_CORE), "fp32"),
 }
 _MIDDLE = 128  # between int8 and uint8
-_PAIR = ("QuantizeLinear", "DequantizeLinear")
 
 
 def in_integers(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -61,16 +60,8 @@ def in_integers(model: onnx.ModelProto) -> onnx.ModelProto:
             first, second = _operand(graph, node, 0), _operand(graph, node, 1)
             if first is not None and second is not None:
                 _WRITE[node.op_type](graph, node, first, second)
-    _drop_unread(graph)
+    graph.drop_unread_nodes(node for node in graph.graph if node.op_type in QDQ)
     return to_model(graph.model)
-
-
-def _drop_unread(graph: LayeredGraph) -> None:
-    """Drop the Q/DQ that nothing reads any more."""
-    for node in reversed(tuple(graph.graph)):
-        if node.op_type in _PAIR and not any(value.uses() or value.is_graph_output() for value in node.outputs):
-            graph.graph.remove(node, safe=True)
-    graph.drop_unread_weights()
 
 
 def count_products(model: onnx.ModelProto) -> dict[str, int]:
@@ -106,7 +97,7 @@ class _Operand:
 
 def _operand(graph: LayeredGraph, node: ir.Node, index: int) -> _Operand | None:
     """What a product reads, as uint8; None where that is not dequantised in a way that can be followed."""
-    dequantise = _quantiser(node.inputs[index], _PAIR[1])
+    dequantise = _quantiser(node.inputs[index], QDQ[1])
     source = None if dequantise is None else dequantise.inputs[0]
     if dequantise is None or source is None:
         return None
@@ -156,7 +147,7 @@ def _unsigned(graph: LayeredGraph, source: ir.Value) -> ir.Value | None:
 
 def _unsigned_activation(graph: LayeredGraph, source: ir.Value) -> ir.Value | None:
     """The tensor quantised to uint8, by another node in the place of one that quantises it to int8."""
-    quantise = _quantiser(source, _PAIR[0])
+    quantise = _quantiser(source, QDQ[0])
     zero = None if quantise is None else _zero_point(graph, quantise)
     if quantise is None or zero is None:
         return None
@@ -167,7 +158,7 @@ def _unsigned_activation(graph: LayeredGraph, source: ir.Value) -> ir.Value | No
         if node.name == name:
             return node.outputs[0]
     inputs = [*quantise.inputs[:2], _shared_zero(graph, zero)]
-    return graph.add_node(quantise, _PAIR[0], inputs, "uint8", kind=ir.DataType.UINT8)
+    return graph.add_node(quantise, QDQ[0], inputs, "uint8", kind=ir.DataType.UINT8)
 
 
 def _write_conv(graph: LayeredGraph, node: ir.Node, first: _Operand, second: _Operand) -> None:

@@ -118,6 +118,14 @@ class LayeredGraph:
         self.graph.remove(node, safe=True)
         value.name, value.type, value.shape = old.name, old.type, old.shape
 
+    def drop_unread_nodes(self, nodes: Iterable[ir.Node]) -> None:
+        """Drop those of some nodes that nothing reads, the last first, and the initialisers that no node reads then."""
+        some = set(nodes)
+        for node in reversed(tuple(self.graph)):
+            if node in some and not any(value.uses() or value.is_graph_output() for value in node.outputs):
+                self.graph.remove(node, safe=True)
+        self.drop_unread_weights()
+
     def drop_unread_weights(self) -> None:
         """Drop the initialisers that no node reads."""
         # not onnx_ir's RemoveUnusedNodesPass, which drops nodes and outputs that a trace has to report

@@ -9,6 +9,8 @@ MOVES = frozenset({
 """Operators that only move values: their results are as rounded as their inputs."""
 TENSOR_CORE = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """Operators that a GPU computes on tensor cores when TF32 is allowed."""
+QDQ = ("QuantizeLinear", "DequantizeLinear")
+"""The two operators of a tensor on its way through int8, in their order."""
 ALWAYS_FP32 = frozenset({
     "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul",
     "EyeLike", "Bernoulli", "Multinomial",

@@ -17,12 +17,11 @@ from lightning_robust.deployment.graph.types import ONNX_DOMAIN
 from lightning_robust.deployment.numerics.calibration import Ranges
 from lightning_robust.deployment.numerics.computed_weights import fold_computed_weights
 from lightning_robust.deployment.numerics.layers import LayeredGraph, nodes_within
-from lightning_robust.deployment.numerics.operators import TENSOR_CORE
+from lightning_robust.deployment.numerics.operators import QDQ, TENSOR_CORE
 from lightning_robust.deployment.numerics.pairs import insert_pairs, two_operands
 from lightning_robust.deployment.numerics.prepare import prepare, raise_opset
 
 _OPSET = 13  # the first in which weights have a scale for each channel
-_PAIR = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _INTEGER = frozenset({
     "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "QGemm", "MatMulIntegerToFloat",
     "DynamicQuantizeMatMul",
@@ -72,7 +71,7 @@ def is_quantised(model: onnx.ModelProto) -> bool:
         >>> is_quantised(parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]> {text}'))
         True
     """
-    return any(node.op_type in _PAIR | _INTEGER for node in model.graph.node)
+    return any(node.op_type in _INTEGER.union(QDQ) for node in model.graph.node)
 
 
 def quantise_products(model: onnx.ModelProto, ranges: Ranges, exclude: Collection[str] = ()) -> Quantised:
@@ -126,7 +125,7 @@ def take_quantised(model: onnx.ModelProto) -> Quantised:
 def _check_all_scales(graph: onnx.GraphProto) -> None:
     weights = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
-        if node.op_type in _PAIR and node.input[1] in weights:
+        if node.op_type in QDQ and node.input[1] in weights:
             _check_scales(node, onnx.numpy_helper.to_array(weights[node.input[1]]))
 
 
