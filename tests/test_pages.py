@@ -8,6 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from lightning_robust.pages import environment_facts, render, svg
+from lightning_robust.version import package_version
 
 TEMPLATE = """{% extends "base.html.j2" %}
 {% block content %}
@@ -70,4 +71,5 @@ def test_facts_name_what_wrote_the_page():
     facts = environment_facts()
     assert list(facts)[:4] == ["written", "command", "machine", "python"]
     assert facts["python"] == sys.version.split()[0]
+    assert facts["lightning-robust"] == package_version()
     assert {"torch", "lightning", "onnx"} <= facts.keys()

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from markupsafe import Markup
 
+from lightning_robust.version import package_version
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _PACKAGES = (
-    "lightning-robust",
     "torch",
     "lightning",
     "onnx",
@@ -61,7 +62,7 @@ def environment_facts() -> dict[str, str]:
         "command": " ".join(sys.argv),
         "machine": platform.platform(),
     }
-    facts["python"] = platform.python_version()
+    facts |= {"python": platform.python_version(), "lightning-robust": package_version()}
     for package in _PACKAGES:
         try:
             facts[package] = importlib.metadata.version(package)

@@ -1,6 +1,7 @@
 """Golden tensors and deployed dumps: planted differences of inputs and engines, and dumps that do not fit."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -114,6 +115,36 @@ def test_inputs_that_were_not_dumped_are_told():
     golden = Golden({"a": np.ones((2, 3)), "b": np.ones((2, 3))}, {"y": np.ones(2)}, {})
     report = check_golden(golden, Golden({"a": np.ones((2, 3))}, {}, {}))
     assert report.notes == ("The deployed side did not dump the inputs ['b'].",)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "change", "why"),
+    [
+        (lambda x: x[..., :12, :12], lambda x: x + 0.02, r"at least 16 x 16 pixels, but got \(4, 3, 12, 12\)"),
+        (lambda x: x, lambda x: np.where(x > 2.0, np.nan, x), "Expected finite deployed pictures"),
+        (lambda x: (x * 50 + 100).astype(np.int32), lambda x: x + 1, "uint8 or floating, but got torch.int32"),
+    ],
+)
+def test_pictures_without_a_fingerprint_keep_their_numbers(golden, pictures, change, why):
+    """All that is left out is the name of the cause; 0.02 more of an input moves the output by 2."""
+
+    class Mean(nn.Module):
+        def forward(self, images):
+            return 100 * images.float()[:, 0].mean((1, 2))
+
+    args = (torch.from_numpy(np.ascontiguousarray(pictures(golden.inputs["input"]))),)
+    exact = make_golden(Mean(), args)
+    deployed = change(exact.inputs["input"]).astype(exact.inputs["input"].dtype)
+    report = check_golden(exact, dump(golden, deployed, exact.outputs["output"] + np.float32(3)), Mean())
+    assert report.pictures == {}
+    (note,) = report.notes
+    assert note.startswith("What differs in the pictures of input 'input' is not named: Expected ")
+    assert re.search(why, note)
+    assert report.whole["max_abs"] == pytest.approx(3.0, abs=1e-4)
+    if np.isfinite(deployed).all():
+        step = 2.0 if deployed.dtype == np.float32 else 100.0
+        assert report.preprocessing["max_abs"] == pytest.approx(step, abs=1e-2)
+        assert report.engine["max_abs"] == pytest.approx(abs(3.0 - step), abs=1e-2)
 
 
 @pytest.mark.parametrize(
