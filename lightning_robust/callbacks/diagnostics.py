@@ -22,7 +22,6 @@ from lightning_robust.harness.trainers import refuse_sharded
 from lightning_robust.structures import Key
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
@@ -186,14 +185,3 @@ def check_at_least(least: float, **values: float) -> None:
     for name, value in values.items():
         if not value >= least:
             raise ValueError(f"Expected `{name}` of at least {least}, but got {value}.")
-
-
-def use_plain_log_ticks(axes: Axes, which: Literal["x", "y"], per_decade: Sequence[float] = (1, 2, 5)) -> None:
-    """Make an axis logarithmic, with ticks that say their value instead of a power of ten."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
-    axes.set(**{f"{which}scale": "log"})
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_locator(LogLocator(10, tuple(per_decade)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_locator(NullLocator())

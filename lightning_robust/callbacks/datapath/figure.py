@@ -12,7 +12,7 @@ import numpy as np
 
 from lightning_robust.callbacks.datapath.measure import CARRIED_SHARE, Datapath
 from lightning_robust.callbacks.datapath.paths import Paths
-from lightning_robust.callbacks.diagnostics import use_plain_log_ticks
+from lightning_robust.figures import use_plain_log_ticks
 from lightning_robust.tables import shorten
 
 if TYPE_CHECKING:

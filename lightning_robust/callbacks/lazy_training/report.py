@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lightning_robust.callbacks.diagnostics import Report, Table, use_plain_log_ticks
+from lightning_robust.callbacks.diagnostics import Report, Table
+from lightning_robust.figures import use_plain_log_ticks
 from lightning_robust.tables import number
 
 if TYPE_CHECKING:
