@@ -31,6 +31,7 @@ def imported(path, *, top_level=False):
 ROOMS = {  # room -> the rooms it may use, beside itself
     **{name: set() for name in ("figures", "statistics", "structures", "suggest", "tables", "torch_names", "version")},
     "pages": {"version"},
+    "gate": {"suggest", "tables", "version"},
     "layers": {"suggest"},
     "functional": {"statistics", "layers", "suggest", "torch_names"},
 }
