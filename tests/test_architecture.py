@@ -29,7 +29,10 @@ def imported(path, *, top_level=False):
 
 
 ROOMS = {  # room -> the rooms it may use, beside itself
-    **{name: set() for name in ("figures", "statistics", "structures", "suggest", "tables", "torch_names", "version")},
+    **{
+        name: set()
+        for name in ("figures", "reading", "statistics", "structures", "suggest", "tables", "torch_names", "version")
+    },
     "pages": {"version"},
     "gate": {"suggest", "tables", "version"},
     "layers": {"suggest"},

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jsonargparse
-import yaml
 
+from lightning_robust.reading import read_yaml
 from lightning_robust.suggest import did_you_mean
 
 # distribution of Ray Tune -> types of its bounds
@@ -110,7 +110,7 @@ def read_sweep(path: str | Path) -> Sweep:
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"Expected the file of a sweep at {file}, but there is no such file.")
-    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    content = read_yaml(file)
     if not isinstance(content, dict):
         raise ValueError(f"Expected keys with values in {file}, but got {content!r}. Begin with `configs:`.")
     refuse_unknown(content, [entry.name for entry in dataclasses.fields(Sweep)], str(file))
