@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import cast
 
 from lightning_robust.deployment.engines.base import HALF, Built, Runtime
-from lightning_robust.deployment.engines.onnxruntime import describe_int8, open_session
+from lightning_robust.deployment.engines.int8 import describe_int8
+from lightning_robust.deployment.engines.onnxruntime import open_session
 from lightning_robust.deployment.engines.subject import Subject
 from lightning_robust.deployment.numerics.emulate import Emulation, to_model
 from lightning_robust.deployment.numerics.rounding import Precision
@@ -55,7 +56,7 @@ class EmulatedInt8(Runtime):
         Raises:
             ValueError: If the graph cannot be quantised, or nothing in it is.
         """
-        note = describe_int8(subject)
+        note = describe_int8(subject.quantised, subject.calibrated)
         return Built(open_session(subject.quantised.model, subject.exported, optimise=False), note=f"emulated, {note}")
 
 

@@ -82,6 +82,19 @@ def quantise_graph(exported: Exported, calibrated: Calibrated, exclude: Collecti
     return quantise_products(exported.model, calibrated.ranges, exclude)
 
 
+def describe_int8(quantised: Quantised, calibrated: Calibrated) -> str:
+    """What is quantised in an int8 graph, and what it is calibrated on.
+
+    Raises:
+        ValueError: If nothing is quantised, for what is measured then is fp32.
+    """
+    if not quantised.nodes:
+        raise ValueError(
+            f"Expected products to quantise, but got {'; '.join(quantised.notes)}. Measure the fp32 graph."
+        )
+    return ", ".join(filter(None, [*quantised.notes, calibrated.note]))
+
+
 def _first(arrays: dict[str, NDArray[np.generic]], most: int) -> tuple[dict[str, NDArray[np.generic]], int]:
     """The first samples of a graph's inputs, and how many these are."""
     count = next((len(array) for array in arrays.values() if array.ndim), 1)

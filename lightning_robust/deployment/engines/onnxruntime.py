@@ -8,6 +8,7 @@ import onnx
 from torch import Tensor
 
 from lightning_robust.deployment.engines.base import Built, Runner, Runtime, feed, host_clock
+from lightning_robust.deployment.engines.int8 import describe_int8
 from lightning_robust.deployment.engines.subject import Subject
 from lightning_robust.deployment.graph.export import Exported
 from lightning_robust.deployment.graph.session import Session
@@ -36,7 +37,7 @@ class OnnxRuntimeInt8(Runtime):
         Raises:
             ValueError: If the graph cannot be quantised, or no product ran in int8.
         """
-        note = describe_int8(subject)
+        note = describe_int8(subject.quantised, subject.calibrated)
         model = in_integers(subject.quantised.model)
         session = Session(model, record=True)
         layers = count_products(session.executed)
@@ -54,17 +55,3 @@ def open_session(model: onnx.ModelProto, exported: Exported, *, optimise: bool =
     """A runner on a graph with the inputs and outputs of the exported one."""
     session = Session(model, optimise=optimise)
     return lambda args: session.run(feed(args, exported))
-
-
-def describe_int8(subject: Subject) -> str:
-    """What is quantised in a subject's int8 graph, and what it is calibrated on.
-
-    Raises:
-        ValueError: If nothing is quantised, for what is measured then is fp32.
-    """
-    quantised = subject.quantised
-    if not quantised.nodes:
-        raise ValueError(
-            f"Expected products to quantise, but got {'; '.join(quantised.notes)}. Measure the fp32 graph."
-        )
-    return ", ".join(filter(None, [*quantised.notes, subject.calibrated.note]))

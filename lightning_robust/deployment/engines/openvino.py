@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_robust.deployment.engines.abilities import Ability
 from lightning_robust.deployment.engines.base import Built, Runtime, feed, host_clock
 from lightning_robust.deployment.engines.child.process import EngineError
-from lightning_robust.deployment.engines.onnxruntime import describe_int8
+from lightning_robust.deployment.engines.int8 import describe_int8
 from lightning_robust.deployment.engines.openvino_int8 import with_unsigned_activations
 from lightning_robust.deployment.engines.openvino_model import Hint, OpenVINOModel, openvino_core, run_parts
 from lightning_robust.deployment.engines.settings import DEFAULTS, BuildSettings
@@ -84,7 +84,7 @@ class OpenVINORuntime(Runtime):
 
 def _quantised(subject: Subject) -> tuple[onnx.ModelProto, str]:
     """The subject's int8 graph as OpenVINO is given it, and what a reader should know of it."""
-    note = describe_int8(subject)
+    note = describe_int8(subject.quantised, subject.calibrated)
     model, joined = with_unsigned_activations(subject.quantised.model)
     if joined:
         note += f", {joined} joined activations given as unsigned, since OpenVINO loses the zero points of signed ones"

@@ -16,7 +16,7 @@ from lightning_robust.deployment.engines.abilities import Ability, Backend
 from lightning_robust.deployment.engines.base import HALF, Built, BulkRunner, Clock, Runtime, feed
 from lightning_robust.deployment.engines.child.process import EngineError
 from lightning_robust.deployment.engines.inspector import executed_precisions
-from lightning_robust.deployment.engines.onnxruntime import describe_int8
+from lightning_robust.deployment.engines.int8 import describe_int8
 from lightning_robust.deployment.engines.profile import make_profile
 from lightning_robust.deployment.engines.settings import DEFAULTS, BuildSettings
 from lightning_robust.deployment.engines.subject import Subject
@@ -180,7 +180,7 @@ def engine_runner(
 
 def int8_beside_fp16(subject: Subject) -> tuple[onnx.ModelProto, list[str]]:
     """The int8 graph with the rest in fp16 but for what is kept in fp32, and what a reader should know of it."""
-    note, model = describe_int8(subject), subject.quantised.model
+    note, model = describe_int8(subject.quantised, subject.calibrated), subject.quantised.model
     there = {node.name for node in model.graph.node}
     kept = [name for name in subject.fp32_nodes() if name in there]  # one that was folded is not
     conversion = Conversion(model, "fp16", kept, subject.settings.out_of_range)
