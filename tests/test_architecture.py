@@ -31,7 +31,17 @@ def imported(path, *, top_level=False):
 ROOMS = {  # room -> the rooms it may use, beside itself
     **{
         name: set()
-        for name in ("figures", "reading", "statistics", "structures", "suggest", "tables", "torch_names", "version")
+        for name in (
+            "figures",
+            "progress",
+            "reading",
+            "statistics",
+            "structures",
+            "suggest",
+            "tables",
+            "torch_names",
+            "version",
+        )
     },
     "pages": {"version"},
     "gate": {"suggest", "tables", "version"},
