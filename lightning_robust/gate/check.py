@@ -207,7 +207,7 @@ class Judgement:
 
     def text(self) -> str:
         """The line that a command prints last."""
-        return f"verdict: {_on_one_line('; '.join([self.headline, *self.remarks]))}"
+        return f"verdict: {on_one_line('; '.join([self.headline, *self.remarks]))}"
 
 
 def _decisive(named: Sequence[Check], judged: Sequence[Check]) -> str:
@@ -241,6 +241,6 @@ def _three_digits(value: float) -> str:
     return f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
-def _on_one_line(text: str) -> str:
+def on_one_line(text: str) -> str:
     """A text without line breaks and other control characters, which a file or a module may carry in its names."""
     return re.sub(r"\s+", " ", re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text)).strip()
