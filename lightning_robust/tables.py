@@ -10,7 +10,7 @@ from tabulate import tabulate
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table.
+    """A Markdown table; what would end a cell or be read as HTML or a link is escaped, bold type and code stay.
 
     Example:
         >>> print(markdown(["target", "px"], [["fp16", 0.5]]))
@@ -18,8 +18,20 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
         |----------|------|
         | fp16     | 0.5  |
     """
-    escaped = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
-    return tabulate(escaped, columns, "github", disable_numparse=True)
+    escaped = [[inline(cell).replace("|", "\\|") for cell in row] for row in rows]
+    heads = [inline(column).replace("|", "\\|") for column in columns]
+    return tabulate(escaped, heads, "github", disable_numparse=True)
+
+
+def inline(text: Any) -> str:
+    r"""Text of another's in a line of Markdown: no HTML, no link, no picture, no second line, no control character.
+
+    Example:
+        >>> print(inline("val/<img src=x>\n[a](b)"))
+        val/\<img src=x> [a]\(b)
+    """
+    line = "".join(character if character.isprintable() else " " for character in str(text))
+    return line.replace("<", "\\<").replace("](", "]\\(")
 
 
 def plain_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

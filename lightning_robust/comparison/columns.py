@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from lightning_robust.comparison.finished_runs import SECONDS, WORST
+from lightning_robust.suggest import did_you_mean
 
 Mode = Literal["max", "min"]
 
@@ -42,7 +43,7 @@ GROUPS: tuple[MetricGroup, ...] = (
     ),
     MetricGroup(
         "corrupted",
-        rf"corrupt|^wise_ft/shifted$|{_HELD_OUT}.*shift",
+        rf"(^|[/_])corrupt|^wise_ft/shifted$|{_HELD_OUT}(.*[/_])?shift",
         "a metric named `val/..._shifted` or `val/..._corrupted`, of a loader with corrupted inputs",
     ),
     MetricGroup("preprocessing", rf"^{WORST}$|^attribution/preprocessing$", _PARITY, "min"),
@@ -52,14 +53,12 @@ GROUPS: tuple[MetricGroup, ...] = (
         "recording",
         r"^replay/(torch-fp32|[^/]*-fp16)/(swing|bend)$|recording",
         "`lightning-robust replay --ckpt ... --frames ... --output RUN/replay`",
-        "min",
     ),
     MetricGroup("time", rf"^{SECONDS}$|^train(ing)?[/_](time|seconds)$", "TensorBoard's event files", "min"),
     MetricGroup(
         "memory",
-        r"memory|allocated_bytes\.all\.peak",
+        r"(^|[/_.])memory([/_.]|$)|allocated_bytes\.all\.peak",
         "Lightning's `DeviceStatsMonitor` on a GPU, or any scalar with memory in its name",
-        "min",
     ),
 )
 """The groups in the order of the table's columns."""
@@ -68,12 +67,20 @@ GROUPS: tuple[MetricGroup, ...] = (
 _QUESTIONS = (*GROUPS[1:], GROUPS[0])
 _OTHER = MetricGroup("other", "", "")
 _LOWER_IS_BETTER = re.compile(
-    r"loss|err|px|rel_l2|abs|p99|bend|swing|second|time|ece|mae|mse|nll|wer|perplexity|flip|lost|nonfinite"
-    r"|^sensitivity/|^attribution/|memory|bytes"
+    r"loss(es)?|err|errors?|mistakes|px|abs|abs_rel|rel_l2|max_abs|mae|r?mse|mape|nll|b?ce|kl|[wce]er|fid|lpips|perplexity|"
+    r"ppl|brier|ece|ade|fde|epe|hd95|hausdorff|bend|swing|flips?|lost|miss(ed)?|nonfinite|divergence|distance|latency|"
+    r"sec|seconds?|ms|time|memory|bytes|p\d\d"
 )
 _HIGHER_IS_BETTER = re.compile(
-    r"acc|f1|iou|auc|auroc|found|precision|recall|psnr|ssim|success|dice|r2|(^|[/_])m?ap([/_@]|$)"
+    r"acc|accuracy|f1|m?iou|auc|auroc|auprc|found|precision|recall|specificity|psnr|ssim|success|dice|r2|m?ap|mrr|ndcg|"
+    r"bleu|rouge|kappa|mcc|jaccard|hits?|hota|mota"
 )
+_NEGATIONS = {"no", "not", "non", "without", "less"}
+# before such a word a name says the opposite, or another thing: loss_reduction, time_to_collision, loss_scale
+_TURNS = re.compile(r"to|free|reduction|improvement|gain|drop|decrease|increase|gap|margin|saved|weight|scale|count")
+_NUMBERED = re.compile(r"f1|r2|l2|hd95|p\d\d")
+_DISTANCES = re.compile(r"^(sensitivity|attribution)/")
+_TOLD = 40
 
 
 @dataclass(frozen=True)
@@ -117,16 +124,40 @@ def group_of(tag: str) -> str:
 
 
 def direction(tag: str) -> Mode | None:
-    """Whether larger or smaller is better, as far as the name says.
+    """Whether larger or smaller is better, as far as whole words of the name say.
 
     Example:
-        >>> direction("val/acc"), direction("val/lateral_px"), direction("val/depth")
-        ('max', 'min', None)
+        >>> direction("val/acc"), direction("val/lateral_px"), direction("val/depth"), direction("val/accident_rate")
+        ('max', 'min', None, None)
     """
-    mode = _find_group(tag).mode
-    if mode or _LOWER_IS_BETTER.search(tag):
-        return mode or "min"
-    return "max" if _HIGHER_IS_BETTER.search(tag) else None
+    mode = "min" if _DISTANCES.search(tag) else _find_group(tag).mode
+    return mode or _named_direction(words_of(tag))
+
+
+def _named_direction(words: Sequence[str]) -> Mode | None:
+    """What the last word that is known says, for it names the thing: a dice_loss is a loss."""
+    if _NEGATIONS & {*words}:
+        return None
+    for end in range(len(words), 0, -1):
+        names = words[end - 1], "_".join(words[max(end - 2, 0) : end])
+        if any(map(_TURNS.fullmatch, names)):
+            return None
+        if any(map(_LOWER_IS_BETTER.fullmatch, names)):
+            return "min"
+        if any(map(_HIGHER_IS_BETTER.fullmatch, names)):
+            return "max"
+    return None
+
+
+def words_of(tag: str) -> list[str]:
+    """The words of a tag in lower case, without the number behind one: ``acc5`` is an ``acc``.
+
+    Example:
+        >>> words_of("val/top5Acc_lossless@0.1"), words_of("rel_l2/F1")
+        (['val', 'top', 'acc', 'lossless'], ['rel', 'l2', 'f1'])
+    """
+    words = re.findall(r"[a-z]+\d*", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", tag).lower())
+    return [word if _NUMBERED.fullmatch(word) else word.rstrip("0123456789") for word in words]
 
 
 def _find_group(tag: str) -> MetricGroup:
@@ -144,7 +175,7 @@ def _select_tags(group: MetricGroup, tags: Sequence[str]) -> list[str]:
     if group.name in ("fp16", "tf32"):
         return _keep(r"_p99$", members) or _keep(r"/rel_l2$", members)
     if group.name in ("clean", "attacked"):
-        return _keep(r"^(?!.*loss)", members) or members
+        return [tag for tag in members if not {"loss", "losses"} & {*words_of(tag)}] or members
     return members
 
 
@@ -159,15 +190,47 @@ def parse_columns(metrics: str, tags: Sequence[str]) -> list[Column]:
         ValueError: For a metric that no run logged, and where there is none.
     """
     columns = []
-    for part in filter(None, map(str.strip, metrics.split(","))):
+    for part in _parts(metrics):
         mode: Mode | None = "max" if part.endswith(":max") else "min" if part.endswith(":min") else None
         tag = part.removesuffix(f":{mode}")
-        if tag not in tags:
-            raise ValueError(
-                f"Expected metrics that the runs logged, as tag:max or tag:min, but got {part!r}. There are: "
-                f"{', '.join(tags) or 'none'}."
-            )
+        _refuse_unlogged(tag, part, "as tag:max or tag:min", tags)
         columns.append(Column.of(tag, mode))
     if not columns:
         raise ValueError(f"Expected metrics as tag:max or tag:min, but got {metrics!r}.")
     return list(dict.fromkeys(columns))
+
+
+def with_modes(columns: Sequence[Column], modes: str, tags: Sequence[str]) -> list[Column]:
+    """Columns with the directions of ``"tag=max,tag=min,..."``; a metric that is not among them is added.
+
+    Raises:
+        ValueError: For a metric that no run logged, another word than max and min, and where there is none.
+
+    Example:
+        >>> with_modes([], "val/depth=max", ["val/depth"])
+        [Column(tag='val/depth', mode='max', group='clean')]
+    """
+    told: dict[str, Mode] = {}
+    for part in _parts(modes):
+        tag, _, word = part.rpartition("=")
+        if word not in ("max", "min"):
+            raise ValueError(f"Expected directions as tag=max or tag=min, but got {part!r}.")
+        _refuse_unlogged(tag, part, "as tag=max or tag=min", tags)
+        told[tag] = "max" if word == "max" else "min"
+    if not told:
+        raise ValueError(f"Expected directions as tag=max or tag=min, but got {modes!r}.")
+    shown = [Column.of(column.tag, told.pop(column.tag, column.mode)) for column in columns]
+    return [*shown, *(Column.of(tag, mode) for tag, mode in told.items())]
+
+
+def _parts(text: str) -> Iterator[str]:
+    return filter(None, map(str.strip, text.split(",")))
+
+
+def _refuse_unlogged(tag: str, part: str, form: str, tags: Sequence[str]) -> None:
+    if tag not in tags:
+        hint = did_you_mean(tag, tags, 1)
+        names = ", ".join(tags[:_TOLD]) + (f" and {len(tags) - _TOLD} others" if len(tags) > _TOLD else "")
+        raise ValueError(
+            f"Expected metrics that the runs logged, {form}, but got {part!r}. There are: {names or 'none'}.{hint}"
+        )

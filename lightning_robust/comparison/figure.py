@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lightning_robust.comparison.columns import Column
 from lightning_robust.comparison.table import Comparison, axes, mean_range, pareto_front
+from lightning_robust.figures import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,12 +23,15 @@ _OFFSETS = ((9, 7), (-9, 7), (9, -7), (-9, -7))
 
 
 def draw_pareto(comparison: Comparison) -> Figure | None:
-    """Robust against clean, better is up and to the right; the numbers are those of the table. None without both."""
+    """Robust against clean, better is up and to the right; the numbers are those of the table. None without both.
+
+    Where rows are on different data, those of the data with the most rows.
+    """
     if (chosen := axes(comparison)) is None:
         return None
     tags = [column.tag for column in chosen]
     means = comparison.means[tags].to_numpy()
-    rows = np.flatnonzero(np.isfinite(means).all(axis=1)).tolist()
+    rows = [row for row in comparison.same_data()[0] if np.isfinite(means[row]).all()]
     if len(rows) < 2:
         return None
     from matplotlib.figure import Figure
@@ -36,13 +41,18 @@ def draw_pareto(comparison: Comparison) -> Figure | None:
     front = [rows[place] for place in pareto_front(means[rows], [column.mode or "max" for column in chosen])]
     plane.plot(*np.array(sorted(means[front].tolist())).T, color=_FRONT, linewidth=1.2, label="not beaten in both")
     for row, offset in zip(rows, cycle(_OFFSETS), strict=False):
-        _draw_point(plane, comparison, row, tags, _FRONT if row in front else _BEHIND, offset)
-    for axis, column in zip((plane.xaxis, plane.yaxis), chosen, strict=True):
-        axis.set_label_text(f"{column.group}: {column.tag}")
-        axis.set_inverted(column.mode == "min")
+        _draw_point(plane, comparison, row, tags, {True: _FRONT, False: _BEHIND}[row in front], offset)
+    _name_axes(plane, chosen)
     plane.grid(alpha=0.3)
     plane.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, handletextpad=0.4)
     return figure
+
+
+def _name_axes(plane: Axes, columns: Sequence[Column]) -> None:
+    """The metric of each axis, and its better end up or to the right."""
+    for axis, column in zip((plane.xaxis, plane.yaxis), columns, strict=True):
+        axis.set_label_text(plain(f"{column.group}: {column.tag}"))
+        axis.set_inverted(column.mode == "min")
 
 
 def _draw_point(
@@ -54,7 +64,9 @@ def _draw_point(
     across, up = map(_error_bar, cells)
     plane.errorbar(x, y, up, across, "none", ecolor=colour, elinewidth=0.8, alpha=0.4)
     name = comparison.rows[row].name
-    plane.scatter(x, y, color=colour, zorder=3, label=f"{row + 1}  {name if len(name) <= 44 else name[:43] + '…'}")
+    plane.scatter(
+        x, y, color=colour, zorder=3, label=plain(f"{row + 1}  {name if len(name) <= 44 else name[:43] + '…'}")
+    )
     plane.annotate(str(row + 1), (x, y), offset, textcoords="offset points", ha="center", va="center", fontsize=9)
 
 

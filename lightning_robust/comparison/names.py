@@ -22,7 +22,9 @@ _LIGHTNING_KEYS = {"seed_everything", "trainer", "model", "data", "optimizer", "
 _LIGHTNING_KEYS |= {"weights_only"}
 _DIAGNOSTICS = {"robust_validation", "deployment_parity", "layer_criticality", "lazy_training", "datapath"}
 _SEEDS = {"seed", "seed_everything"}
-_PATHS = {"ckpt_path", "default_root_dir", "dirpath", "save_dir", "root", "data_dir", "logger"}
+_OUTPUTS = {"ckpt_path", "default_root_dir", "dirpath", "save_dir", "logger"}
+_READ = ("data", "model")  # where a path says what is read rather than where something is written
+_LONGEST = 60
 
 
 def techniques(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -52,7 +54,7 @@ def _mixins(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]
 def _listed_callbacks(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     callbacks = (config.get("trainer") or {}).get("callbacks") or []
     for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
-        path = callback.get("class_path", "") if isinstance(callback, dict) else ""
+        path = (callback.get("class_path") if isinstance(callback, dict) else None) or ""
         if path.startswith("lightning_robust.") and path.endswith("Callback"):
             name = path.rpartition(".")[2].removesuffix("Callback").replace("WiSEFT", "WiseFt")
             yield re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower(), class_arguments(callback)
@@ -78,13 +80,45 @@ def identity(run: FinishedRun) -> dict[str, str]:
 
 
 def flatten_settings(value: Any) -> dict[str, str]:
-    """Dotted path -> value of the settings that make a result; seeds and paths of files are left out.
+    """Dotted path -> value of the settings that make a result; seeds and places of output are left out.
+
+    Whatever the data take counts, folders of data sets too: runs on other data are no repetitions of each other.
 
     Example:
         >>> flatten_settings({"optimizer": {"lr": 0.1}, "seed_everything": 1, "betas": [0.9]})
         {'optimizer.lr': '0.1', 'betas.0': '0.9'}
     """
-    return {".".join(path): repr(leaf) for path, leaf in _leaves(value) if not {*path} & (_SEEDS | _PATHS)}
+    return {".".join(path): repr(leaf) for path, leaf in _leaves(value) if not _is_left_out(path)}
+
+
+def _is_left_out(path: tuple[str, ...]) -> bool:
+    names = {*path}
+    return bool(names & _SEEDS) or (bool(names & _OUTPUTS) and path[0] not in _READ)
+
+
+def model_of(run: FinishedRun) -> str:
+    """The class of a run's model; empty where its configuration does not say.
+
+    Example:
+        >>> model_of(FinishedRun("runs/a", {"model": {"class_path": "my.Net"}}, {}))
+        'my.Net'
+    """
+    model = run.config.get("model")
+    return str((model.get("class_path") if isinstance(model, Mapping) else model) or "")
+
+
+def data_of(run: FinishedRun) -> dict[str, str]:
+    """The class of a run's data and its arguments that are words, such as folders and names of splits.
+
+    Numbers, as of samples or workers, do not make another data set.
+
+    Example:
+        >>> data = {"class_path": "my.Data", "init_args": {"root": "/x", "batch_size": 8}}
+        >>> data_of(FinishedRun("runs/a", {"data": data}, {}))
+        {'data.class_path': "'my.Data'", 'data.init_args.root': "'/x'"}
+    """
+    settings = flatten_settings({"data": run.config["data"]}) if run.config.get("data") else {}
+    return {key: value for key, value in settings.items() if value.startswith(("'", '"'))}
 
 
 def seeds(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -93,7 +127,7 @@ def seeds(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    if isinstance(value, Mapping | list):
+    if isinstance(value, Mapping | list) and (value or path[-1:] in ((), ("init_args",))):
         for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
             yield from _leaves(item, (*path, str(key)))
     else:
@@ -170,6 +204,7 @@ def _format_settings(settings: Mapping[str, str], names: Mapping[str, str]) -> s
         value = settings.get(key, "None").strip("'")
         if key.endswith("class_path"):
             value = value.rpartition(".")[2]
+        value = value if len(value) <= _LONGEST else value[:_LONGEST] + "…"
         if value != "None":
             texts.append(f"{name}={value}" if name else value)
     return ", ".join(texts)

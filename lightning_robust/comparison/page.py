@@ -15,7 +15,7 @@ from lightning_robust.comparison.figure import draw_pareto
 from lightning_robust.comparison.table import Comparison, leading, mean_range
 from lightning_robust.pages import environment_facts, render, svg
 from lightning_robust.structures import jsonable
-from lightning_robust.tables import markdown, number
+from lightning_robust.tables import inline, markdown, number
 
 _NOTHING, _PICTURE = "-", "pareto.png"
 _COST_GROUPS = [*(group.name for group in GROUPS if group.name not in ("time", "memory")), "other"]
@@ -69,18 +69,23 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
         runs = [str(run.folder) for run in row.runs]
         rows.append({"name": row.name, "runs": runs, "times_plain": row.times, "metrics": metrics})
     columns = [dataclasses.asdict(column) for column in comparison.columns]
-    return {"columns": columns, "rows": rows, "notes": list(comparison.notes)}
+    words = {"cautions": list(comparison.cautions), "notes": list(comparison.notes)}
+    return {"columns": columns, "rows": rows, **words}
 
 
 def markdown_page(comparison: Comparison) -> str:
     """The tables, for a terminal, a README or a pull request."""
     heads = ["#", "run", "seeds", *map(_column_heading, comparison.columns)]
     rows = [[number, name, seeds, *map(_cell_text, cells)] for number, name, seeds, cells in _shown_rows(comparison)]
-    parts = [markdown(heads, rows)]
+    parts = [_bullets(comparison.cautions), markdown(heads, rows)]
     if costs := cost_rows(comparison):
         parts.append("What each switch cost:\n\n" + markdown(*costs))
-    parts += ["\n".join(f"- {line}" for line in lines) for lines in (missing(comparison), comparison.notes) if lines]
-    return "\n\n".join(parts) + "\n"
+    parts += [_bullets(missing(comparison)), _bullets(comparison.notes)]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _bullets(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {inline(line)}" for line in lines)
 
 
 def html_page(comparison: Comparison, facts: Mapping[str, str]) -> str:
@@ -101,6 +106,7 @@ def html_page(comparison: Comparison, facts: Mapping[str, str]) -> str:
         rows=_shown_rows(comparison),
         figure=figure and svg(figure),
         costs=cost_rows(comparison),
+        cautions=comparison.cautions,
         absent=missing(comparison),
         notes=comparison.notes,
         facts=facts,
@@ -108,16 +114,22 @@ def html_page(comparison: Comparison, facts: Mapping[str, str]) -> str:
 
 
 def cost_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]] | None:
-    """Training time and one metric of each group against the plain row; None where not exactly one row is plain."""
+    """Training time and one metric of each group against the plain row; None where not exactly one row is plain.
+
+    Rows on other data than the plain one's are left out.
+    """
     plain = [index for index, row in enumerate(comparison.rows) if row.plain]
-    if len(plain) != 1 or len(comparison.rows) < 2:
+    if len(plain) != 1:
         return None
     columns = _cost_columns(comparison, plain[0])
     rows = []
     for index, row in enumerate(comparison.rows):
+        if index == plain[0] or row.data != comparison.rows[plain[0]].data:
+            continue
         times = _NOTHING if row.times is None else f"{row.times:.2f} x"
         rows.append([row.name, times, *(_difference(comparison, index, plain[0], column.tag) for column in columns)])
-    del rows[plain[0]]
+    if not rows:
+        return None
     return ["run", "training time", *map(_column_heading, columns)], rows
 
 
@@ -138,8 +150,13 @@ def _difference(comparison: Comparison, row: int, plain: int, tag: str) -> str:
 
 
 def missing(comparison: Comparison) -> list[str]:
-    """A sentence for each group of metrics that no run, or not every run, has: what would produce it."""
-    lines = []
+    """A sentence for each group of metrics that no run, or not every run, has: what would produce it.
+
+    None where the user named the metrics.
+    """
+    lines: list[str] = []
+    if comparison.chosen:
+        return lines
     for group in GROUPS:
         tags = [column.tag for column in comparison.columns if column.group == group.name]
         complete = comparison.values[tags].map(bool).all(axis=1)

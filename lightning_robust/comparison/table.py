@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,16 +14,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from lightning_robust.comparison.columns import Column, Mode, default_columns, parse_columns
+from lightning_robust.comparison.columns import Column, Mode, default_columns, parse_columns, with_modes
 from lightning_robust.comparison.finished_runs import SECONDS, FinishedRun
 from lightning_robust.comparison.names import (
-    class_arguments,
+    data_of,
     identity,
+    model_of,
     name_configurations,
-    other_differences,
-    seeds,
     techniques,
 )
+from lightning_robust.comparison.remarks import attacks, cautions, doubts, other_settings, unknown_directions
 from lightning_robust.statistics import mean_interval
 
 
@@ -43,6 +43,16 @@ class ComparedRow:
     plain: bool
     times: float | None = None
 
+    @property
+    def model(self) -> str:
+        """The class of its model; empty where that is not known."""
+        return model_of(self.runs[0])
+
+    @property
+    def data(self) -> str:
+        """What its numbers were measured on, to compare with others; empty where that is not known."""
+        return str(sorted(data_of(self.runs[0]).items()))
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -53,12 +63,16 @@ class Comparison:
         values: Numbers of the rows x tags: a tuple with the value of each run that logged the tag.
         columns: The metrics to show.
         notes: What the reader should know, a sentence each.
+        cautions: What the reader should know before the numbers, a sentence each.
+        chosen: Whether the user named the metrics, and misses no others.
     """
 
     rows: tuple[ComparedRow, ...]
     values: pd.DataFrame
     columns: tuple[Column, ...]
     notes: tuple[str, ...] = ()
+    cautions: tuple[str, ...] = ()
+    chosen: bool = False
 
     def cell(self, row: int, tag: str) -> tuple[float, ...]:
         """The value of each run of a row that logged a tag."""
@@ -75,12 +89,24 @@ class Comparison:
         return self.values[tag].map(bool)
 
     def best(self, column: Column) -> set[int]:
-        """Which rows have the best mean; none where there is nothing to choose from."""
+        """Which rows have the best mean of those on the same data; none where there is nothing to choose from."""
+        if column.mode is None:
+            return set()
         means = self.means[column.tag]
         finite = means[np.isfinite(means)]
-        if column.mode is None or self.has(column.tag).sum() < 2:
-            return set()
-        return set(finite.index[finite == (finite.max() if column.mode == "max" else finite.min())])
+        found: set[int] = set()
+        for rows in self.same_data():
+            here = finite[finite.index.isin(rows)]
+            if self.has(column.tag)[rows].sum() > 1:
+                found |= set(here.index[here == (here.max() if column.mode == "max" else here.min())])
+        return found
+
+    def same_data(self) -> list[list[int]]:
+        """The rows that were measured on the same data, together; the most rows first."""
+        groups: dict[str, list[int]] = {}
+        for index, row in enumerate(self.rows):
+            groups.setdefault(row.data, []).append(index)
+        return sorted(groups.values(), key=len, reverse=True)
 
 
 def _cell_values(cell: Any) -> tuple[float, ...]:
@@ -109,7 +135,10 @@ def mean_range(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def compare_runs(
-    runs: Sequence[FinishedRun], metrics: str | None = None, baseline: str | Path | None = None
+    runs: Sequence[FinishedRun],
+    metrics: str | None = None,
+    baseline: str | Path | None = None,
+    mode: str | None = None,
 ) -> Comparison:
     """Put runs side by side.
 
@@ -119,6 +148,7 @@ def compare_runs(
             library logs, and whatever begins with val, valid, validation or test.
         baseline: Folder of the runs that costs are counted from; by default those without a technique, where they are
             one row.
+        mode: ``"tag=max,tag=min,..."``: directions that the names of metrics do not say.
 
     Raises:
         ValueError: If there is no run, a metric is written wrongly or in none of the runs, or the baseline is not one
@@ -132,7 +162,7 @@ def compare_runs(
     members = [tuple(group) for group in groups.values()]
     values = _tabulate(members)
     tags = values.columns.tolist()
-    columns = parse_columns(metrics, tags) if metrics else default_columns(tags)
+    columns = _choose_columns(tags, metrics, mode)
     values = values.reindex(columns=list(dict.fromkeys([*(column.tag for column in columns), SECONDS]))).map(
         _cell_values
     )
@@ -140,10 +170,15 @@ def compare_runs(
     plain = _find_plain(members, baseline)
     parts = zip(name_configurations(first), members, plain, _times_plain(values[SECONDS], plain), strict=True)
     rows = [ComparedRow(*part) for part in parts]
-    differences = other_differences(first)
-    remarks = [f"The configurations differ in more than techniques: {', '.join(differences)}."] if differences else []
-    notes = [*remarks, *_doubts(rows, values), *_attacks(runs, columns)]
-    return Comparison(tuple(rows), values, tuple(columns), tuple(notes))
+    shown = values[[column.tag for column in columns]]
+    notes = [*other_settings(first), *doubts(rows, shown), *attacks(runs, columns), *unknown_directions(columns)]
+    return Comparison(tuple(rows), values, tuple(columns), tuple(notes), tuple(cautions(rows)), metrics is not None)
+
+
+def _choose_columns(tags: Sequence[str], metrics: str | None, mode: str | None) -> list[Column]:
+    """The metrics to show, with their directions."""
+    columns = default_columns(tags) if metrics is None else parse_columns(metrics, tags)
+    return columns if mode is None else with_modes(columns, mode, tags)
 
 
 def _tabulate(members: Sequence[Sequence[FinishedRun]]) -> pd.DataFrame:
@@ -215,33 +250,3 @@ def _times_plain(seconds: pd.Series[Any], plain: Sequence[bool]) -> list[float |
     if len(reference) != 1 or len(means) < 2:
         return [None] * len(means)
     return [None if math.isnan(mean) else mean / reference.iloc[0] for mean in means]
-
-
-def _doubts(rows: Sequence[ComparedRow], values: pd.DataFrame) -> list[str]:
-    """What speaks against the numbers of a run or of a row."""
-    notes = [f"{run.folder.name} ({row.name}): {note}" for row in rows for run in row.runs for note in run.notes]
-    for index, row in enumerate(rows):
-        if len({str(seeds(run.config)) for run in row.runs}) < len(row.runs):
-            notes.append(f"{row.name}: several runs have the same seed, so that the interval is not one over seeds.")
-        counts = values.loc[index].map(len).to_dict()
-        partial = sorted(str(tag) for tag, count in counts.items() if 0 < count < len(row.runs))
-        notes += [f"{row.name}: only some of its {len(row.runs)} runs have {tag}." for tag in partial]
-    return notes
-
-
-def _attacks(runs: Sequence[FinishedRun], columns: Sequence[Column]) -> list[str]:
-    """Which attack stands behind the attacked columns, from the configurations."""
-    if not any(column.tag.startswith("adversarial/") for column in columns):
-        return []
-    steps = {count for run in runs if (count := _validation_steps(run.config)) is not None}
-    names = ["FGSM" if count == 0 else f"PGD-{count}" for count in sorted(steps)]
-    if not names:
-        return []
-    doubt = " Runs were attacked differently: do not compare those numbers." if len(names) > 1 else ""
-    return [f"Attacked at validation by {' or '.join(names)}; behind @ stands the radius.{doubt}"]
-
-
-def _validation_steps(config: Mapping[str, Any]) -> int | None:
-    """Steps of the attack at validation; beside ``adversarial``, ``robust_validation`` is the one that attacks."""
-    training = class_arguments(config.get("adversarial")).get("val_steps")
-    return class_arguments(config.get("robust_validation")).get("steps", training)

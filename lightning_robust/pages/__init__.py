@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import platform
+import re
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from lightning_robust.version import package_version
 
@@ -43,8 +44,19 @@ def render(package: str, template: str, title: str, **values: Any) -> str:
     environment = jinja2.Environment(
         loader=jinja2.ChoiceLoader(loaders), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
+    environment.filters["code"] = code
     environment.globals["parts"] = environment.get_template("parts.html.j2").module
     return environment.get_template(template).render(title=title, **values)
+
+
+def code(line: str) -> Markup:
+    """A sentence with what stands between backticks as code; everything is escaped.
+
+    Example:
+        >>> print(code("Write `a: <b>` there."))
+        Write <code>a: &lt;b&gt;</code> there.
+    """
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(line))))  # noqa: S704 - escaped before
 
 
 def svg(figure: Figure) -> Markup:

@@ -1,8 +1,10 @@
 """What the name of a metric says, and which metrics a table shows."""
 
+import re
+
 import pytest
 
-from lightning_robust.comparison.columns import GROUPS, default_columns, direction, group_of
+from lightning_robust.comparison.columns import GROUPS, Column, default_columns, direction, group_of, with_modes
 
 
 @pytest.mark.parametrize(
@@ -25,6 +27,63 @@ from lightning_robust.comparison.columns import GROUPS, default_columns, directi
 )
 def test_what_a_tag_tells(tag, group, better):
     assert (group_of(tag), direction(tag)) == (group, better)
+
+
+@pytest.mark.parametrize(
+    ("tag", "better"),
+    [
+        ("val/loss", "min"),
+        ("val/lossless", None),
+        ("val/lossless_acc", "max"),
+        ("val/ferry", None),
+        ("val/ferry_err", "min"),
+        ("val/terrain", None),
+        ("val/accident_rate", None),
+        ("val/face_recognition", None),
+        ("val/absent", None),
+        ("val/sometimes", None),
+        ("val/blossom", None),
+        ("val/pxe", None),
+        ("val/mapped", None),
+        ("val/dice_loss", "min"),
+        ("val/acc_error", "min"),
+        ("valLoss", "min"),
+        ("val/meanIoU", None),
+        ("val/top5_acc", "max"),
+        ("val/acc5", "max"),
+        ("val/f1", "max"),
+        ("val/map_50", "max"),
+        ("val/loss_reduction", None),
+        ("val/error_free", None),
+        ("val/no_error", None),
+        ("val/time_to_collision", None),
+        ("train/loss_scale", None),
+        ("val/memory_acc", "max"),
+        ("val/recording_acc", "max"),
+        ("val/memoryless_depth", None),
+        ("sensitivity/bgr/acc", "min"),
+    ],
+)
+def test_direction_is_told_by_whole_words(tag, better):
+    assert direction(tag) == better
+
+
+def test_a_loss_gives_way_to_a_metric_by_whole_words():
+    assert [column.tag for column in default_columns(["val/loss", "val/lossless_acc"])] == ["val/lossless_acc"]
+
+
+def test_directions_that_the_user_says():
+    columns = [Column.of("val/depth"), Column.of("val/acc")]
+    shown = with_modes(columns, "val/depth=max, val/acc=min,a=b=min", ["val/depth", "val/acc", "a=b"])
+    assert [(column.tag, column.mode) for column in shown] == [("val/depth", "max"), ("val/acc", "min"), ("a=b", "min")]
+    for modes, told in (
+        ("val/depth", "as tag=max or tag=min, but got 'val/depth'"),
+        ("val/depth=up", "as tag=max or tag=min, but got 'val/depth=up'"),
+        ("val/dept=max", "but got 'val/dept=max'. There are: val/depth. Did you mean 'val/depth'?"),
+        (" ,", "as tag=max or tag=min, but got ' ,'"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(told)):
+            with_modes(columns, modes, ["val/depth"])
 
 
 def test_default_columns_are_in_the_order_of_the_groups():

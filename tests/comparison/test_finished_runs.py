@@ -1,13 +1,19 @@
 """What is read out of a run's folder, against what was written there."""
 
+import errno
 import json
 import math
+import os
+import time
+import tracemalloc
 
 import pytest
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_robust.comparison.finished_runs import SECONDS, WORST, find_runs, read_run
+from lightning_robust.comparison.page import html_page, markdown_page
+from lightning_robust.comparison.table import compare_runs
 
 
 def write_run(folder, scalars, *, config=None, begun=1000.0):
@@ -87,7 +93,7 @@ def test_worst_family_is_not_a_number_where_one_is_not(tmp_path):
 @pytest.mark.parametrize(
     ("name", "broken", "told"),
     [
-        ("config.yaml", "a: [", "config.yaml could not be read (ParserError"),
+        ("config.yaml", "a: [", "config.yaml could not be read (ValueError: Expected YAML in "),
         ("config.yaml", "- a", "config.yaml could not be read (ValueError: expected keys and values, but got list)"),
         ("metrics.csv", "epoch,val/acc\n0,none\n", "metrics.csv could not be read (ValueError"),
         ("parity.json", "{}", "parity.json could not be read (KeyError"),
@@ -124,3 +130,113 @@ def test_folders_above_runs_and_twice_given_ones(tmp_path):
     folders, remarks = find_runs([tmp_path / "runs", runs[0], tmp_path / "nothing", tmp_path / "absent"])
     assert folders == runs
     assert [remark.rpartition(" ")[2] for remark in remarks] == ["once.", "it.", "folder."]
+
+
+DEEP = "\n".join(" " * level + "a:" for level in range(1500))
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "\n".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+PARITY = {"targets": {}, "attribution": {}, "unit": "px_p99", "sensitivity": {}}
+DAMAGE = {
+    "csv, a long field": ("metrics.csv", "epoch,val/acc\n0," + "9" * 200_000),
+    "csv, NUL": ("metrics.csv", "epoch,val/acc\n0,0.5\0\n"),
+    "csv, not UTF-8": ("metrics.csv", b"epoch,val/acc\n0,\xff\n"),
+    "csv, no number": ("metrics.csv", "epoch,val/acc\n0,none\n"),
+    "csv, a folder": ("metrics.csv", None),
+    "yaml, deep": ("config.yaml", DEEP),
+    "yaml, a bomb": ("config.yaml", BOMB),
+    "yaml, itself": ("config.yaml", "a: &a {b: *a}"),
+    "yaml, binary": ("config.yaml", b"\x80\x02\xff"),
+    "yaml, NUL": ("config.yaml", "a: \0"),
+    "yaml, a tag": ("config.yaml", "a: !!python/object/apply:os.system [ls]"),
+    "yaml, huge": ("config.yaml", "#" * 2**23),
+    "yaml, trainer is a list": ("config.yaml", "trainer: [1]"),
+    "yaml, class_path is a number": ("config.yaml", "trainer: {callbacks: [{class_path: 5}]}"),
+    "yaml, init_args is a list": ("config.yaml", "model: {class_path: a.B, init_args: [1]}"),
+    "yaml, a key is null": ("config.yaml", "null: true"),
+    "json, deep": ("parity.json", "[" * 100_000),
+    "json, a list": ("parity.json", "[]"),
+    "json, targets is a list": ("parity.json", json.dumps(PARITY | {"targets": [1]})),
+    "json, a metric is a list": ("parity.json", json.dumps(PARITY | {"targets": {"a": {"metrics": {"b": [1]}}}})),
+    "json, a metric is huge": ("parity.json", json.dumps(PARITY | {"targets": {"a": {"metrics": {"b": 10**400}}}})),
+    "json, unit is a list": ("parity.json", json.dumps(PARITY | {"unit": [], "sensitivity": {"a": {}}})),
+    "json, not UTF-8": ("parity.json", b"\xff"),
+    "json, replay": ("replay.json", '{"torch-fp32": 1, "runtimes": []}'),
+    "json, a pipe": ("parity.json", "PIPE"),
+    "json, a loop": ("parity.json", "LOOP"),
+    "yaml, a loop": ("config.yaml", "LOOP"),
+    "events, garbage": ("events.out.tfevents.9", b"\x00\xff" * 999),
+    "events, empty": ("events.out.tfevents.9", b""),
+    "events, a pipe": ("events.out.tfevents.9", "PIPE"),
+    "events, a folder": ("events.out.tfevents.9", None),
+}
+
+
+def write_damage(path, content):
+    path.unlink(missing_ok=True)
+    if content is None:
+        path.mkdir()
+    elif content == "PIPE":
+        os.mkfifo(path)
+    elif content == "LOOP":
+        path.symlink_to(path.name)
+    else:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_run_never_loses_the_comparison(tmp_path, kind):
+    """It is a note that names the file; the others are compared, in little time and memory."""
+    name, content = DAMAGE[kind]
+    write_run(tmp_path / "good", {"val/acc": 0.25})
+    write_damage(write_run(tmp_path / "bad", {"val/acc": 0.5}) / name, content)
+    tracemalloc.start()
+    begun = time.monotonic()
+    folders, remarks = find_runs([tmp_path])
+    comparison = compare_runs([read_run(folder) for folder in folders])
+    page = html_page(comparison, {}) + markdown_page(comparison)
+    seconds, peak = time.monotonic() - begun, tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (len(folders), remarks) == (2, [])
+    values = {value for row in range(len(comparison.rows)) for value in comparison.cell(row, "val/acc")}
+    assert values == {0.25, 0.5}
+    assert kind == "events, empty" or any(note.startswith("bad ") and name in note for note in comparison.notes)
+    assert len(page) < 40_000
+    assert seconds < 20
+    assert peak < 100e6
+
+
+def test_loops_and_strays(tmp_path):
+    run = write_run(tmp_path / "runs" / "a" / "version_0", {"val/acc": 0.5})
+    (tmp_path / "runs" / "loop").symlink_to(tmp_path / "runs")
+    (tmp_path / "runs" / "itself").symlink_to("itself")
+    (tmp_path / "runs" / "a" / "best").symlink_to("version_0")
+    (tmp_path / "runs" / "config.yaml").write_text("a: 1")
+    (run / "loss_train").mkdir()  # as add_scalars writes beside a run
+    (run / "loss_train" / "events.out.tfevents.1").write_bytes(b"")
+    (run.parent / "replay").mkdir()
+    (run.parent / "replay" / "events.out.tfevents.1").write_bytes(b"")
+    (run.parent / "replay" / "replay.json").write_text("{}")
+    folders, remarks = find_runs([tmp_path / "runs"])
+    assert folders == [run]
+    assert sorted(remarks) == [
+        f"{run} was given twice and counts once.",
+        f"{tmp_path}/runs/config.yaml was left out: it stands above runs and has no numbers beside it.",
+    ]
+
+
+def test_a_folder_that_may_not_be_opened(tmp_path, monkeypatch):
+    """Root may open any, so that the system's answer is made here."""
+    run = write_run(tmp_path / "open", {"val/acc": 0.5})
+    write_run(tmp_path / "closed", {"val/acc": 0.5})
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    folders, remarks = find_runs([tmp_path])
+    assert folders == [run]
+    assert remarks == [f"{tmp_path}/closed was left out: Permission denied."]

@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import pytest
+
 from lightning_robust.comparison.finished_runs import FinishedRun
 from lightning_robust.comparison.names import (
     distinguish,
     flatten_settings,
+    identity,
     name_configurations,
     other_differences,
     techniques,
@@ -91,6 +94,23 @@ def test_runs_without_a_configuration_are_their_folders():
     ]
 
 
-def test_seeds_and_paths_are_no_settings():
-    content = {"seed_everything": 3, "data": {"root": "/x", "seed": 1, "size": [8, 9]}, "trainer": {"logger": True}}
-    assert flatten_settings(content) == {"data.size.0": "8", "data.size.1": "9"}
+def test_seeds_and_places_of_output_are_no_settings():
+    content = {"seed_everything": 3, "data": {"seed": 1, "size": [8, 9]}, "trainer": {"logger": True}}
+    content["greedy_soup"] = {"class_path": "x", "init_args": {"dirpath": "/y"}}
+    assert flatten_settings(content) == {"data.size.0": "8", "data.size.1": "9", "greedy_soup.class_path": "'x'"}
+
+
+@pytest.mark.parametrize("key", ["root", "data_dir", "dirpath", "save_dir", "path"])
+@pytest.mark.parametrize("section", ["data", "model"])
+def test_a_folder_that_is_read_is_a_setting(section, key):
+    assert flatten_settings({section: {"init_args": {key: "/x"}}}) == {f"{section}.init_args.{key}": "'/x'"}
+
+
+def test_an_empty_list_of_the_data_is_another_setting():
+    runs = [FinishedRun(Path("a"), {"data": {"classes": classes}}, {}) for classes in ([], [1])]
+    assert identity(runs[0]) != identity(runs[1])
+
+
+def test_a_long_value_is_told_in_short():
+    runs = [FinishedRun(Path(end), {"data": {"text": "x" * 100_000 + end}, "a": end}, {}) for end in "pq"]
+    assert max(map(len, name_configurations(runs))) < 100

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -79,3 +80,47 @@ def test_files(comparison, tmp_path):
     }
     assert told["rows"][1]["times_plain"] == 1.5
     assert "torch" in told["provenance"]
+
+
+EVIL = "val/<img src=x onerror=alert(1)>|[a](javascript:b)\n# head `x\x1b[31m $\\frac{$"
+
+
+def test_names_of_others_stay_text(tmp_path):
+    """A metric, a run and a note cannot bring HTML, links, cells, lines, escape sequences or mathematics."""
+    runs = [
+        FinishedRun(
+            Path(f"<script>{seed}|"),
+            {"model": {"class_path": "a.B", "init_args": {"x": f"<b>{seed}|\n"}}},
+            {EVIL: 0.5 + seed, "val/acc": 0.5 + seed, "adversarial/val_acc@$^{$": 0.25 - seed / 8},
+            (f"<img {seed}>\n# bad",),
+        )
+        for seed in range(2)
+    ]
+    comparison = compare_runs(runs)
+    paths = {path.name: path for path in write_comparison(comparison, tmp_path)}
+    assert "pareto.png" in paths
+    text, page = paths["comparison.md"].read_text(), paths["comparison.html"].read_text()
+    assert not re.search(r"(?<!\\)<(img|script|b)\b", text)
+    assert "](javascript" not in text
+    assert "\x1b" not in text
+    assert [line for line in text.splitlines() if line.startswith("#")] == []
+    table = [line for line in text.splitlines() if line.startswith("|")][:4]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {3 + len(comparison.columns) + 1}
+    assert not re.search(r"<(img|script|b)\b", page)
+
+
+def test_code_is_code_and_what_was_not_asked_for_is_not_missed(comparison):
+    page = html_page(comparison, {})
+    assert "<code>lightning-robust replay --ckpt ... --frames ... --output RUN/replay</code>" in page
+    assert "`" not in page
+    runs = [run for row in comparison.rows for run in row.runs]
+    asked = compare_runs(runs, "val/acc")
+    assert missing(asked) == []
+    assert "no run has such a number" not in html_page(asked, {}) + markdown_page(asked)
+
+
+def test_cautions_come_before_the_numbers():
+    models = [FinishedRun(Path(name), {"model": {"class_path": name}}, {"val/acc": 0.5}) for name in ("my.A", "my.B")]
+    comparison = compare_runs(models)
+    for text in (markdown_page(comparison), html_page(comparison, {})):
+        assert text.index("The rows are of different models") < text.index("val/")

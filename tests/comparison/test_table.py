@@ -153,3 +153,69 @@ def test_axes_of_the_picture():
     assert axes(compare_runs([finished("a", clean)])) is None
     chosen = axes(compare_runs([finished("a", clean | fp16)]))
     assert [column.group for column in chosen] == ["clean", "fp16"]
+
+
+DATA = {"class_path": "my.Data", "init_args": {"root": "/x", "batch_size": 8}}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"class_path": "my.Other", "init_args": DATA["init_args"]},
+        {"class_path": "my.Data", "init_args": {"root": "/y", "batch_size": 8}},
+        {"class_path": "my.Data", "init_args": {"root": "/x", "batch_size": 8, "data_dir": "/z"}},
+        {"class_path": "my.Data", "init_args": {"root": "/x", "batch_size": 8, "split": "night"}},
+    ],
+)
+def test_other_data_is_no_other_seed(other):
+    runs = [finished(f"a{seed}", {"val/acc": 0.5 + seed / 8}, seed=seed, data=DATA) for seed in range(2)]
+    runs += [finished("b", {"val/acc": 0.9, "val/px": 3.0}, seed=2, data=other)]
+    comparison = compare_runs(runs)
+    assert [len(row.runs) for row in comparison.rows] == [2, 1]
+    assert comparison.best(comparison.columns[0]) == set()  # one row on each data: nothing to choose from
+    (caution,) = comparison.cautions
+    assert caution.startswith("The rows were measured on different data: ")
+    assert "in row 1; " in caution
+    comparison = compare_runs([*runs, finished("c", {"val/acc": 0.75}, data=DATA, swa=swa())])
+    assert comparison.best(comparison.columns[0]) == {2}
+    assert comparison.same_data() == [[0, 2], [1]]
+
+
+def test_another_batch_size_is_another_row_on_the_same_data():
+    other = {"class_path": "my.Data", "init_args": {"root": "/x", "batch_size": 16}}
+    comparison = compare_runs([finished("a", {"val/acc": 0.5}, data=DATA), finished("b", {"val/acc": 0.6}, data=other)])
+    assert len(comparison.rows) == 2
+    assert comparison.cautions == ()
+    assert comparison.best(comparison.columns[0]) == {1}
+
+
+def test_different_models_are_ranked_together_only_with_a_word():
+    models = [FinishedRun(Path(name), {"model": {"class_path": name}}, {"val/acc": 0.5}) for name in ("my.A", "my.B")]
+    models.append(FinishedRun(Path("c"), {"model": {"class_path": "my.A"}, "optimizer": {"lr": 1}}, {"val/acc": 0.75}))
+    comparison = compare_runs(models)
+    assert comparison.cautions == (
+        "The rows are of different models, ranked together: my.A in rows 1, 3; my.B in row 2.",
+    )
+    assert comparison.best(comparison.columns[0]) == {2}
+
+
+def test_an_unknown_direction_is_asked_for():
+    runs = [finished(str(lr), {"val/depth": float(lr)}, optimizer={"lr": lr}) for lr in (1, 2)]
+    comparison = compare_runs(runs)
+    assert comparison.best(comparison.columns[0]) == set()
+    assert comparison.notes[-1] == (
+        "Nothing is marked as best in val/depth, whose names do not say what is better: --mode 'val/depth=max' or "
+        "'val/depth=min'."
+    )
+    for mode, best in (("max", 1), ("min", 0)):
+        told = compare_runs(runs, mode=f"val/depth={mode}")
+        assert told.best(told.columns[0]) == {best}
+        assert not any("--mode" in note for note in told.notes)
+    assert compare_runs(runs, "val/depth:max", mode="val/depth=min").columns[0].mode == "min"
+
+
+def test_what_was_not_asked_for_is_no_doubt():
+    runs = [
+        finished(str(i), {"val/loss": 0.5, **({"val/f1": 0.5, SECONDS: 1.0} if i else {})}, seed=i) for i in range(2)
+    ]
+    assert compare_runs(runs, "val/loss").notes == ()

@@ -1,0 +1,84 @@
+"""What a reader should know of a comparison: doubts about runs, what does not compare, what is not known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from lightning_robust.comparison.columns import Column
+from lightning_robust.comparison.finished_runs import FinishedRun
+from lightning_robust.comparison.names import class_arguments, data_of, distinguish, other_differences, seeds
+
+if TYPE_CHECKING:
+    from lightning_robust.comparison.table import ComparedRow
+
+
+def cautions(rows: Sequence[ComparedRow]) -> list[str]:
+    """Which rows are of other models or other data than the rest."""
+    found = []
+    if len({row.model for row in rows}) > 1:
+        models = _in_rows({index: row.model or "an unknown model" for index, row in enumerate(rows)})
+        found.append(f"The rows are of different models, ranked together: {models}.")
+    if len({row.data for row in rows}) > 1:
+        labels = distinguish([data_of(row.runs[0]) for row in rows])
+        data = _in_rows({index: label or "data unknown" for index, label in enumerate(labels)})
+        found.append(
+            f"The rows were measured on different data: {data}. The best is marked among rows on the same data only; "
+            "numbers on different data do not compare."
+        )
+    return found
+
+
+def _in_rows(names: Mapping[int, str]) -> str:
+    """``my.Net in rows 1, 2; my.Other in row 3``."""
+    places: dict[str, list[str]] = {}
+    for index, name in names.items():
+        places.setdefault(name, []).append(str(index + 1))
+    return "; ".join(f"{name} in row{'s' * (len(n) > 1)} {', '.join(n)}" for name, n in places.items())
+
+
+def other_settings(runs: Sequence[FinishedRun]) -> list[str]:
+    """What configurations differ in beside techniques."""
+    names = other_differences(runs)
+    return [f"The configurations differ in more than techniques: {', '.join(names)}."] if names else []
+
+
+def doubts(rows: Sequence[ComparedRow], values: pd.DataFrame) -> list[str]:
+    """What speaks against the numbers of a run or of a row."""
+    notes = [f"{run.folder.name} ({row.name}): {note}" for row in rows for run in row.runs for note in run.notes]
+    for index, row in enumerate(rows):
+        if len({str(seeds(run.config)) for run in row.runs}) < len(row.runs):
+            notes.append(f"{row.name}: several runs have the same seed, so that the interval is not one over seeds.")
+        counts = values.loc[index].map(len).to_dict()
+        partial = sorted(str(tag) for tag, count in counts.items() if 0 < count < len(row.runs))
+        notes += [f"{row.name}: only some of its {len(row.runs)} runs have {tag}." for tag in partial]
+    return notes
+
+
+def unknown_directions(columns: Sequence[Column]) -> list[str]:
+    """Which columns mark nothing, and how to say what is better."""
+    tags = [column.tag for column in columns if column.mode is None]
+    if not tags:
+        return []
+    cure = f"--mode '{tags[0]}=max' or '{tags[0]}=min'"
+    return [f"Nothing is marked as best in {', '.join(tags)}, whose names do not say what is better: {cure}."]
+
+
+def attacks(runs: Sequence[FinishedRun], columns: Sequence[Column]) -> list[str]:
+    """Which attack stands behind the attacked columns, from the configurations."""
+    if not any(column.tag.startswith("adversarial/") for column in columns):
+        return []
+    steps = {count for run in runs if isinstance(count := _validation_steps(run.config), int)}
+    names = ["FGSM" if count == 0 else f"PGD-{count}" for count in sorted(steps)]
+    if not names:
+        return []
+    doubt = " Runs were attacked differently: do not compare those numbers." if len(names) > 1 else ""
+    return [f"Attacked at validation by {' or '.join(names)}; behind @ stands the radius.{doubt}"]
+
+
+def _validation_steps(config: Mapping[str, Any]) -> Any:
+    """Steps of the attack at validation; beside ``adversarial``, ``robust_validation`` is the one that attacks."""
+    training = class_arguments(config.get("adversarial")).get("val_steps")
+    return class_arguments(config.get("robust_validation")).get("steps", training)
