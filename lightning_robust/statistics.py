@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 _DRAWS = 200
+_NORMAL = 1.959963984540054
+"""The 97.5 % quantile of the normal distribution."""
 _MOST_NUMBERS = 4_000_000  # held at a time, 32 MB
 
 
@@ -32,19 +34,63 @@ class Estimate:
     high: float = math.nan
 
 
-def mean_interval(values: Sequence[float]) -> Estimate:
+def mean_interval(values: Sequence[float], limits: tuple[float, float] = (-math.inf, math.inf)) -> Estimate:
     """The mean of independent values with its 95 % interval by Student's t; one value has no interval.
+
+    Args:
+        values: The values.
+        limits: Where the mean lies for certain, as in [0, 1] for an accuracy. What the interval has outside of them is
+            cut off, which costs no coverage.
 
     Example:
         >>> estimate = mean_interval([1.0, 3.0])
         >>> estimate.value, round(estimate.low, 3), round(estimate.high, 3)
         (2.0, -10.706, 14.706)
+        >>> mean_interval([1.0, 3.0], (0.0, 5.0))
+        Estimate(value=2.0, low=0.0, high=5.0)
     """
     mean, count = statistics.fmean(values), len(values)
     if count < 2:
         return Estimate(mean)
     half = student(count - 1) * statistics.stdev(values) / math.sqrt(count)
-    return Estimate(mean, mean - half, mean + half)
+    return Estimate(mean, min(max(mean - half, limits[0]), mean), max(min(mean + half, limits[1]), mean))
+
+
+def range_of(values: Iterable[float], *, mode: str) -> tuple[float, float]:
+    """Where a metric lies, as far as its values tell.
+
+    One of which no value is below 0 does not go below it; one that is to be raised and whose values all are shares does
+    not go above 1.
+
+    Args:
+        values: As many as there are; those that are not finite do not count.
+        mode: ``"max"`` or ``"min"``.
+
+    Example:
+        >>> range_of([0.1, 0.9], mode="max"), range_of([0.1, 0.9], mode="min"), range_of([-1.0], mode="max")
+        ((0.0, 1.0), (0.0, inf), (-inf, inf))
+    """
+    known = [value for value in values if math.isfinite(value)]
+    low = 0.0 if known and min(known) >= 0 else -math.inf
+    return low, 1.0 if mode == "max" and low == 0 and max(known) <= 1 else math.inf
+
+
+def share_interval(share: float, count: int) -> Interval:
+    """The 95 % interval of a share of independent samples (Wilson 1927), which never leaves [0, 1].
+
+    Args:
+        share: In [0, 1].
+        count: Of how many samples.
+
+    Example:
+        >>> low, high = share_interval(0.0, 20)
+        >>> round(low, 3), round(high, 3)
+        (0.0, 0.161)
+    """
+    square = _NORMAL**2 / count
+    middle = (share + square / 2) / (1 + square)
+    half = math.sqrt(square * (share * (1 - share) + square / 4)) / (1 + square)
+    return Interval(max(middle - half, 0.0), min(middle + half, 1.0))
 
 
 def student(freedom: int) -> float:

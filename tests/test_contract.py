@@ -119,7 +119,10 @@ def _soup(**settings):
 
 
 def _wise_ft(**settings):
-    return WiSEFTCallback(**({"monitor": "val/loss", "mode": "min", "alphas": 3, "epsilon": 1.0} | settings))
+    # one loader measures no shift: the same metric stands for it
+    return WiSEFTCallback(
+        **({"monitor": ["val/loss", "val/loss"], "mode": "min", "alphas": 3, "epsilon": 1.0} | settings)
+    )
 
 
 def _regmixup(**settings):

@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
-from lightning_robust.statistics import Bootstrap, mean_interval, student
+from lightning_robust.statistics import Bootstrap, mean_interval, range_of, share_interval, student
 
 
 @pytest.mark.parametrize(("freedom", "quantile"), [(1, 12.7062), (4, 2.7764), (5, 2.5706), (10, 2.2281), (60, 2.0003)])
@@ -72,3 +73,26 @@ def test_covers_the_truth_as_often_as_it_says():
 
 def test_one_sample_has_no_interval():
     assert math.isnan(Bootstrap(1).ratio(np.ones(1), np.ones(1)).low)
+
+
+@pytest.mark.parametrize(("hits", "count"), [(0, 20), (20, 20), (7, 20), (1, 3), (499, 1000)])
+def test_interval_of_a_share_is_wilsons_and_never_leaves_its_range(hits, count):
+    found, expected = share_interval(hits / count, count), binomtest(hits, count).proportion_ci(method="wilson")
+    assert found == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert 0 <= found.low <= hits / count <= found.high <= 1
+
+
+def test_a_mean_between_limits_has_an_interval_between_them():
+    """Of 0.1, 0.1 and 0.25 the plain interval begins at 0.15 - 4.303 * 0.05 = -0.065; its other end stays."""
+    plain, cut = mean_interval([0.1, 0.1, 0.25]), mean_interval([0.1, 0.1, 0.25], (0.0, 1.0))
+    assert plain.low == pytest.approx(0.15 - 4.3027 * 0.05, abs=1e-4)
+    assert (cut.value, cut.low, cut.high) == (plain.value, 0.0, plain.high)
+    assert mean_interval([0.9, 1.0, 1.0], (0.0, 1.0)).high == 1.0
+
+
+def test_the_range_of_a_metric_is_no_tighter_than_its_values_say():
+    assert range_of([0.2, math.nan, 1.0], mode="max") == (0, 1)
+    assert range_of([0.2, 1.1], mode="max") == (0, math.inf)
+    assert range_of([0.2, 0.4], mode="min") == (0, math.inf)
+    assert range_of([-0.1, 0.4], mode="max") == (-math.inf, math.inf)
+    assert range_of([], mode="max") == (-math.inf, math.inf)

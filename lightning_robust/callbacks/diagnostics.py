@@ -18,7 +18,7 @@ from lightning_robust.harness.inputs import require_inputs
 from lightning_robust.harness.logging import log_figure, log_scalars, log_table, write_layout
 from lightning_robust.harness.memory import require_reversible
 from lightning_robust.harness.ranks import Guard
-from lightning_robust.harness.trainers import refuse_sharded
+from lightning_robust.harness.trainers import is_fast_dev_run, refuse_sharded
 from lightning_robust.structures import Key
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def show(trainer: pl.Trainer, report: Report, module: pl.LightningModule | None 
         module.log_dict(dict(report.scalars), add_dataloader_idx=False)
     for sentence in report.sentences:
         rank_zero_info(sentence)
-    if trainer.is_global_zero and trainer.loggers:
+    if trainer.is_global_zero and trainer.loggers and not is_fast_dev_run(trainer):
         for tag, (columns, rows) in report.tables.items():
             log_table(trainer, tag, columns, rows)
         for tag, draw in report.figures.items():

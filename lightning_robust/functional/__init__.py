@@ -44,6 +44,7 @@ from lightning_robust.functional.embeddings import EmbeddingDeltas as EmbeddingD
 from lightning_robust.functional.embeddings import freelb_loss as freelb_loss
 from lightning_robust.functional.embeddings import perturb_embedding as perturb_embedding
 from lightning_robust.functional.embeddings import replayed_rng as replayed_rng
+from lightning_robust.functional.fresh import looks_untrained as looks_untrained
 from lightning_robust.functional.gates import CriticalChannels as CriticalChannels
 from lightning_robust.functional.gates import Overlap as Overlap
 from lightning_robust.functional.gates import covering as covering

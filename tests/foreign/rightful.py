@@ -40,7 +40,7 @@ RIGHTFUL: dict[tuple[str, str], Refusal] = {
 }
 OUTCOMES: dict[str, list[str]] = {
     "soup": [r"the soup is its best ingredient alone"],
-    "wise_ft": [r"the fine-tuned weights are the best of the curve", r"are better than those half way"],
+    "wise_ft": [r"the fine-tuned weights are the best of the curve", r"look like a fresh initialisation"],
     "fgsm": [r"a single step reaches a higher loss"],
     "fgsm_rs": [r"a single step reaches a higher loss"],
     "pgd": [r"a single step reaches a higher loss"],

@@ -24,13 +24,14 @@ from lightning_robust.callbacks.merging.greedy_soup.callback import GreedySoupCa
 from lightning_robust.callbacks.merging.wise_ft.curve import AlphaCurve, choose_alpha
 from lightning_robust.callbacks.merging.wise_ft.report import report_wise_ft
 from lightning_robust.functional.averaging import State, interpolate
+from lightning_robust.functional.fresh import looks_untrained
 from lightning_robust.functional.low_rank import mixable_start, refuse_trained_pairs
 from lightning_robust.functional.weights import state_on_cpu
 from lightning_robust.harness.checkpoints import read_state
 from lightning_robust.harness.evaluate import pick
 from lightning_robust.harness.load_hook import EditWeights
 from lightning_robust.harness.ranks import Guard, agreed
-from lightning_robust.harness.trainers import refuse_sharded
+from lightning_robust.harness.trainers import NoEffectWarning, refuse_sharded
 
 
 class WiSEFTCallback(MixingCallback):
@@ -41,10 +42,10 @@ class WiSEFTCallback(MixingCallback):
     (`Wortsman et al. 2021 <https://arxiv.org/abs/2109.01903>`_). When training has ended, every validation loader of
     the Trainer is evaluated at every alpha. The first loader is in distribution, like the data of the fine-tuning; the
     others are shifted. The callback chooses the alpha with the best mean metric under shift whose in-distribution
-    metric is within ``epsilon`` of the best. With one loader nothing measures a shift: alpha is 0.5, which the paper
-    found near-optimal there, if that costs at most ``epsilon``, and else 1. The module then holds the chosen weights,
-    ``dirpath`` holds ``wise_ft.ckpt`` (which loads in Lightning) and ``wise_ft.json``, and ``ckpt_path="best"`` means
-    the chosen weights where a ModelCheckpoint monitors the same metric.
+    metric is within ``epsilon`` of the best. The module then holds the chosen weights, ``dirpath`` holds
+    ``wise_ft.ckpt`` (which loads in Lightning) and ``wise_ft.json``, and ``ckpt_path="best"`` means the chosen weights
+    where a ModelCheckpoint monitors the same metric. With one loader nothing measures a shift: a warning at the first
+    validation says so, the fine-tuned weights stay, and the curve is all that is written.
 
     At alpha 0 and 1 the weights are the endpoints bit for bit; between them, BatchNorm statistics are refreshed from
     the training data. Tensors that the zero-shot weights lack or have in another shape (a new head) stay fine-tuned
@@ -53,8 +54,9 @@ class WiSEFTCallback(MixingCallback):
 
     Where a module has lazy layers, the weights at the start are those after its first forward pass.
 
-    Logged at the end: ``wise_ft/alpha``, ``wise_ft/in_distribution``, ``wise_ft/shifted``, a table, and the curve on
-    logit axes. If it fails, a warning says why and the weights stay as trained.
+    Logged at the end: ``wise_ft/alpha``, ``wise_ft/in_distribution``, ``wise_ft/shifted``, a table, and the curve. A
+    warning at the start says if the weights to go back to look like a fresh initialisation. If it fails, a warning
+    says why and the weights stay as trained.
 
     Cost: one validation and one BatchNorm pass for each alpha; one copy of the weights in memory during training (and
     in full checkpoints, from which it resumes), three at the end.
@@ -127,6 +129,17 @@ class WiSEFTCallback(MixingCallback):
         self._guard.reset()
 
     @override
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say at the sanity check that one loader measures no shift."""
+        if trainer.state.fn == "fit" and len(trainer.num_val_batches) == 1 and not isinstance(self.monitor, list):
+            self._guard.warn(
+                "one validation loader measures no shift, so that the fine-tuned weights will stay and only the curve "
+                "is drawn. To choose a mixture, give the Trainer a second validation loader with shifted data.",
+                NoEffectWarning,
+                key="one loader",
+            )
+
+    @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Interpolate, choose an alpha, and leave its weights in the module."""
         self._guard.attempt(trainer, lambda: self._interpolate(trainer, pl_module), "the weights stay as trained")
@@ -153,8 +166,18 @@ class WiSEFTCallback(MixingCallback):
         """Copy the weights that fine-tuning begins from, and refuse those that it cannot go back to."""
         if self.zero_shot is None and not self._start:
             self._start = state_on_cpu(pl_module)
+            self._warn_of_untrained(pl_module)
         start = agreed(trainer, lambda: self._zero_shot_state(pl_module.state_dict()), "Reading the zero-shot weights")
         refuse_trained_pairs(pl_module, start)
+
+    def _warn_of_untrained(self, pl_module: pl.LightningModule) -> None:
+        if looks_untrained(pl_module):
+            self._guard.warn(
+                "the weights to go back to look like a fresh initialisation, with which no mixture is better. Load a "
+                "trained model before the fit, or name its file as `zero_shot`; else switch `wise_ft` off.",
+                NoEffectWarning,
+                key="untrained",
+            )
 
     def _judged_by(self, trainer: pl.Trainer) -> tuple[str, Literal["max", "min"]]:
         return judged_by(trainer, self.monitor[0] if isinstance(self.monitor, list) else self.monitor, self.mode)
@@ -176,9 +199,17 @@ class WiSEFTCallback(MixingCallback):
         if self.chosen < 1:
             candidates.install(_mixture(zero_shot, fine_tuned, self.chosen), mixed=self.chosen > 0)
         folder = output_folder(trainer, self.dirpath, "wise_ft")
-        self.path = str(folder / "wise_ft.ckpt")
-        save_chosen(trainer, Path(self.path), monitor=monitor, score=None)
-        report_wise_ft(curve, self.chosen, candidates, folder, self.epsilon)
+        if self.chosen < 1 or len(curve.names) > 1:
+            self.path = str(folder / "wise_ft.ckpt")
+            save_chosen(trainer, Path(self.path), monitor=monitor, score=None)
+        report_wise_ft(curve, self.chosen, candidates, folder, self._name_start(candidates, zero_shot))
+
+    def _name_start(self, candidates: Candidates, zero_shot: State) -> str:
+        """What the weights at alpha 0 are."""
+        if self.zero_shot is not None:
+            return "zero-shot model"
+        with candidates.holding(zero_shot, mixed=False):
+            return "initialisation" if looks_untrained(candidates.module) else "start of the fit"
 
     def _measure(self, candidates: Candidates, zero_shot: State, fine_tuned: State) -> AlphaCurve:
         """The metric on every loader at every alpha."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,8 +51,8 @@ def choose_alpha(
 
     Args:
         alphas: Where the curve was measured.
-        values: At each alpha, the metric in distribution, then under each shift. Without a shift, 0.5 is chosen if it
-            is within ``epsilon`` of the fine-tuned weights, the last alpha, and these otherwise.
+        values: At each alpha, the metric in distribution, then under each shift. Without a shift nothing is to be
+            gained, and the fine-tuned weights are chosen: the last alpha.
         epsilon: How much of the metric may be given up in distribution.
         mode: Whether larger or smaller is better. Ties go to the larger alpha.
 
@@ -63,8 +63,6 @@ def choose_alpha(
         >>> choose_alpha([0, 0.5, 1], [[0.7, 0.9], [0.895, 0.8], [0.9, 0.6]], epsilon=0.01, mode="max")
         0.5
         >>> choose_alpha([0, 0.5, 1], [[0.7], [0.895], [0.9]], epsilon=0.01, mode="max")
-        0.5
-        >>> choose_alpha([0, 0.5, 1], [[0.7], [0.8], [0.9]], epsilon=0.01, mode="max")
         1
     """
     sign = 1.0 if mode == "max" else -1.0
@@ -72,16 +70,10 @@ def choose_alpha(
     if not usable:
         raise ValueError("Expected finite metrics at some alpha, but none is. Is the metric defined on these loaders?")
     if len(values[0]) == 1:
-        return _half_or_end({alpha: sign * row[0] for alpha, row in usable.items()}, epsilon)
+        return max(usable)
     limit = _limit(max(sign * row[0] for row in usable.values()), epsilon)
     near = [alpha for alpha, row in usable.items() if sign * row[0] >= limit]
     return max(near, key=lambda alpha: (sign * under_shift(usable[alpha]), alpha))
-
-
-def _half_or_end(merits: Mapping[float, float], epsilon: float) -> float:
-    """Where nothing measures a shift: one half, which the paper found near-optimal there, if it costs little."""
-    end = max(merits)
-    return 0.5 if 0.5 in merits and merits[0.5] >= _limit(merits[end], epsilon) else end
 
 
 def _limit(merit: float, epsilon: float) -> float:

@@ -5,48 +5,60 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_robust.callbacks.candidates import Candidates
+from lightning_robust.callbacks.diagnostics import Report, show
 from lightning_robust.callbacks.merging.wise_ft.curve import AlphaCurve
-from lightning_robust.callbacks.merging.wise_ft.figure import draw_wise_ft
-from lightning_robust.harness.logging import log_figure, log_scalars, log_table
+from lightning_robust.callbacks.merging.wise_ft.figure import wise_ft_figures
+from lightning_robust.harness.logging import log_scalars
 from lightning_robust.harness.trainers import NoEffectWarning, is_fast_dev_run
 from lightning_robust.tables import number
 
 
-def report_wise_ft(curve: AlphaCurve, chosen: float, candidates: Candidates, folder: Path, epsilon: float) -> None:
-    """Log the numbers, the table and the figure, warn where the choice is no gain, write ``wise_ft.json``.
+def report_wise_ft(curve: AlphaCurve, chosen: float, candidates: Candidates, folder: Path, start: str) -> None:
+    """Log the numbers, the table and the figures, warn where the choice is no gain, write ``wise_ft.json``.
 
     Args:
         curve: The metrics at each alpha.
         chosen: The alpha that was chosen.
         candidates: Judged the mixtures.
         folder: Where ``wise_ft.json`` goes.
-        epsilon: How much of the metric may be given up in distribution.
+        start: What the weights at alpha 0 are.
     """
     trainer, monitor, mode = candidates.trainer, candidates.monitor, candidates.mode
-    index = curve.alphas.index(chosen)
-    inside, shifted = curve.inside[index], curve.shifted[index]
-    fine_tuned = curve.inside[-1]
-    log_scalars(trainer, {"wise_ft/alpha": chosen, "wise_ft/in_distribution": inside, "wise_ft/shifted": shifted})
-    rows = [
-        [number(alpha), *(number(value, 5) for value in row)]
-        for alpha, row in zip(curve.alphas, curve.values, strict=True)
-    ]
-    log_table(trainer, "wise_ft/curve", ["alpha", *curve.names], rows)
-    log_figure(trainer, "wise_ft/overview", draw_wise_ft(curve, chosen, monitor, mode))
-    rank_zero_info(
-        f"WiSE-FT: alpha {chosen:.3g}, {monitor} {inside:.4g} in distribution, {shifted:.4g} shifted; "
-        f"fine-tuned {fine_tuned:.4g} and {curve.shifted[-1]:.4g}."
+    inside, shifted = (column[curve.alphas.index(chosen)] for column in (curve.inside, curve.shifted))
+    of_shift = {"wise_ft/shifted": shifted} if len(curve.names) > 1 else {}
+    log_scalars(trainer, {"wise_ft/alpha": chosen, "wise_ft/in_distribution": inside, **of_shift})
+    pairs = zip(curve.alphas, curve.values, strict=True)
+    rows = [[number(alpha), *(number(value, 4) for value in row)] for alpha, row in pairs]
+    figures = wise_ft_figures(curve, chosen, monitor, mode, start)
+    show(
+        trainer,
+        Report(
+            {},
+            {"wise_ft/curve": (["alpha", *curve.names], rows)},
+            figures,
+            [_describe_curve(curve, chosen, monitor, start)],
+        ),
     )
-    if chosen == 1:
-        reason = "are the best of the curve"
-        if len(curve.names) == 1:
-            reason = f"are better than those half way by more than epsilon={epsilon} ({monitor} on the only loader)"
+    if of_shift and chosen == 1:
         rank_zero_warn(
-            f"WiSEFTCallback: the fine-tuned weights {reason} and stay as they are.", category=NoEffectWarning
+            "WiSEFTCallback: the fine-tuned weights are the best of the curve and stay as they are.",
+            category=NoEffectWarning,
         )
     if trainer.is_global_zero and not is_fast_dev_run(trainer):
         content = {"alpha": chosen, "alphas": curve.alphas, "metrics": curve.names, "values": curve.values}
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "wise_ft.json").write_text(json.dumps(content, indent=2))
+
+
+def _describe_curve(curve: AlphaCurve, chosen: float, monitor: str, start: str) -> str:
+    """The choice in a sentence."""
+    index = curve.alphas.index(chosen)
+    if len(curve.names) == 1:
+        return f"WiSE-FT: {monitor} {curve.inside[0]:.4g} at the {start}, {curve.inside[index]:.4g} fine-tuned."
+    return (
+        f"WiSE-FT: alpha {chosen:.3g}, {monitor} {curve.inside[index]:.4g} in distribution, {curve.shifted[index]:.4g} "
+        f"shifted; fine-tuned {curve.inside[-1]:.4g} and {curve.shifted[-1]:.4g}."
+    )

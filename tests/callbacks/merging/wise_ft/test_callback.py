@@ -1,6 +1,8 @@
 """WiSE-FT on a module with one weight, where the curve is a closed form, and on BatchNorm and heads."""
 
 import json
+import warnings
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -14,6 +16,14 @@ from lightning_robust import GreedySoupCallback, NoEffectWarning, WiSEFTCallback
 
 from ....boring import Boring, make_trainer
 from ..modules import Adapted, LazyScalar, late
+
+pytestmark = pytest.mark.filterwarnings("ignore:WiSEFTCallback:lightning_robust.NoEffectWarning")
+
+
+@pytest.fixture
+def half_way(monkeypatch):
+    """Half of each, whatever the metric says of it."""
+    monkeypatch.setattr("lightning_robust.callbacks.merging.wise_ft.callback.choose_alpha", lambda *_, **__: 0.5)
 
 
 class Scalar(pl.LightningModule):
@@ -81,18 +91,63 @@ def test_closed_form(tmp_path, epsilon, expected):
     assert metrics["wise_ft/shifted"].item() == pytest.approx((expected - 0.4) ** 2, abs=1e-6)
 
 
-@pytest.mark.filterwarnings("error::lightning_robust.NoEffectWarning")
-def test_one_loader_takes_one_half_within_epsilon(tmp_path):
-    _, module = run(tmp_path, judged(alphas=4, epsilon=0.25), module=Scalar([1.0]))
-    assert module.w.item() == 0.5
-    _, module = run(tmp_path, judged(epsilon=0.0), module=Scalar([0.2]))
-    assert module.w.item() == 0.5
+def test_one_loader_leaves_the_run_as_it_is_without_the_callback(tmp_path):
+    """Weights, best checkpoint and files bit for bit, though half way the loss of 0.04 would be 0.64 times smaller."""
+    ends = {}
+    for name, callbacks in {"plain": [], "wise_ft": [judged(dirpath=str(tmp_path / "out"))]}.items():
+        keeper = ModelCheckpoint(
+            tmp_path / name, monitor="val/loss", auto_insert_metric_name=False, save_weights_only=True
+        )
+        pl.seed_everything(1)
+        trainer = make_trainer(tmp_path, [keeper, *callbacks], max_epochs=2, enable_checkpointing=True)
+        module = Scalar([0.8])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NoEffectWarning)
+            trainer.fit(module)
+        ends[name] = module.w.item(), Path(keeper.best_model_path).name, float(keeper.best_model_score)
+    assert ends["plain"] == ends["wise_ft"]
+    assert ends["plain"][0] == 1.0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["wise_ft.json"]
+    content = json.loads((tmp_path / "out" / "wise_ft.json").read_text())
+    assert content["alpha"] == 1
+    expected = [[pytest.approx((alpha - 0.8) ** 2, abs=1e-6)] for alpha in content["alphas"]]
+    assert content["values"] == expected
 
 
-def test_one_loader_stays_fine_tuned_where_one_half_costs_more(tmp_path):
-    with pytest.warns(NoEffectWarning, match=r"better than those half way by more than epsilon=0\.249 \(val/loss"):
-        _, module = run(tmp_path, judged(alphas=4, epsilon=0.249), module=Scalar([1.0]))
-    assert module.w.item() == 1.0
+@pytest.mark.parametrize("sanity", [0, 1])
+def test_one_loader_is_said_before_training_is_spent(tmp_path, sanity):
+    class StopsLater(pl.Callback):
+        def on_validation_end(self, trainer, _):
+            raise KeyboardInterrupt
+
+    stop = Interrupts() if sanity else StopsLater()
+    with pytest.warns(NoEffectWarning, match="one validation loader measures no shift"), pytest.raises(SystemExit):
+        run(tmp_path, judged(), stop, module=Scalar([1.0]), num_sanity_val_steps=sanity)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", NoEffectWarning)
+        run(tmp_path, judged(epsilon=9.0))
+
+
+def test_a_fresh_module_is_warned_of_at_the_start_and_a_trained_one_is_not(tmp_path):
+    with pytest.warns(NoEffectWarning, match="look like a fresh initialisation"), pytest.raises(SystemExit):
+        run(tmp_path, judged(), Interrupts(), module=Boring())
+    module = Boring()
+    trained = {
+        name: tensor + 0.01 if tensor.is_floating_point() else tensor for name, tensor in module.state_dict().items()
+    }
+    module.load_state_dict(trained)
+    torch.save({"state_dict": trained}, tmp_path / "trained.ckpt")
+    for file, loaded in ((None, module), (str(tmp_path / "trained.ckpt"), Boring())):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", NoEffectWarning)
+            warnings.filterwarnings("ignore", "WiSEFTCallback: one validation loader")
+            with pytest.raises(SystemExit):
+                run(tmp_path, judged(zero_shot=file), Interrupts(), module=loaded)
+
+
+class Interrupts(pl.Callback):
+    def on_train_batch_start(self, *_):
+        raise KeyboardInterrupt
 
 
 class Recorded(pl.Callback):
@@ -113,34 +168,34 @@ def test_the_ends_are_bit_for_bit(tmp_path, monkeypatch, alphas, which):
         assert torch.equal(tensor, getattr(recorded, which)[name]), name
 
 
-def test_batchnorm_between_the_ends_is_refreshed(tmp_path):
-    _, module = run(tmp_path, judged(epsilon=9.0), module=Boring())
+def test_batchnorm_between_the_ends_is_refreshed(tmp_path, half_way):
+    _, module = run(tmp_path, judged(), module=Boring())
     images = torch.cat([batch[0] for batch in module.train_dataloader()])
     with torch.no_grad():
         inputs = module.net[0](images)
     torch.testing.assert_close(module.net[1].running_mean, inputs.mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
 
 
-def test_a_file_is_the_same_as_the_start(tmp_path):
+def test_a_file_is_the_same_as_the_start(tmp_path, half_way):
     pl.seed_everything(1)
     torch.save({"state_dict": Boring().state_dict()}, tmp_path / "start.ckpt")
     module = Boring()
     module.load_state_dict(torch.load(tmp_path / "start.ckpt")["state_dict"])
-    _, one = run(tmp_path, judged(zero_shot=str(tmp_path / "start.ckpt"), epsilon=9.0), module=module)
+    _, one = run(tmp_path, judged(zero_shot=str(tmp_path / "start.ckpt")), module=module)
     module = Boring()
     module.load_state_dict(torch.load(tmp_path / "start.ckpt")["state_dict"])
-    _, two = run(tmp_path, judged(epsilon=9.0), module=module)
+    _, two = run(tmp_path, judged(), module=module)
     for name, tensor in one.state_dict().items():
         assert torch.equal(tensor, two.state_dict()[name]), name
 
 
-def test_a_new_head_stays_fine_tuned(tmp_path):
+def test_a_new_head_stays_fine_tuned(tmp_path, half_way):
     state = Boring().state_dict()
     state["net.5.weight"] = torch.zeros(7, 256)
     del state["net.5.bias"]
     torch.save(state, tmp_path / "start.ckpt")
     recorded = Recorded()
-    _, module = run(tmp_path, judged(zero_shot=str(tmp_path / "start.ckpt"), epsilon=9.0), recorded, module=Boring())
+    _, module = run(tmp_path, judged(zero_shot=str(tmp_path / "start.ckpt")), recorded, module=Boring())
     for name in ("net.5.weight", "net.5.bias"):
         assert torch.equal(module.state_dict()[name], recorded.end[name])
     middle = (state["net.0.weight"] + recorded.end["net.0.weight"]) / 2
@@ -165,25 +220,25 @@ def test_resume_goes_back_to_the_first_start(tmp_path):
 
 
 @pytest.mark.parametrize("hook", ["setup", "configure_model"])
-def test_layers_that_a_module_builds_late_have_counterparts(tmp_path, hook):
+def test_layers_that_a_module_builds_late_have_counterparts(tmp_path, hook, half_way):
     torch.save({"w": torch.tensor([0.5])}, tmp_path / "start.ckpt")
     module = late(Scalar, hook, (1.0,))
-    run(tmp_path, judged(zero_shot=str(tmp_path / "start.ckpt"), epsilon=9.0), module=module)
+    run(tmp_path, judged(zero_shot=str(tmp_path / "start.ckpt")), module=module)
     assert module.w.item() == 0.75
 
 
-def test_a_lazy_module_starts_from_its_first_weights(tmp_path):
+def test_a_lazy_module_starts_from_its_first_weights(tmp_path, half_way):
     """Each of four steps adds 1, so that half way between start and end is 2 below the end."""
     ends = Recorded()
     pl.seed_everything(1)
     module = LazyScalar()
-    trainer = make_trainer(tmp_path, [ends, judged(epsilon=9.0)], max_epochs=4, enable_checkpointing=True)
+    trainer = make_trainer(tmp_path, [ends, judged()], max_epochs=4, enable_checkpointing=True)
     ends.on_fit_start = lambda *_: None
     trainer.fit(module)
     assert module.net.weight.item() == pytest.approx(ends.end["net.weight"].item() - 2)
 
 
-def test_adapters_keep_alpha_of_their_update_exactly(tmp_path):
+def test_adapters_keep_alpha_of_their_update_exactly(tmp_path, half_way):
     """Factors that begin with B = 0, as peft's do; halves of both would keep less than a half."""
     module, trained = Adapted(), {}
 
@@ -192,7 +247,7 @@ def test_adapters_keep_alpha_of_their_update_exactly(tmp_path):
             trained["update"], trained["state"] = pl_module.update(), pl_module.state_dict()
 
     start = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    run(tmp_path, judged(epsilon=1e9), KeepsUpdate(), module=module, max_epochs=5)
+    run(tmp_path, judged(), KeepsUpdate(), module=module, max_epochs=5)
     half = module.update()
     assert torch.linalg.norm(trained["update"]) > 0.1
     share = (half * trained["update"]).sum() / trained["update"].square().sum()

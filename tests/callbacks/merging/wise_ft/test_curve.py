@@ -24,17 +24,16 @@ def test_one_loader_is_shifted_and_in_distribution_at_once():
     assert curve.inside == curve.shifted == [0.5, 0.75, 0.7]
 
 
+@pytest.mark.parametrize("mode", ["max", "min"])
 @pytest.mark.parametrize(
-    ("values", "settings", "expected"),
+    ("values", "expected"),
     [
-        ([[0.9], [0.28], [0.5]], {"epsilon": 0.005, "mode": "max"}, 1.0),
-        ([[0.9], [0.495], [0.5]], {"epsilon": 0.005, "mode": "max"}, 0.5),
-        ([[0.9], [0.505], [0.5]], {"epsilon": 0.005, "mode": "min"}, 0.5),
-        ([[0.9], [0.506], [0.5]], {"epsilon": 0.005, "mode": "min"}, 1.0),
-        ([[0.9], [0.5], [0.5]], {"epsilon": 0.0, "mode": "max"}, 0.5),
-        ([[0.9], [0.3], [float("nan")]], {"epsilon": 0.0, "mode": "min"}, 0.5),
-        ([[0.9], [float("nan")], [0.5]], {"epsilon": 0.0, "mode": "max"}, 1.0),
+        ([[0.9], [0.28], [0.5]], 1.0),
+        ([[0.1], [0.3], [0.5]], 1.0),
+        ([[0.9], [float("nan")], [0.5]], 1.0),
+        ([[0.9], [0.3], [float("nan")]], 0.5),
     ],
 )
-def test_one_loader_leaves_the_end_only_within_epsilon(values, settings, expected):
-    assert choose_alpha([0.0, 0.5, 1.0], values, **settings) == expected
+def test_one_loader_leaves_the_end_only_where_it_has_no_metric(values, expected, mode):
+    for epsilon in (0.0, 0.005, 9.0):
+        assert choose_alpha([0.0, 0.5, 1.0], values, epsilon=epsilon, mode=mode) == expected

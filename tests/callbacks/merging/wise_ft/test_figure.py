@@ -1,41 +1,64 @@
-import math
-
 import pytest
+from scipy.stats import binomtest
 
 from lightning_robust.callbacks.merging.wise_ft.curve import AlphaCurve
-from lightning_robust.callbacks.merging.wise_ft.figure import draw_wise_ft
+from lightning_robust.callbacks.merging.wise_ft.figure import wise_ft_figures
 
 ALPHAS = [0.0, 0.5, 1.0]
 SHARES = [[0.6, 0.9, 0.5], [0.8, 0.85, 0.6], [0.9, 0.7, 0.55]]
 
 
-def panels(values, samples=(), mode="max"):
+def drawn(values, samples=(), mode="max", chosen=0.5, start="initialisation"):
     names = ["acc", "acc, night", "acc, rain"][: len(values[0])]
-    return draw_wise_ft(AlphaCurve(ALPHAS, names, values, samples), 0.5, "acc", mode).axes
+    figures = wise_ft_figures(AlphaCurve(ALPHAS, names, values, samples), chosen, "acc", mode, start)
+    return {tag: draw().axes[0] for tag, draw in figures.items()}
 
 
-def test_a_panel_for_each_shifted_loader_holds_the_curve():
-    axes = panels(SHARES)
-    assert [panel.get_ylabel() for panel in axes] == ["acc, acc, night", "acc, acc, rain"]
-    for loader, panel in enumerate(axes, 1):
-        assert panel.lines[0].get_xydata().tolist() == [[row[0], row[loader]] for row in SHARES]
-        assert (panel.get_xscale(), panel.get_yscale()) == ("logit", "logit")
-    (alone,) = panels([[row[0]] for row in SHARES])
-    assert alone.lines[0].get_xydata().tolist() == [[row[0]] * 2 for row in SHARES]
+def legend(axes):
+    return axes.get_legend_handles_labels()[1]
+
+
+def test_a_figure_for_each_shifted_loader_holds_the_curve():
+    panels = drawn(SHARES)
+    assert list(panels) == ["wise_ft/overview", "wise_ft/overview_2"]
+    assert [axes.get_ylabel() for axes in panels.values()] == ["acc, night, shifted", "acc, rain, shifted"]
+    for loader, axes in enumerate(panels.values(), 1):
+        assert axes.lines[0].get_xydata().tolist() == [[row[0], row[loader]] for row in SHARES]
+        assert (axes.get_xscale(), axes.get_yscale()) == ("logit", "logit")
+    # 0.85 - 0.7 and 0.8 - 0.9
+    assert (
+        panels["wise_ft/overview"].figure.get_suptitle()
+        == "Alpha 0.5 gains 0.15 under shift and loses 0.1 in distribution"
+    )
+
+
+def test_one_loader_is_drawn_over_alpha_and_its_start_is_named_as_what_it_is():
+    (axes,) = drawn([[row[0]] for row in SHARES], chosen=1.0).values()
+    assert axes.lines[0].get_xydata().tolist() == [[0.0, 0.6], [0.5, 0.8], [1.0, 0.9]]
+    assert axes.get_ylabel() == "acc (higher is better)"
+    marks = {mark.get_label(): mark.get_offsets().tolist() for mark in axes.collections}
+    assert marks == {
+        "initialisation (alpha 0)": [[0.0, 0.6]],
+        "fine-tuned (alpha 1)": [[1.0, 0.9]],
+        "chosen (alpha 1)": [[1.0, 0.9]],
+    }
+    (axes,) = drawn([[row[0]] for row in SHARES], chosen=1.0, start="zero-shot model").values()
+    assert "zero-shot model (alpha 0)" in legend(axes)
 
 
 def test_losses_are_drawn_on_linear_axes_without_intervals():
-    (panel,) = panels([[2.0, 3.0], [1.0, 2.5], [0.5, 4.0]], samples=[100, 100], mode="min")
-    assert (panel.get_xscale(), panel.get_yscale()) == ("linear", "linear")
-    assert not panel.containers
+    (axes,) = drawn([[2.0, 3.0], [1.0, 2.5], [0.5, 4.0]], samples=[100, 100], mode="min").values()
+    assert (axes.get_xscale(), axes.get_yscale()) == ("linear", "linear")
+    assert not axes.containers
+    assert "95 % interval" not in legend(axes)
+    assert axes.figure.get_suptitle().split("\n")[0].startswith("Alpha 0.5 gains 1.5 under shift and loses 0.5")
 
 
-def test_intervals_are_those_of_a_share():
-    """Of 100 samples a share of 0.8 has a half width of 1.96 sqrt(0.8 * 0.2 / 100) = 0.0784."""
-    panel = panels([row[:2] for row in SHARES], samples=[100, 400])[0]
-    _, _, (horizontal, vertical) = panel.containers[0]
-    (left, _), (right, _) = horizontal.get_segments()[1]
-    assert (right - left) / 2 == pytest.approx(1.96 * math.sqrt(0.8 * 0.2 / 100))
-    (_, low), (_, high) = vertical.get_segments()[1]
-    assert (high - low) / 2 == pytest.approx(1.96 * math.sqrt(0.85 * 0.15 / 400))
-    assert not panels([row[:2] for row in SHARES], samples=[100])[0].containers
+def test_intervals_are_wilsons():
+    axes = drawn([row[:2] for row in SHARES], samples=[100, 400])["wise_ft/overview"]
+    _, _, (horizontal, vertical) = axes.containers[0]
+    for segment, place, count, share in ((horizontal, 0, 100, 0.8), (vertical, 1, 400, 0.85)):
+        ends = [end[place] for end in segment.get_segments()[1]]
+        wilson = binomtest(round(share * count), count).proportion_ci(method="wilson")
+        assert ends == [pytest.approx(wilson.low), pytest.approx(wilson.high)]
+    assert not drawn([row[:2] for row in SHARES], samples=[100])["wise_ft/overview"].containers
