@@ -17,11 +17,12 @@ from lightning_robust.deployment.engines.execution import Status, one_line, stat
 from lightning_robust.deployment.engines.settings import DEFAULTS
 from lightning_robust.deployment.pixels.catalogue import Perturbation
 from lightning_robust.deployment.pixels.perturb import PerturbedImages, perturb
-from lightning_robust.deployment.replay.frames import Chunk, Recording
 from lightning_robust.deployment.replay.line_metrics import deviation_metrics, line_metrics
 from lightning_robust.deployment.replay.module import Geometry, LineFinder
+from lightning_robust.deployment.replay.recording import Chunk, Recording
 from lightning_robust.deployment.replay.results import ReplayReport, ReplayResult
 from lightning_robust.functional.pixels import PixelSpace
+from lightning_robust.progress import Progress
 from lightning_robust.structures import flatten, rebuild, take_rows
 
 _EXAMPLES = 3  # broken frames that a note names
@@ -61,11 +62,14 @@ def replay(
         ValueError: If no frame can be decoded, or ``decode`` gives no lines.
     """
     run = _Replay(LineFinder(module, value), runtimes, perturbations, pixels)
-    for chunk in recording:
-        if not run.frames:
-            run.build(chunk, settings, calibration)
-        run.take(chunk)
-    return run.report(recording)
+    count = recording.total
+    with Progress(f"Replaying {count} frames {run.ways} ways", count * run.ways) as progress:
+        for chunk in recording:
+            if not run.frames:
+                run.build(chunk, settings, calibration)
+                progress.total = count * run.ways  # some perturbations do not apply
+            run.take(chunk, progress)
+        return run.report(recording)
 
 
 @dataclass
@@ -153,6 +157,11 @@ class _Replay:
         self._notes: list[str] = []
         self.frames: list[int] = []
 
+    @property
+    def ways(self) -> int:
+        """How often each frame goes through the network."""
+        return 1 + len(self._runtimes) + len(self._perturbations)
+
     def build(self, chunk: Chunk, settings: BuildSettings, calibration: tuple[Any, ...] | None) -> None:
         """Build the engines, and see which perturbations apply, on the first frames."""
         args = self._finder.inputs(chunk.pictures)
@@ -164,18 +173,21 @@ class _Replay:
         if self._perturbations:
             self._select_perturbations(next(iter(flatten(args).values())))
 
-    def take(self, chunk: Chunk) -> None:
+    def take(self, chunk: Chunk, progress: Progress) -> None:
         """Send a chunk of frames through everything."""
+        count = len(chunk.frames)
         args = self._finder.inputs(chunk.pictures)
         start = time.monotonic()
         lines = self._finder.lines(self._finder.run(args))
         self._torch.seconds += time.monotonic() - start
         self._torch.attempt(lambda: (lines, lines))
         self.frames += chunk.frames
+        progress.advance(count)
         for _, track in self._runtimes:
             track.attempt(partial(track.run, self._finder, args, lines))
+            progress.advance(count)
         if self._perturbations:
-            self._perturb(args)
+            self._perturb(args, lambda: progress.advance(count))
 
     def report(self, recording: Recording) -> ReplayReport:
         for _, track in self._runtimes:
@@ -204,7 +216,7 @@ class _Replay:
             names = set()
         self._perturbations = [pair for pair in self._perturbations if pair[0].name in names]
 
-    def _perturb(self, args: tuple[Any, ...]) -> None:
+    def _perturb(self, args: tuple[Any, ...], done: Callable[[], None]) -> None:
         images, *others = flatten(args).values()
 
         def lines(inputs: Tensor) -> Tensor:
@@ -218,6 +230,7 @@ class _Replay:
             return
         for perturbed, (_, track) in zip(batch, self._perturbations, strict=True):
             track.attempt(partial(perturbed.through, lines))
+            done()
 
     def _perturbed(self, images: Tensor) -> list[PerturbedImages]:
         return perturb(images, self._pixels, [entry for entry, _ in self._perturbations])

@@ -7,14 +7,15 @@ import math
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_robust.deployment.replay.frames import Picture, Recording
 from lightning_robust.deployment.replay.module import Geometry
-from lightning_robust.deployment.replay.results import ReplayReport, worst
+from lightning_robust.deployment.replay.recording import Picture, Recording
+from lightning_robust.deployment.replay.results import ReplayReport, ReplayResult, worst
+from lightning_robust.progress import track
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,6 +57,7 @@ def draw_worst_frames(report: ReplayReport, recording: Recording, count: int = 4
         panels = list(block.subplots(math.ceil(len(positions) / 2), 2, squeeze=False).flat)
         for panel, position in zip(panels, positions, strict=False):
             scene.draw(panel, position, pictures)
+            panel.set_title(scene.caption(position), fontsize=10, loc="left")
         for panel in panels[len(positions) :]:
             panel.axis("off")
         block.legend(handles=_legend_handles(), loc="upper right", ncols=3, fontsize=10, frameon=False)
@@ -82,11 +84,45 @@ def animate(report: ReplayReport, recording: Recording, path: Path, count: int =
     positions = range(len(report.frames))[first : first + count]
     pictures = recording.pick(report.frames[position] for position in positions)
     for colours, width in _GIF_SIZES:
-        film = [scene.render(position, pictures, width).quantize(colours, dither=0) for position in positions]
+        frames = track(positions, "Drawing the animation")
+        film = [scene.render(position, pictures, width).quantize(colours, dither=0) for position in frames]
         film[0].save(path, save_all=True, append_images=film[1:], duration=_GIF_MILLISECONDS, loop=0)
         if path.stat().st_size <= _GIF_BYTES:
             break
     return True
+
+
+class Drawn(NamedTuple):
+    """A frame with lines on it, and what it shows.
+
+    Args:
+        image: A Pillow image.
+        caption: Whose lines, which frame, how far off.
+    """
+
+    image: Any
+    caption: str
+
+
+def draw_worst_frame(report: ReplayReport, recording: Recording, name: str, width: int = 720) -> Drawn | None:
+    """The one frame in which a runtime or a perturbation is farthest from PyTorch, without letters.
+
+    Args:
+        report: Of the recording.
+        recording: The recording that was replayed; the frame is read from it.
+        name: Of the runtime or perturbation.
+        width: Of the picture, in pixels.
+
+    Returns:
+        None where it was not measured or the module has no geometry.
+    """
+    result = report.runtimes.get(name) or report.perturbations.get(name)
+    scene = None if result is None else _scene(report, name, result)
+    if scene is None:
+        return None
+    (position,) = scene.farthest(1)
+    image = scene.render_bare(position, recording.pick([report.frames[position]]), width)
+    return Drawn(image, f"{scene.heading}, {scene.caption(position)}")
 
 
 def distances(columns: Tensor, reference: Tensor) -> Tensor:
@@ -120,9 +156,12 @@ class _Scene:
     geometry: Geometry
 
     @property
+    def heading(self) -> str:
+        return self.name + (f"; deviations drawn {self.times} times as large" if self.times > 1 else "")
+
+    @property
     def title(self) -> str:
-        magnification = f"; deviations drawn {self.times} times as large" if self.times > 1 else ""
-        return textwrap.fill(self.name + magnification, 95)
+        return textwrap.fill(self.heading, 95)
 
     @property
     def top(self) -> float:
@@ -168,23 +207,28 @@ class _Scene:
         panel.set_ylim(height - 0.5, self.top)
         panel.set_aspect("equal")
         panel.axis("off")
-        panel.set_title(self._caption(position), fontsize=10, loc="left")
+
+    def render_bare(self, position: int, pictures: dict[int, Picture], width: int) -> Any:
+        """One frame without letters as a Pillow image."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(7.2, 7.2 * self.shape))
+        self.draw(figure.add_axes((0, 0, 1, 1)), position, pictures)
+        return _rasterise(figure, width)
 
     def render(self, position: int, pictures: dict[int, Picture], width: int) -> Any:
         """One frame with its heading as a Pillow image."""
         from matplotlib.figure import Figure
-        from PIL import Image
 
         figure = Figure(figsize=(7.2, 7.2 * self.shape + 0.5), layout="constrained")
         figure.suptitle(self.title, fontsize=9, x=0.01, ha="left")
         panel = figure.subplots()
         self.draw(panel, position, pictures)
+        panel.set_title(self.caption(position), fontsize=10, loc="left")
         panel.legend(handles=_legend_handles(), loc="upper right", ncols=3, fontsize=8)
-        stream = io.BytesIO()
-        figure.savefig(stream, format="png", dpi=width / 7.2)
-        return Image.open(stream).convert("RGB")
+        return _rasterise(figure, width)
 
-    def _caption(self, position: int) -> str:
+    def caption(self, position: int) -> str:
         columns, reference = self.columns[position], self.reference[position]
         deviation = (columns - reference).abs()
         known = deviation[~deviation.isnan()]
@@ -198,13 +242,24 @@ def _scenes(report: ReplayReport) -> list[_Scene]:
     scenes = []
     for kind, results in (("runtime", report.runtimes), ("perturbation", report.perturbations)):
         name = worst(results)
-        result = results[name] if name is not None else None
-        if report.geometry is None or result is None or result.columns is None or result.reference is None:
-            continue
-        note = f" ({result.note})" if result.note else ""
-        heading = f"Worst {kind}: {name}{note}"
-        scenes.append(_Scene(heading, result.columns, result.reference, result.p99, report.frames, report.geometry))
+        scene = None if name is None else _scene(report, f"Worst {kind}: {name}", results[name])
+        scenes += [] if scene is None else [scene]
     return scenes
+
+
+def _scene(report: ReplayReport, heading: str, result: ReplayResult) -> _Scene | None:
+    if report.geometry is None or result.columns is None or result.reference is None:
+        return None
+    heading += f" ({result.note})" if result.note else ""
+    return _Scene(heading, result.columns, result.reference, result.p99, report.frames, report.geometry)
+
+
+def _rasterise(figure: Figure, width: int) -> Any:
+    from PIL import Image
+
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=width / figure.get_figwidth())
+    return Image.open(stream).convert("RGB")
 
 
 def _legend_handles() -> list[Any]:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from lightning_robust.deployment.replay.frames import Pictures, Video, open_recording
+from lightning_robust.deployment.replay.frames import Pictures, open_recording
+from lightning_robust.deployment.replay.video import Video
 
 from ..recordings import save_pictures, save_video, stripes
 
@@ -62,6 +63,43 @@ def test_stride_limit_and_pick(kind, request):
     assert everything(open_recording(path, stride=2, limit=3)) == ([0, 2, 4], [4, 8, 12])
     found = open_recording(path).pick([9, 2])
     assert {number: brightest([frame])[0] for number, frame in found.items()} == {2: 8, 9: 22}
+
+
+@pytest.mark.parametrize("kind", ["folder", "video"])
+def test_a_window_is_read_alone(kind, request):
+    path = request.getfixturevalue(kind)
+    window = open_recording(path, first=3, last=9, stride=3)
+    assert window.total == 3
+    assert everything(window) == ([3, 6, 9], [LEFT[3], LEFT[6], LEFT[9]])
+    assert window.skipped == {}
+    assert everything(open_recording(path, first=10)) == ([10, 11], LEFT[10:])
+    assert everything(open_recording(path, first=11, last=11)) == ([11], LEFT[11:])
+    assert [open_recording(path, **given).total for given in ({}, {"limit": 5}, {"first": 10}, {"last": 99})] == [
+        *(12, 5, 2, 12)
+    ]
+
+
+def test_frames_and_rate_are_known_without_decoding(video, folder):
+    assert (open_recording(video).length, open_recording(video).rate) == (12, 25.0)
+    assert (open_recording(folder).length, open_recording(folder).rate) == (12, None)
+
+
+def test_frames_outside_of_the_window_are_not_counted_as_broken(folder):
+    (folder / "frame_3.png").write_bytes(b"no picture")
+    recording = open_recording(folder, first=4)
+    assert everything(recording)[0] == [4, 5, 6, 7, 8, 9, 10, 11]
+    assert recording.skipped == {}
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "CMYK"])
+def test_grey_and_transparent_frames_are_rgb(tmp_path, mode):
+    """A white stripe on black, in whatever way a picture stores it."""
+    picture = Image.fromarray(np.where(np.arange(64) == 20, 255, 0).astype(np.uint8)[None].repeat(32, 0))
+    suffix = "tif" if mode == "CMYK" else "png"
+    picture.convert("RGB").convert(mode).save(tmp_path / f"frame.{suffix}")
+    (chunk,) = open_recording(tmp_path)
+    assert chunk.pictures.shape == (1, 32, 64, 3)
+    assert brightest(chunk.pictures) == [20]
 
 
 def test_one_picture(folder):
@@ -125,6 +163,12 @@ def test_rejects_what_holds_no_frames(tmp_path):
 def test_rejects_numbers_below_1(folder, name):
     with pytest.raises(ValueError, match=f"Expected `{name}` of at least 1, but got 0"):
         open_recording(folder, **{name: 0})
+
+
+@pytest.mark.parametrize("given", [{"first": -1}, {"first": 3, "last": 2}])
+def test_rejects_windows_without_frames(folder, given):
+    with pytest.raises(ValueError, match="Expected `first` of at least 0 and `last` not before it, but got"):
+        open_recording(folder, **given)
 
 
 def test_without_pyav_the_command_is_named(video, folder, monkeypatch):
