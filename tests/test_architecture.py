@@ -44,7 +44,7 @@ ROOMS = {  # room -> the rooms it may use, beside itself
         )
     },
     "pages": {"version"},
-    "gate": {"suggest", "tables", "version"},
+    "gate": {"reading", "suggest", "tables", "version"},
     "layers": {"suggest"},
     "functional": {"statistics", "layers", "suggest", "torch_names"},
 }

@@ -59,33 +59,39 @@ def write_budget(
     """
     path = Path(path).resolve()
     text = path.read_text(encoding="utf-8") if path.exists() else ""
-    before, block, after = _cut(text, command)
+    before, old, after = _cut(text, command)
     by_hand = _limits_of(before + after, path, command, rules)
-    earlier = _entries(block, path, command, rules)
+    earlier = _entries(old, path, command, rules)
     measured = {check.key: check for check in checks if math.isfinite(check.value)}
     if not measured:
         raise ValueError(f"Expected measured values for {path.name}, but nothing was measured.")
-    ours = {key: check for key, check in measured.items() if key not in by_hand}
-    limits = {key: _limit_of(check, margin) for key, check in ours.items()}
+    ours = {key: (_limit_of(check, margin), check.told()) for key, check in measured.items() if key not in by_hand}
     kept = {key: entry for key, (_, entry) in earlier.items() if key not in measured}
     share = f"{100 * margin:g} %"
     head = [
         f"# measured: {command} ({on_one_line(line) or f'lightning-robust {command}'})",
         f"# {_measured_with(origin)}; the limits are the measured values and {share} more",
     ]
-    lines = [f"{_key(command, key)}: {limits[key]:.{_DIGITS}g}  # measured {ours[key].told()}" for key in ours]
-    new = "\n".join([*head, *lines, *kept.values(), f"# end of measured: {command}"]) + "\n"
-    before += "\n" if before and not before.endswith("\n") else ""
-    _replace(path, before + new + after)
-    told = [f"wrote {len(ours)} limit{'s' * (len(ours) != 1)} to {path.name} with a margin of {share}"]
-    told += _changes(earlier, limits)
-    told += [f"left {key} at {by_hand[key]:.3g}, which was set by hand" for key in measured if key in by_hand]
-    return told + [f"left {key}, which was not measured now" for key in kept]
+    block = [*head, *_lines_of(command, ours), *kept.values(), f"# end of measured: {command}"]
+    _replace(path, before, "\n".join(block) + "\n" + after)
+    told = f"wrote {len(ours)} limit{'s' * (len(ours) != 1)} to {path.name} with a margin of {share}"
+    return [told, *_changes(earlier, ours), *_left(measured, by_hand, kept)]
 
 
-def _changes(earlier: Mapping[str, tuple[float, str]], limits: Mapping[str, float]) -> list[str]:
+def _lines_of(command: str, ours: Mapping[str, tuple[float, str]]) -> list[str]:
+    lines = ((_key(command, key), limit, value) for key, (limit, value) in ours.items())
+    return [f"{key}: {limit:.{_DIGITS}g}  # measured {value}" for key, limit, value in lines]
+
+
+def _left(measured: Iterable[str], by_hand: Mapping[str, float], kept: Iterable[str]) -> list[str]:
+    """The limits that stay as they were."""
+    lines = [f"left {key} at {by_hand[key]:.3g}, which was set by hand" for key in measured if key in by_hand]
+    return lines + [f"left {key}, which was not measured now" for key in kept]
+
+
+def _changes(earlier: Mapping[str, tuple[float, str]], ours: Mapping[str, tuple[float, str]]) -> list[str]:
     """What became of the limits that an earlier call wrote."""
-    both = [(key, f"{earlier[key][0]:.3g}", f"{limits[key]:.3g}") for key in limits if key in earlier]
+    both = [(key, f"{earlier[key][0]:.3g}", f"{ours[key][0]:.3g}") for key in ours if key in earlier]
     return [f"changed {key} from {before} to {after}" for key, before, after in both if before != after]
 
 
@@ -131,12 +137,12 @@ def _key(command: str, key: str) -> str:
     return whole if _PLAIN_KEY.fullmatch(whole) else json.dumps(whole)
 
 
-def _replace(path: Path, text: str) -> None:
+def _replace(path: Path, before: str, after: str) -> None:
     """Write a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(f"{before}\n{after}" if before and before[-1] != "\n" else before + after, encoding="utf-8")
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

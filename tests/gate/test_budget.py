@@ -91,9 +91,9 @@ BROKEN = {
     "1: 2": "but got '1'",
     "null: 2": "but got 'None'",
     "golden: {a: {b: {c: {d: {e: 1}}}}}": "mappings within mappings",
-    "&a golden: &b {c: *b}": "mappings within mappings",
+    "&a golden: &b {c: *b}": "the alias *b stands inside of what it names",
     "? [a, b]\n: 1": "Expected YAML",
-    b"\xff\xfe\x00": "but got no text",
+    b"\xff\xfe\x00": "it is no UTF-8 text",
     "a: " + "[" * 5000: "Expected YAML",
 }
 
@@ -108,12 +108,12 @@ def test_rejects_what_is_broken_in_one_line_that_names_the_file(tmp_path, text, 
 
 
 def test_rejects_folders_missing_and_huge_files(tmp_path):
-    with pytest.raises(IsADirectoryError, match="that is a folder"):
+    with pytest.raises(ValueError, match="it is a folder"):
         read_budget(tmp_path, RULES)
     with pytest.raises(FileNotFoundError, match="there is no such file"):
         read_budget(tmp_path / "none.yaml", RULES)
-    with pytest.raises(ValueError, match="more than 1 MiB"):
-        read_budget(written(tmp_path, "a: 1\n" * 300_000), RULES)
+    with pytest.raises(ValueError, match="more than 50000 values"):
+        read_budget(written(tmp_path, "\n".join(f"golden/engine/m{i}: 1" for i in range(30_000))), RULES)
 
 
 def test_limits_of_other_commands_are_not_checked_by_a_reader_that_does_not_know_them():
