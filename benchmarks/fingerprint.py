@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from lightning_robust.deployment.fingerprint.search import fingerprint
-from lightning_robust.deployment.pixels.catalogue import CATALOGUE, FAMILIES, Perturbation
+from lightning_robust.deployment.pixels.catalogue import CATALOGUE, Perturbation
+from lightning_robust.deployment.pixels.names import FAMILIES
 from lightning_robust.deployment.replay.frames import open_recording
 from lightning_robust.tables import markdown
 

@@ -44,7 +44,7 @@ import torch
 from gpu_tables import print_tables
 from rows import quiet
 
-from lightning_robust.deployment.engines.execution import one_line
+from lightning_robust.complaints import one_line
 
 ROOT = Path(__file__).parents[1]
 SECTIONS = ("techniques", "emulation", "speed", "engines")

@@ -32,7 +32,9 @@ ROOMS = {  # room -> the rooms it may use, beside itself
     **{
         name: set()
         for name in (
+            "complaints",
             "figures",
+            "lazy_names",
             "progress",
             "reading",
             "statistics",
@@ -44,6 +46,7 @@ ROOMS = {  # room -> the rooms it may use, beside itself
         )
     },
     "pages": {"version"},
+    "checks": {"suggest"},
     "gate": {"reading", "suggest", "tables", "version"},
     "layers": {"suggest"},
     "functional": {"statistics", "layers", "suggest", "torch_names"},
@@ -155,7 +158,9 @@ def test_no_key_is_defined_twice():
 
 
 def test_public_names_are_importable_and_typed():
-    names = {name for name in vars(lightning_robust) if not name.startswith("_")} - ROOMS.keys()
+    names = {*lightning_robust.__all__}
+    assert names <= {*dir(lightning_robust)}
+    assert all(getattr(lightning_robust, name).__name__ == name for name in names)
     assert names == {
         "AdversarialCallback",
         "DatapathCallback",

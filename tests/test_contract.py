@@ -31,7 +31,7 @@ from lightning_robust import (
     SWACallback,
     WiSEFTCallback,
 )
-from lightning_robust import cli as cli_module
+from lightning_robust.cli import robust_cli as cli_module
 from lightning_robust.harness.evaluate import Evaluator
 
 from .boring import BATCH_FORMS, Boring, Pictures, RobustBoring, TwoProcesses, make_trainer

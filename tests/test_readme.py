@@ -19,7 +19,8 @@ from lightning_robust.demo.lanes import LaneDetector
 from lightning_robust.deployment.engines import TARGETS
 from lightning_robust.deployment.graph.export import export
 from lightning_robust.deployment.numerics.convert import to_half
-from lightning_robust.deployment.pixels.catalogue import CATALOGUE, FAMILIES, perturbations
+from lightning_robust.deployment.pixels.catalogue import CATALOGUE, perturbations
+from lightning_robust.deployment.pixels.names import FAMILIES
 
 from .boring import make_trainer
 from .deployment.recordings import save_video, stripes

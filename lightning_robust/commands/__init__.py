@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import jsonargparse
 
-from lightning_robust.deployment.engines.execution import one_line
+from lightning_robust.complaints import one_line
 
 COMMANDS: dict[str, str] = {
     "compare": "finished runs side by side: what each technique buys and costs",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_robust.comparison.finished_runs import find_runs, read_run
-from lightning_robust.comparison.page import markdown_page, write_comparison
-from lightning_robust.comparison.table import compare_runs
+from pathlib import Path
 
 
 def compare(
@@ -23,11 +21,9 @@ def compare(
             one row.
         output: Folder for the page.
     """
-    folders, remarks = find_runs(runs)
-    for remark in remarks:
-        print(remark)
-    if not folders:
+    if not any(Path(run).is_dir() for run in runs):
         raise ValueError(f"Expected folders of finished runs, but found none in {', '.join(runs)}.")
-    comparison = compare_runs([read_run(folder) for folder in folders], metrics, baseline)
-    print(markdown_page(comparison))
-    print("The whole page:  " + str(write_comparison(comparison, output)[0].resolve()))
+
+    from lightning_robust.commands.work.compare import write_page
+
+    write_page(runs, metrics, baseline, output)

@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-
-from lightning_robust.deployment.fingerprint.search import fingerprint as fingerprint_of
-
-_PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
+from lightning_robust.checks import check_file
 
 
 def fingerprint(
@@ -30,38 +22,10 @@ def fingerprint(
         mean: Mean that the pixels were normalised with, for pixels in [0, 1]; usual values are recognised.
         std: Standard deviation that the pixels were normalised with; usual values are recognised.
     """
+    for path in (trained, deployed):
+        check_file("pictures", path)
+
+    from lightning_robust.commands.work.fingerprint import read_pictures
+    from lightning_robust.deployment.fingerprint.search import fingerprint as fingerprint_of
+
     print(fingerprint_of(read_pictures(trained, key), read_pictures(deployed, key), mean=mean, std=std))
-
-
-def read_pictures(path: str, key: str | None = None) -> NDArray[Any]:
-    """Pictures from a file, without conversion; one picture becomes ``(1, C, H, W)``.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it holds no pictures, or several arrays and no key chooses one.
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"Expected pictures at {path}, but there is no such file.")
-    if file.suffix.lower() in _PICTURES:
-        from PIL import Image
-
-        with Image.open(file) as picture:
-            return np.asarray(picture.convert("RGB")).transpose(2, 0, 1)[None]
-    try:
-        content = np.load(file, allow_pickle=False)
-    except ValueError as error:
-        raise ValueError(f"Expected .npy, .npz or a picture at {path}, but got: {error}.") from error
-    if isinstance(content, np.ndarray):
-        return content
-    array: NDArray[Any] = content[_choose_array(content.files, key, path)]
-    return array
-
-
-def _choose_array(names: list[str], key: str | None, path: str) -> str:
-    if key is not None and key not in names:
-        raise ValueError(f"Expected {key!r} in {path}, but got {sorted(names)[:8]}.")
-    inputs = [name for name in names if name.startswith("input/")] or names
-    if key is None and len(inputs) != 1:
-        raise ValueError(f"Expected one array in {path}, but got {sorted(names)[:8]}. Choose with --key.")
-    return key or inputs[0]

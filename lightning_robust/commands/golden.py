@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-import importlib.metadata
-import json
 from pathlib import Path
 from typing import Any
 
-from lightning_robust.callbacks.deployment_parity.calibration import calibration_of_run
-from lightning_robust.deployment.engines import BuildSettings, available
-from lightning_robust.deployment.golden import (
-    GoldenReport,
-    check_golden,
-    check_targets,
-    make_golden,
-    read_golden,
-    write_golden,
-)
-from lightning_robust.deployment.graph.export import frozen_copy
-from lightning_robust.harness.runs import InputCollector, load_data, load_module, validate_once
-from lightning_robust.structures import jsonable
-from lightning_robust.tables import plain_table
+from lightning_robust.checks import check_file, check_positive
+from lightning_robust.deployment.engines.names import check_target_names
+from lightning_robust.deployment.engines.settings import BuildSettings
 
 
 def golden(
@@ -56,66 +42,27 @@ def golden(
         config: The run's config.yaml; by default that beside the checkpoint.
         build: How engines are built and run.
     """
-    settings = BuildSettings(**build)
-    runtimes = available(targets or [], settings)
+    settings, names = BuildSettings(**build), targets or []
+    check_positive(samples=samples)
+    check_target_names(names)
+    check_file("a checkpoint", ckpt)
+    check_file("a configuration", config)
+    if check is not None:
+        check_file("golden tensors", output)
+        check_file("a dump of the deployed side", check)
+
+    from lightning_robust.callbacks.deployment_parity.calibration import calibration_of_run
+    from lightning_robust.commands.work.golden import check_dump, check_engines, read_exact, write_exact
+    from lightning_robust.deployment.engines import available
+
+    runtimes = available(names, settings)
     if check is None and not (runtimes and Path(output).is_file()):
-        _write(ckpt, config, output, samples, input_key)
+        write_exact(ckpt, config, output, samples, input_key)
     if check is None and not runtimes:
         return
-    module = frozen_copy(load_module(ckpt, config))
-    exact, reads = read_golden(output), getattr(module, decode, None)
+    exact = read_exact(ckpt, config, output, decode)
     if check is not None:
-        report = check_golden(exact, read_golden(check), module, reads)
-        path = _write_json(Path(check).with_name("check.json"), dataclasses.asdict(report))
-        print(f"{_golden_text(report)}\n\nAll numbers:  {path}")
+        check_dump(exact, check)
     if runtimes:
-        calibration = calibration_of_run(ckpt, config, targets or [], settings, input_key)
-        content = _print_targets(check_targets(exact, module, runtimes, settings, reads, calibration))
-        print(f"All numbers:  {_write_json(Path(output).with_name('targets.json'), content)}")
-
-
-def _print_targets(found: dict[str, GoldenReport | str]) -> dict[str, Any]:
-    """Print what was found of each target, and give it as plain values."""
-    content: dict[str, Any] = {}
-    for name, report in found.items():
-        print(f"{name}\n{report if isinstance(report, str) else _golden_text(report)}\n")
-        content[name] = report if isinstance(report, str) else dataclasses.asdict(report)
-    return content
-
-
-def _write(
-    ckpt: str, config: str | None, output: str, samples: int, input_key: int | str | list[int | str] | None
-) -> None:
-    """Write the golden file of a checkpoint."""
-    if samples < 1:
-        raise ValueError(f"Expected `samples` to be positive, but got {samples}.")
-    collector = InputCollector(samples, input_key)
-    validate_once(load_module(ckpt, config), load_data(ckpt, config), collector, samples)
-    metadata = {
-        "checkpoint": str(ckpt),
-        "mean": collector.pixels.mean,
-        "std": collector.pixels.std,
-        "torch": importlib.metadata.version("torch"),
-        "lightning_robust": importlib.metadata.version("lightning-robust"),
-    }
-    tensors = make_golden(frozen_copy(load_module(ckpt, config)), collector.inputs.args(), metadata)
-    write_golden(tensors, output)
-    shapes = [f"{name} {array.shape}" for name, array in {**tensors.inputs, **tensors.outputs}.items()]
-    print(f"Wrote {output}: {', '.join(shapes)}")
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> Path:
-    path.write_text(json.dumps(jsonable(content), indent=1) + "\n", encoding="utf-8")
-    return path
-
-
-def _golden_text(report: GoldenReport) -> str:
-    parts = {"whole": report.whole, "input": report.preprocessing, "engine": report.engine}
-    rows = [
-        [name, f"{metrics[report.unit]:.3g}", f"{metrics['max_abs']:.3g}" if "max_abs" in metrics else "-"]
-        for name, metrics in parts.items()
-        if metrics
-    ]
-    lines = [f"{name}: {differences}" for name, differences in report.pictures.items()]
-    lines += [plain_table(["part", report.unit, "max_abs"], rows), report.sentence()] if rows else []
-    return "\n".join([*lines, *report.notes])
+        calibration = calibration_of_run(ckpt, config, names, settings, input_key)
+        check_engines(exact, runtimes, settings, calibration, Path(output).with_name("targets.json"))

@@ -5,28 +5,12 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Any, Literal
 
-import onnx as onnx_package
-import torch
+from lightning_robust.checks import check_file, check_positive
+from lightning_robust.deployment.engines.names import check_target_names
+from lightning_robust.deployment.engines.settings import BuildSettings
+from lightning_robust.deployment.pixels.names import Names, check_perturbation_names
 
-from lightning_robust.callbacks import DeploymentParityCallback
-from lightning_robust.callbacks.deployment_parity.measure import digest
-from lightning_robust.deployment.engines import BuildSettings, available
-from lightning_robust.deployment.graph.batches import Arrays
-from lightning_robust.deployment.graph.files import GraphSubject, load_graph, make_inputs, remarks
-from lightning_robust.deployment.graph.inputs import read_inputs
-from lightning_robust.deployment.parity.localise import localise
-from lightning_robust.deployment.parity.measure import measure_parity
-from lightning_robust.deployment.parity.result import MeasuredWeights, ParityReport
-from lightning_robust.deployment.parity.scale import Task
-from lightning_robust.deployment.parity.storage import examine_head
-from lightning_robust.deployment.pixels.catalogue import Names
-from lightning_robust.deployment.pixels.catalogue import perturbations as named_perturbations
-from lightning_robust.deployment.report.page import write_report
-from lightning_robust.deployment.report.tables import summary
-from lightning_robust.functional.pixels import PixelSpace
-from lightning_robust.harness.runs import load_data, load_module, validate_once
-
-_OTHER = ("torch-", "onnxruntime-fp32")  # what an ONNX file cannot be compared by: no module, and the reference itself
+OTHER = ("torch-", "onnxruntime-fp32")  # what an ONNX file cannot be compared by: no module, and the reference itself
 
 
 def parity(
@@ -77,11 +61,27 @@ def parity(
         time_limit: Seconds for the pass, and again for the layers and for the list; also for one engine build.
         build: How engines are built and run.
     """
-    if (ckpt is None) == (onnx is None):
-        raise ValueError("Expected one of --ckpt and --onnx, but got " + ("both." if ckpt else "none."))
     settings = BuildSettings(**build, time_limit=time_limit)
+    check_positive(samples=samples)
+    check_target_names(targets)
+    check_perturbation_names(perturbations)
+    _check_source(ckpt, onnx, targets)
     if ckpt is not None:
         _refuse("--ckpt", inputs=inputs, shapes=shapes)
+    else:
+        _refuse("--onnx", config=config, input_key=input_key)
+    check_file("a checkpoint", ckpt)
+    check_file("an ONNX file", onnx)
+    check_file("a configuration", config)
+    check_file("an .npz file", inputs)
+
+    from lightning_robust.callbacks import DeploymentParityCallback
+    from lightning_robust.commands.work.parity import of_checkpoint, of_graph, read_subject
+    from lightning_robust.deployment.report.page import write_report
+    from lightning_robust.deployment.report.tables import summary
+    from lightning_robust.functional.pixels import PixelSpace
+
+    if ckpt is not None:
         callback = DeploymentParityCallback(
             targets,
             num_samples=samples or 256,
@@ -95,20 +95,28 @@ def parity(
             perturb_targets=perturb_targets,
             **{field.name: getattr(settings, field.name) for field in fields(settings)},
         )
-        report = replace(_of_checkpoint(ckpt, config, callback), weights=_weights_of(ckpt))
+        report = of_checkpoint(ckpt, config, callback)
         provenance = {"checkpoint": str(ckpt)}
     else:
-        _refuse("--onnx", config=config, input_key=input_key)
-        graph = load_graph(str(onnx))
-        arrays, notes = _inputs_of(graph, inputs, samples or 16, shapes)
-        subject = GraphSubject(graph, arrays, settings)
+        subject, notes = read_subject(str(onnx), inputs, samples or 16, shapes, settings)
         pixels = PixelSpace(0.0 if mean is None else mean, 1.0 if std is None else std)
         limits = tolerance, keep_tolerance
-        report = _of_graph(subject, targets, perturbations, pixels, limits, perturb_targets=perturb_targets)
+        report = of_graph(subject, targets, perturbations, pixels, limits, perturb_targets=perturb_targets)
         report = replace(report, notes=(*notes, *report.notes))
         provenance = {"onnx": str(onnx), "inputs": inputs or "noise"}
     page = write_report(report, output, tolerance=tolerance, provenance=provenance)
     print(f"{summary(report)}\n\nThe whole report:  {page}")
+
+
+def _check_source(ckpt: str | None, onnx: str | None, targets: Literal["auto"] | list[str]) -> None:
+    """Refuse two sources or none, and targets that an ONNX file has not."""
+    if (ckpt is None) == (onnx is None):
+        raise ValueError("Expected one of --ckpt and --onnx, but got " + ("both." if ckpt else "none."))
+    if onnx is not None and targets != "auto" and any(target.startswith(OTHER) for target in targets):
+        raise ValueError(
+            f"Expected targets beside ONNX Runtime in fp32, the reference of an ONNX file, but got {targets}. Leave "
+            " out onnxruntime-fp32, and PyTorch's, which need --ckpt."
+        )
 
 
 def _refuse(source: str, **options: Any) -> None:
@@ -116,62 +124,3 @@ def _refuse(source: str, **options: Any) -> None:
     given = [f"--{name}" for name, value in options.items() if value is not None]
     if given:
         raise ValueError(f"Expected no {' and '.join(given)} with {source}, which has no use for it. Leave it out.")
-
-
-def _of_checkpoint(ckpt: str, config: str | None, callback: DeploymentParityCallback) -> ParityReport:
-    validate_once(load_module(ckpt, config), load_data(ckpt, config), callback, callback.num_samples)
-    if callback.report is None:
-        raise ValueError(
-            "Expected numbers, but nothing was measured: the warning above says why, or the validation loader has no "
-            "batch."
-        )
-    return callback.report
-
-
-def _weights_of(ckpt: str) -> MeasuredWeights:
-    content = torch.load(ckpt, map_location="cpu", weights_only=True)
-    return MeasuredWeights(content.get("epoch"), content.get("global_step"), ckpt, digest(content["state_dict"]))
-
-
-def _inputs_of(
-    graph: onnx_package.ModelProto, inputs: str | None, samples: int, shapes: dict[str, list[int]] | None
-) -> tuple[Arrays, list[str]]:
-    """What goes into a graph, and what a reader has to know of it."""
-    if inputs is not None:
-        return read_inputs(inputs), remarks(graph)
-    noise = "The inputs are noise: distances on real inputs may be quite different. Give --inputs."
-    return make_inputs(graph, samples, shapes), [*remarks(graph), noise]
-
-
-def _of_graph(
-    subject: GraphSubject,
-    targets: Literal["auto"] | list[str],
-    names: Names,
-    pixels: PixelSpace,
-    limits: tuple[dict[str, float] | None, float | None],
-    *,
-    perturb_targets: bool,
-) -> ParityReport:
-    tolerance, keep_tolerance = limits
-    if targets != "auto" and any(target.startswith(_OTHER) for target in targets):
-        raise ValueError(
-            f"Expected targets beside ONNX Runtime in fp32, the reference of an ONNX file, but got {targets}. Leave "
-            " out onnxruntime-fp32, and PyTorch's, which need --ckpt."
-        )
-    runtimes = [made for made in available(targets, subject.settings) if not made.name.startswith(_OTHER)]
-    limit = subject.settings.time_limit
-    report = measure_parity(
-        subject,
-        runtimes,
-        perturbations=named_perturbations(names),
-        pixels=pixels,
-        time_limit=limit,
-        tolerance=tolerance,
-        perturb_targets=perturb_targets,
-        timed=True,
-    )
-    try:
-        examined = examine_head(subject, report, Task())
-        return localise(subject, examined, tolerance=keep_tolerance, limits=tolerance, time_limit=limit)
-    except ValueError as error:
-        return replace(report, notes=(*report.notes, f"Layers were not measured: {error}"))

@@ -1,7 +1,6 @@
 """Golden tensors: the network's inputs and outputs in training, to check a dump of the deployed side against.
 
-The deployed side feeds its own pictures of the same frames, or the golden inputs themselves, and dumps inputs, outputs
-or both under the same names.
+The deployed side feeds its own pictures of the same frames, or the golden inputs, and dumps inputs, outputs or both.
 """
 
 from __future__ import annotations
@@ -17,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lightning_robust.complaints import one_line
 from lightning_robust.deployment.engines import BuildSettings, Runtime, Subject, run_module
-from lightning_robust.deployment.engines.execution import execute, one_line
+from lightning_robust.deployment.engines.execution import execute
 from lightning_robust.deployment.engines.settings import DEFAULTS
 from lightning_robust.deployment.fingerprint.search import fingerprint
 from lightning_robust.deployment.fingerprint.words import Fingerprint

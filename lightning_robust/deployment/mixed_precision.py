@@ -14,6 +14,7 @@ from typing import Literal
 
 import onnx
 
+from lightning_robust.checks import check_budget
 from lightning_robust.deployment.engines import Subject
 from lightning_robust.deployment.engines.base import Runner, feed
 from lightning_robust.deployment.engines.execution import run_in_batches
@@ -248,16 +249,6 @@ def _measure_file(subject: Subject, keep: KeepList, scale: Scale, run: Runner) -
     rows, exact = subject.rows(window), open_session(subject.exported.model, subject.exported)
     reference = scale.read(run_in_batches(exact, rows), window)
     return measure_distance(reference, scale.read(run_in_batches(run, rows)), window.stop - (window.start or 0))
-
-
-def check_budget(budget: float) -> None:
-    """Refuse a budget that is no positive number.
-
-    Raises:
-        ValueError: Saying so.
-    """
-    if not 0 < budget < math.inf:
-        raise ValueError(f"Expected `budget` to be a positive number, but got {budget}.")
 
 
 def build_command(path: Path, model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], *, tf32: bool) -> str:

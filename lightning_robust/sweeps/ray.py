@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 
-from lightning_robust.cli import RobustCLI, others_warnings_hidden
+from lightning_robust.cli.hidden_warnings import others_warnings_hidden
+from lightning_robust.cli.robust_cli import RobustCLI
 from lightning_robust.sweeps.file import Resources, Sweep
 from lightning_robust.sweeps.trials import SweepTrial
 

@@ -48,7 +48,7 @@ def test_what_a_user_can_mend_is_one_line(greet_command, capsys):
 def test_help_names_the_commands(greet_command, capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
-    assert "greet: say hello" in " ".join(capsys.readouterr().out.split())
+    assert "greet say hello" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(("returned", "code"), [(None, None), (0, None), (1, 1)])

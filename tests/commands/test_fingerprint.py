@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from lightning_robust.cli import main
-from lightning_robust.commands.fingerprint import read_pictures
+from lightning_robust.commands.work.fingerprint import read_pictures
 
 
 def picture(seed=0):

@@ -16,12 +16,13 @@ from lightning_robust.callbacks.deployment_parity.record import STATUS, Numbers,
 from lightning_robust.callbacks.deployment_parity.report import CHARTS, pass_report
 from lightning_robust.callbacks.deployment_parity.tolerance import Action, hold_tolerances
 from lightning_robust.callbacks.diagnostics import show
+from lightning_robust.checks import check_positive
 from lightning_robust.deployment.engines import available, runtime
 from lightning_robust.deployment.engines.execution import STATUS_CODES
-from lightning_robust.deployment.engines.settings import check_positive
 from lightning_robust.deployment.parity.background import LateResults
 from lightning_robust.deployment.parity.result import ParityReport
 from lightning_robust.deployment.pixels import catalogue
+from lightning_robust.deployment.pixels.names import Names
 from lightning_robust.harness.logging import add_layout, log_scalars
 from lightning_robust.harness.ranks import describe_error, on_rank_zero
 from lightning_robust.harness.trainers import NoEffectWarning
@@ -99,7 +100,7 @@ class DeploymentParityCallback(CalibratedDiagnostic):
         num_samples: int = 256,
         pass_samples: int = 16,
         time_limit: float = 120.0,
-        perturbations: catalogue.Names = "typical",
+        perturbations: Names = "typical",
         mean: float | list[float] | None = None,
         std: float | list[float] | None = None,
         input_key: int | str | list[int | str] | None = None,

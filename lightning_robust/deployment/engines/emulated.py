@@ -9,7 +9,7 @@ from lightning_robust.deployment.engines.int8 import describe_int8
 from lightning_robust.deployment.engines.onnxruntime import open_session
 from lightning_robust.deployment.engines.subject import Subject
 from lightning_robust.deployment.numerics.emulate import Emulation, to_model
-from lightning_robust.deployment.numerics.rounding import Precision
+from lightning_robust.deployment.numerics.precisions import Precision
 
 _ACCUMULATED = "fp16acc"
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lightning_robust.complaints import one_line
 from lightning_robust.deployment.engines.base import BulkRunner, Clock, Runner, Runtime
 from lightning_robust.deployment.engines.child.errors import EngineError
 from lightning_robust.deployment.engines.latency import Latency
@@ -104,9 +105,3 @@ def run_in_batches(runner: Runner, args: tuple[Any, ...], size: int = CHUNK) -> 
     samples = count_rows(args)
     windows = (slice(start, start + size) for start in range(0, samples, size))
     return join_rows([runner(take_rows(args, window, samples)) for window in windows])
-
-
-def one_line(error: BaseException) -> str:
-    """An error in a line of a report: its class and the first line of its message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:400] if lines else 'no message'}"

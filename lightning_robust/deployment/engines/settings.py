@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning_robust.deployment.numerics.rounding import OutOfRange, check_choices
+from lightning_robust.checks import check_choices, check_positive
+from lightning_robust.deployment.numerics.precisions import OutOfRange
 
 Calibration = Literal["minmax", "entropy", "percentile"]
 """How the ranges of int8 are found: the extremes, the least loss of information, or all but the outermost values."""
@@ -16,17 +17,6 @@ NodeNames = list[str] | str | None
 """Names of nodes or modules, or the JSON file that holds them."""
 Deployed = dict[str, str] | list[str] | str | None
 """One file that is deployed, several, or target -> file; :func:`~.deployed.deployed_files` tells the targets."""
-
-
-def check_positive(**values: float) -> None:
-    """Refuse arguments that are zero or negative.
-
-    Raises:
-        ValueError: Naming the argument.
-    """
-    for name, value in values.items():
-        if value <= 0:
-            raise ValueError(f"Expected `{name}` to be positive, but got {value}.")
 
 
 def read_names(argument: str, names: NodeNames) -> list[str] | None:

@@ -10,40 +10,24 @@ from lightning_robust.deployment.engines.base import Runtime
 from lightning_robust.deployment.engines.deployed import DeployedRuntime, deployed_files
 from lightning_robust.deployment.engines.emulated import EmulatedInt8, EmulatedRuntime
 from lightning_robust.deployment.engines.graph_file import GraphFileRuntime
+from lightning_robust.deployment.engines.names import TARGET_NAMES, check_target_names
 from lightning_robust.deployment.engines.onnxruntime import OnnxRuntime, OnnxRuntimeInt8
 from lightning_robust.deployment.engines.openvino import OpenVINORuntime
 from lightning_robust.deployment.engines.settings import DEFAULTS, BuildSettings
 from lightning_robust.deployment.engines.tensorrt import EngineFileRuntime, TensorRTRuntime
 from lightning_robust.deployment.engines.torch import TorchRuntime
-from lightning_robust.suggest import did_you_mean
 
-TARGETS: dict[str, type[Runtime]] = {
-    "torch-fp32": TorchRuntime,
-    "torch-fp16": TorchRuntime,
-    "torch-bf16": TorchRuntime,
-    "onnxruntime-fp32": OnnxRuntime,
-    "openvino-fp32": OpenVINORuntime,
-    "openvino-bf16": OpenVINORuntime,
-    "openvino-int8": OpenVINORuntime,
-    "onnxruntime-int8": OnnxRuntimeInt8,
-    "emulated-tf32": EmulatedRuntime,
-    "emulated-fp16": EmulatedRuntime,
-    "emulated-fp16acc": EmulatedRuntime,
-    "emulated-bf16": EmulatedRuntime,
-    "deployed-fp32": DeployedRuntime,
-    "deployed-fp16": DeployedRuntime,
-    "deployed-bf16": DeployedRuntime,
-    "deployed-int8": DeployedRuntime,
-    "emulated-int8": EmulatedInt8,
-    "tensorrt-fp32": TensorRTRuntime,
-    "tensorrt-tf32": TensorRTRuntime,
-    "tensorrt-fp16": TensorRTRuntime,
-    "tensorrt-bf16": TensorRTRuntime,
-    "tensorrt-int8": TensorRTRuntime,
-    "tensorrt_rtx-fp32": TensorRTRuntime,
-    "tensorrt_rtx-fp16": TensorRTRuntime,
-    "tensorrt_rtx-int8": TensorRTRuntime,
+_KINDS: dict[str, type[Runtime]] = {
+    "torch": TorchRuntime,
+    "onnxruntime": OnnxRuntime,
+    "openvino": OpenVINORuntime,
+    "emulated": EmulatedRuntime,
+    "deployed": DeployedRuntime,
+    "tensorrt": TensorRTRuntime,
+    "tensorrt_rtx": TensorRTRuntime,
 }
+_INT8: dict[str, type[Runtime]] = {"onnxruntime-int8": OnnxRuntimeInt8, "emulated-int8": EmulatedInt8}
+TARGETS: dict[str, type[Runtime]] = {name: _INT8.get(name, _KINDS[name.rsplit("-", 1)[0]]) for name in TARGET_NAMES}
 BY_NAME = {
     "torch-fp32",
     "emulated-fp16acc",
@@ -66,9 +50,7 @@ def runtime(target: str) -> Runtime:
         >>> runtime("emulated-fp16").precision
         'fp16'
     """
-    if target not in TARGETS:
-        hint = did_you_mean(target, TARGETS)
-        raise ValueError(f"Expected a target out of {sorted(TARGETS)}, but got {target!r}.{hint}")
+    check_target_names([target])
     name, precision = target.rsplit("-", 1)
     return TARGETS[target](name, precision)
 

@@ -26,7 +26,7 @@ from lightning_robust.deployment.graph.matching import Match, check_outputs, mat
 from lightning_robust.deployment.graph.types import static_size
 from lightning_robust.deployment.numerics.convert import Conversion
 from lightning_robust.deployment.numerics.half_scales import with_half_scales
-from lightning_robust.deployment.numerics.rounding import Half
+from lightning_robust.deployment.numerics.precisions import Half
 
 LOW = (*HALF, "int8")
 """Precisions beside which something stays fp32, or is TF32 where the settings allow it."""

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from lightning_robust.complaints import one_line
 from lightning_robust.deployment.engines import BuildSettings, Subject
-from lightning_robust.deployment.engines.execution import one_line
 from lightning_robust.deployment.engines.settings import DEFAULTS
 from lightning_robust.deployment.graph.batches import Arrays, fixed_batches
 from lightning_robust.deployment.graph.export import Exported

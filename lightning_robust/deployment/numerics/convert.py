@@ -11,19 +11,13 @@ from collections.abc import Collection, Iterable
 import onnx
 import onnx_ir as ir
 
+from lightning_robust.checks import check_choices
 from lightning_robust.deployment.graph.types import ONNX_DOMAIN
 from lightning_robust.deployment.numerics.layers import LayeredGraph
 from lightning_robust.deployment.numerics.plan import Plan, is_of_containers
+from lightning_robust.deployment.numerics.precisions import Half, OutOfRange
 from lightning_robust.deployment.numerics.prepare import prepare
-from lightning_robust.deployment.numerics.rounding import (
-    HALF_TYPES,
-    Half,
-    OutOfRange,
-    cast_value,
-    check_choices,
-    is_beyond,
-    to_half_array,
-)
+from lightning_robust.deployment.numerics.rounding import HALF_TYPES, cast_value, is_beyond, to_half_array
 
 
 def to_half(

@@ -13,18 +13,17 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto
 
+from lightning_robust.checks import check_choices
 from lightning_robust.deployment.graph.types import ONNX_DOMAIN
 from lightning_robust.deployment.numerics.accumulate import accumulate_in_half
 from lightning_robust.deployment.numerics.layers import nodes_within
 from lightning_robust.deployment.numerics.operators import MOVES, TENSOR_CORE
 from lightning_robust.deployment.numerics.plan import Plan, island_notes
+from lightning_robust.deployment.numerics.precisions import OutOfRange, Precision
 from lightning_robust.deployment.numerics.prepare import prepare
 from lightning_robust.deployment.numerics.rounding import (
     SPLIT_FACTORS,
     SPLIT_LIMIT,
-    OutOfRange,
-    Precision,
-    check_choices,
     is_beyond,
     round_array,
     round_value,

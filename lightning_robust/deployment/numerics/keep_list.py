@@ -9,7 +9,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from lightning_robust.deployment.numerics.rounding import Low
+from lightning_robust.deployment.numerics.precisions import Low
 from lightning_robust.deployment.numerics.sensitivity import Sensitivity
 from lightning_robust.deployment.numerics.sweep import NodeSweep
 from lightning_robust.structures import jsonable

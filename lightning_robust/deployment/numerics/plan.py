@@ -11,7 +11,8 @@ import onnx_ir as ir
 from lightning_robust.deployment.graph.types import ONNX_DOMAIN
 from lightning_robust.deployment.numerics.layers import LayeredGraph, has_body
 from lightning_robust.deployment.numerics.operators import ALWAYS_FP32, FP32_INPUTS, FP32_OUTPUTS, MOVES
-from lightning_robust.deployment.numerics.rounding import Half, OutOfRange, is_beyond
+from lightning_robust.deployment.numerics.precisions import Half, OutOfRange
+from lightning_robust.deployment.numerics.rounding import is_beyond
 
 _SCHEMA_TYPES = {"fp16": "tensor(float16)", "bf16": "tensor(bfloat16)"}
 _CONTAINERS = ("Sequence", "Optional")  # in the names of operators on what is no tensor

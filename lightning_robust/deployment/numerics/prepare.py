@@ -18,8 +18,8 @@ from lightning_robust.deployment.graph.types import ONNX_DOMAIN, element_types, 
 from lightning_robust.deployment.numerics.batchnorm import find_folds, fold_batchnorms
 from lightning_robust.deployment.numerics.composites import write_out
 from lightning_robust.deployment.numerics.layers import LayeredGraph
+from lightning_robust.deployment.numerics.precisions import Precision
 from lightning_robust.deployment.numerics.preconditions import check_graph, check_names
-from lightning_robust.deployment.numerics.rounding import Precision
 
 _BF16_OPSET = 22  # the first in which Conv, pooling, Resize's neighbours and GridSample take bfloat16
 _WHERE_OPSET = 9  # the first with Where, without which values cannot be rounded but by casts

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-Precision = Literal["fp16", "bf16", "tf32"]
-Half = Literal["fp16", "bf16"]
-Low = Literal["fp16", "bf16", "tf32", "int8"]
-"""What a node may compute in instead of fp32: :data:`Precision`, whose rounding is emulated, and int8."""
-OutOfRange = Literal["clamp", "keep", "inf"]
-"""What becomes of weights beyond the range of a half precision: the nearest number in it, fp32, or infinity."""
+from lightning_robust.deployment.numerics.precisions import Half, OutOfRange, Precision
 
 HALF_TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 """Element types of the half precisions. There is none for TF32, which GPUs store as fp32."""
@@ -23,23 +18,6 @@ _OVERFLOW = {"fp16": 65520.0, "bf16": (2 - 2.0**-8) * 2.0**127}  # half a step b
 SPLIT_FACTORS, SPLIT_LIMIT = {"tf32": 2.0**13 + 1, "bf16": 2.0**16 + 1}, 2.0**100
 """Constants of :func:`split_value`."""
 _TF32_DROPPED_BITS = 13
-
-
-def check_choices(**arguments: tuple[str, Any]) -> None:
-    """Refuse a value that is none of the choices of a literal type.
-
-    Raises:
-        ValueError: Naming the argument.
-
-    Example:
-        >>> check_choices(precision=("int8", Half))
-        Traceback (most recent call last):
-            ...
-        ValueError: Expected argument `precision` to be one of ['bf16', 'fp16'], but got 'int8'
-    """
-    for name, (value, kind) in arguments.items():
-        if value not in get_args(kind):
-            raise ValueError(f"Expected argument `{name}` to be one of {sorted(get_args(kind))}, but got {value!r}")
 
 
 def is_beyond(values: NDArray[np.float32], precision: str) -> bool:

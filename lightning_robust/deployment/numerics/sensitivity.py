@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from lightning_robust.deployment.graph.origin import Origin
-from lightning_robust.deployment.numerics.rounding import Low
+from lightning_robust.deployment.numerics.precisions import Low
 from lightning_robust.deployment.numerics.trace import NodeTrace
 
 SOUND: dict[Low, float] = {"fp16": 5e-3, "bf16": 4e-2, "tf32": 3e-3, "int8": 5e-2}

@@ -20,7 +20,7 @@ from lightning_robust.deployment.graph.origin import Origin
 from lightning_robust.deployment.graph.session import Session
 from lightning_robust.deployment.numerics.moves import MoveGraph
 from lightning_robust.deployment.numerics.operators import MOVES
-from lightning_robust.deployment.numerics.rounding import Low, OutOfRange, Precision
+from lightning_robust.deployment.numerics.precisions import Low, OutOfRange, Precision
 from lightning_robust.deployment.numerics.sensitivity import NodeSensitivity, Sensitivity
 from lightning_robust.deployment.numerics.switches import SWITCHES, switchable
 from lightning_robust.deployment.numerics.trace import NodeTrace, trace_rounding

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from lightning_robust.deployment.numerics.emulate import Emulation, to_model
 from lightning_robust.deployment.numerics.operators import TENSOR_CORE
-from lightning_robust.deployment.numerics.rounding import OutOfRange, Precision
+from lightning_robust.deployment.numerics.precisions import OutOfRange, Precision
 
 SWITCHES = "low_precision"
 """Name of the input that :func:`switchable` adds."""

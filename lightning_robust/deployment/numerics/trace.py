@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from lightning_robust.deployment.graph.session import Session
 from lightning_robust.deployment.numerics.emulate import Emulation, to_model
 from lightning_robust.deployment.numerics.layers import LayeredGraph
+from lightning_robust.deployment.numerics.precisions import OutOfRange, Precision
 from lightning_robust.deployment.numerics.prepare import prepare
-from lightning_robust.deployment.numerics.rounding import OutOfRange, Precision
 
 _STATISTICS = 5  # a node
 # One row: squared error, squared size, and the shares of overflowed, lost and flushed values. A finite value minus

@@ -16,8 +16,9 @@ from lightning_robust.deployment.numerics.composites import write_out
 from lightning_robust.deployment.numerics.emulate import to_model
 from lightning_robust.deployment.numerics.layers import LayeredGraph, has_body
 from lightning_robust.deployment.numerics.operators import MOVES
+from lightning_robust.deployment.numerics.precisions import Half
 from lightning_robust.deployment.numerics.quantise import is_quantised
-from lightning_robust.deployment.numerics.rounding import HALF_TYPES, Half, round_value
+from lightning_robust.deployment.numerics.rounding import HALF_TYPES, round_value
 
 _HALVES: dict[int, Half] = {TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
 _TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_robust.complaints import one_line
 from lightning_robust.deployment.engines import Runtime, Subject
 from lightning_robust.deployment.engines.child.process import CANCELLED
-from lightning_robust.deployment.engines.execution import Execution, execute, one_line
+from lightning_robust.deployment.engines.execution import Execution, execute
 from lightning_robust.deployment.parity.attribution import find_engine
 from lightning_robust.deployment.parity.baseline import Measured
 from lightning_robust.deployment.parity.links import Basis, Link, chain_scalars, link_bases

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from lightning_robust.complaints import one_line
 from lightning_robust.deployment.engines import Subject, run_module
 from lightning_robust.deployment.engines.base import HALF, Runner
-from lightning_robust.deployment.engines.execution import one_line, run_in_batches
+from lightning_robust.deployment.engines.execution import run_in_batches
 from lightning_robust.deployment.engines.torch import TorchRuntime
 from lightning_robust.deployment.parity.distance import is_constant
 from lightning_robust.deployment.parity.intervals import intervals, is_settled

@@ -15,7 +15,7 @@ from lightning_robust.deployment.engines.parser_support import with_refusals
 from lightning_robust.deployment.graph.batches import Arrays
 from lightning_robust.deployment.numerics.int8_sweep import Int8Sweep
 from lightning_robust.deployment.numerics.keep_list import KeepList, check_keep_list, find_keep_list
-from lightning_robust.deployment.numerics.rounding import Low
+from lightning_robust.deployment.numerics.precisions import Low
 from lightning_robust.deployment.numerics.sensitivity import SOUND, Sensitivity
 from lightning_robust.deployment.numerics.sweep import Measure, NodeSweep
 from lightning_robust.deployment.parity.result import Examination, ParityReport

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from lightning_robust.complaints import one_line
 from lightning_robust.deployment.engines import Runtime, Subject
 from lightning_robust.deployment.engines.base import HALF, Runner
-from lightning_robust.deployment.engines.execution import Execution, execute, one_line, run_in_batches
+from lightning_robust.deployment.engines.execution import Execution, execute, run_in_batches
 from lightning_robust.deployment.graph.lint import Finding
 from lightning_robust.deployment.parity.attribution import find_chain, find_engine, fp16_metrics, neighbours
 from lightning_robust.deployment.parity.baseline import Baseline, Measured, measure_distance

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_robust.complaints import one_line
 from lightning_robust.deployment.engines import Subject
-from lightning_robust.deployment.engines.execution import one_line
 from lightning_robust.deployment.parity.attribution import bias_of
 from lightning_robust.deployment.parity.baseline import Baseline, Measured, measure_distance
 from lightning_robust.deployment.parity.links import Link

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lightning_robust.deployment.pixels import motions
 from lightning_robust.deployment.pixels.geometry import crop, letterbox, resize, shift, truncated_resize
+from lightning_robust.deployment.pixels.names import Names, check_perturbation_names
 from lightning_robust.deployment.pixels.operations import (
     brighten,
     divided_by_256,
@@ -33,16 +34,9 @@ from lightning_robust.deployment.pixels.operations import (
     wrong_matrix,
     wrong_range,
 )
-from lightning_robust.suggest import did_you_mean
 
 Pixels = Callable[[Tensor], Tensor]
 Severity = Literal["mild", "typical", "severe"]
-Names = Literal["typical", "all", "none"] | list[str]
-FAMILIES = (
-    *("resize_filter", "shift", "crop", "color_matrix", "color_range", "compression", "rounding"),
-    *("channel_order", "gain_offset", "gamma", "noise"),
-)
-"""The kinds of difference, which are also the causes that a fingerprint names."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +45,7 @@ class Perturbation:
 
     Args:
         name: As in the tags ``sensitivity/<name>/...``.
-        family: One of :data:`FAMILIES`.
+        family: One of :data:`~.names.FAMILIES`.
         severity: A parity pass measures the ``"typical"`` ones by default.
         description: What the deployed side does differently, as a predicate.
         deployed: The deployed side's pixels of ``(N, C, H, W)`` in [0, 1].
@@ -110,13 +104,7 @@ def perturbations(names: Names = "typical") -> tuple[Perturbation, ...]:
 
 
 def _select(names: list[str]) -> tuple[Perturbation, ...]:
-    known = [*CATALOGUE, *FAMILIES]
-    for name in names:
-        if name not in known:
-            raise ValueError(
-                f"Expected perturbations 'typical', 'all', 'none' or names out of {known}, but got {name!r}."
-                f"{did_you_mean(name, known)}"
-            )
+    check_perturbation_names(names)
     families = {name for name in names if name not in CATALOGUE}
     return tuple(entry for name, entry in CATALOGUE.items() if name in names or entry.family in families)
 

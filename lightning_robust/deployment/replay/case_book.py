@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning_robust.deployment.engines.execution import one_line
+from lightning_robust.complaints import one_line
 from lightning_robust.deployment.replay.cases import Case
 from lightning_robust.deployment.replay.judge import read_numbers, replay_checks, replay_numbers
 from lightning_robust.deployment.replay.recording import Recording

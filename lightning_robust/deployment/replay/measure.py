@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_robust.complaints import one_line
 from lightning_robust.deployment.engines import BuildSettings, Runtime, Subject
 from lightning_robust.deployment.engines.base import BulkRunner, Runner
-from lightning_robust.deployment.engines.execution import Status, one_line, status_of
+from lightning_robust.deployment.engines.execution import Status, status_of
 from lightning_robust.deployment.engines.settings import DEFAULTS
 from lightning_robust.deployment.pixels.catalogue import Perturbation
 from lightning_robust.deployment.pixels.perturb import PerturbedImages, perturb

@@ -3,6 +3,7 @@ import pytest
 import torch
 from onnx import parser
 
+from lightning_robust.complaints import one_line
 from lightning_robust.deployment.engines import (
     Ability,
     BuildSettings,
@@ -13,7 +14,7 @@ from lightning_robust.deployment.engines import (
     runtime,
 )
 from lightning_robust.deployment.engines.base import BulkRunner
-from lightning_robust.deployment.engines.execution import execute, one_line, run_in_batches
+from lightning_robust.deployment.engines.execution import execute, run_in_batches
 from lightning_robust.deployment.engines.latency import Latency
 from lightning_robust.deployment.graph.files import GraphSubject
 

@@ -12,7 +12,8 @@ import torch
 
 from lightning_robust.demo.lanes import LaneData
 from lightning_robust.deployment.fingerprint.search import fingerprint
-from lightning_robust.deployment.pixels.catalogue import CATALOGUE, FAMILIES
+from lightning_robust.deployment.pixels.catalogue import CATALOGUE
+from lightning_robust.deployment.pixels.names import FAMILIES
 from lightning_robust.functional.pixels import PixelSpace
 
 PIPELINE = (

@@ -3,7 +3,7 @@
 import pytest
 
 from lightning_robust.deployment.fingerprint.words import Fingerprint, describe_cause
-from lightning_robust.deployment.pixels.catalogue import FAMILIES
+from lightning_robust.deployment.pixels.names import FAMILIES
 
 CROP = {"left": 1.0, "right": 63.0, "top": 2.0, "bottom": 46.0, "zoom_x": 1.03, "zoom_y": 1.05}
 CASES = [

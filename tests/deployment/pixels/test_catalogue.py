@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from lightning_robust.deployment.pixels.catalogue import CATALOGUE, FAMILIES, perturbations
+from lightning_robust.deployment.pixels.catalogue import CATALOGUE, perturbations
+from lightning_robust.deployment.pixels.names import FAMILIES
 
 from .pictures import levels, picture
 
@@ -39,6 +40,9 @@ def test_names_and_order():
     assert [entry.name for entry in perturbations("all")] == NAMES
     assert perturbations("none") == perturbations([]) == ()
     assert {entry.family for entry in CATALOGUE.values()} == set(FAMILIES)
+    assert [(entry.family, entry.name) for entry in CATALOGUE.values()] == [
+        (family, name) for family, names in FAMILIES.items() for name in names
+    ]
     assert {entry.name for entry in perturbations(["gamma", "noise"])} == {
         n for n in NAMES if n[:5] in ("gamma", "noise")
     }

@@ -8,8 +8,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 
 from lightning_robust import DeploymentParityCallback
-from lightning_robust import cli as cli_module
 from lightning_robust.cli import RobustCLI, Slot, main
+from lightning_robust.cli import robust_cli as cli_module
 
 MODEL = ["--seed_everything=0", "--model=tests.boring.Boring"]
 
@@ -63,7 +63,7 @@ def test_true_and_mapping_and_class_path(tmp_path):
 
 
 def test_a_subclass_by_class_path_is_edited_like_the_class(tmp_path):
-    subclass = {"class_path": "tests.test_cli.Thorough", "init_args": {"num_samples": 3}}
+    subclass = {"class_path": "tests.cli.test_robust_cli.Thorough", "init_args": {"num_samples": 3}}
     named = write(tmp_path, "a", deployment_parity=subclass)
     edits = ["--deployment_parity.extra=1", "--deployment_parity.every_n_epochs=2"]
     (made,) = techniques(parse(named, *edits))
@@ -211,5 +211,5 @@ def test_main_hides_what_lightning_deprecates_and_nothing_of_the_user(monkeypatc
     monkeypatch.setattr(cli_module, "RobustCLI", run)
     with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter("always")
-        main([])
+        main(["fit"])
     assert [str(warning.message) for warning in shown] == ["from lightning_robust.callbacks", "from mymodel"]

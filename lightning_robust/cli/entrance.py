@@ -1,0 +1,65 @@
+"""The entrance of ``lightning-robust``: which command is it? What a command needs is imported after that is known."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from lightning_robust.commands import COMMANDS, run_command
+from lightning_robust.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from lightning.pytorch.cli import ArgsType
+
+TRAINING: dict[str, str] = {
+    "fit": "train, with each technique as one switch",
+    "validate": "one pass over the validation data",
+    "test": "one pass over the test data",
+    "predict": "predictions of a checkpoint",
+    "soup": "an average of checkpoints of finished runs, where that helps on the validation data",
+}
+"""Commands with a Trainer, name -> what it does, in one line; their options are those of a LightningCLI."""
+
+
+def main(args: ArgsType = None) -> None:
+    """Run the command line, see ``lightning-robust --help``."""
+    line = sys.argv[1:] if args is None else args
+    if not isinstance(line, list):
+        _train(line)  # a configuration, from Python
+        return
+    name = line[0] if line else "--help"
+    if name in COMMANDS:
+        run_command(name, line[1:])
+    elif name in ("-h", "--help"):
+        sys.stdout.write(list_commands())
+        raise SystemExit(0 if line else 2)
+    elif name in TRAINING or name.startswith("-"):
+        _train(args)
+    else:
+        known = [*TRAINING, *COMMANDS]
+        sys.stderr.write(
+            f"error: Expected a command out of {', '.join(known)}, but got {name!r}.{did_you_mean(name, known, 1)}\n"
+            "Run with --help for what each does.\n"
+        )
+        raise SystemExit(2)
+
+
+def list_commands() -> str:
+    """All commands, one line each."""
+    commands = TRAINING | COMMANDS
+    width = max(map(len, commands))
+    lines = (f"  {name:{width}}  {purpose}\n" for name, purpose in commands.items())
+    return (
+        "usage: lightning-robust <command> [options]\n\n"
+        f"Train robustly, and measure how far the deployed model is from the trained one.\n\n{''.join(lines)}\n"
+        "lightning-robust <command> --help lists the options of one of them.\n"
+    )
+
+
+def _train(args: ArgsType) -> None:
+    """Run a command that has a Trainer."""
+    from lightning_robust.cli.hidden_warnings import others_warnings_hidden
+    from lightning_robust.cli.robust_cli import RobustCLI
+
+    with others_warnings_hidden():
+        RobustCLI(args)

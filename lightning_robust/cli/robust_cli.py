@@ -1,0 +1,98 @@
+"""A LightningCLI with one named key for each technique."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jsonargparse
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from lightning_robust.cli.parser import RobustParser
+from lightning_robust.cli.techniques import TECHNIQUES
+from lightning_robust.cli.trainer import RobustTrainer
+
+
+class RobustCLI(LightningCLI):
+    """LightningCLI with the techniques as keys: ``true``, ``false``, or a mapping of the callback's arguments.
+
+    Keys compose over several ``-c`` files in any order and can be edited from the shell. Within one key later values
+    refine earlier ones, while a later ``true`` begins again from the defaults. The saved ``config.yaml`` reloads to an
+    equal object: it holds every argument, of an attack's method and validation those that were given. The same classes
+    also work under ``trainer.callbacks``; a technique in
+    both places is an error.
+
+    Example:
+        >>> from lightning_robust import DeploymentParityCallback
+        >>> model = "--model=lightning.pytorch.demos.boring_classes.BoringModel"
+        >>> cli = RobustCLI(args=["--seed_everything=0", model, "--deployment_parity=true"], run=False)
+        >>> [type(c).__name__ for c in cli.trainer.callbacks if isinstance(c, DeploymentParityCallback)]
+        ['DeploymentParityCallback']
+    """
+
+    def __init__(self, args: ArgsType = None, run: bool = True, **settings: Any) -> None:
+        defaults: dict[str, Any] = {
+            "save_config_kwargs": {"overwrite": True},
+            "parser_class": RobustParser,
+            "trainer_class": RobustTrainer,
+        }
+        super().__init__(args=args, run=run, **(defaults | settings))
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The subcommands of LightningCLI, and ``soup``."""
+        return {**LightningCLI.subcommands(), "soup": {"model", "datamodule"}}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add one key for each technique."""
+        for key, cls in TECHNIQUES:
+            parser.add_argument(
+                f"--{key}",
+                type=bool | cls,
+                default=False,
+                sub_configs=True,
+                help=f"true, false, or arguments of {cls.__name__}.",
+            )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse, then expand ``true`` to all arguments, so that a saved file does not depend on later defaults."""
+        if isinstance(args, dict | jsonargparse.Namespace):
+            self.config = parser.parse_object(args)
+        else:
+            self.config = parser.parse_args(args)
+        section = self._section(self.config)
+        for key, cls in TECHNIQUES:
+            if section.get(key) is True:
+                section[key] = _default_config(cls)
+            elif section.get(key) is None:
+                parser.error(f"Expected `{key}` to be true, false or a mapping, but its value is empty.")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the Trainer with the techniques after its own callbacks, in the order of :data:`TECHNIQUES`.
+
+        Raises:
+            MisconfigurationException: If a technique is both a key and an entry of ``trainer.callbacks``.
+        """
+        section = self._section(self.config_init)
+        listed = section["trainer"].get("callbacks") or []
+        listed = listed if isinstance(listed, list) else [listed]
+        switched_on = [(slot, section[slot.key]) for slot in TECHNIQUES if isinstance(section.get(slot.key), Callback)]
+        for slot, technique in switched_on:
+            if any(isinstance(callback, slot.cls) for callback in listed):
+                raise MisconfigurationException(
+                    f"Expected {type(technique).__name__} once, but got it as `{slot.key}` and under "
+                    f"`trainer.callbacks`. Take it out of the list, or set `{slot.key}: false`."
+                )
+        return super().instantiate_trainer(**kwargs, callbacks=[*listed, *(technique for _, technique in switched_on)])
+
+    @staticmethod
+    def _section(config: Any) -> Any:
+        """The part of the configuration that belongs to the subcommand, or all of it where there is none."""
+        return config.get(str(config.get("subcommand")), config)
+
+
+def _default_config(cls: type[Callback]) -> jsonargparse.Namespace:
+    parser = jsonargparse.ArgumentParser()
+    parser.add_argument("--technique", type=cls)
+    return parser.parse_object({"technique": {"class_path": f"{cls.__module__}.{cls.__name__}"}}).technique

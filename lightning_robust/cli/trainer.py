@@ -1,0 +1,75 @@
+"""The Trainer of the command line, which also averages checkpoints of finished runs."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+
+from lightning_robust.callbacks import GreedySoupCallback
+
+
+class RobustTrainer(Trainer):
+    """A Trainer that also averages checkpoints of finished runs."""
+
+    def soup(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        *,
+        ingredients: str | list[str],
+        recipe: Literal["greedy", "uniform", "learned", "stock"] = "greedy",
+        monitor: str | None = None,
+        mode: Literal["max", "min"] | None = None,
+        strict: bool = True,
+        drop: bool = False,
+        best_possible: float | None = None,
+        bn_refresh: bool = True,
+        bn_samples: int | None = None,
+        dirpath: str = "soup",
+    ) -> None:
+        """Average checkpoints of finished runs where that helps on the validation data, and validate the result.
+
+        The arguments are those of :class:`~lightning_robust.GreedySoupCallback`; the stock recipe takes its initial
+        weights from the module as it is built.
+
+        Args:
+            model: The module that the checkpoints belong to.
+            datamodule: The data.
+            ingredients: Paths and globs of .ckpt, .pt or .safetensors files.
+            recipe: How to mix.
+            monitor: Metric to judge by.
+            mode: Whether larger or smaller is better.
+            strict: Accept only improvements.
+            drop: Afterwards remove ingredients whose removal helps.
+            best_possible: The best value that any sample can have.
+            bn_refresh: Recompute BatchNorm statistics of mixtures.
+            bn_samples: Roughly how many training samples to recompute them from; all if None.
+            dirpath: Folder for soup.ckpt and soup.json.
+        """
+        callback = GreedySoupCallback(
+            recipe,
+            ingredients=[ingredients] if isinstance(ingredients, str) else ingredients,
+            monitor=monitor,
+            mode=mode,
+            strict=strict,
+            drop=drop,
+            best_possible=best_possible,
+            bn_refresh=bn_refresh,
+            bn_samples=bn_samples,
+            dirpath=dirpath,
+            on_failure="raise",
+        )
+        callback.keep_base(model)
+        self.callbacks.append(_CookBeforeValidation(callback))  # type: ignore[attr-defined]
+        self.validate(model, datamodule=datamodule)
+
+
+class _CookBeforeValidation(Callback):
+    """Puts the soup into the module before it is validated."""
+
+    def __init__(self, soup: GreedySoupCallback) -> None:
+        self.soup = soup
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.soup.cook(trainer, pl_module)

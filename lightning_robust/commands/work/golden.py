@@ -1,0 +1,100 @@
+"""The golden file is written, or a dump of the deployed side and engines are compared with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from lightning_robust.deployment.engines import BuildSettings, Runtime
+from lightning_robust.deployment.golden import (
+    Golden,
+    GoldenReport,
+    check_golden,
+    check_targets,
+    make_golden,
+    read_golden,
+    write_golden,
+)
+from lightning_robust.deployment.graph.export import frozen_copy
+from lightning_robust.harness.runs import InputCollector, load_data, load_module, validate_once
+from lightning_robust.structures import jsonable
+from lightning_robust.tables import plain_table
+
+
+class Exact(NamedTuple):
+    """The golden values, and the module that they are of."""
+
+    values: Golden
+    module: nn.Module
+    decode: Any
+
+
+def read_exact(ckpt: str, config: str | None, output: str, decode: str) -> Exact:
+    """Read the golden file and the module of its checkpoint."""
+    module = frozen_copy(load_module(ckpt, config))
+    return Exact(read_golden(output), module, getattr(module, decode, None))
+
+
+def check_dump(exact: Exact, check: str) -> None:
+    """Print how a dump of the deployed side differs, and write all numbers beside it."""
+    report = check_golden(exact.values, read_golden(check), exact.module, exact.decode)
+    path = _write_json(Path(check).with_name("check.json"), dataclasses.asdict(report))
+    print(f"{_golden_text(report)}\n\nAll numbers:  {path}")
+
+
+def check_engines(
+    exact: Exact, runtimes: list[Runtime], settings: BuildSettings, calibration: tuple[Any, ...] | None, output: Path
+) -> None:
+    """Print how engines differ that run the golden inputs, and write all numbers."""
+    found = check_targets(exact.values, exact.module, runtimes, settings, exact.decode, calibration)
+    print(f"All numbers:  {_write_json(output, _print_targets(found))}")
+
+
+def _print_targets(found: dict[str, GoldenReport | str]) -> dict[str, Any]:
+    """Print what was found of each target, and give it as plain values."""
+    content: dict[str, Any] = {}
+    for name, report in found.items():
+        print(f"{name}\n{report if isinstance(report, str) else _golden_text(report)}\n")
+        content[name] = report if isinstance(report, str) else dataclasses.asdict(report)
+    return content
+
+
+def write_exact(
+    ckpt: str, config: str | None, output: str, samples: int, input_key: int | str | list[int | str] | None
+) -> None:
+    """Write the golden file of a checkpoint."""
+    collector = InputCollector(samples, input_key)
+    validate_once(load_module(ckpt, config), load_data(ckpt, config), collector, samples)
+    metadata = {
+        "checkpoint": str(ckpt),
+        "mean": collector.pixels.mean,
+        "std": collector.pixels.std,
+        "torch": importlib.metadata.version("torch"),
+        "lightning_robust": importlib.metadata.version("lightning-robust"),
+    }
+    tensors = make_golden(frozen_copy(load_module(ckpt, config)), collector.inputs.args(), metadata)
+    write_golden(tensors, output)
+    shapes = [f"{name} {array.shape}" for name, array in {**tensors.inputs, **tensors.outputs}.items()]
+    print(f"Wrote {output}: {', '.join(shapes)}")
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> Path:
+    path.write_text(json.dumps(jsonable(content), indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def _golden_text(report: GoldenReport) -> str:
+    parts = {"whole": report.whole, "input": report.preprocessing, "engine": report.engine}
+    rows = [
+        [name, f"{metrics[report.unit]:.3g}", f"{metrics['max_abs']:.3g}" if "max_abs" in metrics else "-"]
+        for name, metrics in parts.items()
+        if metrics
+    ]
+    lines = [f"{name}: {differences}" for name, differences in report.pictures.items()]
+    lines += [plain_table(["part", report.unit, "max_abs"], rows), report.sentence()] if rows else []
+    return "\n".join([*lines, *report.notes])

@@ -1,0 +1,81 @@
+"""A checkpoint or an ONNX file is measured; the command writes the report."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+
+from lightning_robust.callbacks import DeploymentParityCallback
+from lightning_robust.callbacks.deployment_parity.measure import digest
+from lightning_robust.commands.parity import OTHER
+from lightning_robust.deployment.engines import BuildSettings, available
+from lightning_robust.deployment.graph.files import GraphSubject, load_graph, make_inputs, remarks
+from lightning_robust.deployment.graph.inputs import read_inputs
+from lightning_robust.deployment.parity.localise import localise
+from lightning_robust.deployment.parity.measure import measure_parity
+from lightning_robust.deployment.parity.result import MeasuredWeights, ParityReport
+from lightning_robust.deployment.parity.scale import Task
+from lightning_robust.deployment.parity.storage import examine_head
+from lightning_robust.deployment.pixels.catalogue import perturbations as named_perturbations
+from lightning_robust.deployment.pixels.names import Names
+from lightning_robust.functional.pixels import PixelSpace
+from lightning_robust.harness.runs import load_data, load_module, validate_once
+
+
+def of_checkpoint(ckpt: str, config: str | None, callback: DeploymentParityCallback) -> ParityReport:
+    """Measure the module of a checkpoint on the data of its run."""
+    validate_once(load_module(ckpt, config), load_data(ckpt, config), callback, callback.num_samples)
+    if callback.report is None:
+        raise ValueError(
+            "Expected numbers, but nothing was measured: the warning above says why, or the validation loader has no "
+            "batch."
+        )
+    return replace(callback.report, weights=_weights_of(ckpt))
+
+
+def _weights_of(ckpt: str) -> MeasuredWeights:
+    content = torch.load(ckpt, map_location="cpu", weights_only=True)
+    return MeasuredWeights(content.get("epoch"), content.get("global_step"), ckpt, digest(content["state_dict"]))
+
+
+def read_subject(
+    path: str, inputs: str | None, samples: int, shapes: dict[str, list[int]] | None, settings: BuildSettings
+) -> tuple[GraphSubject, list[str]]:
+    """An ONNX file with what goes into it, and what a reader has to know of both."""
+    graph = load_graph(path)
+    if inputs is not None:
+        return GraphSubject(graph, read_inputs(inputs), settings), remarks(graph)
+    noise = "The inputs are noise: distances on real inputs may be quite different. Give --inputs."
+    return GraphSubject(graph, make_inputs(graph, samples, shapes), settings), [*remarks(graph), noise]
+
+
+def of_graph(
+    subject: GraphSubject,
+    targets: Literal["auto"] | list[str],
+    names: Names,
+    pixels: PixelSpace,
+    limits: tuple[dict[str, float] | None, float | None],
+    *,
+    perturb_targets: bool,
+) -> ParityReport:
+    """Measure an ONNX file against ONNX Runtime in fp32."""
+    tolerance, keep_tolerance = limits
+    runtimes = [made for made in available(targets, subject.settings) if not made.name.startswith(OTHER)]
+    limit = subject.settings.time_limit
+    report = measure_parity(
+        subject,
+        runtimes,
+        perturbations=named_perturbations(names),
+        pixels=pixels,
+        time_limit=limit,
+        tolerance=tolerance,
+        perturb_targets=perturb_targets,
+        timed=True,
+    )
+    try:
+        examined = examine_head(subject, report, Task())
+        return localise(subject, examined, tolerance=keep_tolerance, limits=tolerance, time_limit=limit)
+    except ValueError as error:
+        return replace(report, notes=(*report.notes, f"Layers were not measured: {error}"))

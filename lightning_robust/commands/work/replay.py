@@ -1,0 +1,72 @@
+"""What the command ``replay`` reads off a run, and what it writes; ``deployment/replay`` does the rest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from lightning_robust.deployment.replay.recording import Recording
+from lightning_robust.deployment.replay.report import replay_json, replay_markdown, replay_summary
+from lightning_robust.deployment.replay.results import ReplayReport, worst
+from lightning_robust.deployment.replay.scenes import animate, draw_worst_frames
+from lightning_robust.functional.pixels import PixelSpace
+from lightning_robust.harness.normalisation import pixel_space
+from lightning_robust.harness.runs import load_data
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def any_device() -> str:
+    """The device of a machine, for targets of torch."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def pixels_of_run(
+    ckpt: str, config: str | None, mean: float | list[float] | None, std: float | list[float] | None
+) -> PixelSpace:
+    """How the module's ``preprocess`` normalises: as given, else as the run's data module says, else not at all."""
+    if mean is None or std is None:
+        try:
+            data = load_data(ckpt, config)
+        except ValueError:
+            data = None  # a run without a data module in its configuration
+        mean = getattr(data, "mean", None) if mean is None else mean
+        std = getattr(data, "std", None) if std is None else std
+    return pixel_space(None, mean, std)
+
+
+def write_folder(report: ReplayReport, recording: Recording, folder: Path) -> None:
+    """Write the results of a replay into a folder, and print them in short."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "replay.json").write_text(json.dumps(replay_json(report), indent=2, allow_nan=False), encoding="utf-8")
+    (folder / "replay.md").write_text(replay_markdown(report), encoding="utf-8")
+    written = ["replay.json", "replay.md"]
+    figure = draw_worst_frames(report, recording)
+    if figure is not None:
+        figure.savefig(folder / "worst_frames.png", dpi=110)
+        animate(report, recording, folder / "replay.gif")
+        written += ["worst_frames.png", "replay.gif"]
+    _to_tensorboard(report, figure, folder)
+    print(replay_summary(report))
+    for kind, results in (("runtime", report.runtimes), ("perturbation", report.perturbations)):
+        name = worst(results)
+        if name is not None:
+            print(f"Worst {kind}: {name}, up to {results[name].p99:.3g} px from PyTorch (99th percentile).")
+    print(f"Written to {folder}: {', '.join(written)}, TensorBoard events")
+
+
+def _to_tensorboard(report: ReplayReport, figure: Figure | None, folder: Path) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder)) as writer:
+        writer.add_text("replay", replay_markdown(report))
+        if figure is not None:
+            writer.add_figure("replay/worst_frames", figure, close=False)
+        for name, result in (report.runtimes | report.perturbations).items():
+            for number, line in enumerate(result.lines):
+                for metric, amount in line.items():
+                    writer.add_scalar(f"replay/{name}/line_{number}/{metric}", amount)
