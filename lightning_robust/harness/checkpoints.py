@@ -8,13 +8,13 @@ import io
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_robust.functional.averaging import State
 from lightning_robust.harness.replacement import replaced
@@ -37,14 +37,73 @@ def read_state(path: str | Path, key: str = "state_dict") -> State:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is damaged, holds other Python objects than tensors, or no weights.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"Expected a checkpoint at {path}, but there is no such file.")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    content = read_checkpoint(path)
     state = content.get(key, content if key == "state_dict" else None)
     if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"Expected {key!r} with tensors in {path}, but it holds {sorted(content)[:8]}. {_ADVICE}")
+        raise ValueError(f"Expected {key!r} with tensors in {path}, but it holds {_told_names(content)}. {_ADVICE}")
     return dict(state)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """All that a file of weights holds, memory-mapped; what the file is is read off its content, not its name.
+
+    Args:
+        path: What ``torch.save`` wrote, or safetensors. Read with ``weights_only=True``: nothing in it is run.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is a folder, damaged, or holds other Python objects than tensors and plain values.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"Expected a checkpoint at {path}, but it is a folder. Name a file in it.")
+    if not path.is_file():
+        raise FileNotFoundError(f"Expected a checkpoint at {path}, but there is no such file.")
+    return _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
+
+
+def load_weights(module: nn.Module, path: str | Path, of: str = "") -> None:
+    """Put the weights of a file into a module.
+
+    Args:
+        module: What they belong to.
+        path: The file.
+        of: Where the module comes from, for the error message.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds no weights, or others; the message names the first that do not fit.
+    """
+    state = read_state(path)
+    try:
+        module.load_state_dict(state, strict=getattr(module, "strict_loading", True))
+    except RuntimeError as error:
+        misfit = _difference_of(module.state_dict(), state) or " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"The weights of {path} do not fit {type(module).__name__}{f' of {of}' if of else ''}: {misfit}."
+        ) from error
+
+
+def _difference_of(own: Mapping[str, Any], state: State) -> str:
+    """In what a state dict differs from the one that a module has."""
+    found = {
+        "it lacks": [name for name in own if name not in state],
+        "it has besides": [name for name in state if name not in own],
+        "of another shape are": _other_shapes(own, state),
+    }
+    return "; ".join(f"{words} {_told_names(names)}" for words, names in found.items() if names)
+
+
+def _other_shapes(own: Mapping[str, Any], state: State) -> list[str]:
+    shapes = {name: tuple(getattr(value, "shape", ())) for name, value in own.items()}
+    theirs = {name: tuple(value.shape) for name, value in state.items()}
+    return [f"{name} {theirs[name]} for {shape}" for name, shape in shapes.items() if theirs.get(name, shape) != shape]
+
+
+def _told_names(names: Iterable[Any], most: int = 6) -> str:
+    """The first of some names, in order, and how many more there are."""
+    told = sorted(map(str, names))
+    return (", ".join(told[:most]) or "nothing") + (f" and {len(told) - most} others" if len(told) > most else "")
 
 
 def load_averaged(path: str | Path, which: str = "averaged") -> State:
@@ -64,7 +123,7 @@ def load_averaged(path: str | Path, which: str = "averaged") -> State:
     """
     if which == "averaged":
         return read_state(path)
-    content = _read_torch(Path(path))
+    content = read_checkpoint(path)
     saved = content.get("callbacks", {}).get("SWACallback", {})
     known = {"averaged", *(["raw"] if RAW_KEY in content else []), *saved.get("averages", {})}
     if which not in known:
@@ -86,10 +145,9 @@ def load_averaged(path: str | Path, which: str = "averaged") -> State:
 
 def read_callback(path: str | Path, callback: str) -> dict[str, Any] | None:
     """The state of a callback in a full checkpoint; None in other files."""
-    path = Path(path)
-    if path.suffix == ".safetensors" or not path.is_file():
+    if not Path(path).is_file():
         return None
-    state: dict[str, Any] | None = _read_torch(path).get("callbacks", {}).get(callback)
+    state: dict[str, Any] | None = read_checkpoint(path).get("callbacks", {}).get(callback)
     return state
 
 
@@ -173,22 +231,52 @@ def _is_plain(value: Any) -> bool:
 
 def _read_torch(path: Path) -> dict[str, Any]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        content = _load_plain(path)
     except pickle.UnpicklingError as error:
-        match = re.search(r"Unsupported global: GLOBAL ([\w.]+)", str(error))
-        foreign = match[1] if match else "others"
         raise ValueError(
-            f"Expected only tensors and plain values in {path}, but it holds {foreign}, most likely among its "
-            "`hyper_parameters`. Such objects are never loaded, since that can run code. Leave them out with "
+            f"Expected only tensors and plain values in {path}, but it holds {_foreign(path, error)}, most likely "
+            "among its `hyper_parameters`. Such objects are never loaded, since that can run code. Leave them out with "
             "save_hyperparameters(ignore=[...]), or write the weights alone: torch.save(module.state_dict(), path). "
             f"{_ADVICE}"
         ) from error
     except Exception as error:
-        reason = str(error).split(".")[0] or "it is empty"
-        raise ValueError(f"Expected a whole file that torch.save wrote at {path}, but: {reason}. {_ADVICE}") from error
+        raise ValueError(
+            f"Expected a whole file that torch.save wrote at {path}, but {_damage(path, error)}."
+        ) from error
     if not isinstance(content, dict):
         raise ValueError(f"Expected a checkpoint in {path}, but got a {type(content).__name__}. {_ADVICE}")
     return content
+
+
+def _load_plain(path: Path) -> Any:
+    if path.suffix == ".safetensors":  # which torch.load goes by, whatever is in the file
+        with path.open("rb") as stream:
+            return torch.load(stream, map_location="cpu", weights_only=True)
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+
+
+def _foreign(path: Path, error: Exception) -> str:
+    """The names of the objects in a file that are never loaded."""
+    try:
+        names = list(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # a pickle that torch did not write
+        names = re.findall(r"GLOBAL ([\w.]+)", str(error))
+    return _told_names(names) if names else "a pickle of other objects"
+
+
+def _damage(path: Path, error: Exception) -> str:
+    if not path.stat().st_size:
+        return "it is empty"
+    if "TorchScript" in str(error):
+        return "it holds a TorchScript module, which is code. Write its weights: torch.save(module.state_dict(), path)"
+    return f"it is damaged or cut off ({' '.join(str(error).split('. ')[0].split())[:120]}). {_ADVICE}".rstrip(".")
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file begins with the length of a JSON header and that header."""
+    with path.open("rb") as stream:
+        head = stream.read(9)
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -197,7 +285,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
     try:
         return dict(load_file(path))
-    except SafetensorError as error:
+    except (SafetensorError, ValueError) as error:
         raise ValueError(f"Expected a whole .safetensors file at {path}, but {error}. {_ADVICE}") from error
 
 

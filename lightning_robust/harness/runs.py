@@ -9,48 +9,33 @@ from typing import Any
 
 import jsonargparse
 import lightning.pytorch as pl
-import torch
-import yaml
 from typing_extensions import override
 
 from lightning_robust.functional.pixels import PixelSpace
+from lightning_robust.harness.checkpoints import load_weights
 from lightning_robust.harness.normalisation import pixel_space
+from lightning_robust.harness.run_folder import locate_run, read_config
 from lightning_robust.harness.samples import FirstInputs
-
-
-def find_config(checkpoint: str | Path) -> Path | None:
-    """The ``config.yaml`` that ``lightning-robust fit`` left beside a checkpoint or in a folder above it.
-
-    Example:
-        >>> find_config("/nowhere/last.ckpt") is None
-        True
-    """
-    folders = list(Path(checkpoint).resolve().parents)[:3]
-    return next((folder / "config.yaml" for folder in folders if (folder / "config.yaml").is_file()), None)
 
 
 def load_module(checkpoint: str | Path, config: str | Path | None = None) -> pl.LightningModule:
     """The module of a run with the weights of a checkpoint, on the CPU, in evaluation mode.
 
+    A run folder is code, not data: the classes that its configuration names are imported and built, which runs what
+    their modules hold. Take configurations only from where you would take code. The file of weights is data: a
+    checkpoint, a plain state dict or safetensors, of which nothing is run and from which nothing is imported.
+
     Args:
-        checkpoint: A Lightning checkpoint; read with ``weights_only=True``.
-        config: The run's saved configuration; by default :func:`find_config`'s.
+        checkpoint: The weights; read with ``weights_only=True``.
+        config: The run's saved configuration; by default :func:`~.run_folder.find_config`'s.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If no configuration names the module's class, or the weights do not fit.
     """
-    path = Path(checkpoint)
-    if not path.is_file():
-        raise FileNotFoundError(f"Expected a checkpoint at {path}, but there is no such file.")
-    module = _instantiate("model", pl.LightningModule, path, config)
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    if "state_dict" not in content:
-        raise ValueError(f"Expected a Lightning checkpoint at {path}, but it holds {sorted(content)[:8]}.")
-    try:
-        module.load_state_dict(content["state_dict"])
-    except RuntimeError as error:
-        raise ValueError(f"The weights of {path} do not fit the model of its configuration: {error}") from error
+    files = locate_run(None, str(checkpoint), None if config is None else str(config))
+    module: pl.LightningModule = _instantiate("model", pl.LightningModule, files.config)
+    load_weights(module, checkpoint, of=files.config)
     return module.eval()
 
 
@@ -60,7 +45,8 @@ def load_data(checkpoint: str | Path, config: str | Path | None = None) -> pl.Li
     Raises:
         ValueError: If no configuration names it.
     """
-    data: pl.LightningDataModule = _instantiate("data", pl.LightningDataModule, Path(checkpoint), config)
+    files = locate_run(None, str(checkpoint), None if config is None else str(config))
+    data: pl.LightningDataModule = _instantiate("data", pl.LightningDataModule, files.config)
     return data
 
 
@@ -125,18 +111,21 @@ class InputCollector(pl.Callback):
             self.inputs.add(pl_module, batch, whole=callable(getattr(pl_module, "known", None)))
 
 
-def _instantiate(key: str, base: type, checkpoint: Path, config: str | Path | None) -> Any:
-    path = Path(config) if config is not None else find_config(checkpoint)
-    if path is None or not path.is_file():
+def _instantiate(key: str, base: type, config: str) -> Any:
+    """Build what a configuration says under a key; whatever is wrong with it is a sentence that names the file."""
+    wanted = read_config(config).get(key)
+    if isinstance(wanted, str):
+        wanted = {"class_path": wanted}
+    if not isinstance(wanted, dict) or not isinstance(wanted.get("class_path"), str):
         raise ValueError(
-            f"Expected the config.yaml of the run beside {checkpoint} or in one of the three folders above it, but "
-            f"found {'none' if path is None else f'no file at {path}'}. Name it with --config."
+            f"Expected `{key}: {{class_path: ...}}` in {config}, but got {str(wanted)[:80]}. Write the class there."
         )
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    wanted = (content or {}).get(key)
-    if not isinstance(wanted, dict) or "class_path" not in wanted:
-        raise ValueError(f"Expected `{key}: {{class_path: ...}}` in {path}, but got {wanted!r}. Write the class there.")
-    section = jsonargparse.ArgumentParser()
+    section = jsonargparse.ArgumentParser(exit_on_error=False)
     section.add_argument(f"--{key}", type=base)
-    parsed = section.parse_object({key: wanted})
-    return getattr(section.instantiate_classes(parsed), key)
+    try:
+        return getattr(section.instantiate_classes(section.parse_object({key: wanted})), key)
+    except Exception as error:  # of the parser, of the module that is imported, of the class that is built
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"Expected {config} to build `{key}` of {wanted['class_path']}, but got {type(error).__name__}: {reason}"
+        ) from error

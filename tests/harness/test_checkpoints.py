@@ -1,4 +1,6 @@
+import os
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -21,6 +23,13 @@ class Evil:
 
     def __reduce__(self):
         return open, (str(self.path), "w")
+
+
+class System:
+    """Unpickling it would run a command."""
+
+    def __reduce__(self):
+        return os.system, ("true",)
 
 
 @pytest.mark.parametrize("form", ["lightning", "plain", "safetensors", "legacy"])
@@ -78,7 +87,7 @@ def test_rejects_what_holds_no_weights(tmp_path):
     torch.save({"epoch": 3}, tmp_path / "none.ckpt")
     with pytest.raises(ValueError, match="a list"):
         read_state(tmp_path / "list.ckpt")
-    with pytest.raises(ValueError, match=r"holds \['epoch'\]"):
+    with pytest.raises(ValueError, match=r"holds epoch\."):
         read_state(tmp_path / "none.ckpt")
     with pytest.raises(FileNotFoundError, match="no such file"):
         read_state(tmp_path / "missing.ckpt")
@@ -116,3 +125,52 @@ def test_every_average_of_a_run_is_in_its_file(tmp_path):
     assert not torch.equal(found["raw"]["net.5.weight"], found["last"]["net.5.weight"])
     with pytest.raises(ValueError, match=r"holds \['averaged', 'last', 'raw', 'swa'\]"):
         load_averaged(tmp_path / "last.ckpt", "ema")
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("system", "it holds posix.system, most likely"),
+        ("path", "it holds pathlib.PosixPath, most likely"),
+        ("module", "it holds torch.nn.modules.linear.Linear, most likely"),
+        ("pickle", "it holds a pickle of other objects, most likely"),
+        ("empty", "it is empty."),
+        ("cut", "it is damaged or cut off"),
+        ("script", "it holds a TorchScript module, which is code."),
+        ("tensor", "but got a Tensor."),
+        ("list", "but got a list."),
+        ("numbers", "but it holds 1, a."),
+        ("folder", "but it is a folder."),
+    ],
+)
+def test_foreign_files_are_one_sentence_of_ours(tmp_path, kind, told):
+    """It names the file, and never advises to read it in another way."""
+    path = tmp_path / "x.ckpt"
+    contents = {
+        "system": {"state_dict": STATE, "x": System()},
+        "path": {"hyper_parameters": {"root": tmp_path}},
+        "module": torch.nn.Linear(1, 1),
+        "tensor": torch.zeros(2),
+        "list": [1],
+        "numbers": {1: 2, "a": 3},
+    }
+    if kind in contents:
+        torch.save(contents[kind], path)
+    elif kind == "pickle":
+        path.write_bytes(pickle.dumps({"x": System()}))
+    elif kind == "script":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        torch.save({"state_dict": STATE}, path)
+        path.write_bytes(path.read_bytes()[: 0 if kind == "empty" else -60])
+    with pytest.raises(ValueError, match="Expected") as caught:
+        read_state(path)
+    assert told in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "weights_only" not in str(caught.value)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_robust.callbacks.deployment_parity.measure import Examined, are_equal
+from lightning_robust.harness.checkpoints import read_checkpoint
 from lightning_robust.harness.trainers import find_callbacks
 
 
@@ -20,7 +20,7 @@ def kept_elsewhere(trainer: pl.Trainer, examined: Examined) -> Iterator[str]:
     measured = examined.subject.module.state_dict()
     for path in {keeper.best_model_path: None for keeper in find_callbacks(trainer, ModelCheckpoint)}:
         try:
-            content = torch.load(path, map_location="cpu", mmap=True, weights_only=True) if path else {}
+            content = read_checkpoint(path) if path else {}
             if "state_dict" not in content or are_equal(content["state_dict"], measured):
                 continue
         except Exception:  # noqa: S112 - the line is a help, and no reason to lose the report
