@@ -98,3 +98,23 @@ def check_file(what: str, path: str | Path | None) -> None:
         raise IsADirectoryError(f"Expected {what} at {path}, but it is a folder.")
     if not os.access(path, os.R_OK):
         raise PermissionError(f"Expected {what} at {path}, but this user may not read it.")
+
+
+def check_output_folder(path: str | Path) -> None:
+    """Refuse a folder that results could not be written into, before the work for them begins; makes nothing.
+
+    Raises:
+        OSError: Saying why.
+
+    Example:
+        >>> check_output_folder("/dev/null/results")
+        Traceback (most recent call last):
+            ...
+        NotADirectoryError: Expected a folder for the results at /dev/null/results, but /dev/null is no folder.
+    """
+    what = f"Expected a folder for the results at {path}"
+    there = next(each for each in (Path(path), *Path(path).absolute().parents) if os.path.lexists(each))
+    if not there.is_dir():
+        raise NotADirectoryError(f"{what}, but {there} is no folder.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"{what}, but {there} may not be written.")

@@ -6,20 +6,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning_robust.checks import check_file, check_positive
+from lightning_robust.checks import check_file, check_output_folder, check_positive
 from lightning_robust.deployment.engines.names import check_target_names
 from lightning_robust.deployment.engines.settings import BuildSettings
 from lightning_robust.deployment.pixels.names import Names, check_perturbation_names
+from lightning_robust.deployment.replay.cases import Case, read_cases
 
 
 def replay(
     *,
     ckpt: str,
-    frames: str,
+    frames: str | None = None,
+    cases: str | None = None,
+    before: str | None = None,
     output: str = "replay",
     config: str | None = None,
     targets: Literal["auto"] | list[str] = "auto",
-    perturbations: Names = "typical",
+    perturbations: Names | None = None,
     value: str | None = None,
     mean: float | list[float] | None = None,
     std: float | list[float] | None = None,
@@ -27,57 +30,76 @@ def replay(
     limit: int | None = None,
     batch_size: int = 16,
     **build: Any,
-) -> None:
+) -> int | None:
     """Send recorded frames through PyTorch, every runtime and every perturbation: do the lines swing or bend?
 
     Writes replay.json, replay.md, worst_frames.png, replay.gif and TensorBoard events into the output folder, and
     prints the table. The module needs `preprocess(frames)` (uint8 RGB, N x H x W x 3, to what forward takes) and
     `decode(outputs)` (lines as columns in pixels, N x lines x rows, NaN where there is none).
 
+    With --cases it replays a case book: a folder of YAML files, each with a recording, a window, bounds, and why it is
+    there. It writes one page, cases.html, with what is beyond its bounds first, and cases.json, and exits with 0 where
+    all cases keep their bounds, with 1 where one does not, with 2 where one could not be measured.
+
     Args:
         ckpt: Checkpoint of the module.
         frames: A video (needs the extra `video`), a folder of pictures, or one picture.
+        cases: A folder of cases, in place of frames.
+        before: What the cases are set beside: an earlier checkpoint, or the cases.json of an earlier run.
         output: Folder for the results.
         config: The run's config.yaml; by default the one near the checkpoint.
         targets: "auto" for all that this machine can build, or names like emulated-fp16.
-        perturbations: "typical", "all", "none", or names of preprocessing perturbations and their families.
+        perturbations: "typical", "all", "none", or names of preprocessing perturbations and their families; by default
+            the typical ones, and of a case those that its bounds name.
         value: Which value of `decode` holds the lines; by default the first floating one of three dimensions.
         mean: What preprocessing subtracts; by default the data module's.
         std: What preprocessing divides by; by default the data module's.
-        stride: Take every n-th frame.
-        limit: The most frames to take.
+        stride: Take every n-th frame; a case says its own.
+        limit: The most frames to take; a case has a window instead.
         batch_size: Frames at a time.
         build: How engines are built and run.
     """
     settings = BuildSettings(**build)
     check_positive(stride=stride, limit=limit, batch_size=batch_size)
     check_target_names(targets)
-    check_perturbation_names(perturbations)
+    check_perturbation_names(perturbations or "none")
+    if not targets and not settings.deployed and perturbations in ("none", []):
+        raise ValueError("Expected a target or a perturbation to measure, but got neither.")
     check_file("a checkpoint", ckpt)
     check_file("a configuration", config)
-    if not Path(frames).exists():
-        raise FileNotFoundError(
-            f"Expected a video, a picture or a folder of pictures at {frames}, but nothing is there."
-        )
+    book = _read_book(frames, cases, before, whole=stride == 1 and limit is None)
+    check_output_folder(output)
 
-    from lightning_robust.callbacks.deployment_parity.calibration import calibration_of_run
-    from lightning_robust.commands.work.replay import any_device, pixels_of_run, write_folder
-    from lightning_robust.deployment.engines import available
-    from lightning_robust.deployment.pixels.catalogue import perturbations as named_perturbations
+    from lightning_robust.commands.work.cases import replay_book
+    from lightning_robust.commands.work.replay import Replayer, any_device, write_folder
     from lightning_robust.deployment.replay.frames import open_recording
-    from lightning_robust.deployment.replay.measure import replay as replay_frames
-    from lightning_robust.harness.runs import load_module
 
     settings = replace(settings, device=settings.device or any_device())
+    replayer = Replayer(ckpt, config, targets, settings, value, mean, std)
+    if frames is None:
+        judgement = replay_book(book, replayer, before, perturbations, batch_size, Path(output))
+        print(judgement.text())
+        return judgement.exit_code
     recording = open_recording(frames, stride=stride, limit=limit, batch_size=batch_size)
-    report = replay_frames(
-        load_module(ckpt, config),
-        recording,
-        available(targets, settings),
-        perturbations=named_perturbations(perturbations),
-        pixels=pixels_of_run(ckpt, config, mean, std),
-        value=value,
-        settings=settings,
-        calibration=calibration_of_run(ckpt, config, targets, settings),
-    )
-    write_folder(report, recording, Path(output))
+    chosen: Names = "typical" if perturbations is None else perturbations
+    write_folder(replayer.replay(recording, chosen), recording, Path(output))
+    return None
+
+
+def _read_book(frames: str | None, cases: str | None, before: str | None, *, whole: bool) -> list[Case]:
+    """The cases, where there are any; refuses what goes with frames alone, or with cases alone."""
+    if (frames is None) == (cases is None):
+        got = "neither" if frames is None else "both"
+        raise ValueError(f"Expected a recording (--frames) or a folder of cases (--cases), but got {got}.")
+    if cases is None:
+        if before is not None:
+            raise ValueError("Expected `before` together with --cases, but got it with --frames.")
+        if frames is not None and not Path(frames).exists():
+            raise FileNotFoundError(
+                f"Expected a video, a picture or a folder of pictures at {frames}, but nothing is there."
+            )
+        return []
+    if not whole:
+        raise ValueError("Expected `stride` and `limit` with --frames alone: a case says its window and its stride.")
+    check_file("an earlier checkpoint or cases.json", before)
+    return read_cases(cases)

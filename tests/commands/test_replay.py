@@ -110,8 +110,14 @@ def test_settings_and_the_deployed_file(run, frames, tmp_path, capsys):
     ("more", "complaint"),
     [
         (["--targets=[emulated-fp61]"], "Did you mean 'emulated-fp16'"),
-        (["--stride=0"], "Expected `stride` of at least 1"),
+        (["--stride=0"], "Expected `stride` to be positive, but got 0"),
         (["--value=steering"], "named 'steering'"),
+        (["--time_limit=0"], "Expected `time_limit` to be positive, but got 0"),
+        (["--batch_size=-1"], "Expected `batch_size` to be positive"),
+        (["--limit=0"], "Expected `limit` to be positive"),
+        (["--targets=[]"], "Expected a target or a perturbation to measure, but got neither"),
+        (["--before=a.ckpt"], "Expected `before` together with --cases"),
+        (["--output=/dev/null"], "Expected a folder for the results at /dev/null, but /dev/null is no folder"),
     ],
 )
 def test_rejects(run, frames, tmp_path, capsys, more, complaint):

@@ -24,6 +24,7 @@ from lightning_robust.deployment.graph.export import frozen_copy
 from lightning_robust.harness.runs import InputCollector, load_data, load_module, validate_once
 from lightning_robust.structures import jsonable
 from lightning_robust.tables import plain_table
+from lightning_robust.version import package_version
 
 
 class Exact(NamedTuple):
@@ -75,7 +76,7 @@ def write_exact(
         "mean": collector.pixels.mean,
         "std": collector.pixels.std,
         "torch": importlib.metadata.version("torch"),
-        "lightning_robust": importlib.metadata.version("lightning-robust"),
+        "lightning_robust": package_version(),
     }
     tensors = make_golden(frozen_copy(load_module(ckpt, config)), collector.inputs.args(), metadata)
     write_golden(tensors, output)

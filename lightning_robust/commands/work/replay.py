@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
+from torch import nn
 
+from lightning_robust.callbacks.deployment_parity.calibration import calibration_of_run
+from lightning_robust.deployment.engines import available
+from lightning_robust.deployment.engines.settings import BuildSettings
+from lightning_robust.deployment.engines.targets import runtime
+from lightning_robust.deployment.pixels.catalogue import perturbations
+from lightning_robust.deployment.pixels.names import Names
+from lightning_robust.deployment.replay.measure import replay as replay_frames
 from lightning_robust.deployment.replay.recording import Recording
 from lightning_robust.deployment.replay.report import replay_json, replay_markdown, replay_summary
 from lightning_robust.deployment.replay.results import ReplayReport, worst
 from lightning_robust.deployment.replay.scenes import animate, draw_worst_frames
 from lightning_robust.functional.pixels import PixelSpace
 from lightning_robust.harness.normalisation import pixel_space
-from lightning_robust.harness.runs import load_data
+from lightning_robust.harness.runs import load_data, load_module
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,18 +37,65 @@ def any_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def pixels_of_run(
-    ckpt: str, config: str | None, mean: float | list[float] | None, std: float | list[float] | None
-) -> PixelSpace:
-    """How the module's ``preprocess`` normalises: as given, else as the run's data module says, else not at all."""
-    if mean is None or std is None:
-        try:
-            data = load_data(ckpt, config)
-        except ValueError:
-            data = None  # a run without a data module in its configuration
-        mean = getattr(data, "mean", None) if mean is None else mean
-        std = getattr(data, "std", None) if std is None else std
-    return pixel_space(None, mean, std)
+@dataclass(frozen=True)
+class Replayer:
+    """One checkpoint, and how recorded frames go through it.
+
+    Args:
+        ckpt: The checkpoint.
+        config: The run's config.yaml; by default the one near the checkpoint.
+        targets: ``"auto"`` or names.
+        settings: How engines are built and run.
+        value: Which decoded value holds the lines.
+        mean: What preprocessing subtracts; by default the data module's.
+        std: What preprocessing divides by.
+    """
+
+    ckpt: str
+    config: str | None
+    targets: Literal["auto"] | list[str]
+    settings: BuildSettings
+    value: str | None = None
+    mean: float | list[float] | None = None
+    std: float | list[float] | None = None
+
+    def replay(self, recording: Recording, perturbed: Names, more: Sequence[str] = ()) -> ReplayReport:
+        """The lines of one recording.
+
+        Args:
+            recording: The frames.
+            perturbed: ``"typical"``, ``"all"``, ``"none"``, or names of perturbations and their families.
+            more: Targets that are run beside those of ``"auto"``.
+        """
+        runtimes = available(self.targets, self.settings)
+        known = {made.name for made in runtimes}
+        wanted = [runtime(name) for name in more if name not in known] if self.targets == "auto" else []
+        return replay_frames(
+            self._module,
+            recording,
+            [*runtimes, *wanted],
+            perturbations=perturbations(perturbed),
+            pixels=self._pixels,
+            value=self.value,
+            settings=self.settings,
+            calibration=calibration_of_run(self.ckpt, self.config, [*known, *more], self.settings),
+        )
+
+    @cached_property
+    def _module(self) -> nn.Module:
+        return load_module(self.ckpt, self.config)
+
+    @cached_property
+    def _pixels(self) -> PixelSpace:
+        """How ``preprocess`` normalises: as given, else as the run's data module says, else not at all."""
+        mean, std = self.mean, self.std
+        if mean is None or std is None:
+            data: object = None
+            with contextlib.suppress(ValueError):  # a run without a data module in its configuration
+                data = load_data(self.ckpt, self.config)
+            mean = getattr(data, "mean", None) if mean is None else mean
+            std = getattr(data, "std", None) if std is None else std
+        return pixel_space(None, mean, std)
 
 
 def write_folder(report: ReplayReport, recording: Recording, folder: Path) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 from lightning_robust.complaints import one_line
 from lightning_robust.deployment.replay.cases import Case
-from lightning_robust.deployment.replay.judge import read_numbers, replay_checks, replay_numbers
+from lightning_robust.deployment.replay.judge import replay_checks, replay_numbers
+from lightning_robust.deployment.replay.limits import read_numbers
 from lightning_robust.deployment.replay.recording import Recording
 from lightning_robust.deployment.replay.results import ReplayReport, worst
 from lightning_robust.deployment.replay.scenes import draw_worst_frame
@@ -79,13 +80,14 @@ Earlier = Callable[[Case, str], ReplayedCase | None]
 """What was measured of a case before, drawn for the target or perturbation of this name."""
 
 
-def run_cases(cases: Sequence[Case], measure: Measure, earlier: Earlier) -> list[CaseResult]:
+def run_cases(cases: Sequence[Case], measure: Measure, earlier: Earlier, batch_size: int = 16) -> list[CaseResult]:
     """Replay every case; one that cannot be read or measured says so, and the others go on.
 
     Args:
         cases: From :func:`~.cases.read_cases`.
         measure: With the checkpoint that is judged.
         earlier: What was measured before.
+        batch_size: Frames at a time.
 
     Returns:
         What is beyond its bounds first, then what could not be measured, the nearest to its bounds first.
@@ -93,21 +95,24 @@ def run_cases(cases: Sequence[Case], measure: Measure, earlier: Earlier) -> list
     results = []
     with Progress("Replaying cases", len(cases)) as progress:
         for case in cases:
-            results.append(_run_case(case, measure, earlier))
+            results.append(_run_case(case, measure, earlier, batch_size))
             progress.advance(note=f"{case.name}: {results[-1].status}")
     return sorted(results, key=lambda result: (_SEVERITY[result.status], -result.load))
 
 
-def measure_case(case: Case, measure: Measure, subject: str = "") -> tuple[ReplayedCase, tuple[Check, ...]]:
+def measure_case(
+    case: Case, measure: Measure, subject: str = "", batch_size: int = 16
+) -> tuple[ReplayedCase, tuple[Check, ...]]:
     """One case with one checkpoint.
 
     Args:
         case: The case.
         measure: Replays its frames.
         subject: The target or perturbation to draw; by default the one that is nearest to its bounds or beyond.
+        batch_size: Frames at a time.
     """
     try:
-        recording = case.open()
+        recording = case.open(batch_size)
         report = measure(case, recording)
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         problem = one_line(error)
@@ -155,8 +160,8 @@ def _from_json(name: str, content: Mapping[str, Any]) -> ReplayedCase:
     return ReplayedCase(numbers, picture, str(content["caption"]), str(content["problem"]))
 
 
-def _run_case(case: Case, measure: Measure, earlier: Earlier) -> CaseResult:
-    now, checks = measure_case(case, measure)
+def _run_case(case: Case, measure: Measure, earlier: Earlier, batch_size: int) -> CaseResult:
+    now, checks = measure_case(case, measure, batch_size=batch_size)
     return CaseResult(case, now, earlier(case, _worst_subject(checks)), checks)
 
 

@@ -13,7 +13,7 @@ from lightning_robust.deployment.replay.cases import Case
 from lightning_robust.gate.check import Check, Outcome
 from lightning_robust.pages import environment_facts, render
 from lightning_robust.structures import jsonable
-from lightning_robust.tables import number
+from lightning_robust.tables import number, plain_table
 
 PAGE, NUMBERS = "cases.html", "cases.json"
 _WORDS: dict[Outcome, str] = {"beyond": "beyond", "unmeasured": "not measured", "within": "within"}
@@ -52,6 +52,13 @@ def write_cases(results: Sequence[CaseResult], folder: str | Path, facts: Mappin
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
     return [folder / name for name in texts]
+
+
+def case_table(results: Sequence[CaseResult]) -> str:
+    """The cases for a terminal: of each the number that is nearest to its bound, or beyond it the most."""
+    rows = [_summary_row(result) for result in results]
+    heads = {"case": "case", "status": "outcome", "now": "now", "limit": "allowed", "before": "before", "name": "of"}
+    return plain_table(list(heads.values()), [[row[key] for key in heads] for row in rows])
 
 
 def cases_page(results: Sequence[CaseResult], facts: Mapping[str, str]) -> str:

@@ -17,15 +17,16 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lightning_robust.deployment.replay.frames import open_recording
-from lightning_robust.deployment.replay.judge import read_numbers
-from lightning_robust.deployment.replay.recording import Recording
+from lightning_robust.deployment.replay.limits import read_numbers
 from lightning_robust.reading import read_yaml
 from lightning_robust.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from lightning_robust.deployment.replay.recording import Recording
 
 _KEYS = ("why", "recording", "window", "bounds", "class", "before")
 _NEEDED = ("why", "recording", "bounds")
@@ -114,6 +115,8 @@ class Case:
         Raises:
             ValueError: If the recording cannot be read, or does not have the window.
         """
+        from lightning_robust.deployment.replay.frames import open_recording
+
         whole = open_recording(self.recording)
         first, last = self.window.frames(whole.length, whole.rate, f"{self.file}: window")
         return open_recording(self.recording, first=first, last=last, stride=self.window.stride, batch_size=batch_size)
@@ -126,10 +129,25 @@ def read_cases(folder: str | Path) -> list[Case]:
         FileNotFoundError: If there is no such folder.
         ValueError: If it holds no case, or a file is not as it should be; the message names file and key.
     """
-    cases = [_read_case(file) for file in _case_files(Path(folder))]
+    return [_read_case(file) for file in _case_files(Path(folder))]
+
+
+def check_windows(cases: Sequence[Case]) -> None:
+    """Refuse a window that its recording does not have; one that cannot be read is found when its turn comes.
+
+    Raises:
+        ValueError: Naming the file and the key.
+        ImportError: For a video without PyAV.
+    """
+    from lightning_robust.deployment.replay.frames import open_recording
+
     for case in cases:
-        _check_window(case)
-    return cases
+        try:
+            whole = open_recording(case.recording)
+            length, rate = whole.length, whole.rate
+        except ValueError:
+            continue
+        case.window.frames(length, rate, f"{case.file}: window")
 
 
 def _case_files(folder: Path) -> list[Path]:
@@ -142,16 +160,6 @@ def _case_files(folder: Path) -> list[Path]:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"Expected one file for each name in {folder}, but got two for {twice[0]}. Rename one.")
     return files
-
-
-def _check_window(case: Case) -> None:
-    """Refuse a window that the recording does not have; one that cannot be read is found when its turn comes."""
-    try:
-        whole = open_recording(case.recording)
-        length, rate = whole.length, whole.rate
-    except ValueError:
-        return
-    case.window.frames(length, rate, f"{case.file}: window")
 
 
 def _read_case(file: Path) -> Case:

@@ -167,6 +167,9 @@ class _Replay:
         """Build the engines, and see which perturbations apply, on the first frames."""
         args = self._finder.inputs(chunk.pictures)
         count = len(chunk.frames)
+        self._finder.lines(
+            self._finder.run(take_rows(args, torch.arange(1), count))
+        )  # refused before anything is built
         rows = take_rows(args, torch.arange(max(count, 2)) % count, count)  # of a single frame no batch can be told
         example = Subject(self._finder.module, rows, settings, calibration)
         for runtime, track in self._runtimes:

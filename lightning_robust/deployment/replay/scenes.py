@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _PYTORCH, _DEPLOYED = "#19d3ff", "#ff4f14"
 _VISIBLE = 0.01  # share of the frame's width below which a deviation is drawn larger than it is
+_TIMES = (1, 2, 5, 10, 20, 50, 100)
 _GIF_SIZES = ((128, 720), (64, 540), (32, 400))  # colours and width, from large to small until the file fits
 _GIF_BYTES = 4_000_000
 _GIF_MILLISECONDS = 80
@@ -32,7 +33,7 @@ def draw_worst_frames(report: ReplayReport, recording: Recording, count: int = 4
     """The frames in which the worst runtime and the worst perturbation are farthest from PyTorch.
 
     The frames of one block lie apart in time. Where the largest deviation is below a hundredth of the frame's width,
-    deviations are drawn 10 or 100 times as large as they are, and the heading says so.
+    deviations are drawn 2 to 100 times as large as they are, and the heading says so.
 
     Args:
         report: Of the recording.
@@ -64,7 +65,7 @@ def draw_worst_frames(report: ReplayReport, recording: Recording, count: int = 4
     return figure
 
 
-def animate(report: ReplayReport, recording: Recording, path: Path, count: int = 48) -> bool:
+def animate(report: ReplayReport, recording: Recording, path: Path, count: int = 48, size: int = _GIF_BYTES) -> bool:
     """Write the frames around the worst one as a GIF of at most 4 MB, in their order, 12.5 a second.
 
     Args:
@@ -72,6 +73,7 @@ def animate(report: ReplayReport, recording: Recording, path: Path, count: int =
         recording: The recording that was replayed; the frames are read from it.
         path: The file.
         count: The most frames.
+        size: Bytes that it should not exceed; it gets smaller and has fewer colours instead.
 
     Returns:
         Whether it was written: False where nothing was measured or the module has no geometry.
@@ -87,7 +89,7 @@ def animate(report: ReplayReport, recording: Recording, path: Path, count: int =
         frames = track(positions, "Drawing the animation")
         film = [scene.render(position, pictures, width).quantize(colours, dither=0) for position in frames]
         film[0].save(path, save_all=True, append_images=film[1:], duration=_GIF_MILLISECONDS, loop=0)
-        if path.stat().st_size <= _GIF_BYTES:
+        if path.stat().st_size <= size:
             break
     return True
 
@@ -175,10 +177,10 @@ class _Scene:
 
     @property
     def times(self) -> int:
-        """By how much deviations are magnified so that the largest can be seen."""
+        """By how much deviations are magnified so that the largest can be seen: the least that does."""
         deviation = (self.columns - self.reference).abs().nan_to_num(0.0)
         largest = float(deviation.max()) / (_VISIBLE * self.geometry.width)
-        return 1 if largest >= 1 else 10 if largest >= 0.1 else 100
+        return next((times for times in _TIMES if times * largest >= 1), _TIMES[-1])
 
     def farthest(self, count: int) -> list[int]:
         """Positions of the frames with the largest distances, apart from each other, in order."""

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lightning_robust.deployment.replay.cases import Window, read_cases
+from lightning_robust.deployment.replay.cases import Window, check_windows, read_cases
 
 from ..recordings import save_pictures, save_video, stripes
 
@@ -72,6 +72,7 @@ def test_a_recording_that_cannot_be_read_is_found_when_its_turn_comes(folder):
     (folder / "broken.mp4").write_bytes(b"broken" * 100)
     write(folder, GOOD | {"recording": "broken.mp4"})
     (case,) = read_cases(folder)
+    check_windows([case])
     with pytest.raises(ValueError, match="cannot be opened"):
         case.open()
 
@@ -115,7 +116,7 @@ def test_an_earlier_checkpoint_stands_beside_the_file(folder):
 def test_rejects_what_is_wrong_by_file_and_key(folder, change, complaint):
     write(folder, GOOD | change)
     with pytest.raises(ValueError, match=rf"bridge\.yaml: {complaint}") as error:
-        read_cases(folder)
+        check_windows(read_cases(folder))
     assert "\n" not in str(error.value)
 
 

@@ -69,7 +69,9 @@ def test_both_colours_are_seen(recording):
     assert close_to(picture, (0xFF, 0x4F, 0x14)).sum() > 100
 
 
-@pytest.mark.parametrize(("by", "times"), [(0.7, 1), (0.2, 10), (0.01, 100)])
+@pytest.mark.parametrize(
+    ("by", "times"), [(0.7, 1), (0.4, 2), (0.13, 5), (0.1, 10), (0.04, 20), (0.01, 100), (1e-3, 100)]
+)
 def test_small_deviations_are_drawn_larger_and_said_so(recording, by, times):
     report = replay(Stripes(), recording, [Planted(moved(by))])
     (block,) = draw_worst_frames(report, recording).subfigs

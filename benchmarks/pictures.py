@@ -1,0 +1,87 @@
+"""The two pictures that README shows: a replay of a rendered road as an animation, and the top of a parity page.
+
+    python benchmarks/pictures.py --run runs/lanes/version_0
+
+The road is none that the detector was trained on, the network is that of `make demo`, and its head computes in fp16
+too, which its list `keep_fp32` would prevent. The page is the one that the run wrote. Needs a headless Chromium for the
+page, and ten minutes of two CPU cores for a run of `make demo` that is not there yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from lightning_robust.demo.lanes.rendering import render_roads
+from lightning_robust.deployment.engines import BuildSettings, available
+from lightning_robust.deployment.replay.frames import open_recording
+from lightning_robust.deployment.replay.measure import replay
+from lightning_robust.deployment.replay.scenes import animate
+from lightning_robust.harness.runs import load_module
+
+_SEED, _ROAD = 2024, -32  # a bend to the left between solid lines, by daylight
+_FRAMES, _SIZE = 40, (288, 512)
+_GIF_BYTES, _PAGE_BYTES = 1_500_000, 300_000
+_PAGE = (1000, 760)
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+def render_drive(folder: Path) -> Path:
+    """Frames of one road, 25 a second, as files."""
+    number = torch.arange(_FRAMES)
+    roads = render_roads(torch.full((_FRAMES,), _ROAD), seed=_SEED, height=_SIZE[0], width=_SIZE[1], frame=number)
+    for frame, image in zip(number.tolist(), roads.images, strict=True):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{frame:03}.png")
+    return folder
+
+
+def write_animation(checkpoint: Path, target: str, path: Path) -> None:
+    """The road through PyTorch and through one target."""
+    settings = BuildSettings(device="cpu", keep_fp32=[])
+    with tempfile.TemporaryDirectory() as folder:
+        recording = open_recording(render_drive(Path(folder)))
+        report = replay(load_module(checkpoint), recording, available([target], settings), settings=settings)
+        animate(report, recording, path, _FRAMES, _GIF_BYTES)
+    print(f"{path}: {path.stat().st_size / 1e6:.2f} MB, {target} up to {report.runtimes[target].p99:.2g} px (p99)")
+
+
+def write_screenshot(page: Path, path: Path) -> None:
+    """The top of a page in its light colours."""
+    browser = next(filter(None, map(shutil.which, _BROWSERS)), None)
+    if browser is None:
+        raise SystemExit(f"Expected one of {', '.join(_BROWSERS)} for the picture of the page, but found none.")
+    options = ["--headless", "--no-sandbox", "--hide-scrollbars", "--blink-settings=preferredColorScheme=1"]
+    size = f"--window-size={_PAGE[0]},{_PAGE[1]}"
+    with tempfile.TemporaryDirectory() as folder:
+        shot = Path(folder) / "page.png"
+        command = [browser, *options, size, f"--screenshot={shot}", page.resolve().as_uri()]
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+        Image.open(shot).convert("RGB").quantize(128).save(path, optimize=True)
+    print(f"{path}: {path.stat().st_size / 1e3:.0f} kB of {page}")
+    if path.stat().st_size > _PAGE_BYTES:
+        raise SystemExit(f"Expected at most {_PAGE_BYTES / 1e3:.0f} kB.")
+
+
+def main() -> None:
+    """Write both pictures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True, help="folder of a run of make demo")
+    parser.add_argument("--target", default="emulated-fp16", help="the deployed side of the animation")
+    parser.add_argument("--out", type=Path, default=Path("docs/images"))
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    checkpoints, pages = sorted(given.run.glob("checkpoints/*.ckpt")), sorted(given.run.rglob("parity.html"))
+    if not checkpoints or not pages:
+        raise SystemExit(f"Expected a checkpoint and a parity.html in {given.run}. Run make demo.")
+    write_animation(checkpoints[-1], given.target, given.out / "replay.gif")
+    write_screenshot(pages[-1], given.out / "parity.png")
+
+
+if __name__ == "__main__":
+    main()
