@@ -64,6 +64,21 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
+def name_axes(axes: Axes, x: str = "", y: str = "") -> None:
+    """Write what the axes count, the names as they are, in lines that are no longer than the axes.
+
+    Args:
+        axes: The panel.
+        x: Below it; empty to leave it.
+        y: To its left; empty to leave it.
+    """
+    width, height = axes.figure.get_figure(root=True).get_size_inches()
+    if x:
+        axes.set_xlabel(plain(textwrap.fill(x, int(7 * width))))
+    if y:
+        axes.set_ylabel(plain(textwrap.fill(y, int(6.5 * height))))
+
+
 def add_legend(axes: Axes, columns: int = 2, **options: Any) -> Legend:
     """A legend below the panel, where it covers nothing; the names are taken as they are.
 

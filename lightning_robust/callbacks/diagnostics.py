@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
@@ -37,12 +38,14 @@ class Report:
         tables: Tables by tag.
         figures: What draws a figure, by tag; called only where there is a logger.
         sentences: For the terminal.
+        unlogged: Numbers by tag for ``trainer.callback_metrics`` alone: they can be monitored, and no logger gets them.
     """
 
     scalars: Mapping[str, float] = field(default_factory=dict)
     tables: Mapping[str, Table] = field(default_factory=dict)
     figures: Mapping[str, Callable[[], Figure]] = field(default_factory=dict)
     sentences: Sequence[str] = ()
+    unlogged: Mapping[str, float] = field(default_factory=dict)
 
 
 def show(trainer: pl.Trainer, report: Report, module: pl.LightningModule | None = None) -> None:
@@ -54,10 +57,13 @@ def show(trainer: pl.Trainer, report: Report, module: pl.LightningModule | None 
         module: Logs the scalars by its ``log_dict``, inside of the loops; None writes them to the loggers directly,
             after the fit.
     """
-    if module is None and report.scalars:
-        log_scalars(trainer, report.scalars)
-    elif module is not None:
+    if module is not None:
         module.log_dict(dict(report.scalars), add_dataloader_idx=False)
+        module.log_dict(dict(report.unlogged), add_dataloader_idx=False, logger=False)
+    else:
+        trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in report.unlogged.items()})
+        if report.scalars:
+            log_scalars(trainer, report.scalars)
     for sentence in report.sentences:
         rank_zero_info(sentence)
     if trainer.is_global_zero and trainer.loggers and not is_fast_dev_run(trainer):

@@ -33,6 +33,20 @@ def find_callbacks(trainer: pl.Trainer, kind: Any) -> list[Any]:
     return [callback for callback in callbacks if isinstance(callback, kind)]
 
 
+def monitored_metrics(trainer: pl.Trainer) -> set[str]:
+    """The names of the metrics that callbacks (checkpoints, early stopping, soups) and schedulers monitor.
+
+    Example:
+        >>> from lightning.pytorch.callbacks import EarlyStopping
+        >>> settings = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+        >>> monitored_metrics(pl.Trainer(callbacks=[EarlyStopping("parity/status")], **settings))
+        {'parity/status'}
+    """
+    watchers = [*find_callbacks(trainer, pl.Callback), *trainer.lr_scheduler_configs]
+    names = (getattr(watcher, "monitor", None) for watcher in watchers)
+    return {name for name in names if isinstance(name, str)}
+
+
 def is_fast_dev_run(trainer: pl.Trainer) -> bool:
     """Whether the Trainer only tries one batch of everything; the attribute is set outside its class's sight."""
     return bool(getattr(trainer, "fast_dev_run", False))

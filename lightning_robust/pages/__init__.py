@@ -18,6 +18,8 @@ from lightning_robust.version import package_version
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_NARROW = 7.0  # inches: wider figures are scrolled on a small screen, where their text would be too small to read
+_BLACK = re.compile(r"\b(fill|stroke): #000000\b")
 _PACKAGES = (
     "torch",
     "lightning",
@@ -60,11 +62,15 @@ def code(line: str) -> Markup:
 
 
 def svg(figure: Figure) -> Markup:
-    """A figure as part of the page."""
+    """A figure as part of the page: transparent, its black in the colour of the page's text, light or dark."""
     stream = io.StringIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None})
+    figure.savefig(stream, format="svg", metadata={"Date": None}, transparent=True)
     text = stream.getvalue()
-    return Markup(f"<figure>{text[text.index('<svg') :]}</figure>")  # noqa: S704 - matplotlib escapes the text in it
+    text = _BLACK.sub(r"\1: currentColor", text[text.index("<svg") :])
+    title = escape(figure.get_suptitle().replace("\n", " ").replace(r"\$", "$"))
+    named = text.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1) if title else text
+    kind = ' class="wide"' if figure.get_figwidth() > _NARROW else ""
+    return Markup(f"<figure{kind}>{named}</figure>")  # noqa: S704 - matplotlib escapes the text in it
 
 
 def environment_facts() -> dict[str, str]:

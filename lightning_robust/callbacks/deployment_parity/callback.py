@@ -10,12 +10,13 @@ import lightning.pytorch as pl
 from typing_extensions import override
 
 from lightning_robust.callbacks.deployment_parity.calibration import CalibratedDiagnostic, CalibrationInputs
-from lightning_robust.callbacks.deployment_parity.engine_settings import EngineSettings
 from lightning_robust.callbacks.deployment_parity.measure import ParityMeter, SampleCounts, Snapshot
-from lightning_robust.callbacks.deployment_parity.record import STATUS, Numbers, ParityRecord
-from lightning_robust.callbacks.deployment_parity.report import CHARTS, pass_report
+from lightning_robust.callbacks.deployment_parity.pass_settings import PassSettings
+from lightning_robust.callbacks.deployment_parity.record import Numbers, ParityRecord, chosen_numbers
+from lightning_robust.callbacks.deployment_parity.report import charts
+from lightning_robust.callbacks.deployment_parity.tags import STATUS
 from lightning_robust.callbacks.deployment_parity.tolerance import Action, hold_tolerances
-from lightning_robust.callbacks.diagnostics import show
+from lightning_robust.callbacks.diagnostics import Report, show
 from lightning_robust.checks import check_positive
 from lightning_robust.deployment.engines import available, runtime
 from lightning_robust.deployment.engines.execution import STATUS_CODES
@@ -23,7 +24,7 @@ from lightning_robust.deployment.parity.background import LateResults
 from lightning_robust.deployment.parity.result import ParityReport
 from lightning_robust.deployment.pixels import catalogue
 from lightning_robust.deployment.pixels.names import Names
-from lightning_robust.harness.logging import add_layout, log_scalars
+from lightning_robust.harness.logging import add_layout
 from lightning_robust.harness.ranks import describe_error, on_rank_zero
 from lightning_robust.harness.trainers import NoEffectWarning
 
@@ -46,9 +47,9 @@ class DeploymentParityCallback(CalibratedDiagnostic):
     that the model knows from guesses (else a decoded ``"confidence"`` of at least 0.5 does), ``moved(values, matrix)``
     gives right answers in a moved picture, as ``functional.picture_motion`` has them for points, boxes, masks, lines.
 
-    Logged: ``parity/<target>/<metric>``, ``sensitivity/<perturbation>/<metric>``, ``attribution/<link>``, one figure
-    and two tables. They are ordinary metrics: ``ModelCheckpoint(monitor="parity/emulated-fp16/rel_l2",
-    auto_insert_metric_name=False)`` keeps the most deployable epoch; between two passes it sees the last values.
+    Measured: ``parity/<target>/<metric>``, ``sensitivity/<perturbation>/<metric>``, ``attribution/<link>``, as ordinary
+    metrics: ``ModelCheckpoint(monitor="parity/emulated-fp16/rel_l2", auto_insert_metric_name=False)`` keeps the most
+    deployable epoch; between two passes it sees the last values. Loggers get few of them, or all with ``log="full"``.
 
     Training is bit-identical with and without it. A failure becomes one warning and a status
     (``parity/<target>/status``: 0 measured, 1 built but not run, 2 skipped, 3 unavailable, 4 failed). Cost: one copy
@@ -80,8 +81,8 @@ class DeploymentParityCallback(CalibratedDiagnostic):
             and others into the logger's folder. Costs at most three times `time_limit` for each of the two.
         keep_tolerance: Distance that the list is to meet, in the report's unit (``lateral_px_p99``); None aims at a
             fifth of what the whole graph costs.
-        engines: How engines are built and run, as :class:`~.engine_settings.EngineSettings` documents: ``batch``,
-            ``keep_fp32``, ``tf32``, ``calibration``, ``deployed``, ``command``, ``background`` and others.
+        engines: How engines are built and run, and what is logged, as :class:`~.pass_settings.PassSettings` documents:
+            ``batch``, ``keep_fp32``, ``tf32``, ``calibration``, ``deployed``, ``command``, ``background``, ``log``...
 
     Raises:
         ValueError: For an unknown target, perturbation, metric limit, or a number out of range.
@@ -122,7 +123,7 @@ class DeploymentParityCallback(CalibratedDiagnostic):
         self.perturbations, self.mean, self.std = perturbations, mean, std
         self.input_key, self.decode, self.tolerance = input_key, decode, tolerance
         self.on_violation, self.localise, self.keep_tolerance = on_violation, localise, keep_tolerance
-        self.engines = EngineSettings(**engines, time_limit=time_limit)
+        self.engines = PassSettings(**engines, time_limit=time_limit)
         available([], self.engines)  # refuses a file for a target that takes none
         entries = catalogue.perturbations(perturbations)
         self.calibration = CalibrationInputs(targets, self.engines, input_key)
@@ -143,8 +144,9 @@ class DeploymentParityCallback(CalibratedDiagnostic):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse what cannot work and say at once which targets are missing here."""
         super().setup(trainer, pl_module, stage)
-        add_layout(trainer, "deployment parity", CHARTS)
-        asked = available(self.targets if isinstance(self.targets, list) else [], self.engines)
+        named = self.targets if isinstance(self.targets, list) else []
+        add_layout(trainer, "deployment parity", charts(hasattr(pl_module, self.decode or ""), named))
+        asked = available(named, self.engines)
         abilities = on_rank_zero(trainer, lambda: [made.can_build(self.engines) for made in asked], "It")
         self._told = {made.name: able.reason for made, able in zip(asked, abilities, strict=True) if not able}
         for name, reason in self._told.items():
@@ -177,7 +179,7 @@ class DeploymentParityCallback(CalibratedDiagnostic):
         if self.engines.background or not self._due:
             self._record.carry(trainer)
         if not self._due:
-            pl_module.log_dict(self._collect(trainer, self._meter.background.collect), add_dataloader_idx=False)
+            show(trainer, self._collect(trainer, self._meter.background.collect), pl_module)
             return
         self._attempted = True
         measure = functools.partial(self._measure, trainer, pl_module)
@@ -187,7 +189,7 @@ class DeploymentParityCallback(CalibratedDiagnostic):
             self._record.carry(trainer)
             pl_module.log(STATUS, float(STATUS_CODES["failed"]), add_dataloader_idx=False)
             return
-        report = pass_report(numbers.scalars, self.report, self._record.history)
+        report = self._record.shown(chosen_numbers(trainer, numbers, self.engines.log, self.tolerance))
         log = functools.partial(show, trainer, report, pl_module)
         self.guard.attempt(trainer, log, "a figure or a table could not be logged", once=True)
         self._take(trainer, numbers)
@@ -218,8 +220,7 @@ class DeploymentParityCallback(CalibratedDiagnostic):
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take the numbers of engines that are still at work, while the ranks still hear each other."""
-        if scalars := self._collect(trainer, self._meter.background.finish):
-            log_scalars(trainer, scalars)
+        show(trainer, self._collect(trainer, self._meter.background.finish))
 
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -261,14 +262,14 @@ class DeploymentParityCallback(CalibratedDiagnostic):
         examined = self._meter.measure(trainer, pl_module, snapshot, self._counts.now(trainer))
         return self._record.add(examined, trainer.current_epoch, self.localise)
 
-    def _collect(self, trainer: pl.Trainer, fetch: Callable[[], LateResults | None]) -> dict[str, float]:
+    def _collect(self, trainer: pl.Trainer, fetch: Callable[[], LateResults | None]) -> Report:
         """The numbers of engines that were built in the meantime, on every rank; empty without any."""
         if not self.engines.background:
-            return {}
+            return Report()
         add = functools.partial(on_rank_zero, trainer, lambda: self._record.add_late(fetch()), "It")
         numbers = self.guard.attempt(trainer, add, "the numbers of engines in the background are lost", Numbers())
         self._take(trainer, numbers)
-        return numbers.scalars
+        return chosen_numbers(trainer, numbers, self.engines.log, self.tolerance)
 
     def _take(self, trainer: pl.Trainer, numbers: Numbers) -> None:
         """Keep the numbers for monitors, pass on what went wrong, and hold the tolerances."""

@@ -12,8 +12,9 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from lightning_robust.callbacks.deployment_parity.about import about_run
 from lightning_robust.callbacks.deployment_parity.calibration import CalibrationInputs
-from lightning_robust.callbacks.deployment_parity.engine_settings import EngineSettings
+from lightning_robust.callbacks.deployment_parity.pass_settings import PassSettings
 from lightning_robust.callbacks.deployment_parity.task import KNOWN, task_of
 from lightning_robust.deployment.engines import Runtime, Subject, available
 from lightning_robust.deployment.graph.export import frozen_copy, to_args
@@ -129,7 +130,7 @@ class ParityMeter:
         time_limit: float,
         tolerance: Tolerance | None,
         *,
-        engines: EngineSettings,
+        engines: PassSettings,
         calibration: CalibrationInputs,
     ) -> None:
         self._targets, self._perturbations = targets, perturbations
@@ -157,7 +158,8 @@ class ParityMeter:
                 weights = MeasuredWeights(trainer.current_epoch, trainer.global_step)
             else:
                 weights = MeasuredWeights(None, None, str(trainer.ckpt_path or ""), digest(snapshot.weights or {}))
-            return Examined(subject, task, replace(report, weights=weights), snapshot.inputs)
+            report = replace(report, weights=weights, about=about_run(trainer, pl_module))
+            return Examined(subject, task, report, snapshot.inputs)
 
     def measure_again(self, trainer: pl.Trainer, pl_module: pl.LightningModule, last: Examined) -> Examined:
         """Measure the weights that the module holds after the fit, on all samples that the last pass had gathered.
@@ -180,7 +182,7 @@ class ParityMeter:
             if same:
                 report = _with_slow_targets(report, last.report)
             weights = last.report.weights if same else MeasuredWeights(None, trainer.global_step)
-            report = replace(report, weights=replace(weights, digest=digest(state)))
+            report = replace(report, weights=replace(weights, digest=digest(state)), about=last.report.about)
             return Examined(subject, task, report, last.inputs)
 
     def scalars(

@@ -15,17 +15,18 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_robust.callbacks.deployment_parity.kept import kept_elsewhere
 from lightning_robust.callbacks.deployment_parity.measure import Examined, ParityMeter
+from lightning_robust.callbacks.deployment_parity.pass_settings import Log
 from lightning_robust.callbacks.deployment_parity.report import layers_report, pass_report
+from lightning_robust.callbacks.deployment_parity.tags import STATUS, split_tags
 from lightning_robust.callbacks.diagnostics import Report, show
 from lightning_robust.deployment.graph.export import ExportError
 from lightning_robust.deployment.parity.background import LateResults
 from lightning_robust.deployment.parity.result import ParityReport
+from lightning_robust.deployment.parity.scale import PLAIN_UNIT
 from lightning_robust.deployment.report.page import write_report
 from lightning_robust.deployment.report.tables import summary
 from lightning_robust.harness.ranks import Guard
 from lightning_robust.harness.trainers import is_fast_dev_run
-
-STATUS = "parity/status"
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,14 @@ class Numbers:
         failures: Target -> why it has no numbers.
         absent: Target -> why it is not available, any more or at all.
         notes: Lines that the user should see.
+        unit: The metric that stands for a distance.
     """
 
     scalars: dict[str, float] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    unit: str = PLAIN_UNIT
 
     @classmethod
     def of(cls, report: ParityReport | LateResults) -> Numbers:
@@ -51,11 +54,17 @@ class Numbers:
             {name: target.note for name, target in report.targets.items() if target.status == status}
             for status in ("failed", "unavailable")
         )
-        return cls(report.scalars(), failures, absent, report.notes)
+        return cls(report.scalars(), failures, absent, report.notes, report.unit)
 
     def lost(self, known: Container[str]) -> dict[str, str]:
         """The failures, and what is absent and not known to be."""
         return self.failures | {name: reason for name, reason in self.absent.items() if name not in known}
+
+
+def chosen_numbers(trainer: pl.Trainer, numbers: Numbers, log: Log, tolerance: Mapping[str, float] | None) -> Report:
+    """The numbers of a pass: those that loggers get, and those for monitors alone."""
+    shown, others = split_tags(trainer, numbers.scalars, numbers.unit, log, tolerance)
+    return Report(shown, unlogged=others)
 
 
 class ParityRecord:
@@ -81,6 +90,11 @@ class ParityRecord:
         self.report, self._examined = examined.report, examined if keep else None
         self.history.append((epoch, self.report.attribution))
         return Numbers.of(self.report)
+
+    def shown(self, numbers: Report) -> Report:
+        """Numbers with the tables and figures of the last pass."""
+        pictures = pass_report(self.report, self.history)
+        return replace(numbers, tables=pictures.tables, figures=pictures.figures)
 
     def add_late(self, late: LateResults | None) -> Numbers:
         """Results of engines that an earlier pass had started, if there are any."""
@@ -151,8 +165,7 @@ class ParityRecord:
         if self._examined is None or self.report is None:
             return
         if again:
-            shown = pass_report({}, self.report, self.history)
-            show(trainer, Report(tables=shown.tables, figures=shown.figures))
+            show(trainer, pass_report(self.report, self.history))
         show(trainer, layers_report(self.report))
 
     def _write(self, trainer: pl.Trainer, tolerance: Mapping[str, float] | None) -> Path | None:

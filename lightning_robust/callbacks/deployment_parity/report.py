@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from lightning_robust.callbacks.diagnostics import Report, Table
 from lightning_robust.deployment.parity.links import History
 from lightning_robust.deployment.parity.result import ParityReport
-from lightning_robust.deployment.parity.scale import unit_label
-from lightning_robust.deployment.report.figures import draw_parity
-from lightning_robust.deployment.report.layer_figure import draw_layers
+from lightning_robust.deployment.parity.scale import PLAIN_UNIT
+from lightning_robust.deployment.pixels.words import label_of
+from lightning_robust.deployment.report.figures import draw_chain, draw_families, draw_history, has_chain
+from lightning_robust.deployment.report.layer_figure import draw_costs, draw_drift
 from lightning_robust.deployment.report.layers import keep_rows, layer_rows
 from lightning_robust.deployment.report.tables import (
     chain_rows,
     finding_rows,
+    narrow,
     perturbation_rows,
     target_rows,
 )
@@ -23,26 +26,62 @@ from lightning_robust.deployment.report.tables import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CHARTS = {
-    "distance to PyTorch": [r"parity/.*/rel_l2"],
-    "attribution": [r"attribution/[a-z0-9]+$"],
-    "preprocessing, as a multiple of fp16": [r"sensitivity/.*/times_fp16"],
+_PRECISIONS = {"fp16": "fp16(acc)?", "bf16": "bf16", "int8": "int8", "fp32 and TF32": "(fp32|tf32)"}
+_FAMILIES = {
+    "geometry": ("resize_filter", "shift", "crop"),
+    "colour": ("channel_order", "color_matrix", "color_range", "gamma"),
+    "values": ("gain_offset", "noise", "rounding", "compression"),
 }
-"""The page of custom scalars: title -> tags."""
 
 
-def pass_report(scalars: Mapping[str, float], report: ParityReport | None, history: History) -> Report:
-    """One pass; the numbers alone on ranks that did not measure it."""
+def charts(decoded: bool, targets: Sequence[str] = ()) -> dict[str, list[str]]:
+    """The page of custom scalars: title of a chart -> its tags, of which each has about four.
+
+    Args:
+        decoded: Whether distances are in the task's unit.
+        targets: Names of targets; of all precisions but int8 where none are given.
+    """
+    unit = r"(?!.*_guessed_)[^/]+_p99" if decoded else PLAIN_UNIT
+    named = [title for title, end in _PRECISIONS.items() if any(re.search(f"-{end}$", name) for name in targets)]
+    distances = {
+        f"distance to PyTorch, {title}": [rf"^parity/[^/]+-{_PRECISIONS[title]}/{unit}$"]
+        for title in named or [title for title in _PRECISIONS if title != "int8"]
+    }
+    what_ifs = {
+        f"if the deployed side differed in {title}": [rf"^sensitivity/family/({'|'.join(names)})$"]
+        for title, names in _FAMILIES.items()
+    }
+    return distances | what_ifs
+
+
+def pass_report(report: ParityReport | None, history: History) -> Report:
+    """Tables and figures of one pass; nothing on ranks that did not measure it."""
     if report is None:
-        return Report(scalars)
+        return Report()
     tables: dict[str, Table] = {
-        "parity/targets": target_rows(report),
-        "parity/chain": chain_rows(report),
-        "sensitivity/perturbations": perturbation_rows(report),
+        "parity/targets": narrow(target_rows(report), 5),
+        "parity/chain": narrow(chain_rows(report)),
+        "sensitivity/perturbations": _in_words(narrow(perturbation_rows(report))),
     }
     if report.findings:
-        tables["parity/findings"] = finding_rows(report)
-    return Report(scalars, tables, {"parity/overview": functools.partial(draw_parity, history, report)})
+        tables["parity/findings"] = narrow(finding_rows(report))
+    return Report({}, tables, dict(_pass_figures(report, history)))
+
+
+def _in_words(table: Table) -> Table:
+    """A table of perturbations, with their words for names."""
+    columns, rows = table
+    return columns, [[label_of(name), *cells] for name, *cells in rows]
+
+
+def _pass_figures(report: ParityReport, history: History) -> Iterator[tuple[str, Callable[[], Figure]]]:
+    """What draws a figure, by tag; over the epochs once there are two."""
+    if has_chain(report):
+        yield "parity/chain", functools.partial(draw_chain, report)
+    if has_chain(report) and len(history) > 1:
+        yield "parity/over_epochs", functools.partial(draw_history, tuple(history), report.unit)
+    if report.sensitivity:
+        yield "sensitivity/families", functools.partial(draw_families, report)
 
 
 def layers_report(report: ParityReport) -> Report:
@@ -51,7 +90,11 @@ def layers_report(report: ParityReport) -> Report:
     tables: dict[str, Table] = {}
     for each in report.examined:
         int8 = each.layers.precision == "int8"
-        name = "parity/layers_int8" if int8 else "parity/layers"
-        figures[name] = functools.partial(draw_layers, each.layers, unit_label(each.layers.unit))
-        tables |= {name: layer_rows(each.layers), f"parity/{'exclude_int8' if int8 else 'keep_fp32'}": keep_rows(each)}
+        name, drift = ("parity/layers_int8", "parity/drift_int8") if int8 else ("parity/layers", "parity/drift")
+        figures[name] = functools.partial(draw_costs, each.layers)
+        figures[drift] = functools.partial(draw_drift, each.layers)
+        tables |= {
+            name: narrow(layer_rows(each.layers)),
+            f"parity/{'exclude_int8' if int8 else 'keep_fp32'}": keep_rows(each),
+        }
     return Report(tables=tables, figures=figures)

@@ -27,6 +27,7 @@ from lightning_robust.deployment.parity.perturbed import Perturb, preprocessing_
 from lightning_robust.deployment.parity.result import (
     ParityReport,
     TargetResult,
+    interval_scalars,
     target_sensitivity_scalars,
 )
 from lightning_robust.deployment.pixels.catalogue import Perturbation
@@ -58,7 +59,7 @@ class LateResults:
         """All numbers under their TensorBoard tags."""
         tags = target_sensitivity_scalars(self.target_sensitivity, self.unit)
         for name, target in self.targets.items():
-            tags |= target.scalars(name)
+            tags |= target.scalars(name) | interval_scalars(self.basis, f"parity/{name}/{self.unit}")
         return tags | chain_scalars(self.chain)
 
     def merged_into(self, report: ParityReport) -> ParityReport:

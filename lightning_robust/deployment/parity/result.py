@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -122,6 +123,7 @@ class ParityReport:
         basis: Tag -> the number of inputs behind it, and its interval.
         weights: Which weights were measured.
         trade_off: A target under several keep lists, if :func:`~.trade_off.measure_trade_off` measured it.
+        about: What a reader should know of the model and the data: their classes, the number of parameters.
     """
 
     targets: dict[str, TargetResult]
@@ -142,6 +144,7 @@ class ParityReport:
     basis: dict[str, Basis] = field(default_factory=dict)
     weights: MeasuredWeights = MeasuredWeights()
     trade_off: tuple[LatencyPoint, ...] = ()
+    about: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def examined(self) -> tuple[Examination, ...]:
@@ -160,12 +163,12 @@ class ParityReport:
         return {link.key: link.value for link in self.chain}
 
     def scalars(self) -> dict[str, float]:
-        """The numbers under their TensorBoard tags; of perturbations the plain distance and those in ``unit``."""
+        """All numbers under their tags, as they can be monitored."""
         tags = {"parity/status": float(max((STATUS_CODES[t.status] for t in self.targets.values()), default=0))}
         for name, target in self.targets.items():
-            tags |= target.scalars(name)
+            tags |= target.scalars(name) | interval_scalars(self.basis, f"parity/{name}/{self.unit}")
         for name, metrics in self.sensitivity.items():
-            tags |= {f"sensitivity/{name}/{key}": value for key, value in metrics.items() if self._is_logged(key)}
+            tags |= {f"sensitivity/{name}/{key}": value for key, value in metrics.items()}
         tags |= {f"sensitivity/family/{family}": value for family, value in self.families().items()}
         tags |= target_sensitivity_scalars(self.target_sensitivity, self.unit)
         tags |= chain_scalars(self.chain)
@@ -195,9 +198,18 @@ class ParityReport:
         """The perturbation that moves the outputs most, as :meth:`moved` counts."""
         return max(self.sensitivity, key=self.moved, default=None)
 
-    def _is_logged(self, metric: str) -> bool:
-        whole = self.unit.replace("_known_", "_")
-        return metric in ("rel_l2", BEYOND, "times_fp16", self.unit, self.moved_unit, whole)
+
+def interval_scalars(basis: Mapping[str, Basis], tag: str) -> dict[str, float]:
+    """The ends of the interval of the number under a tag; empty where it has none.
+
+    Example:
+        >>> interval_scalars({"parity/a-fp16/rel_l2": Basis(16, 0.1, 0.3)}, "parity/a-fp16/rel_l2")
+        {'parity/a-fp16/rel_l2_low': 0.1, 'parity/a-fp16/rel_l2_high': 0.3}
+    """
+    rests = basis.get(tag)
+    if rests is None or math.isnan(rests.low):
+        return {}
+    return {f"{tag}_low": rests.low, f"{tag}_high": rests.high}
 
 
 def target_sensitivity_scalars(results: Mapping[str, Mapping[str, float]], unit: str) -> dict[str, float]:

@@ -132,12 +132,22 @@ def violations(scalars: Mapping[str, float], tolerance: Mapping[str, float] | No
         >>> [str(violation) for violation in violations({"parity/emulated-fp16/rel_l2": 0.1})]
         ['parity/emulated-fp16/rel_l2 is 0.1, allowed is 0.005']
     """
-    tags = _tags(DEFAULT_TOLERANCES if tolerance is None else tolerance)
+    tags = limits_by_tag(DEFAULT_TOLERANCES if tolerance is None else tolerance)
     return [
         Violation(tag, scalars[tag], limit)
         for tag, limit in tags.items()
         if tag in scalars and not scalars[tag] <= limit
     ]
+
+
+def limits_by_tag(tolerance: Mapping[str, float]) -> dict[str, float]:
+    """Tag -> limit, of tolerances by target or by target and metric.
+
+    Example:
+        >>> limits_by_tag({"emulated-fp16": 5e-3, "tensorrt-fp16/x_px_max": 0.5})
+        {'parity/emulated-fp16/rel_l2': 0.005, 'parity/tensorrt-fp16/x_px_max': 0.5}
+    """
+    return {f"parity/{key}" if "/" in key else f"parity/{key}/rel_l2": limit for key, limit in tolerance.items()}
 
 
 def _concerns(precision: str, broken: list[Violation]) -> bool:
@@ -162,7 +172,7 @@ def _judge_sound(
 
 def _executed_limits(report: ParityReport, tolerance: Mapping[str, float]) -> dict[str, float]:
     """Tag -> limit, of the engines that were executed."""
-    return {tag: limit for tag, limit in _tags(tolerance).items() if _executed(report, tag.split("/")[1])}
+    return {tag: limit for tag, limit in limits_by_tag(tolerance).items() if _executed(report, tag.split("/")[1])}
 
 
 def _is_certain(report: ParityReport, tag: str, limit: float) -> bool:
@@ -261,8 +271,3 @@ def _what_if(report: ParityReport, name: str) -> str:
 
 def _moves(entry: Perturbation | None, metrics: Mapping[str, float]) -> bool:
     return entry is not None and entry.motion is not None and BEYOND in metrics
-
-
-def _tags(tolerance: Mapping[str, float]) -> dict[str, float]:
-    """Tag -> limit, of tolerances by target or by target and metric."""
-    return {f"parity/{key}" if "/" in key else f"parity/{key}/rel_l2": limit for key, limit in tolerance.items()}

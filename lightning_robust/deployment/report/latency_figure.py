@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from lightning_robust.deployment.parity.latency import LatencyPoint, latency_points, pareto
 from lightning_robust.deployment.parity.result import ParityReport
 from lightning_robust.deployment.parity.scale import unit_label
+from lightning_robust.figures import COLOURS, FONT, add_legend, name_axes, panel, use_plain_log_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,10 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.text import Annotation
     from matplotlib.transforms import Bbox
 
-_COLOURS = ("#4c78a8", "#f58518", "#e45756", "#72b7b2", "#54a24b", "#b279a2", "#9d755d", "#eeca3b")
-_FRONT, _TEXT = "#b3b3b3", "#1b1f24"
+_FRONT = "#b3b3b3"
+_WIDE = 30.0  # times, beyond which an axis names powers of ten alone
 _LEAST = 1e-12  # of an axis that cannot show zero
-_GAPS = (9, 22, 36, 52, 70, 90)  # points
+_GAPS = (10, 26, 44, 62, 80, 100)  # points
 
 
 def draw_latency(report: ParityReport) -> Figure | None:
@@ -38,28 +39,25 @@ def draw_latency(report: ParityReport) -> Figure | None:
 
 
 def _draw(points: Sequence[LatencyPoint], unit: str) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    figure = Figure(figsize=(9, 4.6))
-    FigureCanvasAgg(figure)  # labels are measured, to be kept apart
-    axes = figure.add_axes((0.09, 0.13, 0.7, 0.78))
+    figure, axes = panel(4.6, "Accuracy against latency: no target is both faster and nearer than the grey line")
     _draw_points(axes, points)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.margins(0.18, 0.15)
+    for which in ("x", "y"):
+        _scale_logarithmically(axes, which)
+    axes.margins(0.18, 0.2)
     batches = sorted({point.latency.batch for point in points})
-    axes.set_xlabel(f"milliseconds for a batch of {' or '.join(map(str, batches))}: median, and 99th percentile")
-    axes.set_ylabel(unit, parse_math=False)
-    axes.set_title("Accuracy against latency: none is both faster and nearer than those on the grey line", fontsize=10)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    name_axes(axes, f"ms for a batch of {' or '.join(map(str, batches))}: median, and 99th percentile", unit)
+    add_legend(axes)
+    figure.draw_without_rendering()  # labels are measured where the panel lies, to be kept apart
     _write_counts(axes, points)
     return figure
+
+
+def _scale_logarithmically(axes: Axes, which: Literal["x", "y"]) -> None:
+    """A logarithmic axis that names powers of ten alone where it has several."""
+    use_plain_log_ticks(axes, which)
+    low, high = (axes.get_xlim if which == "x" else axes.get_ylim)()
+    if high / low > _WIDE:
+        use_plain_log_ticks(axes, which, (1,))
 
 
 def _draw_points(axes: Axes, points: Sequence[LatencyPoint]) -> None:
@@ -67,7 +65,7 @@ def _draw_points(axes: Axes, points: Sequence[LatencyPoint]) -> None:
     targets = list(dict.fromkeys(point.target for point in points))
     for index, target in enumerate(targets):
         ours = [point for point in points if point.target == target]
-        _draw_target(axes, ours, _COLOURS[index % len(_COLOURS)])
+        _draw_target(axes, ours, COLOURS[index % len(COLOURS)])
 
 
 def _draw_target(axes: Axes, points: Sequence[LatencyPoint], colour: str) -> None:
@@ -89,8 +87,8 @@ def _write_counts(axes: Axes, points: Sequence[LatencyPoint]) -> None:
             (_x(point), _y(point)),
             xytext=(0, 0),
             textcoords="offset points",
-            fontsize=8,
-            color=_TEXT,
+            fontsize=FONT - 1,
+            in_layout=False,
         )
         box = min((_moved(label, *offset) for offset in _offsets()), key=lambda found: _overlap(found[0], taken, axes))
         _moved(label, *box[1])
@@ -102,6 +100,7 @@ def _write_counts(axes: Axes, points: Sequence[LatencyPoint]) -> None:
                 xytext=box[1],
                 textcoords="offset points",
                 arrowprops={"arrowstyle": "-", "color": _FRONT, "linewidth": 0.7},
+                in_layout=False,
             )
 
 

@@ -21,19 +21,39 @@ _MANY = 10.0  # a drift beyond is told as a multiple
 
 
 def layer_rows(layers: Sensitivity, count: int = 20) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table of nodes, the most expensive in low precision first."""
-    alone = f"alone, {unit_label(layers.unit)}"
-    columns = ["node", "operator", "module", "where", "line", alone, "drift", "overflow", "flushed"]
-    return columns, [_layer_row(node) for node in layers.ranked()[:count]]
+    """Header and rows of the table of nodes, the most expensive in low precision first.
+
+    A node's number is its place from input to output, as in the figure of the drift.
+    """
+    numbers = {node.name: str(number) for number, node in enumerate(layers.nodes, 1)}
+    columns = ["number", "where", "alone", "drift", "module", "line", "overflow", "flushed"]
+    return [*columns, "node"], [[numbers[node.name], *_layer_row(node)] for node in layers.ranked()[:count]]
 
 
 def keep_rows(found: Examined) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table of nodes to keep in fp32; the header says what that gains."""
+    """Header and rows of the table of nodes to keep in fp32."""
     keep = found.keep
     if keep is None:
         return ["keep in fp32", "where"], []
-    places = {node.name: node.place for node in found.layers.nodes} if found.layers else {}
-    return [f"keep in fp32: {keep_sentence(found)}", "where"], [[n, places.get(n, "moves values")] for n in keep.nodes]
+    header = ["keep out of int8" if keep.setting == "exclude_int8" else "keep in fp32", "where"]
+    return header, kept_places(keep, found.layers)
+
+
+def kept_places(keep: KeepList, layers: Sensitivity | None) -> list[list[str]]:
+    """Each node of a list with its place, those that were examined first, in the graph's order."""
+    places = {node.name: node.place for node in layers.nodes} if layers else {}
+    others = [name for name in keep.nodes if name not in places]
+    listed = [[name, place] for name, place in places.items() if name in keep.nodes]
+    return [*listed, *([name, "kept already, or moves values between the others"] for name in others)]
+
+
+def using_sentence(keep: KeepList) -> str:
+    """How a list is used."""
+    tool = "modelopt.onnx.quantization" if keep.precision == "int8" else "ModelOpt AutoCast"
+    return (
+        f"To use it: {keep.setting}.json has the list. In YAML and on the module `{keep.setting}` takes its nodes or "
+        f"modules; its nodes_to_exclude are the argument of that name of {tool}."
+    )
 
 
 def keep_sentence(found: Examined) -> str:
@@ -41,12 +61,14 @@ def keep_sentence(found: Examined) -> str:
     keep = found.keep
     if keep is None:
         return ""
-    if not keep.nodes:
+    if not any(node.name in keep.nodes for node in found.layers.nodes) if found.layers else not keep.nodes:
         return _empty_sentence(keep, found.layers)
-    return (
-        f"With {len(keep.nodes)} of {keep.of} nodes kept in fp32 the distance falls from {keep.total:.3g} to "
-        f"{keep.error:.3g} {unit_label(keep.unit)}{_say_samples(keep)}. {_say_aim(keep)}"
+    kept = f"{len(keep.nodes)} of {keep.of}"
+    told = (
+        f"With {kept} nodes kept {'out of int8' if keep.precision == 'int8' else 'in fp32'} the distance falls from "
+        f"{keep.total:.3g} to {keep.error:.3g} {unit_label(keep.unit)}{_say_samples(keep)}. {_say_aim(keep)}"
     )
+    return told if len(keep.nodes) < keep.of else f"{told} Nothing is left in {keep.precision}, which gains nothing."
 
 
 def layer_sentences(found: Examined) -> list[str]:
@@ -93,7 +115,8 @@ def _empty_sentence(keep: KeepList, layers: Sensitivity | None) -> str:
     if layers is not None and all(node.isolated is None for node in layers.nodes):
         return "No node was measured before time was up, so that there is no list of what to keep in fp32."
     if keep.met:
-        return f"No node needs to be kept in fp32: the distance is {distance}{_say_samples(keep)}. {_say_aim(keep)}"
+        which = f"No node beside the {len(keep.nodes)} that are kept already" if keep.nodes else "No node"
+        return f"{which} needs to be kept in fp32: the distance is {distance}{_say_samples(keep)}. {_say_aim(keep)}"
     return f"No list of nodes to keep in fp32 brings the distance of {distance} down to {keep.tolerance:.3g}."
 
 
@@ -115,17 +138,11 @@ def _how_many(samples: int) -> str:
 
 
 def _layer_row(node: NodeSensitivity) -> list[str]:
-    shares = (f"{value:.3g}" for value in (node.trace.drift, node.trace.overflow, node.trace.flushed))
-    origin = node.origin
-    return [
-        node.name,
-        node.op,
-        origin.module or "-",
-        origin.source or "-",
-        origin.text or "-",
-        layer_cost(node),
-        *shares,
-    ]
+    origin, trace = node.origin, node.trace
+    where = f"{origin.source} {node.op}" if origin.source else node.op
+    shares = ("0" if share == 0 else percent(share) for share in (trace.overflow, trace.flushed))
+    drift = percent(trace.drift) if trace.drift <= _MANY else f"{trace.drift:.2g}"
+    return [where, layer_cost(node), drift, origin.module or "-", origin.text or "-", *shares, node.name]
 
 
 def layer_cost(node: NodeSensitivity) -> str:

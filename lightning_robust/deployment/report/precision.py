@@ -12,7 +12,7 @@ from lightning_robust.deployment.parity.links import Basis
 from lightning_robust.deployment.parity.result import Examination
 from lightning_robust.deployment.parity.scale import unit_label
 from lightning_robust.deployment.parity.verdict import with_interval
-from lightning_robust.deployment.report.layer_figure import draw_layers
+from lightning_robust.deployment.report.layer_figure import draw_costs, draw_drift
 from lightning_robust.deployment.report.layers import keep_sentence, layer_cost, unmeasured_sentence
 from lightning_robust.pages import environment_facts, render, svg
 
@@ -51,7 +51,7 @@ def write_precision(
             distances=_distance_rows(found),
             keep=keep_sentence(Examination(found.layers, found.keep)),
             nodes=_kept_rows(found),
-            layers=svg(draw_layers(found.layers, unit_label(found.keep.unit))) if found.layers.nodes else None,
+            layers=[svg(draw(found.layers)) for draw in (draw_costs, draw_drift)] if found.layers.nodes else None,
             unmeasured=unmeasured_sentence(found.layers),
             building=building_sentences(found),
             notes=lines,

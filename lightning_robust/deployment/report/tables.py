@@ -8,45 +8,48 @@ from lightning_robust.deployment.engines.latency import Latency
 from lightning_robust.deployment.graph.lint import Finding
 from lightning_robust.deployment.graph.origin import Origin
 from lightning_robust.deployment.parity.links import Basis
-from lightning_robust.deployment.parity.result import BEYOND, STORAGE, ParityReport
-from lightning_robust.deployment.parity.scale import unit_label
+from lightning_robust.deployment.parity.result import BEYOND, STORAGE, ParityReport, TargetResult
+from lightning_robust.deployment.parity.scale import PLAIN_UNIT, unit_label
 from lightning_robust.deployment.parity.verdict import what_if_sentences, with_interval
 from lightning_robust.deployment.pixels.catalogue import CATALOGUE
 from lightning_robust.deployment.report.layers import layer_sentences
 from lightning_robust.tables import plain_table
 
+Table = tuple[list[str], list[list[str]]]
+"""Header and rows."""
 _PLAIN = ("rel_l2", "max_abs", "nonfinite", "flip_rate")
 
 
-def target_rows(report: ParityReport) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table target x metric, each number in the task's units with its interval."""
+def target_rows(report: ParityReport) -> Table:
+    """Header and rows of the table target x metric: the distance in the task's unit, its n, what else was measured."""
     keys = _target_metrics(report)
     rows = []
     for name, target in report.targets.items():
         tags = {key: f"parity/{name}/{key}" for key in keys}
-        cells = (_cell(report, target.metrics, key, None if key in _PLAIN else tag) for key, tag in tags.items())
-        status = target.status if target.step is None else f"{target.status}, step {target.step}"
-        rows.append([name, *cells, _count(report, tags[report.unit]) if report.unit in tags else "-", status])
-    return ["target", *map(_column, keys), "n", "status"], rows
+        told = {key: None if key in _PLAIN and key != report.unit else tag for key, tag in tags.items()}
+        first, *cells = (_cell(report, target.metrics, key, tag) for key, tag in told.items())
+        rows.append([name, first, _status(target), _count(report, f"parity/{name}/{report.unit}"), *cells])
+    first, *columns = map(_column, keys)
+    return ["target", first, "status", "n", *columns], rows
 
 
-def chain_rows(report: ParityReport) -> tuple[list[str], list[list[str]]]:
+def chain_rows(report: ParityReport) -> Table:
     """Header and rows of the table of links, each a distance between two sets of outputs."""
     rows = [
         [
             link.name,
-            link.source,
-            link.target,
             with_interval(link.value, link.basis),
             f"{link.bias:+.2g}",
             str(link.samples),
+            link.source,
+            link.target,
         ]
         for link in report.chain
     ]
-    return ["link", "from", "to", "distance", "bias", "n"], rows
+    return ["link", "distance", "bias", "n", "from", "to"], rows
 
 
-def engine_rows(report: ParityReport) -> tuple[list[str], list[list[str]]]:
+def engine_rows(report: ParityReport) -> Table:
     """Header and rows of the table of engines: latency, size, and the precisions that its layers ran in."""
     rows = []
     for name, target in report.targets.items():
@@ -57,31 +60,39 @@ def engine_rows(report: ParityReport) -> tuple[list[str], list[list[str]]]:
     return ["engine", "ms", "p99 ms", "batch", "runs", "MB", "layers ran in"], rows
 
 
-def perturbation_rows(report: ParityReport) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table of perturbations, the worst first."""
+def perturbation_rows(report: ParityReport) -> Table:
+    """Header and rows of the table of perturbations, the worst first, by what goes beyond the picture's motion."""
     moved, guessed = report.moved_unit, report.moved_unit.replace("_known_", "_guessed_")
-    most = [report.unit] * (report.unit != moved)
+    parted = any(metrics.get(BEYOND, metrics[moved]) != metrics[moved] for metrics in report.sensitivity.values())
+    further = {moved: "with the motion"} if parted else {}
+    further |= {guessed: "where guessed"} if guessed != moved else {}
+    further |= {report.unit: "p99"} if report.unit != moved else {}
     rows = []
     for name in sorted(report.sensitivity, key=report.moved, reverse=True):
         metrics, tag = report.sensitivity[name], f"sensitivity/{name}"
         family = CATALOGUE[name].family if name in CATALOGUE else "-"
-        keys = [moved, BEYOND, *[guessed] * (guessed != moved), *most]
+        keys = [BEYOND if BEYOND in metrics else moved, *further]
         cells = (_cell(report, metrics, key, f"{tag}/{key}") for key in keys)
         times = _times(metrics["times_fp16"]).removesuffix(" times") if "times_fp16" in metrics else "-"
-        rows.append([name, family.replace("_", " "), *cells, times, _count(report, f"{tag}/{moved}")])
-    columns = ["moves by", "beyond the motion", *["where guessed"] * (guessed != moved), *["p99"] * len(most)]
-    return ["perturbation", "family", *columns, "times fp16", "n"], rows
+        rows.append([name, *cells, times, _count(report, f"{tag}/{moved}"), family.replace("_", " ")])
+    return ["perturbation", "moves by", *further.values(), "times fp16", "n", "family"], rows
 
 
-def finding_rows(report: ParityReport) -> tuple[list[str], list[list[str]]]:
+def finding_rows(report: ParityReport) -> Table:
     """Header and rows of the table of what the graph will do on TensorRT."""
-    rows = [[f.rule, _place(f), f.what, f.consequence, f.remedy] for f in report.findings]
-    return ["rule", "where", "what", "on TensorRT", "instead"], rows
+    rows = [[_place(f), f.what, f.consequence, f.remedy, f.rule] for f in report.findings]
+    return ["where", "what", "on TensorRT", "what to do", "rule"], rows
 
 
 def _place(finding: Finding) -> str:
     known = finding.module or finding.source
     return str(Origin(finding.module, finding.source)) if known else finding.node
+
+
+def narrow(table: Table, columns: int = 4) -> Table:
+    """The first columns of a table, which are those that matter: for a card on which more would break the words."""
+    header, rows = table
+    return header[:columns], [row[:columns] for row in rows]
 
 
 def summary(report: ParityReport) -> str:
@@ -118,6 +129,10 @@ def worst_sentence(report: ParityReport) -> str:
     return f"What moves the outputs most: {name} ({distance} {unit_label(report.moved_unit)}{times})"
 
 
+def _status(target: TargetResult) -> str:
+    return target.status if target.step is None else f"{target.status}, step {target.step}"
+
+
 def _times_of(latency: Latency | None) -> list[str]:
     """The median and the p99 in milliseconds, the batch and the number of runs."""
     if latency is None:
@@ -137,7 +152,7 @@ def _target_metrics(report: ParityReport) -> list[str]:
     # what counts places without a value too, and a column of zeros, would tell nothing
     idle = {"max_abs": bool(decoded), "nonfinite": nothing_lost}
     plain = [key for key in _PLAIN if key in measured and not idle.get(key)]
-    return [*plain, *_without_wholes(decoded), *[STORAGE] * (STORAGE in measured)]
+    return list(dict.fromkeys([report.unit, *plain, *_without_wholes(decoded), *[STORAGE] * (STORAGE in measured)]))
 
 
 def _without_wholes(keys: list[str]) -> list[str]:
@@ -147,7 +162,7 @@ def _without_wholes(keys: list[str]) -> list[str]:
 
 
 def _column(key: str) -> str:
-    return key.replace("_p99", " p99").replace("_known", " known").replace("_guessed", " guessed")
+    return "relative L2" if key == PLAIN_UNIT else key.replace("_", " ")
 
 
 def _cell(report: ParityReport, metrics: dict[str, float], key: str, tag: str | None) -> str:

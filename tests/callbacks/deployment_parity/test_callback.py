@@ -116,7 +116,8 @@ def test_tensorboard_gets_scalars_figure_table_and_layout(tmp_path):
     events.Reload()
     scalar = events.Scalars("parity/torch-bf16/rel_l2")
     assert [event.step for event in scalar] == [3, 7]
-    assert [event.step for event in events.Images("parity/overview")] == [3, 7]
+    assert [event.step for event in events.Images("sensitivity/families")] == [3, 7]
+    assert events.Tags()["images"] == ["sensitivity/families", "parity/layers", "parity/drift"]
     assert {"parity/targets/text_summary", "sensitivity/perturbations/text_summary"} <= set(events.Tags()["tensors"])
     assert "custom_scalars__config__" in events.Tags()["tensors"]
 
@@ -127,8 +128,8 @@ def test_other_loggers_get_files(tmp_path):
     folder = tmp_path / "lightning_logs" / "version_0"
     figures = {p.name for p in (folder / "figures").rglob("*") if p.is_file()}
     assert figures == {
-        *("overview-3.png", "targets-3.csv", "chain-3.csv", "perturbations-3.csv"),
-        *("layers-4.png", "layers-4.csv", "keep_fp32-4.csv"),  # after the fit
+        *("families-3.png", "targets-3.csv", "chain-3.csv", "perturbations-3.csv"),
+        *("layers-4.png", "drift-4.png", "layers-4.csv", "keep_fp32-4.csv"),  # after the fit
     }
     assert {p.name for p in (folder / "parity").iterdir()} == {"parity.html", "parity.json", "keep_fp32.json"}
 

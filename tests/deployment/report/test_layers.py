@@ -43,6 +43,15 @@ def test_no_drift_is_told_as_infinite_per_cent():
     }
 
 
+def test_a_list_that_adds_nothing_or_is_everything_is_told_as_such():
+    """Nodes that were kept before are no gain, and where nothing is left in fp16 there is none either."""
+    before = changed(nodes=("kept", "move"), total=0.05, error=0.05)
+    assert before.startswith(
+        "No node beside the 2 that are kept already needs to be kept in fp32: the distance is 0.05"
+    )
+    assert changed(of=2).endswith("Nothing is left in fp16, which gains nothing.")
+
+
 def test_an_aim_that_is_not_met_is_said():
     assert changed(error=0.07).endswith("on the 4 it was). The aim of 0.06 is not met there.")
     assert changed(error=0.07, found_error=0.065).endswith("The aim of 0.06 is not met, by no list.")
@@ -64,8 +73,8 @@ def test_nodes_that_were_not_measured_are_last_and_named_so():
     partial = layers(node("a", None, exact=False), node("b", 0.2, exact=False), complete=False)
     told = report(layers=partial, keep=KEEP)
     columns, rows = layer_rows(told.layers)
-    costs = [row[columns.index("alone, x px (99th percentile)")] for row in rows]
-    assert [row[0] for row in rows] == ["b", "a"]
+    costs = [row[columns.index("alone")] for row in rows]
+    assert [(row[0], row[-1]) for row in rows] == [("2", "b"), ("1", "a")]  # the number is the place in the graph
     assert costs == ["at most about 0.2", "not measured"]
     assert layer_sentences(told)[-1] == "Time was up: 1 of 2 nodes were not measured, and are in no list."
     assert "0.2 x px (99th percentile) together with its neighbours" in layer_sentences(told)[0]
@@ -84,5 +93,8 @@ def test_places_stand_with_their_lines():
     told = report(layers=layers(dataclasses.replace(node("a", 0.1), op="Add", origin=where)), keep=KEEP)
     columns, ((*cells,),) = layer_rows(told.layers)
     row = dict(zip(columns, cells, strict=True))
-    assert (row["module"], row["where"], row["line"]) == ("neck.up", "neck.py:41", "x = self.up(x) + y")
-    assert keep_rows(told)[1] == [["a", "neck.py:41 Add in neck.up (x = self.up(x) + y)"], ["b", "moves values"]]
+    assert (row["module"], row["where"], row["line"]) == ("neck.up", "neck.py:41 Add", "x = self.up(x) + y")
+    assert keep_rows(told)[1] == [
+        ["a", "neck.py:41 Add in neck.up (x = self.up(x) + y)"],
+        ["b", "kept already, or moves values between the others"],
+    ]

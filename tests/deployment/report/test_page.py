@@ -57,14 +57,14 @@ def test_page_is_whole_and_fetches_nothing(tmp_path):
         "The chain from PyTorch to the engine",
         "Which layers fp16 hurts",
         "Keep in fp32",
-        "What if the deployed side preprocesses otherwise?",
+        "What if the deployed side preprocessed otherwise?",
         "What the graph will do on TensorRT",
         "Notes",
         "Provenance",
     ]
     assert outline.fetched == []
     assert "<script" not in text
-    assert text.count("<svg") == 2
+    assert text.count("<svg") == 4  # the chain, now and over the epochs; costs and drift
     assert "Time was up" in text
 
 
@@ -77,7 +77,7 @@ def test_int8_has_a_part_of_its_own_and_a_list(tmp_path):
     assert outline.headings[3:7] == [
         *("Which layers fp16 hurts", "Keep in fp32", "Which layers int8 hurts", "Keep out of int8")
     ]
-    assert path.read_text().count("<svg") == 3
+    assert path.read_text().count("<svg") == 5
     assert json.loads((tmp_path / "exclude_int8.json").read_text())["nodes_to_exclude"] == ["^conv$"]
     assert json.loads((tmp_path / "keep_fp32.json").read_text())["nodes"] == ["a", "b"]
     assert json.loads((tmp_path / "parity.json").read_text())["int8"]["keep"]["precision"] == "int8"

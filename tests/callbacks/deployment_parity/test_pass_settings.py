@@ -3,11 +3,11 @@
 import pytest
 
 from lightning_robust import DeploymentParityCallback
-from lightning_robust.callbacks.deployment_parity.engine_settings import EngineSettings
+from lightning_robust.callbacks.deployment_parity.pass_settings import PassSettings
 
 
 def test_defaults_are_those_of_builders_and_of_an_engine_without_tf32():
-    settings = EngineSettings()
+    settings = PassSettings()
     assert (settings.out_of_range, settings.tf32, settings.batch) == ("clamp", False, 1)
 
 
@@ -22,4 +22,4 @@ def test_the_callback_takes_them():
 )
 def test_rejects_what_means_nothing(settings, match):
     with pytest.raises(ValueError, match=match):
-        EngineSettings(**settings)
+        PassSettings(**settings)
