@@ -558,7 +558,7 @@ def test_auto_takes_what_is_here():
     assert os.name == "posix" or "tensorrt-fp16" not in names
 
 
-@pytest.mark.parametrize("broken", ["draw_parity", "draw_layers"])
+@pytest.mark.parametrize("broken", ["draw_chain", "draw_costs"])
 def test_a_figure_that_fails_after_the_fit_is_one_warning(tmp_path, monkeypatch, broken):
     """The page and the numbers stay."""
     from lightning_robust.callbacks.deployment_parity import report as logged

@@ -13,7 +13,8 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning_robust import DeploymentParityCallback
 from lightning_robust.callbacks.deployment_parity.report import charts
 from lightning_robust.callbacks.deployment_parity.tags import brief_tags
-from lightning_robust.deployment.pixels.catalogue import CATALOGUE, FAMILIES
+from lightning_robust.deployment.pixels.catalogue import CATALOGUE
+from lightning_robust.deployment.pixels.names import FAMILIES
 from tests.boring import Boring, make_trainer
 
 OURS = ("parity/", "sensitivity/", "attribution/")

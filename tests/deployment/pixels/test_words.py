@@ -1,6 +1,7 @@
 """Every entry of the catalogue has words of its own, and every family a remedy."""
 
-from lightning_robust.deployment.pixels.catalogue import CATALOGUE, FAMILIES
+from lightning_robust.deployment.pixels.catalogue import CATALOGUE
+from lightning_robust.deployment.pixels.names import FAMILIES
 from lightning_robust.deployment.pixels.words import label_of, remedy_of
 
 
