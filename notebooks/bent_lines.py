@@ -36,8 +36,8 @@ from lightning_robust.deployment.graph.export import frozen_copy
 from lightning_robust.deployment.parity.localise import localise
 from lightning_robust.deployment.parity.verdict import judge_parity
 from lightning_robust.deployment.pixels.catalogue import CATALOGUE, perturbations
-from lightning_robust.deployment.report.figures import draw_chain, draw_parity
-from lightning_robust.deployment.report.layer_figure import draw_layers
+from lightning_robust.deployment.report.figures import draw_chain, draw_families
+from lightning_robust.deployment.report.layer_figure import draw_costs
 from lightning_robust.deployment.report.layers import layer_sentences
 from lightning_robust.deployment.report.tables import summary
 from lightning_robust.functional import PixelSpace
@@ -148,18 +148,17 @@ report = measure_parity(
 print(summary(report))
 
 # %% [markdown]
-# The chart shows the links of the chain. Left: all of them. Right: without preprocessing, so that the numerical ones can be seen.
-# A tall orange part is fp16. After a fit there is one bar for each validation; here there is one.
+# The chart shows the links of the chain, each with its interval, on a logarithmic axis. The orange point is fp16, far to the
+# right of the others.
 
 # %%
-draw_chain([(0, report.attribution)], report.unit)
+draw_chain(report)
 
 # %% [markdown]
 # ## 4. Which layer
 #
-# `localise` switches one node after the other to fp16. Left: what each costs alone, named by its PyTorch module. Right:
-# how far the values have drifted when everything is fp16, from input to output: look for the step. The planted layer is
-# `network.join_fine`, and the list to keep in fp32 should name it or its neighbours.
+# `localise` switches one node after the other to fp16. The figure shows what each costs alone, named by its PyTorch module. The
+# planted layer is `network.join_fine`, and the list to keep in fp32 should name it or its neighbours.
 
 # %%
 report = localise(subject, report, decode=detector.decode)
@@ -168,7 +167,7 @@ places = {node.name: f"{node.place}, {node.op}" for node in report.layers.nodes}
 print(
     "\nkeep in fp32:", *(f"{name}: {places.get(name, 'moves values only')}" for name in report.keep.nodes), sep="\n  "
 )
-draw_layers(report.layers, "lateral px (99th percentile)")
+draw_costs(report.layers)
 
 # %% [markdown]
 # ## 5. Keep these nodes in fp32 and look again
@@ -204,12 +203,12 @@ plt.show()
 # %% [markdown]
 # ## 6. The other suspect: preprocessing
 #
-# Each bar is one thing that the deployed side may do differently, and how far it moves the lines: in light grey with what it
-# moves in the picture, in dark grey what the network adds; the orange rule is what fp16 does in the flawed model. A long bar
-# says where to look first, not that the deployed side does it.
+# Each bar is one thing that the deployed side may do differently, the worst of its kind, and how far it moves the lines: in
+# light grey with what it moves in the picture, in dark grey what the network adds; the orange rule is what fp16 does in the
+# flawed model. A long bar says where to look first, not that the deployed side does it.
 
 # %%
-draw_parity([(0, report.attribution)], report)
+draw_families(report)
 
 # %% [markdown]
 # To know what the deployed side does, dump the network's input on both sides for the same frames. Here it feeds BGR in the

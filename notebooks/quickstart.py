@@ -23,7 +23,7 @@ from lightning_robust import measure_parity
 from lightning_robust.deployment.engines import Subject, available
 from lightning_robust.deployment.graph.export import frozen_copy
 from lightning_robust.deployment.pixels.catalogue import perturbations
-from lightning_robust.deployment.report.figures import draw_parity
+from lightning_robust.deployment.report.figures import draw_chain
 from lightning_robust.deployment.report.tables import summary
 from lightning_robust.functional import PixelSpace
 
@@ -65,7 +65,7 @@ print(summary(reports[1000]))
 # The second model's fp16 distance is of the size of its outputs, while fp32 shows nothing. The picture:
 
 # %%
-draw_parity([(0, reports[1000].attribution)], reports[1000])
+draw_chain(reports[1000])
 
 # %%
 healthy, broken = (report.targets["emulated-fp16"].metrics["rel_l2"] for report in reports.values())

@@ -78,7 +78,7 @@ def values(tag):
     return [event.value for event in events.Scalars(tag)]
 
 
-def show(tag, *, width=10.0):
+def show(tag, *, width=5.8):
     """The last picture of a tag."""
     picture = mpimg.imread(io.BytesIO(events.Images(tag)[-1].encoded_image_string), format="png")
     figure, axes = plt.subplots(figsize=(width, width * picture.shape[0] / picture.shape[1]))
@@ -96,28 +96,29 @@ def show(tag, *, width=10.0):
 # | `parity/onnxruntime-fp32/lateral_px_p99` | what the export does | above 0.01 px: the graph is another function; look for what depends on training mode or on the batch |
 # | `parity/emulated-tf32/...` | fewer digits, the range of fp32 | switch TF32 off when building |
 # | `parity/emulated-fp16/...` | what fp16 does | `parity/layers` names the layer, `parity/keep_fp32` the nodes to spare |
-# | `parity/<target>/nonfinite` | share of values lost to infinity or NaN | any at all: a layer overflows; see the findings |
-# | `parity/findings` | what will go wrong on TensorRT, read off the graph | the table says where, what happens, what to write instead |
+# | `parity/emulated-fp16/lateral_px_p99_low`, `_high` | its 95 % interval | lines that lie within each other's intervals differ by chance: take more samples |
 # | `parity/status` | 0 is well; 4 is failed | the warning in the console says why |
-# | `attribution/<link>` | the distance between two neighbours on the way to the engine | begin with the tallest |
-# | `sensitivity/<name>/lateral_px_p99` | what one difference in preprocessing does | `lightning-robust fingerprint` says whether the deployed side has it |
-# | `sensitivity/<name>/beyond_geometry` | the same on average, less what it does to the picture | what training can lessen |
-# | `sensitivity/<name>/times_fp16` | the same in multiples of fp16 | above 1: look at the pixels before the precision |
-# | `sensitivity/family/<family>` | the worst of each kind | train against it: adversarial training, augmentation |
+# | `sensitivity/family/<family>` | what the worst difference of a kind in preprocessing would do | `lightning-robust fingerprint` says whether the deployed side has it; train against it |
 # | `val/...`, `swa/raw/val/...` | the average of weights, and the raw weights of the same epoch | raw as good: the average buys nothing, leave it out |
 # | `swa/snapshots` | how many epochs are in the average | 0 at the end: `start` was never reached |
 #
-# Units such as `lateral_px` are those of the module's `decode`; without one, read `rel_l2`.
+# Units such as `lateral_px` are those of the module's `decode`; without one, read `rel_l2`. These are the few that loggers get by
+# default; every other number is in `parity/parity.json`, can be monitored all the same, and is logged with `log: full`.
 
 # %% [markdown]
-# ## First look: `parity/overview`
+# ## First look: `parity/over_epochs` and `sensitivity/families`
 #
-# Top left: the links of the chain at each validation. Bottom left: the same without preprocessing, so that fp16 can be seen.
-# Right: each preprocessing difference, in light grey with the motion of the picture, in dark grey beyond it; those beyond the
-# orange rule do more harm than fp16.
+# The links of the chain at each validation; `parity/chain` shows those of the last one with their intervals.
 
 # %%
-show("parity/overview")
+show("parity/over_epochs")
+
+# %% [markdown]
+# What other preprocessing would do, the worst of each kind: in light grey with the motion of the picture, in dark grey beyond it;
+# what lies beyond the orange rule does more harm than fp16.
+
+# %%
+show("sensitivity/families")
 
 # %% [markdown]
 # ## Second look: is it getting better?
@@ -134,7 +135,7 @@ for tag, colour in (
     ("parity/onnxruntime-fp32/lateral_px_p99", "#4c78a8"),
     ("parity/emulated-tf32/lateral_px_p99", "#72b7b2"),
     ("parity/emulated-fp16/lateral_px_p99", "#f58518"),
-    ("sensitivity/resize_bilinear/lateral_px_p99", "#b3b3b3"),
+    ("sensitivity/family/resize_filter", "#b3b3b3"),
 ):
     panels[1].semilogy(values(tag), "o-", color=colour, label=tag)
 for axes, title in zip(panels, ("the task, px", "deployment, px"), strict=True):
@@ -145,13 +146,19 @@ figure.tight_layout()
 plt.show()
 
 # %% [markdown]
-# ## Third look: `parity/layers`
+# ## Third look: `parity/layers` and `parity/drift`
 #
-# Logged once, after the fit. Left: what each node costs alone in fp16. Right: how the values drift from input to output; a
-# step marks the layer where it happens, a cross one that overflows.
+# Logged once, after the fit: what each node costs alone in fp16.
 
 # %%
 show("parity/layers")
+
+# %% [markdown]
+# How the values drift from input to output: a step marks the layer where it happens, a cross one that overflows. The number is
+# that of the table `parity/layers`.
+
+# %%
+show("parity/drift")
 
 # %% [markdown]
 # The tables are text in TensorBoard. This one is `parity/keep_fp32`: the nodes that go into `keep_fp32=`.
@@ -176,7 +183,8 @@ show("val/lanes", width=6.0)
 # 0.033, emulated-fp16 0.63 px; resize_bilinear 12, resize_nearest 41, BGR 49 px.
 
 # %%
-assert {"parity/overview", "parity/layers"} <= set(tags["images"])
+assert {"parity/over_epochs", "parity/chain", "sensitivity/families", "parity/layers"} <= set(tags["images"])
+assert sum(len(found) for group, found in groups.items() if group in ("parity", "sensitivity", "attribution")) <= 20
 assert len(values("parity/emulated-fp16/lateral_px_p99")) == 4
 assert values("parity/onnxruntime-fp32/lateral_px_p99")[-1] < values("parity/emulated-fp16/lateral_px_p99")[-1]
 assert set(values("parity/status")) == {0.0}
