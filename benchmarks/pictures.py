@@ -26,7 +26,7 @@ from lightning_robust.deployment.replay.scenes import animate
 from lightning_robust.harness.runs import load_module
 
 _SEED, _ROAD = 2024, -32  # a bend to the left between solid lines, by daylight
-_FRAMES, _SIZE = 40, (288, 512)
+_FRAMES, _SIZE = 32, (288, 512)
 _GIF_BYTES, _PAGE_BYTES = 1_500_000, 300_000
 _PAGE = (1000, 760)
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 _PYTORCH, _DEPLOYED = "#19d3ff", "#ff4f14"
 _VISIBLE = 0.01  # share of the frame's width below which a deviation is drawn larger than it is
 _TIMES = (1, 2, 5, 10, 20, 50, 100)
-_GIF_SIZES = ((128, 720), (64, 540), (32, 400))  # colours and width, from large to small until the file fits
+_GIF_WIDTH = 720
+_GIF_SIZES = ((128, 720), (64, 640), (64, 540), (48, 480), (32, 400))  # colours and width, until the file fits
 _GIF_BYTES = 4_000_000
 _GIF_MILLISECONDS = 80
 
@@ -85,10 +86,9 @@ def animate(report: ReplayReport, recording: Recording, path: Path, count: int =
     first = max(0, min(scene.farthest(1)[0] - count // 2, len(report.frames) - count))
     positions = range(len(report.frames))[first : first + count]
     pictures = recording.pick(report.frames[position] for position in positions)
+    film = [scene.render(position, pictures, _GIF_WIDTH) for position in track(positions, "Drawing the animation")]
     for colours, width in _GIF_SIZES:
-        frames = track(positions, "Drawing the animation")
-        film = [scene.render(position, pictures, width).quantize(colours, dither=0) for position in frames]
-        film[0].save(path, save_all=True, append_images=film[1:], duration=_GIF_MILLISECONDS, loop=0)
+        _write_film([_narrow(frame, width) for frame in film], path, colours)
         if path.stat().st_size <= size:
             break
     return True
@@ -254,6 +254,29 @@ def _scene(report: ReplayReport, heading: str, result: ReplayResult) -> _Scene |
         return None
     heading += f" ({result.note})" if result.note else ""
     return _Scene(heading, result.columns, result.reference, result.p99, report.frames, report.geometry)
+
+
+def _narrow(frame: Any, width: int) -> Any:
+    return frame if width == frame.width else frame.resize((width, round(frame.height * width / frame.width)))
+
+
+def _write_film(film: list[Any], path: Path, colours: int) -> None:
+    """One palette for all frames; it holds the colours of the lines, which few pixels have."""
+    from PIL import Image, ImageColor
+
+    width, height = film[0].size
+    shown = film[:: -(-len(film) // 6)]
+    sheet = Image.new("RGB", (width, height * len(shown)))
+    for row, frame in enumerate(shown):
+        sheet.paste(frame, (0, row * height))
+    marks = [ImageColor.getrgb(colour) for colour in (_PYTORCH, _DEPLOYED, "white", "black")]
+    levels = [level for mark in marks for level in mark]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(
+        [*levels, *(sheet.quantize(colours - len(marks)).getpalette() or [])[: 3 * (colours - len(marks))]]
+    )
+    frames = [frame.quantize(palette=palette, dither=0) for frame in film]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=_GIF_MILLISECONDS, loop=0)
 
 
 def _rasterise(figure: Figure, width: int) -> Any:
