@@ -33,7 +33,7 @@ def run_command(name: str, args: Sequence[str]) -> None:
     """
     function = getattr(importlib.import_module(f"{__name__}.{name}"), name)
     first = next(iter(inspect.signature(function).parameters.values()))
-    options = _join_positionals(args) if first.annotation == "list[str]" else list(args)
+    options = _join_positionals(args) if first.annotation == "list[str]" else _name_positional(args, first)
     description = (inspect.getdoc(function) or "").split("\n\n")[0]
     # not jsonargparse's auto_cli, which drops an option named config
     parser = jsonargparse.ArgumentParser(prog=f"lightning-robust {name}", description=description)
@@ -54,6 +54,29 @@ def run_command(name: str, args: Sequence[str]) -> None:
         raise SystemExit(status)
 
 
+def _name_positional(args: Sequence[str], first: inspect.Parameter) -> list[str]:
+    """A lone word as the value of a first argument that may be left out, which the parser takes by name only.
+
+    Example:
+        >>> first = inspect.Parameter("model", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None)
+        >>> _name_positional(["--budget", "1", "a.onnx"], first), _name_positional(["--budget=1"], first)
+        (['--model=a.onnx', '--budget', '1'], ['--budget=1'])
+    """
+    positionals, options = _split_positionals(args)
+    optional = first.kind is first.POSITIONAL_OR_KEYWORD and first.default is not first.empty
+    return [f"--{first.name}={positionals[0]}", *options] if optional and len(positionals) == 1 else list(args)
+
+
+def _split_positionals(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words that are no option and no option's value, and the others."""
+    options: list[str] = []
+    positionals: list[str] = []
+    for arg in args:
+        is_value = bool(options) and options[-1].startswith("--") and "=" not in options[-1]
+        (options if is_value or arg.startswith("-") else positionals).append(arg)
+    return positionals, options
+
+
 def _join_positionals(args: Sequence[str]) -> list[str]:
     """The positional arguments as one list, which is what the parser takes, before the options.
 
@@ -61,9 +84,5 @@ def _join_positionals(args: Sequence[str]) -> list[str]:
         >>> _join_positionals(["runs/a", "--output", "page", "runs/b"])
         ['["runs/a", "runs/b"]', '--output', 'page']
     """
-    options: list[str] = []
-    positionals: list[str] = []
-    for arg in args:
-        is_value = bool(options) and options[-1].startswith("--") and "=" not in options[-1]
-        (options if is_value or arg.startswith("-") else positionals).append(arg)
+    positionals, options = _split_positionals(args)
     return [json.dumps(positionals), *options] if positionals else options

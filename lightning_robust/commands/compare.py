@@ -6,17 +6,24 @@ from pathlib import Path
 
 
 def compare(
-    runs: list[str], *, metrics: str | None = None, baseline: str | None = None, output: str = "comparison"
+    runs: list[str],
+    *,
+    metrics: str | None = None,
+    mode: str | None = None,
+    baseline: str | None = None,
+    output: str = "comparison",
 ) -> None:
     """Compare finished runs: what each technique buys and costs. Writes comparison.html, .md and .json, and pareto.png.
 
     A run is a folder that holds the config.yaml of the command line, TensorBoard's event files, the CSVLogger's
     metrics.csv, or the JSON of the commands parity and replay; a folder above runs stands for all of them. Runs whose
-    configurations differ only in their seed are one row.
+    configurations differ only in their seed are one row. Runs on other data are another row, and the best is marked
+    among rows on the same data.
 
     Args:
         runs: Folders.
         metrics: Which metrics, as tag:max,tag:min,...; by default those of validation, attacks, parity and replay.
+        mode: Which direction is better, as tag=max,tag=min,..., where the name of a metric does not say.
         baseline: Folder of the runs that costs are counted from; by default those without a technique, where they are
             one row.
         output: Folder for the page.
@@ -26,4 +33,4 @@ def compare(
 
     from lightning_robust.commands.work.compare import write_page
 
-    write_page(runs, metrics, baseline, output)
+    write_page(runs, metrics, mode, baseline, output)

@@ -8,17 +8,19 @@ from typing import Any
 from lightning_robust.checks import check_file, check_positive
 from lightning_robust.deployment.engines.names import check_target_names
 from lightning_robust.deployment.engines.settings import BuildSettings
+from lightning_robust.harness.run_folder import locate_run, with_run_arguments
 
 
 def golden(
     *,
-    ckpt: str,
+    ckpt: str | None = None,
+    run: str | None = None,
     output: str = "golden.npz",
     check: str | None = None,
     targets: list[str] | None = None,
     samples: int = 16,
     input_key: int | str | list[int | str] | None = None,
-    decode: str = "decode",
+    decode: str | None = "auto",
     config: str | None = None,
     **build: Any,
 ) -> None:
@@ -32,21 +34,25 @@ def golden(
     targets.json beside the golden file holds all numbers.
 
     Args:
-        ckpt: Checkpoint of the run.
+        ckpt: Checkpoint of the run; with --run: best (the default), last, or a file in it.
+        run: Folder of the run, or the one above its versions, of which the newest is taken.
         output: The golden file; read with --check, --deployed and --targets where it is there, else written.
         check: The dump of the deployed side (.npz).
         targets: Names such as emulated-fp16, tensorrt-fp16, to run the golden inputs through.
         samples: How many inputs to write.
-        input_key: Which part of a batch goes into forward; by default what its signature says.
-        decode: Method of the module that turns outputs into named values in the task's units.
-        config: The run's config.yaml; by default that beside the checkpoint.
+        input_key: Which part of a batch goes into forward; by default what the run's deployment_parity says, else the
+            signature of forward.
+        decode: Method of the module that turns outputs into named values in the task's units; by default the run's,
+            else decode; null for none.
+        config: The run's config.yaml; by default that in its folder.
         build: How engines are built and run.
     """
     settings, names = BuildSettings(**build), targets or []
     check_positive(samples=samples)
     check_target_names(names)
-    check_file("a checkpoint", ckpt)
-    check_file("a configuration", config)
+    files = locate_run(run, ckpt, config)
+    print(files)
+    options = with_run_arguments(files.config, input_key=input_key, decode=decode)
     if check is not None:
         check_file("golden tensors", output)
         check_file("a dump of the deployed side", check)
@@ -57,12 +63,12 @@ def golden(
 
     runtimes = available(names, settings)
     if check is None and not (runtimes and Path(output).is_file()):
-        write_exact(ckpt, config, output, samples, input_key)
+        write_exact(*files[:2], output, samples, options["input_key"])
     if check is None and not runtimes:
         return
-    exact = read_exact(ckpt, config, output, decode)
+    exact = read_exact(*files[:2], output, options["decode"])
     if check is not None:
         check_dump(exact, check)
     if runtimes:
-        calibration = calibration_of_run(ckpt, config, names, settings, input_key)
+        calibration = calibration_of_run(*files[:2], names, settings, options["input_key"])
         check_engines(exact, runtimes, settings, calibration, Path(output).with_name("targets.json"))

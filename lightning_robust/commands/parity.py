@@ -9,6 +9,7 @@ from lightning_robust.checks import check_file, check_positive
 from lightning_robust.deployment.engines.names import check_target_names
 from lightning_robust.deployment.engines.settings import BuildSettings
 from lightning_robust.deployment.pixels.names import Names, check_perturbation_names
+from lightning_robust.harness.run_folder import locate_run, with_run_arguments
 
 OTHER = ("torch-", "onnxruntime-fp32")  # what an ONNX file cannot be compared by: no module, and the reference itself
 
@@ -17,6 +18,7 @@ def parity(
     ckpt: str | None = None,
     onnx: str | None = None,
     *,
+    run: str | None = None,
     output: str = "parity",
     config: str | None = None,
     inputs: str | None = None,
@@ -27,7 +29,7 @@ def parity(
     mean: float | list[float] | None = None,
     std: float | list[float] | None = None,
     input_key: int | str | list[int | str] | None = None,
-    decode: str | None = "decode",
+    decode: str | None = "auto",
     tolerance: dict[str, float] | None = None,
     keep_tolerance: float | None = None,
     perturb_targets: bool = False,
@@ -36,14 +38,15 @@ def parity(
 ) -> None:
     """Measure how far a deployed model is from the trained one, and write parity.html, parity.json, keep_fp32.json.
 
-    With --ckpt the module and the data are those of the run's config.yaml, and the reference is PyTorch in fp64. With
-    --onnx there is no PyTorch side: the reference is ONNX Runtime in fp32, distances are relative.
+    With --run or --ckpt the module and the data are those of the run's config.yaml, and the reference is PyTorch in
+    fp64. With --onnx there is no PyTorch side: the reference is ONNX Runtime in fp32, distances are relative.
 
     Args:
-        ckpt: Checkpoint of a run.
+        ckpt: Checkpoint of a run; with --run: best (the default), last, or a file in it.
         onnx: ONNX file, external data beside it.
+        run: Folder of a run, or the one above its versions, of which the newest is taken.
         output: Folder for the report.
-        config: The run's config.yaml; by default that beside the checkpoint.
+        config: The run's config.yaml; by default that in its folder.
         inputs: For --onnx: .npz file with one array for each input. Without it, noise.
         shapes: For --onnx without inputs: name -> shape where more than the first dimension is dynamic.
         targets: "auto" or names such as emulated-fp16, tensorrt-fp16.
@@ -51,10 +54,13 @@ def parity(
             256 of a run's validation data, and 16 of noise.
         perturbations: "typical", "all", "none", or names of preprocessing perturbations; for --onnx of the first
             input, if that is a batch of pictures.
-        mean: Mean that the pixels were normalised with, for pixels in [0, 1].
-        std: Standard deviation that they were normalised with.
-        input_key: For --ckpt: which part of a batch goes into forward; by default what its signature says.
-        decode: For --ckpt: method of the module that turns outputs into named values in the task's units.
+        mean: Mean that the pixels were normalised with, for pixels in [0, 1]; by default what the run's
+            deployment_parity says, else its data module.
+        std: Standard deviation that they were normalised with, likewise.
+        input_key: For a run: which part of a batch goes into forward; by default what its deployment_parity says, else
+            the signature of forward.
+        decode: For a run: method of the module that turns outputs into named values in the task's units; by default
+            the run's, else decode; null for none.
         tolerance: "<target>" or "<target>/<metric>" -> largest allowed value.
         keep_tolerance: Distance that the proposed list is to meet.
         perturb_targets: Run every target that is measured on the perturbed inputs too.
@@ -65,15 +71,16 @@ def parity(
     check_positive(samples=samples)
     check_target_names(targets)
     check_perturbation_names(perturbations)
-    _check_source(ckpt, onnx, targets)
-    if ckpt is not None:
-        _refuse("--ckpt", inputs=inputs, shapes=shapes)
-    else:
+    _check_source(run or ckpt, onnx, targets)
+    if onnx is not None:
         _refuse("--onnx", config=config, input_key=input_key)
-    check_file("a checkpoint", ckpt)
-    check_file("an ONNX file", onnx)
-    check_file("a configuration", config)
-    check_file("an .npz file", inputs)
+        check_file("an ONNX file", onnx)
+        check_file("an .npz file", inputs)
+        files = None
+    else:
+        _refuse("--run and --ckpt", inputs=inputs, shapes=shapes)
+        files = locate_run(run, ckpt, config)
+        print(files)
 
     from lightning_robust.callbacks import DeploymentParityCallback
     from lightning_robust.commands.work.parity import of_checkpoint, of_graph, read_subject
@@ -81,22 +88,20 @@ def parity(
     from lightning_robust.deployment.report.tables import summary
     from lightning_robust.functional.pixels import PixelSpace
 
-    if ckpt is not None:
+    if files is not None:
+        said = {"mean": mean, "std": std, "input_key": input_key, "decode": decode}
         callback = DeploymentParityCallback(
             targets,
             num_samples=samples or 256,
             perturbations=perturbations,
-            mean=mean,
-            std=std,
-            input_key=input_key,
-            decode=decode,
+            **with_run_arguments(files.config, **said),
             tolerance=tolerance,
             keep_tolerance=keep_tolerance,
             perturb_targets=perturb_targets,
             **{field.name: getattr(settings, field.name) for field in fields(settings)},
         )
-        report = of_checkpoint(ckpt, config, callback)
-        provenance = {"checkpoint": str(ckpt)}
+        report = of_checkpoint(files.checkpoint, files.config, callback)
+        provenance = {"checkpoint": files.checkpoint, "configuration": files.config}
     else:
         subject, notes = read_subject(str(onnx), inputs, samples or 16, shapes, settings)
         pixels = PixelSpace(0.0 if mean is None else mean, 1.0 if std is None else std)
@@ -108,14 +113,14 @@ def parity(
     print(f"{summary(report)}\n\nThe whole report:  {page}")
 
 
-def _check_source(ckpt: str | None, onnx: str | None, targets: Literal["auto"] | list[str]) -> None:
+def _check_source(run: str | None, onnx: str | None, targets: Literal["auto"] | list[str]) -> None:
     """Refuse two sources or none, and targets that an ONNX file has not."""
-    if (ckpt is None) == (onnx is None):
-        raise ValueError("Expected one of --ckpt and --onnx, but got " + ("both." if ckpt else "none."))
+    if (run is None) == (onnx is None):
+        raise ValueError("Expected one of --run, --ckpt and --onnx, but got " + ("two." if run else "none."))
     if onnx is not None and targets != "auto" and any(target.startswith(OTHER) for target in targets):
         raise ValueError(
             f"Expected targets beside ONNX Runtime in fp32, the reference of an ONNX file, but got {targets}. Leave "
-            " out onnxruntime-fp32, and PyTorch's, which need --ckpt."
+            " out onnxruntime-fp32, and PyTorch's, which need a run."
         )
 
 

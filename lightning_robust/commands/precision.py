@@ -8,13 +8,15 @@ from typing import Any, Literal
 from lightning_robust.checks import check_budget, check_file, check_positive
 from lightning_robust.deployment.engines.settings import BuildSettings, Calibration
 from lightning_robust.deployment.numerics.precisions import OutOfRange
+from lightning_robust.harness.run_folder import RunFiles, locate_run
 
-_CHECKPOINTS = (".ckpt", ".pt")
+_CHECKPOINTS = (".ckpt", ".pt", ".pth", ".safetensors")
 
 
 def precision(
-    model: str,
+    model: str | None = None,
     *,
+    run: str | None = None,
     budget: float,
     precision: Literal["fp16", "bf16", "int8"] = "fp16",
     inputs: str | None = None,
@@ -38,7 +40,9 @@ def precision(
     from disk and measured again. Exit status: 0 the budget is met, 1 it is not, 2 it could not be measured.
 
     Args:
-        model: fp32 ONNX file, external data beside it, or the checkpoint (.ckpt) of a run.
+        model: fp32 ONNX file, external data beside it, or the checkpoint (.ckpt) of a run; with --run: best (the
+            default), last, or a file in it.
+        run: Folder of a run, or the one above its versions, of which the newest is taken.
         budget: Largest distance that is allowed; rel_l2 for an ONNX file, else the unit of the module's decode.
         precision: What the rest computes in; for int8 a file with Q/DQ is written, and the list is of its products.
         inputs: For an ONNX file: .npz file with one array for each input. Without it, noise.
@@ -52,7 +56,7 @@ def precision(
         calibration_samples: For int8: inputs to find them on, at most; 128 by default.
         calibration_data: For int8: .npz file to find them on; by default a run's first training inputs, or the inputs.
         output: Folder for the results.
-        config: For a checkpoint: the run's config.yaml; by default that beside it.
+        config: For a checkpoint: the run's config.yaml; by default that in its folder.
         time_limit: Seconds for the sweep, again for the list, and again for its check.
     """
     check_positive(samples=samples)
@@ -64,11 +68,7 @@ def precision(
         "calibration_data": calibration_data,
     }
     settings = _settings(precision, exclude, time_limit, half, ranges)
-    is_run = Path(model).suffix in _CHECKPOINTS
-    if is_run and not (inputs is None and shapes is None):
-        raise ValueError("Expected --inputs and --shapes with an ONNX file, but got them with a checkpoint.")
-    check_file("a checkpoint" if is_run else "an ONNX file", model)
-    check_file("a configuration", config)
+    files = _files_of_run(model, run, config, given=not (inputs is None and shapes is None))
     check_file("an .npz file", inputs)
     check_file("an .npz file", calibration_data)
 
@@ -76,18 +76,35 @@ def precision(
     from lightning_robust.deployment.mixed_precision import convert_mixed
     from lightning_robust.deployment.report.precision import write_precision
 
-    if is_run:
-        subject, task, notes = run_subject(model, config, samples, precision, settings)
+    if files is not None:
+        model = files.checkpoint
+        subject, task, notes = run_subject(files, samples, precision, settings)
     else:
-        subject, task, notes = file_subject(model, inputs, samples, shapes, settings)
+        subject, task, notes = file_subject(str(model), inputs, samples, shapes, settings)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{Path(model).stem}_{precision}.onnx"
+    path = folder / f"{Path(str(model)).stem}_{precision}.onnx"
     found = convert_mixed(subject, precision, budget, path, task=task, time_limit=time_limit)
-    page = write_precision(found, folder, notes=notes, provenance={"model": model, "inputs": inputs or "-"})
+    page = write_precision(found, folder, notes=notes, provenance={"model": str(model), "inputs": inputs or "-"})
     print(describe(found, notes))
     print(f"The whole report:  {page}")
     return 0 if found.met else 1
+
+
+def _files_of_run(model: str | None, run: str | None, config: str | None, *, given: bool) -> RunFiles | None:
+    """The files of a run, which are told; None for an ONNX file."""
+    if run is not None or Path(model or "").suffix in _CHECKPOINTS:
+        if given:
+            raise ValueError("Expected --inputs and --shapes with an ONNX file, but got them with a checkpoint.")
+        files = locate_run(run, model, config)
+        print(files)
+        return files
+    if model is None:
+        raise ValueError("Expected an ONNX file, a checkpoint or --run, but got none. Give one.")
+    check_file("an ONNX file", model)
+    if config is not None:
+        raise ValueError("Expected no --config with an ONNX file, which has no use for it. Leave it out.")
+    return None
 
 
 def _settings(

@@ -94,11 +94,11 @@ def test_list_of_int8_is_honoured(file, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Expected one of --ckpt and --onnx, but got none."),
-        (["--onnx=a", "--ckpt=b"], "but got both."),
+        ([], "Expected one of --run, --ckpt and --onnx, but got none."),
+        (["--onnx=a", "--ckpt=b"], "but got two."),
         (["--onnx=nowhere.onnx"], "Expected an ONNX file at nowhere.onnx"),
         (["--onnx=a", "--config=b"], "Expected no --config with --onnx"),
-        (["--ckpt=a", "--inputs=b", "--shapes={}"], "Expected no --inputs and --shapes with --ckpt"),
+        (["--ckpt=a", "--inputs=b", "--shapes={}"], "Expected no --inputs and --shapes with --run and --ckpt"),
         (["--onnx=a", "--keep_fp32=none.json"], "in the file of `keep_fp32`, but got FileNotFoundError"),
         (["--ckpt=nowhere.ckpt"], "Expected a checkpoint at nowhere.ckpt"),
     ],

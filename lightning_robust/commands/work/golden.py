@@ -35,10 +35,10 @@ class Exact(NamedTuple):
     decode: Any
 
 
-def read_exact(ckpt: str, config: str | None, output: str, decode: str) -> Exact:
+def read_exact(ckpt: str, config: str | None, output: str, decode: str | None) -> Exact:
     """Read the golden file and the module of its checkpoint."""
     module = frozen_copy(load_module(ckpt, config))
-    return Exact(read_golden(output), module, getattr(module, decode, None))
+    return Exact(read_golden(output), module, getattr(module, decode, None) if decode else None)
 
 
 def check_dump(exact: Exact, check: str) -> None:

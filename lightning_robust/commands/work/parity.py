@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-import torch
-
 from lightning_robust.callbacks import DeploymentParityCallback
 from lightning_robust.callbacks.deployment_parity.measure import digest
 from lightning_robust.commands.parity import OTHER
@@ -21,6 +19,7 @@ from lightning_robust.deployment.parity.storage import examine_head
 from lightning_robust.deployment.pixels.catalogue import perturbations as named_perturbations
 from lightning_robust.deployment.pixels.names import Names
 from lightning_robust.functional.pixels import PixelSpace
+from lightning_robust.harness.checkpoints import read_checkpoint, read_state
 from lightning_robust.harness.runs import load_data, load_module, validate_once
 
 
@@ -36,8 +35,8 @@ def of_checkpoint(ckpt: str, config: str | None, callback: DeploymentParityCallb
 
 
 def _weights_of(ckpt: str) -> MeasuredWeights:
-    content = torch.load(ckpt, map_location="cpu", weights_only=True)
-    return MeasuredWeights(content.get("epoch"), content.get("global_step"), ckpt, digest(content["state_dict"]))
+    content = read_checkpoint(ckpt)
+    return MeasuredWeights(content.get("epoch"), content.get("global_step"), ckpt, digest(read_state(ckpt)))
 
 
 def read_subject(

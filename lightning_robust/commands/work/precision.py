@@ -17,6 +17,7 @@ from lightning_robust.deployment.parity.result import Examination
 from lightning_robust.deployment.parity.scale import Task
 from lightning_robust.deployment.report.layers import keep_sentence
 from lightning_robust.deployment.report.precision import budget_sentence, evidence_sentences
+from lightning_robust.harness.run_folder import AUTO, RunFiles, with_run_arguments
 from lightning_robust.harness.runs import InputCollector, load_data, load_module, validate_once
 
 _SAMPLES, _NOISE = 256, 16
@@ -33,17 +34,20 @@ def describe(found: MixedModel, notes: list[str]) -> str:
 
 
 def run_subject(
-    path: str, config: str | None, samples: int | None, precision: str, settings: BuildSettings
+    files: RunFiles, samples: int | None, precision: str, settings: BuildSettings
 ) -> tuple[Subject, Task, list[str]]:
     """The module of a run on its validation data, and its task."""
+    path, config = files.checkpoint, files.config
+    of_run = with_run_arguments(config, input_key=None, decode=AUTO)
+    key = of_run["input_key"]
     module = load_module(path, config)
     count = samples or _SAMPLES
-    collector = InputCollector(count)
+    collector = InputCollector(count, key)
     validate_once(module, load_data(path, config), collector, count)
     frozen = frozen_copy(module)
     subject = Subject(frozen, to_args(collector.inputs.spread(count), torch.float32), settings)
-    subject.calibration = calibration_of_run(path, config, [f"emulated-{precision}"], settings)
-    return subject, task_of(frozen, "decode", collector.inputs), []
+    subject.calibration = calibration_of_run(path, config, [f"emulated-{precision}"], settings, key)
+    return subject, task_of(frozen, of_run["decode"], collector.inputs), []
 
 
 def file_subject(
