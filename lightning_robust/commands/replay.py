@@ -11,11 +11,13 @@ from lightning_robust.deployment.engines.names import check_target_names
 from lightning_robust.deployment.engines.settings import BuildSettings
 from lightning_robust.deployment.pixels.names import Names, check_perturbation_names
 from lightning_robust.deployment.replay.cases import Case, read_cases
+from lightning_robust.harness.run_folder import locate_run
 
 
 def replay(
     *,
-    ckpt: str,
+    ckpt: str | None = None,
+    run: str | None = None,
     frames: str | None = None,
     cases: str | None = None,
     before: str | None = None,
@@ -35,25 +37,27 @@ def replay(
 
     Writes replay.json, replay.md, worst_frames.png, replay.gif and TensorBoard events into the output folder, and
     prints the table. The module needs `preprocess(frames)` (uint8 RGB, N x H x W x 3, to what forward takes) and
-    `decode(outputs)` (lines as columns in pixels, N x lines x rows, NaN where there is none).
+    `decode(outputs)` (lines as columns in pixels, N x lines x rows, NaN where there is none), under the name that the
+    run's deployment_parity gives it.
 
     With --cases it replays a case book: a folder of YAML files, each with a recording, a window, bounds, and why it is
     there. It writes one page, cases.html, with what is beyond its bounds first, and cases.json, and exits with 0 where
     all cases keep their bounds, with 1 where one does not, with 2 where one could not be measured.
 
     Args:
-        ckpt: Checkpoint of the module.
+        ckpt: Checkpoint of the module; with --run: best (the default), last, or a file in it.
+        run: Folder of the run, or the one above its versions, of which the newest is taken.
         frames: A video (needs the extra `video`), a folder of pictures, or one picture.
         cases: A folder of cases, in place of frames.
         before: What the cases are set beside: an earlier checkpoint, or the cases.json of an earlier run.
         output: Folder for the results.
-        config: The run's config.yaml; by default the one near the checkpoint.
+        config: The run's config.yaml; by default that in its folder.
         targets: "auto" for all that this machine can build, or names like emulated-fp16.
         perturbations: "typical", "all", "none", or names of preprocessing perturbations and their families; by default
             the typical ones, and of a case those that its bounds name.
         value: Which value of `decode` holds the lines; by default the first floating one of three dimensions.
-        mean: What preprocessing subtracts; by default the data module's.
-        std: What preprocessing divides by; by default the data module's.
+        mean: What preprocessing subtracts; by default what the run's deployment_parity says, else its data module.
+        std: What preprocessing divides by, likewise.
         stride: Take every n-th frame; a case says its own.
         limit: The most frames to take; a case has a window instead.
         batch_size: Frames at a time.
@@ -65,8 +69,7 @@ def replay(
     check_perturbation_names(perturbations or "none")
     if not targets and not settings.deployed and perturbations in ("none", []):
         raise ValueError("Expected a target or a perturbation to measure, but got neither.")
-    check_file("a checkpoint", ckpt)
-    check_file("a configuration", config)
+    files = locate_run(run, ckpt, config)
     book = _read_book(frames, cases, before, whole=stride == 1 and limit is None)
     check_output_folder(output)
 
@@ -75,7 +78,8 @@ def replay(
     from lightning_robust.deployment.replay.frames import open_recording
 
     settings = replace(settings, device=settings.device or any_device())
-    replayer = Replayer(ckpt, config, targets, settings, value, mean, std)
+    print(files)
+    replayer = Replayer(files.checkpoint, files.config, targets, settings, value, mean, std)
     if frames is None:
         judgement = replay_book(book, replayer, before, perturbations, batch_size, Path(output))
         print(judgement.text())

@@ -51,6 +51,37 @@ def options(run, frames, output, *more):
     return ["replay", f"--ckpt={run / 'lanes.ckpt'}", f"--frames={frames}", f"--output={output}", *more]
 
 
+class Renamed(LaneDetector):
+    """Its reading has another name, as the run says to the parity callback."""
+
+    def read_lanes(self, outputs):
+        return {"columns": super().decode(outputs)["lateral_px"] + 1.0}
+
+    decode = None
+
+
+def test_the_run_says_what_decode_is_called(run, frames, tmp_path, capsys):
+    """The checkpoint is found in the folder, and lines are read by the run's own method."""
+    content = yaml.safe_load((run / "config.yaml").read_text())
+    content["model"]["class_path"] = "tests.commands.test_replay.Renamed"
+    renamed = tmp_path / "run"
+    renamed.mkdir()
+    (renamed / "lanes.ckpt").symlink_to(run / "lanes.ckpt")
+    chosen = [f"--frames={save_pictures(tmp_path / 'frames', frames[:2])}", f"--output={tmp_path / 'out'}"]
+    chosen += ["--targets=[torch-bf16]", "--perturbations=none"]
+    for section, told in (({"decode": "read_lanes"}, "`columns`"), ({"decode": "absent"}, "a method `absent`")):
+        (renamed / "config.yaml").write_text(yaml.safe_dump(content | {"deployment_parity": section}))
+        if "absent" in told:
+            with pytest.raises(SystemExit):
+                main(["replay", f"--run={renamed}", *chosen])
+            assert told in capsys.readouterr().err
+            continue
+        main(["replay", f"--run={renamed}", *chosen])
+        printed = capsys.readouterr().out
+        assert f"Checkpoint: {renamed}/lanes.ckpt (the only one), configuration: {renamed}/config.yaml" in printed
+        assert told in printed
+
+
 def test_files_and_table(run, frames, tmp_path, capsys):
     video, output = save_video(tmp_path / "drive.mp4", frames), tmp_path / "out"
     chosen = ["--targets=[torch-fp32,torch-bf16]", "--perturbations=[bgr,color_matrix]"]

@@ -93,7 +93,7 @@ class _Earlier:
 
     def _measure(self, checkpoint: str) -> Measure:
         if checkpoint not in self._known:
-            config = None if find_config(checkpoint) else self.replayer.config
+            config = str(find_config(checkpoint) or self.replayer.config)
             earlier = replace(self.replayer, ckpt=checkpoint, config=config)
             self._known[checkpoint] = measuring(earlier, self.perturbed)
         return self._known[checkpoint]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -26,6 +25,7 @@ from lightning_robust.deployment.replay.results import ReplayReport, worst
 from lightning_robust.deployment.replay.scenes import animate, draw_worst_frames
 from lightning_robust.functional.pixels import PixelSpace
 from lightning_robust.harness.normalisation import pixel_space
+from lightning_robust.harness.run_folder import AUTO, read_config, with_run_arguments
 from lightning_robust.harness.runs import load_data, load_module
 
 if TYPE_CHECKING:
@@ -43,16 +43,16 @@ class Replayer:
 
     Args:
         ckpt: The checkpoint.
-        config: The run's config.yaml; by default the one near the checkpoint.
+        config: The configuration of its run.
         targets: ``"auto"`` or names.
         settings: How engines are built and run.
         value: Which decoded value holds the lines.
-        mean: What preprocessing subtracts; by default the data module's.
-        std: What preprocessing divides by.
+        mean: What preprocessing subtracts; by default what the run says to the parity callback, else its data module.
+        std: What preprocessing divides by, likewise.
     """
 
     ckpt: str
-    config: str | None
+    config: str
     targets: Literal["auto"] | list[str]
     settings: BuildSettings
     value: str | None = None
@@ -77,8 +77,11 @@ class Replayer:
             perturbations=perturbations(perturbed),
             pixels=self._pixels,
             value=self.value,
+            decode=self._said["decode"] or "decode",
             settings=self.settings,
-            calibration=calibration_of_run(self.ckpt, self.config, [*known, *more], self.settings),
+            calibration=calibration_of_run(
+                self.ckpt, self.config, [*known, *more], self.settings, self._said["input_key"]
+            ),
         )
 
     @cached_property
@@ -87,15 +90,18 @@ class Replayer:
 
     @cached_property
     def _pixels(self) -> PixelSpace:
-        """How ``preprocess`` normalises: as given, else as the run's data module says, else not at all."""
-        mean, std = self.mean, self.std
+        """How ``preprocess`` normalises: as said, else as the run's data module says, else not at all."""
+        mean, std = self._said["mean"], self._said["std"]
         if mean is None or std is None:
-            data: object = None
-            with contextlib.suppress(ValueError):  # a run without a data module in its configuration
-                data = load_data(self.ckpt, self.config)
+            data = load_data(self.ckpt, self.config) if read_config(self.config).get("data") else None
             mean = getattr(data, "mean", None) if mean is None else mean
             std = getattr(data, "std", None) if std is None else std
         return pixel_space(None, mean, std)
+
+    @cached_property
+    def _said(self) -> dict[str, Any]:
+        """What the user says, else what the run says to the parity callback."""
+        return with_run_arguments(self.config, input_key=None, decode=AUTO, mean=self.mean, std=self.std)
 
 
 def write_folder(report: ReplayReport, recording: Recording, folder: Path) -> None:

@@ -38,6 +38,7 @@ def replay(
     perturbations: Sequence[Perturbation] = (),
     pixels: PixelSpace | None = None,
     value: str | None = None,
+    decode: str = "decode",
     settings: BuildSettings = DEFAULTS,
     calibration: tuple[Any, ...] | None = None,
 ) -> ReplayReport:
@@ -54,6 +55,7 @@ def replay(
         perturbations: From :func:`~.catalogue.perturbations`; applied to the network's input, in PyTorch.
         pixels: How ``preprocess`` normalises; needed for perturbations.
         value: Which decoded value holds the lines; the first floating one of three dimensions if None.
+        decode: Method of the module that turns outputs into named values.
         settings: How engines are built and run.
         calibration: Training inputs, as arguments of ``forward``, that int8 finds its ranges on; the first frames if
             None.
@@ -62,7 +64,7 @@ def replay(
         TypeError: If the module cannot be replayed; the message says what to write.
         ValueError: If no frame can be decoded, or ``decode`` gives no lines.
     """
-    run = _Replay(LineFinder(module, value), runtimes, perturbations, pixels)
+    run = _Replay(LineFinder(module, value, decode), runtimes, perturbations, pixels)
     count = recording.total
     with Progress(f"Replaying {count} frames {run.ways} ways", count * run.ways) as progress:
         for chunk in recording:

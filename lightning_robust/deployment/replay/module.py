@@ -47,19 +47,20 @@ class LineFinder:
     Args:
         module: A :class:`Replayable`.
         value: Which decoded value holds the lines; the first floating one of three dimensions if None.
+        decode: What its method ``decode`` is called.
 
     Raises:
         TypeError: If the module lacks a method; the message says what to write.
     """
 
-    def __init__(self, module: nn.Module, value: str | None) -> None:
-        for method, template in _METHODS.items():
+    def __init__(self, module: nn.Module, value: str | None, decode: str = "decode") -> None:
+        for method, template in (("preprocess", _PREPROCESS), (decode, _DECODE.format(decode))):
             if not callable(getattr(module, method, None)):
                 raise TypeError(
                     f"Expected {type(module).__name__} to have a method `{method}`, but it has none. Write `{template}`"
                 )
         self.module: Any = frozen_copy(module)
-        self.value = value
+        self.value, self.decode = value, decode
         self._scale: Scale | None = None
 
     def inputs(self, frames: Tensor) -> tuple[Any, ...]:
@@ -78,7 +79,7 @@ class LineFinder:
     def run(self, args: tuple[Any, ...]) -> list[Tensor]:
         """Flattened outputs of PyTorch in fp32."""
         if self._scale is None:
-            self._scale = Scale(self.module, args, self.module.decode)
+            self._scale = Scale(self.module, args, getattr(self.module, self.decode))
         return run_module(self.module, args)
 
     def lines(self, outputs: list[Tensor]) -> Tensor:
@@ -89,7 +90,7 @@ class LineFinder:
         if name not in lines:
             shapes = {key: tuple(tensor.shape) for key, tensor in values.items()}
             raise ValueError(
-                f"Expected `decode` to return lines as a floating tensor (frames, lines, rows)"
+                f"Expected `{self.decode}` to return lines as a floating tensor (frames, lines, rows)"
                 f"{f' named {name!r}' if name else ''}, but got {shapes}."
             )
         self.value = name
@@ -104,9 +105,11 @@ class LineFinder:
         return Geometry(torch.as_tensor(rows).double().cpu(), float(height), float(width))
 
 
-_METHODS = {
-    "preprocess": "def preprocess(self, frames: Tensor) -> Tensor: it takes RGB frames, uint8 (N, H, W, 3), of any "
-    "size and returns what `forward` takes, resized, normalised, channels first.",
-    "decode": "def decode(self, outputs) -> dict[str, Tensor]: it takes what `forward` returns and gives lines as "
-    "columns in pixels, floating (N, lines, rows), NaN where there is none.",
-}
+_PREPROCESS = (
+    "def preprocess(self, frames: Tensor) -> Tensor: it takes RGB frames, uint8 (N, H, W, 3), of any size and returns "
+    "what `forward` takes, resized, normalised, channels first."
+)
+_DECODE = (
+    "def {}(self, outputs) -> dict[str, Tensor]: it takes what `forward` returns and gives lines as columns in pixels, "
+    "floating (N, lines, rows), NaN where there is none."
+)
