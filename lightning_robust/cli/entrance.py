@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lightning_robust.cli.parser import refuse
 from lightning_robust.commands import COMMANDS, run_command
+from lightning_robust.complaints import is_about_arguments
 from lightning_robust.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -22,7 +25,12 @@ TRAINING: dict[str, str] = {
 
 
 def main(args: ArgsType = None) -> None:
-    """Run the command line, see ``lightning-robust --help``."""
+    """Run the command line, see ``lightning-robust --help``.
+
+    Modules in the working folder can be named, as with ``python -m``; what is installed comes before them.
+    """
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
     line = sys.argv[1:] if args is None else args
     if not isinstance(line, list):
         _train(line)  # a configuration, from Python
@@ -37,11 +45,8 @@ def main(args: ArgsType = None) -> None:
         _train(args)
     else:
         known = [*TRAINING, *COMMANDS]
-        sys.stderr.write(
-            f"error: Expected a command out of {', '.join(known)}, but got {name!r}.{did_you_mean(name, known, 1)}\n"
-            "Run with --help for what each does.\n"
-        )
-        raise SystemExit(2)
+        hint = did_you_mean(name, known, 1)
+        refuse(f"Expected a command out of {', '.join(known)}, but got {name!r}.{hint}", "what each does")
 
 
 def list_commands() -> str:
@@ -57,9 +62,15 @@ def list_commands() -> str:
 
 
 def _train(args: ArgsType) -> None:
-    """Run a command that has a Trainer."""
+    """Run a command that has a Trainer. What is wrong with the arguments is one line and exit status 2."""
     from lightning_robust.cli.hidden_warnings import others_warnings_hidden
-    from lightning_robust.cli.robust_cli import RobustCLI
+    from lightning_robust.cli.robust_cli import RobustCLI, training_complaint
 
-    with others_warnings_hidden():
-        RobustCLI(args)
+    try:
+        with others_warnings_hidden():
+            RobustCLI(args)
+    except Exception as error:
+        if not is_about_arguments(error):
+            raise
+        sys.stderr.write(f"error: {training_complaint(error)}\n")
+        raise SystemExit(2) from error

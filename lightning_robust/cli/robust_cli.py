@@ -9,9 +9,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from lightning_robust.cli.parser import RobustParser
+from lightning_robust.cli.messages import one_complaint
 from lightning_robust.cli.techniques import TECHNIQUES
 from lightning_robust.cli.trainer import RobustTrainer
+from lightning_robust.cli.training_parser import RobustParser
+from lightning_robust.complaints import reads_weights, sentence
 
 
 class RobustCLI(LightningCLI):
@@ -96,3 +98,17 @@ def _default_config(cls: type[Callback]) -> jsonargparse.Namespace:
     parser = jsonargparse.ArgumentParser()
     parser.add_argument("--technique", type=cls)
     return parser.parse_object({"technique": {"class_path": f"{cls.__module__}.{cls.__name__}"}}).technique
+
+
+def training_complaint(error: Exception) -> str:
+    """What is wrong with the arguments of a training, in one line that begins with the key."""
+    message = str(error)
+    if reads_weights(error):
+        return (
+            "`ckpt_path`: Expected a checkpoint, but the file is damaged or holds more than weights and plain values."
+        )
+    if "Union subtypes" not in message:
+        return sentence(error)
+    kinds = message.split("Errors:")[0]
+    keys = [slot.key for slot in TECHNIQUES if f".{slot.cls.__name__}'" in kinds]
+    return "".join(f"`{key}`: " for key in keys) + one_complaint(message)

@@ -9,9 +9,8 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-import jsonargparse
-
-from lightning_robust.complaints import one_line
+from lightning_robust.cli.parser import OneLineParser
+from lightning_robust.complaints import can_be_mended, sentence
 
 COMMANDS: dict[str, str] = {
     "compare": "finished runs side by side: what each technique buys and costs",
@@ -36,17 +35,14 @@ def run_command(name: str, args: Sequence[str]) -> None:
     options = _join_positionals(args) if first.annotation == "list[str]" else _name_positional(args, first)
     description = (inspect.getdoc(function) or "").split("\n\n")[0]
     # not jsonargparse's auto_cli, which drops an option named config
-    parser = jsonargparse.ArgumentParser(prog=f"lightning-robust {name}", description=description)
+    parser = OneLineParser(prog=f"lightning-robust {name}", description=description)
     parser.add_function_arguments(function, as_group=False, as_positional=True, sub_configs=True)
     config = parser.parse_args(options)
     try:
         status = function(**parser.instantiate_classes(config))
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(2) from error
     except Exception as error:
-        if type(error).__module__.startswith("onnx"):  # whose errors are of no built-in kind
-            sys.stderr.write(f"error: {one_line(error)}\n")
+        if can_be_mended(error):
+            sys.stderr.write(f"error: {sentence(error)}\n")
         else:
             traceback.print_exc()
         raise SystemExit(2) from error

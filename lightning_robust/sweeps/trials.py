@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from lightning_robust.cli.hidden_warnings import others_warnings_hidden
-from lightning_robust.cli.parser import RobustParser
 from lightning_robust.cli.robust_cli import RobustCLI
+from lightning_robust.cli.training_parser import RobustParser
 from lightning_robust.sweeps.file import Sweep, as_argument
 
 if TYPE_CHECKING:

@@ -1,0 +1,135 @@
+"""What jsonargparse complains about over several lines, as one line in the words of the one who wrote the arguments."""
+
+from __future__ import annotations
+
+import re
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from lightning_robust.suggest import did_you_mean
+
+_KEY = re.compile(r'Parser key "([^"]+)":\s*')
+_VALUE = re.compile(r"(?:Given value|Got value): (.*)", re.DOTALL)
+_TYPES = re.compile(r"Subtypes: \[(.*)\]")
+_ERRORS = re.compile(r"\n *Errors:\n(.*?)(?=\n *Given value type:|\Z)", re.DOTALL)
+_CLASS = re.compile(r"<class '(?:(.*)\.)?(\w+)'>")
+_PATH = re.compile(r"Problem with given class_path '([^']+)':\s*(.*)", re.DOTALL)
+_OF_TYPES = re.compile(
+    r"Expected an? (<class|[\w.]+\[|dot import|path but)|Not a valid subclass|Does not validate|- Expected a path"
+)
+_WORDS = {
+    "bool": ["true", "false"],
+    "int": ["an integer"],
+    "float": ["a number"],
+    "str": ["text"],
+    "NoneType": ["null"],
+    "list": ["a list"],
+    "Iterable": ["a list"],
+    "dict": ["a mapping"],
+}
+
+
+def one_complaint(message: str, line: Sequence[str] = ()) -> str:
+    r"""The message of a parser in one line.
+
+    Args:
+        message: Of an error of jsonargparse.
+        line: The arguments, which say what a key belongs to that the message names without its parents.
+
+    Example:
+        >>> message = 'Parser key "kind":\n  Expected a typing.Literal["ema", "lawa"]. Got value: em'
+        >>> print(one_complaint(message, ["--swa.kind=em"]))
+        Expected `swa.kind` to be "ema" or "lawa", but got em. Did you mean 'ema'?
+    """
+    found = _KEY.match(message)
+    where = f"`{whole_key(found[1], line)}`" if found else "a value"
+    body = message[found.end() :] if found else message
+    reasons = list(_reasons(body))
+    if reasons:
+        return f"{where}: {reasons[-1]}" if found else reasons[-1]
+    kinds, value = _kinds(body), _VALUE.search(body)
+    if not (kinds and value):
+        return " ".join(message.split())
+    given = " ".join(value[1].split())
+    words = list(dict.fromkeys(word for kind in kinds for word in _words(kind)))
+    expected = " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+    hint = did_you_mean(given, [choice for kind in kinds for choice in _choices(kind)], 1)
+    return f"Expected {where} to be {expected}, but got {given[:80]}.{hint}"
+
+
+def whole_key(key: str, line: Sequence[str]) -> str:
+    """A key with its parents, as the arguments write it.
+
+    Example:
+        >>> whole_key("kind", ["--swa.kind=em", "--swa.start=2"]), whole_key("kind", [])
+        ('swa.kind', 'kind')
+    """
+    written = (arg.lstrip("-").split("=", 1)[0] for arg in line if arg.startswith("--"))
+    return next((name for name in written if name == key or name.endswith(f".{key}")), key)
+
+
+def _reasons(body: str) -> Iterator[str]:
+    """What the message says beside the types that were expected."""
+    path = _PATH.match(body)
+    errors = _ERRORS.search(body)
+    if path:
+        yield _class_reason(path[1], path[2])
+    elif errors:
+        for error in re.split(r"^- ", textwrap.dedent(errors[1]), flags=re.MULTILINE):
+            yield from _reasons(error.strip())
+    elif body and not _OF_TYPES.match(body.strip()):
+        yield " ".join(_KEY.sub(lambda key: f"`{key[1]}`: ", body).split())
+
+
+def _class_reason(path: str, reason: str) -> str:
+    """Why a class of the user is none, and what to do where it cannot be imported."""
+    reason = one_complaint(reason)
+    if not re.match(r"No module named|module |cannot import|Expected a dot", reason):
+        return f"{path}: {reason}"
+    module = sys.modules.get(path.rsplit(".", 1)[0])
+    place = getattr(module, "__file__", None)
+    looked = f"{path.rsplit('.', 1)[0]} is {place}" if place else f"modules are looked for in {Path.cwd()}"
+    return f"{path} cannot be imported: {reason.rstrip('.')}; {looked} and where Python's packages are, see PYTHONPATH."
+
+
+def _kinds(body: str) -> list[str]:
+    types = _TYPES.search(body)
+    if types:
+        return re.split(r", (?![^\[]*\])", types[1])
+    single = re.search(r"Expected an? (.*?)\. Got value", body, re.DOTALL)
+    return [single[1]] if single else []
+
+
+def _words(kind: str) -> list[str]:
+    """What a type takes, in words.
+
+    Example:
+        >>> _words("<class 'bool'>"), _words("list[str]"), _words("<class 'torch.optim.SGD'>")
+        (['true', 'false'], ['a list'], ['a class path', 'arguments of SGD'])
+    """
+    literal = re.fullmatch(r"typing\.Literal\[(.*)\]", kind)
+    if literal:
+        return literal[1].split(", ")
+    known = _CLASS.fullmatch(kind)
+    name = known[2] if known else kind.split("[")[0].rsplit(".", 1)[-1]
+    return _WORDS.get(name, ["a class path", f"arguments of {name}"])
+
+
+def _choices(kind: str) -> list[str]:
+    """What can be written for a type, as far as that is a short list: literals, or the classes that are known."""
+    known = _CLASS.fullmatch(kind)
+    if known and known[2] == "bool":
+        return ["true", "false"]
+    if known and known[1]:
+        base = getattr(sys.modules.get(known[1]), known[2], None)
+        return [cls.__name__ for cls in _subclasses(base)] if isinstance(base, type) else []
+    return re.findall(r"['\"]([^'\"]+)['\"]", kind)
+
+
+def _subclasses(base: type) -> Iterator[type]:
+    classes: list[type] = base.__subclasses__()
+    for cls in classes:
+        yield cls
+        yield from _subclasses(cls)

@@ -1,0 +1,31 @@
+"""The parser of the commands that train, which knows the keys of the Trainer and of all techniques."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+
+import jsonargparse
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lightning_robust.cli.parser import OneLineParser
+from lightning_robust.cli.techniques import TECHNIQUES
+
+
+class RobustParser(OneLineParser, LightningArgumentParser):
+    """Suggests the nearest key of the Trainer or of a technique for one that is misspelt."""
+
+    def known_keys(self) -> Iterable[str]:
+        """The keys of the command line, and the arguments of the Trainer and of all techniques."""
+        known = {
+            "model",
+            "data",
+            "optimizer",
+            "lr_scheduler",
+            "seed_everything",
+            *inspect.signature(Trainer).parameters,
+        }
+        for slot in TECHNIQUES:
+            known |= {slot.key, *jsonargparse.ArgumentParser().add_class_arguments(slot.cls)}
+        return sorted(known)
