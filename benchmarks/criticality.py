@@ -25,7 +25,7 @@ from rows import quiet, quiet_trainer
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_robust import LayerCriticalityCallback
-from lightning_robust.callbacks.layer_criticality.figure import draw_criticality
+from lightning_robust.callbacks.layer_criticality.figure import criticality_figures
 from lightning_robust.callbacks.layer_criticality.measure import CriticalityMap
 from lightning_robust.demo.fashion_mnist import FashionMNISTData, ImageClassifier
 
@@ -87,7 +87,8 @@ def findings(seeds: list[int], figure: Path | None, root: str | None) -> None:
         trainer.fit(FullyConnected(), datamodule=FashionMNISTData(root, flip=False))
         maps += criticality.maps
         if figure is not None and seed == seeds[0]:
-            draw_criticality(criticality.maps).savefig(figure, dpi=110)
+            for tag, draw in criticality_figures(criticality.maps).items():
+                draw().savefig(figure.with_stem(f"{figure.stem}-{tag.partition('/')[2]}"), dpi=120)
     print("| layer | random | " + " | ".join(maps[0].labels) + " | verdict | 2-norm distance | max-norm |")
     print("| --- |" + " --- |" * (len(maps[0].labels) + 4))
     for index in range(len(maps[0].rows) + 1):

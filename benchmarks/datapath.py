@@ -20,9 +20,10 @@ import torch
 from rows import quiet_trainer, run
 
 from lightning_robust import DatapathCallback
-from lightning_robust.callbacks.datapath.figure import draw_datapath
+from lightning_robust.callbacks.datapath.figure import datapath_figures
 from lightning_robust.callbacks.datapath.measure import Datapath
-from lightning_robust.callbacks.datapath.report import datapath_table, describe_datapath
+from lightning_robust.callbacks.datapath.report import datapath_tables
+from lightning_robust.callbacks.datapath.words import describe_datapath
 from lightning_robust.demo.fashion_mnist import FashionMNISTData, RobustImageClassifier
 from lightning_robust.harness.checkpoints import read_state
 
@@ -85,10 +86,12 @@ def main() -> None:
         torch.manual_seed(given.seed)
         datapath = look(module, under=["pgd", "fp16"], steps=20, num_samples=512, num_paths=256)
         for found in datapath.datapaths:
-            columns, rows = datapath_table(found)
-            print(f"\n{name}. {describe_datapath(found)}\n\n| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
-            print("\n".join(f"| {' | '.join(row)} |" for row in rows), flush=True)
-            draw_datapath(found, describe_datapath(found)).savefig(given.out / f"{name}-{found.condition}.png", dpi=110)
+            print(f"\n{name}. {describe_datapath(found)}")
+            for columns, rows in datapath_tables(found).values():
+                print(f"\n| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
+                print("\n".join(f"| {' | '.join(row)} |" for row in rows), flush=True)
+            for end, draw in datapath_figures(found).items():
+                draw().savefig(given.out / f"{name}-{found.condition}-{end}.png", dpi=120)
     epoch = epoch_seconds()
     for text, settings in (("defaults", {}), ("without critical channels", {"num_paths": 0})):
         seconds = look(module, **settings).seconds

@@ -24,7 +24,7 @@ import lightning.pytorch as pl
 from rows import Results, quiet_trainer
 
 from lightning_robust import LazyTrainingCallback
-from lightning_robust.callbacks.lazy_training.report import draw_laziness
+from lightning_robust.callbacks.lazy_training.figure import laziness_figures
 from lightning_robust.demo.fashion_mnist import FashionMNISTData, ImageClassifier
 from lightning_robust.demo.fashion_mnist.two_layers import TwoLayerClassifier, UnitFashionMNISTData
 from lightning_robust.tables import markdown
@@ -59,7 +59,8 @@ def measure(width: int, power: float, seed: int, figure: Path | None = None) -> 
     trainer = quiet_trainer([lazy], max_epochs=EPOCHS)
     trainer.fit(TwoLayerClassifier(width, power), datamodule=UnitFashionMNISTData(num_train=10_000))
     if figure is not None:
-        draw_laziness(lazy.history, lazy.lazy_below, lazy.vulnerable_above).savefig(figure, dpi=100)
+        for tag, draw in laziness_figures(lazy.history, lazy.lazy_below, lazy.vulnerable_above).items():
+            draw().savefig(figure.with_stem(f"{figure.stem}-{tag.partition('/')[2]}"), dpi=120)
     return {**lazy.history[-1].numbers, "acc": float(trainer.callback_metrics["val/acc"])}
 
 

@@ -106,6 +106,6 @@ def use_plain_log_ticks(axes: Axes, which: Literal["x", "y"], per_decade: Sequen
 
 def _write_title(figure: Figure, title: str) -> None:
     """A title over the whole figure, in lines that fit its width."""
-    letters = int(11.5 * figure.get_figwidth())  # of 12 points
+    letters = int(10.5 * figure.get_figwidth())  # of 12 points
     lines = textwrap.wrap(title, letters)
     figure.suptitle(plain("\n".join(lines)), fontsize=FONT, x=0.01, ha="left")

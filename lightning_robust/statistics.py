@@ -38,7 +38,7 @@ def mean_interval(values: Sequence[float], limits: tuple[float, float] = (-math.
     """The mean of independent values with its 95 % interval by Student's t; one value has no interval.
 
     Args:
-        values: The values.
+        values: The values; where one is not finite there is no interval.
         limits: Where the mean lies for certain, as in [0, 1] for an accuracy. What the interval has outside of them is
             cut off, which costs no coverage.
 
@@ -50,7 +50,7 @@ def mean_interval(values: Sequence[float], limits: tuple[float, float] = (-math.
         Estimate(value=2.0, low=0.0, high=5.0)
     """
     mean, count = statistics.fmean(values), len(values)
-    if count < 2:
+    if count < 2 or not math.isfinite(mean):
         return Estimate(mean)
     half = student(count - 1) * statistics.stdev(values) / math.sqrt(count)
     return Estimate(mean, min(max(mean - half, limits[0]), mean), max(min(mean + half, limits[1]), mean))

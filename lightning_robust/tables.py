@@ -58,6 +58,32 @@ def number(value: float | None, digits: int = 3) -> str:
     return "" if value is None or math.isnan(value) else f"{value:.{digits}g}"
 
 
+def without_common(names: Sequence[str], separator: str, *, end: bool = False) -> list[str]:
+    """Names without the parts that all of them begin with, which do not tell them apart.
+
+    Args:
+        names: Any number; a single one stays as it is, and so do those of which nothing would be left.
+        separator: Between the parts of a name.
+        end: Leave out those that all of them end with too.
+
+    Example:
+        >>> without_common(["net.blocks.0.conv", "net.blocks.1.conv"], ".")
+        ['0.conv', '1.conv']
+        >>> without_common(["runs/a/best.ckpt", "runs/b/best.ckpt"], "/", end=True)
+        ['a', 'b']
+    """
+    parts = _without_first([name.split(separator) for name in names])
+    if end:
+        parts = [each[::-1] for each in _without_first([each[::-1] for each in parts])]
+    return [separator.join(each) for each in parts]
+
+
+def _without_first(parts: list[list[str]]) -> list[list[str]]:
+    while len(parts) > 1 and min(map(len, parts)) > 1 and len({each[0] for each in parts}) == 1:
+        parts = [each[1:] for each in parts]
+    return parts
+
+
 def shorten(name: str, width: int = 24) -> str:
     """The end of a long name, which tells layers and files apart better than its beginning.
 

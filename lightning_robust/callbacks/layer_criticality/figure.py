@@ -1,14 +1,19 @@
-"""The picture of criticality maps: heat maps of the metric and of the distance to the start."""
+"""The figures of criticality maps: heat maps of the metric and of the distance to the start."""
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lightning_robust.callbacks.conditions import CLEAN
 from lightning_robust.callbacks.layer_criticality.measure import CriticalityMap
+from lightning_robust.callbacks.layer_panel import layer_panel
+from lightning_robust.figures import FONT, plain
 from lightning_robust.functional.criticality import Verdict
 from lightning_robust.tables import number, shorten
 
@@ -18,101 +23,154 @@ if TYPE_CHECKING:
 
 Grid = np.ndarray[Any, np.dtype[np.float64]]
 _COLOURS: dict[Verdict, str] = {
-    "ambient": "#1b7837",
-    "critical": "#b2182b",
-    "undecided": "#8c6d1f",
-    "unchanged": "#8a8a8a",
+    "ambient": "#2166ac",
+    "critical": "#b45309",
+    "undecided": "#1b1f24",
+    "unchanged": "#6b7280",
 }
 _MEANINGS: dict[Verdict, str] = {
-    "ambient": "ambient: keeps at least {0:.0%} put back to the start",
-    "critical": "critical: keeps less than {0:.0%} put back to the start",
-    "undecided": "undecided: the 95 % interval holds {0:.0%}",
+    "ambient": "ambient: keeps at least {0:.0f} % put back to the start",
+    "critical": "critical: keeps less than {0:.0f} % put back to the start",
+    "undecided": "undecided: the 95 % interval holds {0:.0f} %",
     "unchanged": "unchanged by training",
 }
-_MOST_NUMBERS = 400
-"""A panel with more cells than this shows no numbers."""
-_NAME_WIDTH = 28
+_MOST_COLUMNS = 8
+"""A map with more columns has no room for numbers, and names some of its columns."""
+_MOST_ROWS = 24
+_LONGEST_METRIC = 28
+_GRID, _LETTER = 320, 9
+"""Pixels: of all columns together, and of a letter."""
 
 
-def draw_criticality(maps: Sequence[CriticalityMap]) -> Figure:
-    """Heat maps, layers from top to bottom: the metric under each condition, and the two distances to the start.
-
-    The colours of the metric say which share of training's gain remains, and so mean the same for every metric.
+def criticality_figures(maps: Sequence[CriticalityMap]) -> dict[str, Callable[[], Figure]]:
+    """What draws each figure, by tag: a map for each condition, and the two distances to the start.
 
     Args:
         maps: Of one network; the first gives the verdicts.
     """
-    from matplotlib.figure import Figure
-
-    first = maps[0]
-    rows, columns = [*first.rows, first.whole], len(first.labels)
-    names = [shorten(row.name, _NAME_WIDTH) for row in rows]
-    ratios = [columns + 1.3] * len(maps) + [columns, columns]
-    width = 0.075 * max(map(len, names)) + 0.5 * sum(ratios) + 0.9 * (len(maps) + 2)
-    height = min(0.3 * len(rows) + 1.8, 40)
-    figure = Figure(figsize=(max(width, 8), max(height, 3.0)), layout="constrained")
-    panels = figure.subplots(1, len(ratios), width_ratios=ratios, squeeze=False)[0]
-    for axes, result in zip(panels, maps, strict=False):
-        _draw_metric(axes, result)
-    _add_colorbar(panels[len(maps) - 1], "share of training's gain kept")
-    for axes, title, values in (
-        (panels[-2], "distance to start, 2-norm / √n", [row.l2 for row in rows]),
-        (panels[-1], "distance to start, max-norm", [row.linf for row in rows]),
-    ):
-        numbers = np.array(values)
-        top = float(numbers[np.isfinite(numbers)].max(initial=0.0)) or 1.0
-        _draw_heat_map(axes, numbers, numbers, top, "cividis", first.labels)
-        axes.set_title(title, fontsize=9)
-        _add_colorbar(axes)
-    for axes in panels[1:]:
-        axes.set_yticks([])
-    _name_layers(panels[0], names, first)
-    title = f"One layer put back to fresh random draws, to the start, or to a checkpoint: {first.criterion.monitor}"
-    figure.suptitle(f"{title} ({first.trained:.4g} as trained)", fontsize=10)
-    return figure
+    figures: dict[str, Callable[[], Figure]] = {
+        f"criticality/{each.condition}_map": functools.partial(draw_map, each, maps[0]) for each in maps
+    }
+    for tag, norm in (("mean_distance", "l2"), ("largest_distance", "linf")):
+        figures[f"criticality/{tag}"] = functools.partial(draw_distances, maps[0], norm)
+    return figures
 
 
-def _draw_metric(axes: Axes, result: CriticalityMap) -> None:
+def draw_map(result: CriticalityMap, first: CriticalityMap) -> Figure:
+    """The metric with each layer put back to fresh draws, to the start, and to each checkpoint.
+
+    The colours say which share of training's gain remains, and so mean the same for every metric.
+
+    Args:
+        result: The map.
+        first: The map that gives the verdicts.
+    """
     rows = [*result.rows, result.whole]
+    figure, axes = layer_panel([row.name for row in rows], _tell_map(result), lines=2)
     numbers = np.array([[row.randomised.value, *(cell.value for cell in row.cells)] for row in rows])
     start = result.whole.cells[0].value
     gain = result.trained - start
     shares = np.nan_to_num((numbers - start) / (gain or math.nan), nan=0.0, posinf=0.0, neginf=0.0).clip(0, 1)
     _draw_heat_map(axes, shares, numbers, 1.0, "viridis", ["random", *result.labels])
-    axes.axvline(0.5, color="white", linewidth=4)
-    monitor = result.criterion.monitor
-    axes.set_title(monitor if result.condition == "clean" else f"{monitor} under {result.condition}", fontsize=9)
+    axes.axvline(0.5, color="white", linewidth=4, label="_guide")
+    axes.set_xlabel("the weights that one layer is put back to")
+    _add_colorbar(axes, "share of the gain kept")
+    _colour_names(axes, first)
+    return figure
+
+
+def draw_distances(result: CriticalityMap, norm: str) -> Figure:
+    """How far each layer was from the start at each moment.
+
+    Args:
+        result: The map.
+        norm: ``"l2"`` or ``"linf"``, as in its rows.
+    """
+    rows = [*result.rows, result.whole]
+    numbers = np.array([getattr(row, norm) for row in rows])
+    known = np.where(np.isfinite(numbers), numbers, 0.0)
+    top = float(known.max(initial=0.0)) or 1.0
+    place = int(known[: len(result.rows), -1].argmax()) if result.rows else 0
+    measure = "on average" if norm == "l2" else "in its largest weight"
+    title = f"{shorten(rows[place].name, _LONGEST_METRIC)} moves furthest from the start {measure}"
+    figure, axes = layer_panel([row.name for row in rows], title if known.any() else "Training moved no layer")
+    _draw_heat_map(axes, numbers, numbers, top, "cividis", result.labels)
+    axes.set_xlabel("moment of the training")
+    _add_colorbar(axes, "root mean square change" if norm == "l2" else "largest change of a weight")
+    return figure
+
+
+def _tell_map(result: CriticalityMap) -> str:
+    critical, layers = result.named("critical"), [row for row in result.rows if row.verdict != "unchanged"]
+    where = "" if result.condition == CLEAN.name else f" under {result.condition.replace('_', ' ')}"
+    metric = f"for {shorten(result.criterion.monitor, _LONGEST_METRIC)}{where}"
+    if not layers:
+        return f"Training changed no layer ({metric})"
+    if not critical:
+        return f"No layer alone is critical {metric}"
+    return f"{len(critical)} of {len(layers)} layers {'is' if len(critical) == 1 else 'are'} critical {metric}"
 
 
 def _draw_heat_map(axes: Axes, values: Grid, numbers: Grid, top: float, cmap: str, labels: Sequence[str]) -> None:
     """Cells coloured by values from 0 to ``top``, with their numbers, and a line above the whole network."""
     axes.imshow(values, aspect="auto", cmap=cmap, vmin=0, vmax=top)
-    if numbers.size <= _MOST_NUMBERS:
+    rows, columns = numbers.shape
+    if rows <= _MOST_ROWS and columns <= _MOST_COLUMNS:
         for (y, x), value in np.ndenumerate(numbers):
             colour = "black" if values[y, x] > 0.6 * top else "white"
-            axes.text(x, y, number(value), ha="center", va="center", fontsize=7, color=colour)
-    axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
-    axes.axhline(len(numbers) - 1.5, color="white", linewidth=4)
+            axes.text(
+                x,
+                y,
+                _in_cell(value, 3 if columns < _MOST_COLUMNS - 1 else 2),
+                ha="center",
+                va="center",
+                fontsize=FONT,
+                color=colour,
+            )
+    known = [shorten(label, 9) for label in labels]
+    named = range(0, columns, _step_between_names(known))
+    axes.set_xticks(list(named), [plain(known[column]) for column in named])
+    axes.axhline(rows - 1.5, color="white", linewidth=4, label="_guide")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
 
 
-def _add_colorbar(axes: Axes, label: str = "") -> None:
+def _in_cell(value: float, digits: int) -> str:
+    """A number that fits a cell, without the zero before its point."""
+    text = number(value, digits)
+    return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text
+
+
+def _step_between_names(names: Sequence[str]) -> int:
+    """The smallest number of columns from one name to the next at which none touches another."""
+    lengths = [len(name) for name in names]
+    for step in range(1, len(names)):
+        shown = lengths[::step]
+        if all(
+            _LETTER * (one + other) / 2 + 6 <= step * _GRID / len(names) for one, other in itertools.pairwise(shown)
+        ):
+            return step
+    return len(names)
+
+
+def _add_colorbar(axes: Axes, label: str) -> None:
     bar = axes.figure.colorbar(axes.images[-1], ax=axes)
-    bar.set_label(label, fontsize=8)
-    bar.ax.tick_params(labelsize=7)
+    bar.set_label(label, fontsize=FONT)
+    bar.ax.tick_params(labelsize=FONT)
+    bar.ax.locator_params(nbins=5)
 
 
-def _name_layers(axes: Axes, names: Sequence[str], result: CriticalityMap) -> None:
+def _colour_names(axes: Axes, result: CriticalityMap) -> None:
     """Names coloured by verdict, with a legend of the verdicts that occur."""
     from matplotlib.patches import Patch
 
-    axes.set_yticks(range(len(names)), names, fontsize=8)
-    for label, row in zip(axes.get_yticklabels(), result.rows, strict=False):
-        label.set_color(_COLOURS[row.verdict])
+    named = dict(zip((int(tick) for tick in axes.get_yticks()), axes.get_yticklabels(), strict=True))
+    for place, row in enumerate(result.rows):
+        if place in named:
+            named[place].set_color(_COLOURS[row.verdict])
     handles = [
-        Patch(color=colour, label=_MEANINGS[verdict].format(result.criterion.threshold))
+        Patch(color=colour, label=_MEANINGS[verdict].format(100 * result.criterion.threshold))
         for verdict, colour in _COLOURS.items()
         if result.named(verdict)
     ]
-    axes.figure.legend(handles=handles, loc="outside lower left", ncols=len(handles), fontsize=8, frameon=False)
+    axes.figure.legend(handles=handles, loc="outside lower left", fontsize=FONT, frameon=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from lightning_robust.functional.criticality import Verdict, criticality_verdict
 from lightning_robust.functional.weights import Weights
 from lightning_robust.harness.evaluate import Evaluator
 from lightning_robust.layers import Layer, whole
-from lightning_robust.statistics import Estimate, mean_interval
+from lightning_robust.statistics import Estimate, mean_interval, range_of
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,13 @@ class CriticalityRow:
     """Distance to the start over the square root of the number of weights, at the same moments as ``cells``."""
     linf: tuple[float, ...]
     verdict: Verdict
+    limits: tuple[float, float] = (-math.inf, math.inf)
+    """Where the metric lies, as far as is known."""
 
     @property
     def randomised(self) -> Estimate:
-        """The metric over the draws."""
-        return mean_interval([cell.value for cell in self.random])
+        """The metric over the draws; its interval stays where the metric lies."""
+        return mean_interval([cell.value for cell in self.random], self.limits)
 
 
 @dataclass(frozen=True)
@@ -112,16 +116,22 @@ class CriticalityMapper:
         # a draw of the network; what belongs to no layer is as at the start
         merged = [{**start, **{n: t for draw in draws for n, t in draw.items()}} for draws in zip(*drawn, strict=True)]
         network = self._row(reader, everything, merged)
+        limits = self._limits([*rows, network])
         return CriticalityMap(
             condition.name,
             self._criterion,
             self._labels,
             reader.trained.value,
-            rows,
-            network,
+            tuple(dataclasses.replace(row, limits=limits) for row in rows),
+            dataclasses.replace(network, limits=limits),
             reader.evaluations,
             self._layers,
         )
+
+    def _limits(self, rows: Sequence[CriticalityRow]) -> tuple[float, float]:
+        """Where the metric lies: as the user says, else as its values tell."""
+        values = [cell.value for row in rows for cell in (*row.cells, *row.random)]
+        return self._criterion.value_range or range_of(values, mode=self._criterion.mode)
 
     def _row(self, reader: MetricReader, layer: Layer, draws: Sequence[State]) -> CriticalityRow:
         weights = Weights(self._module, layer.tensors)

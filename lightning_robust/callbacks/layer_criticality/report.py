@@ -10,7 +10,7 @@ from typing import Any, get_args
 from lightning_utilities.core.apply_func import apply_to_collection
 
 from lightning_robust.callbacks.diagnostics import Report, Table, finite
-from lightning_robust.callbacks.layer_criticality.figure import draw_criticality
+from lightning_robust.callbacks.layer_criticality.figure import criticality_figures
 from lightning_robust.callbacks.layer_criticality.measure import CriticalityMap, CriticalityRow
 from lightning_robust.callbacks.layer_criticality.rewind import Rewound
 from lightning_robust.functional.criticality import Verdict
@@ -19,7 +19,7 @@ from lightning_robust.tables import number
 
 
 def criticality_report(maps: Sequence[CriticalityMap]) -> Report:
-    """Numbers and a table of each map, one figure of all.
+    """Numbers, a table and a figure of each map, and two of the distances to the start.
 
     Args:
         maps: Of one network; clean batches first.
@@ -27,7 +27,7 @@ def criticality_report(maps: Sequence[CriticalityMap]) -> Report:
     return Report(
         {tag: value for each in maps for tag, value in criticality_scalars(each).items()},
         {f"criticality/{each.condition}": criticality_table(each) for each in maps},
-        {"criticality/overview": lambda: draw_criticality(maps)},
+        criticality_figures(maps),
         [f"Layer criticality: {describe_map(each)}" for each in maps],
     )
 
@@ -60,8 +60,12 @@ def criticality_scalars(result: CriticalityMap) -> dict[str, float]:
 
 
 def criticality_table(result: CriticalityMap) -> Table:
-    """A line for each layer; the last is the whole network."""
-    columns = ["layer", "verdict", "kept at start", f"{result.criterion.monitor}, random", *result.labels, "l2", "linf"]
+    """A line for each layer; the last is the whole network.
+
+    The share of training's gain that is kept with the layer at its start; the metric with fresh draws, at the start and
+    at each moment; the root mean square change of its weights.
+    """
+    columns = ["layer", "verdict", "gain kept", f"{result.criterion.monitor}, random", *result.labels, "moved"]
     layers = [_table_row(row, row.verdict) for row in result.rows]
     return columns, [*layers, _table_row(result.whole, "")]
 
@@ -83,6 +87,8 @@ def describe_map(result: CriticalityMap) -> str:
 def criticality_json(result: CriticalityMap) -> dict[str, Any]:
     """All numbers; those that are not finite become None."""
     rows = [{**asdict(row), "randomised": asdict(row.randomised)} for row in (*result.rows, result.whole)]
+    for row in rows:
+        del row["limits"]
     content = {
         "condition": result.condition,
         "monitor": result.criterion.monitor,
@@ -106,7 +112,6 @@ def _table_row(row: CriticalityRow, verdict: str) -> list[str]:
         _interval(row.randomised),
         *cells,
         number(row.l2[-1]),
-        number(row.linf[-1]),
     ]
 
 

@@ -10,9 +10,10 @@ from typing_extensions import override
 
 from lightning_robust.callbacks.attacked_batches import AttackInputs
 from lightning_robust.callbacks.diagnostics import InputDiagnostic, Report, check_at_least, show
+from lightning_robust.callbacks.lazy_training.figure import Measurement
 from lightning_robust.callbacks.lazy_training.measure import Laziness, LazinessSettings, measure_laziness, weights_of
 from lightning_robust.callbacks.lazy_training.probe import Probe
-from lightning_robust.callbacks.lazy_training.report import Measurement, describe_danger, lazy_report
+from lightning_robust.callbacks.lazy_training.report import describe_danger, lazy_report
 from lightning_robust.functional.averaging import State
 from lightning_robust.harness.arguments import parse_fraction
 from lightning_robust.harness.inputs import as_keys
@@ -59,8 +60,8 @@ class LazyTrainingCallback(InputDiagnostic):
 
     The probe is the start of the first validation batch (without validation, of the first training batch) for the whole
     run. The weights are those that are validated. When training has ended the callback logs a table of the
-    layers and a figure, and warns if training was lazy and one step fools the network. Training is bit-identical with
-    and without it. What cannot be measured is left out, and a warning says why.
+    layers and three figures, and warns if training was lazy and one step fools the network. Training is bit-identical
+    with and without it. What cannot be measured is left out, and a warning says why.
 
     Cost: as much time as about fifteen forward passes of the probe for each measurement; memory on the CPU for one copy
     of the weights, and on the device, while measuring, for two more. Checkpoints hold that copy and the probe, and a

@@ -11,10 +11,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_robust import DatapathCallback
 from lightning_robust.callbacks.datapath.activations import find_points, gated
-from lightning_robust.callbacks.datapath.figure import draw_datapath
+from lightning_robust.callbacks.datapath.figure import datapath_figures
 from lightning_robust.callbacks.datapath.measure import Datapath
 from lightning_robust.callbacks.datapath.paths import Paths
-from lightning_robust.callbacks.datapath.report import datapath_scalars, datapath_table, describe_datapath
+from lightning_robust.callbacks.datapath.report import datapath_scalars, datapath_tables
+from lightning_robust.callbacks.datapath.words import describe_datapath, judge, tell_channels
 from lightning_robust.functional.datapath import LayerDivergence
 from lightning_robust.functional.gates import CriticalChannels, Overlap
 from tests.boring import Boring, Pictures, make_trainer
@@ -103,8 +104,9 @@ def test_the_fragile_channel_is_found_and_without_it_the_prediction_is_back(tmp_
     # it is what being taken for bright rests on, and never what a right prediction does
     assert found.paths.perturbed.sets[0][found.paths.perturbed.classes == 1, FRAGILE].all()
     assert not found.paths.clean.sets[0][:, FRAGILE].any()
-    assert "1 of 6 channels carry 80% of it" in describe_datapath(found)
-    assert datapath_table(found)[1][0][5].startswith("5, ")
+    assert "In `net.0`, 1 of 6 channels carry 80% of the change." in describe_datapath(found)
+    assert tell_channels(found).startswith("Channel 5 of net.0 changes most")
+    assert datapath_tables(found)["layers"][1][0][4].startswith("5, ")
     images, labels = data.tensors
     images = images.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(module.training_step((images, labels), 0), images)
@@ -142,7 +144,7 @@ def test_where_no_direction_grows_nothing_parts(tmp_path):
         assert layer.control == pytest.approx(size, rel=1e-4)
     assert found.start == pytest.approx(size, rel=1e-4)
     assert (found.parting, found.depth(found.parting)) == (None, 1)
-    assert "do not part" in describe_datapath(found)
+    assert "keeps its size" in describe_datapath(found)
 
 
 def test_the_same_in_parts_of_any_size(tmp_path):
@@ -219,7 +221,7 @@ def test_a_failure_warns_and_training_goes_on(tmp_path):
 
 
 def test_a_figure_that_cannot_be_drawn_costs_nothing_else(tmp_path, monkeypatch):
-    monkeypatch.setattr("lightning_robust.callbacks.datapath.report.draw_datapath", lambda *_: 1 / 0)
+    monkeypatch.setattr("lightning_robust.callbacks.datapath.report.datapath_figures", lambda *_: {"x": lambda: 1 / 0})
     with pytest.warns(UserWarning, match="not all is shown. ZeroDivisionError"):
         trainer, _ = fit(tmp_path, [DatapathCallback(num_paths=0)], logger=CSVLogger(tmp_path))
     assert "datapath/pgd/parting_depth" in trainer.callback_metrics
@@ -271,7 +273,7 @@ def test_files_where_the_logger_has_no_pictures(tmp_path):
     logger = CSVLogger(tmp_path, version=0)
     fit(tmp_path, [DatapathCallback("fgsm", num_paths=4)], logger=logger)
     found = {path.name.split("-")[0] for path in (tmp_path / "lightning_logs/version_0/figures/datapath").rglob("*.*")}
-    assert found == {"overview", "layers"}
+    assert found == {"growth", "channels", "paths", "layers", "common_channels"}
     text = next((tmp_path / "lightning_logs/version_0/figures/datapath").rglob("layers*.csv")).read_text()
     assert text.splitlines()[1].startswith("net.0,")
 
@@ -294,26 +296,60 @@ def large(layers=64, width=512, classifier=True):
 
 
 @pytest.mark.parametrize("classifier", [True, False])
-def test_figure_of_a_deep_network_is_bounded(classifier):
+def test_figures_of_a_deep_network_are_bounded(classifier):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figure = draw_datapath(large(classifier=classifier), "title")
-    assert figure.get_figwidth() <= 40
-    cells = figure.axes[1].collections[-1]
+        figures = {end: draw() for end, draw in datapath_figures(large(classifier=classifier)).items()}
+    assert list(figures) == ["growth", "channels", *(["paths"] if classifier else [])]
+    for figure in figures.values():
+        assert figure.get_figwidth() <= 7
+        assert figure.get_figheight() <= 10
     # 64 layers x 512 channels are 32,768
-    assert 64 * 8 <= len(cells.get_paths()) <= 64 * 3 * 8
-    assert len(figure.axes) == (4 if classifier else 3)
+    assert figures["channels"].axes[0].images[0].get_array().shape == (24, 6)
+    (line,) = [line for line in figures["growth"].axes[0].lines if line.get_label() == "under the PGD attack"]
+    assert line.get_xdata().tolist() == pytest.approx([100 * value for value in large().values])
 
 
-def test_figure_survives_what_is_not_finite():
+def test_figures_and_tables_survive_what_is_not_finite():
     broken = [LayerDivergence("a", torch.ones(2), torch.tensor([math.inf, 1.0]))]
     dead = [LayerDivergence("a", torch.zeros(2), torch.zeros(2), torch.zeros(2))]
-    for layers in (broken, dead):
+    for layers, count in ((broken, 2), (dead, 0)):
         found = Datapath("fp16", 1, layers, 1.5)
-        draw_datapath(found, describe_datapath(found)).savefig("/dev/null", format="png")
-        assert datapath_table(found)[1]
+        figures = datapath_figures(found)
+        assert len(figures) == count
+        for draw in figures.values():
+            draw().savefig("/dev/null", format="png")
+        assert datapath_tables(found)["layers"][1]
         assert all(math.isfinite(value) for value in datapath_scalars(found).values())
-    assert describe_datapath(Datapath("fp16", 1, dead, 1.5)) == "fp16 moves nothing."
+    assert describe_datapath(Datapath("fp16", 1, dead, 1.5)) == "Fp16 rounding changes nothing: good."
+    assert judge(Datapath("fp16", 1, broken, 1.5)) == "Fp16 rounding overflows: look at a"
+
+
+def course(changes, start=0.2, condition="pgd"):
+    """Layers that move by these shares."""
+    layers = [
+        LayerDivergence(f"l{i}", torch.ones(1), torch.tensor([c**2], dtype=torch.double)) for i, c in enumerate(changes)
+    ]
+    return Datapath(condition, 1, layers, 1.5, start)
+
+
+@pytest.mark.parametrize(
+    ("result", "sentence"),
+    [
+        (course([0.1, 0.04]), "The PGD attack fades from 20 % of the input to 4 % at l1: good"),
+        # 0.25 -> 0.6 is the largest step: 2.4 times
+        (course([0.25, 0.6, 0.8]), "The PGD attack grows from 20 % of the input to 80 % at l2: look at l1 (2.4 x)"),
+        (course([0.3, 0.22]), "The PGD attack keeps its size, from 20 % of the input to 22 % at l1"),
+        (course([2e-4, 9e-4], None, "fp16"), "Fp16 rounding changes l1 by 0.09 % only: good"),
+        (
+            course([2e-3, 9e-2], None, "bf16"),
+            "Bf16 rounding grows from 0.2 % after the first layer to 9 % at l1: look at l1 (45 x)",
+        ),
+    ],
+)
+def test_what_is_good_and_what_is_bad_in_one_sentence(result, sentence):
+    assert judge(result) == sentence
+    assert describe_datapath(result).startswith(f"{sentence}.")
 
 
 def test_diverging_and_merging_layers():
@@ -322,4 +358,5 @@ def test_diverging_and_merging_layers():
     assert (found.paths.diverging, found.paths.merging) == (31, 51)
     assert datapath_scalars(found)["datapath/pgd/diverging_depth"] == pytest.approx(31 / 64)
     assert datapath_scalars(found)["datapath/pgd/changed"] == 1
-    assert "diverging at `stages.31.conv`, merging with the wrong class at `stages.51.conv`" in describe_datapath(found)
+    said = "3 of 3 predictions change: from stages.51.conv on they rest on the wrong class's channels."
+    assert said in describe_datapath(found)

@@ -11,8 +11,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_robust import LazyTrainingCallback, NoEffectWarning
+from lightning_robust.callbacks.lazy_training.figure import Measurement, laziness_figures, longest_step
 from lightning_robust.callbacks.lazy_training.measure import first_floating
-from lightning_robust.callbacks.lazy_training.report import Measurement, draw_laziness, laziness_table, longest_step
+from lightning_robust.callbacks.lazy_training.report import laziness_table
 from lightning_robust.structures import tensors_in
 
 from ...boring import Boring, make_trainer
@@ -366,18 +367,24 @@ def test_table_has_a_line_for_each_layer_and_the_whole():
     assert len(columns) == 4
 
 
-def test_figure_draws_what_was_measured():
-    points = [
-        Measurement(n, {"movement": 0.1 * n, "sign_changes": 0.2, "single_step@2": 0.7, "fgsm": 0.4}) for n in (1, 2)
-    ]
-    left, middle, right, _ = draw_laziness(points, 0.1, 0.5).axes
-    assert [line.get_xydata().tolist() for line in left.lines] == [[[1, 0.1], [2, 0.2]], [[1, 0.2], [2, 0.2]]]
-    assert [text.get_text() for text in middle.get_legend().texts] == ["step of 2 |x| / √d", "FGSM"]
-    assert right.lines[0].get_xydata().tolist() == [[0.1, 0.7], [0.2, 0.7]]
+def drawn(history):
+    return {tag.removeprefix("lazy/"): draw().axes[0] for tag, draw in laziness_figures(history, 0.15, 0.5).items()}
+
+
+def test_figures_draw_what_was_measured():
+    numbers = {"sign_changes": 0.2, "kernel_alignment": 0.75, "single_step@2": 0.7, "fgsm": 0.4}
+    points = [Measurement(n, {"movement": 0.1 * n, **numbers}) for n in (1, 2)]
+    panels = drawn(points)
+    # the cosine is drawn as a distance; the last line is the threshold
+    lines = [line.get_xydata().tolist() for line in panels["distance_from_start"].lines[:-1]]
+    assert lines == [[[1, 0.1], [2, 0.2]], [[1, 0.2], [2, 0.2]], [[1, 0.25], [2, 0.25]]]
+    assert panels["distance_from_start"].figure.get_suptitle() == "The weights moved by 20 % of their length: not lazy"
+    labels = panels["fooled_by_one_step"].get_legend_handles_labels()[1]
+    assert labels == ["step of 2 |x| / √d", "FGSM"]
+    assert panels["both"].lines[0].get_xydata().tolist() == [[0.1, 0.7], [0.2, 0.7]]
+    assert panels["both"].figure.get_suptitle() == "Not lazy, but easily fooled"
+    assert drawn(points[:1])["both"].figure.get_suptitle().startswith("Lazy and easily fooled")
     assert longest_step({"single_step_loss@1": 3.0}) is None
     growth = [Measurement(1, {"movement": 0.1, "single_step_loss@1": 3.0, "single_step_loss@2": 9.0})]
-    assert draw_laziness(growth, 0.1, 0.5).axes[2].lines[0].get_xydata().tolist() == [[0.1, 9.0]]
-    assert (
-        draw_laziness([Measurement(1, {"movement": 0.0})], 0.1, 0.5).axes[2].texts[0].get_text()
-        == "nothing was measured"
-    )
+    assert drawn(growth)["both"].collections[0].get_offsets().tolist() == [[0.1, 9.0]]
+    assert list(drawn([Measurement(1, {"movement": 0.0})])) == ["distance_from_start"]

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from lightning_robust.figures import add_legend, panel, plain
 from lightning_robust.functional.soups import Soup
-from lightning_robust.tables import shorten
+from lightning_robust.tables import number, shorten, without_common
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_INSIDE, _OUTSIDE, _SOUP = "#3b6fb6", "#8a8a8a", "#e08214"
+_INSIDE, _OUTSIDE, _SOUP = "#4c78a8", "#8a94a0", "#f58518"
+_MOST_NAMED = 30
+_ROW, _REST = 0.25, 2.2
+"""Inches: of an ingredient, and of all else."""
 
 
 def draw_soup(soup: Soup, labels: Sequence[str], monitor: str, mode: str) -> Figure:
-    """Ingredients in the order of their trials with their scores, and the score of the soup after each trial.
+    """Ingredients from top to bottom in the order of their trials, and the score of the soup after each trial.
 
     Args:
         soup: The soup.
@@ -23,26 +27,44 @@ def draw_soup(soup: Soup, labels: Sequence[str], monitor: str, mode: str) -> Fig
         monitor: Name of the score.
         mode: ``"max"`` or ``"min"``.
     """
-    from matplotlib.figure import Figure
-
     order = _order(soup)
-    figure = Figure(figsize=(max(6.0, 0.7 * len(order) + 2.5), 4.2), layout="constrained")
-    axes = figure.subplots()
-    for inside, colour, name in ((True, _INSIDE, "ingredient in the soup"), (False, _OUTSIDE, "ingredient left out")):
-        points = [(x, soup.scores[index]) for x, index in enumerate(order) if (index in soup.ingredients) is inside]
-        axes.scatter([x for x, _ in points], [score for _, score in points], color=colour, zorder=3, label=name)
+    figure, axes = panel(_ROW * min(len(order), _MOST_NAMED) + _REST, _tell_soup(soup, labels, mode))
+    for inside, colour, marker, name in (
+        (True, _INSIDE, "o", "ingredient in the soup"),
+        (False, _OUTSIDE, "X", "ingredient left out"),
+    ):
+        points = [(soup.scores[index], y) for y, index in enumerate(order) if (index in soup.ingredients) is inside]
+        if points:
+            axes.scatter(
+                [x for x, _ in points], [y for _, y in points], color=colour, marker=marker, s=50, zorder=3, label=name
+            )
     course = _scores_so_far(soup, order[0])
     if len(course) > 1:
-        axes.step(range(len(course)), course, where="post", color=_SOUP, linewidth=2, label="soup so far")
+        # down to the next ingredient, then across to the score with it
+        axes.step(course, range(len(course)), where="pre", color=_SOUP, linewidth=2, label="soup so far")
     if soup.score is not None:
-        axes.axhline(soup.score, color=_SOUP, linestyle="--", linewidth=1, label=f"soup: {soup.score:.5g}")
-    names = [shorten(labels[index]) for index in order]
-    axes.set_xticks(range(len(order)), names, rotation=35, ha="right", fontsize=8)
-    axes.set_ylabel(f"{monitor} ({'higher' if mode == 'max' else 'lower'} is better)")
-    axes.set_title(f"{len(soup.ingredients)} of {len(labels)} ingredients")
-    axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize=8, loc="best")
+        axes.axvline(soup.score, color=_SOUP, linestyle="--", linewidth=1.2, label=f"soup: {number(soup.score, 4)}")
+    named = range(0, len(order), -(-len(order) // _MOST_NAMED))
+    known = without_common(labels, "/", end=True)
+    axes.set_yticks(list(named), [plain(shorten(known[order[y]], 20)) for y in named])
+    axes.set_ylim(len(order) - 0.4, -0.6)
+    better = {"max": "higher", "min": "lower"}[mode]
+    axes.set_xlabel(plain(f"{shorten(monitor)} ({better} is better)"))
+    axes.grid(axis="x", alpha=0.3)
+    add_legend(axes)
     return figure
+
+
+def _tell_soup(soup: Soup, labels: Sequence[str], mode: str) -> str:
+    """How many ingredients are in it, and what they bring."""
+    text = f"A soup of {len(soup.ingredients)} of {len(labels)} ingredients"
+    if soup.score is None:
+        return text
+    best = (max if mode == "max" else min)(soup.scores)
+    gain = (soup.score - best) * (1 if mode == "max" else -1)
+    if gain == 0:
+        return f"{text} is as good as the best alone"
+    return f"{text} is {number(abs(gain), 2)} {'better' if gain > 0 else 'worse'} than the best alone"
 
 
 def _order(soup: Soup) -> list[int]:

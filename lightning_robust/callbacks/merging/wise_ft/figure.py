@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _BETWEEN, _CHOSEN, _GREY, _START = "#4c78a8", "#1b1f24", "#8a94a0", "#f58518"
-_NAME_WIDTH = 30
+_NAME_WIDTH = 24
 
 
 def wise_ft_figures(
