@@ -67,6 +67,20 @@ def test_a_figure_keeps_its_text_escaped(room):
     assert drawn in page(room, rows=[[drawn, 1]])  # Markup is not escaped again
 
 
+def test_a_figure_has_the_colours_of_the_page_and_a_name(room):
+    """Nothing white or black is left in it: its paper is transparent, its ink is the text's."""
+    figure = Figure(figsize=(3, 2))
+    axes = figure.subplots()
+    axes.plot([0, 1], color="black")
+    axes.set_title("a")
+    figure.suptitle("Costs in \\$ <b>")
+    drawn = str(svg(figure))
+    assert 'role="img" aria-label="Costs in $ &lt;b&gt;"' in drawn
+    assert not re.findall("#ffffff|#000000|white|black", drawn)
+    assert drawn.count("stroke: currentColor") > 4
+    assert 'class="wide"' in svg(Figure(figsize=(11, 2)))
+
+
 def test_facts_name_what_wrote_the_page():
     facts = environment_facts()
     assert list(facts)[:4] == ["written", "command", "machine", "python"]

@@ -22,6 +22,7 @@ from lightning_robust.deployment.report.tables import (
     perturbation_rows,
     target_rows,
 )
+from lightning_robust.deployment.report.words import link_label
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,20 +59,21 @@ def pass_report(report: ParityReport | None, history: History) -> Report:
     """Tables and figures of one pass; nothing on ranks that did not measure it."""
     if report is None:
         return Report()
+    what_ifs = narrow(perturbation_rows(report))
     tables: dict[str, Table] = {
         "parity/targets": narrow(target_rows(report), 5),
-        "parity/chain": narrow(chain_rows(report)),
-        "sensitivity/perturbations": _in_words(narrow(perturbation_rows(report))),
+        "parity/chain": _in_words(narrow(chain_rows(report)), [link_label(link.key) for link in report.chain]),
+        "sensitivity/perturbations": _in_words(what_ifs, [label_of(row[0]) for row in what_ifs[1]]),
     }
     if report.findings:
         tables["parity/findings"] = narrow(finding_rows(report))
     return Report({}, tables, dict(_pass_figures(report, history)))
 
 
-def _in_words(table: Table) -> Table:
-    """A table of perturbations, with their words for names."""
+def _in_words(table: Table, words: Sequence[str]) -> Table:
+    """A table with words for the names of its rows."""
     columns, rows = table
-    return columns, [[label_of(name), *cells] for name, *cells in rows]
+    return columns, [[word, *row[1:]] for word, row in zip(words, rows, strict=True)]
 
 
 def _pass_figures(report: ParityReport, history: History) -> Iterator[tuple[str, Callable[[], Figure]]]:

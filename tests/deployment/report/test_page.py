@@ -10,10 +10,11 @@ from dataclasses import replace
 import pytest
 
 from lightning_robust.deployment.graph.lint import Finding
-from lightning_robust.deployment.parity.result import Examination
+from lightning_robust.deployment.graph.origin import Origin
+from lightning_robust.deployment.parity.result import Examination, MeasuredWeights
 from lightning_robust.deployment.report.page import write_report
 
-from ..reports import KEEP, layers, node, report
+from ..reports import KEEP, layers, link, node, report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -105,28 +106,75 @@ def test_a_report_of_nothing_is_a_page_too(tmp_path):
     assert not (tmp_path / "new" / "folder" / "keep_fp32.json").exists()
 
 
+def browse(folder, page, width, *options):
+    """What Chromium writes about a page, 2,400 pixels high."""
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={folder / 'c'}"]
+    command = [CHROMIUM, *flags, f"--window-size={width},2400", *options, page.as_uri()]
+    return subprocess.run(command, check=True, capture_output=True, timeout=120, text=True).stdout
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-def test_page_in_a_browser(tmp_path):
-    """Rendered without an error, 1,100 pixels wide without a bar to scroll sideways, and not blank."""
-    path = write_report(report(**FULL), tmp_path)
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={tmp_path / 'c'}"]
+@pytest.mark.parametrize(("width", "dark"), [(420, True), (1400, False)])
+def test_page_in_a_browser(tmp_path, width, dark):
+    """Wide and narrow without a bar to scroll sideways; not blank; dark all over where dark is asked for."""
+    path = write_report(report(**FULL), tmp_path, history=[(0, {"fp16": 0.5}), (1, {"fp16": 0.3})])
     picture = tmp_path / "page.png"
-    command = [CHROMIUM, *flags, "--window-size=1100,2400", f"--screenshot={picture}", path.as_uri()]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    mode = ["--blink-settings=preferredColorScheme=0"] if dark else []
+    browse(tmp_path, path, width, *mode, f"--screenshot={picture}")
     from PIL import Image
 
     with Image.open(picture) as image:
-        levels = image.convert("L").getdata()
-        assert image.size == (1100, 2400)
-        assert 0.005 < sum(level < 128 for level in levels) / len(levels) < 0.5
-    width = tmp_path / "width.html"
-    probe = "<script>document.title = document.documentElement.scrollWidth</script></body>"
-    width.write_text(path.read_text().replace("</body>", probe))
-    done = subprocess.run(
-        [CHROMIUM, *flags, "--window-size=1100,2400", "--dump-dom", width.as_uri()],
-        check=True,
-        capture_output=True,
-        timeout=120,
-        text=True,
-    )
-    assert int(re.search(r"<title>(\d+)</title>", done.stdout)[1]) <= 1100
+        bright = [level > 128 for level in image.convert("L").tobytes()]
+        assert image.size == (width, 2400)
+        ink = sum(bright) / len(bright) if dark else 1 - sum(bright) / len(bright)
+        assert 0.005 < ink < 0.15
+    probed = tmp_path / "width.html"
+    frame = f'<iframe id="page" style="width: {width}px; border: 0" src="{path.as_uri()}"></iframe>'
+    find = "document.title = document.getElementById('page').contentDocument.documentElement.scrollWidth"
+    probed.write_text(f"{frame}<script>onload = () => {{ {find} }}</script>")
+    found = browse(tmp_path, probed, 1500, "--allow-file-access-from-files", "--dump-dom")
+    assert int(re.search(r"<title>(\d+)</title>", found)[1]) <= width
+
+
+def test_every_line_says_what_to_do(tmp_path):
+    """Each link, each what-if and each finding; what is hypothetical is called so, and no text is cut or doubled."""
+    targets = {**report().targets, "emulated-bf16": replace(report().targets["emulated-fp16"], note="rounded.")}
+    chain = (*report().chain, link("preprocessing", "torch-fp32", "torch-fp32 on bgr", 4.0))
+    text = write_report(report(**FULL, targets=targets, chain=chain), tmp_path).read_text()
+    for said in (
+        "Nothing: as near as sound models are.",
+        "Keep the nodes that cost most in fp32. keep_fp32.json has them.",
+        "Ask whether the deployed side has it: lightning-robust fingerprint.",
+        "Swap the channels once: cv2 reads BGR.",
+        "Scale them.",
+        "hypothetical",
+        "To use it: keep_fp32.json has the list.",
+        "<code>adversarial</code>",
+    ):
+        assert said in text, said
+    assert "emulated-bf16: rounded.<" in text
+    assert " 0.0 s" not in text
+
+
+def test_facts_of_the_run_stand_in_the_provenance(tmp_path):
+    weights = MeasuredWeights(0, 372, "last.ckpt", "c7f9fbe6")
+    about = {"model": "my.Net", "parameters": "1,234", "data": "my.Data"}
+    text = write_report(report(weights=weights, about=about, seconds=0.04), tmp_path).read_text()
+    rows = dict(re.findall(r"<tr><td>([^<]+)</td><td>([^<]+)</td></tr>", text[text.index("Provenance") :]))
+    expected = about | {"epoch": "0", "step": "372", "checkpoint": "last.ckpt", "weights (SHA-256)": "c7f9fbe6"}
+    assert expected | {"pass": "0.04 s", "samples": "up to 16", "reference": "torch-fp64"} == {
+        name: rows[name] for name in (*expected, "pass", "samples", "reference")
+    }
+    assert {"command", "machine", "torch", "written"} <= rows.keys()
+
+
+def test_nodes_stand_with_their_module_line_and_text(tmp_path):
+    """Without the columns in which nothing is; nodes that were not measured say so."""
+    where = Origin("neck.up", "neck.py:41", "x = self.up(x) + y")
+    found = layers(replace(node("a", 0.1), origin=where), node("b", None, exact=False))
+    text = write_report(report(layers=found), tmp_path).read_text()
+    assert "<td>1</td><td>neck.py:41 Pow</td><td>0.1</td><td>0.1 %</td><td>neck.up</td>" in text
+    assert "<td><code>x = self.up(x) + y</code></td>" in text
+    assert "<td>not measured</td>" in text
+    assert "overflow</th>" not in text
+    assert "overflow</th>" in write_report(report(**FULL), tmp_path).read_text()
