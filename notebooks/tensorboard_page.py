@@ -93,10 +93,10 @@ def show(tag, *, width=5.8):
 #
 # | tag | meaning | what to do when it is large |
 # | --- | --- | --- |
-# | `parity/onnxruntime-fp32/lateral_px_p99` | what the export does | above 0.01 px: the graph is another function; look for what depends on training mode or on the batch |
+# | `parity/onnxruntime-fp32/lateral_px_known_p99` | what the export does | above 0.01 px: the graph is another function; look for what depends on training mode or on the batch |
 # | `parity/emulated-tf32/...` | fewer digits, the range of fp32 | switch TF32 off when building |
 # | `parity/emulated-fp16/...` | what fp16 does | `parity/layers` names the layer, `parity/keep_fp32` the nodes to spare |
-# | `parity/emulated-fp16/lateral_px_p99_low`, `_high` | its 95 % interval | lines that lie within each other's intervals differ by chance: take more samples |
+# | `parity/emulated-fp16/lateral_px_known_p99_low`, `_high` | its 95 % interval | lines that lie within each other's intervals differ by chance: take more samples |
 # | `parity/status` | 0 is well; 4 is failed | the warning in the console says why |
 # | `sensitivity/family/<family>` | what the worst difference of a kind in preprocessing would do | `lightning-robust fingerprint` says whether the deployed side has it; train against it |
 # | `val/...`, `swa/raw/val/...` | the average of weights, and the raw weights of the same epoch | raw as good: the average buys nothing, leave it out |
@@ -132,9 +132,9 @@ for tag, colour in (("swa/raw/val/lateral_px", "#b3b3b3"), ("val/lateral_px", "#
     recorded = values(tag)
     panels[0].plot(range(4 - len(recorded), 4), recorded, "o-", color=colour, label=tag)
 for tag, colour in (
-    ("parity/onnxruntime-fp32/lateral_px_p99", "#4c78a8"),
-    ("parity/emulated-tf32/lateral_px_p99", "#72b7b2"),
-    ("parity/emulated-fp16/lateral_px_p99", "#f58518"),
+    ("parity/onnxruntime-fp32/lateral_px_known_p99", "#4c78a8"),
+    ("parity/emulated-tf32/lateral_px_known_p99", "#72b7b2"),
+    ("parity/emulated-fp16/lateral_px_known_p99", "#f58518"),
     ("sensitivity/family/resize_filter", "#b3b3b3"),
 ):
     panels[1].semilogy(values(tag), "o-", color=colour, label=tag)
@@ -178,13 +178,13 @@ show("val/lanes", width=6.0)
 # %% [markdown]
 # ## Which tag to monitor
 #
-# `ModelCheckpoint(monitor="parity/emulated-fp16/lateral_px_p99", auto_insert_metric_name=False)` keeps the epoch that deploys
+# `ModelCheckpoint(monitor="parity/emulated-fp16/lateral_px_known_p99", auto_insert_metric_name=False)` keeps the epoch that deploys
 # best. The demo model after four epochs on 6,000 pictures (benchmarks/RESULTS.md): onnxruntime-fp32 8.3e-5, emulated-tf32
 # 0.033, emulated-fp16 0.63 px; resize_bilinear 12, resize_nearest 41, BGR 49 px.
 
 # %%
 assert {"parity/over_epochs", "parity/chain", "sensitivity/families", "parity/layers"} <= set(tags["images"])
 assert sum(len(found) for group, found in groups.items() if group in ("parity", "sensitivity", "attribution")) <= 20
-assert len(values("parity/emulated-fp16/lateral_px_p99")) == 4
-assert values("parity/onnxruntime-fp32/lateral_px_p99")[-1] < values("parity/emulated-fp16/lateral_px_p99")[-1]
+assert len(values("parity/emulated-fp16/lateral_px_known_p99")) == 4
+assert values("parity/onnxruntime-fp32/lateral_px_known_p99")[-1] < values("parity/emulated-fp16/lateral_px_known_p99")[-1]
 assert set(values("parity/status")) == {0.0}
