@@ -186,5 +186,7 @@ show("val/lanes", width=6.0)
 assert {"parity/over_epochs", "parity/chain", "sensitivity/families", "parity/layers"} <= set(tags["images"])
 assert sum(len(found) for group, found in groups.items() if group in ("parity", "sensitivity", "attribution")) <= 20
 assert len(values("parity/emulated-fp16/lateral_px_known_p99")) == 4
-assert values("parity/onnxruntime-fp32/lateral_px_known_p99")[-1] < values("parity/emulated-fp16/lateral_px_known_p99")[-1]
+assert (
+    values("parity/onnxruntime-fp32/lateral_px_known_p99")[-1] < values("parity/emulated-fp16/lateral_px_known_p99")[-1]
+)
 assert set(values("parity/status")) == {0.0}
