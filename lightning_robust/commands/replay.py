@@ -32,13 +32,13 @@ def replay(
     limit: int | None = None,
     batch_size: int = 16,
     **build: Any,
-) -> int | None:
+) -> int:
     """Send recorded frames through PyTorch, every runtime and every perturbation: do the lines swing or bend?
 
     Writes replay.json, replay.md, worst_frames.png, replay.gif and TensorBoard events into the output folder, and
     prints the table. The module needs `preprocess(frames)` (uint8 RGB, N x H x W x 3, to what forward takes) and
     `decode(outputs)` (lines as columns in pixels, N x lines x rows, NaN where there is none), under the name that the
-    run's deployment_parity gives it.
+    run's deployment_parity gives it. It exits with 2 where a target that was named could not be measured.
 
     With --cases it replays a case book: a folder of YAML files, each with a recording, a window, bounds, and why it is
     there. It writes one page, cases.html, with what is beyond its bounds first, and cases.json, and exits with 0 where
@@ -76,18 +76,21 @@ def replay(
     from lightning_robust.commands.work.cases import replay_book
     from lightning_robust.commands.work.replay import Replayer, any_device, write_folder
     from lightning_robust.deployment.replay.frames import open_recording
+    from lightning_robust.deployment.replay.judge import judge_replay
 
     settings = replace(settings, device=settings.device or any_device())
     print(files)
     replayer = Replayer(files.checkpoint, files.config, targets, settings, value, mean, std)
     if frames is None:
         judgement = replay_book(book, replayer, before, perturbations, batch_size, Path(output))
-        print(judgement.text())
-        return judgement.exit_code
-    recording = open_recording(frames, stride=stride, limit=limit, batch_size=batch_size)
-    chosen: Names = "typical" if perturbations is None else perturbations
-    write_folder(replayer.replay(recording, chosen), recording, Path(output))
-    return None
+    else:
+        recording = open_recording(frames, stride=stride, limit=limit, batch_size=batch_size)
+        chosen: Names = "typical" if perturbations is None else perturbations
+        report = replayer.replay(recording, chosen)
+        write_folder(report, recording, Path(output))
+        judgement = judge_replay(report, {}, demanded=[] if targets == "auto" else targets)
+    print(judgement.text())
+    return judgement.exit_code
 
 
 def _read_book(frames: str | None, cases: str | None, before: str | None, *, whole: bool) -> list[Case]:

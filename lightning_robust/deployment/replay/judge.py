@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from lightning_robust.deployment.replay.limits import METRICS, PYTORCH
 from lightning_robust.deployment.replay.results import ReplayReport, ReplayResult
 from lightning_robust.deployment.replay.scenes import distances
-from lightning_robust.gate.check import Check
+from lightning_robust.gate.check import Check, Judgement
+
+_TOLD = ("p99_px", "swing_beyond_px", "bend_beyond_px", "lost")
 
 
 def replay_numbers(report: ReplayReport) -> dict[str, float]:
@@ -47,6 +49,30 @@ def replay_checks(report: ReplayReport, limits: Mapping[str, float], case: str =
     return checks
 
 
+def judge_replay(
+    report: ReplayReport, limits: Mapping[str, float], budget: str = "", demanded: Collection[str] = ()
+) -> Judgement:
+    """Say whether a replay keeps to a budget; the main numbers of every target that no limit is for are told.
+
+    Args:
+        report: Of the recording.
+        limits: From :func:`~.limits.read_numbers`, or the ``replay`` part of a budget.
+        budget: Where the limits are from.
+        demanded: Targets that somebody asked for by name: it counts that one could not be measured.
+    """
+    checks = replay_checks(report, limits)
+    numbers, judged = replay_numbers(report), {check.key for check in checks}
+    for subject in report.runtimes or report.perturbations:
+        for metric in _TOLD:
+            value = numbers.get(f"{subject}/{metric}", math.nan)
+            if f"{subject}/{metric}" in judged or (math.isnan(value) and metric != _TOLD[0]):
+                continue
+            note = _absence(report, subject, metric) if math.isnan(value) else ""
+            place = _farthest_frame(report, subject)
+            checks.append(Check(subject, metric, value, place=place, note=note, demanded=subject in demanded))
+    return Judgement("replay", tuple(checks), budget if limits else "")
+
+
 def _result(report: ReplayReport, subject: str) -> ReplayResult | None:
     found = report.runtimes.get(subject) or report.perturbations.get(subject)
     return report.reference if found is None and subject == PYTORCH else found
@@ -63,6 +89,15 @@ def _absence(report: ReplayReport, subject: str, metric: str) -> str:
         return "PyTorch finds no line in these frames"
     if result is report.reference and metric not in METRICS[:2]:
         return "PyTorch is what others are measured against"
+    return _lack(metric)
+
+
+def _lack(metric: str) -> str:
+    """What a metric needs."""
+    if metric.startswith(("known_", "guessed_")):
+        return "`decode` gives no confidence, or there is no such point"
+    if metric.endswith("_beyond_motion_px"):
+        return "the picture was not moved, or the module has no `moved`"
     return "it needs a line in three consecutive frames and rows"
 
 

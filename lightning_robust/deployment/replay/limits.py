@@ -15,8 +15,11 @@ from lightning_robust.deployment.engines.names import TARGET_NAMES
 from lightning_robust.deployment.pixels.names import FAMILIES
 from lightning_robust.suggest import did_you_mean
 
-_PIXELS = ("swing", "bend", "mean", "p99", "max", "bias", "swing_beyond", "bend_beyond")
-_SHARES = ("lost", "gained", "frames_lost")
+_PIXELS = (
+    *("swing", "bend", "mean", "p99", "max", "bias", "swing_beyond", "bend_beyond"),
+    *("known_p99", "guessed_p99", "mean_beyond_motion", "p99_beyond_motion"),
+)
+_SHARES = ("lost", "known_lost", "gained", "frames_lost")
 METRICS = (*(f"{name}_px" for name in _PIXELS), *_SHARES)
 """What can be bounded, each the largest of the lines; shares lie between 0 and 1."""
 PYTORCH = "torch-fp32"

@@ -69,6 +69,39 @@ def deviation_metrics(reference: Tensor, columns: Tensor, frames: Tensor | None 
     )
 
 
+def part_metrics(reference: Tensor, columns: Tensor, known: Tensor | None, expected: Tensor | None) -> dict[str, float]:
+    """How far known and guessed points are off, and what goes beyond the motion of the picture.
+
+    - ``known_p99``, ``known_lost``, ``guessed_p99``: as :func:`deviation_metrics`, of a part of the points;
+    - ``mean_beyond_motion``, ``p99_beyond_motion``: of the deviation from where the right lines are in a moved picture.
+
+    Args:
+        reference: ``(frames, rows)``.
+        columns: Of the same shape.
+        known: Which points the model knows; None where nobody knows.
+        expected: The right columns in the moved picture; None where the picture was not moved, or nobody knows.
+
+    Returns:
+        The metrics; those of a part are absent where it has no points.
+
+    Example:
+        >>> reference, columns = torch.zeros(1, 2), torch.tensor([[1.0, 8.0]])
+        >>> part_metrics(reference, columns, torch.tensor([[True, False]]), None)
+        {'known_p99': 1.0, 'known_lost': 0.0, 'guessed_p99': 8.0}
+        >>> part_metrics(reference, columns, None, reference + 1)["mean_beyond_motion"]
+        3.5
+    """
+    metrics: dict[str, float] = {}
+    for name, mask in (("known", known), ("guessed", None if known is None else ~known)):
+        if mask is not None and not (part := reference.masked_fill(~mask, torch.nan)).isnan().all():
+            found = deviation_metrics(part, columns)
+            metrics |= {f"{name}_p99": found["p99"]} | ({"known_lost": found["lost"]} if name == "known" else {})
+    if expected is not None:
+        found = deviation_metrics(expected, columns)
+        metrics |= {f"{key}_beyond_motion": found[key] for key in ("mean", "p99")}
+    return metrics
+
+
 def _fill_gaps(columns: Tensor, frames: Tensor | None) -> Tensor:
     """Put a frame of NaN into every gap."""
     if frames is None or len(frames) < 2:

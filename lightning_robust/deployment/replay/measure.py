@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_robust.complaints import one_line
 from lightning_robust.deployment.engines import BuildSettings, Runtime, Subject
-from lightning_robust.deployment.engines.base import BulkRunner, Runner
-from lightning_robust.deployment.engines.execution import Status, status_of
 from lightning_robust.deployment.engines.settings import DEFAULTS
 from lightning_robust.deployment.pixels.catalogue import Perturbation
 from lightning_robust.deployment.pixels.perturb import PerturbedImages, perturb
-from lightning_robust.deployment.replay.line_metrics import deviation_metrics, line_metrics
-from lightning_robust.deployment.replay.module import Geometry, LineFinder
+from lightning_robust.deployment.replay.module import Geometry, LineFinder, Lines
 from lightning_robust.deployment.replay.recording import Chunk, Recording
 from lightning_robust.deployment.replay.results import ReplayReport, ReplayResult
+from lightning_robust.deployment.replay.tracks import Pair, Track
 from lightning_robust.functional.pixels import PixelSpace
 from lightning_robust.progress import Progress
 from lightning_robust.structures import flatten, rebuild, take_rows
 
 _EXAMPLES = 3  # broken frames that a note names
-_HELD = 1 << 28  # bytes of inputs that wait for a runner whose start costs more than they do
 
 
 def replay(
@@ -75,73 +70,6 @@ def replay(
         return run.report(recording)
 
 
-@dataclass
-class _Track:
-    """One runtime or perturbation on its way through the recording."""
-
-    status: Status = "measured"
-    note: str = ""
-    seconds: float = 0.0
-    runner: Runner | None = None
-    columns: list[Tensor] = field(default_factory=list)
-    references: list[Tensor] = field(default_factory=list)
-    waiting: list[tuple[tuple[Any, ...], Tensor]] = field(default_factory=list)
-
-    def attempt(self, work: Callable[[], tuple[Tensor, Tensor] | None]) -> None:
-        """Do a part of the work and add the lines it returns (reference, deployed); an error ends this track alone."""
-        if self.status != "measured":
-            return
-        start = time.monotonic()
-        try:
-            lines = work()
-        except Exception as error:
-            self.fail(error)
-        else:
-            if lines is not None:
-                self.references.append(lines[0])
-                self.columns.append(lines[1])
-        self.seconds += time.monotonic() - start
-
-    def fail(self, error: Exception) -> None:
-        self.status, self.note = status_of(error), one_line(error)
-
-    def build(self, runtime: Runtime, subject: Subject) -> None:
-        able = runtime.can_build(subject.settings)
-        if not able:
-            self.status, self.note = "unavailable", able.reason
-            return
-        built = runtime.build(subject)
-        self.runner, self.note = built.run, built.note
-        if built.run is None:
-            self.status = "built"
-
-    def run(self, finder: LineFinder, args: tuple[Any, ...], reference: Tensor) -> tuple[Tensor, Tensor] | None:
-        if isinstance(self.runner, BulkRunner):
-            self.waiting.append((args, reference))
-            return self.run_waiting(finder, _HELD)
-        return None if self.runner is None else (reference, finder.lines(self.runner(args)))
-
-    def run_waiting(self, finder: LineFinder, room: int = 0) -> tuple[Tensor, Tensor] | None:
-        """Run on the chunks that wait, at once, if they take more than so many bytes."""
-        held = sum(tensor.nbytes for args, _ in self.waiting for tensor in flatten(args).values())
-        if held <= room or not isinstance(self.runner, BulkRunner):
-            return None
-        sets, references = [args for args, _ in self.waiting], [reference for _, reference in self.waiting]
-        self.waiting = []
-        return torch.cat(references), torch.cat([finder.lines(outputs) for outputs in self.runner.run_sets(sets)])
-
-    def result(self, frames: Tensor) -> ReplayResult:
-        """The metrics of each line."""
-        if self.status != "measured":
-            return ReplayResult(self.status, self.note, seconds=self.seconds)
-        columns, reference = torch.cat(self.columns), torch.cat(self.references)
-        lines = tuple(
-            line_metrics(line, frames) | deviation_metrics(exact, line, frames)
-            for exact, line in zip(reference.unbind(1), columns.unbind(1), strict=True)
-        )
-        return ReplayResult("measured", self.note, lines, self.seconds, columns, reference)
-
-
 class _Replay:
     """One replay: a track for PyTorch, each runtime and each perturbation, and the notes of the replay."""
 
@@ -154,9 +82,9 @@ class _Replay:
     ) -> None:
         self._start = time.monotonic()
         self._finder, self._pixels = finder, pixels
-        self._torch = _Track()
-        self._runtimes = [(runtime, _Track()) for runtime in runtimes]
-        self._perturbations = [(entry, _Track(note=entry.description)) for entry in perturbations]
+        self._torch = Track()
+        self._runtimes = [(runtime, Track()) for runtime in runtimes]
+        self._perturbations = [(entry, Track(note=entry.description)) for entry in perturbations]
         self._notes: list[str] = []
         self.frames: list[int] = []
 
@@ -186,7 +114,7 @@ class _Replay:
         start = time.monotonic()
         lines = self._finder.lines(self._finder.run(args))
         self._torch.seconds += time.monotonic() - start
-        self._torch.attempt(lambda: (lines, lines))
+        self._torch.attempt(lambda: [Pair(lines, lines.columns)])
         self.frames += chunk.frames
         progress.advance(count)
         for _, track in self._runtimes:
@@ -210,7 +138,7 @@ class _Replay:
             {entry.name: track.result(frames) for entry, track in self._perturbations},
             geometry,
             time.monotonic() - self._start,
-            (*self._notes, *_replay_notes(recording, reference, geometry, len(self.frames))),
+            (*self._notes, *self._finder.notes, *_replay_notes(recording, reference, geometry, len(self.frames))),
         )
 
     def _select_perturbations(self, images: Tensor) -> None:
@@ -225,8 +153,15 @@ class _Replay:
     def _perturb(self, args: tuple[Any, ...], done: Callable[[], None]) -> None:
         images, *others = flatten(args).values()
 
-        def lines(inputs: Tensor) -> Tensor:
+        size = tuple(images.shape[-2:])
+
+        def lines(inputs: Tensor) -> Lines:
             return self._finder.lines(self._finder.run(rebuild(args, iter([inputs, *others]))))
+
+        def pair(perturbed: PerturbedImages) -> list[Pair]:
+            trained, deployed = perturbed.through(lines)
+            matrix = None if perturbed.entry.motion is None else perturbed.entry.matrix(*size)
+            return [Pair(trained, deployed.columns, None if matrix is None else self._finder.expected(trained, matrix))]
 
         try:
             batch = self._perturbed(images)
@@ -235,7 +170,7 @@ class _Replay:
                 track.fail(error)
             return
         for perturbed, (_, track) in zip(batch, self._perturbations, strict=True):
-            track.attempt(partial(perturbed.through, lines))
+            track.attempt(partial(pair, perturbed))
             done()
 
     def _perturbed(self, images: Tensor) -> list[PerturbedImages]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from lightning_robust.complaints import one_line
 from lightning_robust.deployment.engines import run_module
 from lightning_robust.deployment.graph.export import frozen_copy
 from lightning_robust.deployment.parity.scale import Scale
@@ -17,6 +18,9 @@ from lightning_robust.structures import flatten
 
 class Replayable(Protocol):
     """A module that recorded frames can be replayed through: two methods beside ``forward``.
+
+    With a ``"confidence"`` among the values, points that the model knows are told apart from those that it guesses.
+    With a method ``moved(values, matrix)``, as parity takes it, what goes beyond the motion of the picture is told.
 
     For the pictures it also has attributes ``rows`` (the rows that its columns belong to), ``frame_height`` and
     ``frame_width`` (of the frame in whose pixels rows and columns are given).
@@ -30,6 +34,21 @@ class Replayable(Protocol):
 
         Each number is a column in pixels, NaN where there is no line.
         """
+
+
+class Lines(NamedTuple):
+    """The lines in a few frames.
+
+    Args:
+        columns: ``(N, lines, rows)``, float64, in pixels, NaN where there is no line.
+        known: Which points the model knows rather than guesses, by the ``"confidence"`` that ``decode`` gives; None
+            where it gives none.
+        values: All that ``decode`` gives.
+    """
+
+    columns: Tensor
+    known: Tensor | None
+    values: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -62,6 +81,8 @@ class LineFinder:
         self.module: Any = frozen_copy(module)
         self.value, self.decode = value, decode
         self._scale: Scale | None = None
+        self.notes: list[str] = []
+        """What a reader should know of the module's methods."""
 
     def inputs(self, frames: Tensor) -> tuple[Any, ...]:
         """The arguments of ``forward``."""
@@ -82,9 +103,10 @@ class LineFinder:
             self._scale = Scale(self.module, args, getattr(self.module, self.decode))
         return run_module(self.module, args)
 
-    def lines(self, outputs: list[Tensor]) -> Tensor:
-        """Columns, float64, in the flattened outputs of any runtime; PyTorch has to :meth:`run` first."""
-        values = {} if self._scale is None else self._scale.read(outputs).values
+    def lines(self, outputs: list[Tensor]) -> Lines:
+        """The lines in the flattened outputs of any runtime; PyTorch has to :meth:`run` first."""
+        readout = None if self._scale is None else self._scale.read(outputs)
+        values = {} if readout is None else readout.values
         lines = {key: value for key, value in values.items() if value.is_floating_point() and value.ndim == 3}
         name = next(iter(lines), "") if self.value is None else self.value
         if name not in lines:
@@ -94,7 +116,28 @@ class LineFinder:
                 f"{f' named {name!r}' if name else ''}, but got {shapes}."
             )
         self.value = name
-        return lines[name].detach().cpu().double()
+        known = None if readout is None else readout.known.get(name)
+        return Lines(_doubles(lines[name]), None if known is None else known.detach().cpu(), values)
+
+    def expected(self, lines: Lines, matrix: Tensor) -> Tensor | None:
+        """The right columns in a picture whose content was moved, by the module's `moved(values, matrix)`.
+
+        Args:
+            lines: Those of the picture as it was.
+            matrix: The motion in pixels of the network's input.
+
+        Returns:
+            None where the module does not say it.
+        """
+        moved = getattr(self.module, "moved", None)
+        if not callable(moved) or self.notes:
+            return None
+        try:
+            values = {**lines.values, **moved(lines.values, matrix)}
+            return _doubles(values[str(self.value)])
+        except Exception as error:  # whatever a user's method raises
+            self.notes.append(f"`moved` failed and is left out: {one_line(error)}")
+            return None
 
     def geometry(self) -> Geometry | None:
         """Rows and frame size, where the module has them."""
@@ -103,6 +146,10 @@ class LineFinder:
         except AttributeError:
             return None
         return Geometry(torch.as_tensor(rows).double().cpu(), float(height), float(width))
+
+
+def _doubles(columns: Tensor) -> Tensor:
+    return columns.detach().cpu().double()
 
 
 _PREPROCESS = (

@@ -19,6 +19,12 @@ _COLUMNS = {
     "lost": "lost %",
     "frames_lost": "frames lost %",
 }
+_PARTS = {"known_p99": "known p99 px", "p99_beyond_motion": "p99 beyond motion px"}
+"""Columns that are shown where a module tells such parts."""
+_PARTS_LEGEND = {
+    "known_p99": "Known points are those whose confidence is at least a half.",
+    "p99_beyond_motion": "Beyond motion: against where the right lines are in the moved picture.",
+}
 _LEGEND = (
     "Slashes divide the numbers of several lines. Swing is the mean movement from frame to frame less its trend, bend "
     "the mean second difference along the rows. Against PyTorch (for a perturbation: against PyTorch on training's "
@@ -29,15 +35,17 @@ _LEGEND = (
 
 def replay_rows(report: ReplayReport) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table: PyTorch, the runtimes, then the perturbations, the worst first."""
+    columns = _COLUMNS | {key: _PARTS[key] for key in _parts_of(report)}
     ordered = sorted(report.perturbations.items(), key=lambda item: -item[1].p99)
     alone = tuple({key: v for key, v in line.items() if key in ("swing", "bend")} for line in report.reference.lines)
     entries = [("torch-fp32", replace(report.reference, lines=alone)), *report.runtimes.items(), *ordered]
-    return ["", *_COLUMNS.values(), "status"], [_result_row(name, result) for name, result in entries]
+    return ["", *columns.values(), "status"], [_result_row(name, result, columns) for name, result in entries]
 
 
 def replay_markdown(report: ReplayReport) -> str:
     """The report as one Markdown page."""
-    lines = ["# Replay", "", _replay_headline(report), "", markdown(*replay_rows(report)), "", _LEGEND]
+    legend = " ".join([_LEGEND, *(_PARTS_LEGEND[key] for key in _parts_of(report))])
+    lines = ["# Replay", "", _replay_headline(report), "", markdown(*replay_rows(report)), "", legend]
     return "\n".join([*lines, *_remark_lines(report, "- ")]) + "\n"
 
 
@@ -69,8 +77,14 @@ def _replay_headline(report: ReplayReport) -> str:
     )
 
 
-def _result_row(name: str, result: ReplayResult) -> list[str]:
-    return [name, *(_lines_cell(result, key, "%" in head) for key, head in _COLUMNS.items()), result.status]
+def _parts_of(report: ReplayReport) -> list[str]:
+    """The parts that some result tells."""
+    results = [*report.runtimes.values(), *report.perturbations.values()]
+    return [key for key in _PARTS if any(key in line for result in results for line in result.lines)]
+
+
+def _result_row(name: str, result: ReplayResult, columns: Mapping[str, str]) -> list[str]:
+    return [name, *(_lines_cell(result, key, "%" in head) for key, head in columns.items()), result.status]
 
 
 def _lines_cell(result: ReplayResult, key: str, percent: bool) -> str:

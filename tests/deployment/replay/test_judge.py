@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lightning_robust.deployment.replay.judge import replay_checks, replay_numbers
+from lightning_robust.deployment.replay.judge import judge_replay, replay_checks, replay_numbers
 from lightning_robust.deployment.replay.line_metrics import deviation_metrics, line_metrics
 from lightning_robust.deployment.replay.results import ReplayReport, ReplayResult
 
@@ -98,3 +98,29 @@ def test_swing_needs_three_frames():
     two = torch.zeros(2, 1, 4)
     (check,) = replay_checks(report(two, {"emulated-fp16": result(two, two)}), {"swing_px": 1.0})
     assert check.note == "it needs a line in three consecutive frames and rows"
+
+
+def test_the_judgement_of_a_recording(straight):
+    """One target is measured, one needs a device: that counts where it was named."""
+    runtimes = {
+        "emulated-fp16": result(straight, straight + 0.5),
+        "tensorrt-fp16": ReplayResult("built", "not run: no device"),
+    }
+    found = report(straight, runtimes)
+    free = judge_replay(found, {})
+    assert (free.status, free.exit_code) == ("within", 0)
+    assert [check.key for check in free.checks] == [
+        *(f"emulated-fp16/{metric}" for metric in ("p99_px", "swing_beyond_px", "bend_beyond_px", "lost")),
+        "tensorrt-fp16/p99_px",
+    ]
+    assert judge_replay(found, {}, demanded=["tensorrt-fp16"]).exit_code == 2
+    kept = judge_replay(found, {"emulated-fp16/p99_px": 0.6}, "parity.yaml")
+    assert kept.text().startswith("verdict: within parity.yaml: emulated-fp16/p99_px is 0.5 px, allowed 0.6")
+    assert judge_replay(found, {"emulated-fp16/p99_px": 0.4, "tensorrt-fp16/lost": 0.1}, "parity.yaml").exit_code == 1
+    assert judge_replay(found, {"tensorrt-fp16/lost": 0.1}, "parity.yaml").exit_code == 2
+
+
+def test_perturbations_alone_are_told(straight):
+    found = judge_replay(report(straight, {}, {"bgr": result(straight, straight + 2.0)}), {})
+    assert found.checks[0].key == "bgr/p99_px"
+    assert judge_replay(report(straight), {}).exit_code == 2

@@ -11,7 +11,7 @@ from lightning_robust.deployment.engines import Built, Runtime, available, run_m
 from lightning_robust.deployment.engines.base import BulkRunner
 from lightning_robust.deployment.engines.builder import Ability
 from lightning_robust.deployment.pixels.catalogue import perturbations
-from lightning_robust.deployment.replay import measure
+from lightning_robust.deployment.replay import tracks
 from lightning_robust.deployment.replay.frames import open_recording
 from lightning_robust.deployment.replay.measure import replay
 from lightning_robust.deployment.replay.results import worst
@@ -85,7 +85,7 @@ def test_pytorch_by_itself(recording):
 
 @pytest.mark.parametrize(("held", "starts"), [(1 << 28, [[4, 4, 3]]), (0, [[4], [4], [3]])])
 def test_a_runner_in_bulk_starts_once_and_sees_what_others_see(recording, monkeypatch, held, starts):
-    monkeypatch.setattr(measure, "_HELD", held)
+    monkeypatch.setattr(tracks, "_HELD", held)
     bulk, single = Planted(swinging, "fp16", bulk=True), Planted(swinging)
     report = replay(Stripes(), recording, [bulk, single])
     assert bulk.starts == starts
@@ -164,6 +164,65 @@ def test_perturbations_against_what_training_makes_of_the_pixels(recording):
     assert shifted.lines[1]["swing_beyond"] == pytest.approx(0.0, abs=0.02)
     assert report.perturbations["bgr"].p99 == 0.0  # the frames are grey
     assert "half a pixel" in shifted.note
+
+
+def test_known_points_are_told_from_guessed_ones(recording):
+    """The model is sure of the right line alone; the deployed side moves the left one by 5 and the right one by 1."""
+
+    class Sure(Stripes):
+        def decode(self, outputs):
+            columns, _ = outputs
+            sure = torch.tensor([0.4, 0.6]).view(1, 2, 1).expand_as(columns)
+            return super().decode(outputs) | {"confidence": sure}
+
+    change = torch.tensor([5.0, 1.0]).view(1, 2, 1)
+    left, right = replay(Sure(), recording, [Planted(moved(change))]).runtimes["planted-fp32"].lines
+    assert left["guessed_p99"] == pytest.approx(5.0, abs=1e-4)
+    assert "known_p99" not in left
+    assert right["known_p99"] == right["p99"] == pytest.approx(1.0, abs=1e-4)
+    assert right["known_lost"] == 0.0
+    plain = replay(Stripes(), recording, [Planted(moved(change))]).runtimes["planted-fp32"].lines
+    assert not any("known" in key for line in plain for key in line)
+
+
+def test_the_motion_of_the_picture_is_told_from_sensitivity(recording):
+    """Half a pixel to the right moves the right answer by as much: nothing is left of 0.5 px."""
+
+    class Moving(Stripes):
+        def moved(self, values, matrix):
+            return {"columns_px": values["columns_px"] + matrix[0, 2]}
+
+    chosen = perturbations(["shift_half_pixel", "bgr"])
+    report = replay(Moving(), recording, [], perturbations=chosen, pixels=PIXELS)
+    shifted, swapped = report.perturbations["shift_half_pixel"], report.perturbations["bgr"]
+    assert all(line["mean"] == pytest.approx(0.5, abs=0.02) for line in shifted.lines)
+    assert all(line["mean_beyond_motion"] == pytest.approx(0.0, abs=0.02) for line in shifted.lines)
+    assert not any("mean_beyond_motion" in line for line in swapped.lines)
+
+
+def test_a_broken_moved_is_a_note(recording):
+    class Broken(Stripes):
+        def moved(self, values, matrix):
+            raise KeyError("columns")
+
+    report = replay(
+        Broken(), recording, [], perturbations=perturbations(["shift_half_pixel", "shift_one_pixel"]), pixels=PIXELS
+    )
+    assert report.perturbations["shift_half_pixel"].lines[0]["mean"] == pytest.approx(0.5, abs=0.02)
+    assert report.notes == ("`moved` failed and is left out: KeyError: 'columns'",)
+
+
+def test_lines_are_looked_for_before_anything_is_built(recording):
+    built = []
+
+    class Counted(Planted):
+        def build(self, subject):
+            built.append(subject)
+            return super().build(subject)
+
+    with pytest.raises(ValueError, match="named 'steering', but got"):
+        replay(Stripes(), recording, [Counted(moved(0.0))], value="steering")
+    assert built == []
 
 
 def test_perturbations_of_one_reference_share_it(recording):
