@@ -105,8 +105,7 @@ class LineFinder:
 
     def lines(self, outputs: list[Tensor]) -> Lines:
         """The lines in the flattened outputs of any runtime; PyTorch has to :meth:`run` first."""
-        readout = None if self._scale is None else self._scale.read(outputs)
-        values = {} if readout is None else readout.values
+        values, knowledge = ({}, {}) if self._scale is None else self._scale.read(outputs)[1:]
         lines = {key: value for key, value in values.items() if value.is_floating_point() and value.ndim == 3}
         name = next(iter(lines), "") if self.value is None else self.value
         if name not in lines:
@@ -116,8 +115,8 @@ class LineFinder:
                 f"{f' named {name!r}' if name else ''}, but got {shapes}."
             )
         self.value = name
-        known = None if readout is None else readout.known.get(name)
-        return Lines(_doubles(lines[name]), None if known is None else known.detach().cpu(), values)
+        known = {key: mask.cpu() for key, mask in knowledge.items()}.get(name)
+        return Lines(_doubles(lines[name]), known, values)
 
     def expected(self, lines: Lines, matrix: Tensor) -> Tensor | None:
         """The right columns in a picture whose content was moved, by the module's `moved(values, matrix)`.
