@@ -5,12 +5,16 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import shlex
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from lightning_robust.cli.parser import OneLineParser
 from lightning_robust.complaints import can_be_mended, sentence
+from lightning_robust.deployment.budget_keys import RULES
+from lightning_robust.gate.options import OPTIONS, add_gate_options, open_gate
 
 COMMANDS: dict[str, str] = {
     "compare": "finished runs side by side: what each technique buys and costs",
@@ -22,12 +26,14 @@ COMMANDS: dict[str, str] = {
     "sweep": "many configurations as Ray Tune trials, and a soup of them",
 }
 """Name -> what it does, in one line; a command is the function of its name in the module of its name."""
+_NUMBERS = {"precision"}  # whose budget may be one number
 
 
 def run_command(name: str, args: Sequence[str]) -> None:
     """Parse the options of one command and run it.
 
-    What a command returns is its exit status. An error that the user can mend is one line and exit status 2; another
+    What a command returns is its exit status; that of a command that judges is its judgement, from which the status
+    follows and whose verdict is printed last. An error that the user can mend is one line and exit status 2; another
     one keeps its traceback, and has the same status, for 1 says that something was measured and is beyond its budget.
     """
     function = getattr(importlib.import_module(f"{__name__}.{name}"), name)
@@ -36,10 +42,12 @@ def run_command(name: str, args: Sequence[str]) -> None:
     description = (inspect.getdoc(function) or "").split("\n\n")[0]
     # not jsonargparse's auto_cli, which drops an option named config
     parser = OneLineParser(prog=f"lightning-robust {name}", description=description)
-    parser.add_function_arguments(function, as_group=False, as_positional=True, sub_configs=True)
+    parser.add_function_arguments(function, as_group=False, as_positional=True, sub_configs=True, skip={"gate"})
+    if _judges(function):
+        add_gate_options(parser, number=name in _NUMBERS)
     config = parser.parse_args(options)
     try:
-        status = function(**parser.instantiate_classes(config))
+        status = _carry_out(name, function, dict(parser.instantiate_classes(config)), args)
     except Exception as error:
         if can_be_mended(error):
             sys.stderr.write(f"error: {sentence(error)}\n")
@@ -48,6 +56,21 @@ def run_command(name: str, args: Sequence[str]) -> None:
         raise SystemExit(2) from error
     if status:
         raise SystemExit(status)
+
+
+def _carry_out(name: str, function: Callable[..., Any], values: dict[str, Any], args: Sequence[str]) -> int | None:
+    """Run a command; one that judges is given a gate, and its judgement goes through it."""
+    if not _judges(function):
+        return function(**values)
+    line = shlex.join(["lightning-robust", name, *args])
+    given = {option: values.pop(option) for option in OPTIONS}
+    gate = open_gate(name, given, RULES, number=name in _NUMBERS, line=line)
+    judgement = function(**values, gate=gate)
+    return None if judgement is None else gate.close(judgement)
+
+
+def _judges(function: Callable[..., Any]) -> bool:
+    return "gate" in inspect.signature(function).parameters
 
 
 def _name_positional(args: Sequence[str], first: inspect.Parameter) -> list[str]:

@@ -6,9 +6,12 @@ from dataclasses import fields, replace
 from typing import Any, Literal
 
 from lightning_robust.checks import check_file, check_positive
+from lightning_robust.deployment.budget_keys import parity_limits
 from lightning_robust.deployment.engines.names import check_target_names
 from lightning_robust.deployment.engines.settings import BuildSettings
 from lightning_robust.deployment.pixels.names import Names, check_perturbation_names
+from lightning_robust.gate.check import Judgement
+from lightning_robust.gate.options import Gate
 from lightning_robust.harness.run_folder import locate_run, with_run_arguments
 
 OTHER = ("torch-", "onnxruntime-fp32")  # what an ONNX file cannot be compared by: no module, and the reference itself
@@ -34,12 +37,14 @@ def parity(
     keep_tolerance: float | None = None,
     perturb_targets: bool = False,
     time_limit: float = 120.0,
+    gate: Gate,
     **build: Any,
-) -> None:
+) -> Judgement:
     """Measure how far a deployed model is from the trained one, and write parity.html, parity.json, keep_fp32.json.
 
     With --run or --ckpt the module and the data are those of the run's config.yaml, and the reference is PyTorch in
     fp64. With --onnx there is no PyTorch side: the reference is ONNX Runtime in fp32, distances are relative.
+    Exit status: 0 within the budget (<target>/<metric>), 1 beyond, 2 what it or --targets names could not be measured.
 
     Args:
         ckpt: Checkpoint of a run; with --run: best (the default), last, or a file in it.
@@ -61,10 +66,11 @@ def parity(
             the signature of forward.
         decode: For a run: method of the module that turns outputs into named values in the task's units; by default
             the run's, else decode; null for none.
-        tolerance: "<target>" or "<target>/<metric>" -> largest allowed value.
+        tolerance: "<target>" or "<target>/<metric>" -> largest allowed value, beside and before those of the budget.
         keep_tolerance: Distance that the proposed list is to meet.
         perturb_targets: Run every target that is measured on the perturbed inputs too.
         time_limit: Seconds for the pass, and again for the layers and for the list; also for one engine build.
+        gate: The budget.
         build: How engines are built and run.
     """
     settings = BuildSettings(**build, time_limit=time_limit)
@@ -72,6 +78,7 @@ def parity(
     check_target_names(targets)
     check_perturbation_names(perturbations)
     _check_source(run or ckpt, onnx, targets)
+    limits, source = parity_limits(gate, tolerance, decoded=onnx is None)
     if onnx is not None:
         _refuse("--onnx", config=config, input_key=input_key)
         check_file("an ONNX file", onnx)
@@ -83,19 +90,21 @@ def parity(
         print(files)
 
     from lightning_robust.callbacks import DeploymentParityCallback
-    from lightning_robust.commands.work.parity import of_checkpoint, of_graph, read_subject
+    from lightning_robust.commands.work.parity import of_checkpoint, of_graph, read_subject, with_limited
+    from lightning_robust.deployment.parity.judge import judge_report
     from lightning_robust.deployment.report.page import write_report
     from lightning_robust.deployment.report.tables import summary
     from lightning_robust.functional.pixels import PixelSpace
 
+    names, allowed = with_limited(targets, limits, settings), limits or None
     if files is not None:
         said = {"mean": mean, "std": std, "input_key": input_key, "decode": decode}
         callback = DeploymentParityCallback(
-            targets,
+            names,
             num_samples=samples or 256,
             perturbations=perturbations,
             **with_run_arguments(files.config, **said),
-            tolerance=tolerance,
+            tolerance=allowed,
             keep_tolerance=keep_tolerance,
             perturb_targets=perturb_targets,
             **{field.name: getattr(settings, field.name) for field in fields(settings)},
@@ -105,12 +114,15 @@ def parity(
     else:
         subject, notes = read_subject(str(onnx), inputs, samples or 16, shapes, settings)
         pixels = PixelSpace(0.0 if mean is None else mean, 1.0 if std is None else std)
-        limits = tolerance, keep_tolerance
-        report = of_graph(subject, targets, perturbations, pixels, limits, perturb_targets=perturb_targets)
+        report = of_graph(
+            subject, names, perturbations, pixels, (allowed, keep_tolerance), perturb_targets=perturb_targets
+        )
         report = replace(report, notes=(*notes, *report.notes))
         provenance = {"onnx": str(onnx), "inputs": inputs or "noise"}
-    page = write_report(report, output, tolerance=tolerance, provenance=provenance)
+    page = write_report(report, output, tolerance=allowed, provenance=provenance)
     print(f"{summary(report)}\n\nThe whole report:  {page}")
+    origin = str(report.weights) or ", ".join(provenance.values())
+    return replace(judge_report(report, limits, source, targets), origin=origin)
 
 
 def _check_source(run: str | None, onnx: str | None, targets: Literal["auto"] | list[str]) -> None:

@@ -8,6 +8,8 @@ from typing import Any, Literal
 from lightning_robust.checks import check_budget, check_file, check_positive
 from lightning_robust.deployment.engines.settings import BuildSettings, Calibration
 from lightning_robust.deployment.numerics.precisions import OutOfRange
+from lightning_robust.gate.check import Judgement
+from lightning_robust.gate.options import Gate
 from lightning_robust.harness.run_folder import RunFiles, locate_run
 
 _CHECKPOINTS = (".ckpt", ".pt", ".pth", ".safetensors")
@@ -17,7 +19,6 @@ def precision(
     model: str | None = None,
     *,
     run: str | None = None,
-    budget: float,
     precision: Literal["fp16", "bf16", "int8"] = "fp16",
     inputs: str | None = None,
     shapes: dict[str, list[int]] | None = None,
@@ -31,19 +32,21 @@ def precision(
     output: str = "precision",
     config: str | None = None,
     time_limit: float = 120.0,
-) -> int:
+    gate: Gate,
+) -> Judgement:
     """Find what must stay fp32 for a budget, and write the strongly typed file, the list and a page.
 
     Needs no GPU. Writes <name>_<precision>.onnx, keep_fp32.json or exclude_int8.json (with nodes_to_exclude for
     ModelOpt), precision.html and precision.json; for int8 <name>_int8_fp16.onnx too, with fp16 beside int8. Distances
     are of the emulation to the same graph in fp32, in int8 also of what ONNX Runtime executes; the file is read back
-    from disk and measured again. Exit status: 0 the budget is met, 1 it is not, 2 it could not be measured.
+    from disk and measured again. --budget is the largest distance that is allowed, in rel_l2 for an ONNX file, else in
+    the unit of the module's decode; or it is a file that says so under precision/<precision>/<metric>. Exit status: 0
+    the budget is met, 1 it is not, 2 it could not be measured.
 
     Args:
         model: fp32 ONNX file, external data beside it, or the checkpoint (.ckpt) of a run; with --run: best (the
             default), last, or a file in it.
         run: Folder of a run, or the one above its versions, of which the newest is taken.
-        budget: Largest distance that is allowed; rel_l2 for an ONNX file, else the unit of the module's decode.
         precision: What the rest computes in; for int8 a file with Q/DQ is written, and the list is of its products.
         inputs: For an ONNX file: .npz file with one array for each input. Without it, noise.
         shapes: For an ONNX file without inputs: name -> shape where more than the first dimension is dynamic.
@@ -58,8 +61,10 @@ def precision(
         output: Folder for the results.
         config: For a checkpoint: the run's config.yaml; by default that in its folder.
         time_limit: Seconds for the sweep, again for the list, and again for its check.
+        gate: The budget.
     """
     check_positive(samples=samples)
+    metric, budget = _budget_of(gate, precision)
     check_budget(budget)
     half = {"out_of_range": out_of_range, "tf32": tf32}
     ranges = {
@@ -73,6 +78,7 @@ def precision(
     check_file("an .npz file", calibration_data)
 
     from lightning_robust.commands.work.precision import describe, file_subject, run_subject
+    from lightning_robust.deployment.mixed_judge import judge_mixed
     from lightning_robust.deployment.mixed_precision import convert_mixed
     from lightning_robust.deployment.report.precision import write_precision
 
@@ -88,7 +94,21 @@ def precision(
     page = write_precision(found, folder, notes=notes, provenance={"model": str(model), "inputs": inputs or "-"})
     print(describe(found, notes))
     print(f"The whole report:  {page}")
-    return 0 if found.met else 1
+    return judge_mixed(found, metric, gate.source or "--budget")
+
+
+def _budget_of(gate: Gate, precision: str) -> tuple[str, float]:
+    """The metric that is limited, which a number alone does not say, and its limit."""
+    if gate.number is not None:
+        return "", gate.number
+    limits = {key.partition("/")[2]: limit for key, limit in gate.limits.items() if key.startswith(f"{precision}/")}
+    if len(limits) != 1:
+        got = f"{len(limits)} of them in {gate.budget.source}" if gate.budget.source else "none"
+        raise ValueError(
+            f"Expected one budget for {precision}, but got {got}. Give --budget=1e-3, or a file with "
+            f"precision/{precision}/rel_l2: 1e-3."
+        )
+    return next(iter(limits.items()))
 
 
 def _files_of_run(model: str | None, run: str | None, config: str | None, *, given: bool) -> RunFiles | None:

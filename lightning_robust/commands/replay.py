@@ -11,6 +11,8 @@ from lightning_robust.deployment.engines.names import check_target_names
 from lightning_robust.deployment.engines.settings import BuildSettings
 from lightning_robust.deployment.pixels.names import Names, check_perturbation_names
 from lightning_robust.deployment.replay.cases import Case, read_cases
+from lightning_robust.gate.check import Judgement
+from lightning_robust.gate.options import Gate
 from lightning_robust.harness.run_folder import locate_run
 
 
@@ -31,18 +33,20 @@ def replay(
     stride: int = 1,
     limit: int | None = None,
     batch_size: int = 16,
+    gate: Gate,
     **build: Any,
-) -> int:
+) -> Judgement:
     """Send recorded frames through PyTorch, every runtime and every perturbation: do the lines swing or bend?
 
     Writes replay.json, replay.md, worst_frames.png, replay.gif and TensorBoard events into the output folder, and
     prints the table. The module needs `preprocess(frames)` (uint8 RGB, N x H x W x 3, to what forward takes) and
     `decode(outputs)` (lines as columns in pixels, N x lines x rows, NaN where there is none), under the name that the
-    run's deployment_parity gives it. It exits with 2 where a target that was named could not be measured.
+    run's deployment_parity gives it.
 
     With --cases it replays a case book: a folder of YAML files, each with a recording, a window, bounds, and why it is
-    there. It writes one page, cases.html, with what is beyond its bounds first, and cases.json, and exits with 0 where
-    all cases keep their bounds, with 1 where one does not, with 2 where one could not be measured.
+    there. It writes one page, cases.html, with what is beyond its bounds first, and cases.json. Exit status: 0 within
+    all bounds and the budget (replay/<target>/<metric>, and in blocks for classes of cases), 1 beyond, 2 what a bound,
+    the budget or --targets names could not be measured.
 
     Args:
         ckpt: Checkpoint of the module; with --run: best (the default), last, or a file in it.
@@ -61,6 +65,7 @@ def replay(
         stride: Take every n-th frame; a case says its own.
         limit: The most frames to take; a case has a window instead.
         batch_size: Frames at a time.
+        gate: The budget.
         build: How engines are built and run.
     """
     settings = BuildSettings(**build)
@@ -73,7 +78,7 @@ def replay(
     book = _read_book(frames, cases, before, whole=stride == 1 and limit is None)
     check_output_folder(output)
 
-    from lightning_robust.commands.work.cases import replay_book
+    from lightning_robust.commands.work.cases import limit_case, limited_targets, replay_book
     from lightning_robust.commands.work.replay import Replayer, any_device, write_folder
     from lightning_robust.deployment.replay.frames import open_recording
     from lightning_robust.deployment.replay.judge import judge_replay
@@ -82,15 +87,14 @@ def replay(
     print(files)
     replayer = Replayer(files.checkpoint, files.config, targets, settings, value, mean, std)
     if frames is None:
-        judgement = replay_book(book, replayer, before, perturbations, batch_size, Path(output))
-    else:
-        recording = open_recording(frames, stride=stride, limit=limit, batch_size=batch_size)
-        chosen: Names = "typical" if perturbations is None else perturbations
-        report = replayer.replay(recording, chosen)
-        write_folder(report, recording, Path(output))
-        judgement = judge_replay(report, {}, demanded=[] if targets == "auto" else targets)
-    print(judgement.text())
-    return judgement.exit_code
+        limited = [limit_case(case, gate.budget) for case in book]
+        judgement = replay_book(limited, replayer, before, perturbations, batch_size, Path(output))
+        return replace(judgement, budget=" and ".join(filter(None, [judgement.budget, gate.budget.source])))
+    recording = open_recording(frames, stride=stride, limit=limit, batch_size=batch_size)
+    chosen: Names = "typical" if perturbations is None else perturbations
+    report = replayer.replay(recording, chosen, limited_targets(gate.limits))
+    write_folder(report, recording, Path(output))
+    return judge_replay(report, gate.limits, gate.source, demanded=[] if targets == "auto" else targets)
 
 
 def _read_book(frames: str | None, cases: str | None, before: str | None, *, whole: bool) -> list[Case]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -139,6 +139,7 @@ def compare_runs(
     metrics: str | None = None,
     baseline: str | Path | None = None,
     mode: str | None = None,
+    also: Iterable[str] = (),
 ) -> Comparison:
     """Put runs side by side.
 
@@ -149,6 +150,7 @@ def compare_runs(
         baseline: Folder of the runs that costs are counted from; by default those without a technique, where they are
             one row.
         mode: ``"tag=max,tag=min,..."``: directions that the names of metrics do not say.
+        also: Further metrics, of which those that a run logged are shown.
 
     Raises:
         ValueError: If there is no run, a metric is written wrongly or in none of the runs, or the baseline is not one
@@ -162,7 +164,7 @@ def compare_runs(
     members = [tuple(group) for group in groups.values()]
     values = _tabulate(members)
     tags = values.columns.tolist()
-    columns = _choose_columns(tags, metrics, mode)
+    columns = _choose_columns(tags, metrics, mode, also)
     values = values.reindex(columns=list(dict.fromkeys([*(column.tag for column in columns), SECONDS]))).map(
         _cell_values
     )
@@ -175,9 +177,11 @@ def compare_runs(
     return Comparison(tuple(rows), values, tuple(columns), tuple(notes), tuple(cautions(rows)), metrics is not None)
 
 
-def _choose_columns(tags: Sequence[str], metrics: str | None, mode: str | None) -> list[Column]:
+def _choose_columns(tags: Sequence[str], metrics: str | None, mode: str | None, also: Iterable[str]) -> list[Column]:
     """The metrics to show, with their directions."""
     columns = default_columns(tags) if metrics is None else parse_columns(metrics, tags)
+    chosen = {column.tag for column in columns}
+    columns += [Column.of(tag) for tag in also if tag in tags and tag not in chosen]
     return columns if mode is None else with_modes(columns, mode, tags)
 
 

@@ -22,7 +22,7 @@ class Check:
     said in words, and changes nothing. Metrics that have a sign (``bias``) are held to their size.
 
     Args:
-        subject: Whose number it is: a target such as ``"emulated-fp16"``, a perturbation, a run.
+        subject: Whose number it is: a target such as ``"emulated-fp16"``, a perturbation; empty for that of the whole.
         metric: Its name, as in ``"<subject>/<metric>"`` of a budget.
         value: The number; NaN where it could not be measured.
         limit: The largest that is allowed; None where nobody set one.
@@ -30,10 +30,10 @@ class Check:
         high: Upper end.
         place: Where it comes from: a layer and its line, a frame.
         note: Why it could not be measured, or what else to know of it.
-        case: The case of a case book that it was measured on.
+        case: What it was measured on, where there are several: a case of a case book, a run.
         unit: What it is counted in; read from the name of the metric where it is empty.
-        at_least: Whether the limit is the smallest number that is allowed.
         demanded: Whether it counts that it could not be measured: somebody asked for it. What has a limit is demanded.
+        sentence: What is said of it in place of the number and its limit.
 
     Example:
         >>> check = Check("emulated-fp16", "lateral_px_p99", 0.63, 0.5, 0.55, 0.71, place="detector.py:92 Sub")
@@ -53,13 +53,13 @@ class Check:
     note: str = ""
     case: str = ""
     unit: str = ""
-    at_least: bool = False
     demanded: bool = False
+    sentence: str = ""
 
     @property
     def key(self) -> str:
         """Subject and metric, as a budget names them."""
-        return f"{self.subject}/{self.metric}"
+        return f"{self.subject}/{self.metric}" if self.subject else self.metric
 
     @property
     def name(self) -> str:
@@ -71,7 +71,7 @@ class Check:
         """Whether the value keeps the limit; without a limit, whether there is a value."""
         if math.isnan(self.value):
             return "unmeasured"
-        return "within" if self.limit is None or self._keeps(self.value, self.limit) else "beyond"
+        return "within" if self.limit is None or _keeps(self.value, self.limit) else "beyond"
 
     @property
     def is_demanded(self) -> bool:
@@ -84,7 +84,7 @@ class Check:
         if self.limit is None or math.isnan(self.value) or math.isnan(self.low) or math.isnan(self.high):
             return False
         limit = self.limit
-        sides = {self._keeps(end, limit) for end in (self.low, self.value, self.high)}
+        sides = {_keeps(end, limit) for end in (self.low, self.value, self.high)}
         return len(sides) == 2
 
     @property
@@ -92,15 +92,14 @@ class Check:
         """How much of its limit the value takes: above 1 it lies beyond; -1 without a limit or a value.
 
         Example:
-            >>> Check("a", "p99", 0.5, 2.0).load, Check("a", "acc", 0.5, 0.8, at_least=True).load
-            (0.25, 1.6)
+            >>> Check("a", "p99", 0.5, 2.0).load, Check("a", "p99", 0.5, 0.0).load
+            (0.25, inf)
         """
         if self.limit is None or math.isnan(self.value):
             return -1.0
-        value, limit = (self.limit, self.value) if self.at_least else (abs(self.value), self.limit)
-        if limit <= 0:
-            return 0.0 if self._keeps(self.value, self.limit) else math.inf
-        return value / limit
+        if self.limit == 0:
+            return math.inf if self.value else 0.0
+        return abs(self.value) / self.limit
 
     def told(self) -> str:
         """The number with its unit and its interval.
@@ -118,14 +117,12 @@ class Check:
         """One clause for a verdict, without the place."""
         if math.isnan(self.value):
             return f"{self.name} ({self.note or 'there is no number'})"
+        if self.sentence:
+            return f"{self.case}: {self.sentence}" if self.case else self.sentence
         if self.limit is None:
             return f"{self.name} is {self.told()}"
-        allowed = "at least" if self.at_least else "allowed"
         doubt = " (the limit lies within the interval: more samples would tell)" if self.is_uncertain else ""
-        return f"{self.name} is {self.told()}, {allowed} {_three_digits(self.limit)}{doubt}"
-
-    def _keeps(self, value: float, limit: float) -> bool:
-        return value >= limit if self.at_least else abs(value) <= limit
+        return f"{self.name} is {self.told()}, allowed {_three_digits(self.limit)}{doubt}"
 
 
 @dataclass(frozen=True)
@@ -141,6 +138,7 @@ class Judgement:
         checks: The numbers.
         budget: Where the limits are from, in a few words: the file, the option.
         remarks: What else a reader should know, a sentence each.
+        origin: What was measured, such as the digest of the weights.
 
     Example:
         >>> near, far = Check("emulated-fp16", "rel_l2", 4e-4, 1e-3), Check("tensorrt-fp16", "rel_l2", 2e-3, 1e-3)
@@ -159,6 +157,7 @@ class Judgement:
     checks: tuple[Check, ...] = ()
     budget: str = ""
     remarks: tuple[str, ...] = ()
+    origin: str = ""
 
     @property
     def status(self) -> Outcome:
@@ -210,6 +209,10 @@ class Judgement:
         return f"verdict: {on_one_line('; '.join([self.headline, *self.remarks]))}"
 
 
+def _keeps(value: float, limit: float) -> bool:
+    return abs(value) <= limit
+
+
 def _decisive(named: Sequence[Check], judged: Sequence[Check]) -> str:
     """The first checks that decided, the place of the worst, and how many of all are within."""
     if not named:
@@ -217,7 +220,7 @@ def _decisive(named: Sequence[Check], judged: Sequence[Check]) -> str:
     first = named[0]
     parts = [_first_of(named)]
     if first.place:
-        parts.append(f"worst at {first.place}" if first.status == "beyond" else f"most at {first.place}")
+        parts.append(f"worst at {first.place}" if first.status == "beyond" else f"most of it at {first.place}")
     within = sum(check.status == "within" for check in judged)
     if len(judged) > 1:
         parts.append(f"{within} of {len(judged)} within" if within < len(judged) else f"all {within} within")

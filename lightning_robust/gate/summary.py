@@ -33,10 +33,9 @@ def summary_markdown(judgement: Judgement) -> str:
         | ❌ | emulated-fp16/rel\_l2 | 0.2        | 0.1       |         |
         <BLANKLINE>
     """
-    checks = [*judgement.beyond, *judgement.unmeasured]
-    checks += [check for check in judgement.judged if check not in checks]
-    checks += [check for check in judgement.checks if check not in checks]
+    checks = _worst_first(judgement)
     parts = [f"### {_MARKS[judgement.status]} lightning-robust {judgement.command}", escape(judgement.headline)]
+    parts += [f"Measured: {escape(judgement.origin)}"] if judgement.origin else []
     if checks:
         rows = [_row(check) for check in checks[:_MOST]]
         parts.append(markdown(["", "number", "measured", "allowed", "place"], rows))
@@ -77,8 +76,14 @@ def escape(text: str) -> str:
     return _SPECIAL.sub(lambda found: _ENTITIES.get(found[0], f"\\{found[0]}"), on_one_line(text))
 
 
+def _worst_first(judgement: Judgement) -> list[Check]:
+    found = [*judgement.beyond, *judgement.unmeasured]
+    found += [check for check in judgement.judged if check not in found]
+    return found + [check for check in judgement.checks if check not in found]
+
+
 def _row(check: Check) -> list[str]:
     measured = check.note or "-" if check.status == "unmeasured" else check.told()
-    allowed = "" if check.limit is None else f"{'at least ' * check.at_least}{check.limit:.3g}"
+    allowed = "" if check.limit is None else f"{check.limit:.3g}"
     mark = _MARKS[check.status] if check.is_demanded else ""
     return [mark, *map(escape, (check.name, measured, allowed, check.place))]

@@ -62,7 +62,7 @@ def write_budget(
     before, old, after = _cut(text, command)
     by_hand = _limits_of(before + after, path, command, rules)
     earlier = _entries(old, path, command, rules)
-    measured = {check.key: check for check in checks if math.isfinite(check.value)}
+    measured = _worst_of_each(checks)
     if not measured:
         raise ValueError(f"Expected measured values for {path.name}, but nothing was measured.")
     ours = {key: (_limit_of(check, margin), check.told()) for key, check in measured.items() if key not in by_hand}
@@ -76,6 +76,15 @@ def write_budget(
     _replace(path, before, "\n".join(block) + "\n" + after)
     told = f"wrote {len(ours)} limit{'s' * (len(ours) != 1)} to {path.name} with a margin of {share}"
     return [told, *_changes(earlier, ours), *_left(measured, by_hand, kept)]
+
+
+def _worst_of_each(checks: Iterable[Check]) -> dict[str, Check]:
+    """Key -> the check of the largest value that is a number."""
+    worst: dict[str, Check] = {}
+    for check in filter(lambda check: math.isfinite(check.value), checks):
+        if check.key not in worst or abs(check.value) > abs(worst[check.key].value):
+            worst[check.key] = check
+    return worst
 
 
 def _lines_of(command: str, ours: Mapping[str, tuple[float, str]]) -> list[str]:

@@ -6,6 +6,14 @@ from lightning_robust.cli import main
 from lightning_robust.commands.work.fingerprint import read_pictures
 
 
+def status(*arguments):
+    try:
+        main(["fingerprint", *map(str, arguments)])
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
 def picture(seed=0):
     generator = np.random.default_rng(seed)
     coarse = Image.fromarray(generator.integers(0, 256, (6, 8, 3), dtype=np.uint8))
@@ -16,8 +24,51 @@ def test_names_swapped_channels_between_files_of_any_kind(tmp_path, capsys):
     rgb = picture()
     Image.fromarray(rgb).save(tmp_path / "train.png")
     np.savez(tmp_path / "car.npz", **{"input/image": rgb[..., ::-1].transpose(2, 0, 1)[None], "output/y": np.ones(3)})
-    main(["fingerprint", str(tmp_path / "train.png"), str(tmp_path / "car.npz")])
+    assert status(tmp_path / "train.png", tmp_path / "car.npz") == 1
     assert "channel_order" in capsys.readouterr().out
+
+
+def test_verdict(tmp_path, monkeypatch, capsys):
+    """Nothing differs, something does, what the budget allows, what it does not, and what cannot be told."""
+    monkeypatch.chdir(tmp_path)
+    rgb = picture().transpose(2, 0, 1)[None]
+    for name, images in {
+        "a": rgb,
+        "bgr": rgb[:, ::-1],
+        "flat": np.full_like(rgb, 9),
+        "other": picture(5)[None],
+    }.items():
+        np.save(f"{name}.npy", images.transpose(0, 3, 1, 2) if name == "other" else images)
+
+    def verdict(other, *options):
+        found = status("a.npy", f"{other}.npy", *options)
+        return found, capsys.readouterr().out.splitlines()[-1]
+
+    default = "the default, that nothing differs"
+    assert verdict("a") == (0, f"verdict: within {default}: no difference (0.00 levels)")
+    code, told = verdict("bgr")
+    assert (code, told.split(" (")[0]) == (1, f"verdict: beyond {default}: channel_order")
+    for other in ("flat", "other"):
+        code, told = verdict(other)
+        assert (code, told[:30]) == (2, "verdict: could not measure dis")
+        assert "Cannot tell" in told
+    for text, expected in {
+        "fingerprint/distance: 200": 0,
+        "fingerprint/distance: 1": 1,
+        "fingerprint/causes: 1": 0,
+        "fingerprint: {distance: 200, channel_order: 0}": 1,
+        "fingerprint: {distance: 200, channel_order: 1}": 0,
+        "fingerprint: {noise: 0}": 1,
+        "emulated-fp16/rel_l2: 1": 1,
+        "fingerprint/chanel_order: 1": 2,
+    }.items():
+        (tmp_path / "parity.yaml").write_text(text)
+        assert status("a.npy", "bgr.npy") == expected, text
+    assert "Did you mean 'channel_order'?" in capsys.readouterr().err
+    (tmp_path / "parity.yaml").unlink()
+    assert verdict("bgr", "--write-budget")[0] == 0
+    assert verdict("bgr")[0] == 0
+    assert verdict("bgr", "--budget=none")[0] == 1
 
 
 def test_reads_pictures_as_they_are(tmp_path):

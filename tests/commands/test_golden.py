@@ -11,6 +11,14 @@ from lightning_robust.deployment.graph.export import export, frozen_copy
 from tests.boring import Boring, Pictures
 
 
+def status(*arguments):
+    try:
+        main(list(arguments))
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
 @pytest.fixture
 def checkpoint(tmp_path):
     config = {
@@ -45,7 +53,22 @@ def test_reads_a_dump_back(checkpoint, tmp_path, capsys):
     main([*common, f"--check={tmp_path / 'car.npz'}"])
     found = json.loads((tmp_path / "check.json").read_text())
     assert found["engine"]["max_abs"] == pytest.approx(0.125, abs=1e-6)
-    assert "come from the engine" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "come from the engine" in printed
+    assert printed.splitlines()[-1].startswith("verdict: no budget was set, nothing was judged: ")
+    budget = tmp_path / "b.yaml"
+    for text, code, told in (
+        ("golden/engine/max_abs: 0.126", 0, "within"),
+        ("golden: {whole/max_abs: 0.126, engine/max_abs: 0.124}", 1, "engine/max_abs is 0.125, allowed 0.124; 1 of 2"),
+        ("golden/input/max_abs: 1", 2, "could not measure input/max_abs (the dump has no inputs)"),
+        ("golden/whole/x_p99: 1", 2, "could not measure whole/x_p99 (it has no such metric."),
+        ("golden/emulated-fp16/rel_l2: 1e-9", 0, "no budget was set"),  # no target was asked for
+        ("golden/hole/max_abs: 1", 2, "Did you mean 'whole'"),
+    ):
+        budget.write_text(text)
+        assert status(*common, f"--check={tmp_path / 'car.npz'}", f"--budget={budget}") == code
+        printed = capsys.readouterr()
+        assert told in (printed.out + printed.err).splitlines()[-1]
 
 
 def test_runs_the_deployed_file_and_targets(checkpoint, tmp_path, capsys):
@@ -58,8 +81,9 @@ def test_runs_the_deployed_file_and_targets(checkpoint, tmp_path, capsys):
     files = json.dumps({"deployed-fp32": str(file), "deployed-int8": str(tmp_path / "none.onnx")})
     output = tmp_path / "golden.npz"
     common = ["golden", f"--ckpt={path}", f"--output={output}"]
-    main([*common, "--targets=[onnxruntime-fp32,onnxruntime-int8]", f"--deployed={files}"])
+    assert status(*common, "--targets=[onnxruntime-fp32,onnxruntime-int8]", f"--deployed={files}") == 2
     printed = capsys.readouterr().out
+    assert printed.splitlines()[-1].startswith("verdict: could not measure deployed-int8/rel_l2 (unavailable: there is")
     assert f"Wrote {output}" in printed
     assert "deployed-int8\nunavailable: there is no file at" in printed
     found = json.loads((tmp_path / "targets.json").read_text())

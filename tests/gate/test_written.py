@@ -82,6 +82,14 @@ def test_a_limit_that_was_not_measured_now_stays_in_the_block(tmp_path):
     assert read_budget(path, Rules()).of("parity") == {"emulated-fp16/rel_l2": 0.25, "tensorrt-fp16/rel_l2": 0.5}
 
 
+def test_of_several_cases_the_worst_is_the_limit(tmp_path):
+    cases = [
+        Check("emulated-fp16", "p99_px", value, case=name) for name, value in {"a": 1.0, "b": 2.0, "c": 0.5}.items()
+    ]
+    write_budget(tmp_path / "b.yaml", "replay", cases, Rules())
+    assert read_budget(tmp_path / "b.yaml", Rules()).of("replay") == {"emulated-fp16/p99_px": 2.5}
+
+
 def test_writing_twice_changes_nothing_but_the_date(tmp_path):
     path = tmp_path / "parity.yaml"
     write_budget(path, "parity", checks(emulated__fp16=0.2), Rules())

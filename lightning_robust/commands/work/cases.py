@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from lightning_robust.deployment.replay.cases import Case, check_windows
 from lightning_robust.deployment.replay.limits import PERTURBATION_NAMES, PYTORCH
 from lightning_robust.deployment.replay.recording import Recording
 from lightning_robust.deployment.replay.results import ReplayReport
+from lightning_robust.gate.budget import Budget
 from lightning_robust.gate.check import Judgement
 from lightning_robust.harness.run_folder import find_config
 
@@ -54,10 +55,20 @@ def measuring(replayer: Replayer, perturbed: Names | None) -> Measure:
 
     def measure(case: Case, recording: Recording) -> ReplayReport:
         subjects = [name.rpartition("/")[0] for name in case.bounds]
-        targets = [name for name in TARGET_NAMES if name in subjects and name != PYTORCH]
-        return replayer.replay(recording, _perturbations_of(subjects, perturbed), targets)
+        return replayer.replay(recording, _perturbations_of(subjects, perturbed), limited_targets(case.bounds))
 
     return measure
+
+
+def limited_targets(limits: Iterable[str]) -> list[str]:
+    """The targets that limits name."""
+    subjects = {name.rpartition("/")[0] for name in limits}
+    return [name for name in TARGET_NAMES if name in subjects and name != PYTORCH]
+
+
+def limit_case(case: Case, budget: Budget) -> Case:
+    """A case with the limits that a budget has for it and its class; its own bounds go before them."""
+    return replace(case, bounds={**budget.of("replay", case.kind), **case.bounds})
 
 
 def _perturbations_of(subjects: Sequence[str], given: Names | None) -> Names:

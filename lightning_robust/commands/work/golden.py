@@ -41,19 +41,21 @@ def read_exact(ckpt: str, config: str | None, output: str, decode: str | None) -
     return Exact(read_golden(output), module, getattr(module, decode, None) if decode else None)
 
 
-def check_dump(exact: Exact, check: str) -> None:
-    """Print how a dump of the deployed side differs, and write all numbers beside it."""
+def check_dump(exact: Exact, check: str) -> GoldenReport:
+    """How a dump of the deployed side differs; it is printed, and all numbers are written beside the dump."""
     report = check_golden(exact.values, read_golden(check), exact.module, exact.decode)
     path = _write_json(Path(check).with_name("check.json"), dataclasses.asdict(report))
     print(f"{_golden_text(report)}\n\nAll numbers:  {path}")
+    return report
 
 
 def check_engines(
     exact: Exact, runtimes: list[Runtime], settings: BuildSettings, calibration: tuple[Any, ...] | None, output: Path
-) -> None:
-    """Print how engines differ that run the golden inputs, and write all numbers."""
+) -> dict[str, GoldenReport | str]:
+    """How engines differ that run the golden inputs; it is printed, and all numbers are written."""
     found = check_targets(exact.values, exact.module, runtimes, settings, exact.decode, calibration)
     print(f"All numbers:  {_write_json(output, _print_targets(found))}")
+    return found
 
 
 def _print_targets(found: dict[str, GoldenReport | str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -48,6 +49,16 @@ def read_subject(
         return GraphSubject(graph, read_inputs(inputs), settings), remarks(graph)
     noise = "The inputs are noise: distances on real inputs may be quite different. Give --inputs."
     return GraphSubject(graph, make_inputs(graph, samples, shapes), settings), [*remarks(graph), noise]
+
+
+def with_limited(
+    targets: Literal["auto"] | list[str], limits: Mapping[str, float], settings: BuildSettings
+) -> Literal["auto"] | list[str]:
+    """The targets that are measured: to those of "auto" belong the ones that a budget limits."""
+    if targets != "auto" or not limits:
+        return targets
+    here = [made.name for made in available("auto", settings)]
+    return list(dict.fromkeys([*here, *(key.partition("/")[0] for key in limits)]))
 
 
 def of_graph(

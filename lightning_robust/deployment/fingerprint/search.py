@@ -21,14 +21,13 @@ from lightning_robust.deployment.fingerprint.detectors import (
 )
 from lightning_robust.deployment.fingerprint.levels import Units, find_units
 from lightning_robust.deployment.fingerprint.view import View, best_view
-from lightning_robust.deployment.fingerprint.words import Fingerprint, describe_cause
+from lightning_robust.deployment.fingerprint.words import UNEXPLAINED, Fingerprint, describe_cause
 
 _EQUAL = 0.05  # levels; half precision of normalised pixels costs as much
 _FLAT = 1.0  # levels of standard deviation
 _RELATED = 0.5  # correlation
 _COMPRESSED = 0.2  # variance in levels squared from which traces of compression are searched; rounding leaves 0.08
 _CLEAR = 1.5  # strength of evidence that precedes weaker evidence
-_UNEXPLAINED = 0.35  # levels
 _OTHER_UNITS = 8.0
 _PIXELS = 2**21
 _SMALLEST = 16
@@ -79,9 +78,9 @@ def fingerprint(
         (before, after), units, note = _bring_to_levels(sides, mean, std)
         distance = _rms(after - before)
         if min(_spread(before), _spread(after)) < _FLAT:
-            return _no_cause(distance, note, "Cannot tell: the pictures are (nearly) constant.")
+            return _cannot_tell(distance, note, "the pictures are (nearly) constant.")
         if distance < _EQUAL and not units:
-            return _no_cause(distance, note, "No difference.")
+            return Fingerprint((), distance, distance, _join_notes(note, "No difference."))
         return _name_causes(before, after, units, distance, note)
 
 
@@ -90,19 +89,19 @@ def _name_causes(before: Tensor, after: Tensor, units: list[Evidence], distance:
     before, after = before[:count], after[:count]
     view, correlation = best_view(before, after)
     if correlation < _RELATED:
-        unlike = "Cannot tell: the pictures do not show the same content. Dump the same frames on both sides."
-        return _no_cause(distance, note, unlike)
+        unlike = "the pictures do not show the same content. Dump the same frames on both sides."
+        return _cannot_tell(distance, note, unlike)
     evidence, unexplained = _gather_evidence(before, view)
     causes = [describe_cause(e.name, e.parameters, e.strength) for e in _strongest_two([*units, *evidence])]
     if not causes:
-        verdict = "They differ by what no known cause explains." if unexplained > _UNEXPLAINED else ""
+        verdict = "They differ by what no known cause explains." if unexplained > UNEXPLAINED else ""
         note = _join_notes(note, verdict or "No difference to speak of.")
     causes.sort(key=lambda cause: cause.confidence, reverse=True)
     return Fingerprint(tuple(causes), distance, unexplained, note)
 
 
-def _no_cause(distance: float, *notes: str) -> Fingerprint:
-    return Fingerprint((), distance, distance, _join_notes(*notes))
+def _cannot_tell(distance: float, note: str, reason: str) -> Fingerprint:
+    return Fingerprint((), distance, distance, _join_notes(note, f"Cannot tell: {reason}"), conclusive=False)
 
 
 def _gather_evidence(before: Tensor, view: View) -> tuple[list[Evidence], float]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 Parameters = Mapping[str, float | str]
+UNEXPLAINED = 0.35
+"""Levels from which a difference that no cause explains is one."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,19 @@ class Fingerprint:
         distance: Root mean square difference in levels of 8 bits, as dumped.
         unexplained: The part of it that the causes do not explain, in the same unit.
         note: Units that were guessed, or why the pictures do not allow a conclusion.
+        conclusive: Whether they allow one.
     """
 
     causes: tuple[Cause, ...]
     distance: float
     unexplained: float
     note: str = ""
+    conclusive: bool = True
+
+    @property
+    def differs(self) -> bool:
+        """Whether anything differs to speak of, explained or not."""
+        return self.conclusive and (bool(self.causes) or self.unexplained > UNEXPLAINED)
 
     def __str__(self) -> str:
         """Sentences for a terminal."""

@@ -1,0 +1,108 @@
+"""What the keys of a budget may be, for each command; known before anything that measures is imported."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from lightning_robust.deployment.engines.names import TARGET_NAMES
+from lightning_robust.deployment.replay.limits import replay_key
+from lightning_robust.gate.budget import Rules, check_subject, read_limits
+from lightning_robust.gate.options import Gate
+
+PLAIN_METRICS = (
+    *("rel_l2", "max_abs", "p99_abs", "rmse", "bias", "nonfinite", "flip_rate"),
+    *("storage", "latency_ms", "latency_ms_p99"),
+)
+"""The metrics of a target that need no ``decode``."""
+GOLDEN_PARTS = ("whole", "input", "engine")
+"""What a dump's distance to the golden file is told apart into."""
+CAUSES = (
+    *("channel_order", "gain_offset", "gamma", "color_matrix", "color_range", "shift", "crop", "resize_filter"),
+    *("rounding", "compression", "noise"),
+)
+"""The names of what a fingerprint finds."""
+FINGERPRINT_NUMBERS = ("causes", "distance", "unexplained")
+PRECISIONS = ("fp16", "bf16", "int8")
+_DECODED = re.compile(r"\w.*_(mean|p99|max|bias|lost|flips)")
+
+
+def parity_key(key: str, decoded: bool = True) -> str:
+    """A key of ``parity``, with the metric that a target alone stands for.
+
+    Args:
+        key: ``"<target>"`` or ``"<target>/<metric>"``.
+        decoded: Whether outputs are decoded, so that there are metrics in the task's units.
+
+    Raises:
+        ValueError: For an unknown target or metric.
+
+    Example:
+        >>> parity_key("emulated-fp16"), parity_key("emulated-fp16/lateral_px_p99")
+        ('emulated-fp16/rel_l2', 'emulated-fp16/lateral_px_p99')
+    """
+    target, _, metric = key.partition("/")
+    check_subject(target, TARGET_NAMES)
+    return f"{target}/{_metric(metric or 'rel_l2', decoded)}"
+
+
+def parity_limits(
+    gate: Gate, tolerance: Mapping[str, float] | None, *, decoded: bool = True
+) -> tuple[dict[str, float], str]:
+    """The limits of ``parity``, those of an option beside and before those of the file; and where they are from.
+
+    Args:
+        gate: With those of the file.
+        tolerance: Those of the option, which are read as those of a file.
+        decoded: Whether there are metrics in the task's units.
+
+    Raises:
+        ValueError: For an unknown target or metric, or what is no limit.
+    """
+    given = {} if not tolerance else read_limits(tolerance, "tolerance", RULES).of("parity")
+    limits = {**gate.limits, **given}
+    source = " and ".join(filter(None, [gate.source, "--tolerance" if given else ""]))
+    for key in limits:
+        try:
+            parity_key(key, decoded)
+        except ValueError as error:
+            raise ValueError(f"{source}: {key}: {error}") from error
+    return limits, source
+
+
+def _golden_key(key: str) -> str:
+    part, _, metric = key.partition("/")
+    check_subject(part, [*GOLDEN_PARTS, *TARGET_NAMES], "whole, input, engine or a target")
+    return f"{part}/{_metric(metric or 'rel_l2')}"
+
+
+def _fingerprint_key(key: str) -> str:
+    check_subject(key, [*FINGERPRINT_NUMBERS, *CAUSES], "a number or a cause")
+    return key
+
+
+def _precision_key(key: str) -> str:
+    precision, _, metric = key.partition("/")
+    check_subject(precision, PRECISIONS, "a precision")
+    return f"{precision}/{_metric(metric or 'rel_l2')}"
+
+
+def _metric(metric: str, decoded: bool = True) -> str:
+    """A metric's name; of decoded values, whose names the module gives, only the end can be checked."""
+    if not (decoded and _DECODED.fullmatch(metric)):
+        endings = ", or <value>_ and mean, p99, max, bias, lost or flips" if decoded else ""
+        check_subject(metric, PLAIN_METRICS, f"one of the metrics{endings}")
+    return metric
+
+
+RULES = Rules(
+    TARGET_NAMES,
+    {
+        "parity": parity_key,
+        "golden": _golden_key,
+        "fingerprint": _fingerprint_key,
+        "replay": replay_key,
+        "precision": _precision_key,
+    },
+)
+"""What every command's keys may be; those of ``compare`` are the metrics of its runs."""
