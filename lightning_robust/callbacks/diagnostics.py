@@ -57,13 +57,12 @@ def show(trainer: pl.Trainer, report: Report, module: pl.LightningModule | None 
         module: Logs the scalars by its ``log_dict``, inside of the loops; None writes them to the loggers directly,
             after the fit.
     """
+    # not by `log_dict(logger=False)`: Lightning refuses a name that is logged now with a logger, now without
+    trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in report.unlogged.items()})
     if module is not None:
         module.log_dict(dict(report.scalars), add_dataloader_idx=False)
-        module.log_dict(dict(report.unlogged), add_dataloader_idx=False, logger=False)
-    else:
-        trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in report.unlogged.items()})
-        if report.scalars:
-            log_scalars(trainer, report.scalars)
+    elif report.scalars:
+        log_scalars(trainer, report.scalars)
     for sentence in report.sentences:
         rank_zero_info(sentence)
     if trainer.is_global_zero and trainer.loggers and not is_fast_dev_run(trainer):
