@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sysconfig
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _MENDABLE = (ValueError, TypeError, OSError, ImportError, RuntimeError)
@@ -55,6 +57,28 @@ def is_about_arguments(error: BaseException) -> bool:
     on_purpose = bool(frames) and (frames[-1].line or "").startswith("raise")
     about_a_file = isinstance(error, (OSError, ImportError)) or reads_weights(error)
     return can_be_mended(error) and (on_purpose or about_a_file)
+
+
+@contextmanager
+def naming(path: str | Path | None) -> Iterator[None]:
+    """What can be mended and does not name the file that it is about, names it.
+
+    Raises:
+        ValueError: With the file before the sentence.
+
+    Example:
+        >>> with naming("a.onnx"):
+        ...     raise ValueError("Expected a number, but got none.")
+        Traceback (most recent call last):
+            ...
+        ValueError: a.onnx: Expected a number, but got none.
+    """
+    try:
+        yield
+    except Exception as error:
+        if path is None or str(path) in str(error) or not can_be_mended(error):
+            raise
+        raise ValueError(f"{path}: {sentence(error)}") from error
 
 
 def reads_weights(error: BaseException) -> bool:

@@ -46,6 +46,7 @@ ROOMS = {  # room -> the rooms it may use, beside itself
         )
     },
     "pages": {"version"},
+    "arrays": {"checks"},
     "checks": {"suggest"},
     "gate": {"reading", "suggest", "tables", "version"},
     "layers": {"suggest"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import jsonargparse
@@ -10,10 +11,12 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from lightning_robust.cli.messages import one_complaint
+from lightning_robust.cli.parser import OneLineParser
 from lightning_robust.cli.techniques import TECHNIQUES
 from lightning_robust.cli.trainer import RobustTrainer
-from lightning_robust.cli.training_parser import RobustParser
+from lightning_robust.cli.training_parser import RobustParser, expand_switches
 from lightning_robust.complaints import reads_weights, sentence
+from lightning_robust.harness.checkpoints import read_checkpoint
 
 
 class RobustCLI(LightningCLI):
@@ -64,11 +67,19 @@ class RobustCLI(LightningCLI):
         else:
             self.config = parser.parse_args(args)
         section = self._section(self.config)
-        for key, cls in TECHNIQUES:
-            if section.get(key) is True:
-                section[key] = _default_config(cls)
-            elif section.get(key) is None:
-                parser.error(f"Expected `{key}` to be true, false or a mapping, but its value is empty.")
+        for key in (slot.key for slot in TECHNIQUES if section.get(slot.key) is None):
+            parser.error(f"Expected `{key}` to be true, false or a mapping, but its value is empty.")
+        expand_switches(section)
+        self._check_checkpoint(section)
+
+    @staticmethod
+    def _check_checkpoint(section: Any) -> None:
+        """Refuse a file that is no checkpoint before anything is built."""
+        path = section.get("ckpt_path")
+        if path is not None and Path(path).is_file() and section.get("weights_only") is not False:
+            missing = {"state_dict", "pytorch-lightning_version"} - {*read_checkpoint(path)}
+            if missing:
+                raise ValueError(f"Expected a checkpoint of Lightning at {path}, but it has no {sorted(missing)[0]!r}.")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the Trainer with the techniques after its own callbacks, in the order of :data:`TECHNIQUES`.
@@ -94,12 +105,6 @@ class RobustCLI(LightningCLI):
         return config.get(str(config.get("subcommand")), config)
 
 
-def _default_config(cls: type[Callback]) -> jsonargparse.Namespace:
-    parser = jsonargparse.ArgumentParser()
-    parser.add_argument("--technique", type=cls)
-    return parser.parse_object({"technique": {"class_path": f"{cls.__module__}.{cls.__name__}"}}).technique
-
-
 def training_complaint(error: Exception) -> str:
     """What is wrong with the arguments of a training, in one line that begins with the key."""
     message = str(error)
@@ -109,6 +114,12 @@ def training_complaint(error: Exception) -> str:
         )
     if "Union subtypes" not in message:
         return sentence(error)
-    kinds = message.split("Errors:")[0]
+    kinds, reason = message.split("Errors:")[0], one_complaint(message)
     keys = [slot.key for slot in TECHNIQUES if f".{slot.cls.__name__}'" in kinds]
-    return "".join(f"`{key}`: " for key in keys) + one_complaint(message)
+    return "".join(f"`{_as_written(key, reason)}`: " for key in keys) + reason
+
+
+def _as_written(key: str, reason: str) -> str:
+    """The argument of a technique that a complaint is about, where its value stands on the command line."""
+    written = (arg[2:].split("=", 1) for arg in OneLineParser.line if arg.startswith(f"--{key}.") and "=" in arg)
+    return next((name for name, value in written if f"got {value}" in reason or f"got {value!r}" in reason), key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
+from typing import Any
 
 import jsonargparse
 from lightning.pytorch import Trainer
@@ -29,3 +30,19 @@ class RobustParser(OneLineParser, LightningArgumentParser):
         for slot in TECHNIQUES:
             known |= {slot.key, *jsonargparse.ArgumentParser().add_class_arguments(slot.cls)}
         return sorted(known)
+
+    def dump(self, cfg: jsonargparse.Namespace, **settings: Any) -> str:
+        """Write a configuration, with all arguments of a technique that is switched on by ``true``."""
+        cfg = cfg.clone()
+        expand_switches(cfg)
+        return super().dump(cfg, **settings)
+
+
+def expand_switches(section: Any) -> None:
+    """Put all arguments of a technique in place of ``true``, so that a file does not depend on later defaults."""
+    for key, cls in TECHNIQUES:
+        if section.get(key) is True:
+            parser = jsonargparse.ArgumentParser()
+            parser.add_argument("--technique", type=cls)
+            arguments = {"class_path": f"{cls.__module__}.{cls.__name__}"}
+            section[key] = parser.parse_object({"technique": arguments}).technique

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lightning_robust.arrays import read_arrays
 from lightning_robust.complaints import one_line
 from lightning_robust.deployment.engines import BuildSettings, Runtime, Subject, run_module
 from lightning_robust.deployment.engines.execution import execute
@@ -119,14 +120,8 @@ def read_golden(path: str | Path) -> Golden:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no .npz file, or holds none of these names.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"Expected golden tensors at {path}, but there is no such file.")
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            arrays = {name: content[name] for name in content.files}
-    except Exception as error:
-        raise ValueError(f"Expected an .npz file of arrays at {path}, but got: {error}.") from error
+    content = read_arrays(path, "golden tensors")
+    arrays = content if isinstance(content, dict) else {}
     metadata = json.loads(str(arrays.pop(_METADATA))) if _METADATA in arrays else {}
     sides = [{n.removeprefix(p): a for n, a in arrays.items() if n.startswith(p)} for p in _PREFIXES]
     if not any(sides):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_robust.arrays import read_arrays
 from lightning_robust.checks import check_file
 
 _PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
@@ -27,14 +28,8 @@ def read_pictures(path: str, key: str | None = None) -> NDArray[Any]:
 
         with Image.open(file) as picture:
             return np.asarray(picture.convert("RGB")).transpose(2, 0, 1)[None]
-    try:
-        content = np.load(file, allow_pickle=False)
-    except ValueError as error:
-        raise ValueError(f"Expected .npy, .npz or a picture at {path}, but got: {error}.") from error
-    if isinstance(content, np.ndarray):
-        return content
-    array: NDArray[Any] = content[_choose_array(content.files, key, path)]
-    return array
+    content = read_arrays(path, ".npy, .npz or a picture")
+    return content if isinstance(content, np.ndarray) else content[_choose_array([*content], key, path)]
 
 
 def _choose_array(names: list[str], key: str | None, path: str) -> str:

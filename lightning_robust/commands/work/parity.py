@@ -9,9 +9,10 @@ from typing import Literal
 from lightning_robust.callbacks import DeploymentParityCallback
 from lightning_robust.callbacks.deployment_parity.measure import digest
 from lightning_robust.commands.parity import OTHER
+from lightning_robust.complaints import naming
 from lightning_robust.deployment.engines import BuildSettings, available
 from lightning_robust.deployment.graph.files import GraphSubject, load_graph, make_inputs, remarks
-from lightning_robust.deployment.graph.inputs import read_inputs
+from lightning_robust.deployment.graph.inputs import check_inputs, read_inputs
 from lightning_robust.deployment.parity.localise import localise
 from lightning_robust.deployment.parity.measure import measure_parity
 from lightning_robust.deployment.parity.result import MeasuredWeights, ParityReport
@@ -45,10 +46,14 @@ def read_subject(
 ) -> tuple[GraphSubject, list[str]]:
     """An ONNX file with what goes into it, and what a reader has to know of both."""
     graph = load_graph(path)
-    if inputs is not None:
-        return GraphSubject(graph, read_inputs(inputs), settings), remarks(graph)
-    noise = "The inputs are noise: distances on real inputs may be quite different. Give --inputs."
-    return GraphSubject(graph, make_inputs(graph, samples, shapes), settings), [*remarks(graph), noise]
+    notes = remarks(graph)
+    if inputs is None:
+        notes.append("The inputs are noise: distances on real inputs may be quite different. Give --inputs.")
+    with naming(inputs):
+        arrays = make_inputs(graph, samples, shapes) if inputs is None else read_inputs(inputs)
+        check_inputs(graph, arrays)
+    with naming(path):
+        return GraphSubject(graph, arrays, settings), notes
 
 
 def with_limited(

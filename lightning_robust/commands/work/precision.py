@@ -7,10 +7,11 @@ import torch
 
 from lightning_robust.callbacks.deployment_parity.calibration import calibration_of_run
 from lightning_robust.callbacks.deployment_parity.task import task_of
+from lightning_robust.complaints import naming
 from lightning_robust.deployment.engines import BuildSettings, Subject
 from lightning_robust.deployment.graph.export import frozen_copy, to_args
 from lightning_robust.deployment.graph.files import GraphSubject, load_graph, make_inputs, remarks
-from lightning_robust.deployment.graph.inputs import read_inputs
+from lightning_robust.deployment.graph.inputs import check_inputs, read_inputs
 from lightning_robust.deployment.mixed_precision import MixedModel
 from lightning_robust.deployment.numerics.typed import stated_halves
 from lightning_robust.deployment.parity.result import Examination
@@ -58,11 +59,12 @@ def file_subject(
     _refuse_half(graph, path)
     notes = [*remarks(graph), *_name_remarks(path, graph)]
     if inputs is None:
-        arrays = make_inputs(graph, samples or _NOISE, shapes)
         notes.append("The inputs are noise: distances on real inputs may be quite different. Give --inputs.")
-    else:
-        arrays = read_inputs(inputs)
-    subject = GraphSubject(graph, arrays, settings)
+    with naming(inputs):
+        arrays = make_inputs(graph, samples or _NOISE, shapes) if inputs is None else read_inputs(inputs)
+        check_inputs(graph, arrays)
+    with naming(path):
+        subject = GraphSubject(graph, arrays, settings)
     subject.example = subject.rows(slice(samples))
     return subject, Task(), notes
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
+from lightning_robust.arrays import read_arrays
 from lightning_robust.deployment.graph.batches import Arrays, fixed_batches
 from lightning_robust.deployment.graph.types import static_size
 
@@ -22,11 +22,8 @@ def read_inputs(path: str | Path) -> dict[str, NDArray[np.generic]]:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no .npz file of numbers.
     """
-    try:
-        archive = np.load(path)
-        arrays = dict(archive) if isinstance(archive, np.lib.npyio.NpzFile) else {}
-    except (ValueError, EOFError, BadZipFile) as error:
-        raise ValueError(f"Expected an .npz file at {path}, but it cannot be read ({error}).") from error
+    content = read_arrays(path)
+    arrays = content if isinstance(content, dict) else {}
     if not arrays:
         raise ValueError(f"Expected an .npz file with one array for each input at {path}, but it has no named arrays.")
     return arrays
@@ -63,6 +60,8 @@ def check_inputs(model: onnx.ModelProto, inputs: Arrays) -> None:
 
 
 def _check_numbers(name: str, array: NDArray[np.generic]) -> None:
+    if not array.size:
+        raise ValueError(f"Expected numbers in input {name!r}, but it is empty.")
     lost = int(np.isnan(array).sum()) if array.dtype.kind == "f" else 0
     if lost:
         raise ValueError(f"Expected numbers in input {name!r}, but {lost} of them are NaN.")
