@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 from lightning_robust.deployment.replay.report import replay_json, replay_markdown, replay_rows, replay_summary
 from lightning_robust.deployment.replay.results import ReplayReport, ReplayResult
@@ -38,6 +39,19 @@ def test_rows():
     assert named["hard"]["p99 px"] == "inf / 0.25"
     assert named["engine-fp16"]["status"] == "built"
     assert set(list(named["engine-fp16"].values())[1:-1]) == {"-"}
+
+
+def test_parts_have_columns_where_a_module_tells_them():
+    """Columns that no result has are left out, and the legend explains those that are there."""
+    assert not any("known" in head or "motion" in head for head in replay_rows(REPORT)[0])
+    sure = ReplayResult("measured", "", (AGAINST | {"known_p99": 0.125}, AGAINST))
+    header, (_, row) = replay_rows(replace(REPORT, runtimes={"emulated-fp16": sure}, perturbations={}))
+    assert dict(zip(header, row, strict=True))["known p99 px"] == "0.125 / -"
+    assert "p99 beyond motion px" not in header
+    moved = ReplayResult("measured", "", (AGAINST | {"p99_beyond_motion": 2.0},))
+    text = replay_markdown(replace(REPORT, perturbations={"crop": moved}))
+    assert "p99 beyond motion px" in text
+    assert "against where the right lines are in the moved picture" in text
 
 
 def test_text_says_why_something_has_no_numbers():
