@@ -65,7 +65,8 @@ def write_report(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    facts = {**_facts(report), **dict(provenance or {}), **environment_facts()}
+    given = {name: value for name, value in (provenance or {}).items() if value}
+    facts = {**_facts(report), **given, **environment_facts()}
     verdict = judge_parity(report, tolerance)
     content = {"verdict": dataclasses.asdict(verdict), **dataclasses.asdict(report), "provenance": facts}
     content["attribution"] = report.attribution

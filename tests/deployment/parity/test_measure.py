@@ -108,7 +108,7 @@ def test_attribution_and_the_overflow():
     assert finding.rule == "A6"
     assert report.scalars()["parity/findings"] == 1
     assert str(finding) in summary(report)
-    assert finding_rows(report)[1][0][1] == f"(model) ({finding.source})"
+    assert finding_rows(report)[1][0][0] == f"(model) ({finding.source})"
 
 
 def test_a_graph_that_cannot_be_read_is_a_note(monkeypatch):
