@@ -67,7 +67,8 @@ def words_of(figure):
         found += [*axes.texts, axes.title]
         for axis in (axes.xaxis, axes.yaxis):
             low, high = sorted(axis.get_view_interval())
-            ticks = [tick for tick in axis.get_major_ticks() if low - 1e-9 <= tick.get_loc() <= high + 1e-9]
+            slack = 1e-6 * (high - low)
+            ticks = [tick for tick in axis.get_major_ticks() if low - slack <= tick.get_loc() <= high + slack]
             found += [axis.label, axis.offsetText, *(side for tick in ticks for side in (tick.label1, tick.label2))]
     return [text for text in dict.fromkeys(found) if text.get_visible() and text.get_text().strip()]
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+from lightning_robust.callbacks.averaging.figure import averaging_figures
 from lightning_robust.callbacks.datapath.figure import datapath_figures
 from lightning_robust.callbacks.datapath.measure import Datapath
 from lightning_robust.callbacks.datapath.paths import Paths
@@ -17,6 +18,8 @@ from lightning_robust.callbacks.lazy_training.figure import Measurement, lazines
 from lightning_robust.callbacks.merging.greedy_soup.figure import draw_soup
 from lightning_robust.callbacks.merging.wise_ft.curve import AlphaCurve
 from lightning_robust.callbacks.merging.wise_ft.figure import wise_ft_figures
+from lightning_robust.callbacks.metric_curves import MetricCurves
+from lightning_robust.callbacks.robust_validation.figure import robust_figures
 from lightning_robust.functional.datapath import LayerDivergence
 from lightning_robust.functional.gates import CriticalChannels, Overlap
 from lightning_robust.functional.soups import greedy_soup, uniform_soup
@@ -159,9 +162,40 @@ LAZINESS = {
 }
 
 
+def curves(metric, **series):
+    found = MetricCurves()
+    for name, values in series.items():
+        for epoch, value in values:
+            found.note(epoch, name, {metric: value})
+    return found
+
+
+ROBUST = {
+    "adversarial": curves(
+        "val/acc", **{"0": [(1, 0.7), (2, 0.8)], "0.0078431": [(1, 0.5), (2, 0.6)], "0.0313725": [(1, 0.2), (2, 0.4)]}
+    ),
+    "adversarial, odd": curves(
+        ODD, **{"0": [(0.5, 7.0)], **{f"{0.0123 * i:g}": [(0.5, 1e4 * i)] for i in range(1, 6)}}
+    ),
+}
+AVERAGES = {
+    "averaging": curves(
+        "val/acc", raw=[(1, 0.7), (2, 0.75), (3, 0.76)], average=[(2, 0.8), (3, 0.81)], last2=[(3, 0.8)]
+    ),
+    "averaging, odd": curves(ODD, average=[(1, 1e-9)], **{f"{ODD}{i}": [(1, 1e-9)] for i in range(4)}),
+}
+
+
 def every_figure():
     """What draws each figure, by a name."""
     figures = {
+        f"{name}, {tag}": draw
+        for name, found in ROBUST.items()
+        for tag, draw in robust_figures(found, list(found.points), 8).items()
+    }
+    for name, found in AVERAGES.items():
+        figures |= {f"{name}, {tag}": draw for tag, draw in averaging_figures(found, list(found.points)).items()}
+    figures |= {
         f"datapath {name}, {end}": draw for name, d in DATAPATHS.items() for end, draw in datapath_figures(d).items()
     }
     figures |= {f"{tag}, {name}": draw for name, drawn in WISE_FTS.items() for tag, draw in drawn.items()}

@@ -220,12 +220,13 @@ class AdversarialCallback(ValidatesRobustly):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """What the method carries from step to step."""
-        return self.attack.state_dict()
+        """What the method carries from step to step, and what validations found."""
+        return {**super().state_dict(), **self.attack.state_dict()}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue with it."""
+        """Continue with both."""
+        super().load_state_dict(state_dict)
         self.attack.load_state_dict(state_dict)
 
     def _wrap(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -14,17 +14,18 @@ from typing_extensions import override
 
 from lightning_robust.callbacks.averaging.averaged_module import AveragedModule, repeat_as_raw
 from lightning_robust.callbacks.averaging.averages import MAIN, ScheduledAverage, edit_averages, plan_averages
+from lightning_robust.callbacks.averaging.curves import DrawsAverages
 from lightning_robust.callbacks.averaging.learning_rate import CyclicRate
 from lightning_robust.callbacks.averaging.swalp.low_precision import LowPrecision
 from lightning_robust.functional.averaging import Kind
 from lightning_robust.harness.checkpoints import RAW_KEY
 from lightning_robust.harness.compat import batches_before
-from lightning_robust.harness.load_hook import EditWeights, WeightKeeper
+from lightning_robust.harness.load_hook import EditWeights
 from lightning_robust.harness.ranks import Guard
 from lightning_robust.harness.trainers import NoEffectWarning, find_callbacks, refuse_sharded
 
 
-class SWACallback(WeightKeeper):
+class SWACallback(DrawsAverages):
     r"""Average the weights over training: SWA, exponential (EMA), or the last few snapshots (LAWA).
 
     With the weights :math:`w_i` at the end of each cycle from ``start`` on, the last one included,
@@ -39,15 +40,15 @@ class SWACallback(WeightKeeper):
     would train on from the average; Lightning then warns that the callback is missing.
 
     BatchNorm statistics of an average are recomputed from the training data before it is validated, saved or returned,
-    exactly (see :func:`~lightning_robust.functional.batchnorm.refresh_batchnorm`), and only when it has changed.
-    Frozen layers are left alone, integer buffers copied.
+    exactly (see :func:`~lightning_robust.functional.batchnorm.refresh_batchnorm`), and only when it has changed. Frozen
+    layers are left alone, integer buffers copied.
 
     Logged: the plain validation metrics are those of the average once there is one. Beside them, and to be monitored
-    alike, ``swa/raw/<metric>`` of the raw weights, ``swa/<name>/<metric>`` of further averages, ``swa/snapshots``.
+    alike, ``swa/raw/<metric>`` of the raw weights, ``swa/<name>/<metric>`` of further averages, ``swa/snapshots``, and
+    at the end a figure of each watched metric over the epochs.
 
-    Cost: one fp32 copy of the weights for each average, one pass over them for an update, nothing for exchanging them.
-    Each validation takes one pass over the training data for BatchNorm (if there is any), and one validation pass for
-    the raw weights and for each further average.
+    Cost: one fp32 copy of the weights for each average, one pass over them for an update. Each validation takes a pass
+    over the training data for BatchNorm (if there is any), and one validation pass for each further set of weights.
 
     Args:
         kind: ``"uniform"`` (SWA), ``"ema"`` or ``"lawa"``.
@@ -101,13 +102,11 @@ class SWACallback(WeightKeeper):
         word_length: int | None = None,
     ) -> None:
         super().__init__()
-        self.kind, self.start, self.every = kind, start, every
-        self.lr, self.half_life, self.window = lr, half_life, window
-        self.bn_refresh, self.bn_samples = bn_refresh, bn_samples
-        self.input_key, self.compare_raw = input_key, compare_raw
-        self.also, self.dtype, self.word_length = also, dtype, word_length
+        self.kind, self.start, self.every, self.lr, self.half_life = kind, start, every, lr, half_life
+        self.window, self.bn_refresh, self.bn_samples, self.input_key = window, bn_refresh, bn_samples, input_key
+        self.compare_raw, self.also, self.dtype, self.word_length = compare_raw, also, dtype, word_length
         self._rate = None if lr is None else CyclicRate(lr)
-        self._averages = self._plan()
+        self._averages = _planned(self)
         self._low = None if word_length is None else LowPrecision(word_length)
         self._averaged: AveragedModule | None = None
         self._resumed = False
@@ -127,7 +126,7 @@ class SWACallback(WeightKeeper):
             return
         refuse_sharded(trainer, "SWACallback")
         _refuse_others(trainer)
-        self._averages, self._averaged, self._resumed = self._plan(), None, False
+        self._averages, self._averaged, self._resumed = _planned(self), None, False
         self._rate = None if self.lr is None else CyclicRate(self.lr)
 
     @override
@@ -189,12 +188,14 @@ class SWACallback(WeightKeeper):
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restore the raw weights to train on."""
+        if _validates_in_fit(trainer):
+            self.keep_validation(trainer, self._metrics, averaged=self.main.exists)
         if trainer.state.fn == "fit" and self._averaged is not None:
             self._averaged.put_raw()
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave the average in the module."""
+        """Leave the average in the module, and draw."""
         if self._low is not None:
             self._low.detach()
         if self.main.exists and self._averaged is not None:
@@ -207,6 +208,7 @@ class SWACallback(WeightKeeper):
                 NoEffectWarning,
                 key="start",
             )
+        super().on_train_end(trainer, pl_module)
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
@@ -227,8 +229,9 @@ class SWACallback(WeightKeeper):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """All averages with their schedules."""
+        """All averages with their schedules, and the curves."""
         return {
+            **super().state_dict(),
             "names": [] if self._averaged is None else list(self._averaged.names),
             "averages": {name: average.state_dict() for name, average in self._averages.items()},
             "seed": None if self._low is None else self._low.seed,
@@ -239,6 +242,7 @@ class SWACallback(WeightKeeper):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue the averages; those that the file lacks begin anew."""
+        super().load_state_dict(state_dict)
         for name, state in state_dict["averages"].items():
             if name in self._averages:
                 self._averages[name].load_state_dict(state)
@@ -271,9 +275,10 @@ class SWACallback(WeightKeeper):
         """The module's hook for loading reaches the raw weights and the averages too."""
         edit_averages(pl_module, checkpoint, checkpoint.get("callbacks", {}).get(self.state_key, {}), edit)
 
-    def _plan(self) -> dict[str, ScheduledAverage]:
-        main = {name: getattr(self, name) for name in ("kind", "start", "every", "half_life", "window")}
-        return plan_averages(main, self.also, getattr(torch, self.dtype))
+
+def _planned(callback: SWACallback) -> dict[str, ScheduledAverage]:
+    main = {name: getattr(callback, name) for name in ("kind", "start", "every", "half_life", "window")}
+    return plan_averages(main, callback.also, getattr(torch, callback.dtype))
 
 
 def _refuse_others(trainer: pl.Trainer) -> None:

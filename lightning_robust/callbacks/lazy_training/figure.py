@@ -102,9 +102,9 @@ def draw_vulnerability(history: Sequence[Measurement]) -> Figure:
     betas = sorted((tag for tag in tags if "@" in tag), key=lambda tag: float(tag.partition("@")[2]))
     for index, tag in enumerate(betas):
         colour = _STEPS[min(index, len(_STEPS) - 1)]
-        _draw_history(axes, _points(history, tag), f"step of {tag.partition('@')[2]} |x| / √d", colour, "o")
+        _draw_history(axes, _run_points(history, tag), f"step of {tag.partition('@')[2]} |x| / √d", colour, "o")
     for tag in sorted({*tags} - {*betas}):
-        _draw_history(axes, _points(history, tag), "FGSM", _BLUE, "s")
+        _draw_history(axes, _run_points(history, tag), "FGSM", _BLUE, "s")
     if counted:
         axes.set_ylim(-0.03, 1.03)
     _label_run(axes, "share of predictions changed" if counted else "growth of the loss, share")
@@ -160,13 +160,13 @@ def _effect_name(history: Sequence[Measurement]) -> str:
     return "single_step" if any(longest_step(each.numbers) is not None for each in history) else "single_step_loss"
 
 
-def _points(history: Sequence[Measurement], tag: str) -> list[tuple[int, float]]:
+def _run_points(history: Sequence[Measurement], tag: str) -> list[tuple[int, float]]:
     return [(each.step, each.numbers[tag]) for each in history if tag in each.numbers]
 
 
 def _distances(history: Sequence[Measurement], tag: str) -> list[tuple[int, float]]:
     """The cosine becomes a distance, as the others are."""
-    points = _points(history, tag)
+    points = _run_points(history, tag)
     return [(step, 1 - value) for step, value in points] if tag == "kernel_alignment" else points
 
 

@@ -8,6 +8,9 @@ import lightning.pytorch as pl
 from typing_extensions import override
 
 from lightning_robust.callbacks.attacked_batches import AttackInputs, PixelBounds
+from lightning_robust.callbacks.diagnostics import Report, show
+from lightning_robust.callbacks.metric_curves import MetricCurves, epochs_so_far
+from lightning_robust.callbacks.robust_validation.figure import CLEAN_SERIES, robust_figures
 from lightning_robust.callbacks.robust_validation.measure import AttackedEvaluation
 from lightning_robust.functional.norm_ball import Norm
 from lightning_robust.harness.arguments import parse_fraction
@@ -30,8 +33,10 @@ class RobustValidationCallback(pl.Callback):
 
     Logged: ``adversarial/<metric>@<eps>`` at validation and in ``trainer.validate`` and ``trainer.test``, for each of
     ``eps``, with the slashes of the metric as underscores (``adversarial/val_acc@0.1``): any ModelCheckpoint can
-    monitor it. Warnings say where robustness is masked: random outputs, probabilities taken for logits, gradients that
-    are zero. A validation that fails becomes a warning, and training continues.
+    monitor it. At the end of a fit, up to three metrics, those that callbacks watch first, are drawn clean and attacked
+    over the epochs, and over ``eps`` where there are several. Warnings say where robustness is masked: random outputs,
+    probabilities taken for logits, gradients that are zero. A validation that fails becomes a warning, and training
+    continues.
 
     :class:`~lightning_robust.AdversarialCallback` validates in the same way by itself. Beside it, this callback takes
     over, so that nothing is measured twice.
@@ -108,12 +113,16 @@ class RobustValidationCallback(pl.Callback):
         self._inputs = AttackInputs(keys, mean, std, bounds)
         self._guard = Guard(self.owner)
         self._before: ModuleMemory | None = None
+        self._curves = MetricCurves()
+        self._attacked: list[dict[str, float]] = []
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse strategies that cannot work, and find out how batches are normalised."""
         refuse_sharded(trainer, self.owner)
         self._inputs.find_normalisation(trainer)
+        if stage == "fit":
+            self._curves, self._attacked = MetricCurves(), []
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -148,6 +157,34 @@ class RobustValidationCallback(pl.Callback):
         """Test on attacked batches."""
         self._validate(trainer, pl_module)
 
+    @override
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep clean and attacked metrics for the figures, where there is a logger for them."""
+        attacked, self._attacked = self._attacked, []
+        if trainer.state.fn != "fit" or not attacked or not trainer.loggers:
+            return
+        epochs, clean = epochs_so_far(trainer), trainer.callback_metrics
+        self._curves.note(epochs, CLEAN_SERIES, {name: float(clean[name]) for name in attacked[0] if name in clean})
+        for radius, values in zip(self._radii, attacked, strict=True):
+            if radius > 0:
+                self._curves.note(epochs, f"{radius:g}", {name: v for name, v in values.items() if name in clean})
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw clean against attacked metrics."""
+        figures = robust_figures(self._curves, self._curves.chosen(trainer), self.batches)
+        self._guard.attempt(trainer, lambda: show(trainer, Report(figures=figures)), "the figures are not drawn")
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """The curves so far."""
+        return {"curves": self._curves.state()}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the curves."""
+        self._curves.points = state_dict["curves"]
+
     def _check(self, norm: str, steps: int, restarts: int, drop_solved: bool) -> None:
         if norm not in ("linf", "l2"):
             raise ValueError(f"Expected `norm` to be 'linf' or 'l2', but got {norm!r}.")
@@ -172,6 +209,7 @@ class RobustValidationCallback(pl.Callback):
         except Exception as error:
             self._guard.fail(trainer, error, "robust validation failed, training continues", once=True)
             return
+        self._attacked = metrics
         for radius, values in zip(self._radii, metrics, strict=True):
             tags = {f"adversarial/{name.replace('/', '_')}@{radius:g}": value for name, value in values.items()}
             pl_module.log_dict(tags, sync_dist=True, add_dataloader_idx=False)

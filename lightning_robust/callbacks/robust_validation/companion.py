@@ -49,6 +49,29 @@ class ValidatesRobustly(pl.Callback):
         for validation in self._validations(trainer):
             validation.on_test_epoch_end(trainer, pl_module)
 
+    @override
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep clean and attacked metrics."""
+        for validation in self._validations(trainer):
+            validation.on_validation_end(trainer, pl_module)
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw clean against attacked metrics."""
+        for validation in self._validations(trainer):
+            validation.on_train_end(trainer, pl_module)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """The metrics so far."""
+        return {} if self.validation is None else {"validation": self.validation.state_dict()}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the metrics; files of earlier versions have none."""
+        if self.validation is not None and "validation" in state_dict:
+            self.validation.load_state_dict(state_dict["validation"])
+
     def _validations(self, trainer: pl.Trainer) -> list[RobustValidationCallback]:
         own = find_callbacks(trainer, RobustValidationCallback)
         return [] if self.validation is None or own else [self.validation]

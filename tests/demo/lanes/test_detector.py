@@ -8,7 +8,7 @@ import torch
 
 from lightning_robust.demo.lanes import LaneData, LaneDetector, LanePictures
 from lightning_robust.demo.lanes.network import LaneOutput
-from lightning_robust.demo.lanes.pictures import draw_lines
+from lightning_robust.demo.lanes.pictures import arrange, draw_lines
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +81,34 @@ def test_drawn_line_lies_on_its_columns():
     assert line[100] < 0.6
 
 
+@pytest.mark.parametrize(("count", "columns"), [(1, 1), (3, 2), (8, 3), (16, 4)])
+def test_frames_stand_in_a_grid_above_their_legend(count, columns):
+    """Each frame is where its row and column say, whole; the strip below has the colour of each line, and words."""
+    frames = (torch.arange(count) + 1.0)[:, None, None, None].expand(-1, 3, 45, 80) / 20
+    grid = arrange(frames)
+    rows = -(-count // columns)
+    assert grid.shape[2] == columns * 86 + 6
+    for index in range(count):
+        row, column = divmod(index, columns)
+        cell = grid[:, 6 + row * 51 : 51 + row * 51, 6 + column * 86 : 86 + column * 86]
+        assert torch.equal(cell, frames[index])
+    strip = grid[:, rows * 51 + 6 :].flatten(1).T
+    for colour in ((1.0, 1.0, 1.0), (1.0, 0.30, 0.25), (0.20, 0.85, 1.0)):
+        assert (strip - torch.tensor(colour)).abs().amax(1).min() < 0.01
+
+
+def test_sixteen_frames_of_any_size_fit_1400_pixels(monkeypatch):
+    for width in (64, 256, 640):
+        callback, model = LanePictures(), LaneDetector(height=64, width=width, channels=8, hidden=16)
+        frames = torch.zeros(20, 3, 64, width), torch.full((20, 2, len(model.rows)), torch.nan)
+        model.sequence_length = 1
+        callback.on_validation_batch_end(SimpleNamespace(is_global_zero=True), model, None, frames, 0)
+        assert len(callback._pictures) == 16
+        widest = arrange(torch.stack(callback._pictures)).shape[2]
+        assert widest <= 1400
+        assert widest == 4 * 64 * 3 + 30 or widest > 1390
+
+
 def test_pictures_are_logged_once_a_validation(data, monkeypatch):
     logged = []
     callback = LanePictures(count=2, scale=2)
@@ -90,5 +118,6 @@ def test_pictures_are_logged_once_a_validation(data, monkeypatch):
     )
     trainer.validate(LaneDetector(height=64, width=64, channels=8, hidden=16), datamodule=data, verbose=False)
     assert [entry[1] for entry in logged] == ["val/lanes"]
-    assert logged[0][2].shape == (2, 3, 128, 128)
+    assert logged[0][2].shape[:2] == (1, 3)
+    assert logged[0][2].shape[3] == 2 * 128 + 3 * 6
     assert 0 <= logged[0][2].min() <= logged[0][2].max() <= 1
