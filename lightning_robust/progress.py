@@ -37,7 +37,8 @@ def track(iterable: Iterable[Item], what: str, total: int | None = None) -> Iter
         [2, 4, 6]
     """
     if total is None and isinstance(iterable, Sized):
-        total = len(iterable)
+        with contextlib.suppress(Exception):  # loaders of an endless dataset have a length that raises
+            total = len(iterable)
     with Progress(what, total) as progress:
         for item in iterable:
             yield item
@@ -70,7 +71,7 @@ class Progress:
 
     Args:
         what: Names the work.
-        total: How many steps there are; None if nobody knows.
+        total: How many steps there are; None if nobody knows. It grows with the steps that are done.
 
     Example:
         >>> with Progress("Cooking", total=2) as progress:
@@ -116,6 +117,7 @@ class Progress:
             note: The latest result in a few words.
         """
         self.done += steps
+        self.total = self.total and max(self.total, self.done)
         self.note = note or self.note
         if self in _shown:
             self.draw()
@@ -126,11 +128,9 @@ class Progress:
         return _now() - self._start
 
     @property
-    def seconds_left(self) -> float | None:
-        """Seconds that the other steps take if they take as long as those before; None if nobody knows."""
-        if self.total is None or not self.done:
-            return None
-        return self.elapsed / self.done * max(self.total - self.done, 0)
+    def words(self) -> str:
+        """How far it is, as :func:`words_left` says it."""
+        return words_left(self.done, self.total, self.elapsed)
 
     def draw(self) -> None:
         """Show how far it is, two seconds after the start and later."""
@@ -160,8 +160,7 @@ class _Lines:
 
     def __init__(self, progress: Progress, stream: IO[str]) -> None:
         self._stream = stream
-        passed = f"{_steps_done(progress)} after {duration(progress.elapsed)}"
-        self._write(f"{progress.what}: {', '.join(filter(None, (passed, _time_left(progress))))}")
+        self._write(f"{progress.what}: {progress.words}")
 
     def update(self, progress: Progress) -> None:
         """A log is not drawn over."""
@@ -169,7 +168,8 @@ class _Lines:
     def close(self, progress: Progress, *, finished: bool) -> None:
         note = f" ({progress.note})" if progress.note else ""
         how = "done in" if finished else "done when it stopped, after"
-        self._write(f"{progress.what}: {_steps_done(progress)} {how} {duration(progress.elapsed)}{note}")
+        steps = words_left(progress.done, progress.total)
+        self._write(f"{progress.what}: {steps} {how} {duration(progress.elapsed)}{note}")
 
     def _write(self, line: str) -> None:
         with contextlib.suppress(OSError, ValueError):  # a closed or full stream stops no work
@@ -199,7 +199,7 @@ class _Bar:
         self.update(progress)
 
     def update(self, progress: Progress) -> None:
-        self._bar.n = progress.done
+        self._bar.n, self._bar.total = progress.done, progress.total
         self._bar.set_postfix_str(progress.note, refresh=False)
         with contextlib.suppress(OSError, ValueError):
             self._bar.refresh()
@@ -227,8 +227,8 @@ class _Row:
         self.update(progress)
 
     def update(self, progress: Progress) -> None:
-        words = ", ".join(filter(None, (_steps_done(progress), _time_left(progress), progress.note)))
-        self._rows.update(self._task, completed=progress.done, refresh=True, words=words)
+        words = ", ".join(filter(None, (progress.words, progress.note)))
+        self._rows.update(self._task, completed=progress.done, total=progress.total, refresh=True, words=words)
 
     def close(self, progress: Progress, *, finished: bool) -> None:
         self._rows.update(self._task, visible=False, refresh=True)
@@ -248,6 +248,19 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
+def words_left(done: int, total: int | None, elapsed: float = 0.0) -> str:
+    """How far work is, and how long the rest takes if its steps take as long as those before.
+
+    Example:
+        >>> words_left(3, 8, elapsed=24.0), words_left(0, 8, elapsed=1.0), words_left(3, None, elapsed=24.0)
+        ('3 of 8, about 40 s left', '0 of 8', '3')
+    """
+    if total is None:
+        return f"{done}"
+    left = f", about {duration(elapsed / done * max(total - done, 0))} left" if done and elapsed else ""
+    return f"{done} of {total}{left}"
+
+
 def _display(progress: Progress) -> _Display:
     stream = sys.stderr
     proxied = getattr(stream, "rich_proxied_file", None)  # set while a live display of rich is on
@@ -261,15 +274,6 @@ def _display(progress: Progress) -> _Display:
         return _Row(progress)
     except LiveError:
         return _Lines(progress, stream)
-
-
-def _steps_done(progress: Progress) -> str:
-    return f"{progress.done}" if progress.total is None else f"{progress.done} of {progress.total}"
-
-
-def _time_left(progress: Progress) -> str:
-    left = progress.seconds_left
-    return "" if left is None else f"about {duration(left)} left"
 
 
 def _is_silent() -> bool:

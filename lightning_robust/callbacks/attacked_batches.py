@@ -11,13 +11,13 @@ from weakref import WeakSet
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_robust.callbacks.attack_precision import computes_in_bf16
 from lightning_robust.functional.norm_ball import as_radius
 from lightning_robust.functional.pixels import PixelSpace
 from lightning_robust.functional.weights import channels_last
+from lightning_robust.harness.closing import warn
 from lightning_robust.harness.inputs import first_floating_input
 from lightning_robust.harness.normalisation import pixel_space
 from lightning_robust.harness.quiet import quietly
@@ -217,7 +217,7 @@ class ModuleLoss:
             _needs_its_own_precision.add(self.module)
             self.in_bf16 = False
             output = self._run(batch)
-            rank_zero_warn(
+            warn(
                 f"{type(self.module).__name__} does not run in bf16 ({str(error).splitlines()[0]}), so attacks take "
                 "the precision of the training. Set attack_precision='same' to say so."
             )

@@ -6,6 +6,7 @@ They judge candidate states by one metric, in a fixed order of callbacks, and sa
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
@@ -24,12 +24,14 @@ from lightning_robust.functional.batchnorm import batchnorm_layers
 from lightning_robust.functional.weights import Weights
 from lightning_robust.harness.bn_refresh import refresh_statistics
 from lightning_robust.harness.checkpoints import save_weights
+from lightning_robust.harness.closing import warn
 from lightning_robust.harness.evaluate import Evaluator, pick
 from lightning_robust.harness.inputs import require_inputs
 from lightning_robust.harness.load_hook import StartKeeper
 from lightning_robust.harness.memory import require_reversible
 from lightning_robust.harness.ranks import Guard, agreed, describe_error
 from lightning_robust.harness.trainers import find_callbacks, is_fast_dev_run
+from lightning_robust.progress import Progress
 from lightning_robust.structures import Key
 
 _PARITY = ("parity/", "sensitivity/", "attribution/")
@@ -70,6 +72,18 @@ class Candidates:
         self._weights = Weights(pl_module)
         self._refreshes = bn_refresh and bool(batchnorm_layers(pl_module))
         self._bn_samples, self._input_key = bn_samples, input_key
+        self._progress = Progress("Candidates")
+
+    @contextmanager
+    def watched(self, what: str, total: int) -> Iterator[None]:
+        """The evaluations inside the block show how far they are.
+
+        Args:
+            what: Names the work.
+            total: How many evaluations there are; it grows with those that are made.
+        """
+        with Progress(what, total) as self._progress:
+            yield
 
     def present(self) -> State:
         """A copy of the state dict that the module has now."""
@@ -91,15 +105,25 @@ class Candidates:
     def metrics(self, state: Mapping[str, Tensor], *, mixed: bool) -> dict[str, float]:
         """All validation metrics of a state."""
         with self.holding(state, mixed=mixed):
-            return self.evaluator.metrics()
+            metrics = self.evaluator.metrics()
+        self._progress.advance(note=f"{self.monitor} {metrics[self.monitor]:.4g}" if self.monitor in metrics else "")
+        return metrics
 
     def running_score(self, state: Mapping[str, Tensor], *, mixed: bool) -> Iterator[tuple[float, float]]:
         """The metric of a state while it is measured: pairs (mean so far, share of the data)."""
         with self.holding(state, mixed=mixed):
-            if self.monitor.startswith(_PARITY):
-                yield pick(self._parity().measure(self.trainer, self.module, self.monitor), self.monitor), 1.0
-            else:
-                yield from self.evaluator.running_score(self.monitor)
+            score = math.nan
+            try:
+                for score, share in self._measure():
+                    yield score, share
+            finally:  # a candidate that cannot win any more is not measured to its end
+                self._progress.advance(note=f"{self.monitor} {score:.4g}")
+
+    def _measure(self) -> Iterator[tuple[float, float]]:
+        if self.monitor.startswith(_PARITY):
+            yield pick(self._parity().measure(self.trainer, self.module, self.monitor), self.monitor), 1.0
+        else:
+            yield from self.evaluator.running_score(self.monitor)
 
     def running_mixture(self, state: Mapping[str, Tensor]) -> Iterator[tuple[float, float]]:
         """:meth:`running_score` of a mixture."""
@@ -215,12 +239,6 @@ def require_last(trainer: pl.Trainer, callback: pl.Callback, others: Any) -> Non
             )
 
 
-def output_folder(trainer: pl.Trainer, dirpath: str | None, name: str) -> Path:
-    """The folder for a callback's files, the same on all ranks: ``dirpath``, or ``name`` in the folder of the run."""
-    folder = Path(dirpath) if dirpath is not None else Path(trainer.log_dir or trainer.default_root_dir) / name
-    return Path(str(trainer.strategy.broadcast(str(folder), 0)))
-
-
 def save_chosen(trainer: pl.Trainer, path: Path, *, monitor: str, score: float | None) -> None:
     """Save the weights that the module holds, without hyperparameters that are objects.
 
@@ -230,7 +248,7 @@ def save_chosen(trainer: pl.Trainer, path: Path, *, monitor: str, score: float |
         return
     left_out = save_weights(trainer, path)
     if left_out:
-        rank_zero_warn(
+        warn(
             f"{path} holds no hyperparameters that are objects, which files of weights cannot hold: {left_out}. Give "
             "them to `load_from_checkpoint` as arguments."
         )

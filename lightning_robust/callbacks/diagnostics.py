@@ -15,6 +15,7 @@ from typing_extensions import override
 from lightning_robust.callbacks.attacked_batches import AttackInputs
 from lightning_robust.callbacks.conditions import ATTACK, PGD, Condition, attacked, named_perturbations, preprocessed
 from lightning_robust.harness.arguments import parse_fraction
+from lightning_robust.harness.closing import join_summary, note_step
 from lightning_robust.harness.inputs import require_inputs
 from lightning_robust.harness.logging import log_figure, log_scalars, log_table, write_layout
 from lightning_robust.harness.memory import require_reversible
@@ -48,7 +49,12 @@ class Report:
     unlogged: Mapping[str, float] = field(default_factory=dict)
 
 
-def show(trainer: pl.Trainer, report: Report, module: pl.LightningModule | None = None) -> None:
+def show(
+    trainer: pl.Trainer,
+    report: Report,
+    module: pl.LightningModule | None = None,
+    step: tuple[str, pl.LightningModule] | None = None,
+) -> None:
     """Log a report; the scalars first, so that a table or figure that fails costs nothing else.
 
     Args:
@@ -56,6 +62,8 @@ def show(trainer: pl.Trainer, report: Report, module: pl.LightningModule | None 
         report: What to log.
         module: Logs the scalars by its ``log_dict``, inside of the loops; None writes them to the loggers directly,
             after the fit.
+        step: What the sentences belong to in the closing summary: the key of the technique, and the module whose
+            weights it measured. None prints them at once.
     """
     # not by `log_dict(logger=False)`: Lightning refuses a name that is logged now with a logger, now without
     trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in report.unlogged.items()})
@@ -63,13 +71,20 @@ def show(trainer: pl.Trainer, report: Report, module: pl.LightningModule | None 
         module.log_dict(dict(report.scalars), add_dataloader_idx=False)
     elif report.scalars:
         log_scalars(trainer, report.scalars)
-    for sentence in report.sentences:
-        rank_zero_info(sentence)
+    if step is not None and report.sentences:
+        note_step(trainer, step[0], " ".join(report.sentences), step[1])
+    else:
+        for sentence in report.sentences:
+            rank_zero_info(sentence)
     if trainer.is_global_zero and trainer.loggers and not is_fast_dev_run(trainer):
-        for tag, (columns, rows) in report.tables.items():
-            log_table(trainer, tag, columns, rows)
-        for tag, draw in report.figures.items():
-            log_figure(trainer, tag, draw())
+        _log_pictures(trainer, report)
+
+
+def _log_pictures(trainer: pl.Trainer, report: Report) -> None:
+    for tag, (columns, rows) in report.tables.items():
+        log_table(trainer, tag, columns, rows)
+    for tag, draw in report.figures.items():
+        log_figure(trainer, tag, draw())
 
 
 def finite(numbers: Mapping[str, float]) -> dict[str, float]:
@@ -101,6 +116,7 @@ class DiagnosticCallback(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse strategies that shard the weights, and forget the warnings of an earlier fit."""
         super().setup(trainer, pl_module, stage)
+        join_summary(trainer)
         refuse_sharded(trainer, type(self).__name__)
         self.guard.reset()
 

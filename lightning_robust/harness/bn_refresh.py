@@ -15,6 +15,7 @@ from lightning_robust.harness.batches import combined, count_samples, training_l
 from lightning_robust.harness.inputs import call_forward
 from lightning_robust.harness.quiet import in_stage, isolated_rng
 from lightning_robust.harness.ranks import agreed
+from lightning_robust.progress import track
 from lightning_robust.structures import Key
 
 _ENDLESS = 1000
@@ -53,7 +54,8 @@ def refresh_statistics(
     def batches() -> Iterator[Any]:
         torch.manual_seed(0)
         seen = 0
-        for index, (batch, _, _) in enumerate(combined(loaders)):
+        total = int(limit) if samples is None and math.isfinite(limit) else None
+        for index, (batch, _, _) in enumerate(track(combined(loaders), "Refreshing BatchNorm", total)):
             if index >= limit or (samples is not None and seen >= samples):
                 return
             seen += count_samples(batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,7 @@ from lightning_robust.harness.quiet import quietly
 from lightning_robust.harness.ranks import agreed
 from lightning_robust.harness.recorder import Recorder
 from lightning_robust.harness.steps import call_step
+from lightning_robust.progress import track
 
 Transform = Callable[[Any, int, int], Any]
 """Changes a batch after its transfer; takes it with its index and that of its loader."""
@@ -197,7 +199,8 @@ class Evaluator:
         """The number of samples, the batch, its index and that of its loader."""
         loaders = CombinedLoader(copied(self._loaders), "sequential")
         loaders.limits = [most if limit is None else min(most, limit) for most in self._limits]
-        for batch, index, loader in loaders:
+        total = int(sum(loaders.limits)) if all(map(math.isfinite, loaders.limits)) else None
+        for batch, index, loader in track(loaders, "Evaluating", total):
             size = count_samples(batch)
             batch = transferred(self.trainer, self.module, batch, loader)
             yield size, (batch if transform is None else transform(batch, index, loader)), index, loader

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from lightning_robust.functional.averaging import State
 from lightning_robust.functional.weights import awaits_first_pass
+from lightning_robust.harness.closing import join_summary
 from lightning_robust.harness.compat import version_of
 from lightning_robust.harness.trainers import find_callbacks
 
@@ -30,6 +31,7 @@ class WeightKeeper(pl.Callback):
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Wait for a checkpoint."""
+        join_summary(trainer)
         if stage == "fit" and not _is_followed(pl_module, by=trainer):
             # past the bookkeeping that nn.Module does for parameters and submodules
             object.__setattr__(pl_module, _NAME, _LoadHook(trainer, pl_module))

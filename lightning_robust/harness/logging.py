@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_robust.harness.compat import logged_step
+from lightning_robust.harness.folders import own_folder
 from lightning_robust.harness.trainers import is_fast_dev_run
 from lightning_robust.tables import markdown
 
@@ -40,7 +41,7 @@ def log_scalars(trainer: pl.Trainer, scalars: Mapping[str, float]) -> None:
 
 
 def log_figure(trainer: pl.Trainer, tag: str, figure: Figure) -> None:
-    """Send a matplotlib figure to every logger; where a logger takes no pictures, to ``<log_dir>/figures/*.png``."""
+    """Send a matplotlib figure to every logger; where a logger takes no pictures, to files in ``figures``."""
 
     def send(logger: Logger, step: int) -> None:
         if isinstance(logger, TensorBoardLogger):
@@ -102,6 +103,24 @@ def log_table(trainer: pl.Trainer, tag: str, columns: Sequence[str], rows: Seque
     _to_all(trainer, send)
 
 
+def log_files(trainer: pl.Trainer, folder: Path) -> None:
+    """Send pages and JSON files of a folder to loggers that keep files: MLflow's artifacts, W&B's files and panels."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".html", ".json"))
+
+    def send(logger: Logger, step: int) -> None:
+        for file in files:
+            if isinstance(logger, MLFlowLogger):
+                logger.experiment.log_artifact(logger.run_id, str(file), folder.name)
+            elif isinstance(logger, WandbLogger):
+                logger.experiment.save(str(file), base_path=str(folder.parent), policy="now")
+                if file.suffix == ".html":
+                    import wandb
+
+                    logger.experiment.log({f"{folder.name}/{file.stem}": wandb.Html(str(file), inject=False)})
+
+    _to_all(trainer, send)
+
+
 def add_layout(trainer: pl.Trainer, category: str, charts: Mapping[str, Sequence[str]]) -> None:
     """Contribute charts to the custom-scalars page of TensorBoard; call it in ``setup``.
 
@@ -137,7 +156,7 @@ def _to_all(trainer: pl.Trainer, send: Callable[[Logger, int], None]) -> None:
 
 
 def _file(trainer: pl.Trainer, tag: str, step: int, suffix: str) -> Path:
-    path = Path(trainer.log_dir or trainer.default_root_dir) / "figures" / f"{tag}-{step}.{suffix}"
+    path = own_folder(trainer, "figures") / f"{tag}-{step}.{suffix}"
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 

@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeVar, cast
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_robust.harness.closing import note_loss
+from lightning_robust.harness.closing import warn
 from lightning_robust.harness.compat import default_store
 
 T = TypeVar("T")
@@ -178,20 +177,18 @@ class Guard:
             return default
 
     def fail(self, trainer: pl.Trainer, error: Exception, consequence: str, *, once: bool = False) -> None:
-        """Warn of an error that every rank has, now and at the end of the fit; or raise it."""
+        """Warn of an error that every rank has, or raise it."""
         if self._on_failure == "raise":
             raise RankError(f"{self._technique}: {consequence}. {error}") if isinstance(error, RankError) else error
-        if trainer.state.fn == "fit":
-            note_loss(trainer, f"{self._technique}: {consequence}. {describe_error(error)}")
         self.warn(f"{consequence}. {describe_error(error)}", key=consequence if once else None)
 
     def warn(self, message: str, category: type[Warning] = UserWarning, *, key: str | None = None) -> None:
-        """Warn on rank 0, once for each key until :meth:`reset`."""
+        """Warn on rank 0, now and at the end of the fit, once for each key until :meth:`reset`."""
         if key is not None and key in self._warned:
             return
         if key is not None:
             self._warned.add(key)
-        rank_zero_warn(f"{self._technique}: {message}", category=category)
+        warn(f"{self._technique}: {message}", category)
 
     def reset(self) -> None:
         """Forget which warnings were given, as a second fit does."""

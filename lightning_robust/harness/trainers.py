@@ -13,13 +13,18 @@ class NoEffectWarning(UserWarning):
     """A technique that was switched on changed or measured nothing."""
 
 
+def is_sharded(trainer: pl.Trainer) -> bool:
+    """Whether no rank holds whole weights."""
+    return isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy)
+
+
 def refuse_sharded(trainer: pl.Trainer, technique: str) -> None:
     """Refuse strategies in which no rank holds whole weights.
 
     Raises:
         MisconfigurationException: Under FSDP, DeepSpeed and model parallelism.
     """
-    if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy):
+    if is_sharded(trainer):
         raise MisconfigurationException(
             f"Expected a strategy in which each rank holds the whole model, but got "
             f"{type(trainer.strategy).__name__}, which {technique} cannot work with. Use strategy='ddp', or take "
@@ -50,6 +55,11 @@ def monitored_metrics(trainer: pl.Trainer) -> set[str]:
 def is_fast_dev_run(trainer: pl.Trainer) -> bool:
     """Whether the Trainer only tries one batch of everything; the attribute is set outside its class's sight."""
     return bool(getattr(trainer, "fast_dev_run", False))
+
+
+def shows_progress(trainer: pl.Trainer) -> bool:
+    """Whether the Trainer has a progress bar that is switched on."""
+    return not getattr(trainer.progress_bar_callback, "is_disabled", trainer.progress_bar_callback is None)
 
 
 def data_module(trainer: pl.Trainer) -> pl.LightningDataModule | None:

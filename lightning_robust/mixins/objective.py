@@ -9,12 +9,12 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_robust.callbacks.adversarial import TRADES, AdversarialCallback
 from lightning_robust.harness.batches import count_samples
+from lightning_robust.harness.closing import warn
 from lightning_robust.harness.compat import batches_before, is_attached, is_compiled_as_lightning_module
 from lightning_robust.harness.memory import require_reversible
 from lightning_robust.harness.steps import call_step
@@ -212,7 +212,7 @@ class ObjectiveMixin(pl.LightningModule):
     def _warn_once(self, message: str, category: type[Warning] = UserWarning) -> None:
         if message not in self._warned:
             self._warned.add(message)
-            rank_zero_warn(f"{type(self).__name__}: {message}", category=category)
+            warn(f"{type(self).__name__}: {message}", category=category)
 
 
 def _with_training_step(classes: Iterable[type]) -> list[type]:

@@ -8,6 +8,7 @@ import math
 import os
 import tempfile
 import textwrap
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -18,6 +19,7 @@ import lightning.pytorch as pl
 
 from lightning_robust.cli.hidden_warnings import others_warnings_hidden
 from lightning_robust.cli.robust_cli import RobustCLI
+from lightning_robust.progress import words_left
 from lightning_robust.sweeps.file import Resources, Sweep
 from lightning_robust.sweeps.trials import SweepTrial
 
@@ -178,10 +180,14 @@ def _progress(trials: Sequence[SweepTrial], sweep: Sweep) -> Any:
     """A callback of Tune that notes the status of each trial and prints a line whenever it changes."""
     from ray import tune
 
+    start = time.monotonic()
+
     class Progress(tune.Callback):
         def _note(self, trial: SweepTrial, event: str) -> None:
             values = ", ".join(f"{key}={trial.values[key]}" for key in sweep.varied)
-            print(f"trial {trial.name} ({values}): {event}", flush=True)
+            ended = sum(each.status in ("failed", "finished") for each in trials)
+            left = words_left(ended, len(trials), time.monotonic() - start)
+            print(f"trial {trial.name} ({values}): {event} [{left}]", flush=True)
 
         def on_trial_recover(self, *, trial: Any, **info: Any) -> None:
             ours = trials[trial.config["trial"]]

@@ -7,7 +7,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
-from lightning_robust.callbacks.candidates import Candidates, judged_by, output_folder, require_last, save_chosen
+from lightning_robust.callbacks.candidates import Candidates, judged_by, require_last, save_chosen
 
 from ..boring import Boring, make_trainer
 
@@ -28,12 +28,6 @@ def test_rejects_a_callback_that_comes_later(tmp_path):
     require_last(make_trainer(tmp_path, [other, chooses]), chooses, EarlyStopping)
     with pytest.raises(MisconfigurationException, match="Expected EarlyStopping before Chooses"):
         require_last(make_trainer(tmp_path, [chooses, other]), chooses, EarlyStopping)
-
-
-def test_files_go_into_the_given_folder_or_that_of_the_run(tmp_path):
-    trainer = make_trainer(tmp_path, [])
-    assert output_folder(trainer, str(tmp_path / "mine"), "soup") == tmp_path / "mine"
-    assert output_folder(trainer, None, "soup") == tmp_path / "soup"
 
 
 def test_best_means_the_chosen_weights_where_the_metric_is_the_same(tmp_path):

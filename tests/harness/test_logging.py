@@ -1,7 +1,9 @@
 """Each logger is a fake that records; private attributes of Lightning that are read are checked to exist."""
 
 import csv
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -71,6 +73,32 @@ def test_files_where_a_logger_takes_none(trainer, figure, tmp_path):
 
     with Image.open(folder / "c-0.png") as picture:
         assert picture.size == (10, 4)
+
+
+def test_pages_and_json_files_are_sent_to_those_that_keep_files(trainer, monkeypatch, tmp_path):
+    """MLflow takes artifacts, W&B files and a panel for a page; weights are left where they are."""
+    folder = tmp_path / "parity"
+    folder.mkdir()
+    for name in ("parity.html", "parity.json", "weights.ckpt"):
+        (folder / name).write_text(name)
+    panels = SimpleNamespace(Html=lambda path, inject: f"page {Path(path).name}")
+    monkeypatch.setitem(sys.modules, "wandb", panels)
+    calls = {}
+    for cls in (MLFlowLogger, WandbLogger, TensorBoardLogger):
+        logger, recorder = fake(cls, monkeypatch)
+        trainer.loggers = [logger]
+        log.log_files(trainer, folder)
+        calls[cls] = recorder.calls
+    assert calls[MLFlowLogger] == [
+        ("log_artifact", ("7", str(folder / name), "parity"), {}) for name in ("parity.html", "parity.json")
+    ]
+    kept = {"base_path": str(tmp_path), "policy": "now"}
+    assert calls[WandbLogger] == [
+        ("save", (str(folder / "parity.html"),), kept),
+        ("log", ({"parity/parity": "page parity.html"},), {}),
+        ("save", (str(folder / "parity.json"),), kept),
+    ]
+    assert calls[TensorBoardLogger] == []
 
 
 def test_other_ranks_and_fast_dev_run_draw_nothing(tmp_path, figure, monkeypatch):

@@ -23,6 +23,7 @@ from lightning_robust.callbacks.adversarial.short_form import (
 from lightning_robust.callbacks.attacked_batches import AttackInputs, NoLossError, PixelBounds
 from lightning_robust.callbacks.robust_validation.callback import RobustValidationCallback
 from lightning_robust.callbacks.robust_validation.companion import ValidatesRobustly
+from lightning_robust.harness.closing import join_summary, note_step
 from lightning_robust.harness.compat import batch_in_epoch, batches_before
 from lightning_robust.harness.inputs import as_keys
 from lightning_robust.harness.memory import require_reversible
@@ -142,6 +143,7 @@ class AdversarialCallback(ValidatesRobustly):
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse what cannot work, and wrap the training step."""
+        join_summary(trainer)
         refuse_sharded(trainer, "AdversarialCallback")
         self._inputs.find_normalisation(trainer)
         if self._of_validation and find_callbacks(trainer, RobustValidationCallback):
@@ -174,6 +176,9 @@ class AdversarialCallback(ValidatesRobustly):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin to count."""
         self._bill = EpochBill()
+        if max(self._radii) > 0:
+            told = f"training on inputs attacked by {self.method} with eps {self._radii[0]:.4g}"
+            note_step(trainer, "adversarial", told, latest=True)
 
     @override
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

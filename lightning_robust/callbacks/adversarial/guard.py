@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_robust.functional.weights import state_on_cpu
+from lightning_robust.harness.closing import warn
 
 OnCollapse = Literal["warn", "pgd", "shrink", "rollback"]
 
@@ -64,7 +64,7 @@ class OverfittingGuard:
         self.collapses += 1
         action = self._act(pl_module)
         if self.collapses == 1:
-            rank_zero_warn(
+            warn(
                 f"AdversarialCallback: catastrophic overfitting at step {trainer.global_step}: the loss under PGD is "
                 f"{self.ratio:.1f} times that under the training attack (sound: below {self.limit:g}). {action}"
             )

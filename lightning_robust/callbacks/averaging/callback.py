@@ -8,7 +8,6 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
-from lightning.pytorch.utilities import rank_zero_info
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -19,6 +18,7 @@ from lightning_robust.callbacks.averaging.learning_rate import CyclicRate
 from lightning_robust.callbacks.averaging.swalp.low_precision import LowPrecision
 from lightning_robust.functional.averaging import Kind
 from lightning_robust.harness.checkpoints import RAW_KEY
+from lightning_robust.harness.closing import note_weights
 from lightning_robust.harness.compat import batches_before
 from lightning_robust.harness.load_hook import EditWeights
 from lightning_robust.harness.ranks import Guard
@@ -200,7 +200,7 @@ class SWACallback(DrawsAverages):
             self._low.detach()
         if self.main.exists and self._averaged is not None:
             self._averaged.put_average(trainer)
-            rank_zero_info(f"The module holds the average of {self.main.running.count} snapshots.")
+            note_weights(trainer, f"the average of {(n := self.main.running.count)} snapshot{'s' * (n > 1)}", "swa")
         else:
             self._guard.warn(
                 f"No snapshot was taken: start={self.start!r} with every={self.every!r} was not reached by step "

@@ -17,6 +17,7 @@ from lightning_robust.callbacks.datapath.report import datapath_report
 from lightning_robust.callbacks.diagnostics import InputDiagnostic, NamedConditions, check_at_least, show
 from lightning_robust.harness.inputs import as_keys
 from lightning_robust.layers import find_layers
+from lightning_robust.progress import track
 
 
 class DatapathCallback(InputDiagnostic):
@@ -156,7 +157,7 @@ class DatapathCallback(InputDiagnostic):
         with torch.inference_mode(False):
             probe = DatapathProbe(trainer, pl_module, self._settings)
             self.datapaths = []
-            for condition in self._conditions.build(trainer, pl_module):
+            for condition in track(self._conditions.build(trainer, pl_module), "Datapath"):
                 measure = functools.partial(probe.measure, condition)
                 result = self.guard.attempt(trainer, measure, f"nothing was measured under {condition.name}")
                 self.datapaths += [] if result is None else [result]
@@ -167,5 +168,6 @@ class DatapathCallback(InputDiagnostic):
         self.datapaths = []
         self.guard.attempt(trainer, lambda: self.analyze(trainer, pl_module), "not all was measured")
         self.datapaths = trainer.strategy.broadcast(self.datapaths, 0)
-        module = pl_module if in_loop else None
-        self.guard.attempt(trainer, lambda: show(trainer, datapath_report(self.datapaths), module), "not all is shown")
+        module, step = (pl_module, None) if in_loop else (None, ("datapath", pl_module))
+        report = functools.partial(show, trainer, datapath_report(self.datapaths), module, step)
+        self.guard.attempt(trainer, report, "not all is shown")

@@ -20,7 +20,7 @@ def datapath_report(results: Sequence[Datapath]) -> Report:
         {tag: value for result in results for tag, value in datapath_scalars(result).items()},
         {f"datapath/{r.condition}/{end}": table for r in results for end, table in datapath_tables(r).items()},
         {f"datapath/{r.condition}/{end}": draw for r in results for end, draw in datapath_figures(r).items()},
-        [f"Datapath: {describe_datapath(result)}" for result in results],
+        [describe_datapath(result) for result in results],
     )
 
 

@@ -18,6 +18,7 @@ from lightning_robust.harness.batches import combined, training_loaders, transfe
 from lightning_robust.harness.quiet import in_stage, isolated_rng
 from lightning_robust.harness.runs import load_data, load_module, validate_once
 from lightning_robust.harness.samples import FirstInputs
+from lightning_robust.progress import track
 from lightning_robust.structures import Key, flatten
 
 
@@ -57,7 +58,7 @@ class CalibrationInputs:
             loaders = training_loaders(trainer, pl_module)
             with isolated_rng(loaders), in_stage(trainer, "training"):
                 torch.manual_seed(0)  # the same inputs at each call
-                for batch, *_ in islice(combined(loaders), self._count):
+                for batch, *_ in track(islice(combined(loaders), self._count), "Reading inputs to calibrate int8 on"):
                     self._inputs.add(pl_module, transferred(trainer, pl_module, batch, 0))
                     if self._inputs.complete:
                         break

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -30,6 +29,7 @@ from lightning_robust.deployment.pixels.catalogue import Perturbation
 from lightning_robust.deployment.pixels.perturb import KeptPixels
 from lightning_robust.functional.weights import state_on_cpu
 from lightning_robust.harness.batches import validation_batches
+from lightning_robust.harness.digest import digest as digest
 from lightning_robust.harness.logging import log_step
 from lightning_robust.harness.normalisation import pixel_space
 from lightning_robust.harness.quiet import isolated_rng
@@ -230,20 +230,6 @@ class ParityMeter:
         calibration = self._calibration.args(example)
         subject = Subject(module, example, settings, calibration, exporter=self._graphs.export)
         return subject, task_of(module, self._decode, inputs)
-
-
-def digest(state: Mapping[str, Tensor]) -> str:
-    """The first eight digits of the SHA-256 of a state dict's names and bytes.
-
-    Example:
-        >>> digest({"w": torch.zeros(2)}) == digest({"w": torch.zeros(2)}) != digest({"w": torch.ones(2)})
-        True
-    """
-    found = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:8]
 
 
 def are_equal(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:

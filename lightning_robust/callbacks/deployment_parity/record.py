@@ -11,7 +11,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_robust.callbacks.deployment_parity.kept import kept_elsewhere
 from lightning_robust.callbacks.deployment_parity.measure import Examined, ParityMeter
@@ -25,8 +24,12 @@ from lightning_robust.deployment.parity.result import ParityReport
 from lightning_robust.deployment.parity.scale import PLAIN_UNIT
 from lightning_robust.deployment.report.page import write_report
 from lightning_robust.deployment.report.tables import summary
+from lightning_robust.harness.closing import note_step, note_text, note_warning
+from lightning_robust.harness.folders import own_folder
+from lightning_robust.harness.logging import log_files
 from lightning_robust.harness.ranks import Guard
 from lightning_robust.harness.trainers import is_fast_dev_run
+from lightning_robust.tables import number
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,11 @@ class ParityRecord:
         guard.attempt(trainer, examine, "the layers that matter could not be found")
         show_all = functools.partial(self._show, trainer, again)
         guard.attempt(trainer, show_all, "a figure or a table could not be logged", once=True)
-        self._announce(trainer, guard.attempt(trainer, write, "the report could not be written"))
+        page = guard.attempt(trainer, write, "the report could not be written")
+        if page is not None:
+            send = functools.partial(log_files, trainer, page.parent)
+            guard.attempt(trainer, send, "a logger did not take the report")
+        self._announce(trainer, pl_module, page)
 
     def state_dict(self) -> dict[str, Any]:
         """The history of the figure and the last numbers."""
@@ -173,17 +180,31 @@ class ParityRecord:
         examined, self._examined = self._examined, None
         if examined is None or self.report is None:
             return None
-        self.report = replace(self.report, notes=(*self.report.notes, *kept_elsewhere(trainer, examined)))
-        if trainer.logger is None or trainer.log_dir is None or is_fast_dev_run(trainer):
+        others = tuple(kept_elsewhere(trainer, examined))
+        self.report = replace(self.report, notes=(*self.report.notes, *others))
+        for sentence in others:
+            note_warning(sentence)
+        if is_fast_dev_run(trainer):
             return None
-        return write_report(self.report, Path(trainer.log_dir) / "parity", history=self.history, tolerance=tolerance)
+        return write_report(self.report, own_folder(trainer, "parity"), history=self.history, tolerance=tolerance)
 
-    def _announce(self, trainer: pl.Trainer, page: Path | None) -> None:
+    def _announce(self, trainer: pl.Trainer, pl_module: pl.LightningModule, page: Path | None) -> None:
         """Print the last pass, and where to read more."""
         if self.report is None:
             return
-        rank_zero_info(f"\n{summary(self.report)}")
+        note_text(trainer, f"\n{summary(self.report)}")
         if page is not None:
-            rank_zero_info(f"\nThe whole report:  {page}")
-        if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
-            rank_zero_info(f"\nSee it all:  tensorboard --logdir {trainer.log_dir}\n")
+            note_text(trainer, f"\nThe whole report:  {page}")
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                note_text(trainer, f"\nSee it all:  tensorboard --logdir {logger.log_dir}\n")
+        if trainer.state.fn == "fit":
+            self._note_step(trainer, pl_module, self.report)
+
+    def _note_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, report: ParityReport) -> None:
+        """The line of the closing summary; the page is of what the fit returned where the weights have a digest."""
+        measured = {name: target.metrics.get("rel_l2") for name, target in report.targets.items()}
+        told = ", ".join(f"{name} {number(value)}" for name, value in measured.items() if value is not None)
+        told = f"relative L2 distance {told}" if told else "no target has numbers"
+        module = pl_module if report.weights.digest else None
+        note_step(trainer, "deployment_parity", told, module, str(report.weights))

@@ -7,9 +7,9 @@ from typing import Literal
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_robust.deployment.parity.verdict import violations
+from lightning_robust.harness.closing import warn
 
 Action = Literal["log", "warn", "stop", "raise"]
 
@@ -34,6 +34,6 @@ def hold_tolerances(
     message = f"Deployment parity is violated: {'; '.join(map(str, broken))}."
     if action == "raise":
         raise MisconfigurationException(message)
-    rank_zero_warn(message)
+    warn(message)
     if action == "stop":
         trainer.should_stop = True

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from lightning_robust.callbacks.attacked_batches import AttackInputs
 from lightning_robust.callbacks.averaging.callback import SWACallback
-from lightning_robust.callbacks.candidates import judged_by, output_folder, require_last, save_chosen
+from lightning_robust.callbacks.candidates import judged_by, require_last, save_chosen
 from lightning_robust.callbacks.conditions import ATTACK, CLEAN, Condition
 from lightning_robust.callbacks.diagnostics import DiagnosticCallback, NamedConditions, check_at_least, show
 from lightning_robust.callbacks.layer_criticality.measure import CriticalityMap, CriticalityMapper
@@ -21,12 +21,16 @@ from lightning_robust.callbacks.layer_criticality.rewind import Rewound, rewind
 from lightning_robust.callbacks.layer_criticality.trajectory import Trajectory
 from lightning_robust.callbacks.merging.greedy_soup.callback import GreedySoupCallback
 from lightning_robust.callbacks.merging.wise_ft.callback import WiSEFTCallback
+from lightning_robust.harness.closing import note_weights
+from lightning_robust.harness.folders import output_folder
 from lightning_robust.harness.inputs import as_keys
 from lightning_robust.harness.load_hook import EditWeights, StartKeeper
+from lightning_robust.harness.logging import log_files
 from lightning_robust.harness.trainers import NoEffectWarning, is_fast_dev_run
 from lightning_robust.layers import find_layers
 
 _FOLDER = "layer_criticality"
+_FILE = "criticality.json"
 _TOLERANCE = 0.02
 
 
@@ -210,7 +214,7 @@ class LayerCriticalityCallback(DiagnosticCallback, StartKeeper):
             result = self.guard.attempt(trainer, measure, f"nothing was measured under {condition.name}")
             self.maps += [] if result is None else [result]
         self._write(trainer)
-        show(trainer, criticality_report(self.maps))
+        show(trainer, criticality_report(self.maps), step=(_FOLDER, pl_module))
         if len(self.maps[0].named("unchanged")) == len(layers):
             self.guard.warn("training changed no layer, so there is nothing to put back.", NoEffectWarning)
         if self.rewind is not False:
@@ -241,17 +245,19 @@ class LayerCriticalityCallback(DiagnosticCallback, StartKeeper):
             input_key=self.input_key,
         )
         if self.rewound.kept:
-            path = output_folder(trainer, self.dirpath, _FOLDER) / "rewound.ckpt"
+            note_weights(trainer, f"rewound weights ({', '.join(self.rewound.layers)} as at the start)")
+            path = output_folder(trainer, self.dirpath, _FOLDER, _FILE) / "rewound.ckpt"
             save_chosen(trainer, path, monitor=monitor, score=self.rewound.after[CLEAN.name])
             self.path = str(path)
-        show(trainer, rewind_report(self.rewound, monitor))
+        show(trainer, rewind_report(self.rewound, monitor), step=(_FOLDER, pl_module))
         self._write(trainer)
 
     def _write(self, trainer: pl.Trainer) -> None:
-        folder = output_folder(trainer, self.dirpath, _FOLDER)
+        folder = output_folder(trainer, self.dirpath, _FOLDER, _FILE)
         if trainer.is_global_zero and not is_fast_dev_run(trainer):
             folder.mkdir(parents=True, exist_ok=True)
             content = {"maps": [criticality_json(result) for result in self.maps]}
             if self.rewound is not None:
                 content["rewound"] = [vars(self.rewound)]
-            (folder / "criticality.json").write_text(json.dumps(content, indent=2))
+            (folder / _FILE).write_text(json.dumps(content, indent=2))
+            log_files(trainer, folder)

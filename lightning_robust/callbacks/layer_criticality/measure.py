@@ -19,6 +19,7 @@ from lightning_robust.functional.criticality import Verdict, criticality_verdict
 from lightning_robust.functional.weights import Weights
 from lightning_robust.harness.evaluate import Evaluator
 from lightning_robust.layers import Layer, whole
+from lightning_robust.progress import track
 from lightning_robust.statistics import Estimate, mean_interval, range_of
 
 
@@ -112,10 +113,11 @@ class CriticalityMapper:
         reader.trained = reader.initial = reader.read()
         reader.initial = self._read_with(reader, everything, start)
         drawn = [[draw_layer(layer, start, index) for index in range(self._draws)] for layer in self._layers]
-        rows = tuple(self._row(reader, layer, draws) for layer, draws in zip(self._layers, drawn, strict=True))
         # a draw of the network; what belongs to no layer is as at the start
         merged = [{**start, **{n: t for draw in draws for n, t in draw.items()}} for draws in zip(*drawn, strict=True)]
-        network = self._row(reader, everything, merged)
+        places = list(zip((*self._layers, everything), (*drawn, merged), strict=True))
+        what = f"Layer criticality, {condition.name}"
+        *rows, network = [self._row(reader, layer, draws) for layer, draws in track(places, what)]
         limits = self._limits([*rows, network])
         return CriticalityMap(
             condition.name,

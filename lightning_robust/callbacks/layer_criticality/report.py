@@ -28,7 +28,7 @@ def criticality_report(maps: Sequence[CriticalityMap]) -> Report:
         {tag: value for each in maps for tag, value in criticality_scalars(each).items()},
         {f"criticality/{each.condition}": criticality_table(each) for each in maps},
         criticality_figures(maps),
-        [f"Layer criticality: {describe_map(each)}" for each in maps],
+        [describe_map(each) for each in maps],
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from lightning_robust.callbacks.attacked_batches import AttackInputs
@@ -13,9 +12,10 @@ from lightning_robust.callbacks.diagnostics import InputDiagnostic, Report, chec
 from lightning_robust.callbacks.lazy_training.figure import Measurement
 from lightning_robust.callbacks.lazy_training.measure import Laziness, LazinessSettings, measure_laziness, weights_of
 from lightning_robust.callbacks.lazy_training.probe import Probe
-from lightning_robust.callbacks.lazy_training.report import describe_danger, lazy_report
+from lightning_robust.callbacks.lazy_training.report import describe_danger, describe_laziness, lazy_report
 from lightning_robust.functional.averaging import State
 from lightning_robust.harness.arguments import parse_fraction
+from lightning_robust.harness.closing import note_step, warn
 from lightning_robust.harness.inputs import as_keys
 from lightning_robust.harness.logging import add_layout
 from lightning_robust.harness.ranks import RankError, describe_error
@@ -200,9 +200,12 @@ class LazyTrainingCallback(InputDiagnostic):
             lambda: show(trainer, lazy_report(self.history, self.lazy_below, self.vulnerable_above)),
             "not all is shown",
         )
-        danger = describe_danger(self.history[-1].numbers, self.lazy_below, self.vulnerable_above)
+        last = self.history[-1]
+        weights = f"the weights that were validated at step {last.step}"
+        note_step(trainer, "lazy_training", describe_laziness(last.numbers), weights=weights)
+        danger = describe_danger(last.numbers, self.lazy_below, self.vulnerable_above)
         if danger and not is_fast_dev_run(trainer):
-            rank_zero_warn(danger)
+            warn(danger)
 
     @override
     def state_dict(self) -> dict[str, Any]:

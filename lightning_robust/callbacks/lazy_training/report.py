@@ -17,6 +17,19 @@ def lazy_report(history: Sequence[Measurement], lazy_below: float, vulnerable_ab
     )
 
 
+def describe_laziness(numbers: Mapping[str, float]) -> str:
+    """How far the weights moved, and what one gradient step changes.
+
+    Example:
+        >>> describe_laziness({"movement": 0.25, "single_step@2": 0.4})
+        'the weights moved by 25.0% of their length; one gradient step of 2 |x| / sqrt(d) changes 40% of predictions'
+    """
+    parts = [f"the weights moved by {numbers['movement']:.1%} of their length"] if "movement" in numbers else []
+    if step := longest_step(numbers):
+        parts.append(f"one gradient step of {step[0]:g} |x| / sqrt(d) changes {step[1]:.0%} of predictions")
+    return "; ".join(parts) or "measured"
+
+
 def describe_danger(numbers: Mapping[str, float], lazy_below: float, vulnerable_above: float) -> str:
     """A warning where training was lazy and one step fools the network; else empty."""
     step, movement = longest_step(numbers), numbers.get("movement", 1.0)

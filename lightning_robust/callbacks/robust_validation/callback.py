@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
@@ -14,11 +15,13 @@ from lightning_robust.callbacks.robust_validation.figure import CLEAN_SERIES, ro
 from lightning_robust.callbacks.robust_validation.measure import AttackedEvaluation
 from lightning_robust.functional.norm_ball import Norm
 from lightning_robust.harness.arguments import parse_fraction
+from lightning_robust.harness.closing import join_summary, note_step
 from lightning_robust.harness.evaluate import Evaluator
 from lightning_robust.harness.inputs import as_keys
 from lightning_robust.harness.memory import ModuleMemory, require_reversible
 from lightning_robust.harness.ranks import Guard
 from lightning_robust.harness.trainers import refuse_sharded
+from lightning_robust.tables import number
 
 
 class RobustValidationCallback(pl.Callback):
@@ -119,6 +122,7 @@ class RobustValidationCallback(pl.Callback):
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse strategies that cannot work, and find out how batches are normalised."""
+        join_summary(trainer)
         refuse_sharded(trainer, self.owner)
         self._inputs.find_normalisation(trainer)
         if stage == "fit":
@@ -213,7 +217,15 @@ class RobustValidationCallback(pl.Callback):
         for radius, values in zip(self._radii, metrics, strict=True):
             tags = {f"adversarial/{name.replace('/', '_')}@{radius:g}": value for name, value in values.items()}
             pl_module.log_dict(tags, sync_dist=True, add_dataloader_idx=False)
+            self._note(trainer, radius, values)
         self._warn_of_masking(evaluation)
+
+    def _note(self, trainer: pl.Trainer, radius: float, values: Mapping[str, float]) -> None:
+        """Keep the metrics of the last validation for the closing summary; a test prints its own."""
+        if trainer.state.fn == "fit":
+            told = ", ".join(f"{name} {number(value)}" for name, value in values.items())
+            weights = f"the weights of the last validation (epoch {trainer.current_epoch}, step {trainer.global_step})"
+            note_step(trainer, f"robust_validation at eps {radius:g}", told, weights=weights, latest=True)
 
     def _warn_of_masking(self, evaluation: AttackedEvaluation) -> None:
         """Say where the metrics may not mean robustness."""

@@ -8,6 +8,7 @@ from lightning_robust.comparison.page import markdown_page, write_comparison
 from lightning_robust.comparison.table import compare_runs
 from lightning_robust.gate.check import Judgement
 from lightning_robust.gate.options import Gate
+from lightning_robust.progress import track
 
 
 def write_page(
@@ -19,7 +20,9 @@ def write_page(
         print(remark)
     if not folders:
         raise ValueError(f"Expected folders of finished runs, but found none in {', '.join(runs)}.")
-    comparison = compare_runs([read_run(folder) for folder in folders], metrics, baseline, mode, gate.limits)
+    comparison = compare_runs(
+        [read_run(folder) for folder in track(folders, "Reading runs")], metrics, baseline, mode, gate.limits
+    )
     print(markdown_page(comparison))
     print("The whole page:  " + str(write_comparison(comparison, output)[0].resolve()))
     asked = [column.tag for column in comparison.columns] if metrics else []

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_robust.demo.lanes.anchors import rescale
 from lightning_robust.demo.lanes.loading import BlockSampler, CountingLoader, EpochSampler, coin
 from lightning_robust.demo.lanes.rendering import Roads, render_roads
+from lightning_robust.progress import track
 
 _CHUNK = 64
 _FEW = 4
@@ -153,7 +154,8 @@ class LaneData(pl.LightningDataModule):
         rendering = _Rendering(indices, frame, self.seed, (self.height, self.width))
         workers = self.render_workers if len(rendering) > _FEW else 0
         # its own generator, so that rendering does not advance the global one
-        parts = list(DataLoader(rendering, batch_size=None, num_workers=workers, generator=torch.Generator()))
+        loader = DataLoader(rendering, batch_size=None, num_workers=workers, generator=torch.Generator())
+        parts = list(track(loader, f"Rendering {len(indices)} pictures"))
         images, columns = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         columns = rescale(columns, self.width, self.frame_width)
         return RoadDataset(Roads(images, columns), self.frame_width, flips, self.seed)

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from lightning_robust.deployment.graph.batches import Arrays, fixed_batches
 from lightning_robust.deployment.graph.session import Session
+from lightning_robust.progress import track
 
 Ranges = Mapping[str, float]
 """Tensor -> the largest magnitude that int8 covers; NaN or infinite where the data made the tensor so."""
+
 _CHUNK = 8  # samples at a time, whose intermediate tensors are in memory at once
 _BINS, _LEVELS = 2048, 128  # of a histogram of magnitudes; of int8 on one side of zero
 _STRIDE = 8  # bins between two ranges that entropy tries
@@ -56,7 +58,7 @@ def calibrate(
     batches = list(_batches(model, arrays))
     session = Session(_with_outputs(model, tensors))
     ranges = dict.fromkeys(tensors, 0.0)
-    for batch in batches:
+    for batch in track(batches, "Ranges for int8"):
         for name, array in _values_of(session, batch, tensors):
             if array.size:
                 ranges[name] = float(np.maximum(ranges[name], max(array.max(), -array.min())))  # NaN stays NaN
@@ -120,7 +122,7 @@ def _histograms(
     Zeros are left out: they are as exact in one range as in another, and a ReLU makes more of them than of all else.
     """
     counts = {name: np.zeros(_BINS, np.int64) for name in tensors if 0 < ranges[name] < np.inf}
-    for batch in batches:
+    for batch in track(batches, "Histograms for int8"):
         for name, array in _values_of(session, batch, tensors):
             if name in counts:
                 counts[name] += np.histogram(np.abs(array[array != 0]), _BINS, (0, ranges[name]))[0]

@@ -12,6 +12,7 @@ from pathlib import Path
 from lightning_robust.deployment.numerics.precisions import Low
 from lightning_robust.deployment.numerics.sensitivity import Sensitivity
 from lightning_robust.deployment.numerics.sweep import NodeSweep
+from lightning_robust.progress import track
 from lightning_robust.structures import jsonable
 
 _SLACK = 1.05  # where no list meets the tolerance, the shortest one that is nearly as good as the best is taken
@@ -144,7 +145,7 @@ def _shortest_prefix(sweep: NodeSweep, order: list[str], aim: float, deadline: f
 
 def _drop_needless(sweep: NodeSweep, keep: list[str], aim: float, deadline: float) -> tuple[list[str], bool]:
     """The list without the nodes that the aim is met without; and whether there was time to try each."""
-    for name in reversed(keep):
+    for name in track(keep[::-1], "Shortening the keep list"):
         if time.monotonic() > deadline:
             return keep, False
         rest = [other for other in keep if other != name]

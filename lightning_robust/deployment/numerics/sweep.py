@@ -24,6 +24,7 @@ from lightning_robust.deployment.numerics.precisions import Low, OutOfRange, Pre
 from lightning_robust.deployment.numerics.sensitivity import NodeSensitivity, Sensitivity
 from lightning_robust.deployment.numerics.switches import SWITCHES, switchable
 from lightning_robust.deployment.numerics.trace import NodeTrace, trace_rounding
+from lightning_robust.progress import track
 
 Measure = Callable[[Sequence[Tensor], Sequence[Tensor]], float]
 """Distance of outputs (second) to a reference (first); infinite where something is lost."""
@@ -205,7 +206,7 @@ class NodeSweep:
         blocks = [self.computing[i : i + _BLOCK] for i in range(0, len(self.computing), _BLOCK)]
         costs: _Costs = dict.fromkeys(self.computing, (None, False))
         known: list[tuple[float, list[str]]] = []
-        for block in blocks:
+        for block in track(blocks, f"Blocks of nodes in {self._precision}"):
             if time.monotonic() > deadline:
                 return costs, False
             known.append((self.cost(block), block))

@@ -25,6 +25,7 @@ from lightning_robust.deployment.parity.storage import storage_metrics
 from lightning_robust.deployment.pixels.catalogue import Perturbation
 from lightning_robust.deployment.pixels.perturb import perturb as perturb_images
 from lightning_robust.functional.pixels import PixelSpace
+from lightning_robust.progress import track
 
 Tolerance = Mapping[str, float]
 
@@ -118,12 +119,17 @@ class ParityPass:
     ) -> ParityReport:
         """Measure the runtimes, and how far the perturbations move the outputs."""
         basis: dict[str, Basis] = {}
-        targets = {runtime.name: self._measure_target(runtime, basis) for runtime in runtimes}
+        targets = {
+            runtime.name: self._measure_target(runtime, basis) for runtime in track(runtimes, "Running the targets")
+        }
         sweep = PerturbationSweep(
             self.subject, self.baseline, self._task.moved, self._is_late, self._notes, self.perturbed
         )
         moved = sweep.measure(perturbations, pixels, perturb) if perturbations else {}
-        on_targets = {name: self._perturb_target(name, runner) for name, runner in self._runners.items()}
+        on_targets = {
+            name: self._perturb_target(name, runner)
+            for name, runner in track(self._runners.items(), "Running the targets on perturbed inputs")
+        }
         chain = self.chain(targets) + self._preprocessing(targets, moved, on_targets)
         for name, found in moved.items():
             basis |= found.basis(f"sensitivity/{name}")

@@ -20,6 +20,7 @@ from lightning_robust.deployment.parity.scale import Moved, Readout, Values, mea
 from lightning_robust.deployment.pixels.catalogue import Perturbation
 from lightning_robust.deployment.pixels.perturb import PerturbedImages
 from lightning_robust.functional.pixels import PixelSpace
+from lightning_robust.progress import track
 from lightning_robust.statistics import Interval
 from lightning_robust.structures import flatten, join_rows, rebuild
 
@@ -81,7 +82,8 @@ class PerturbationSweep:
             except ValueError as error:
                 self.notes.append(f"Preprocessing was not perturbed: {error}")
                 return {}
-            active = self._add_all(active, {images.entry.name: images for images in batch}, window)
+            made = {images.entry.name: images for images in track(batch, "Perturbing pictures", len(active))}
+            active = self._add_all(active, made, window)
             if not active or self.is_late():
                 break
         return {each.entry.name: each.found for each in everything if each.found is not None}
@@ -89,7 +91,11 @@ class PerturbationSweep:
     def _add_all(self, active: Sequence[_Entry], images: Mapping[str, PerturbedImages], window: slice) -> list[_Entry]:
         """Measure perturbations on one more window; those that apply and are worth another."""
         applied = [each for each in active if each.entry.name in images]
-        return [each for each in applied if self._add(each, images[each.entry.name], window)]
+        return [
+            each
+            for each in track(applied, "Measuring perturbations")
+            if self._add(each, images[each.entry.name], window)
+        ]
 
     def _add(self, each: _Entry, images: PerturbedImages, window: slice) -> bool:
         """Measure one perturbation on one more window; whether it is worth another."""

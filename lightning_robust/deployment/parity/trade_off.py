@@ -12,6 +12,7 @@ from lightning_robust.deployment.parity.baseline import Baseline
 from lightning_robust.deployment.parity.latency import LatencyPoint
 from lightning_robust.deployment.parity.result import ParityReport
 from lightning_robust.deployment.parity.scale import Task
+from lightning_robust.progress import track
 
 _ENGINES = ("openvino-int8", "onnxruntime-int8")
 
@@ -69,7 +70,7 @@ def measure_trade_off(
     baseline = Baseline(subject, task)
     start = time.monotonic()
     points = list(report.trade_off)
-    for kept in _list_sizes(len(names)):
+    for kept in track(list(_list_sizes(len(names))), f"Building {target} with nodes kept"):
         if time.monotonic() - start > time_limit:
             break
         point = _measure_list(made, _keeping(subject, made, names[:kept]), baseline, report.unit, kept)

@@ -15,10 +15,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_robust import DeploymentParityCallback, NoEffectWarning
-from lightning_robust.callbacks.deployment_parity.measure import digest
 from lightning_robust.deployment.engines import Built, Runtime, abilities, available, builder
 from lightning_robust.deployment.engines import targets as targets_module
 from lightning_robust.deployment.graph.export import frozen_copy
+from lightning_robust.harness.digest import digest
 from lightning_robust.structures import flatten
 from tests.boring import Boring, Pictures, make_trainer
 

@@ -16,12 +16,12 @@ from lightning_robust.callbacks.candidates import (
     Candidates,
     MixingCallback,
     judged_by,
-    output_folder,
     require_last,
     save_chosen,
 )
 from lightning_robust.callbacks.merging.greedy_soup.pantry import BestEpochs, NamedIngredient, from_checkpoints, scored
 from lightning_robust.callbacks.merging.greedy_soup.recipes import (
+    AS_TRAINED,
     Recipe,
     best_of,
     cook_all,
@@ -34,6 +34,8 @@ from lightning_robust.functional.low_rank import refuse_trained_pairs, require_o
 from lightning_robust.functional.soups import Soup
 from lightning_robust.functional.weights import state_on_cpu
 from lightning_robust.harness.checkpoints import expand, object_hyperparameters, read_state
+from lightning_robust.harness.closing import note_weights
+from lightning_robust.harness.folders import output_folder
 from lightning_robust.harness.load_hook import EditWeights
 from lightning_robust.harness.ranks import Guard, agreed
 from lightning_robust.harness.trainers import find_callbacks, is_fast_dev_run, refuse_sharded
@@ -211,16 +213,24 @@ class GreedySoupCallback(MixingCallback):
         candidates = Candidates(
             trainer, pl_module, monitor, mode, self.bn_refresh, self.bn_samples, self.input_key, self._guard
         )
-        pantry = scored(self._gather(candidates), candidates)
-        require_one_basis([ingredient() for ingredient in pantry])
-        barriers = measure_barriers(pantry, candidates, self._base) if self.report_barriers else []
-        if self.recipe == "greedy":
-            soup = cook_greedy(pantry, candidates, self.strict, self.drop, self.best_possible)
-        else:
-            soup = cook_all(self.recipe, pantry, candidates, self._base)
+        gathered = self._gather(candidates)
+        unknown = sum(ingredient.score is None for ingredient in gathered)
+        mixed = (len(gathered) - 1) * (self.report_barriers + (self.recipe == "greedy"))
+        with candidates.watched("Soup", unknown + mixed + 1):  # the weights as trained are the last
+            pantry = scored(gathered, candidates)
+            require_one_basis([ingredient() for ingredient in pantry])
+            barriers = measure_barriers(pantry, candidates, self._base) if self.report_barriers else []
+            if self.recipe == "greedy":
+                soup = cook_greedy(pantry, candidates, self.strict, self.drop, self.best_possible)
+            else:
+                soup = cook_all(self.recipe, pantry, candidates, self._base)
+            held = best_of(soup, pantry, candidates)
         self.soup = soup
-        held = best_of(soup, pantry, candidates)
         candidates.install(held.state, mixed=held.mixed)
+        if held.name != AS_TRAINED:
+            count = len(soup.ingredients)
+            soup_words = f"the soup of {count} ingredient{'s' * (count > 1)}"
+            note_weights(trainer, soup_words if held.state is soup.state else f"the ingredient {held.name}")
         folder = output_folder(trainer, self.dirpath, "soup")
         self.path = str(folder / "soup.ckpt")
         save_chosen(trainer, Path(self.path), monitor=monitor, score=held.score)

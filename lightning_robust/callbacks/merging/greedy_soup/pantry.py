@@ -9,11 +9,11 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_robust.callbacks.candidates import Candidates
 from lightning_robust.functional.averaging import State, require_same
 from lightning_robust.harness.checkpoints import read_state, save_weights
+from lightning_robust.harness.closing import warn
 from lightning_robust.harness.ranks import agreed
 from lightning_robust.harness.trainers import find_callbacks
 
@@ -98,9 +98,7 @@ def scored(ingredients: Sequence[NamedIngredient], candidates: Candidates) -> li
         if math.isfinite(ingredient.score):
             usable.append(ingredient)
         else:
-            rank_zero_warn(
-                f"GreedySoupCallback: {ingredient.label} is left out, its {candidates.monitor} is not finite."
-            )
+            warn(f"GreedySoupCallback: {ingredient.label} is left out, its {candidates.monitor} is not finite.")
     if not usable:
         raise ValueError(f"Expected at least one ingredient with a finite {candidates.monitor!r}, but none has.")
     return usable

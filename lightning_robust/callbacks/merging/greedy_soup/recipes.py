@@ -27,6 +27,7 @@ from lightning_robust.harness.steps import call_step
 from lightning_robust.structures import loss_in
 
 Recipe = Literal["greedy", "uniform", "learned", "stock"]
+AS_TRAINED = "the weights as trained"
 _ROUNDING = 1e-6
 _UNRELATED = 0.3
 """Weights of models that were fine-tuned from one start have a cosine well above this, independent ones below."""
@@ -90,7 +91,7 @@ def best_of(soup: Soup, pantry: Sequence[NamedIngredient], candidates: Candidate
     options = [
         Held("the soup", soup.state, len(soup.ingredients) > 1, score),
         Held(pantry[best].label, dict(pantry[best]()), False, soup.scores[best]),
-        Held("the weights as trained", present, False, candidates.score(present, mixed=False)),
+        Held(AS_TRAINED, present, False, candidates.score(present, mixed=False)),
     ]
     held = options[0]
     for other in options[1:]:

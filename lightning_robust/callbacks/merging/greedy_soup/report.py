@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-
 from lightning_robust.callbacks.candidates import Candidates
 from lightning_robust.callbacks.merging.greedy_soup.figure import draw_soup
 from lightning_robust.callbacks.merging.greedy_soup.pantry import NamedIngredient
@@ -16,7 +14,8 @@ from lightning_robust.callbacks.merging.greedy_soup.recipes import Held
 from lightning_robust.functional.basins import Barrier
 from lightning_robust.functional.soups import Soup, SoupTrial
 from lightning_robust.harness.checkpoints import sha256
-from lightning_robust.harness.logging import log_figure, log_scalars, log_table
+from lightning_robust.harness.closing import note_step, warn
+from lightning_robust.harness.logging import log_figure, log_files, log_scalars, log_table
 from lightning_robust.harness.trainers import NoEffectWarning, is_fast_dev_run
 from lightning_robust.tables import number
 
@@ -52,16 +51,17 @@ def report_soup(
     columns = ["ingredient", monitor, "in the soup", "soup with it", "barrier", "cosine"]
     log_table(trainer, "soup/ingredients", columns, _ingredient_rows(soup, labels, barriers))
     log_figure(trainer, "soup/overview", draw_soup(soup, labels, monitor, mode))
-    verdict = f"{len(soup.ingredients)} of {len(pantry)} ingredients, {monitor} {score:.4g}, best alone {best:.4g}"
-    rank_zero_info(f"Soup ({recipe}): {verdict}.")
+    of = f"{recipe} soup of {len(soup.ingredients)} of {len(pantry)} ingredients"
+    scores = f"{monitor} {score:.4g}, best alone {best:.4g}"
+    note_step(trainer, "greedy_soup", f"{of}, {scores}; the module holds {held.name} from now on")
     if held.state is not soup.state:
-        rank_zero_warn(
+        warn(
             f"GreedySoupCallback: the {recipe} soup ({monitor} {score:.4g}) is worse than {held.name} "
             f"({held.score:.4g}), which the module holds instead.",
             category=NoEffectWarning,
         )
     elif len(soup.ingredients) == 1:
-        rank_zero_warn(
+        warn(
             f"GreedySoupCallback: the soup is its best ingredient alone ({labels[soup.ingredients[0]]}); "
             f"{'there was no other' if len(pantry) == 1 else 'no other improves it'}.",
             category=NoEffectWarning,
@@ -75,6 +75,7 @@ def report_soup(
             **_provenance(soup, pantry, barriers),
         }
         (folder / "soup.json").write_text(json.dumps(content, indent=2))
+        log_files(trainer, folder)
 
 
 def _provenance(soup: Soup, pantry: Sequence[NamedIngredient], barriers: Sequence[Barrier]) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from lightning_robust.callbacks.candidates import (
     Candidates,
     MixingCallback,
     judged_by,
-    output_folder,
     require_last,
     save_chosen,
 )
@@ -28,7 +27,9 @@ from lightning_robust.functional.fresh import looks_untrained
 from lightning_robust.functional.low_rank import mixable_start, refuse_trained_pairs
 from lightning_robust.functional.weights import state_on_cpu
 from lightning_robust.harness.checkpoints import read_state
+from lightning_robust.harness.closing import note_weights
 from lightning_robust.harness.evaluate import pick
+from lightning_robust.harness.folders import output_folder
 from lightning_robust.harness.load_hook import EditWeights
 from lightning_robust.harness.ranks import Guard, agreed
 from lightning_robust.harness.trainers import NoEffectWarning, refuse_sharded
@@ -198,6 +199,7 @@ class WiSEFTCallback(MixingCallback):
         self.chosen = choose_alpha(self._grid, curve.values, epsilon=self.epsilon, mode=mode)
         if self.chosen < 1:
             candidates.install(_mixture(zero_shot, fine_tuned, self.chosen), mixed=self.chosen > 0)
+            note_weights(trainer, f"WiSE-FT's mixture at alpha {self.chosen:.3g}")
         folder = output_folder(trainer, self.dirpath, "wise_ft")
         if self.chosen < 1 or len(curve.names) > 1:
             self.path = str(folder / "wise_ft.ckpt")
@@ -215,10 +217,11 @@ class WiSEFTCallback(MixingCallback):
         """The metric on every loader at every alpha."""
         names: list[str] = []
         values = []
-        for alpha in self._grid:
-            metrics = candidates.metrics(_mixture(zero_shot, fine_tuned, alpha), mixed=0 < alpha < 1)
-            names = self.monitor if isinstance(self.monitor, list) else _on_all_loaders(metrics, candidates.monitor)
-            values.append([pick(metrics, name) for name in names])
+        with candidates.watched("WiSE-FT", len(self._grid)):
+            for alpha in self._grid:
+                metrics = candidates.metrics(_mixture(zero_shot, fine_tuned, alpha), mixed=0 < alpha < 1)
+                names = self.monitor if isinstance(self.monitor, list) else _on_all_loaders(metrics, candidates.monitor)
+                values.append([pick(metrics, name) for name in names])
         return AlphaCurve(self._grid, names, values, candidates.evaluator.samples)
 
 

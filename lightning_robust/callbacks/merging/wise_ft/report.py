@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from lightning.pytorch.utilities import rank_zero_warn
-
 from lightning_robust.callbacks.candidates import Candidates
 from lightning_robust.callbacks.diagnostics import Report, show
 from lightning_robust.callbacks.merging.wise_ft.curve import AlphaCurve
 from lightning_robust.callbacks.merging.wise_ft.figure import wise_ft_figures
-from lightning_robust.harness.logging import log_scalars
+from lightning_robust.harness.closing import warn
+from lightning_robust.harness.logging import log_files, log_scalars
 from lightning_robust.harness.trainers import NoEffectWarning, is_fast_dev_run
 from lightning_robust.tables import number
 
@@ -41,9 +40,10 @@ def report_wise_ft(curve: AlphaCurve, chosen: float, candidates: Candidates, fol
             figures,
             [_describe_curve(curve, chosen, monitor, start)],
         ),
+        step=("wise_ft", candidates.module),
     )
     if of_shift and chosen == 1:
-        rank_zero_warn(
+        warn(
             "WiSEFTCallback: the fine-tuned weights are the best of the curve and stay as they are.",
             category=NoEffectWarning,
         )
@@ -51,14 +51,15 @@ def report_wise_ft(curve: AlphaCurve, chosen: float, candidates: Candidates, fol
         content = {"alpha": chosen, "alphas": curve.alphas, "metrics": curve.names, "values": curve.values}
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "wise_ft.json").write_text(json.dumps(content, indent=2))
+        log_files(trainer, folder)
 
 
 def _describe_curve(curve: AlphaCurve, chosen: float, monitor: str, start: str) -> str:
     """The choice in a sentence."""
     index = curve.alphas.index(chosen)
     if len(curve.names) == 1:
-        return f"WiSE-FT: {monitor} {curve.inside[0]:.4g} at the {start}, {curve.inside[index]:.4g} fine-tuned."
+        return f"{monitor} {curve.inside[0]:.4g} at the {start}, {curve.inside[index]:.4g} fine-tuned."
     return (
-        f"WiSE-FT: alpha {chosen:.3g}, {monitor} {curve.inside[index]:.4g} in distribution, {curve.shifted[index]:.4g} "
+        f"alpha {chosen:.3g}, {monitor} {curve.inside[index]:.4g} in distribution, {curve.shifted[index]:.4g} "
         f"shifted; fine-tuned {curve.inside[-1]:.4g} and {curve.shifted[-1]:.4g}."
     )
