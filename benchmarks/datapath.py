@@ -46,10 +46,10 @@ class Timed(DatapathCallback):
 
 def trained(folder: Path, seed: int, arguments: list[str]) -> RobustImageClassifier:
     """The network of a row, from its checkpoint if there is one."""
-    if not list(folder.rglob("*.ckpt")):
+    if not list(folder.rglob("best.ckpt")):
         run("fit", CONFIG, seed, folder, *arguments)
     module = RobustImageClassifier()
-    module.load_state_dict(read_state(str(next(folder.rglob("*.ckpt")))))
+    module.load_state_dict(read_state(str(next(folder.rglob("best.ckpt")))))
     return module
 
 

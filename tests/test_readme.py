@@ -1,8 +1,10 @@
 """The README's code and commands run, and what it points to exists."""
 
+import contextlib
 import inspect
 import re
 import shlex
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,23 +15,27 @@ import yaml
 from lightning_robust.callbacks import DeploymentParityCallback
 from lightning_robust.cli import main
 from lightning_robust.commands.sweep import sweep
-from lightning_robust.demo.fashion_mnist import ImageClassifier
 from lightning_robust.demo.fashion_mnist.idx_files import DEBIAN
-from lightning_robust.demo.lanes import LaneDetector
 from lightning_robust.deployment.engines import TARGETS
 from lightning_robust.deployment.graph.export import export
 from lightning_robust.deployment.numerics.convert import to_half
 from lightning_robust.deployment.pixels.catalogue import CATALOGUE, perturbations
 from lightning_robust.deployment.pixels.names import FAMILIES
 
-from .boring import make_trainer
 from .deployment.recordings import save_video, stripes
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, re.DOTALL)
 LINES = re.findall(r"^    lightning-robust (.*)$", TEXT, re.MULTILINE)
-SMALL = {"height": 64, "width": 96, "channels": 8, "hidden": 16}
+# a demo that takes seconds
+DEMO = [
+    *("--trainer.max_epochs=2", "--deployment_parity.targets=[emulated-fp16]", "--deployment_parity.num_samples=4"),
+    *("--deployment_parity.perturbations=none", "--deployment_parity.localise=false"),
+    *("--data.height=64", "--data.width=96", "--data.num_train=64", "--data.num_val=8", "--data.batch_size=16"),
+    *("--model.height=64", "--model.width=96", "--model.channels=8", "--model.hidden=16"),
+]
+SGD = ["--trainer.max_epochs=1", "--data.num_train=256"]
 # so that it takes seconds
 QUICK = {
     "parity": ["--targets=[emulated-fp16]", "--samples=4", "--perturbations=none"],
@@ -76,41 +82,24 @@ def test_every_target_is_in_the_table():
     assert all(f"`{family}`" in TEXT for family in FAMILIES)
 
 
-def lane_run(folder):
-    """What the demo leaves: config.yaml and the checkpoint of the fourth epoch, of a small detector."""
-    lanes = "lightning_robust.demo.lanes"
-    config = {
-        "model": {"class_path": f"{lanes}.LaneDetector", "init_args": SMALL},
-        "data": {
-            "class_path": f"{lanes}.LaneData",
-            "init_args": {"height": 64, "width": 96, "num_train": 8, "num_val": 8},
-        },
-    }
-    run = folder / "runs" / "lanes" / "version_0"
-    (run / "checkpoints").mkdir(parents=True)
-    (run / "config.yaml").write_text(yaml.safe_dump(config))
-    model = LaneDetector(**SMALL)
-    with torch.no_grad():
-        model.network.absent.bias.fill_(-5.0)  # finds something everywhere
-    save(model, run / "checkpoints" / "3.ckpt")
-
-
-def save(model, path):
-    trainer = make_trainer(path.parent)
-    trainer.strategy.connect(model)
-    trainer.save_checkpoint(path)
+def fit(*arguments):
+    """A training as it is written somewhere, with less to do."""
+    quick = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.limit_val_batches=1"]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*will be overridden by")
+        main(["fit", *arguments, *quick, "--trainer.enable_model_summary=false"])
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where the README's commands find what they name."""
+    """Where the README's commands are typed: what make demo and others leave, and files of the deployed side."""
     folder = tmp_path_factory.mktemp("readme")
-    torch.manual_seed(0)
-    lane_run(folder)
-    for name in ("first", "second"):
-        (folder / "runs" / "sgd" / name).mkdir(parents=True)
-        save(ImageClassifier(), folder / "runs" / "sgd" / name / "last.ckpt")
     (folder / "configs").symlink_to(ROOT / "configs")
+    with contextlib.chdir(folder):
+        (demo,) = re.findall(r"lightning-robust fit (.*) \$\(DEMO_ARGS\)", (ROOT / "Makefile").read_text())
+        fit(*shlex.split(demo), *DEMO)
+        for seed in range(2 if DEBIAN.is_dir() else 0):
+            fit("-c", "configs/fashion_mnist_sgd.yaml", f"--seed_everything={seed}", *SGD)
     pictures = torch.rand(8, 3, 32, 32)
     np.save(folder / "train.npy", pictures.numpy())
     np.save(folder / "car.npy", pictures.flip(1).numpy())
@@ -120,6 +109,14 @@ def folder(tmp_path_factory):
     (folder / "model_fp16.onnx").write_bytes(to_half(exported.model).SerializeToString())
     save_video(folder / "drive.mp4", stripes(range(30, 54, 4), range(110, 134, 4), height=90, width=160))
     return folder
+
+
+def test_the_demo_leaves_the_names_that_are_documented(folder):
+    run = folder / "runs" / "lanes" / "version_0"
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    named = {line.split("--run ")[1].split()[0] for line in LINES if "--run " in line}
+    assert named == {"runs/lanes/version_0"}
+    assert not re.search(r"\S+/\d+\.ckpt", TEXT)
 
 
 @pytest.mark.filterwarnings("ignore::lightning_robust.NoEffectWarning", "ignore:.*will be overridden by")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_robust.callbacks import GreedySoupCallback
 
@@ -27,6 +28,8 @@ class RobustTrainer(Trainer):
         bn_refresh: bool = True,
         bn_samples: int | None = None,
         dirpath: str = "soup",
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
     ) -> None:
         """Average checkpoints of finished runs where that helps on the validation data, and validate the result.
 
@@ -46,7 +49,11 @@ class RobustTrainer(Trainer):
             bn_refresh: Recompute BatchNorm statistics of mixtures.
             bn_samples: Roughly how many training samples to recompute them from; all if None.
             dirpath: Folder for soup.ckpt and soup.json.
+            ckpt_path: What a configuration saved by fit may hold; a soup begins with its ingredients, and says so.
+            weights_only: Likewise; ingredients are always read as weights alone.
         """
+        if ckpt_path is not None or weights_only is False:
+            rank_zero_warn("`ckpt_path` and `weights_only` are of the fit: a soup has no use for them.")
         callback = GreedySoupCallback(
             recipe,
             ingredients=[ingredients] if isinstance(ingredients, str) else ingredients,

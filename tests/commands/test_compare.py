@@ -51,11 +51,20 @@ def test_one_folder_above_all(runs, tmp_path, capsys):
     assert "| 2 | swa" in re.sub(" +", " ", capsys.readouterr().out)
 
 
+def test_a_direction_that_the_user_says(runs, tmp_path, capsys):
+    output = tmp_path / "out"
+    main(["compare", str(runs), f"--output={output}", "--metrics=val/loss", "--mode=val/loss=max"])
+    told = json.loads((output / "comparison.json").read_text())
+    assert [column["mode"] for column in told["columns"]][-1] == "max"
+    assert "no run has such a number" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (["/nowhere"], "Expected folders of finished runs, but found none in /nowhere"),
         (["RUNS", "--metrics=val/lost:min"], "but got 'val/lost:min'. There are: "),
+        (["RUNS", "--mode=val/loss"], "Expected directions as tag=max or tag=min, but got 'val/loss'."),
         ([], "runs"),
     ],
 )

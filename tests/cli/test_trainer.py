@@ -1,0 +1,81 @@
+"""The Trainer of the command line cooks a soup from the configuration that a fit saved."""
+
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from lightning_robust.cli import main
+
+QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run with a checkpoint of each of two epochs."""
+    folder = tmp_path_factory.mktemp("runs")
+    keeper = "--trainer.callbacks=lightning.pytorch.callbacks.ModelCheckpoint"
+    main(
+        [
+            *("fit", "--model=tests.boring.Boring", *QUIET),
+            "--seed_everything=0",
+            *("--trainer.max_epochs=2", "--trainer.logger=lightning.pytorch.loggers.CSVLogger"),
+            *(f"--trainer.logger.save_dir={folder}", "--trainer.logger.name=boring"),
+            *(keeper, "--trainer.callbacks.save_top_k=-1", "--trainer.callbacks.filename={epoch}"),
+        ]
+    )
+    return folder / "boring" / "version_0"
+
+
+def soup(config, folder, *more):
+    main(
+        [
+            "soup",
+            f"--config={config}",
+            f"--ingredients={config.parent}/checkpoints/*.ckpt",
+            f"--dirpath={folder}",
+            *more,
+        ]
+    )
+
+
+@pytest.mark.filterwarnings("ignore::lightning_robust.NoEffectWarning")
+def test_soup_takes_what_fit_saved(run, tmp_path):
+    """It begins with the better checkpoint, and the other one does not help."""
+    assert "ckpt_path" in yaml.safe_load((run / "config.yaml").read_text())
+    soup(run / "config.yaml", tmp_path, "--monitor=val/loss", "--mode=min", "--bn_refresh=false")
+    told = json.loads((tmp_path / "soup.json").read_text())
+    assert [Path(path).name for path in told["order"]] == ["epoch=1.ckpt"]
+    best = torch.load(run / "checkpoints" / "epoch=1.ckpt", weights_only=True)["state_dict"]
+    found = torch.load(tmp_path / "soup.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(found[name], value) for name, value in best.items())
+
+
+@pytest.mark.filterwarnings("ignore::lightning_robust.NoEffectWarning")
+def test_a_resumed_run_is_told_that_its_checkpoint_is_not_used(run, tmp_path):
+    content = yaml.safe_load((run / "config.yaml").read_text()) | {"ckpt_path": "last"}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    (tmp_path / "checkpoints").symlink_to(run / "checkpoints")
+    with pytest.warns(UserWarning, match="a soup has no use for them"):
+        soup(tmp_path / "config.yaml", tmp_path / "out", "--monitor=val/loss", "--mode=min")
+
+
+@pytest.mark.parametrize("name", ["validate", "test", "predict"])
+def test_other_commands_take_what_fit_saved(run, name):
+    """Parsed alone, which is where a key that a command does not have is refused."""
+    from lightning_robust.cli.robust_cli import RobustCLI
+
+    class Parsed(RobustCLI):
+        def instantiate_classes(self):
+            pass
+
+        def _run_subcommand(self, subcommand):
+            pass
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cli = Parsed(args=[name, f"--config={run / 'config.yaml'}"])
+    assert cli.config[name].model.class_path == "tests.boring.Boring"
