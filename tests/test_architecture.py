@@ -55,6 +55,7 @@ ROOMS = {  # room -> the rooms it may use, beside itself
 GROUND = {*ROOMS}
 ROOMS["deployment"] = GROUND
 ROOMS["harness"] = GROUND
+ROOMS["pytest_plugin"] = GROUND | {"deployment"}
 ROOMS["callbacks"] = GROUND | {"deployment", "harness"}
 ROOMS["mixins"] = ROOMS["callbacks"] | {"callbacks"}
 ROOMS["comparison"] = ROOMS["mixins"] | {"mixins"}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 from lightning_robust.deployment.engines.names import TARGET_NAMES
 from lightning_robust.deployment.replay.limits import replay_key
-from lightning_robust.gate.budget import Rules, check_subject, read_limits
+from lightning_robust.gate.budget import Rules, check_subject, read_budget, read_limits
 from lightning_robust.gate.options import Gate
 
 PLAIN_METRICS = (
@@ -67,6 +68,26 @@ def parity_limits(
             parity_key(key, decoded)
         except ValueError as error:
             raise ValueError(f"{source}: {key}: {error}") from error
+    return limits, source
+
+
+def read_parity_limits(budget: str | Path | Mapping[str, float]) -> tuple[dict[str, float], str]:
+    """The limits of ``parity`` in a file or a mapping, and where they are from.
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If it is no budget, or has none of parity.
+
+    Example:
+        >>> read_parity_limits({"emulated-fp16": 5e-3})
+        ({'emulated-fp16/rel_l2': 0.005}, 'its budget')
+    """
+    if isinstance(budget, Mapping):
+        source, limits = "its budget", read_limits(budget, "the budget", RULES).of("parity")
+    else:
+        source, limits = str(budget), read_budget(budget, RULES).of("parity")
+    if not limits:
+        raise ValueError(f"Expected limits as <target>/<metric> in {source}, but it has none of parity.")
     return limits, source
 
 
