@@ -18,6 +18,7 @@ from lightning_robust.callbacks.deployment_parity.tags import STATUS
 from lightning_robust.callbacks.deployment_parity.tolerance import Action, hold_tolerances
 from lightning_robust.callbacks.diagnostics import Report, show
 from lightning_robust.checks import check_positive
+from lightning_robust.deployment.budget_keys import read_parity_limits
 from lightning_robust.deployment.engines import available, runtime
 from lightning_robust.deployment.engines.execution import STATUS_CODES
 from lightning_robust.deployment.parity.background import LateResults
@@ -72,8 +73,9 @@ class DeploymentParityCallback(CalibratedDiagnostic):
         input_key: Which part of a batch goes into ``forward``: position or name; a list gives several arguments. None
             infers it from the signature of ``forward``.
         decode: Method of the LightningModule that turns outputs into named values; None for no task units.
-        tolerance: ``"<target>"`` or ``"<target>/<metric>"`` -> largest allowed value; the former means ``rel_l2``.
-            None takes the defaults of ``lightning_robust.deployment.parity.verdict.DEFAULT_TOLERANCES``.
+        tolerance: ``"<target>"`` or ``"<target>/<metric>"`` -> largest allowed value; the former means ``rel_l2``. Or
+            a budget file, as of the command ``parity``. None takes the defaults of
+            ``lightning_robust.deployment.parity.verdict.DEFAULT_TOLERANCES``.
         on_violation: What to do beyond a tolerance: ``"log"``, ``"warn"``, ``"stop"`` the training, or ``"raise"``.
         on_failure: ``"warn"`` and go on, or ``"raise"``.
         localise: After the fit, or a lone ``validate``, find what each node costs in half precision, and in int8 where
@@ -106,7 +108,7 @@ class DeploymentParityCallback(CalibratedDiagnostic):
         std: float | list[float] | None = None,
         input_key: int | str | list[int | str] | None = None,
         decode: str | None = "decode",
-        tolerance: dict[str, float] | None = None,
+        tolerance: dict[str, float] | str | None = None,
         on_violation: Action = "log",
         on_failure: Literal["warn", "raise"] = "warn",
         localise: bool = True,
@@ -116,7 +118,7 @@ class DeploymentParityCallback(CalibratedDiagnostic):
         super().__init__(on_failure)
         check_positive(every_n_epochs=every_n_epochs, num_samples=num_samples, pass_samples=pass_samples)
         check_positive(time_limit=time_limit)
-        for name in [*(targets if isinstance(targets, list) else ()), *(tolerance or {})]:
+        for name in targets if isinstance(targets, list) else ():
             runtime(name.split("/")[0])
         self.targets, self.every_n_epochs, self.num_samples = targets, every_n_epochs, num_samples
         self.pass_samples, self.time_limit = pass_samples, time_limit
@@ -127,7 +129,8 @@ class DeploymentParityCallback(CalibratedDiagnostic):
         available([], self.engines)  # refuses a file for a target that takes none
         entries = catalogue.perturbations(perturbations)
         self.calibration = CalibrationInputs(targets, self.engines, input_key)
-        meant = targets, entries, mean, std, decode, time_limit, tolerance
+        self._limits = dict(read_parity_limits(tolerance)[0]) if tolerance else None
+        meant = targets, entries, mean, std, decode, time_limit, self._limits
         self._meter = ParityMeter(*meant, engines=self.engines, calibration=self.calibration)
         self._counts = SampleCounts(num_samples, pass_samples, input_key, examined=localise)
         self._record = ParityRecord()
@@ -189,7 +192,7 @@ class DeploymentParityCallback(CalibratedDiagnostic):
             self._record.carry(trainer)
             pl_module.log(STATUS, float(STATUS_CODES["failed"]), add_dataloader_idx=False)
             return
-        report = self._record.shown(chosen_numbers(trainer, numbers, self.engines.log, self.tolerance))
+        report = self._record.shown(chosen_numbers(trainer, numbers, self.engines.log, self._limits))
         log = functools.partial(show, trainer, report, pl_module)
         self.guard.attempt(trainer, log, "a figure or a table could not be logged", once=True)
         self._take(trainer, numbers)
@@ -269,7 +272,7 @@ class DeploymentParityCallback(CalibratedDiagnostic):
         add = functools.partial(on_rank_zero, trainer, lambda: self._record.add_late(fetch()), "It")
         numbers = self.guard.attempt(trainer, add, "the numbers of engines in the background are lost", Numbers())
         self._take(trainer, numbers)
-        return chosen_numbers(trainer, numbers, self.engines.log, self.tolerance)
+        return chosen_numbers(trainer, numbers, self.engines.log, self._limits)
 
     def _take(self, trainer: pl.Trainer, numbers: Numbers) -> None:
         """Keep the numbers for monitors, pass on what went wrong, and hold the tolerances."""
@@ -278,8 +281,8 @@ class DeploymentParityCallback(CalibratedDiagnostic):
             self.guard.warn(note, key=note.split(":")[0])
         for name, reason in numbers.lost(self._told if isinstance(self.targets, list) else numbers.absent).items():
             self.guard.fail(trainer, TargetError(f"{name} failed: {reason}"), f"{name} has no numbers", once=True)
-        hold_tolerances(trainer, numbers.scalars, self.tolerance, self.on_violation)
+        hold_tolerances(trainer, numbers.scalars, self._limits, self.on_violation)
 
     def _close(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        limits = self.tolerance, self.keep_tolerance
+        limits = self._limits, self.keep_tolerance
         self._record.close(trainer, pl_module, self._meter, self.guard, *limits)

@@ -60,10 +60,9 @@ def judge_module(
     judgement = judge_report(report, limits, budget, targets or ())
     if not judgement.beyond:
         return judgement
-    known = {name: settings.get(name) for name in ("decode", "known")}
+    reads, known = settings["decode"], settings.get("known")
     try:
-        return judge_report(
-            localise(subject, report, limits=limits, time_limit=_TIME, **known), limits, budget, targets or ()
-        )
+        found = localise(subject, report, decode=reads, known=known, limits=limits, time_limit=_TIME)
+        return judge_report(found, limits, budget, targets or ())
     except ValueError:  # a graph that cannot be emulated, or outputs that are not finite: there is no layer to name
         return judgement

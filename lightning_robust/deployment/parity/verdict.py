@@ -122,7 +122,7 @@ def what_if_sentences(report: ParityReport) -> tuple[str, ...]:
 
 
 def violations(scalars: Mapping[str, float], tolerance: Mapping[str, float] | None = None) -> list[Violation]:
-    """The numbers beyond their tolerance, NaN included.
+    """The numbers beyond their tolerance, NaN included; those with a sign (``bias``) by their size.
 
     Args:
         scalars: Values by tag, from :meth:`~.result.ParityReport.scalars`.
@@ -136,7 +136,7 @@ def violations(scalars: Mapping[str, float], tolerance: Mapping[str, float] | No
     return [
         Violation(tag, scalars[tag], limit)
         for tag, limit in tags.items()
-        if tag in scalars and not scalars[tag] <= limit
+        if tag in scalars and not abs(scalars[tag]) <= limit
     ]
 
 
