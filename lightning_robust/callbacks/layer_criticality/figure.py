@@ -15,7 +15,7 @@ from lightning_robust.callbacks.layer_criticality.measure import CriticalityMap
 from lightning_robust.callbacks.layer_panel import layer_panel
 from lightning_robust.figures import FONT, plain
 from lightning_robust.functional.criticality import Verdict
-from lightning_robust.tables import number, shorten
+from lightning_robust.tables import number, shorten, without_common
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +38,7 @@ _MOST_COLUMNS = 8
 """A map with more columns has no room for numbers, and names some of its columns."""
 _MOST_ROWS = 24
 _LONGEST_METRIC = 28
-_GRID, _LETTER = 320, 9
+_GRID, _LETTER = 320, 8
 """Pixels: of all columns together, and of a letter."""
 
 
@@ -66,7 +66,7 @@ def draw_map(result: CriticalityMap, first: CriticalityMap) -> Figure:
         first: The map that gives the verdicts.
     """
     rows = [*result.rows, result.whole]
-    figure, axes = layer_panel([row.name for row in rows], _tell_map(result), lines=2)
+    figure, axes = layer_panel(_row_names(result), _tell_map(result), lines=2)
     numbers = np.array([[row.randomised.value, *(cell.value for cell in row.cells)] for row in rows])
     start = result.whole.cells[0].value
     gain = result.trained - start
@@ -93,11 +93,16 @@ def draw_distances(result: CriticalityMap, norm: str) -> Figure:
     place = int(known[: len(result.rows), -1].argmax()) if result.rows else 0
     measure = "on average" if norm == "l2" else "in its largest weight"
     title = f"{shorten(rows[place].name, _LONGEST_METRIC)} moves furthest from the start {measure}"
-    figure, axes = layer_panel([row.name for row in rows], title if known.any() else "Training moved no layer")
+    figure, axes = layer_panel(_row_names(result), title if known.any() else "Training moved no layer")
     _draw_heat_map(axes, numbers, numbers, top, "cividis", result.labels)
     axes.set_xlabel("moment of the training")
     _add_colorbar(axes, "root mean square change" if norm == "l2" else "largest change of a weight")
     return figure
+
+
+def _row_names(result: CriticalityMap) -> list[str]:
+    """Of the layers, without what all of them begin with, and of the network."""
+    return [*without_common([row.name for row in result.rows], "."), result.whole.name]
 
 
 def _tell_map(result: CriticalityMap) -> str:
@@ -137,6 +142,8 @@ def _draw_heat_map(axes: Axes, values: Grid, numbers: Grid, top: float, cmap: st
 
 def _in_cell(value: float, digits: int) -> str:
     """A number that fits a cell, without the zero before its point."""
+    if 1000 <= abs(value) < 100_000:
+        return f"{value:.0f}"
     text = number(value, digits)
     return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text
 
