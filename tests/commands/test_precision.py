@@ -174,8 +174,8 @@ def test_verdict_and_a_budget_from_a_file(tmp_path, monkeypatch, capsys):
     onnx.save(graph("g (float[n, 4] x) => (float[n, 4] y) { [t] a = Tanh(x) [s] y = Mul(a, a) }"), "x.onnx")
     assert "Expected one budget for fp16, but got none. Give --budget=1e-3" in refused(capsys, "x.onnx")
     for text, code, told in (
-        ("precision/fp16/rel_l2: 0.5", 0, "verdict: within parity.yaml: fp16/rel_l2 is 0.000"),
-        ("precision: {fp16: 0.5, bf16: 1e-9}", 0, "verdict: within parity.yaml: fp16/rel_l2 is 0.000"),
+        ("precision/fp16/rel_l2: 0.5", 0, "verdict: within parity.yaml: fp16/rel_l2 is 0.00"),
+        ("precision: {fp16: 0.5, bf16: 1e-9}", 0, "verdict: within parity.yaml: fp16/rel_l2 is 0.00"),
         ("precision/fp16/x_px_p99: 0.5", 2, "(the budget is one of x_px_p99, and the file was measured in rel_l2)"),
     ):
         (tmp_path / "parity.yaml").write_text(text)
@@ -184,7 +184,7 @@ def test_verdict_and_a_budget_from_a_file(tmp_path, monkeypatch, capsys):
     (tmp_path / "parity.yaml").write_text("precision/fp16/rel_l2: 0.5\nprecision/fp16/max_abs: 1")
     assert "but got 2 of them in parity.yaml" in refused(capsys, "x.onnx")
     assert status("x.onnx", "--budget=0.25") == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("verdict: within --budget: fp16/rel_l2 is 0.000")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("verdict: within --budget: fp16/rel_l2 is 0.00")
 
 
 def refused(capsys, *arguments):
