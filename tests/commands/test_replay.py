@@ -162,6 +162,29 @@ def test_rejects(run, frames, tmp_path, capsys, more, complaint):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("source", "complaint"),
+    [
+        ("empty", "Expected pictures ("),
+        ("drive.mp4", "drive.mp4, but it cannot be opened: Invalid data"),
+        ("damaged", "none of its 1 could be decoded. The first is 0.png: UnidentifiedImageError"),
+        ("nowhere", "but nothing is there"),
+    ],
+)
+def test_rejects_recordings_without_frames(run, tmp_path, capsys, source, complaint):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged/0.png").write_bytes(b"broken")
+    (tmp_path / "drive.mp4").write_bytes(b"broken" * 99)
+    with pytest.raises(SystemExit) as stop:
+        main(options(run, tmp_path / source, tmp_path / "out"))
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert complaint in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_without_pyav(run, frames, tmp_path, capsys, monkeypatch):
     video = save_video(tmp_path / "drive.mp4", frames[:1])
     monkeypatch.setitem(sys.modules, "av", None)

@@ -112,7 +112,7 @@ class _Replay:
         count = len(chunk.frames)
         args = self._finder.inputs(chunk.pictures)
         start = time.monotonic()
-        lines = self._finder.lines(self._finder.run(args))
+        lines = self._finder.lines(self._finder.run(args)).bare()
         self._torch.seconds += time.monotonic() - start
         self._torch.attempt(lambda: [Pair(lines, lines.columns)])
         self.frames += chunk.frames
@@ -161,7 +161,8 @@ class _Replay:
         def pair(perturbed: PerturbedImages) -> list[Pair]:
             trained, deployed = perturbed.through(lines)
             matrix = None if perturbed.entry.motion is None else perturbed.entry.matrix(*size)
-            return [Pair(trained, deployed.columns, None if matrix is None else self._finder.expected(trained, matrix))]
+            expected = None if matrix is None else self._finder.expected(trained, matrix)
+            return [Pair(trained.bare(), deployed.columns, expected)]
 
         try:
             batch = self._perturbed(images)

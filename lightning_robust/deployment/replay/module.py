@@ -50,6 +50,10 @@ class Lines(NamedTuple):
     known: Tensor | None
     values: Mapping[str, Tensor]
 
+    def bare(self) -> Lines:
+        """The same without the values, which may be large and are not kept for all frames."""
+        return self._replace(values={})
+
 
 @dataclass(frozen=True)
 class Geometry:

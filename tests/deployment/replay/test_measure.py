@@ -200,6 +200,31 @@ def test_the_motion_of_the_picture_is_told_from_sensitivity(recording):
     assert not any("mean_beyond_motion" in line for line in swapped.lines)
 
 
+def test_of_what_decode_gives_lines_alone_are_kept(recording, monkeypatch):
+    """A mask of every pixel beside the lines would fill the memory over a long recording."""
+    kept, result = [], tracks.Track.result
+
+    class Masks(Stripes):
+        def decode(self, outputs):
+            return super().decode(outputs) | {"mask": torch.zeros(len(outputs[0]), 8, 8)}
+
+    def spy(track, frames):
+        kept.extend(track.pairs)
+        return result(track, frames)
+
+    monkeypatch.setattr(tracks.Track, "result", spy)
+    replay(
+        Masks(),
+        recording,
+        [Planted(moved(1.0))],
+        perturbations=perturbations(["bgr"]),
+        pixels=PIXELS,
+        value="columns_px",
+    )
+    assert len(kept) == 9  # three chunks of PyTorch, of the runtime, of the perturbation
+    assert all(pair.reference.values == {} for pair in kept)
+
+
 def test_a_broken_moved_is_a_note(recording):
     class Broken(Stripes):
         def moved(self, values, matrix):
