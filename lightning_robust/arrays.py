@@ -31,7 +31,8 @@ def read_arrays(path: str | Path, what: str = "an .npz file") -> dict[str, NDArr
                 return content
             arrays = {name: content[name] for name in content.files}
     except (ValueError, EOFError, KeyError, BadZipFile, NotImplementedError, OSError) as error:
-        raise ValueError(f"Expected {what} at {path}, but it cannot be read ({error}).") from error
+        why = "it holds no arrays of numbers" if "pickle" in str(error) else error
+        raise ValueError(f"Expected {what} at {path}, but it cannot be read ({why}).") from error
     strange = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
     if strange:
         raise ValueError(f"Expected {what} at {path}, but {strange[:8]} in it are no arrays.")

@@ -29,8 +29,7 @@ def main(args: ArgsType = None) -> None:
 
     Modules in the working folder can be named, as with ``python -m``; what is installed comes before them.
     """
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
+    _find_modules_here()
     line = sys.argv[1:] if args is None else args
     if not isinstance(line, list):
         _train(line)  # a configuration, from Python
@@ -47,6 +46,12 @@ def main(args: ArgsType = None) -> None:
         known = [*TRAINING, *COMMANDS]
         hint = did_you_mean(name, known, 1)
         refuse(f"Expected a command out of {', '.join(known)}, but got {name!r}.{hint}", "what each does")
+
+
+def _find_modules_here() -> None:
+    """Let modules of the working folder be imported, behind those that are installed, which none of them replaces."""
+    if not {"", str(Path.cwd())} & {*sys.path}:
+        sys.path.append(str(Path.cwd()))
 
 
 def list_commands() -> str:

@@ -19,6 +19,7 @@ _PATH = re.compile(r"Problem with given class_path '([^']+)':\s*(.*)", re.DOTALL
 _OF_TYPES = re.compile(
     r"Expected an? (<class|[\w.]+\[|dot import|path but)|Not a valid subclass|Does not validate|- Expected a path"
 )
+_SHORT = 80
 _WORDS = {
     "bool": ["true", "false"],
     "int": ["an integer"],
@@ -43,20 +44,24 @@ def one_complaint(message: str, line: Sequence[str] = ()) -> str:
         >>> print(one_complaint(message, ["--swa.kind=em"]))
         Expected `swa.kind` to be "ema" or "lawa", but got em. Did you mean 'ema'?
     """
-    found = _KEY.match(message)
-    where = f"`{whole_key(found[1], line)}`" if found else "a value"
+    found, value = _KEY.match(message), _VALUE.search(message)
+    where = f"`{whole_key(found[1], line)}`" if found else ""
     body = message[found.end() :] if found else message
+    given = " ".join(value[1].split()) if value else ""
     reasons = list(_reasons(body))
     if reasons:
-        return f"{where}: {reasons[-1]}" if found else reasons[-1]
-    kinds, value = _kinds(body), _VALUE.search(body)
-    if not (kinds and value):
-        return " ".join(message.split())
-    given = " ".join(value[1].split())
-    words = list(dict.fromkeys(word for kind in kinds for word in _words(kind)))
+        named = given if len(given) <= _SHORT and given not in reasons[-1] else ""
+        return ": ".join(filter(None, [where, named, reasons[-1]]))
+    kinds = _kinds(body)
+    return _expectation(where, kinds, given) if kinds and given else " ".join(message.split())
+
+
+def _expectation(where: str, kinds: Sequence[str], given: str) -> str:
+    """What could have been given in place of a value, and what it may have meant."""
+    words = list(dict.fromkeys(word for kind in kinds for word in _type_words(kind)))
     expected = " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
     hint = did_you_mean(given, [choice for kind in kinds for choice in _choices(kind)], 1)
-    return f"Expected {where} to be {expected}, but got {given[:80]}.{hint}"
+    return f"Expected {where or 'a value'} to be {expected}, but got {given[:_SHORT]}.{hint}"
 
 
 def whole_key(key: str, line: Sequence[str]) -> str:
@@ -102,11 +107,11 @@ def _kinds(body: str) -> list[str]:
     return [single[1]] if single else []
 
 
-def _words(kind: str) -> list[str]:
+def _type_words(kind: str) -> list[str]:
     """What a type takes, in words.
 
     Example:
-        >>> _words("<class 'bool'>"), _words("list[str]"), _words("<class 'torch.optim.SGD'>")
+        >>> _type_words("<class 'bool'>"), _type_words("list[str]"), _type_words("<class 'torch.optim.SGD'>")
         (['true', 'false'], ['a list'], ['a class path', 'arguments of SGD'])
     """
     literal = re.fullmatch(r"typing\.Literal\[(.*)\]", kind)

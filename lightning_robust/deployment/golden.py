@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lightning_robust.arrays import read_arrays
+from lightning_robust.checks import check_file
 from lightning_robust.complaints import one_line
 from lightning_robust.deployment.engines import BuildSettings, Runtime, Subject, run_module
 from lightning_robust.deployment.engines.execution import execute
@@ -120,7 +121,8 @@ def read_golden(path: str | Path) -> Golden:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no .npz file, or holds none of these names.
     """
-    content = read_arrays(path, "golden tensors")
+    check_file("golden tensors", path)
+    content = read_arrays(path, "an .npz file of arrays")
     arrays = content if isinstance(content, dict) else {}
     metadata = json.loads(str(arrays.pop(_METADATA))) if _METADATA in arrays else {}
     sides = [{n.removeprefix(p): a for n, a in arrays.items() if n.startswith(p)} for p in _PREFIXES]
