@@ -8,7 +8,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 
 from lightning_robust import DeploymentParityCallback
-from lightning_robust.cli import RobustCLI, Slot, main
+from lightning_robust.cli import RobustCLI, Slot, main, training_parser
 from lightning_robust.cli import robust_cli as cli_module
 
 MODEL = ["--seed_everything=0", "--model=tests.boring.Boring"]
@@ -20,6 +20,11 @@ def parse(*args):
 
 def techniques(cli):
     return [c for c in cli.trainer.callbacks if isinstance(c, (DeploymentParityCallback, Alpha, Beta))]
+
+
+def set_techniques(monkeypatch, *slots):
+    for module in (cli_module, training_parser):
+        monkeypatch.setattr(module, "TECHNIQUES", slots)
 
 
 class Alpha(Callback):
@@ -76,7 +81,7 @@ def test_a_subclass_by_class_path_is_edited_like_the_class(tmp_path):
 
 @pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
 def test_keys_compose_over_files_in_any_order(tmp_path, monkeypatch, order):
-    monkeypatch.setattr(cli_module, "TECHNIQUES", (Slot("alpha", Alpha), Slot("beta", Beta)))
+    set_techniques(monkeypatch, Slot("alpha", Alpha), Slot("beta", Beta))
     files = {"a": write(tmp_path, "a", alpha={"strength": 3.0}), "b": write(tmp_path, "b", beta=True)}
     made = techniques(parse(*(files[name] for name in order)))
     assert [(type(c), c.strength) for c in made] == [(Alpha, 3.0), (Beta, 2.0)]
@@ -98,7 +103,7 @@ def test_later_values_refine_and_switch_off(tmp_path):
 
 
 def test_techniques_follow_the_listed_callbacks_in_the_order_of_the_table(tmp_path, monkeypatch):
-    monkeypatch.setattr(cli_module, "TECHNIQUES", (Slot("beta", Beta), Slot("alpha", Alpha)))
+    set_techniques(monkeypatch, Slot("beta", Beta), Slot("alpha", Alpha))
     listed = {"callbacks": [{"class_path": "lightning.pytorch.callbacks.LearningRateMonitor"}]}
     made = parse("--alpha=true", "--beta=true", write(tmp_path, "a", trainer=listed)).trainer.callbacks
     names = [type(callback).__name__ for callback in made]
@@ -129,7 +134,7 @@ def test_saved_config_is_complete_and_reloads_equal(tmp_path):
 
 
 def test_the_file_that_a_run_saves_gives_the_same_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(cli_module, "TECHNIQUES", (Slot("alpha", Alpha), Slot("beta", Beta)))
+    set_techniques(monkeypatch, Slot("alpha", Alpha), Slot("beta", Beta))
     settings = ["--trainer.max_steps=1", "--trainer.accelerator=cpu", "--trainer.limit_val_batches=0"]
     settings += [f"--trainer.default_root_dir={tmp_path}", "--trainer.enable_progress_bar=false"]
     logger = [f"--trainer.logger={{class_path: CSVLogger, init_args: {{save_dir: {tmp_path}}}}}"]
