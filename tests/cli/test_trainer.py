@@ -48,7 +48,7 @@ def test_soup_takes_what_fit_saved(run, tmp_path):
     assert "ckpt_path" in yaml.safe_load((run / "config.yaml").read_text())
     soup(run / "config.yaml", tmp_path, "--monitor=val/loss", "--mode=min", "--bn_refresh=false")
     told = json.loads((tmp_path / "soup.json").read_text())
-    assert [Path(path).name for path in told["order"]] == ["epoch=1.ckpt"]
+    assert [Path(each["path"]).name for each in told["ingredients"] if each["accepted"]] == ["epoch=1.ckpt"]
     best = torch.load(run / "checkpoints" / "epoch=1.ckpt", weights_only=True)["state_dict"]
     found = torch.load(tmp_path / "soup.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(found[name], value) for name, value in best.items())
