@@ -15,6 +15,9 @@ from lightning_robust.suggest import did_you_mean
 
 _UNKNOWN = re.compile(r"(?:Key '|nrecognized arguments: --|[Oo]ption ')([\w.]+)")
 
+_SUBCOMMAND = re.compile(r"^(fit|validate|test|predict|soup)\.")
+_REQUIRED = re.compile(r"arguments are required: ([\w., ]+)")
+
 
 def refuse(complaint: str, help_of: str = "all keys") -> NoReturn:
     """Print one line, and how to get help, and exit with 2."""
@@ -55,8 +58,11 @@ class OneLineParser(jsonargparse.ArgumentParser):
 
     def complaint(self, message: str) -> str:
         """The parser's message in one line, with the nearest known key for one that is misspelt."""
-        unknown = _UNKNOWN.search(message)
-        if unknown is None:
+        unknown, required = _UNKNOWN.search(message), _REQUIRED.search(message)
+        if required is not None:
+            names = [f"--{_SUBCOMMAND.sub('', name)}" for name in required[1].split(", ")]
+            text = f"Expected {' and '.join(names)}, but got none."
+        elif unknown is None:
             text = one_complaint(message, self.line)
         else:
             whole, last = whole_key(unknown[1], self.line), unknown[1].rsplit(".", 1)[-1]

@@ -10,6 +10,7 @@ import yaml
 
 from lightning_robust.cli import main
 
+BY_LOSS = ["--monitor=val/loss", "--mode=min"]
 QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 
 
@@ -79,3 +80,24 @@ def test_other_commands_take_what_fit_saved(run, name):
         warnings.simplefilter("ignore")
         cli = Parsed(args=[name, f"--config={run / 'config.yaml'}"])
     assert cli.config[name].model.class_path == "tests.boring.Boring"
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ([], "Expected --ingredients, but got none."),
+        (["--ingredients=/nowhere/*.ckpt", *BY_LOSS], "Expected files at '/nowhere/*.ckpt', but nothing matches."),
+        (
+            ["--ingredients=CKPT", "--monitor=val/nothing", "--mode=min"],
+            "Expected a validation metric 'val/nothing', but",
+        ),
+    ],
+)
+def test_mistakes_are_one_line(run, tmp_path, capsys, more, told):
+    more = [argument.replace("CKPT", f"{run}/checkpoints/*.ckpt") for argument in more]
+    with pytest.raises(SystemExit) as stop:
+        main(["soup", f"--config={run / 'config.yaml'}", f"--dirpath={tmp_path}", *more])
+    assert stop.value.code == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1
+    assert told in said[0]
