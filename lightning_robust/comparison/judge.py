@@ -31,8 +31,9 @@ def judge_comparison(
     tags = dict.fromkeys([*limits, *asked])
     if not tags:
         checks = _means_alone(comparison, [column.tag for column in comparison.columns])
-    elif len(plain) != 1:
-        note = "there is no baseline, or several: name one with --baseline"
+    elif len(plain) != 1 or len(comparison.rows) == 1:
+        alone = "there is nothing beside the baseline"
+        note = alone if len(plain) == 1 else "there is no baseline, or several: name one with --baseline"
         checks = [Check("", tag, math.nan, limit, note=note) for tag, limit in limits.items()]
         checks += _means_alone(comparison, asked)
     else:

@@ -73,9 +73,8 @@ class DeploymentParityCallback(CalibratedDiagnostic):
         input_key: Which part of a batch goes into ``forward``: position or name; a list gives several arguments. None
             infers it from the signature of ``forward``.
         decode: Method of the LightningModule that turns outputs into named values; None for no task units.
-        tolerance: ``"<target>"`` or ``"<target>/<metric>"`` -> largest allowed value; the former means ``rel_l2``. Or
-            a budget file, as of the command ``parity``. None takes the defaults of
-            ``lightning_robust.deployment.parity.verdict.DEFAULT_TOLERANCES``.
+        tolerance: ``"<target>"`` or ``"<target>/<metric>"`` -> largest allowed value; or a budget file. None takes
+            the defaults of ``lightning_robust.deployment.parity.verdict.DEFAULT_TOLERANCES``.
         on_violation: What to do beyond a tolerance: ``"log"``, ``"warn"``, ``"stop"`` the training, or ``"raise"``.
         on_failure: ``"warn"`` and go on, or ``"raise"``.
         localise: After the fit, or a lone ``validate``, find what each node costs in half precision, and in int8 where
