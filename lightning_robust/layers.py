@@ -43,7 +43,8 @@ def find_layers(module: nn.Module, groups: Sequence[str] | Mapping[str, str] | N
             One that matches a path takes all that is inside it as well. None takes each module by itself.
 
     Raises:
-        ValueError: If an expression is invalid or matches no module with parameters; the message names near ones.
+        ValueError: If there is no expression, or one is invalid or matches no module with parameters; the message names
+            near ones.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
@@ -59,6 +60,8 @@ def find_layers(module: nn.Module, groups: Sequence[str] | Mapping[str, str] | N
             # ties can make several modules the same layer
             first.setdefault(layer.tensors, _join(path or "(root)", [layer]))
         return list(first.values())
+    if not groups:
+        raise ValueError(f"Expected names of layers or None for all of them, but got {groups!r}.")
     named = groups.items() if isinstance(groups, Mapping) else [(pattern, pattern) for pattern in groups]
     return [_join(name, _match(modules, pattern, type(module).__name__)) for name, pattern in named]
 

@@ -211,7 +211,7 @@ def judged_by(
     watchers = [w for w in find_callbacks(trainer, ModelCheckpoint | EarlyStopping) if w.monitor is not None]
     name = monitor or next((watcher.monitor for watcher in watchers), None)
     mode = mode or next((watcher.mode for watcher in watchers if watcher.monitor == name), None)
-    if name is None or mode is None:
+    if name is None or mode not in ("max", "min"):
         raise MisconfigurationException(
             f"Expected a metric to judge weights by, but got monitor={name!r} with mode={mode!r}. Set `monitor` to a "
             "validation metric and `mode` to 'max' or 'min'."
@@ -239,13 +239,16 @@ def require_last(trainer: pl.Trainer, callback: pl.Callback, others: Any) -> Non
             )
 
 
-def save_chosen(trainer: pl.Trainer, path: Path, *, monitor: str, score: float | None) -> None:
+def save_chosen(trainer: pl.Trainer, path: Path, *, monitor: str, score: float | None) -> str:
     """Save the weights that the module holds, without hyperparameters that are objects.
 
     Where a ModelCheckpoint monitors the same metric, ``ckpt_path="best"`` means this file from now on.
+
+    Returns:
+        The path.
     """
     if is_fast_dev_run(trainer):
-        return
+        return str(path)
     left_out = save_weights(trainer, path)
     if left_out:
         warn(
@@ -257,3 +260,4 @@ def save_chosen(trainer: pl.Trainer, path: Path, *, monitor: str, score: float |
             keeper.best_model_path = str(path)
             if score is not None and keeper.best_model_score is not None:
                 keeper.best_model_score = keeper.best_model_score.new_tensor(score)
+    return str(path)

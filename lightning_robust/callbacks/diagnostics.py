@@ -125,7 +125,7 @@ class DiagnosticCallback(pl.Callback):
         """Refuse a module whose steps leave traces that cannot be undone, and write the page of custom scalars."""
         super().on_fit_start(trainer, pl_module)
         require_reversible(pl_module)
-        write_layout(trainer)
+        self.guard.attempt(trainer, lambda: write_layout(trainer), "TensorBoard's custom scalars have no layout")
 
 
 class InputDiagnostic(DiagnosticCallback):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_robust.functional.averaging import State
+from lightning_robust.harness.ranks import agreed
 from lightning_robust.harness.replacement import replaced
 from lightning_robust.harness.trainers import data_module
 
@@ -166,8 +167,13 @@ def save_weights(trainer: pl.Trainer, path: str | Path) -> list[str]:
         original(checkpoint)
         left_out.extend(_leave_out_objects(checkpoint))
 
-    with replaced(module, on_save_checkpoint=on_save_checkpoint):
-        trainer.save_checkpoint(path, weights_only=True)
+    def save() -> None:
+        # the ranks meet in `agreed`, since one that cannot write would not come to Lightning's own barrier
+        alone = replaced(trainer.strategy, barrier=lambda *_, **__: None)
+        with alone, replaced(module, on_save_checkpoint=on_save_checkpoint):
+            trainer.save_checkpoint(path, weights_only=True)
+
+    agreed(trainer, save, "Writing weights")
     return left_out
 
 

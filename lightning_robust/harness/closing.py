@@ -155,9 +155,22 @@ def note_warning(message: str) -> None:
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn on rank 0, now and once more at the end of the fit."""
+    """Warn on rank 0, now and once more at the end of the fit.
+
+    Where warnings are errors, as with ``python -W error``, it is printed instead: the error would end a training for
+    what was only to be said of it, and on one rank alone.
+
+    Example:
+        >>> import warnings
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("error")
+        ...     warn("there is no figure")
+    """
     note_warning(message)
-    rank_zero_warn(message, category=category, stacklevel=5)
+    try:
+        rank_zero_warn(message, category=category, stacklevel=5)
+    except Warning:
+        rank_zero_info(f"{category.__name__}: {message}")
 
 
 def _list_files(folder: Path) -> str:

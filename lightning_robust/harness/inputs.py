@@ -177,12 +177,17 @@ def call_forward(module: nn.Module, batch: Any, input_key: Key | list[Key] | Non
 def as_keys(input_key: Key | Sequence[Key] | None) -> list[Key] | None:
     """The argument ``input_key`` as a list, or None where it is to be inferred.
 
+    Raises:
+        ValueError: For an empty list.
+
     Example:
         >>> as_keys(0), as_keys(["image", "mask"]), as_keys(None)
         ([0], ['image', 'mask'], None)
     """
     if input_key is None:
         return None
+    if not isinstance(input_key, int | str) and not input_key:
+        raise ValueError("Expected `input_key` to name a part of a batch, or None to infer it, but got an empty list.")
     return [input_key] if isinstance(input_key, int | str) else list(input_key)
 
 

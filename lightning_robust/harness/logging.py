@@ -6,6 +6,9 @@ Every function does nothing on ranks other than 0.
 from __future__ import annotations
 
 import csv
+import errno
+import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +17,12 @@ from weakref import WeakKeyDictionary
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from lightning_robust.harness.closing import warn
 from lightning_robust.harness.compat import logged_step
 from lightning_robust.harness.folders import own_folder
+from lightning_robust.harness.ranks import describe_error
 from lightning_robust.harness.trainers import is_fast_dev_run
 from lightning_robust.tables import markdown
 
@@ -26,6 +30,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Layout = dict[str, dict[str, list[Any]]]
+ROOM = 1 << 25
+"""Bytes that pictures, tables and pages leave to the training's own numbers and checkpoints."""
 _layouts: WeakKeyDictionary[pl.Trainer, Layout] = WeakKeyDictionary()
 
 
@@ -37,7 +43,7 @@ def log_step(trainer: pl.Trainer) -> int:
 def log_scalars(trainer: pl.Trainer, scalars: Mapping[str, float]) -> None:
     """Send scalars to every logger and to ``trainer.callback_metrics``, where ``pl_module.log`` is not allowed."""
     trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in scalars.items()})
-    _to_all(trainer, lambda logger, step: logger.log_metrics(dict(scalars), step))
+    _to_all(trainer, "numbers", lambda logger, step: logger.log_metrics(dict(scalars), step), small=True)
 
 
 def log_figure(trainer: pl.Trainer, tag: str, figure: Figure) -> None:
@@ -53,7 +59,7 @@ def log_figure(trainer: pl.Trainer, tag: str, figure: Figure) -> None:
         else:
             figure.savefig(_file(trainer, tag, step, "png"), dpi=120)
 
-    _to_all(trainer, send)
+    _to_all(trainer, tag, send)
 
 
 def log_images(trainer: pl.Trainer, tag: str, images: Tensor) -> None:
@@ -83,7 +89,7 @@ def log_images(trainer: pl.Trainer, tag: str, images: Tensor) -> None:
         else:
             _save_images(pixels, _file(trainer, tag, step, "png"))
 
-    _to_all(trainer, send)
+    _to_all(trainer, tag, send)
 
 
 def log_table(trainer: pl.Trainer, tag: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -100,7 +106,7 @@ def log_table(trainer: pl.Trainer, tag: str, columns: Sequence[str], rows: Seque
             with _file(trainer, tag, step, "csv").open("w", newline="") as stream:
                 csv.writer(stream).writerows([columns, *rows])
 
-    _to_all(trainer, send)
+    _to_all(trainer, tag, send)
 
 
 def log_files(trainer: pl.Trainer, folder: Path) -> None:
@@ -118,7 +124,7 @@ def log_files(trainer: pl.Trainer, folder: Path) -> None:
 
                     logger.experiment.log({f"{folder.name}/{file.stem}": wandb.Html(str(file), inject=False)})
 
-    _to_all(trainer, send)
+    _to_all(trainer, f"the files of {folder.name}", send)
 
 
 def add_layout(trainer: pl.Trainer, category: str, charts: Mapping[str, Sequence[str]]) -> None:
@@ -144,15 +150,47 @@ def write_layout(trainer: pl.Trainer) -> None:
                 logger.experiment.add_custom_scalars(layout)
 
 
-def _to_all(trainer: pl.Trainer, send: Callable[[Logger, int], None]) -> None:
+def require_room(folder: str | Path) -> None:
+    """Refuse a disk on which pictures and pages would take what the training needs, before anything is written.
+
+    TensorBoard writes in a thread of its own: once that has failed, for our picture or another reason, the next number
+    that Lightning logs raises the error and ends the training.
+
+    Args:
+        folder: Where the files go; it need not exist. Places that are no paths, as ``s3://...``, are not looked at.
+
+    Raises:
+        OSError: If the disk is read-only or has less than 32 MB left.
+
+    Example:
+        >>> require_room("lightning_logs")
+    """
+    if "://" in str(folder):
+        return
+    path = next(each for each in (Path(folder).absolute(), *Path(folder).absolute().parents) if each.exists())
+    if not os.access(path, os.W_OK):
+        raise OSError(errno.EROFS, "Nothing can be written", str(path))
+    free = shutil.disk_usage(path).free
+    if free < ROOM:
+        raise OSError(errno.ENOSPC, f"{free >> 10} kB are left, which is kept for the training", str(path))
+
+
+def _folder_of(logger: Logger) -> str | None:
+    return getattr(logger, "log_dir", None) or getattr(logger, "save_dir", None)
+
+
+def _to_all(trainer: pl.Trainer, what: str, send: Callable[[Logger, int], None], *, small: bool = False) -> None:
+    """Send something to every logger; what one of them cannot store is one warning, and the others get it."""
     if not trainer.is_global_zero or is_fast_dev_run(trainer):
         return
     step = log_step(trainer)
     for logger in trainer.loggers:
         try:
+            if not small:
+                require_room(_folder_of(logger) or trainer.default_root_dir)
             send(logger, step)
-        except OSError as error:
-            rank_zero_info(f"{type(logger).__name__} could not store a picture or table: {error}")
+        except Exception as error:
+            warn(f"{type(logger).__name__} could not store {what}. {describe_error(error)}")
 
 
 def _file(trainer: pl.Trainer, tag: str, step: int, suffix: str) -> Path:

@@ -128,12 +128,43 @@ def describe_error(error: Exception | None) -> str:
     return str(error) if isinstance(error, RankError) else f"{type(error).__name__}: {error}"
 
 
+class Postponed:
+    """Work in the middle of a loop, where ranks cannot agree on its success: an error waits until :meth:`check`.
+
+    Example:
+        >>> kept = Postponed()
+        >>> kept.attempt(lambda: 1 / 0)
+        >>> kept.check()
+        Traceback (most recent call last):
+        ZeroDivisionError: division by zero
+    """
+
+    def __init__(self) -> None:
+        self._error: Exception | None = None
+
+    def attempt(self, work: Callable[[], object]) -> None:
+        """Do something, unless an earlier attempt failed."""
+        if self._error is None:
+            try:
+                work()
+            except Exception as error:
+                self._error = error.with_traceback(None)  # which holds what the work was done with
+
+    def check(self) -> None:
+        """Raise the error of the first attempt that failed; call it under a guard."""
+        if self._error is not None:
+            raise self._error
+
+
 class Guard:
     """Lets a diagnostic fail without ending the training: one warning, or an error, on every rank alike.
 
     Args:
         technique: Begins each warning, as ``"DatapathCallback"``.
         on_failure: ``"warn"`` and go on, or ``"raise"`` the error.
+
+    Raises:
+        ValueError: For another ``on_failure``.
 
     Example:
         >>> guard = Guard("DatapathCallback")
@@ -143,6 +174,8 @@ class Guard:
     """
 
     def __init__(self, technique: str, on_failure: Literal["warn", "raise"] = "warn") -> None:
+        if on_failure not in ("warn", "raise"):
+            raise ValueError(f"Expected `on_failure` to be 'warn' or 'raise', but got {on_failure!r}.")
         self._technique, self._on_failure = technique, on_failure
         self._warned: set[str] = set()
 

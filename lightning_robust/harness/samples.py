@@ -52,6 +52,9 @@ class FirstInputs:
     def add(self, module: nn.Module, batch: Any, *, whole: bool = False) -> None:
         """Keep a batch, unless samples of another shape were kept before or it has no inputs.
 
+        It is called in the middle of a loop, so that it raises nothing: :meth:`args` and :meth:`spread` say why there
+        are no inputs.
+
         Args:
             module: What takes the inputs.
             batch: As the loader gave it.
@@ -69,8 +72,9 @@ class FirstInputs:
             if not self._batches or _shapes(args) == _shapes(self._batches[0]):
                 self._batches.append(args)
                 self._whole.append(batch if whole else None)
-        except (KeyError, ValueError, MisconfigurationException) as error:
-            self._unusable = str(error.args[0])
+        except Exception as error:
+            plain = isinstance(error, KeyError | ValueError | MisconfigurationException) and error.args
+            self._unusable = str(error.args[0]) if plain else f"{type(error).__name__}: {error}"
 
     def args(self) -> tuple[Any, ...]:
         """The positional arguments of ``forward``, at most as many samples as wanted, in the loader's order.

@@ -237,3 +237,12 @@ def test_reentrant_checkpointing_is_refused_with_the_remedy():
         fgsm(lambda z: checkpoint(layer, z, use_reentrant=True).sum(1), torch.rand(2, 3), 0.1)
     found = fgsm(lambda z: checkpoint(layer, z, use_reentrant=False).sum(1), torch.rand(2, 3), 0.1)
     assert found.shape == (2, 3)
+
+
+def test_of_points_with_the_same_loss_the_first_is_kept():
+    """A loss of 0 everywhere, with a slope: whatever comes later is no better than the start."""
+    x = torch.tensor([[0.25, -0.5]])
+    found = pgd(lambda z: (z - z.detach()).sum(1), x, 1.0, steps=3, keep_best=True, random_start=False)
+    assert torch.equal(found, x)
+    last = pgd(lambda z: (z - z.detach()).sum(1), x, 1.0, steps=3, random_start=False)
+    assert not torch.equal(last, x)

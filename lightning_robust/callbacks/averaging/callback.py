@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from lightning_robust.callbacks.averaging.averaged_module import AveragedModule, repeat_as_raw
 from lightning_robust.callbacks.averaging.averages import MAIN, ScheduledAverage, edit_averages, plan_averages
-from lightning_robust.callbacks.averaging.curves import DrawsAverages
+from lightning_robust.callbacks.averaging.complete_run import HoldsAverageOfCompleteRun
 from lightning_robust.callbacks.averaging.learning_rate import CyclicRate
 from lightning_robust.callbacks.averaging.swalp.low_precision import LowPrecision
 from lightning_robust.functional.averaging import Kind
@@ -25,7 +25,7 @@ from lightning_robust.harness.ranks import Guard
 from lightning_robust.harness.trainers import NoEffectWarning, find_callbacks, refuse_sharded
 
 
-class SWACallback(DrawsAverages):
+class SWACallback(HoldsAverageOfCompleteRun):
     r"""Average the weights over training: SWA, exponential (EMA), or the last few snapshots (LAWA).
 
     With the weights :math:`w_i` at the end of each cycle from ``start`` on, the last one included,
@@ -55,8 +55,7 @@ class SWACallback(DrawsAverages):
         start: When to begin: below 1 a fraction of the run, from 1 whole epochs, or ``"500 steps"``.
         every: When to update: at the end of each ``"epoch"``, or every so many optimizer steps.
         lr: Learning rate from ``start`` on, overriding the user's schedule: a number, or ``[high, low]`` for linear
-            cycles from one snapshot to the next. None leaves the schedule alone. Groups keep the
-            ratios of their first rates.
+            cycles from one snapshot to the next. None leaves the schedule alone. Groups keep the ratios of their rates.
         half_life: For ``"ema"``: in optimizer steps, or ``"2 epochs"``. Weights count half after it, however often the
             average is updated. A decay ``d`` a step is a half-life of ``ln 0.5 / ln d``: 0.999 is 693 steps.
         window: For ``"lawa"``: how many snapshots; each is a copy in memory.
@@ -132,6 +131,7 @@ class SWACallback(DrawsAverages):
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prepare the averages for the module, and begin low-precision training."""
+        super().on_train_start(trainer, pl_module)
         self._averaged = AveragedModule(
             trainer, pl_module, self._averages, self._guard, self.bn_refresh, self.bn_samples, self.input_key
         )
@@ -202,12 +202,9 @@ class SWACallback(DrawsAverages):
             self._averaged.put_average(trainer)
             note_weights(trainer, f"the average of {(n := self.main.running.count)} snapshot{'s' * (n > 1)}", "swa")
         else:
-            self._guard.warn(
-                f"No snapshot was taken: start={self.start!r} with every={self.every!r} was not reached by step "
-                f"{trainer.global_step}. The weights are left as trained; begin earlier to average.",
-                NoEffectWarning,
-                key="start",
-            )
+            reason = f"start={self.start!r} with every={self.every!r} was not reached by step {trainer.global_step}"
+            advice = "The weights are left as trained; begin earlier to average."
+            self._guard.warn(f"No snapshot was taken: {reason}. {advice}", NoEffectWarning, key="start")
         super().on_train_end(trainer, pl_module)
 
     @override
@@ -261,14 +258,6 @@ class SWACallback(DrawsAverages):
             present = checkpoint["state_dict"]
             checkpoint["state_dict"] = self._averaged.averaged_state(trainer, present)
             checkpoint[RAW_KEY] = self._averaged.raw_state(present)
-
-    @override
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Resume from the raw weights; tests and predictions keep the average."""
-        if trainer.state.fn == "fit" and RAW_KEY in checkpoint:
-            pl_module.load_state_dict(checkpoint[RAW_KEY], strict=pl_module.strict_loading)
 
     @override
     def edit_weights(self, pl_module: pl.LightningModule, checkpoint: dict[str, Any], edit: EditWeights) -> None:

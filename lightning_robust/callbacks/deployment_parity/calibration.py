@@ -15,6 +15,7 @@ from lightning_robust.deployment.engines import TARGETS, BuildSettings
 from lightning_robust.deployment.engines.targets import BY_NAME
 from lightning_robust.deployment.graph.frozen import to_args
 from lightning_robust.harness.batches import combined, training_loaders, transferred
+from lightning_robust.harness.inputs import as_keys
 from lightning_robust.harness.quiet import in_stage, isolated_rng
 from lightning_robust.harness.runs import load_data, load_module, validate_once
 from lightning_robust.harness.samples import FirstInputs
@@ -37,6 +38,7 @@ class CalibrationInputs:
     def __init__(
         self, targets: Literal["auto"] | list[str], settings: BuildSettings, input_key: Key | list[Key] | None
     ) -> None:
+        as_keys(input_key)  # refuses an empty list
         self._count, self._key = settings.calibration_samples, input_key
         self.wanted = settings.calibration_data is None and needs_calibration(targets)
         self.reset()

@@ -15,11 +15,16 @@ from lightning_robust.callbacks.deployment_parity.pass_settings import PassSetti
 from lightning_robust.callbacks.deployment_parity.record import Numbers, ParityRecord, chosen_numbers
 from lightning_robust.callbacks.deployment_parity.report import charts
 from lightning_robust.callbacks.deployment_parity.tags import STATUS
-from lightning_robust.callbacks.deployment_parity.tolerance import Action, hold_tolerances
+from lightning_robust.callbacks.deployment_parity.tolerance import (
+    Action,
+    hold_tolerances,
+    missing_targets,
+    require_targets,
+)
 from lightning_robust.callbacks.diagnostics import Report, show
 from lightning_robust.checks import check_positive
 from lightning_robust.deployment.budget_keys import read_parity_limits
-from lightning_robust.deployment.engines import available, runtime
+from lightning_robust.deployment.engines import available
 from lightning_robust.deployment.engines.execution import STATUS_CODES
 from lightning_robust.deployment.parity.background import LateResults
 from lightning_robust.deployment.parity.result import ParityReport
@@ -116,19 +121,17 @@ class DeploymentParityCallback(CalibratedDiagnostic):
     ) -> None:
         super().__init__(on_failure)
         check_positive(every_n_epochs=every_n_epochs, num_samples=num_samples, pass_samples=pass_samples)
-        check_positive(time_limit=time_limit)
-        for name in targets if isinstance(targets, list) else ():
-            runtime(name.split("/")[0])
+        check_positive(time_limit=time_limit, keep_tolerance=1.0 if keep_tolerance is None else keep_tolerance)
         self.targets, self.every_n_epochs, self.num_samples = targets, every_n_epochs, num_samples
         self.pass_samples, self.time_limit = pass_samples, time_limit
         self.perturbations, self.mean, self.std = perturbations, mean, std
         self.input_key, self.decode, self.tolerance = input_key, decode, tolerance
         self.on_violation, self.localise, self.keep_tolerance = on_violation, localise, keep_tolerance
         self.engines = PassSettings(**engines, time_limit=time_limit)
-        available([], self.engines)  # refuses a file for a target that takes none
+        self._limits = dict(read_parity_limits(tolerance)[0]) if tolerance else None
+        require_targets(targets, self._limits, on_violation, [made.name for made in available([], self.engines)])
         entries = catalogue.perturbations(perturbations)
         self.calibration = CalibrationInputs(targets, self.engines, input_key)
-        self._limits = dict(read_parity_limits(tolerance)[0]) if tolerance else None
         meant = targets, entries, mean, std, decode, time_limit, self._limits
         self._meter = ParityMeter(*meant, engines=self.engines, calibration=self.calibration)
         self._counts = SampleCounts(num_samples, pass_samples, input_key, examined=localise)
@@ -148,9 +151,7 @@ class DeploymentParityCallback(CalibratedDiagnostic):
         super().setup(trainer, pl_module, stage)
         named = self.targets if isinstance(self.targets, list) else []
         add_layout(trainer, "deployment parity", charts(hasattr(pl_module, self.decode or ""), named))
-        asked = available(named, self.engines)
-        abilities = on_rank_zero(trainer, lambda: [made.can_build(self.engines) for made in asked], "It")
-        self._told = {made.name: able.reason for made, able in zip(asked, abilities, strict=True) if not able}
+        self._told = missing_targets(trainer, self.guard, available(named, self.engines), self.engines)
         for name, reason in self._told.items():
             error = TargetError(f"{name} cannot be measured here: {reason}")
             self.guard.fail(trainer, error, f"{name} will have no numbers")
@@ -191,9 +192,9 @@ class DeploymentParityCallback(CalibratedDiagnostic):
             self._record.carry(trainer)
             pl_module.log(STATUS, float(STATUS_CODES["failed"]), add_dataloader_idx=False)
             return
-        report = self._record.shown(chosen_numbers(trainer, numbers, self.engines.log, self._limits))
-        log = functools.partial(show, trainer, report, pl_module)
-        self.guard.attempt(trainer, log, "a figure or a table could not be logged", once=True)
+        show(trainer, chosen_numbers(trainer, numbers, self.engines.log, self._limits), pl_module)
+        lost = "a figure or a table could not be logged"
+        self.guard.attempt(trainer, lambda: show(trainer, self._record.shown(Report())), lost, once=True)
         self._take(trainer, numbers)
 
     def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, tag: str) -> dict[str, float]:
@@ -280,7 +281,7 @@ class DeploymentParityCallback(CalibratedDiagnostic):
             self.guard.warn(note, key=note.split(":")[0])
         for name, reason in numbers.lost(self._told if isinstance(self.targets, list) else numbers.absent).items():
             self.guard.fail(trainer, TargetError(f"{name} failed: {reason}"), f"{name} has no numbers", once=True)
-        hold_tolerances(trainer, numbers.scalars, self._limits, self.on_violation)
+        hold_tolerances(trainer, numbers.scalars, self._limits, self.on_violation, self.guard)
 
     def _close(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         limits = self._limits, self.keep_tolerance

@@ -27,18 +27,22 @@ from lightning_robust.deployment.parity.scale import Task
 from lightning_robust.deployment.parity.storage import examine_head
 from lightning_robust.deployment.pixels.catalogue import Perturbation
 from lightning_robust.deployment.pixels.perturb import KeptPixels
+from lightning_robust.functional.pixels import PixelSpace
 from lightning_robust.functional.weights import state_on_cpu
 from lightning_robust.harness.batches import validation_batches
 from lightning_robust.harness.digest import digest as digest
 from lightning_robust.harness.logging import log_step
 from lightning_robust.harness.normalisation import pixel_space
 from lightning_robust.harness.quiet import isolated_rng
+from lightning_robust.harness.ranks import Postponed
 from lightning_robust.harness.samples import FirstInputs
 from lightning_robust.harness.trainers import is_fast_dev_run
 
 
 class Snapshot:
     """The weights of one validation, copied at its first batch, and the first inputs that it feeds.
+
+    What fails while validation goes on is raised when the copies are asked for, under the guard of the pass.
 
     Args:
         samples: How many inputs, at most.
@@ -48,12 +52,29 @@ class Snapshot:
 
     def __init__(self, samples: int, input_key: int | str | list[int | str] | None, at_least: int) -> None:
         self.inputs = FirstInputs(samples, input_key, at_least)
-        self.weights: dict[str, Tensor] | None = None
+        self._weights: dict[str, Tensor] | None = None
+        self._copies = Postponed()
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The copied weights.
+
+        Raises:
+            ValueError: If no batch was seen.
+            Exception: What went wrong when they were copied.
+        """
+        self._copies.check()
+        if self._weights is None:
+            raise ValueError("no validation batch was seen")
+        return self._weights
 
     def add(self, pl_module: pl.LightningModule, batch: Any) -> None:
         """Copy what is still missing: averaged weights are swapped back before the validation ends."""
-        if self.weights is None:
-            self.weights = state_on_cpu(pl_module)
+        self._copies.attempt(lambda: self._add(pl_module, batch))
+
+    def _add(self, pl_module: pl.LightningModule, batch: Any) -> None:
+        if self._weights is None:
+            self._weights = state_on_cpu(pl_module)
         self.inputs.add(pl_module, batch, whole=callable(getattr(pl_module, KNOWN, None)))
 
     def fill(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -135,6 +156,7 @@ class ParityMeter:
     ) -> None:
         self._targets, self._perturbations = targets, perturbations
         self._mean, self._std, self._decode = mean, std, decode
+        PixelSpace(0.0 if mean is None else mean, 1.0 if std is None else std)  # refuses what is no normalisation
         self._tolerance, self._time_limit, self._engines = tolerance, time_limit, engines
         self.background, self._calibration = BackgroundParity(time_limit), calibration
         self._graphs, self._pictures = GraphKeeper(), KeptPixels()
@@ -157,7 +179,7 @@ class ParityMeter:
             if trainer.state.fn == "fit":
                 weights = MeasuredWeights(trainer.current_epoch, trainer.global_step)
             else:
-                weights = MeasuredWeights(None, None, str(trainer.ckpt_path or ""), digest(snapshot.weights or {}))
+                weights = MeasuredWeights(None, None, str(trainer.ckpt_path or ""), digest(snapshot.weights))
             report = replace(report, weights=weights, about=about_run(trainer, pl_module))
             return Examined(subject, task, report, snapshot.inputs)
 
@@ -220,10 +242,8 @@ class ParityMeter:
         return ParityPass(subject, task, self._time_limit, perturbed, self._tolerance, timed=timed)
 
     def _subject(
-        self, pl_module: pl.LightningModule, weights: Mapping[str, Tensor] | None, inputs: FirstInputs, samples: int
+        self, pl_module: pl.LightningModule, weights: Mapping[str, Tensor], inputs: FirstInputs, samples: int
     ) -> tuple[Subject, Task]:
-        if weights is None:
-            raise ValueError("no validation batch was seen")
         module = frozen_copy(pl_module, weights)
         example = to_args(inputs.spread(samples), torch.float32)
         settings = replace(self._engines, device=self._engines.device or str(pl_module.device))

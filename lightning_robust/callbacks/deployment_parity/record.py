@@ -26,7 +26,7 @@ from lightning_robust.deployment.report.page import write_report
 from lightning_robust.deployment.report.tables import summary
 from lightning_robust.harness.closing import note_step, note_text, note_warning
 from lightning_robust.harness.folders import own_folder
-from lightning_robust.harness.logging import log_files
+from lightning_robust.harness.logging import log_files, require_room
 from lightning_robust.harness.ranks import Guard
 from lightning_robust.harness.trainers import is_fast_dev_run
 from lightning_robust.tables import number
@@ -133,7 +133,8 @@ class ParityRecord:
         if page is not None:
             send = functools.partial(log_files, trainer, page.parent)
             guard.attempt(trainer, send, "a logger did not take the report")
-        self._announce(trainer, pl_module, page)
+        announce = functools.partial(self._announce, trainer, pl_module, page)
+        guard.attempt(trainer, announce, "the report could not be printed")
 
     def state_dict(self) -> dict[str, Any]:
         """The history of the figure and the last numbers."""
@@ -186,7 +187,9 @@ class ParityRecord:
             note_warning(sentence)
         if is_fast_dev_run(trainer):
             return None
-        return write_report(self.report, own_folder(trainer, "parity"), history=self.history, tolerance=tolerance)
+        folder = own_folder(trainer, "parity")
+        require_room(folder)
+        return write_report(self.report, folder, history=self.history, tolerance=tolerance)
 
     def _announce(self, trainer: pl.Trainer, pl_module: pl.LightningModule, page: Path | None) -> None:
         """Print the last pass, and where to read more."""

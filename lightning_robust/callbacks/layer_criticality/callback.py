@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -13,7 +14,13 @@ from lightning_robust.callbacks.attacked_batches import AttackInputs
 from lightning_robust.callbacks.averaging.callback import SWACallback
 from lightning_robust.callbacks.candidates import judged_by, require_last, save_chosen
 from lightning_robust.callbacks.conditions import ATTACK, CLEAN, Condition
-from lightning_robust.callbacks.diagnostics import DiagnosticCallback, NamedConditions, check_at_least, show
+from lightning_robust.callbacks.diagnostics import (
+    DiagnosticCallback,
+    NamedConditions,
+    Report,
+    check_at_least,
+    show,
+)
 from lightning_robust.callbacks.layer_criticality.measure import CriticalityMap, CriticalityMapper
 from lightning_robust.callbacks.layer_criticality.readings import Criterion
 from lightning_robust.callbacks.layer_criticality.report import criticality_json, criticality_report, rewind_report
@@ -26,6 +33,7 @@ from lightning_robust.harness.folders import output_folder
 from lightning_robust.harness.inputs import as_keys
 from lightning_robust.harness.load_hook import EditWeights, StartKeeper
 from lightning_robust.harness.logging import log_files
+from lightning_robust.harness.ranks import Postponed
 from lightning_robust.harness.trainers import NoEffectWarning, is_fast_dev_run
 from lightning_robust.layers import find_layers
 
@@ -135,7 +143,7 @@ class LayerCriticalityCallback(DiagnosticCallback, StartKeeper):
         self.mean, self.std, self.dirpath = mean, std, dirpath
         keys = as_keys(input_key)
         self._conditions = NamedConditions(under, AttackInputs(keys, mean, std, "pictures"), eps)
-        self._trajectory = Trajectory(checkpoints)
+        self._trajectory, self._kept = Trajectory(checkpoints), Postponed()
         self.maps: list[CriticalityMap] = []
         self.rewound: Rewound | None = None
         self.path = ""
@@ -150,6 +158,7 @@ class LayerCriticalityCallback(DiagnosticCallback, StartKeeper):
         if self.rewind is not False:
             require_last(trainer, self, SWACallback | GreedySoupCallback | WiSEFTCallback)
         self._trajectory, self.maps, self.rewound, self.path = Trajectory(self.checkpoints), [], None, ""
+        self._kept = Postponed()
 
     @override
     def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -162,7 +171,7 @@ class LayerCriticalityCallback(DiagnosticCallback, StartKeeper):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Keep the weights, if it is time."""
-        self._trajectory.visit(trainer, pl_module, batch_idx)
+        self._kept.attempt(functools.partial(self._trajectory.visit, trainer, pl_module, batch_idx))
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -202,6 +211,7 @@ class LayerCriticalityCallback(DiagnosticCallback, StartKeeper):
         Raises:
             ValueError: If there is no held-out loader, or it does not log the metric.
         """
+        self._kept.check()
         span = None if self.value_range is None else (self.value_range[0], self.value_range[1])
         criterion = Criterion(*judged_by(trainer, self.monitor, self.mode), self.threshold, span)
         layers, states = find_layers(pl_module, self.layers), self._trajectory.states
@@ -213,8 +223,7 @@ class LayerCriticalityCallback(DiagnosticCallback, StartKeeper):
             measure = functools.partial(mapper.measure, condition)
             result = self.guard.attempt(trainer, measure, f"nothing was measured under {condition.name}")
             self.maps += [] if result is None else [result]
-        self._write(trainer)
-        show(trainer, criticality_report(self.maps), step=(_FOLDER, pl_module))
+        self._publish(trainer, pl_module, lambda: criticality_report(self.maps))
         if len(self.maps[0].named("unchanged")) == len(layers):
             self.guard.warn("training changed no layer, so there is nothing to put back.", NoEffectWarning)
         if self.rewind is not False:
@@ -247,10 +256,19 @@ class LayerCriticalityCallback(DiagnosticCallback, StartKeeper):
         if self.rewound.kept:
             note_weights(trainer, f"rewound weights ({', '.join(self.rewound.layers)} as at the start)")
             path = output_folder(trainer, self.dirpath, _FOLDER, _FILE) / "rewound.ckpt"
-            save_chosen(trainer, path, monitor=monitor, score=self.rewound.after[CLEAN.name])
-            self.path = str(path)
-        show(trainer, rewind_report(self.rewound, monitor), step=(_FOLDER, pl_module))
-        self._write(trainer)
+            after = self.rewound.after[CLEAN.name]
+            save = functools.partial(save_chosen, trainer, path, monitor=monitor, score=after)
+            self.path = self.guard.attempt(trainer, save, "the module holds the rewound layers, but no file does", "")
+        self._publish(trainer, pl_module, functools.partial(rewind_report, self.rewound, monitor))
+
+    def _publish(self, trainer: pl.Trainer, pl_module: pl.LightningModule, report: Callable[[], Report]) -> None:
+        """Write and log what was measured; what fails there takes nothing from the weights."""
+        self.guard.attempt(trainer, lambda: self._write(trainer), "criticality.json is not written", once=True)
+        log = functools.partial(self._show, trainer, pl_module, report)
+        self.guard.attempt(trainer, log, "not all is shown", once=True)
+
+    def _show(self, trainer: pl.Trainer, pl_module: pl.LightningModule, report: Callable[[], Report]) -> None:
+        show(trainer, report(), step=(_FOLDER, pl_module))
 
     def _write(self, trainer: pl.Trainer) -> None:
         folder = output_folder(trainer, self.dirpath, _FOLDER, _FILE)

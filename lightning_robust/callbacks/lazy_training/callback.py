@@ -116,7 +116,7 @@ class LazyTrainingCallback(InputDiagnostic):
     ) -> None:
         super().__init__(on_failure)
         chosen = [0.5, 1.0, 2.0] if betas is None else betas
-        if not chosen or min(chosen) <= 0:
+        if not chosen or not all(beta > 0 for beta in chosen):
             raise ValueError(f"Expected `betas` above 0, at least one, but got {betas}.")
         check_at_least(1, num_samples=num_samples, every_n_epochs=every_n_epochs)
         check_at_least(0, kernel_samples=kernel_samples)
@@ -191,7 +191,8 @@ class LazyTrainingCallback(InputDiagnostic):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure the last weights, unless that has happened; report."""
         if not self.history or self.history[-1].step != trainer.global_step:
-            show(trainer, Report(self._measure(trainer, pl_module).tags()))
+            measurement = self._measure(trainer, pl_module)
+            self.guard.attempt(trainer, lambda: show(trainer, Report(measurement.tags())), "not all is shown")
         if not self.history:
             self.guard.warn("it measured nothing. Its other warnings say why.", NoEffectWarning)
             return

@@ -113,6 +113,10 @@ class RobustValidationCallback(pl.Callback):
         self._radii = sorted(
             parse_fraction(value, f"{self.prefix}eps") for value in (eps if isinstance(eps, list) else [eps])
         )
+        if not self._radii:
+            raise ValueError(f"Expected at least one radius in `{self.prefix}eps`, but got none.")
+        if batches is not None and batches < 1:
+            raise ValueError(f"Expected `{self.prefix}batches` of at least 1, or None for all, but got {batches}.")
         self._inputs = AttackInputs(keys, mean, std, bounds)
         self._guard = Guard(self.owner)
         self._before: ModuleMemory | None = None
@@ -136,7 +140,7 @@ class RobustValidationCallback(pl.Callback):
     @override
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note what the module remembers before the clean batches come."""
-        self._before = ModuleMemory(pl_module) if self._radii and not trainer.sanity_checking else None
+        self._before = None if trainer.sanity_checking else ModuleMemory(pl_module)
 
     @override
     def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -148,7 +152,7 @@ class RobustValidationCallback(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Refuse batches without an input to perturb, at the sanity check already."""
-        if batch_idx == 0 and self._radii:
+        if batch_idx == 0:
             self._inputs.in_batch(pl_module, batch)
 
     @override
@@ -200,7 +204,7 @@ class RobustValidationCallback(pl.Callback):
 
     def _validate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         before, self._before = self._before, None
-        if trainer.sanity_checking or not self._radii:
+        if trainer.sanity_checking:
             return
         solved = self.target_key if self.drop_solved else None
         evaluation = AttackedEvaluation(

@@ -66,11 +66,11 @@ def execute(made: Runtime, subject: Subject, window: slice = slice(None), *, tim
         >>> execute(runtime("torch-bf16"), subject).outputs[0].dtype
         torch.bfloat16
     """
-    able = made.can_build(subject.settings)
-    if not able:
-        return Execution("unavailable", note=able.reason)
     start = time.monotonic()
     try:
+        able = made.can_build(subject.settings)
+        if not able:
+            return Execution("unavailable", note=able.reason)
         built = made.build(subject)
         run = built.run
         outputs = [] if run is None else run_in_batches(run, subject.rows(window))

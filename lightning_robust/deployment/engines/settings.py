@@ -111,6 +111,12 @@ class BuildSettings:
         if isinstance(self.command, str) or not all(self.command):
             words = 'a list of words, such as ["ssh", "orin", "python3"]'
             raise ValueError(f"Expected argument `command` to be {words}, but got {self.command!r}")
+        if self.deployed is not None and not self.deployed:
+            raise ValueError(f"Expected a file in `deployed`, or None where there is none, but got {self.deployed!r}.")
+        if self.calibration_data is not None and not Path(self.calibration_data).is_file():
+            raise ValueError(
+                f"Expected `calibration_data` to be an .npz file, but there is no {self.calibration_data}."
+            )
         workspace = 1.0 if self.workspace is None else self.workspace
         check_positive(batch=self.batch, workspace=workspace, calibration_samples=self.calibration_samples)
         check_positive(time_limit=self.time_limit)

@@ -94,7 +94,7 @@ class _Job:
     def start(self) -> None:
         self._start = time.monotonic()
         self.thread = threading.Thread(target=self._work, name="engine builds", daemon=True)
-        self.thread.start()
+        self.thread.start()  # RuntimeError where the system gives no further thread
 
     def is_late(self) -> bool:
         return self.cancelled.is_set() or time.monotonic() - self._start > self.time_limit
@@ -113,6 +113,10 @@ class _Job:
         return LateResults(targets, tuple(links), on_targets, unit, tuple(self.notes), basis)
 
     def _work(self) -> None:
+        with self._noting("The engines in the background"):
+            self._execute_all()
+
+    def _execute_all(self) -> None:
         CANCELLED.set(self.cancelled)
         for runtime in self.runtimes:
             if self.is_late():
@@ -126,20 +130,20 @@ class _Job:
     def _run_perturbed(self, name: str, execution: Execution) -> None:
         if self.parity.perturbed is None or execution.run is None:
             return
-        with self._noting(name):
+        with self._noting(f"{name} on perturbed inputs"):
             self.perturbed[name] = self.parity.perturbed.run(execution.run, self.is_late)
 
     def _target_sensitivity(self, name: str) -> dict[str, Measured]:
-        with self._noting(name):
+        with self._noting(f"{name} on perturbed inputs"):
             return self.parity.target_sensitivity(self.perturbed[name])
         return {}
 
     @contextlib.contextmanager
-    def _noting(self, name: str) -> Iterator[None]:
+    def _noting(self, what: str) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            self.notes.append(f"{name} on perturbed inputs failed: {one_line(error)}")
+            self.notes.append(f"{what} failed: {one_line(error)}")
 
     def _result(self, runtime: Runtime, basis: dict[str, Basis]) -> TargetResult:
         if runtime.name not in self.executions:
@@ -193,9 +197,8 @@ class BackgroundParity:
         fast = [runtime for runtime in runtimes if runtime not in slow]
         report = parity.report(fast, perturbations, pixels, perturb)
         late = self.collect()
-        if slow and self._job is None:
-            self._start(_Job(parity.subject, slow, parity, report, step, epoch, self._limit))
-        report = self._add_waiting(report, slow)
+        waiting = self._start(_Job(parity.subject, slow, parity, report, step, epoch, self._limit))
+        report = replace(report, targets=report.targets | {runtime.name: waiting for runtime in slow})
         report = report if late is None else late.merged_into(report)
         return replace(report, targets={runtime.name: report.targets[runtime.name] for runtime in runtimes})
 
@@ -222,17 +225,23 @@ class BackgroundParity:
             job.cancelled.set()
             job.thread.join()
 
-    def _start(self, job: _Job) -> None:
+    def _start(self, job: _Job) -> TargetResult:
+        """Start a thread, unless one is at work or there is nothing to do; what runtimes are until numbers come."""
+        if self._job is not None or not job.runtimes:
+            return _still_building(self._job or job)
         # what changes state of the whole process (exporter, cached look-ups) is done before there are two threads
         with contextlib.suppress(Exception):  # the subject keeps the error, and each runtime fails with it
             _ = job.subject.exported
-        for runtime in job.runtimes:
-            runtime.can_run(job.subject.settings)
+        with contextlib.suppress(Exception):  # a runtime that cannot be asked fails when it is run
+            for runtime in job.runtimes:
+                runtime.can_run(job.subject.settings)
+        try:
+            job.start()
+        except RuntimeError as error:
+            return TargetResult("failed", note=f"no thread could be started: {one_line(error)}")
         self._job = job
-        job.start()
+        return _still_building(job)
 
-    def _add_waiting(self, report: ParityReport, slow: Sequence[Runtime]) -> ParityReport:
-        if self._job is None:
-            return report
-        waiting = TargetResult("skipped", note=f"still building since step {self._job.step}")
-        return replace(report, targets=report.targets | {runtime.name: waiting for runtime in slow})
+
+def _still_building(job: _Job) -> TargetResult:
+    return TargetResult("skipped", note=f"still building since step {job.step}")

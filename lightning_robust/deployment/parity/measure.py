@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from lightning_robust.checks import check_positive
 from lightning_robust.complaints import one_line
 from lightning_robust.deployment.engines import Runtime, Subject
 from lightning_robust.deployment.engines.base import HALF, Runner
@@ -22,6 +23,7 @@ from lightning_robust.deployment.parity.result import ParityReport, TargetResult
 from lightning_robust.deployment.parity.samples import Outputs
 from lightning_robust.deployment.parity.scale import Decode, Known, Moved, Task
 from lightning_robust.deployment.parity.storage import storage_metrics
+from lightning_robust.deployment.parity.verdict import check_tolerances
 from lightning_robust.deployment.pixels.catalogue import Perturbation
 from lightning_robust.deployment.pixels.perturb import perturb as perturb_images
 from lightning_robust.functional.pixels import PixelSpace
@@ -64,7 +66,7 @@ def measure_parity(
         timed: Measure how long an inference takes, on the engines that are executed: half a second for each and more.
 
     Raises:
-        ValueError: If there are no samples.
+        ValueError: If there are no samples, no runtimes or no time, or for a tolerance that is no number from 0.
 
     Example:
         >>> import torch
@@ -74,6 +76,10 @@ def measure_parity(
         >>> report.targets["torch-fp32"].metrics["max_abs"] < 1e-6
         True
     """
+    if not runtimes:
+        raise ValueError("Expected at least one runtime to compare with PyTorch, but got none. Name a target.")
+    check_positive(time_limit=time_limit)
+    check_tolerances(tolerance)
     measured = ParityPass(subject, Task(decode, known, moved), time_limit, perturb_targets, tolerance, timed=timed)
     return measured.report(runtimes, perturbations, pixels)
 

@@ -121,6 +121,31 @@ def what_if_sentences(report: ParityReport) -> tuple[str, ...]:
     return (*lines, _FINGERPRINT) if lines else ()
 
 
+def check_tolerances(tolerance: Mapping[str, float] | None) -> None:
+    """Refuse limits that no distance can be held against.
+
+    Raises:
+        ValueError: For one that is no number from 0; the message names it.
+
+    Example:
+        >>> check_tolerances({"emulated-fp16": 0.01, "emulated-fp16/max_abs": 0})
+    """
+    for name, limit in (tolerance or {}).items():
+        if isinstance(limit, bool) or not isinstance(limit, int | float) or not limit >= 0:
+            raise ValueError(f"Expected the tolerance of {name!r} to be a number from 0, but got {limit!r}.")
+
+
+def without_metric(scalars: Mapping[str, float], tolerance: Mapping[str, float] | None) -> list[str]:
+    """The tags of tolerances that hold nothing: their target was measured and has no such metric.
+
+    Example:
+        >>> without_metric({"parity/torch-bf16/rel_l2": 0.1}, {"torch-bf16": 1, "torch-bf16/lateral_p99": 1})
+        ['parity/torch-bf16/lateral_p99']
+    """
+    measured = {tag.rpartition("/")[0] for tag in scalars if tag.endswith("/rel_l2")}
+    return [tag for tag in limits_by_tag(tolerance or {}) if tag not in scalars and tag.rpartition("/")[0] in measured]
+
+
 def violations(scalars: Mapping[str, float], tolerance: Mapping[str, float] | None = None) -> list[Violation]:
     """The numbers beyond their tolerance, NaN included; those with a sign (``bias``) by their size.
 

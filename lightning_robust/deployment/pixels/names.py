@@ -30,12 +30,14 @@ def check_perturbation_names(names: Names) -> None:
     """Refuse a name that is neither a perturbation's nor a family's.
 
     Raises:
-        ValueError: For an unknown name; the message names the nearest.
+        ValueError: For an unknown name, of which the message names the nearest, or none at all.
 
     Example:
         >>> check_perturbation_names("typical")
         >>> check_perturbation_names(["bgr", "gamma"])
     """
+    if not names:
+        raise ValueError(f"Expected perturbations, or 'none' to say so, but got {names!r}.")
     if names not in ("typical", "all", "none"):
         known = [*(name for family in FAMILIES.values() for name in family), *FAMILIES]
         check_known(

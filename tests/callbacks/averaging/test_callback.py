@@ -1,17 +1,13 @@
 """SWACallback against closed forms and against what the existing callbacks get wrong (L1-L8, W1-W12 in the names)."""
 
-import copy
 import functools
 import math
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import (
     EarlyStopping,
-    EMAWeightAveraging,
-    LearningRateMonitor,
     ModelCheckpoint,
     OnExceptionCheckpoint,
 )
@@ -19,9 +15,9 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_robust import AdversarialCallback, NoEffectWarning, RotationSSLMixin, SWACallback, load_averaged
+from lightning_robust import NoEffectWarning, RotationSSLMixin, SWACallback, load_averaged
 
-from ...boring import Boring, OnlyInSteps, Pictures, make_trainer
+from ...boring import Boring, Pictures, make_trainer
 
 STEPS = 4  # optimizer steps in an epoch of Boring
 
@@ -733,155 +729,13 @@ def test_swalp_leaves_the_heads_whatever_their_place_in_the_module(tmp_path, mak
     assert sorted(swa.state_dict()["exempt"]) == sorted(heads)
 
 
-@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch")
-def test_swalp_resumes_after_its_first_step(tmp_path):
-    def module():
-        pl.seed_everything(1)
-        return HeadFirst()
-
-    class SavesFirst(pl.Callback):
-        def on_train_batch_end(self, trainer, *_):
-            if trainer.global_step == 1:
-                trainer.save_checkpoint(tmp_path / "first.ckpt")
-
-    def of_run():
-        return SWACallback(start=0, word_length=8, bn_refresh=False)
-
-    whole = train(tmp_path, of_run(), SavesFirst(), module=module(), max_epochs=2)[1]
-    torch.manual_seed(77)
-    resumed = train(tmp_path, of_run(), module=module(), max_epochs=2, ckpt_path=tmp_path / "first.ckpt")[1]
-    assert_same(resumed.state_dict(), whole.state_dict())
-
-
-def test_swalps_seed_is_that_of_the_fit(tmp_path):
-    """Made before the seed is set, and in a second fit of the same callback."""
-    torch.manual_seed(5)
-    swa = SWACallback(start=0, word_length=8, bn_refresh=False)
-    trained = []
-    for _ in range(2):
-        pl.seed_everything(1)
-        module = HeadFirst()
-        make_trainer(tmp_path, [swa], max_epochs=1).fit(module)
-        trained.append(module.state_dict())
-        assert swa.state_dict()["seed"] == 1
-    assert_same(*trained)
-
-
-class Grows(Boring):
-    """A saved buffer, such as a cache, that every forward pass makes anew in another shape."""
-
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("cache", torch.zeros(1))
-        self.passes = 0
-
-    def forward(self, images):
-        self.passes += 1
-        self.cache = torch.full((1 + self.passes % 3,), float(self.passes))
-        return super().forward(images)
-
-
-@pytest.mark.parametrize("kind", [{"kind": "ema", "half_life": 3}, {"kind": "lawa", "window": 3}, {"kind": "uniform"}])
-def test_a_buffer_that_changes_its_shape_is_copied(tmp_path, kind):
-    averaged = []
-    for make in (Grows, Boring):
-        swa = SWACallback(start=0, every=1, **kind)
-        _, module, _ = train(tmp_path, swa, module=make(), max_epochs=2)
-        averaged.append(module.state_dict())
-    with_buffer, plain = averaged
-    assert with_buffer.pop("cache").ndim == 1
-    assert with_buffer.keys() == plain.keys()
-
-
-def test_a_deep_copy_inside_a_fit_trains_itself(tmp_path):
-    """And not the module that adversarial training and averaging act on."""
-    found = []
-
-    class Copies(pl.Callback):
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            twin = copy.deepcopy(pl_module)
-            twin.trainer, pl_module.net[5].weight.grad = None, None
-            twin.log = lambda *_, **__: None
-            twin.training_step(batch, batch_idx).backward()
-            assert "on_save_checkpoint" not in vars(twin) or twin.on_save_checkpoint.__self__ is twin
-            found.append((twin.net[5].weight.grad is not None, pl_module.net[5].weight.grad is None))
-
-    pgd = AdversarialCallback("pgd", eps=0.1, steps=1, val_eps=[])
-    train(tmp_path, pgd, SWACallback(start=0), Copies(), max_epochs=1)
-    assert found == [(True, True)] * STEPS
-
-
-def test_no_batchnorm_is_said(tmp_path):
-    class Plain(Boring):
-        def __init__(self):
-            super().__init__()
-            self.net[1] = nn.Identity()
-
-    with pytest.warns(NoEffectWarning, match="has no BatchNorm"):
-        train(tmp_path, SWACallback(start=0), module=Plain())
-    train(tmp_path, SWACallback(start=0, bn_refresh=False), module=Plain())
-
-
-def test_a_refresh_that_fails_costs_a_warning_not_the_training(tmp_path):
-    with pytest.warns(UserWarning, match=r"could not be refreshed.*RuntimeError: a forward pass outside"):
-        trainer, module, snapshots = train(tmp_path, SWACallback(start=4), module=OnlyInSteps())
-    assert trainer.global_step == 24
-    expected = mean([snapshots.after[19], snapshots.after[23]])
-    torch.testing.assert_close(module.net[1].running_var, expected["net.1.running_var"])
-
-
-def test_rejects_modules_of_integers(tmp_path):
-    class Integers(Boring):
-        def __init__(self):
-            super().__init__()
-            self.net = nn.Identity()
-            self.register_buffer("counts", torch.zeros(3, dtype=torch.long))
-
-        def _loss(self, batch):
-            return batch[0].mean().requires_grad_()
-
-        def configure_optimizers(self):
-            return torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1)
-
-    with pytest.raises(ValueError, match="nothing to average"):
-        train(tmp_path, SWACallback(start=0), module=Integers())
-
-
-def test_rejects_a_second_callback_that_exchanges_weights(tmp_path):
-    with pytest.raises(MisconfigurationException, match=r"also="):
-        train(tmp_path, SWACallback(), EMAWeightAveraging())
-    with pytest.raises(RuntimeError, match="more than one stateful callback of type `SWACallback`"):
-        train(tmp_path, SWACallback(), SWACallback())
-
-
-def test_rejects_a_fraction_of_a_run_without_an_end(tmp_path):
-    with pytest.raises(MisconfigurationException, match="500 steps"):
-        train(tmp_path, SWACallback(start=0.5), max_epochs=-1)
-
-
-@pytest.mark.parametrize(
-    ("settings", "complaint"),
-    [
-        ({"start": 1.5}, "whole number of epochs"),
-        ({"start": -1}, "below 1"),
-        ({"every": 0}, "`every`"),
-        ({"kind": "ema"}, "half_life"),
-        ({"kind": "ema", "half_life": "3 weeks"}, "2 epochs"),
-        ({"kind": "lawa"}, "window"),
-        ({"lr": [0.1]}, "high, low"),
-        ({"word_length": 1}, "word_length"),
-        ({"also": {"raw": {}}}, "taken"),
-        ({"also": {"x": {"decay": 0.9}}}, "decay"),
-    ],
-)
-def test_rejects_bad_settings(settings, complaint):
-    with pytest.raises(ValueError, match=complaint):
-        SWACallback(**settings)
-
-
-def test_the_learning_rate_monitor_sees_the_rate_in_use(tmp_path):
-    monitor = LearningRateMonitor("step")
-    trainer, _, _ = train(
-        tmp_path, SWACallback(start=4, lr=0.01), monitor, logger=CSVLogger(tmp_path), log_every_n_steps=1
-    )
-    assert trainer.callback_metrics["lr-SGD"] == pytest.approx(0.01)
+def test_a_run_with_nothing_left_to_train_holds_the_average(tmp_path):
+    """Lightning may save a last time when training ends; who resumes from that gets what the fit returned."""
+    average = {"start": 0, "kind": "ema", "half_life": 3}
+    trainer, module, _ = train(tmp_path, SWACallback(**average), max_epochs=2)
+    trainer.save_checkpoint(tmp_path / "end.ckpt")
+    raw = torch.load(tmp_path / "end.ckpt", weights_only=True)["raw_state_dict"]
+    _, resumed, _ = train(tmp_path, SWACallback(**average), max_epochs=2, ckpt_path=tmp_path / "end.ckpt")
+    assert any(not torch.equal(raw[name], tensor) for name, tensor in module.state_dict().items())
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], tensor), name

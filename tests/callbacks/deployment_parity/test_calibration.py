@@ -97,7 +97,7 @@ def test_inputs_of_another_shape_are_none(tmp_path):
         (["emulated-int8"], {}, True),
         ("auto", {}, False),  # which leaves int8 to who asks for it
         (["tensorrt-fp16", "onnxruntime-int8"], {}, True),
-        (["onnxruntime-int8"], {"calibration_data": "calibration.npz"}, False),
+        (["onnxruntime-int8"], {"calibration_data": __file__}, False),
     ],
 )
 def test_nothing_is_gathered_that_nobody_needs(tmp_path, names, settings, wanted):

@@ -435,6 +435,7 @@ def test_read_only_disk(tmp_path, monkeypatch):
     assert trainer.callback_metrics["parity/tensorrt_rtx-fp16/status"] == 4
 
 
+@pytest.mark.filterwarnings("ignore:CSVLogger could not store")
 def test_full_disk_where_the_figure_goes(tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 

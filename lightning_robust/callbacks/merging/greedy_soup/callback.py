@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 from typing import Any, Literal
@@ -125,8 +126,8 @@ class GreedySoupCallback(MixingCallback):
             raise ValueError(f"Expected `recipe` to be greedy, uniform, learned or stock, but got {recipe!r}.")
         if top_k < 1:
             raise ValueError(f"Expected `top_k` to be at least 1, but got {top_k}.")
-        if isinstance(ingredients, list) and not ingredients:
-            raise ValueError("Expected at least one path or glob in `ingredients`, but the list is empty.")
+        if ingredients is not None and not ingredients:
+            raise ValueError(f"Expected at least one path or glob in `ingredients`, but got {ingredients!r}.")
         self.recipe, self.ingredients, self.top_k = recipe, ingredients, top_k
         self.monitor, self.mode = monitor, mode
         self.strict, self.drop, self.best_possible = strict, drop, best_possible
@@ -174,7 +175,8 @@ class GreedySoupCallback(MixingCallback):
         score = float(trainer.callback_metrics[monitor])
         if math.isfinite(score):
             folder = output_folder(trainer, self.dirpath, "soup")
-            self._epochs.offer(trainer, folder, score if mode == "max" else -score)
+            offer = functools.partial(self._epochs.offer, trainer, folder, score if mode == "max" else -score)
+            self._guard.attempt(trainer, offer, "an epoch's weights are not kept", once=True)
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -232,9 +234,11 @@ class GreedySoupCallback(MixingCallback):
             soup_words = f"the soup of {count} ingredient{'s' * (count > 1)}"
             note_weights(trainer, soup_words if held.state is soup.state else f"the ingredient {held.name}")
         folder = output_folder(trainer, self.dirpath, "soup")
-        self.path = str(folder / "soup.ckpt")
-        save_chosen(trainer, Path(self.path), monitor=monitor, score=held.score)
-        report_soup(soup, pantry, barriers, candidates, folder, self.recipe, held)
+        path = folder / "soup.ckpt"
+        save = functools.partial(save_chosen, trainer, path, monitor=monitor, score=held.score)
+        self.path = self._guard.attempt(trainer, save, "the module holds the soup, but no file does", "")
+        report = functools.partial(report_soup, soup, pantry, barriers, candidates, folder, self.recipe, held)
+        self._guard.attempt(trainer, report, "the module holds the soup, but not all of it is shown")
         return soup
 
     def _judged_by(self, trainer: pl.Trainer) -> tuple[str, Literal["max", "min"]]:

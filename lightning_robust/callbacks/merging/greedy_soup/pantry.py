@@ -68,9 +68,16 @@ class BestEpochs:
             trainer.strategy.remove_checkpoint(worst)
 
     def ingredients(self, mode: str) -> list[NamedIngredient]:
-        """The epochs that are kept, with their scores."""
+        """The epochs that are kept, with their scores.
+
+        A run that was killed may have removed files after the checkpoint that it is resumed from, which lists them.
+        """
+        lost = [path for path in self.merits if not Path(path).is_file()]
+        if lost:
+            warn(f"GreedySoupCallback: epochs are left out, their files are gone: {lost}.")
         sign = 1 if mode == "max" else -1
-        return [NamedIngredient(Path(p).stem, Path(p), score=sign * merit) for p, merit in self.merits.items()]
+        there = {path: merit for path, merit in self.merits.items() if path not in lost}
+        return [NamedIngredient(Path(path).stem, Path(path), score=sign * merit) for path, merit in there.items()]
 
 
 def from_checkpoints(trainer: pl.Trainer, monitor: str) -> list[NamedIngredient]:

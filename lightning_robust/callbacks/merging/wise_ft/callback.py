@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -107,6 +107,8 @@ class WiSEFTCallback(MixingCallback):
             raise ValueError(f"Expected `alphas` to be a number from 1, or values in [0, 1], but got {alphas}.")
         if epsilon < 0:
             raise ValueError(f"Expected `epsilon` to be at least 0, but got {epsilon}.")
+        if isinstance(monitor, list) and not monitor:
+            raise ValueError("Expected at least one metric in `monitor`, but the list is empty.")
         self.zero_shot, self.alphas = zero_shot, alphas
         self.monitor, self.mode, self.epsilon = monitor, mode, epsilon
         self.bn_refresh, self.bn_samples, self.input_key = bn_refresh, bn_samples, input_key
@@ -202,9 +204,11 @@ class WiSEFTCallback(MixingCallback):
             note_weights(trainer, f"WiSE-FT's mixture at alpha {self.chosen:.3g}")
         folder = output_folder(trainer, self.dirpath, "wise_ft")
         if self.chosen < 1 or len(curve.names) > 1:
-            self.path = str(folder / "wise_ft.ckpt")
-            save_chosen(trainer, Path(self.path), monitor=monitor, score=None)
-        report_wise_ft(curve, self.chosen, candidates, folder, self._name_start(candidates, zero_shot))
+            save = functools.partial(save_chosen, trainer, folder / "wise_ft.ckpt", monitor=monitor, score=None)
+            self.path = self._guard.attempt(trainer, save, "the module holds the chosen weights, but no file does", "")
+        start = self._name_start(candidates, zero_shot)
+        report = functools.partial(report_wise_ft, curve, self.chosen, candidates, folder, start)
+        self._guard.attempt(trainer, report, "the weights are chosen, but not all is shown")
 
     def _name_start(self, candidates: Candidates, zero_shot: State) -> str:
         """What the weights at alpha 0 are."""

@@ -1,5 +1,6 @@
 """WiSE-FT on a module with one weight, where the curve is a closed form, and on BatchNorm and heads."""
 
+import copy
 import json
 import warnings
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from lightning_robust import GreedySoupCallback, NoEffectWarning, WiSEFTCallback
 
-from ....boring import Boring, make_trainer
+from ....boring import Boring, Pictures, make_trainer
 from ..modules import Adapted, LazyScalar, late
 
 pytestmark = pytest.mark.filterwarnings("ignore:WiSEFTCallback:lightning_robust.NoEffectWarning")
@@ -293,3 +294,26 @@ def test_bad_settings_are_refused_before_training(tmp_path):
     late = GreedySoupCallback(monitor="val/loss", mode="min")
     with pytest.raises(MisconfigurationException, match="Expected GreedySoupCallback before WiSEFTCallback"):
         make_trainer(tmp_path, [judged(), late], enable_checkpointing=True).fit(Scalar())
+
+
+class TwoDays(Boring):
+    """Validated on two loaders."""
+
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        self.log("val/loss", self._loss(batch))
+
+    def val_dataloader(self):
+        return [self._loader(Pictures()) for _ in range(2)]
+
+
+def test_the_ends_are_measured_with_the_statistics_of_batchnorm_that_they_have(tmp_path):
+    """At alpha 1 the metric is that of the last validation; refreshed statistics would give another."""
+    module = TwoDays()
+    start = copy.deepcopy(module)
+    trainer, _ = run(tmp_path, judged(dirpath=str(tmp_path / "out"), alphas=[0.5]), module=module)
+    content = json.loads((tmp_path / "out" / "wise_ft.json").read_text())
+    assert content["alphas"] == [0.0, 0.5, 1.0]
+    validated = float(trainer.callback_metrics["val/loss/dataloader_idx_0"])
+    assert content["values"][2][0] == pytest.approx(validated, rel=1e-6)
+    (first, *_) = make_trainer(tmp_path).validate(start, verbose=False)
+    assert content["values"][0][0] == pytest.approx(first["val/loss/dataloader_idx_0"], rel=1e-6)
