@@ -72,8 +72,7 @@ def replay(
     check_positive(stride=stride, limit=limit, batch_size=batch_size)
     check_target_names(targets)
     check_perturbation_names(perturbations or "none")
-    if not targets and not settings.deployed and perturbations in ("none", []):
-        raise ValueError("Expected a target or a perturbation to measure, but got neither.")
+    _refuse_nothing(targets or settings.deployed, perturbations)
     files = locate_run(run, ckpt, config)
     book = _read_book(frames, cases, before, whole=stride == 1 and limit is None)
     check_output_folder(output)
@@ -95,6 +94,11 @@ def replay(
     report = replayer.replay(recording, chosen, limited_targets(gate.limits))
     write_folder(report, recording, Path(output))
     return judge_replay(report, gate.limits, gate.source, demanded=[] if targets == "auto" else targets)
+
+
+def _refuse_nothing(targets: object, perturbations: Names | None) -> None:
+    if not targets and perturbations in ("none", []):
+        raise ValueError("Expected a target or a perturbation to measure, but got neither.")
 
 
 def _read_book(frames: str | None, cases: str | None, before: str | None, *, whole: bool) -> list[Case]:

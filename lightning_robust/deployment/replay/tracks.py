@@ -96,8 +96,8 @@ class Track:
             return ReplayResult(self.status, self.note, seconds=self.seconds)
         columns = torch.cat([pair.columns for pair in self.pairs])
         reference = torch.cat([pair.reference.columns for pair in self.pairs])
-        known = _joined([pair.reference.known for pair in self.pairs])
-        expected = _joined([pair.expected for pair in self.pairs])
+        known = _all_frames([pair.reference.known for pair in self.pairs])
+        expected = _all_frames([pair.expected for pair in self.pairs])
         metrics = []
         for number, (exact, line) in enumerate(zip(reference.unbind(1), columns.unbind(1), strict=True)):
             sure, right = (None if part is None else part[:, number] for part in (known, expected))
@@ -106,7 +106,7 @@ class Track:
         return ReplayResult("measured", self.note, tuple(metrics), self.seconds, columns, reference)
 
 
-def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+def _all_frames(parts: Sequence[Tensor | None]) -> Tensor | None:
     """All frames; None where some have no such tensor."""
     tensors = [part for part in parts if part is not None]
     return torch.cat(tensors) if tensors and len(tensors) == len(parts) else None
