@@ -75,7 +75,7 @@ class DeploymentParityCallback(CalibratedDiagnostic):
         mean: Mean that the pixels were normalised with, for pixels in [0, 1]; one number or one a channel. None takes
             ``mean`` of the Trainer's data module if it has one, else 0.
         std: Standard deviation that the pixels were normalised with; None takes the data module's, else 1.
-        input_key: Which part of a batch goes into ``forward``: position, name or a list; None infers it from its signature.
+        input_key: Which part of a batch goes into ``forward``: position, name or list; None infers it by signature.
         decode: Method of the LightningModule that turns outputs into named values; None for no task units.
         tolerance: ``"<target>"`` or ``"<target>/<metric>"`` -> largest allowed value; or a budget file. None takes
             the defaults of ``lightning_robust.deployment.parity.verdict.DEFAULT_TOLERANCES``.
