@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +107,8 @@ def _kind_of(names: set[str]) -> str:
     """Whether a folder holds what a logger wrote, or a configuration alone, or neither."""
     configured = "config.yaml" in names
     logged = "metrics.csv" in names or any(name.startswith(_EVENTS) for name in names)
+    if {"parity", "checkpoints"} <= names:  # of a run whose logger keeps its numbers elsewhere, as W&B and MLflow
+        return "logged"
     if logged and (configured or "replay.json" not in names):  # the command replay writes events beside its own report
         return "logged"
     return "configured" if configured else ""
@@ -127,7 +130,7 @@ def read_run(folder: str | Path) -> FinishedRun:
     config = _read_or_note(_read_config, folder / "config.yaml", notes)
     scalars: dict[str, float] = {}
     for name, reader in (("replay", _read_replay), ("parity", _read_parity)):
-        for path in (folder / f"{name}.json", folder / name / f"{name}.json"):
+        for path in (folder / f"{name}.json", *_reports(folder, name)):
             scalars |= _read_or_note(reader, path, notes)
     scalars |= _read_or_note(_read_csv, folder / "metrics.csv", notes)
     scalars |= _read_events(sorted(folder.glob(f"{_EVENTS}*")), notes)
@@ -135,6 +138,16 @@ def read_run(folder: str | Path) -> FinishedRun:
     if families:
         scalars[WORST] = float(pd.Series(families).max(skipna=False))
     return FinishedRun(folder, config, scalars, (*notes, *_state_of_completion(config, scalars)))
+
+
+def _reports(folder: Path, name: str) -> list[Path]:
+    """The report of a run; where several fits wrote into its folder, or into one without a logger, those of all.
+
+    They are in order, so that the last number counts.
+    """
+    numbered = {path: path.parent.name.removeprefix(name) for path in folder.glob(f"{name}*/{name}.json")}
+    ours = {path: end for path, end in numbered.items() if re.fullmatch(r"(-v?\d+)?", end)}
+    return sorted(ours, key=lambda path: int(ours[path].lstrip("-v") or -1))
 
 
 def _read_or_note(reader: Callable[[Path], dict[str, Any]], path: Path, notes: list[str]) -> dict[str, Any]:

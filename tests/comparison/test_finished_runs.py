@@ -44,6 +44,30 @@ def test_time_of_several_files_leaves_the_pause_out(tmp_path):
     assert run.scalars["val/acc"] == 0.25
 
 
+def test_the_last_report_of_several_fits_in_one_folder(tmp_path):
+    """Numbers behind the name go up, ten after nine; other folders that begin alike are none."""
+
+    def write(name, value):
+        (tmp_path / name).mkdir()
+        report = {"targets": {"torch-bf16": {"metrics": {"rel_l2": value}}}, "attribution": {}, "unit": "rel_l2"}
+        (tmp_path / name / "parity.json").write_text(json.dumps(report | {"sensitivity": {}}))
+        return read_run(tmp_path).scalars["parity/torch-bf16/rel_l2"]
+
+    assert write("parity", 0.5) == 0.5
+    assert write("parity-v9", 0.25) == 0.25
+    assert write("parity-v10", 0.125) == 0.125
+    assert write("parity_old", 0.75) == 0.125
+
+
+def test_a_run_whose_logger_keeps_its_numbers_elsewhere(tmp_path):
+    """As W&B and MLflow: its folder has the report and the checkpoints alone."""
+    run = tmp_path / "project" / "9x2kq0ab"
+    (run / "parity").mkdir(parents=True)
+    assert find_runs([tmp_path])[0] == []
+    (run / "checkpoints").mkdir()
+    assert find_runs([tmp_path])[0] == [run]
+
+
 def test_csv_parity_and_replay(tmp_path):
     folder = tmp_path / "run"
     (folder / "parity").mkdir(parents=True)

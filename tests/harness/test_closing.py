@@ -2,6 +2,7 @@ import re
 import warnings
 
 import pytest
+from lightning.pytorch.callbacks import TQDMProgressBar
 
 from lightning_robust import (
     DatapathCallback,
@@ -10,6 +11,7 @@ from lightning_robust import (
     LayerCriticalityCallback,
     SWACallback,
     WiSEFTCallback,
+    progress,
 )
 from lightning_robust.harness.closing import ClosingSummary
 from lightning_robust.harness.digest import digest
@@ -95,6 +97,37 @@ def test_techniques_in_the_order_they_ran_on_the_weights_they_measured(tmp_path,
         part(summary, "Files")[-1]
         == f"  {tmp_path}/parity-0: {', '.join(sorted(p.name for p in (tmp_path / 'parity-0').iterdir()))}"
     )
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_progress_is_shown_as_the_trainer_shows_its_own(tmp_path, monkeypatch, shown):
+    """Every phase after the fit and at validation ends has one; a fit with enable_progress_bar=False has none."""
+    seen = []
+
+    class Silent:
+        def update(self, progress):
+            pass
+
+        def close(self, progress, *, finished):
+            seen.append((progress.what, progress.done, progress.total))
+
+    monkeypatch.setattr(progress, "_DELAY", 0.0)
+    monkeypatch.setattr(progress, "_display", lambda progress: Silent())
+    soup = GreedySoupCallback(monitor="val/loss", mode="min", ingredients="epochs")
+    wise_ft = WiSEFTCallback(monitor="val/loss", mode="min", alphas=[0.5])
+    parity = DeploymentParityCallback(["emulated-fp16"], perturbations=["bgr"], num_samples=4)
+    criticality = LayerCriticalityCallback(monitor="val/loss", mode="min")
+    callbacks = [criticality, DatapathCallback(under=["fgsm"]), soup, wise_ft, parity]
+    fit(tmp_path, [*callbacks, TQDMProgressBar()][: None if shown else -1], Boring(), enable_progress_bar=shown)
+    phases = {what: (done, total) for what, done, total in seen}
+    assert bool(phases) == shown
+    if shown:
+        assert phases["Soup"] == (3, 3)  # a barrier, a mixture, the weights as trained
+        assert phases["WiSE-FT"] == (3, 3)
+        assert phases["Layer criticality, clean"] == (4, 4)
+        assert phases["Datapath"] == (1, 1)
+        assert phases["Running the targets"] == (1, 1)
+        assert phases["Measuring perturbations"] == (1, 1)
 
 
 def test_no_warnings_no_heading(tmp_path, caplog):

@@ -83,7 +83,7 @@ class DeploymentParityCallback(CalibratedDiagnostic):
         on_failure: ``"warn"`` and go on, or ``"raise"``.
         localise: After the fit, or a lone ``validate``, find what each node costs in half precision, and in int8 where
             that is a target, and the shortest lists to keep in fp32; write ``parity/parity.html``, ``keep_fp32.json``
-            and others into the logger's folder. Costs at most three times `time_limit` for each of the two.
+            and others into the run's own folder. Costs at most three times `time_limit` for each of the two.
         keep_tolerance: Distance that the list is to meet, in the report's unit (``lateral_px_p99``); None aims at a
             fifth of what the whole graph costs.
         engines: How engines are built and run, and what is logged, as :class:`~.pass_settings.PassSettings` documents:

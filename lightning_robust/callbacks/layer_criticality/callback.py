@@ -95,7 +95,7 @@ class LayerCriticalityCallback(DiagnosticCallback, StartKeeper):
             infers it from the signature of ``forward``.
         mean: Mean that pixels were normalised with; None takes the data module's, else 0.
         std: Standard deviation that pixels were normalised with; None takes the data module's, else 1.
-        dirpath: Folder for the files; None is ``layer_criticality`` in the Trainer's log folder.
+        dirpath: Folder for the files; None is ``layer_criticality`` in the run's own folder.
         on_failure: ``"warn"``, or ``"raise"``.
 
     Raises:

@@ -89,7 +89,7 @@ class GreedySoupCallback(MixingCallback):
         bn_samples: Training samples on each rank to recompute them from, rounded up to whole batches; all if None.
         input_key: Which part of a batch goes into ``forward`` for that: position or name; a list for several
             arguments. None infers it from the signature of ``forward``.
-        dirpath: Folder for the files; None is ``soup`` in the Trainer's log folder.
+        dirpath: Folder for the files; None is ``soup`` in the run's own folder.
         on_failure: ``"warn"`` and leave the weights as trained, or ``"raise"``.
 
     Raises:
