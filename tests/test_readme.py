@@ -35,16 +35,24 @@ DEMO = [
     *("--data.height=64", "--data.width=96", "--data.num_train=64", "--data.num_val=8", "--data.batch_size=16"),
     *("--model.height=64", "--model.width=96", "--model.channels=8", "--model.hidden=16"),
 ]
+OWN_DATA = """
+class Frames(pl.LightningDataModule):
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader({}, batch_size=16)
+
+    val_dataloader = train_dataloader
+"""
 SGD = ["--trainer.max_epochs=1", "--data.num_train=256"]
 # so that it takes seconds
 QUICK = {
+    "fit": ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--deployment_parity.targets=[emulated-fp16]"],
     "parity": ["--targets=[emulated-fp16]", "--samples=4", "--perturbations=none"],
     "golden": ["--samples=4"],
     "replay": ["--targets=[torch-bf16]", "--perturbations=[bgr]"],
     "soup": ["--trainer.limit_val_batches=1", "--trainer.accelerator=cpu", "--bn_samples=64"],
 }
 
-VERDICTS = {"fingerprint": 1, "compare": 2}  # pictures that differ, and runs without a number
+VERDICTS = {"fingerprint": 1}  # pictures that differ
 
 
 def test_blocks_are_found():
@@ -52,7 +60,8 @@ def test_blocks_are_found():
 
 
 @pytest.mark.parametrize("index", [0, 2, 3])
-def test_python_runs(index):
+def test_python_runs(index, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     names = {}
     exec(BLOCKS[index][1], names)
     assert {"parity", "report", "module"} & names.keys()
@@ -97,6 +106,8 @@ def folder(tmp_path_factory):
     """Where the README's commands are typed: what make demo and others leave, and files of the deployed side."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "configs").symlink_to(ROOT / "configs")
+    module, rest = BLOCKS[0][1].split("frames = ")
+    (folder / "my.py").write_text(f"{module}{OWN_DATA.format(rest.splitlines()[0])}")
     with contextlib.chdir(folder):
         (demo,) = re.findall(r"lightning-robust fit (.*) \$\(DEMO_ARGS\)", (ROOT / "Makefile").read_text())
         fit(*shlex.split(demo), *DEMO)
@@ -145,7 +156,10 @@ def test_commands_run(folder, monkeypatch, capsys):
         said[line] = capsys.readouterr().out
     assert "the deployed side feeds channels as BGR" in said["fingerprint train.npy car.npy"]
     assert "come from the engine" in next(out for line, out in said.items() if "--check" in line)
-    assert sum("parity.html" in out for out in said.values()) == 3
+    assert sum("parity.html" in out for out in said.values()) == 6
+    assert list((folder / "lightning_logs").rglob("parity.html")), "of the module in my.py"
+    assert "emulated-fp16/lateral_px" in (folder / "parity.yaml").read_text()
+    assert "verdict: within parity.yaml" in next(out for line, out in said.items() if "--junit" in line)
     assert re.search(r"deployed-fp16 .* measured", next(out for line, out in said.items() if "--deployed" in line))
     written = {path.name for path in (folder / "precision").iterdir()}
     assert written >= {"model_fp16.onnx", "model_int8.onnx", "keep_fp32.json", "exclude_int8.json", "precision.html"}
