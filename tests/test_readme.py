@@ -156,7 +156,7 @@ def test_commands_run(folder, monkeypatch, capsys):
         said[line] = capsys.readouterr().out
     assert "the deployed side feeds channels as BGR" in said["fingerprint train.npy car.npy"]
     assert "come from the engine" in next(out for line, out in said.items() if "--check" in line)
-    assert sum("parity.html" in out for out in said.values()) == 6
+    assert sum("parity.html" in out for out in said.values()) == 5
     assert list((folder / "lightning_logs").rglob("parity.html")), "of the module in my.py"
     assert "emulated-fp16/lateral_px" in (folder / "parity.yaml").read_text()
     assert "verdict: within parity.yaml" in next(out for line, out in said.items() if "--junit" in line)
