@@ -94,7 +94,7 @@ def parity(
     from lightning_robust.deployment.parity.judge import judge_report
     from lightning_robust.deployment.report.page import write_report
     from lightning_robust.deployment.report.tables import summary
-    from lightning_robust.functional.pixels import PixelSpace
+    from lightning_robust.harness.normalisation import pixel_space
 
     names, allowed = with_limited(targets, limits, settings), limits or None
     if files is not None:
@@ -113,10 +113,8 @@ def parity(
         provenance = {"checkpoint": files.checkpoint, "configuration": files.config}
     else:
         subject, notes = read_subject(str(onnx), inputs, samples or 16, shapes, settings)
-        pixels = PixelSpace(0.0 if mean is None else mean, 1.0 if std is None else std)
-        report = of_graph(
-            subject, names, perturbations, pixels, (allowed, keep_tolerance), perturb_targets=perturb_targets
-        )
+        pixels, bounds = pixel_space(None, mean, std), (allowed, keep_tolerance)
+        report = of_graph(subject, names, perturbations, pixels, bounds, perturb_targets=perturb_targets)
         report = replace(report, notes=(*notes, *report.notes))
         provenance = {"onnx": str(onnx), "inputs": inputs or "noise"}
     page = write_report(report, output, tolerance=allowed, provenance=provenance)

@@ -38,9 +38,13 @@ def judge_comparison(
         checks += _means_alone(comparison, asked)
     else:
         checks = _against(comparison, plain[0], tags, limits)
+    return Judgement("compare", tuple(checks), _sources(checks, limits, budget))
+
+
+def _sources(checks: Iterable[Check], limits: Mapping[str, float], budget: str) -> str:
+    """Where the limits of checks are from, in words."""
     by_spread = any(check.limit is not None and check.key not in limits for check in checks)
-    sources = [budget] * bool(limits) + [SPREAD] * by_spread
-    return Judgement("compare", tuple(checks), " and ".join(sources))
+    return " and ".join([budget] * bool(limits) + [SPREAD] * by_spread)
 
 
 def _means_alone(comparison: Comparison, tags: Iterable[str]) -> list[Check]:
