@@ -31,8 +31,8 @@ def layer_panel(names: Sequence[str], title: str, lines: int = 0) -> tuple[Figur
 
     Example:
         >>> figure, axes = layer_panel(["backbone.conv1", "head"], "Two layers")
-        >>> [label.get_text() for label in axes.get_yticklabels()], axes.get_ylim()
-        (['backbone.conv1', 'head'], (1.6, -0.6))
+        >>> [label.get_text() for label in axes.get_yticklabels()], [float(end) for end in axes.get_ylim()]
+        (['backbone.conv1', 'head'], [1.6, -0.6])
     """
     count = len(names)
     figure, axes = panel(_ROW * (min(max(count, _FEWEST), _MOST_NAMED) + lines) + _REST, title)

@@ -36,6 +36,8 @@ def test_best_means_the_chosen_weights_where_the_metric_is_the_same(tmp_path):
         keeper.best_model_score = torch.tensor(1.0)
     trainer = SimpleNamespace(
         callbacks=keepers,
+        world_size=1,
+        strategy=SimpleNamespace(barrier=None),
         fast_dev_run=False,
         lightning_module=Boring(),
         save_checkpoint=lambda path, weights_only: None,

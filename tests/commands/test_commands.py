@@ -100,7 +100,7 @@ def test_every_command_that_runs_engines_takes_the_settings_of_engines(command):
 
 def test_parity_takes_what_the_callback_takes():
     """All but what says when in a training to measure, and what to do to the training then."""
-    of_trainings = {"every_n_epochs", "num_samples", "pass_samples", "on_violation", "on_failure", "localise"}
+    of_trainings = {"every_n_epochs", "num_samples", "pass_samples", "on_violation", "on_failure", "localise", "log"}
     arguments = options(DeploymentParityCallback).keys() - of_trainings - {"background"}
     assert {"input_key", "decode", "weakly_typed", "refit", "perturb_targets", "deployed"} <= arguments
     assert arguments <= options(parity).keys()

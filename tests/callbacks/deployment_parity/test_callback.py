@@ -373,7 +373,9 @@ def test_rejects_numbers_out_of_range(name):
 
 
 def test_missing_package_names_the_pip_command(tmp_path, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    found = importlib.util.find_spec
+    without = {"tensorrt", "tensorrt_bindings"}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *of: None if name in without else found(name, *of))
     callback = DeploymentParityCallback(["torch-bf16", "tensorrt-fp16"], perturbations="none", num_samples=4)
     trainer = survives(tmp_path, callback, r'pip install "lightning-robust\[tensorrt\]"')
     assert trainer.callback_metrics["parity/tensorrt-fp16/status"] == 3
