@@ -94,7 +94,7 @@ def test_soup_of_what_finished(ran):
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"vary": {"model.lrr": [0.1]}}, "Option 'lrr' is not accepted. Did you mean 'lr'?"),
+        ({"vary": {"model.lrr": [0.1]}}, "Option 'model.lrr' is not accepted. Did you mean 'lr'?"),
         ({"vary": {"trainer.max_epohs": [1]}}, "Did you mean 'max_epochs'?"),
         ({"vary": {"model.lr": ["fast"]}}, "fast"),
         ({"vary": {"trainer.devices": [2]}}, "Expected one device for each trial"),

@@ -23,6 +23,7 @@ from lightning_robust.callbacks.deployment_parity.tolerance import (
 )
 from lightning_robust.callbacks.diagnostics import Report, show
 from lightning_robust.checks import check_positive
+from lightning_robust.complaints import naming
 from lightning_robust.deployment.budget_keys import read_parity_limits
 from lightning_robust.deployment.engines import available
 from lightning_robust.deployment.engines.execution import STATUS_CODES
@@ -127,7 +128,8 @@ class DeploymentParityCallback(CalibratedDiagnostic):
         self.input_key, self.decode, self.tolerance = input_key, decode, tolerance
         self.on_violation, self.localise, self.keep_tolerance = on_violation, localise, keep_tolerance
         self.engines = PassSettings(**engines, time_limit=time_limit)
-        self._limits = dict(read_parity_limits(tolerance)[0]) if tolerance else None
+        with naming("tolerance"):
+            self._limits = dict(read_parity_limits(tolerance)[0]) if tolerance else None
         require_targets(targets, self._limits, on_violation, [made.name for made in available([], self.engines)])
         entries = catalogue.perturbations(perturbations)
         self.calibration = CalibrationInputs(targets, self.engines, input_key)

@@ -450,7 +450,7 @@ def test_adapters_are_refused_before_training(tmp_path):
 
 
 def test_bad_settings_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="list is empty"):
+    with pytest.raises(ValueError, match=r"at least one path or glob in `ingredients`, but got \[\]"):
         GreedySoupCallback(ingredients=[])
     with pytest.raises(ValueError, match="`recipe`"):
         GreedySoupCallback("tomato")
