@@ -142,11 +142,10 @@ def test_nothing_in_int8_is_no_measurement(target):
 @pytest.mark.parametrize(
     ("arrays", "match"),
     [
-        (None, "No such file"),
         ({"x": images(4).numpy()}, "Expected an array for each of the inputs"),
         ({"input": images(4).numpy()[:, :2]}, "but got float32 of shape (4, 2, 16, 16)"),
         ({"input": images(4).numpy() * np.float32(np.nan)}, "are NaN"),
-        ({"input": images(4).numpy()[:0]}, "Expected samples to calibrate int8 on, but got none"),
+        ({"input": images(4).numpy()[:0]}, "Expected numbers in input 'input', but it is empty"),
         ("text", "cannot be read"),
     ],
 )
@@ -154,11 +153,16 @@ def test_a_wrong_file_is_a_status_and_a_sentence(tmp_path, arrays, match):
     path = tmp_path / "car.npz"
     if isinstance(arrays, str):
         path.write_text(arrays)
-    elif arrays is not None:
+    else:
         np.savez(path, **arrays)
     made = measure("onnxruntime-int8", cnn(calibration_data=str(path)))
     assert made.status == "failed"
     assert match in made.note
+
+
+def test_a_file_that_is_not_there_is_refused_before_anything_is_built(tmp_path):
+    with pytest.raises(ValueError, match="Expected `calibration_data` to be an .npz file, but there is no .*car.npz"):
+        cnn(calibration_data=str(tmp_path / "car.npz"))
 
 
 def test_a_quantised_file_is_measured_as_it_is():
