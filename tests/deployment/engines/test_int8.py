@@ -161,7 +161,7 @@ def test_a_wrong_file_is_a_status_and_a_sentence(tmp_path, arrays, match):
 
 
 def test_a_file_that_is_not_there_is_refused_before_anything_is_built(tmp_path):
-    with pytest.raises(ValueError, match="Expected `calibration_data` to be an .npz file, but there is no .*car.npz"):
+    with pytest.raises(ValueError, match=r"Expected `calibration_data` to be an .npz file, but there is no .*car.npz"):
         cnn(calibration_data=str(tmp_path / "car.npz"))
 
 
