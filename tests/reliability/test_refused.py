@@ -29,7 +29,7 @@ def measure(samples=4, targets=("torch-bf16",), **settings):
 
 REFUSED = {
     "no samples": (lambda: measure(samples=0), "samples to measure on, but got none"),
-    "no runtimes": (lambda: measure(targets=()), "at least one runtime .* got none"),
+    "no runtimes": (lambda: measure(targets=()), "at least one runtime or perturbation to compare, but got none"),
     "no time": (lambda: measure(time_limit=0), "`time_limit` to be positive, but got 0"),
     "a time that is no number": (lambda: measure(time_limit=math.nan), "`time_limit` to be positive, but got nan"),
     "a tolerance in words": (

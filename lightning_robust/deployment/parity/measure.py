@@ -66,7 +66,7 @@ def measure_parity(
         timed: Measure how long an inference takes, on the engines that are executed: half a second for each and more.
 
     Raises:
-        ValueError: If there are no samples, no runtimes or no time, or for a tolerance that is no number from 0.
+        ValueError: If there are no samples, nothing to compare or no time, or for a tolerance that is no number from 0.
 
     Example:
         >>> import torch
@@ -76,8 +76,8 @@ def measure_parity(
         >>> report.targets["torch-fp32"].metrics["max_abs"] < 1e-6
         True
     """
-    if not runtimes:
-        raise ValueError("Expected at least one runtime to compare with PyTorch, but got none. Name a target.")
+    if not runtimes and not perturbations:
+        raise ValueError("Expected at least one runtime or perturbation to compare, but got none. Name a target.")
     check_positive(time_limit=time_limit)
     check_tolerances(tolerance)
     measured = ParityPass(subject, Task(decode, known, moved), time_limit, perturb_targets, tolerance, timed=timed)
