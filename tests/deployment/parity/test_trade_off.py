@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from lightning_robust.deployment.engines import Built, Runtime, Subject, targets
+from lightning_robust.deployment.engines import Built, Runtime, Subject, available, targets
 from lightning_robust.deployment.graph.export import frozen_copy
 from lightning_robust.deployment.parity import measure_parity
 from lightning_robust.deployment.parity.localise import localise
@@ -37,7 +37,7 @@ def test_each_list_has_its_distance_and_its_latency(monkeypatch):
     subject = Subject(frozen_copy(Chain()), (torch.randn(8, 4),))
     names = [node.name for node in subject.exported.model.graph.node]
     assert len(names) == 5
-    report = measure_trade_off(subject, measure_parity(subject, []), "planted-bf16", names)
+    report = measure_trade_off(subject, measure_parity(subject, available(["torch-fp32"])), "planted-bf16", names)
     assert [(point.kept, round(1e3 * point.latency.median)) for point in report.trade_off] == [
         (0, 1),
         (1, 2),
@@ -52,7 +52,7 @@ def test_each_list_has_its_distance_and_its_latency(monkeypatch):
 
 def test_no_list_is_started_when_the_time_is_up():
     subject = Subject(frozen_copy(Chain()), (torch.randn(8, 4),))
-    report = measure_trade_off(subject, measure_parity(subject, []), "openvino-fp32", ["a"], time_limit=-1.0)
+    report = measure_trade_off(subject, measure_parity(subject, available(["torch-fp32"])), "openvino-fp32", ["a"], time_limit=-1.0)
     assert report.trade_off == ()
 
 
