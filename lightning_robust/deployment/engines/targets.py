@@ -6,11 +6,12 @@ from typing import Literal
 
 import torch
 
+from lightning_robust.checks import check_known
 from lightning_robust.deployment.engines.base import Runtime
 from lightning_robust.deployment.engines.deployed import DeployedRuntime, deployed_files
 from lightning_robust.deployment.engines.emulated import EmulatedInt8, EmulatedRuntime
 from lightning_robust.deployment.engines.graph_file import GraphFileRuntime
-from lightning_robust.deployment.engines.names import TARGET_NAMES, check_target_names
+from lightning_robust.deployment.engines.names import TARGET_NAMES
 from lightning_robust.deployment.engines.onnxruntime import OnnxRuntime, OnnxRuntimeInt8
 from lightning_robust.deployment.engines.openvino import OpenVINORuntime
 from lightning_robust.deployment.engines.settings import DEFAULTS, BuildSettings
@@ -50,7 +51,7 @@ def runtime(target: str) -> Runtime:
         >>> runtime("emulated-fp16").precision
         'fp16'
     """
-    check_target_names([target])
+    check_known("a target", [target], sorted(TARGETS))
     name, precision = target.rsplit("-", 1)
     return TARGETS[target](name, precision)
 
