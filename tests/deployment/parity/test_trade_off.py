@@ -52,7 +52,8 @@ def test_each_list_has_its_distance_and_its_latency(monkeypatch):
 
 def test_no_list_is_started_when_the_time_is_up():
     subject = Subject(frozen_copy(Chain()), (torch.randn(8, 4),))
-    report = measure_trade_off(subject, measure_parity(subject, available(["torch-fp32"])), "openvino-fp32", ["a"], time_limit=-1.0)
+    measured = measure_parity(subject, available(["torch-fp32"]))
+    report = measure_trade_off(subject, measured, "openvino-fp32", ["a"], time_limit=-1.0)
     assert report.trade_off == ()
 
 
