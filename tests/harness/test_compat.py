@@ -226,7 +226,7 @@ DOCUMENTED = {
 }
 LOOPS = {"fit_loop", "epoch_loop", "val_loop", "validate_loop", "test_loop", "predict_loop"}
 HIDDEN_TEXT = ("_orig_mod", "_compiled_call_impl", "torch._dynamo")
-NOT_PRIVATE = {"_fields", "_make", "_exit"}  # of NamedTuples and os, documented
+NOT_PRIVATE = {"_asdict", "_fields", "_make", "_exit"}  # of NamedTuples and os, documented
 
 
 def imported_modules(tree):
