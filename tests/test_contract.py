@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 
 import jsonargparse
 import lightning.pytorch as pl
@@ -326,8 +327,13 @@ def test_resume(technique, tmp_path, step):
 
 
 def _without_clock(state):
+    """A state without seconds, and with files by their names alone: every run has a folder of its own."""
     if isinstance(state, dict):
-        return {key: _without_clock(value) for key, value in state.items() if key != "parity/seconds"}
+        return {
+            Path(key).name if Path(str(key)).is_absolute() else key: _without_clock(value)
+            for key, value in state.items()
+            if key != "parity/seconds"
+        }
     return state
 
 

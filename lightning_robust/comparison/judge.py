@@ -38,10 +38,10 @@ def judge_comparison(
         checks += _means_alone(comparison, asked)
     else:
         checks = _against(comparison, plain[0], tags, limits)
-    return Judgement("compare", tuple(checks), _sources(checks, limits, budget))
+    return Judgement("compare", tuple(checks), _limits_from(checks, limits, budget))
 
 
-def _sources(checks: Iterable[Check], limits: Mapping[str, float], budget: str) -> str:
+def _limits_from(checks: Iterable[Check], limits: Mapping[str, float], budget: str) -> str:
     """Where the limits of checks are from, in words."""
     by_spread = any(check.limit is not None and check.key not in limits for check in checks)
     return " and ".join([budget] * bool(limits) + [SPREAD] * by_spread)

@@ -69,13 +69,13 @@ def test_a_second_fit_overwrites_nothing(tmp_path, logged):
     first, second = ("parity", "parity-v1") if logged else ("parity-0", "parity-1")
     fit(tmp_path, logger=loggers[0])
     written = {name: content for name, content in contents(base).items() if "metrics" not in name}
-    assert {f"{first}/parity.html", f"{first}/parity.json", f"{first.replace('parity', 'wise_ft')}/wise_ft.ckpt"} <= {
+    assert {f"{first}/parity.html", f"{first}/parity.json", f"{first.replace('parity', 'wise_ft')}/wise_ft.json"} <= {
         *written
     }
     fit(tmp_path, logger=loggers[1])
     now = contents(base)
     assert {name: now[name] for name in written} == written
-    assert {f"{second}/parity.html", f"{second.replace('parity', 'wise_ft')}/wise_ft.ckpt"} <= now.keys()
+    assert {f"{second}/parity.html", f"{second.replace('parity', 'wise_ft')}/wise_ft.json"} <= now.keys()
 
 
 def test_one_folder_for_all_passes_of_a_run_and_another_for_the_next(tmp_path):

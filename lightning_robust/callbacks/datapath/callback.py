@@ -169,5 +169,6 @@ class DatapathCallback(InputDiagnostic):
         self.guard.attempt(trainer, lambda: self.analyze(trainer, pl_module), "not all was measured")
         self.datapaths = trainer.strategy.broadcast(self.datapaths, 0)
         module, step = (pl_module, None) if in_loop else (None, ("datapath", pl_module))
-        report = functools.partial(show, trainer, datapath_report(self.datapaths), module, step)
-        self.guard.attempt(trainer, report, "not all is shown")
+        self.guard.attempt(
+            trainer, lambda: show(trainer, datapath_report(self.datapaths), module, step), "not all is shown"
+        )

@@ -180,8 +180,10 @@ class RobustValidationCallback(pl.Callback):
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw clean against attacked metrics."""
-        figures = robust_figures(self._curves, self._curves.chosen(trainer), self.batches)
-        self._guard.attempt(trainer, lambda: show(trainer, Report(figures=figures)), "the figures are not drawn")
+        self._guard.attempt(trainer, lambda: self._draw(trainer), "the figures are not drawn")
+
+    def _draw(self, trainer: pl.Trainer) -> None:
+        show(trainer, Report(figures=robust_figures(self._curves, self._curves.chosen(trainer), self.batches)))
 
     @override
     def state_dict(self) -> dict[str, Any]:
