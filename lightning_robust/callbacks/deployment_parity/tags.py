@@ -8,7 +8,6 @@ import lightning.pytorch as pl
 
 from lightning_robust.callbacks.deployment_parity.pass_settings import Log
 from lightning_robust.deployment.engines.base import HALF
-from lightning_robust.deployment.parity.scale import PLAIN_UNIT
 from lightning_robust.deployment.parity.verdict import limits_by_tag
 from lightning_robust.harness.trainers import monitored_metrics
 
@@ -59,4 +58,4 @@ def _is_brief(target: str, metric: str, value: float, unit: str) -> bool:
     if metric == "status":
         return value != 0
     ends = (f"{unit}_low", f"{unit}_high") if target.endswith(_LOW) else ()
-    return metric in (unit, PLAIN_UNIT, "step", *ends)
+    return metric in (unit, "step", *ends)
