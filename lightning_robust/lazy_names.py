@@ -6,6 +6,7 @@ import ast
 import importlib
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 
@@ -23,7 +24,7 @@ def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], Iterabl
         ['AdversarialCallback', 'DatapathCallback']
     """
     namespace = vars(sys.modules[package])
-    source = namespace["__loader__"].get_source(package)
+    source = Path(namespace["__file__"]).read_text(encoding="utf-8")  # pytest's loader of plugins cannot give it
     imports = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
     homes = {name.name: str(node.module) for node in imports for name in node.names if name.name == name.asname}
 
