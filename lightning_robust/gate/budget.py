@@ -185,11 +185,19 @@ def _add_all(
         section = limits.setdefault(kind or command, {})
         if key in section:
             raise ValueError(f"expected one limit, but got two for {key}.")
-        section[key] = _read_limit(value)
+        section[key] = read_limit(value)
 
 
-def _read_limit(value: Any) -> float:
-    """A limit; YAML takes ``5e-3`` for a text."""
+def read_limit(value: Any) -> float:
+    """A limit as a file gives it; YAML takes ``5e-3`` for a text.
+
+    Raises:
+        ValueError: If it is no number of at least 0.
+
+    Example:
+        >>> read_limit(2), read_limit("5e-3")
+        (2.0, 0.005)
+    """
     try:
         limit = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):

@@ -6,13 +6,13 @@ The names are ``<subject>/<metric>``: a target, a perturbation or ``torch-fp32``
 
 from __future__ import annotations
 
-import math
 import reprlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lightning_robust.deployment.engines.names import TARGET_NAMES
 from lightning_robust.deployment.pixels.names import FAMILIES
+from lightning_robust.gate.budget import read_limit
 from lightning_robust.suggest import did_you_mean
 
 _PIXELS = (
@@ -45,12 +45,12 @@ def read_numbers(given: Any, what: str) -> dict[str, float]:
     numbers: dict[str, float] = {}
     for key, value in _flat(given, what):
         try:
-            name = replay_key(key)
+            name, number = replay_key(key), read_limit(value)
         except ValueError as error:
             raise ValueError(f"{what}: {key}: {error}") from error
         if name in numbers:
             raise ValueError(f"{what}: expected one number for each name, but got two for {name}.")
-        numbers[name] = _number(value, f"{what}: {key}")
+        numbers[name] = number
     return numbers
 
 
@@ -83,14 +83,3 @@ def _flat(given: Mapping[Any, Any], what: str) -> Iterator[tuple[str, Any]]:
             yield from ((f"{key}/{metric}", number) for metric, number in value.items())
         else:
             yield str(key), value
-
-
-def _number(value: Any, what: str) -> float:
-    """A number; YAML takes ``5e-3`` for a text."""
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not 0 <= number < math.inf:
-        raise ValueError(f"{what}: expected a number of at least 0, but got {reprlib.repr(value)}.")
-    return number
