@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_robust.callbacks.deployment_parity.measure import digest
 from lightning_robust.deployment.graph.keeper import GraphKeeper
+from lightning_robust.harness.digest import digest
 from tests.boring import make_trainer
 
 from .faults import TABLE, Task

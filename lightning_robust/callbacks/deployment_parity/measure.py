@@ -30,7 +30,7 @@ from lightning_robust.deployment.pixels.perturb import KeptPixels
 from lightning_robust.functional.pixels import PixelSpace
 from lightning_robust.functional.weights import state_on_cpu
 from lightning_robust.harness.batches import validation_batches
-from lightning_robust.harness.digest import digest as digest
+from lightning_robust.harness.digest import digest
 from lightning_robust.harness.logging import log_step
 from lightning_robust.harness.normalisation import pixel_space
 from lightning_robust.harness.quiet import isolated_rng

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Literal
 
 from lightning_robust.callbacks import DeploymentParityCallback
-from lightning_robust.callbacks.deployment_parity.measure import digest
 from lightning_robust.commands.parity import OTHER
 from lightning_robust.complaints import naming
 from lightning_robust.deployment.engines import BuildSettings, available
@@ -22,6 +21,7 @@ from lightning_robust.deployment.pixels.catalogue import perturbations as named_
 from lightning_robust.deployment.pixels.names import Names
 from lightning_robust.functional.pixels import PixelSpace
 from lightning_robust.harness.checkpoints import read_checkpoint, read_state
+from lightning_robust.harness.digest import digest
 from lightning_robust.harness.runs import load_data, load_module, validate_once
 
 
