@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -65,13 +66,14 @@ def validate_once(
     level = logger.level
     logger.setLevel(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
             for message in (".*does not have many workers.*", ".*LeafSpec.*"):
                 warnings.filterwarnings("ignore", message)
             trainer = pl.Trainer(
                 accelerator="cpu",
                 devices=1,
                 logger=False,
+                default_root_dir=folder,
                 callbacks=[callback],
                 limit_val_batches=batches,
                 enable_progress_bar=False,

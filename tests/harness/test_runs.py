@@ -1,13 +1,15 @@
 import re
 import sys
 
+import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
 
+from lightning_robust import DeploymentParityCallback
 from lightning_robust.harness.run_folder import find_config
-from lightning_robust.harness.runs import load_data, load_module
+from lightning_robust.harness.runs import load_data, load_module, validate_once
 from tests.boring import Boring
 from tests.test_reading import BOMB
 
@@ -118,3 +120,17 @@ def test_a_wrong_configuration_is_one_line_that_names_it(run, tmp_path, kind):
         load_module(checkpoint, path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+class _Data(pl.LightningDataModule):
+    def val_dataloader(self):
+        return Boring().val_dataloader()
+
+
+def test_a_look_at_validation_data_leaves_nothing_where_the_command_was_typed(tmp_path, monkeypatch):
+    """The callback writes its page without a logger too; a command writes it where ``--output`` says."""
+    monkeypatch.chdir(tmp_path)
+    callback = DeploymentParityCallback(["torch-bf16"], perturbations="none", num_samples=4, localise=False)
+    validate_once(Boring(), _Data(), callback, 4)
+    assert callback.report.targets["torch-bf16"].status == "measured"
+    assert list(tmp_path.iterdir()) == []
