@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from vision import TASKS
 
-from lightning_robust import RegMixupMixin, RotationSSLMixin, UATMixin
+from lightning_robust import PreprocessingMixin, RegMixupMixin, RotationSSLMixin, UATMixin
 
 STEPS = 5
 UAT = {"uat_ot_weight": 1.0, "uat_unlabelled_key": "unlabelled", "uat_eps": 0.1, "uat_steps": STEPS}
@@ -51,7 +51,7 @@ class Host(pl.LightningModule):
         return cross_entropy(self(batch[0]), batch[1])
 
 
-class Robust(RegMixupMixin, RotationSSLMixin, UATMixin, Host):
+class Robust(PreprocessingMixin, RegMixupMixin, RotationSSLMixin, UATMixin, Host):
     """With every mixin."""
 
 

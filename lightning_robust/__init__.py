@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lightning_robust.deployment.parity import measure_parity as measure_parity
     from lightning_robust.harness.checkpoints import load_averaged as load_averaged
     from lightning_robust.harness.trainers import NoEffectWarning as NoEffectWarning
+    from lightning_robust.mixins import PreprocessingMixin as PreprocessingMixin
     from lightning_robust.mixins import RegMixupMixin as RegMixupMixin
     from lightning_robust.mixins import RotationSSLMixin as RotationSSLMixin
     from lightning_robust.mixins import UATMixin as UATMixin

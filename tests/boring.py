@@ -9,7 +9,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
-from lightning_robust import RegMixupMixin, RotationSSLMixin, UATMixin
+from lightning_robust import PreprocessingMixin, RegMixupMixin, RotationSSLMixin, UATMixin
 from lightning_robust.harness.batches import count_samples
 
 Pair = namedtuple("Pair", "image label")
@@ -143,7 +143,7 @@ class OnlyInSteps(Boring):
             self.inside = False
 
 
-class RobustBoring(RegMixupMixin, RotationSSLMixin, UATMixin, Boring):
+class RobustBoring(PreprocessingMixin, RegMixupMixin, RotationSSLMixin, UATMixin, Boring):
     """Every mixin; a quarter of the pictures comes without a label where one needs that."""
 
     def features(self, images):

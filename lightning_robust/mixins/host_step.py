@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -60,7 +61,7 @@ class HostStep:
         self, module: ObjectiveMixin, host: Callable[[Any, int], Any], batch: Any, whole: Any, batch_idx: int
     ) -> None:
         self.module, self.batch, self.whole = module, batch, whole
-        self.extra: Tensor | None = None
+        self.extras: list[Tensor] = []
         """Inputs that join the host's own in its forward pass."""
         self.around: list[AbstractContextManager[Any]] = []
         """Entered around the host's own step."""
@@ -79,6 +80,23 @@ class HostStep:
     def has_passed(self, inputs: Tensor) -> bool:
         """Whether this very tensor has gone through the host's method."""
         return any(seen is inputs for seen, _ in self._passes)
+
+    def outputs_of(self, inputs: Tensor) -> Any:
+        """What the host's method gives for inputs, kept or in a pass of their own."""
+        kept = [outputs for seen, outputs in self._passes if seen is inputs]
+        if kept:
+            return kept[0]
+        outputs = getattr(self.module, self._method)(inputs)
+        self._passes.append((inputs, outputs))
+        return outputs
+
+    def forward_of(self, inputs: Tensor) -> Any:
+        """What ``forward`` returns for inputs; it takes the kept outputs where it goes through the host's method."""
+        if self._method == "forward":
+            return self.outputs_of(inputs)
+        with self._sharing():
+            self._used.clear()
+            return self.module(inputs)
 
     def run(self) -> Any:
         """The output of the host's training step on its own batch; None where there is no labelled sample."""
@@ -123,13 +141,15 @@ class HostStep:
 
     def _pass(self, compute: Callable[[Tensor], Any], inputs: Tensor) -> list[tuple[Tensor, Any]]:
         """Inputs with their outputs; in the host's own first pass those of the extra inputs too."""
-        if self.extra is None or self._passes or inputs is not self.inputs:
+        if not self.extras or self._passes or inputs is not self.inputs:
             return [(inputs, compute(inputs))]
-        both, count = compute(torch.cat([inputs, self.extra])), len(inputs)
-        return [
-            (inputs, map_tensors(lambda tensor: tensor[:count], both)),
-            (self.extra, map_tensors(lambda tensor: tensor[count:], both)),
-        ]
+        parts = [inputs, *self.extras]
+        whole = compute(torch.cat(parts))
+        found, start = [], 0
+        for part in parts:
+            rows = slice(start, start := start + len(part))
+            found.append((part, map_tensors(itemgetter(rows), whole)))
+        return found
 
     def _read_inputs(self) -> Tensor:
         key = find_inputs(self.module, self.batch)

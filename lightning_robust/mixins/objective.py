@@ -27,11 +27,19 @@ _LARGE = 1_000_003
 
 @dataclass(frozen=True)
 class WeightedLoss:
-    """A loss that is added to the host's, logged under its name."""
+    """A loss that is added to the host's, logged under its name.
+
+    Args:
+        name: In the log.
+        loss: A scalar.
+        weight: What it is multiplied by.
+        replaces: The share of the host's own loss that it takes the place of.
+    """
 
     name: str
     loss: Tensor
     weight: float
+    replaces: float = 0.0
 
 
 def no_preparation(step: HostStep) -> None:
@@ -187,6 +195,9 @@ class ObjectiveMixin(pl.LightningModule):
             return output
         self._log_means({each.name: each.loss.detach() for each in losses})
         total: Any = 0.0 if output is None else loss_in(output)
+        replaced = sum(each.replaces for each in losses)
+        if replaced:
+            total = (1 - replaced) * total
         for each in losses:
             total = total + each.weight * each.loss
         return {**output, "loss": total} if isinstance(output, dict) else total

@@ -44,9 +44,10 @@ def test_losses_of_the_hosts_own_inputs_cost_no_pass():
 def test_extra_inputs_join_the_first_pass():
     host, step = host_step()
     host.eval()
-    step.extra = IMAGES.flip(3)
+    flipped = IMAGES.flip(3)
+    step.extras.append(flipped)
     loss = step.run()
-    (extra,) = step.losses_of(step.extra, [LABELS])
+    (extra,) = step.losses_of(flipped, [LABELS])
     assert host.passes == (16,)
     for found, images in ((loss, IMAGES), (extra, IMAGES.flip(3))):
         expected = nn.functional.cross_entropy(host.net(images), LABELS)

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from lightning_robust.harness.checkpoints import read_state
-from lightning_robust.mixins import RegMixupMixin, RotationSSLMixin, UATMixin
+from lightning_robust.mixins import PreprocessingMixin, RegMixupMixin, RotationSSLMixin, UATMixin
 
 Batch = tuple[Tensor, Tensor]
 
@@ -108,7 +108,7 @@ class ImageClassifier(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-class RobustImageClassifier(RegMixupMixin, RotationSSLMixin, UATMixin, ImageClassifier):
+class RobustImageClassifier(PreprocessingMixin, RegMixupMixin, RotationSSLMixin, UATMixin, ImageClassifier):
     """The classifier with every mixin, each off until its weight is set; arguments are theirs and the classifier's.
 
     Example:

@@ -15,7 +15,7 @@ from lightning_robust.demo.lanes.data import normalise
 from lightning_robust.demo.lanes.metrics import Bend, Found, LateralError, Swing
 from lightning_robust.demo.lanes.network import ColumnHead, LaneNetwork, LaneOutput, lane_loss
 from lightning_robust.functional.picture_motion import move_columns, rescale_motion
-from lightning_robust.mixins import RegMixupMixin, RotationSSLMixin, UATMixin
+from lightning_robust.mixins import PreprocessingMixin, RegMixupMixin, RotationSSLMixin, UATMixin
 
 
 class LaneDetector(pl.LightningModule):
@@ -139,9 +139,17 @@ class LaneDetector(pl.LightningModule):
             values: From `decode`.
             matrix: The motion in pixels of the network's input, (3, 3).
         """
+        return {"lateral_px": self.move_targets(values["lateral_px"], matrix)}
+
+    def move_targets(self, columns: Tensor, matrix: Tensor) -> Tensor:
+        """True columns (N, 2, R) of a picture whose content was moved; NaN where its lines leave the rows.
+
+        Args:
+            columns: In pixels of the original frame.
+            matrix: The motion in pixels of the network's input, (3, 3).
+        """
         of_input, of_frame = (self.height, self.width), (self.frame_height, self.frame_width)
-        motion = rescale_motion(matrix, of_input, of_frame)
-        return {"lateral_px": move_columns(values["lateral_px"], self.rows, motion)}
+        return move_columns(columns, self.rows, rescale_motion(matrix, of_input, of_frame))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The loss of a batch."""
@@ -186,16 +194,29 @@ class LaneDetector(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-class RobustLaneDetector(RegMixupMixin, RotationSSLMixin, UATMixin, LaneDetector):
+class RobustLaneDetector(PreprocessingMixin, RegMixupMixin, RotationSSLMixin, UATMixin, LaneDetector):
     """The lane detector with every mixin, each off until its weight is set.
 
-    Arguments are those of the mixins and of the detector, with defaults for the two that depend on the network.
+    Arguments are those of the mixins and of the detector, with defaults for those that depend on the network.
 
     Args:
         rotation_features: See RotationSSLMixin.
         uat_class_dim: See UATMixin; the cells are the last dimension.
+        preprocessing_class_dim: See PreprocessingMixin.
         **kwargs: All others.
     """
 
-    def __init__(self, *, rotation_features: str = "network.coarse", uat_class_dim: int = -1, **kwargs: Any) -> None:
-        super().__init__(rotation_features=rotation_features, uat_class_dim=uat_class_dim, **kwargs)
+    def __init__(
+        self,
+        *,
+        rotation_features: str = "network.coarse",
+        uat_class_dim: int = -1,
+        preprocessing_class_dim: int = -1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            rotation_features=rotation_features,
+            uat_class_dim=uat_class_dim,
+            preprocessing_class_dim=preprocessing_class_dim,
+            **kwargs,
+        )

@@ -98,7 +98,7 @@ def _pillow_resize(frame: Tensor, size: tuple[int, int], filter: str) -> Tensor:
     return through_pillow(frame / 255, resized) * 255
 
 
-_FILTERS: dict[str, Callable[..., Tensor]] = {
+FILTERS: dict[str, Callable[..., Tensor]] = {
     "antialias": partial(interpolate, mode="bilinear", antialias=True),
     "bilinear": partial(interpolate, mode="bilinear"),
     "nearest": partial(interpolate, mode="nearest"),
@@ -113,7 +113,7 @@ _FILTERS: dict[str, Callable[..., Tensor]] = {
 
 def _downsize(pixels: Tensor, filter: str) -> Tensor:  # noqa: A002 - the field's word
     """The resized camera frame in levels, before rounding."""
-    return _FILTERS[filter](_frame_levels(pixels), size=tuple(pixels.shape[-2:]))
+    return FILTERS[filter](_frame_levels(pixels), size=tuple(pixels.shape[-2:]))
 
 
 def resize(pixels: Tensor, filter: str) -> Tensor:  # noqa: A002

@@ -48,7 +48,8 @@ _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 BT601, BT709 = _luma(0.299, 0.114), _luma(0.2126, 0.0722)
 
 
-def _mix(matrix: Tensor, pixels: Tensor) -> Tensor:
+def mix_channels(matrix: Tensor, pixels: Tensor) -> Tensor:
+    """Three channels times a matrix ``(3, 3)``, one after the other, so that a picture does not depend on its batch."""
     first, second, third = pixels.unbind(1)
     return torch.stack([a * first + b * second + c * third for a, b, c in matrix.tolist()], 1)
 
@@ -56,7 +57,7 @@ def _mix(matrix: Tensor, pixels: Tensor) -> Tensor:
 def wrong_matrix(pixels: Tensor, reverse: bool = False) -> Tensor:
     """Written as YCbCr with BT.601's matrix, read with BT.709's; or the reverse."""
     written, read = (BT709, BT601) if reverse else (BT601, BT709)
-    return quantise(_mix(read.inverse() @ written, pixels))
+    return quantise(mix_channels(read.inverse() @ written, pixels))
 
 
 def wrong_range(pixels: Tensor) -> Tensor:
@@ -78,20 +79,20 @@ def unexpanded_range(pixels: Tensor) -> Tensor:
 def _reread_range(pixels: Tensor, change_luma: Callable[[Tensor], Tensor], chroma_gain: float) -> Tensor:
     if pixels.shape[1] == 1:
         return quantise(change_luma(pixels))
-    ycc = _mix(BT601, pixels)
+    ycc = mix_channels(BT601, pixels)
     read = torch.cat([change_luma(ycc[:, :1]), ycc[:, 1:] * chroma_gain], 1)
-    return quantise(_mix(BT601.inverse(), read))
+    return quantise(mix_channels(BT601.inverse(), read))
 
 
 def nv12(pixels: Tensor) -> Tensor:
     """Through NV12: BT.601, limited range, 8 bits, chroma at half the resolution both ways."""
     height, width = pixels.shape[-2:]
     even = pad(pixels, (0, width % 2, 0, height % 2), mode="replicate")
-    ycc = _mix(BT601, even)
+    ycc = mix_channels(BT601, even)
     luma = (ycc[:, :1] * 219 + 16).round()
     chroma = (avg_pool2d(ycc[:, 1:], 2) * 224 + 128).round()
     full = interpolate((chroma - 128) / 224, scale_factor=2.0, mode="nearest")
-    rgb = _mix(BT601.inverse(), torch.cat([(luma - 16) / 219, full], 1))
+    rgb = mix_channels(BT601.inverse(), torch.cat([(luma - 16) / 219, full], 1))
     return quantise(rgb[..., :height, :width])
 
 

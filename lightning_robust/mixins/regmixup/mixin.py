@@ -75,7 +75,7 @@ class RegMixupMixin(ObjectiveMixin):
             )
         mixture = regmixup_batch(inputs, targets, self.regmixup_alpha, self._generator(1))
         if self.regmixup_forward == "joint":
-            step.extra = mixture[0]
+            step.extras.append(mixture[0])
         return mixture
 
     def _mixture_loss(self, step: HostStep, mixture: Mixture) -> list[WeightedLoss]:

@@ -1,0 +1,115 @@
+"""How far the predictions for clean and for perturbed pictures are apart, whatever the task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lightning_robust.functional.stability import scaled_distance, spread_of, symmetric_divergence
+from lightning_robust.mixins.host_step import HostStep
+from lightning_robust.mixins.preprocessing.groups import Group
+from lightning_robust.structures import flatten
+
+if TYPE_CHECKING:
+    from lightning_robust.mixins.objective import ObjectiveMixin
+
+Values = Mapping[str, Tensor]
+_CONFIDENCE = "confidence"
+
+
+class Consistency:
+    """D: the divergence of logits, else the squared distance of values in units of their spread.
+
+    Outputs are logits if the module has a method ``logits``, or if its output is one tensor and its targets are
+    classes. Values are what ``decode`` gives, else the outputs. Where the picture moves, they are compared with those
+    that ``moved(values, matrix)`` gives; an output of one vector a picture stays.
+
+    Args:
+        module: The module.
+        class_dim: Dimension of the classes in logits.
+    """
+
+    def __init__(self, module: ObjectiveMixin, class_dim: int) -> None:
+        self._module, self._class_dim = module, class_dim
+
+    def distance(self, step: HostStep, perturbed: Tensor, groups: Sequence[Group]) -> Tensor:
+        """The distance of each sample that has one, ``(N,)`` or fewer.
+
+        Args:
+            step: Whose inputs are the clean ones.
+            perturbed: The same pictures perturbed.
+            groups: Their groups.
+        """
+        clean, other = step.outputs_of(step.inputs), step.outputs_of(perturbed)
+        still, moving = _told_apart(groups, _is_row(clean))
+        found: list[Tensor] = []
+        if self._are_logits(clean, step):
+            each = symmetric_divergence(clean, other, self._class_dim)
+            found, still = [each[group.rows] for group in still], []
+        if not self.moves_values:
+            moving = []
+        if still or moving:
+            found += self._of_values(step, perturbed, still, moving)
+        return torch.cat(found) if found else perturbed.new_zeros(0)
+
+    @property
+    def moves_values(self) -> bool:
+        """Whether the module says what becomes of its values when the picture moves."""
+        return callable(getattr(self._module, "moved", None))
+
+    def _are_logits(self, outputs: Any, step: HostStep) -> bool:
+        if not isinstance(outputs, Tensor) or outputs.ndim < 2:
+            return False
+        return self._module.output_method == "logits" or _are_classes(step.targets, outputs)
+
+    def _of_values(
+        self, step: HostStep, perturbed: Tensor, still: Sequence[Group], moving: Sequence[Group]
+    ) -> list[Tensor]:
+        clean, other = (self._read(step.forward_of(inputs)) for inputs in (step.inputs, perturbed))
+        if not clean:
+            return []
+        spreads = {name: spread_of(value) for name, value in clean.items()}
+        found = []
+        for group in [*still, *moving]:
+            part: Values = {name: value[group.rows] for name, value in clean.items()}
+            expected = self._moved(part, group.drawn.motion) if group in moving else part
+            gaps = [scaled_distance(value, other[name][group.rows], spreads[name]) for name, value in expected.items()]
+            found.append(torch.stack(gaps).mean(0))
+        return found
+
+    def _moved(self, values: Values, motion: Any) -> Values:
+        """Where the clean values should be in the moved picture; fixed, as ``moved`` need not have a gradient."""
+        move: Callable[[Values, Any], Values] = getattr(self._module, "moved")  # noqa: B009 - not every module has it
+        still = {name: value.detach() for name, value in values.items()}
+        return {**still, **{name: value for name, value in move(still, motion).items() if name in still}}
+
+    def _read(self, outputs: Any) -> dict[str, Tensor]:
+        """Values in floating point, by name, with a row for each sample."""
+        decode = getattr(self._module, "decode", None)
+        values = decode(outputs) if callable(decode) else flatten(outputs)
+        return {
+            name: value
+            for name, value in values.items()
+            if value.is_floating_point() and value.ndim and name != _CONFIDENCE
+        }
+
+
+def _told_apart(groups: Sequence[Group], stays: bool) -> tuple[list[Group], list[Group]]:
+    """The groups whose answers stay, and those whose answers move with the picture."""
+    still = [group for group in groups if stays or group.drawn.motion is None]
+    return still, [group for group in groups if not (stays or group.drawn.motion is None)]
+
+
+def _is_row(outputs: Any) -> bool:
+    """Whether an output is one vector a picture, which says nothing about places."""
+    return isinstance(outputs, Tensor) and outputs.ndim == 2
+
+
+def _are_classes(targets: Any, outputs: Tensor) -> bool:
+    """Whether targets are integers, one for each place of the logits ``(N, K, ...)``."""
+    if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.is_complex():
+        return False
+    return targets.shape == outputs.shape[:1] + outputs.shape[2:]
