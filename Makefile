@@ -3,7 +3,8 @@
 # make bindings  the Python bindings of TensorRT 10 and 11, which tests run on over a stand-in for library and GPU
 # make lint    format, lint and types
 # make bench   the suite and speed side by side, an hour; RECORDING=solidWhiteRight.mp4 tests lanes on that, an hour more
-# make headlines  what the papers state, on small data, and the other tables of benchmarks/RESULTS.md; hours
+# make headlines  what the papers state, on small data, and the other tables of benchmarks/RESULTS.md; hours;
+#                 ARCHIVE=cifar10-jpeg.tar.gz measures real decoders and resizers on that, some hours more
 # Each makes .venv at the first use. EXTRAS adds to what is installed, e.g. EXTRAS=dev,rtx,sweep,foreign.
 
 PYTHON ?= python3
@@ -58,6 +59,7 @@ headlines: $(STAMP)
 	$(BIN)/python benchmarks/gpu_day.py
 	$(BIN)/python benchmarks/fingerprint.py --every 5
 	$(BIN)/python benchmarks/rendering_speed.py
+	$(if $(ARCHIVE),$(BIN)/python benchmarks/sysnoise.py --archive $(ARCHIVE))
 	$(BIN)/python benchmarks/wild.py
 
 clean:
