@@ -1,6 +1,7 @@
-"""The two pictures that README shows: a replay of a rendered road as an animation, and the top of a parity page.
+"""The pictures of the documents: a replay as an animation and the top of a parity page for README, and corruptions.
 
     python benchmarks/pictures.py --run runs/lanes/version_0
+    python benchmarks/pictures.py  # the corruptions alone, in seconds
 
 The run is one of `make demo`. The road is none that its detector was trained on; in the animation the head computes in
 fp16 too, which the detector's list `keep_fp32` prevents elsewhere. The page is that of `lightning-robust parity`. Needs
@@ -17,11 +18,12 @@ import tempfile
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from lightning_robust.cli import main as run_cli
 from lightning_robust.demo.lanes.rendering import render_roads
 from lightning_robust.deployment.engines import BuildSettings, available
+from lightning_robust.deployment.pixels.corruptions import corruptions
 from lightning_robust.deployment.replay.frames import open_recording
 from lightning_robust.deployment.replay.measure import replay
 from lightning_robust.deployment.replay.scenes import animate
@@ -31,6 +33,7 @@ from lightning_robust.harness.runs import load_module
 _SEED, _ROAD = 2024, -32  # a bend to the left between solid lines, by daylight
 _FRAMES, _SIZE = 32, (288, 512)
 _GIF_BYTES, _PAGE_BYTES = 1_500_000, 300_000
+_SHEET_BYTES, _TILE, _SEVERITIES, _LINE = 200_000, (90, 160), (1, 3, 5), 16
 _PAGE = (1040, 720)
 _TARGETS = "[onnxruntime-fp32,emulated-fp16,emulated-bf16]"
 _LIMITS = "{emulated-fp16/lateral_px_known_p99: 0.1, emulated-bf16/lateral_px_known_p99: 0.1}"
@@ -80,14 +83,38 @@ def write_screenshot(page: Path, path: Path) -> None:
         raise SystemExit(f"Expected at most {_PAGE_BYTES / 1e3:.0f} kB.")
 
 
+def write_corruptions(path: Path) -> None:
+    """Every corruption of one road in three severities, two to a row."""
+    road = render_roads(torch.tensor([_ROAD]), seed=_SEED, height=_SIZE[0], width=_SIZE[1]).images.float() / 255
+    names = list(dict.fromkeys(each.name for each in corruptions()))
+    (height, width), half = _TILE, len(names) // 2
+    sheet = Image.new("RGB", (2 * len(_SEVERITIES) * width + 8, half * (height + _LINE)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, name in enumerate(names):
+        left, top = (number // half) * (len(_SEVERITIES) * width + 8), (number % half) * (height + _LINE)
+        draw.text((left + 2, top + 1), name.replace("_", " "), "black", ImageFont.load_default(12))
+        for place, severity in enumerate(_SEVERITIES):
+            (corruption,) = corruptions(f"{name}@{severity}")
+            small = torch.nn.functional.interpolate(corruption(road), _TILE, mode="bilinear", antialias=True)[0]
+            tile = Image.fromarray((small * 255).round().byte().permute(1, 2, 0).numpy())
+            sheet.paste(tile, (left + place * width, top + _LINE))
+    sheet.save(path, quality=85, optimize=True)
+    print(f"{path}: {path.stat().st_size / 1e3:.0f} kB")
+    if path.stat().st_size > _SHEET_BYTES:
+        raise SystemExit(f"Expected at most {_SHEET_BYTES / 1e3:.0f} kB.")
+
+
 def main() -> None:
-    """Write both pictures."""
+    """Write the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="folder of a run of make demo")
+    parser.add_argument("--run", type=Path, help="folder of a run of make demo; without it the corruptions alone")
     parser.add_argument("--target", default="emulated-fp16", help="the deployed side of the animation")
     parser.add_argument("--out", type=Path, default=Path("docs/images"))
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
+    write_corruptions(given.out / "corruptions.jpg")
+    if given.run is None:
+        return
     checkpoint = Path(locate_run(str(given.run), None).checkpoint)
     write_animation(checkpoint, given.target, given.out / "replay.gif")
     with tempfile.TemporaryDirectory() as folder:
