@@ -90,7 +90,8 @@ def _free(**settings):
 
 
 def _robust_validation(**settings):
-    return RobustValidationCallback(**({"eps": [0.1, "8/255"], "steps": 2, "batches": 1} | settings))
+    small = {"eps": [0.1, "8/255"], "steps": 2, "batches": 1, "under": ["rain@4", "frame_loss@2", "jpeg"]}
+    return RobustValidationCallback(**(small | settings))
 
 
 def _criticality(**settings):
@@ -144,7 +145,8 @@ CALLBACKS = [
         "adversarial",
         _adversarial,
         "adversarial/val_loss@0.1",
-        settings={"eps": "8/255", "method": "pgd", "mean": [0.5, 0.4, 0.3], "std": 0.2, "val_eps": ["4/255", 0.1]},
+        settings={"eps": "8/255", "method": "pgd", "mean": [0.5, 0.4, 0.3], "std": 0.2, "val_eps": ["4/255", 0.1]}
+        | {"val_under": ["snow", "bgr"]},
     ),
     Technique("adversarial", _free, "adversarial/val_loss@0.1", settings={"method": "free", "steps": 4}),
     Technique("adversarial", _pgd, "adversarial/val_loss@0.1", settings={"eps": [0.1], "bounds": "none"}),
@@ -153,7 +155,15 @@ CALLBACKS = [
         _robust_validation,
         "adversarial/val_loss@0.1",
         diagnostic=True,
-        settings={"eps": ["4/255", 0.1], "norm": "l2", "mean": [0.5, 0.4, 0.3], "std": 0.2, "batches": 4},
+        settings={
+            "eps": ["4/255", 0.1],
+            "norm": "l2",
+            "mean": [0.5, 0.4, 0.3],
+            "std": 0.2,
+            "batches": 4,
+            "under": ["fog@3", "jpeg_90"],
+            "baseline": {"fog@3": {"val/acc": 0.5}, "jpeg_90": {"val/acc": 0.9}},
+        },
     ),
     Technique(
         "layer_criticality",
@@ -161,7 +171,12 @@ CALLBACKS = [
         "criticality/trained",
         diagnostic=True,
         at_end=True,
-        settings={"layers": {"head": "net.5"}, "checkpoints": [1, 0.5, "9 steps"], "under": ["jpeg_90"], "draws": 2},
+        settings={
+            "layers": {"head": "net.5"},
+            "checkpoints": [1, 0.5, "9 steps"],
+            "under": ["jpeg_90", "fog@2"],
+            "draws": 2,
+        },
     ),
     Technique(
         "lazy_training",
@@ -176,7 +191,7 @@ CALLBACKS = [
         "datapath/pgd/divergence/net.0",
         diagnostic=True,
         at_end=True,
-        settings={"under": ["fgsm", "jpeg"], "eps": "4/255", "layers": ["net.0"], "every_n_epochs": 2},
+        settings={"under": ["fgsm", "jpeg", "motion_blur"], "eps": "4/255", "layers": ["net.0"], "every_n_epochs": 2},
     ),
     Technique(
         "swa",

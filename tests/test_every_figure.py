@@ -19,7 +19,9 @@ from lightning_robust.callbacks.merging.greedy_soup.figure import draw_soup
 from lightning_robust.callbacks.merging.wise_ft.curve import AlphaCurve
 from lightning_robust.callbacks.merging.wise_ft.figure import wise_ft_figures
 from lightning_robust.callbacks.metric_curves import MetricCurves
+from lightning_robust.callbacks.robust_validation.corruption_figure import corruption_figures
 from lightning_robust.callbacks.robust_validation.figure import robust_figures
+from lightning_robust.deployment.pixels.corruptions import corruptions
 from lightning_robust.functional.datapath import LayerDivergence
 from lightning_robust.functional.gates import CriticalChannels, Overlap
 from lightning_robust.functional.soups import greedy_soup, uniform_soup
@@ -178,6 +180,25 @@ ROBUST = {
         ODD, **{"0": [(0.5, 7.0)], **{f"{0.0123 * i:g}": [(0.5, 1e4 * i)] for i in range(1, 6)}}
     ),
 }
+
+
+def corrupted(names, metric="val/acc", scale=1.0):
+    """Metrics that fall with the severity, and with the place of the corruption in the list."""
+    values = {"clean": {metric: 0.9 * scale}}
+    for place, name in enumerate(names):
+        severity = int(name.partition("@")[2] or 0)
+        values[name] = {metric: scale * (0.9 - 0.1 * severity - 0.0005 * place)}
+    return values
+
+
+CORRUPTED = {
+    "corruption": corrupted([str(each) for each in corruptions()]),
+    "corruption and preprocessing": corrupted(["fog@3", "jpeg_90", "resize_align_corners", "bgr"]),
+    "corruption, one": corrupted(["fog@2"], "val/lateral_px", 1e4),
+    "corruption, odd": corrupted([str(each) for each in corruptions(["time", "fog@1"])], ODD, 1e-7),
+    "corruption, nothing found": corrupted(["fog@2", "snow@3"]) | {"fog@5": {"val/acc": math.nan}},
+    "corruption, equal": {each: {"acc": 1.0} for each in ("clean", "fog@1", "fog@2")},
+}
 AVERAGES = {
     "averaging": curves(
         "val/acc", raw=[(1, 0.7), (2, 0.75), (3, 0.76)], average=[(2, 0.8), (3, 0.81)], last2=[(3, 0.8)]
@@ -193,6 +214,8 @@ def every_figure():
         for name, found in ROBUST.items()
         for tag, draw in robust_figures(found, list(found.points), 8).items()
     }
+    for name, found in CORRUPTED.items():
+        figures |= {f"{name}, {tag}": draw for tag, draw in corruption_figures(found, [*found["clean"]]).items()}
     for name, found in AVERAGES.items():
         figures |= {f"{name}, {tag}": draw for tag, draw in averaging_figures(found, list(found.points)).items()}
     figures |= {

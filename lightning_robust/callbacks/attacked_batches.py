@@ -87,10 +87,12 @@ class AttackInputs:
         Raises:
             MisconfigurationException: If there is no floating-point input, or no telling which.
         """
-        if self.given is not None:
-            return self
+        return self if self.given is not None else self.at([first_floating_input(module, batch)])
+
+    def at(self, keys: list[Key]) -> AttackInputs:
+        """The same with these keys."""
         found = copy.copy(self)
-        found.keys = [first_floating_input(module, batch)]
+        found.keys = keys
         return found
 
     def read(self, batch: Any) -> list[Tensor]:

@@ -1,8 +1,8 @@
-"""Conditions to evaluate weights under: clean batches, attacked ones, or the preprocessing of the deployed side."""
+"""Conditions to evaluate weights under: clean batches, attacked ones, corrupted ones, another preprocessing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,16 +19,28 @@ from lightning_robust.callbacks.attacked_batches import (
     outside_inference,
     own_step,
 )
+from lightning_robust.checks import check_known
 from lightning_robust.deployment.pixels.catalogue import CATALOGUE, Perturbation, perturbations
+from lightning_robust.deployment.pixels.corruptions import Corruption, corruptions
+from lightning_robust.deployment.pixels.corruptions.names import (
+    ALL_CORRUPTIONS,
+    CORRUPTION_FAMILIES,
+    CORRUPTION_NAMES,
+    is_corruption,
+)
+from lightning_robust.deployment.pixels.names import FAMILIES
 from lightning_robust.deployment.pixels.perturb import perturb
 from lightning_robust.functional.attacks import fgsm, pgd
 from lightning_robust.harness.evaluate import Transform
-from lightning_robust.harness.normalisation import pixel_space
 from lightning_robust.harness.steps import call_step
-from lightning_robust.structures import get_item, replace_items
+from lightning_robust.harness.trainers import data_module
+from lightning_robust.structures import Key, get_item, replace_items
 
 ATTACK = "fgsm"
 PGD = "pgd"
+Entry = Perturbation | Corruption
+"""What a name of a condition on pictures stands for."""
+_KNOWN = (*CORRUPTION_NAMES, *CORRUPTION_FAMILIES, ALL_CORRUPTIONS, *CATALOGUE, *FAMILIES, "typical", "all")
 
 
 @dataclass(frozen=True)
@@ -47,50 +59,102 @@ class Condition:
 CLEAN = Condition("clean")
 
 
-def named_perturbations(names: list[str]) -> list[Perturbation]:
-    """Entries of the catalogue by name, family, or the beginning of a name (``"jpeg"``: the typical ones of these).
+def named_entries(names: list[str], severity: int | None = None) -> list[Entry]:
+    """Corruptions and perturbations by name, in the order of the names, each once.
 
-    Raises:
-        ValueError: For an unknown name; the message names the nearest.
-
-    Example:
-        >>> [entry.name for entry in named_perturbations(["jpeg"])]
-        ['jpeg_90']
-    """
-    entries: dict[str, Perturbation] = {}
-    for name in names:
-        alike = [e for key, e in CATALOGUE.items() if key.startswith(f"{name}_") and e.severity == "typical"]
-        chosen = alike if alike and name not in CATALOGUE else perturbations([name])
-        entries |= {entry.name: entry for entry in chosen}
-    return list(entries.values())
-
-
-def preprocessed(
-    trainer: pl.Trainer, pl_module: pl.LightningModule, entry: Perturbation, inputs: AttackInputs
-) -> Condition:
-    """Pictures as the deployed side's preprocessing makes them from the same pixels.
+    Corruptions have names (``"fog"``), families (``"weather"``) and severities (``"fog@3"``); ``"corruptions"`` is all
+    of them. Perturbations have names, families, or the beginning of a name (``"jpeg"``: the typical ones of these);
+    ``"typical"`` and ``"all"`` are those of the catalogue.
 
     Args:
-        trainer: Its data module may say how pictures were normalised.
+        names: As above.
+        severity: Of corruptions that are named without one; None takes all five.
+
+    Raises:
+        ValueError: For an unknown name, of which the message names the nearest, and a severity outside of 1 to 5.
+
+    Example:
+        >>> [name_of(entry) for entry in named_entries(["jpeg", "fog@2", "blur"], severity=3)]
+        ['jpeg_90', 'fog@2', 'motion_blur@3', 'defocus_blur@3']
+    """
+    return list({name_of(entry): entry for name in names for entry in _entries_of(name, severity)}.values())
+
+
+def _entries_of(name: str, severity: int | None) -> Sequence[Entry]:
+    if is_corruption(name):
+        return corruptions(name if severity is None or "@" in name else f"{name}@{severity}")
+    alike = [e for key, e in CATALOGUE.items() if key.startswith(f"{name}_") and e.severity == "typical"]
+    if alike and name not in CATALOGUE:
+        return alike
+    check_known("corruptions or perturbations", [name], _KNOWN)
+    return perturbations("all" if name == "all" else "typical" if name == "typical" else [name])
+
+
+def name_of(entry: Entry) -> str:
+    """As it is named in settings and tags, ``jpeg_90`` or ``fog@3``."""
+    return str(entry) if isinstance(entry, Corruption) else entry.name
+
+
+def sequence_length(trainer: pl.Trainer, pl_module: pl.LightningModule) -> int:
+    """How many pictures of a batch in a row are the frames of a sequence: as data module or module say, else 1."""
+    lengths = (getattr(owner, "sequence_length", None) for owner in (data_module(trainer), pl_module))
+    return next((length for length in lengths if isinstance(length, int) and length > 0), 1)
+
+
+def pictured(trainer: pl.Trainer, pl_module: pl.LightningModule, entry: Entry, inputs: AttackInputs) -> Condition:
+    """Pictures as a corruption or the deployed side's preprocessing makes them from the same pixels.
+
+    Args:
+        trainer: Its data module may say how pictures were normalised, and how many frames a sequence has.
         pl_module: The module that they go into.
-        entry: The perturbation, from the catalogue.
+        entry: The corruption or perturbation.
         inputs: Where in a batch the pictures are, and how they were normalised.
     """
-    space = pixel_space(trainer, inputs.mean, inputs.std)
+    inputs.find_normalisation(trainer)
+    frames = sequence_length(trainer, pl_module)
 
     def transform(batch: Any, index: int, loader: int) -> Any:
-        key = inputs.in_batch(pl_module, batch).keys[0]
-        images = get_item(batch, key)
-        if not isinstance(images, Tensor) or images.ndim != 4 or not entry.applies_to(images.shape[1]):
-            shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-            raise ValueError(
-                f"Expected pictures (N, {'3' if entry.colour else '1 or 3'}, H, W) at input_key={key!r} for "
-                f"{entry.name!r}, but got {shape}. Set `input_key`, or take it out of `under`."
-            )
-        (sample,) = perturb(images, space, [entry])
-        return replace_items(batch, {key: sample.deployed()})
+        key, images = _pictures(pl_module, batch, entry, inputs)
+        if isinstance(entry, Perturbation):
+            (sample,) = perturb(images, inputs.pixels, [entry])
+            return replace_items(batch, {key: sample.deployed()})
+        (part,) = inputs.at([key]).read(batch)
+        pixels = inputs.to_pixels(part if part.dtype == torch.float64 else part.float())
+        return replace_items(batch, {key: inputs.from_pixels(entry(pixels, frames)).to(images.dtype)})
 
-    return Condition(entry.name, transform)
+    return Condition(name_of(entry), transform)
+
+
+def require_pictures(
+    trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, entries: Sequence[Entry], inputs: AttackInputs
+) -> None:
+    """Refuse a batch that not all of these can be put on.
+
+    Raises:
+        ValueError: If it has no pictures, grey ones for what needs colours, or they were not normalised as stated.
+    """
+    inputs.find_normalisation(trainer)
+    for entry in entries:
+        key, _ = _pictures(pl_module, batch, entry, inputs)
+        inputs.at([key]).read(batch)
+
+
+def _pictures(pl_module: pl.LightningModule, batch: Any, entry: Entry, inputs: AttackInputs) -> tuple[Key, Tensor]:
+    key = inputs.in_batch(pl_module, batch).keys[0]
+    images = get_item(batch, key)
+    if not isinstance(images, Tensor) or images.ndim != 4 or not entry.applies_to(images.shape[1]):
+        shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        colour = isinstance(entry, Perturbation) and entry.colour
+        raise ValueError(
+            f"Expected pictures (N, {'3' if colour else '1 or 3'}, H, W) at input_key={key!r} for "
+            f"{name_of(entry)!r}, but got {shape}. Set `input_key`, or take it out of `under`."
+        )
+    if inputs.pixels is None:
+        raise ValueError(
+            f"Expected to know how pictures were normalised for {name_of(entry)!r}, but got bounds='none'. Give "
+            "`mean` and `std` instead."
+        )
+    return key, images
 
 
 def attacked(

@@ -13,7 +13,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 from lightning_robust.callbacks.attacked_batches import AttackInputs
-from lightning_robust.callbacks.conditions import ATTACK, PGD, Condition, attacked, named_perturbations, preprocessed
+from lightning_robust.callbacks.conditions import ATTACK, PGD, Condition, attacked, named_entries, pictured
+from lightning_robust.deployment.pixels.corruptions.names import MIDDLE
 from lightning_robust.harness.arguments import parse_fraction
 from lightning_robust.harness.closing import join_summary, note_step
 from lightning_robust.harness.inputs import require_inputs
@@ -151,7 +152,8 @@ class NamedConditions:
     """The conditions that an argument ``under`` names: checked when a callback is made, built when it measures.
 
     Args:
-        under: Names of attacks, of perturbations of the catalogue, or of other conditions.
+        under: Names of attacks, of corruptions (``"fog@5"``; the middle severity, 3, where none is given), of
+            perturbations of the catalogue, or of other conditions.
         inputs: What an attack perturbs.
         eps: Radius of the attacks, in pixels in [0, 1].
         steps: Steps of PGD.
@@ -175,7 +177,7 @@ class NamedConditions:
         self.names = [under] if isinstance(under, str) else list(under or [])
         self._inputs, self._eps, self._steps = inputs, parse_fraction(eps), steps
         self._attacks, self._others = attacks, others
-        self._entries = {n: named_perturbations([n]) for n in self.names if n not in (*attacks, *others)}
+        self._entries = {n: named_entries([n], MIDDLE) for n in self.names if n not in (*attacks, *others)}
 
     def build(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Condition]:
         """The conditions in the order of their names, each once."""
@@ -194,7 +196,7 @@ class NamedConditions:
             return [Condition(name)]
         if name in self._attacks:
             return [self.attack(trainer, pl_module, name)]
-        return [preprocessed(trainer, pl_module, entry, self._inputs) for entry in self._entries[name]]
+        return [pictured(trainer, pl_module, entry, self._inputs) for entry in self._entries[name]]
 
 
 def check_at_least(least: float, **values: float) -> None:

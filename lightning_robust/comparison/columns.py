@@ -5,12 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from lightning_robust.comparison.finished_runs import SECONDS, WORST
+from lightning_robust.harness.directions import Mode, named_direction, words_of
 from lightning_robust.suggest import did_you_mean
-
-Mode = Literal["max", "min"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,8 @@ GROUPS: tuple[MetricGroup, ...] = (
     MetricGroup(
         "corrupted",
         rf"(^|[/_])corrupt|^wise_ft/shifted$|{_HELD_OUT}(.*[/_])?shift",
-        "a metric named `val/..._shifted` or `val/..._corrupted`, of a loader with corrupted inputs",
+        "`robust_validation: {under: corruptions}` in a run, or a metric that is named `val/..._shifted` or "
+        "`val/..._corrupted`",
     ),
     MetricGroup("preprocessing", rf"^{WORST}$|^attribution/preprocessing$", _PARITY, "min"),
     MetricGroup("fp16", r"^parity/[^/]*-fp16/", _PARITY, "min"),
@@ -66,20 +65,8 @@ GROUPS: tuple[MetricGroup, ...] = (
 # clean fits whatever held-out data gave, so it is asked last
 _QUESTIONS = (*GROUPS[1:], GROUPS[0])
 _OTHER = MetricGroup("other", "", "")
-_LOWER_IS_BETTER = re.compile(
-    r"loss(es)?|err|errors?|mistakes|px|abs|abs_rel|rel_l2|max_abs|mae|r?mse|mape|nll|b?ce|kl|[wce]er|fid|lpips|perplexity|"
-    r"ppl|brier|ece|ade|fde|epe|hd95|hausdorff|bend|swing|flips?|lost|miss(ed)?|nonfinite|divergence|distance|latency|"
-    r"sec|seconds?|ms|time|memory|bytes|p\d\d"
-)
-_HIGHER_IS_BETTER = re.compile(
-    r"acc|accuracy|f1|m?iou|auc|auroc|auprc|found|precision|recall|specificity|psnr|ssim|success|dice|r2|m?ap|mrr|ndcg|"
-    r"bleu|rouge|kappa|mcc|jaccard|hits?|hota|mota"
-)
-_NEGATIONS = {"no", "not", "non", "without", "less"}
-# before such a word a name says the opposite, or another thing: loss_reduction, time_to_collision, loss_scale
-_TURNS = re.compile(r"to|free|reduction|improvement|gain|drop|decrease|increase|gap|margin|saved|weight|scale|count")
-_NUMBERED = re.compile(r"f1|r2|l2|hd95|p\d\d")
 _DISTANCES = re.compile(r"^(sensitivity|attribution)/")
+_UNDER = re.compile("^corruption/[^/]+/")  # frame_loss is no loss
 _TOLD = 40
 
 
@@ -131,33 +118,7 @@ def direction(tag: str) -> Mode | None:
         ('max', 'min', None, None)
     """
     mode = "min" if _DISTANCES.search(tag) else _find_group(tag).mode
-    return mode or _named_direction(words_of(tag))
-
-
-def _named_direction(words: Sequence[str]) -> Mode | None:
-    """What the last word that is known says, for it names the thing: a dice_loss is a loss."""
-    if _NEGATIONS & {*words}:
-        return None
-    for end in range(len(words), 0, -1):
-        names = words[end - 1], "_".join(words[max(end - 2, 0) : end])
-        if any(map(_TURNS.fullmatch, names)):
-            return None
-        if any(map(_LOWER_IS_BETTER.fullmatch, names)):
-            return "min"
-        if any(map(_HIGHER_IS_BETTER.fullmatch, names)):
-            return "max"
-    return None
-
-
-def words_of(tag: str) -> list[str]:
-    """The words of a tag in lower case, without the number behind one: ``acc5`` is an ``acc``.
-
-    Example:
-        >>> words_of("val/top5Acc_lossless@0.1"), words_of("rel_l2/F1")
-        (['val', 'top', 'acc', 'lossless'], ['rel', 'l2', 'f1'])
-    """
-    words = re.findall(r"[a-z]+\d*", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", tag).lower())
-    return [word if _NUMBERED.fullmatch(word) else word.rstrip("0123456789") for word in words]
+    return mode or named_direction(_UNDER.sub("", tag))
 
 
 def _find_group(tag: str) -> MetricGroup:
@@ -174,6 +135,8 @@ def _select_tags(group: MetricGroup, tags: Sequence[str]) -> list[str]:
     members = [tag for tag in tags if group_of(tag) == group.name]
     if group.name in ("fp16", "tf32"):
         return _keep(r"_p99$", members) or _keep(r"/rel_l2$", members)
+    if group.name == "corrupted":
+        return _keep(r"^corruption/(mce|mean_error)$", members) or members
     if group.name in ("clean", "attacked"):
         return [tag for tag in members if not {"loss", "losses"} & {*words_of(tag)}] or members
     return members

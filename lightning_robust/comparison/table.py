@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from lightning_robust.comparison.columns import Column, Mode, default_columns, parse_columns, with_modes
+from lightning_robust.comparison.columns import Column, default_columns, parse_columns, with_modes
 from lightning_robust.comparison.finished_runs import SECONDS, FinishedRun
 from lightning_robust.comparison.names import (
     data_of,
@@ -24,6 +24,7 @@ from lightning_robust.comparison.names import (
     techniques,
 )
 from lightning_robust.comparison.remarks import attacks, cautions, doubts, other_settings, unknown_directions
+from lightning_robust.harness.directions import Mode
 from lightning_robust.statistics import mean_interval
 
 

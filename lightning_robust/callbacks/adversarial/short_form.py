@@ -54,7 +54,7 @@ class ShortForm(TypedDict, total=False):
         guard_limit: Largest sound quotient of the losses under PGD and under the training attack, 3 by default.
         on_collapse: ``"warn"`` (default); or also continue with ``"pgd"``, ``"shrink"`` the step, or ``"rollback"`` to
             the weights of the last sound probe and continue with PGD.
-        val_eps: Radii to validate with; by default ``eps``, an empty list is none.
+        val_eps: Radii to validate with; by default ``eps``, an empty list is no attack.
         val_steps: Steps of the PGD that validates, 10 by default; 0 validates with a single FGSM step.
         val_restarts: Attacks from random points, of which the one with the highest loss counts for each sample. 1 by
             default. Without an ``attack_loss`` that gives a loss for each sample, the end of each restart costs the
@@ -65,6 +65,9 @@ class ShortForm(TypedDict, total=False):
             less it costs.
         val_input_key: Which part of a validation batch is perturbed, where its form is another than in training; by
             default ``input_key``.
+        val_under: Corruptions and perturbations to validate under too, such as ``["fog", "snow@3"]``; none by default.
+        val_baseline: ``corruptions.json`` of another run that the mean corruption error is relative to, or its content.
+        val_baseline: ``corruptions.json`` of another run that the mean corruption error is relative to, or its content.
     """
 
     steps: int
@@ -83,6 +86,8 @@ class ShortForm(TypedDict, total=False):
     val_batches: int | None
     val_drop_solved: bool
     val_input_key: int | str | list[int | str] | None
+    val_under: str | list[str] | None
+    val_baseline: str | dict[str, dict[str, float]] | None
 
 
 def split_arguments(method: MethodName | Attack, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -179,13 +184,13 @@ def make_validation(
         common: Arguments that training and validation share.
 
     Returns:
-        None with an empty ``val_eps`` and for methods on an embedding.
+        None with an empty ``val_eps`` and no ``val_under``, and for methods on an embedding.
 
     Raises:
         ValueError: For ``val_`` arguments with a method on an embedding.
     """
     settings = {name.removeprefix("val_"): value for name, value in given.items()}
-    if settings.get("eps") == []:
+    if _asks_for_nothing(settings):
         return None
     if isinstance(attack, EmbeddingAttack):
         _refuse_validation_of_embedding(given)
@@ -199,6 +204,10 @@ def make_validation(
         raise ValueError(f"Expected `val_input_key` for each of {len(radii)} inputs, but got {keys}.")
     proportions = radii if len(radii) > 1 and radii[0] > 0 else None
     return BroughtValidation(norm=getattr(attack, "norm", "linf"), proportions=proportions, **common, **settings)
+
+
+def _asks_for_nothing(settings: Mapping[str, Any]) -> bool:
+    return settings.get("eps") == [] and settings.get("under") is None
 
 
 def _refuse_validation_of_embedding(given: Mapping[str, Any]) -> None:

@@ -51,8 +51,9 @@ class DatapathCallback(InputDiagnostic):
 
     Args:
         under: What perturbs: ``"pgd"``, ``"fgsm"``, perturbations of ``lightning_robust.deployment.pixels.catalogue``
-            (``"jpeg_90"``, a family, or the beginning of a name), ``"fp16"`` or ``"bf16"`` (weights and what modules
-            take and give are rounded, sums are not); one or several.
+            (``"jpeg_90"``, a family, or the beginning of a name), corruptions that a camera meets (``"fog@5"``, without
+            a number of the middle severity, 3; families; ``"corruptions"``), ``"fp16"`` or ``"bf16"`` (weights and what
+            modules take and give are rounded, sums are not); one or several.
         eps: Radius of the attacks, in pixels in [0, 1]; in their own units for vectors without ``mean`` and ``std``.
         steps: Steps of PGD.
         layers: Regular expressions on module paths; None takes all modules with weights of two or more dimensions.
@@ -111,8 +112,8 @@ class DatapathCallback(InputDiagnostic):
         self._conditions = NamedConditions(under, inputs, eps, steps=steps, attacks=attacks, others=others)
         if not self._conditions.names:
             raise ValueError(
-                f"Expected at least one condition in `under`, out of {(*attacks, *others)} or preprocessing, but got "
-                "none."
+                f"Expected at least one condition in `under`, out of {(*attacks, *others)}, corruptions or "
+                "preprocessing, but got none."
             )
         self._settings = ProbeSettings(
             layers, num_samples, batch_size, num_paths, gate_weight, factor, input_key, target_key

@@ -20,10 +20,10 @@ def condition_words(name: str) -> str:
     """A condition as sentences name it.
 
     Example:
-        >>> condition_words("pgd"), condition_words("jpeg_90")
-        ('the PGD attack', 'jpeg 90')
+        >>> condition_words("pgd"), condition_words("jpeg_90"), condition_words("motion_blur@3")
+        ('the PGD attack', 'jpeg 90', 'motion blur of severity 3')
     """
-    return _WORDS.get(name, name.replace("_", " "))
+    return _WORDS.get(name, name.replace("_", " ").replace("@", " of severity "))
 
 
 def as_percent(share: float) -> str:

@@ -82,8 +82,9 @@ class LayerCriticalityCallback(DiagnosticCallback, StartKeeper):
             8, ... epochs. Or weights files (.ckpt, .pt, .pth, .bin, .safetensors) of an earlier run: the first is the
             start; or one full checkpoint of a run with this callback. Then ``trainer.validate`` analyses too.
         draws: How many random draws.
-        under: Also measure under ``"fgsm"`` or perturbations of ``lightning_robust.deployment.pixels.catalogue``
-            (``"jpeg_90"``, a family, or the beginning of a name); one or several. FGSM attacks each cell afresh.
+        under: Also measure under ``"fgsm"``, perturbations of ``lightning_robust.deployment.pixels.catalogue``
+            (``"jpeg_90"``, a family, or the beginning of a name) or corruptions that a camera meets (``"fog@5"``,
+            without a number of the middle severity, 3); one or several. FGSM attacks each cell afresh.
         eps: Radius of the attack, in pixels in [0, 1]; in their own units for vectors without ``mean`` and ``std``.
         threshold: Share of training's gain that an ambient layer keeps.
         rewind: Put all ambient layers back at once and refresh BatchNorm. If the metric holds, the module keeps that

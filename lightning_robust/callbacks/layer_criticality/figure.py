@@ -107,7 +107,11 @@ def _row_names(result: CriticalityMap) -> list[str]:
 
 def _tell_map(result: CriticalityMap) -> str:
     critical, layers = result.named("critical"), [row for row in result.rows if row.verdict != "unchanged"]
-    where = "" if result.condition == CLEAN.name else f" under {result.condition.replace('_', ' ')}"
+    where = (
+        ""
+        if result.condition == CLEAN.name
+        else f" under {result.condition.replace('_', ' ').replace('@', ' of severity ')}"
+    )
     metric = f"for {shorten(result.criterion.monitor, _LONGEST_METRIC)}{where}"
     if not layers:
         return f"Training changed no layer ({metric})"

@@ -1,8 +1,7 @@
-"""RobustValidationCallback: log the validation metrics of any LightningModule on attacked batches."""
+"""RobustValidationCallback: log the validation metrics of any LightningModule on attacked and on corrupted batches."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
@@ -11,8 +10,9 @@ from typing_extensions import override
 from lightning_robust.callbacks.attacked_batches import AttackInputs, PixelBounds
 from lightning_robust.callbacks.diagnostics import Report, show
 from lightning_robust.callbacks.metric_curves import MetricCurves, epochs_so_far
+from lightning_robust.callbacks.robust_validation.corrupted import CorruptedValidation
 from lightning_robust.callbacks.robust_validation.figure import CLEAN_SERIES, robust_figures
-from lightning_robust.callbacks.robust_validation.measure import AttackedEvaluation
+from lightning_robust.callbacks.robust_validation.measure import AttackedEvaluation, masking_warnings
 from lightning_robust.functional.norm_ball import Norm
 from lightning_robust.harness.arguments import parse_fraction
 from lightning_robust.harness.closing import join_summary, note_step
@@ -25,7 +25,7 @@ from lightning_robust.tables import number
 
 
 class RobustValidationCallback(pl.Callback):
-    r"""Validate and test on attacked batches; training is as without this callback.
+    r"""Validate and test on attacked and corrupted batches; training is as without this callback.
 
     .. math:: \max_{\|\delta\| \le \epsilon} L_\theta(x + \delta)
 
@@ -41,15 +41,25 @@ class RobustValidationCallback(pl.Callback):
     probabilities taken for logits, gradients that are zero. A validation that fails becomes a warning, and training
     continues.
 
+    With ``under``, the same metrics under corruptions that a camera meets and under differences of the deployed side's
+    preprocessing: ``corruption/<name>/<metric>``, the mean over the severities asked for, and
+    ``corruption/mean_error``, the mean corruption error of the metric that a ModelCheckpoint or EarlyStopping callback
+    watches (else of the first one that is known to be an error or an accuracy), in its own unit. With a ``baseline``
+    also ``corruption/mce``, errors relative to the baseline's as `Hendrycks and Dietterich 2019
+    <https://arxiv.org/abs/1903.12261>`_ define it; 1 is the baseline's. ``robust_validation/corruptions.json`` in the
+    run's folder has all the numbers, and is such a baseline for other runs. Pictures that were normalised otherwise
+    than stated, or that a name of ``under`` does not fit, are refused at the sanity check.
+
     :class:`~lightning_robust.AdversarialCallback` validates in the same way by itself. Beside it, this callback takes
     over, so that nothing is measured twice.
 
     Cost: ``steps`` forward and input-gradient passes and one validation step over ``batches`` batches of each loader,
-    for each of ``eps``; all of that for each of ``restarts``.
+    for each of ``eps``; all of that for each of ``restarts``. For ``under`` one validation step over as many batches
+    for each corruption and severity, and one for the clean pictures: 61 for ``"corruptions"``.
 
     Args:
         eps: Radius in units of pixels in [0, 1], a number or ``"8/255"``; or several. Each attack starts where that of
-            the next smaller radius ended.
+            the next smaller radius ended. An empty list, beside ``under``, is no attack.
         norm: ``"linf"`` or ``"l2"``.
         steps: Steps of PGD; 0 takes a single FGSM step.
         restarts: Attacks from random points, of which the one with the highest loss counts for each sample. Where
@@ -70,9 +80,12 @@ class RobustValidationCallback(pl.Callback):
             None is the first floating-point input of ``forward``.
         proportions: Radii of several inputs relative to each other; the first has ``eps``. None gives all the same.
         seed: Of the random starts.
+        under: Corruptions (``"fog"``: all five severities, ``"fog@3"``: one, families such as ``"weather"``,
+            ``"corruptions"``: all), and perturbations of ``lightning_robust.deployment.pixels.catalogue``; one or more.
+        baseline: ``corruptions.json`` of another run, or the same as a mapping, ``{fog@3: {val/acc: 0.6}}``.
 
     Raises:
-        ValueError: For arguments out of range.
+        ValueError: For arguments out of range, unknown names, and a baseline that lacks one of ``under``.
         MisconfigurationException: Under strategies in which no rank has the whole model.
 
     Example:
@@ -101,6 +114,8 @@ class RobustValidationCallback(pl.Callback):
         input_key: int | str | list[int | str] | None = None,
         proportions: list[float] | None = None,
         seed: int = 0,
+        under: str | list[str] | None = None,
+        baseline: str | dict[str, dict[str, float]] | None = None,
     ) -> None:
         super().__init__()
         self._check(norm, steps, restarts, drop_solved)
@@ -113,11 +128,17 @@ class RobustValidationCallback(pl.Callback):
         self._radii = sorted(
             parse_fraction(value, f"{self.prefix}eps") for value in (eps if isinstance(eps, list) else [eps])
         )
-        if not self._radii:
+        if not self._radii and under is None:
             raise ValueError(f"Expected at least one radius in `{self.prefix}eps`, but got none.")
+        if baseline is not None and under is None:
+            raise ValueError(f"Expected `{self.prefix}under` beside `{self.prefix}baseline`, but got none.")
         if batches is not None and batches < 1:
             raise ValueError(f"Expected `{self.prefix}batches` of at least 1, or None for all, but got {batches}.")
         self._inputs = AttackInputs(keys, mean, std, bounds)
+        self.under, self.baseline = under, baseline
+        self._corrupted = (
+            None if under is None else CorruptedValidation(under, baseline, self._inputs, batches, self.prefix)
+        )
         self._guard = Guard(self.owner)
         self._before: ModuleMemory | None = None
         self._curves = MetricCurves()
@@ -151,9 +172,18 @@ class RobustValidationCallback(pl.Callback):
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Refuse batches without an input to perturb, at the sanity check already."""
+        """Refuse batches without an input to perturb, or without pictures to corrupt, at the sanity check already."""
         if batch_idx == 0:
             self._inputs.in_batch(pl_module, batch)
+            if self._corrupted is not None:
+                self._corrupted.check(trainer, pl_module, batch)
+
+    @override
+    def on_test_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Refuse the same of a test."""
+        self.on_validation_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
 
     @override
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -169,6 +199,8 @@ class RobustValidationCallback(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep clean and attacked metrics for the figures, where there is a logger for them."""
         attacked, self._attacked = self._attacked, []
+        if trainer.state.fn == "validate" and self._corrupted is not None:
+            self._guard.attempt(trainer, lambda: self._draw(trainer), "the figures are not drawn")
         if trainer.state.fn != "fit" or not attacked or not trainer.loggers:
             return
         epochs, clean = epochs_so_far(trainer), trainer.callback_metrics
@@ -183,7 +215,8 @@ class RobustValidationCallback(pl.Callback):
         self._guard.attempt(trainer, lambda: self._draw(trainer), "the figures are not drawn")
 
     def _draw(self, trainer: pl.Trainer) -> None:
-        show(trainer, Report(figures=robust_figures(self._curves, self._curves.chosen(trainer), self.batches)))
+        figures = robust_figures(self._curves, self._curves.chosen(trainer), self.batches)
+        show(trainer, Report(figures=figures | ({} if self._corrupted is None else self._corrupted.figures(trainer))))
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -208,43 +241,46 @@ class RobustValidationCallback(pl.Callback):
         before, self._before = self._before, None
         if trainer.sanity_checking:
             return
+        for measure in (self._validate_attacked, self._validate_corrupted):
+            try:
+                measure(Evaluator(trainer, pl_module, before))
+            except Exception as error:
+                self._guard.fail(trainer, error, "robust validation failed, training continues", once=True)
+
+    def _validate_attacked(self, evaluator: Evaluator) -> None:
+        if not self._radii:
+            return
         solved = self.target_key if self.drop_solved else None
         evaluation = AttackedEvaluation(
             self._inputs, self.norm, self.steps, self.restarts, self.batches, self.seed, solved, self.prefix
         )
         proportions = self.proportions or [1.0] * len(self._inputs.keys)
         radii = [[radius * each / proportions[0] for each in proportions] for radius in self._radii]
-        try:
-            metrics = evaluation.metrics(Evaluator(trainer, pl_module, before), radii)
-        except Exception as error:
-            self._guard.fail(trainer, error, "robust validation failed, training continues", once=True)
-            return
-        self._attacked = metrics
-        for radius, values in zip(self._radii, metrics, strict=True):
+        self._attacked = evaluation.metrics(evaluator, radii)
+        for radius, values in zip(self._radii, self._attacked, strict=True):
             tags = {f"adversarial/{name.replace('/', '_')}@{radius:g}": value for name, value in values.items()}
-            pl_module.log_dict(tags, sync_dist=True, add_dataloader_idx=False)
-            self._note(trainer, radius, values)
-        self._warn_of_masking(evaluation)
+            evaluator.module.log_dict(tags, sync_dist=True, add_dataloader_idx=False)
+            told = ", ".join(f"{name} {number(value)}" for name, value in values.items())
+            self._note(evaluator.trainer, f"at eps {radius:g}", told)
+        for kind, warning in masking_warnings(evaluation).items():
+            self._guard.warn(warning, key=kind)
 
-    def _note(self, trainer: pl.Trainer, radius: float, values: Mapping[str, float]) -> None:
+    def _validate_corrupted(self, evaluator: Evaluator) -> None:
+        if self._corrupted is None:
+            return
+        trainer = evaluator.trainer
+        self._corrupted.measure(evaluator)
+        scalars = self._corrupted.scalars(trainer, self._guard)
+        evaluator.module.log_dict(scalars, sync_dist=True, add_dataloader_idx=False)
+        self._note(trainer, "under corruptions", self._corrupted.tell(trainer, scalars))
+        self._guard.attempt(trainer, lambda: self._write(trainer), "corruptions.json is not written", once=True)
+
+    def _write(self, trainer: pl.Trainer) -> None:
+        if self._corrupted is not None:
+            self._corrupted.write(trainer)
+
+    def _note(self, trainer: pl.Trainer, where: str, told: str) -> None:
         """Keep the metrics of the last validation for the closing summary; a test prints its own."""
         if trainer.state.fn == "fit":
-            told = ", ".join(f"{name} {number(value)}" for name, value in values.items())
             weights = f"the weights of the last validation (epoch {trainer.current_epoch}, step {trainer.global_step})"
-            note_step(trainer, f"robust_validation at eps {radius:g}", told, weights=weights, latest=True)
-
-    def _warn_of_masking(self, evaluation: AttackedEvaluation) -> None:
-        """Say where the metrics may not mean robustness."""
-        for kind, doubt in evaluation.doubts.items():
-            self._guard.warn(f"robust metrics may mean little: {doubt}.", key=kind)
-        if evaluation.record.compared_by_batch and self.restarts > 1:
-            self._guard.warn(
-                f"`{self.prefix}restarts` help little: the loss of a batch is not the mean of those of its samples run "
-                "alone, so the best restart is that of the whole batch. Define `attack_loss(batch)` on the module with "
-                "one value for each sample.",
-                key="restarts by batch",
-            )
-        share = evaluation.record.zero_share
-        if share > 0.05:
-            message = f"{share:.0%} of the gradients are zero at validation: robustness is masked."
-            self._guard.warn(message, key="zero gradients")
+            note_step(trainer, f"robust_validation {where}", told, weights=weights, latest=True)

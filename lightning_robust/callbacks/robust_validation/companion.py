@@ -15,7 +15,7 @@ class ValidatesRobustly(pl.Callback):
     """Validates and tests on attacked batches, unless the Trainer has a RobustValidationCallback of its own."""
 
     validation: RobustValidationCallback | None = None
-    """The robust validation that comes along; None with an empty ``val_eps`` and with methods on an embedding."""
+    """The robust validation that comes along; None where nothing is asked of it, and with methods on an embedding."""
 
     @override
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -36,6 +36,14 @@ class ValidatesRobustly(pl.Callback):
         """Refuse batches without an input to perturb."""
         for validation in self._validations(trainer):
             validation.on_validation_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
+
+    @override
+    def on_test_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Refuse the same of a test."""
+        for validation in self._validations(trainer):
+            validation.on_test_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
 
     @override
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

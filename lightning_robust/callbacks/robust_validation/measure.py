@@ -167,6 +167,21 @@ class AttackedEvaluation:
         return doubts
 
 
+def masking_warnings(evaluation: AttackedEvaluation) -> dict[str, str]:
+    """Where the metrics may not mean robustness: sentences by kind."""
+    told = {kind: f"robust metrics may mean little: {doubt}." for kind, doubt in evaluation.doubts.items()}
+    if evaluation.record.compared_by_batch and evaluation.restarts > 1:
+        told["restarts by batch"] = (
+            f"`{evaluation.prefix}restarts` help little: the loss of a batch is not the mean of those of its samples "
+            "run alone, so the best restart is that of the whole batch. Define `attack_loss(batch)` on the module with "
+            "one value for each sample."
+        )
+    share = evaluation.record.zero_share
+    if share > 0.05:
+        told["zero gradients"] = f"{share:.0%} of the gradients are zero at validation: robustness is masked."
+    return told
+
+
 def single_rows(loss: Callable[[Tensor, Tensor], Tensor]) -> RowLosses:
     """The losses of single samples: a step of the module with each of them alone; None where it fails on one.
 

@@ -16,6 +16,7 @@ from lightning_robust.callbacks.datapath.measure import Datapath
 from lightning_robust.callbacks.datapath.paths import Paths
 from lightning_robust.callbacks.datapath.report import datapath_scalars, datapath_tables
 from lightning_robust.callbacks.datapath.words import describe_datapath, judge, tell_channels
+from lightning_robust.deployment.pixels.corruptions import Corruption
 from lightning_robust.functional.datapath import LayerDivergence
 from lightning_robust.functional.gates import CriticalChannels, Overlap
 from tests.boring import Boring, Pictures, make_trainer
@@ -70,6 +71,22 @@ def measure(module, data, folder, loaded=8, **settings):
     datapath = DatapathCallback(**({"on_failure": "raise", "num_paths": 0} | settings))
     make_trainer(folder, [datapath]).validate(module, DataLoader(data, loaded), verbose=False)
     return datapath.datapaths
+
+
+def test_a_corruption_is_followed_through_the_layers(tmp_path):
+    """The change of the first layer is that of a convolution of the corrupted pictures, and of the inputs theirs."""
+    torch.manual_seed(0)
+    module = Net(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 4))).eval()
+    found = measure(module, Pictures(16), tmp_path, loaded=16, under=["low_light", "fog@5", "jpeg"], num_samples=16)
+    assert [each.condition for each in found] == ["low_light@3", "fog@5", "jpeg_90"]
+    images = Pictures(16).images
+    foggy = Corruption("fog", 5)(images)
+    with torch.no_grad():
+        before, after = module.net[0](images), module.net[0](foggy)
+    assert found[1].start == pytest.approx(((foggy - images).norm() / images.norm()).item(), rel=1e-4)
+    assert found[1].values[0] == pytest.approx(((after - before).norm() / before.norm()).item(), rel=1e-4)
+    with pytest.raises(ValueError, match="severity from 1 to 5"):
+        DatapathCallback(under="fog@7")
 
 
 @pytest.mark.parametrize("attack", ["fgsm", "pgd"])

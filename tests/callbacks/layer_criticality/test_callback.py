@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_robust import LayerCriticalityCallback, NoEffectWarning, SWACallback
 from lightning_robust.callbacks.layer_criticality.rewind import rewind
+from lightning_robust.deployment.pixels.corruptions import Corruption
 from lightning_robust.functional.attacks import fgsm
 from lightning_robust.layers import find_layers
 
@@ -166,6 +167,22 @@ def test_an_attack_is_against_the_network_of_the_cell(tmp_path):
         losses.append(loss(by_hand).mean().item())
     assert attacked.rows[-1].cells[0].value == pytest.approx(sum(losses) / len(losses), rel=1e-5)
     assert attacked.rows[-1].cells[0].value > clean.rows[-1].cells[0].value
+
+
+def test_a_corruption_is_a_condition(tmp_path):
+    """The map under fog holds the losses of foggy pictures; a name without a severity is that of severity 3."""
+    criticality = LayerCriticalityCallback("val/loss", "min", under=["fog", "blur@5"], on_failure="raise", draws=1)
+    module = Boring()
+    run(tmp_path, module, criticality, epochs=1)
+    assert [found.condition for found in criticality.maps] == ["clean", "fog@3", "motion_blur@5", "defocus_blur@5"]
+    module.eval()
+    losses = [
+        cross_entropy(module(Corruption("fog", 3)(images)), labels).item() for images, labels in module.val_dataloader()
+    ]
+    assert criticality.maps[1].trained == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    assert "criticality/fog@3/trained" in module.trainer.callback_metrics
+    with pytest.raises(ValueError, match="Did you mean 'rain'"):
+        LayerCriticalityCallback("val/loss", "min", under="rian@3")
 
 
 @pytest.mark.filterwarnings("ignore:.*nothing measured under fgsm")  # a sum has no inputs

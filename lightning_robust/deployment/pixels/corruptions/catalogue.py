@@ -68,6 +68,10 @@ class Corruption:
         """Whether a frame's result depends on the frames before it in its sequence."""
         return self.name in CORRUPTION_FAMILIES["time"]
 
+    def applies_to(self, channels: int) -> bool:
+        """Whether pictures with this number of channels can be corrupted: colour and grey ones."""
+        return channels in (1, 3)
+
     def __call__(self, pixels: Tensor, sequence_length: int = 1) -> Tensor:
         """Corrupted pictures of the same shape and type, on the 256 levels of 8 bits, to which they are rounded first.
 
