@@ -28,7 +28,7 @@ from lightning_robust.deployment.pixels.corruptions.names import (
     CORRUPTION_NAMES,
     is_corruption,
 )
-from lightning_robust.deployment.pixels.names import FAMILIES
+from lightning_robust.deployment.pixels.names import FAMILIES, Names
 from lightning_robust.deployment.pixels.perturb import perturb
 from lightning_robust.functional.attacks import fgsm, pgd
 from lightning_robust.harness.evaluate import Transform
@@ -40,7 +40,8 @@ ATTACK = "fgsm"
 PGD = "pgd"
 Entry = Perturbation | Corruption
 """What a name of a condition on pictures stands for."""
-_KNOWN = (*CORRUPTION_NAMES, *CORRUPTION_FAMILIES, ALL_CORRUPTIONS, *CATALOGUE, *FAMILIES, "typical", "all")
+_WHOLE: dict[str, Names] = {"typical": "typical", "all": "all"}
+_KNOWN = (*CORRUPTION_NAMES, *CORRUPTION_FAMILIES, ALL_CORRUPTIONS, *CATALOGUE, *FAMILIES, *_WHOLE)
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def _entries_of(name: str, severity: int | None) -> Sequence[Entry]:
     if alike and name not in CATALOGUE:
         return alike
     check_known("corruptions or perturbations", [name], _KNOWN)
-    return perturbations("all" if name == "all" else "typical" if name == "typical" else [name])
+    return perturbations(_WHOLE.get(name, [name]))
 
 
 def name_of(entry: Entry) -> str:
