@@ -59,6 +59,7 @@ headlines: $(STAMP)
 	$(BIN)/python benchmarks/gpu_day.py
 	$(BIN)/python benchmarks/fingerprint.py --every 5
 	$(BIN)/python benchmarks/rendering_speed.py
+	$(if $(RECORDING),$(BIN)/python benchmarks/cure.py --recording $(RECORDING))
 	$(if $(ARCHIVE),$(BIN)/python benchmarks/sysnoise.py --archive $(ARCHIVE))
 	$(BIN)/python benchmarks/wild.py
 
