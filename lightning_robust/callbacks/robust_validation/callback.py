@@ -12,7 +12,7 @@ from lightning_robust.callbacks.diagnostics import Report, show
 from lightning_robust.callbacks.metric_curves import MetricCurves, epochs_so_far
 from lightning_robust.callbacks.robust_validation.corrupted import CorruptedValidation
 from lightning_robust.callbacks.robust_validation.figure import CLEAN_SERIES, robust_figures
-from lightning_robust.callbacks.robust_validation.measure import AttackedEvaluation, masking_warnings
+from lightning_robust.callbacks.robust_validation.measure import AttackedEvaluation, check_attack, masking_warnings
 from lightning_robust.functional.norm_ball import Norm
 from lightning_robust.harness.arguments import parse_fraction
 from lightning_robust.harness.closing import join_summary, note_step
@@ -118,22 +118,15 @@ class RobustValidationCallback(pl.Callback):
         baseline: str | dict[str, dict[str, float]] | None = None,
     ) -> None:
         super().__init__()
-        self._check(norm, steps, restarts, drop_solved)
+        check_attack(norm, steps, restarts, drop_solved, self.prefix)
         keys = as_keys(input_key)
         if proportions is not None and len(proportions) != len(keys or [0]):
             raise ValueError(f"Expected `proportions` for each of {len(keys or [0])} inputs, but got {proportions}.")
         self.eps, self.norm, self.steps, self.restarts, self.batches = eps, norm, steps, restarts, batches
         self.drop_solved, self.target_key, self.proportions, self.seed = drop_solved, target_key, proportions, seed
         self.mean, self.std, self.bounds, self.input_key = mean, std, bounds, input_key
-        self._radii = sorted(
-            parse_fraction(value, f"{self.prefix}eps") for value in (eps if isinstance(eps, list) else [eps])
-        )
-        if not self._radii and under is None:
-            raise ValueError(f"Expected at least one radius in `{self.prefix}eps`, but got none.")
-        if baseline is not None and under is None:
-            raise ValueError(f"Expected `{self.prefix}under` beside `{self.prefix}baseline`, but got none.")
-        if batches is not None and batches < 1:
-            raise ValueError(f"Expected `{self.prefix}batches` of at least 1, or None for all, but got {batches}.")
+        self._radii = _sorted_radii(eps, self.prefix, needed=under is None)
+        _check_companions(under, baseline, batches, self.prefix)
         self._inputs = AttackInputs(keys, mean, std, bounds)
         self.under, self.baseline = under, baseline
         self._corrupted = (
@@ -201,8 +194,10 @@ class RobustValidationCallback(pl.Callback):
         attacked, self._attacked = self._attacked, []
         if trainer.state.fn == "validate" and self._corrupted is not None:
             self._guard.attempt(trainer, lambda: self._draw(trainer), "the figures are not drawn")
-        if trainer.state.fn != "fit" or not attacked or not trainer.loggers:
-            return
+        if trainer.state.fn == "fit" and attacked and trainer.loggers:
+            self._keep_curves(trainer, attacked)
+
+    def _keep_curves(self, trainer: pl.Trainer, attacked: list[dict[str, float]]) -> None:
         epochs, clean = epochs_so_far(trainer), trainer.callback_metrics
         self._curves.note(epochs, CLEAN_SERIES, {name: float(clean[name]) for name in attacked[0] if name in clean})
         for radius, values in zip(self._radii, attacked, strict=True):
@@ -227,15 +222,6 @@ class RobustValidationCallback(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the curves."""
         self._curves.points = state_dict["curves"]
-
-    def _check(self, norm: str, steps: int, restarts: int, drop_solved: bool) -> None:
-        if norm not in ("linf", "l2"):
-            raise ValueError(f"Expected `norm` to be 'linf' or 'l2', but got {norm!r}.")
-        if steps < 0 or restarts < 1 or (steps == 0 and (drop_solved or restarts > 1)):
-            raise ValueError(
-                f"Expected `{self.prefix}restarts` of at least 1, and `{self.prefix}steps` of at least 0, or 1 with "
-                f"restarts or `{self.prefix}drop_solved`, but got {restarts} and {steps}."
-            )
 
     def _validate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         before, self._before = self._before, None
@@ -266,21 +252,26 @@ class RobustValidationCallback(pl.Callback):
             self._guard.warn(warning, key=kind)
 
     def _validate_corrupted(self, evaluator: Evaluator) -> None:
-        if self._corrupted is None:
-            return
-        trainer = evaluator.trainer
-        self._corrupted.measure(evaluator)
-        scalars = self._corrupted.scalars(trainer, self._guard)
-        evaluator.module.log_dict(scalars, sync_dist=True, add_dataloader_idx=False)
-        self._note(trainer, "under corruptions", self._corrupted.tell(trainer, scalars))
-        self._guard.attempt(trainer, lambda: self._write(trainer), "corruptions.json is not written", once=True)
-
-    def _write(self, trainer: pl.Trainer) -> None:
         if self._corrupted is not None:
-            self._corrupted.write(trainer)
+            told = self._corrupted.measure_and_log(evaluator, self._guard)
+            self._note(evaluator.trainer, "under corruptions", told)
 
     def _note(self, trainer: pl.Trainer, where: str, told: str) -> None:
         """Keep the metrics of the last validation for the closing summary; a test prints its own."""
         if trainer.state.fn == "fit":
             weights = f"the weights of the last validation (epoch {trainer.current_epoch}, step {trainer.global_step})"
             note_step(trainer, f"robust_validation {where}", told, weights=weights, latest=True)
+
+
+def _sorted_radii(eps: float | str | list[float | str], prefix: str, *, needed: bool) -> list[float]:
+    radii = sorted(parse_fraction(value, f"{prefix}eps") for value in (eps if isinstance(eps, list) else [eps]))
+    if not radii and needed:
+        raise ValueError(f"Expected at least one radius in `{prefix}eps`, but got none.")
+    return radii
+
+
+def _check_companions(under: object, baseline: object, batches: int | None, prefix: str) -> None:
+    if baseline is not None and under is None:
+        raise ValueError(f"Expected `{prefix}under` beside `{prefix}baseline`, but got none.")
+    if batches is not None and batches < 1:
+        raise ValueError(f"Expected `{prefix}batches` of at least 1, or None for all, but got {batches}.")

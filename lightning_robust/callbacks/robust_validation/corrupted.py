@@ -78,6 +78,15 @@ class CorruptedValidation:
         """
         require_pictures(trainer, pl_module, batch, self.entries, self._inputs)
 
+    def measure_and_log(self, evaluator: Evaluator, guard: Guard) -> str:
+        """Evaluate, log, write the file; the finding in one sentence."""
+        trainer = evaluator.trainer
+        self.measure(evaluator)
+        scalars = self.scalars(trainer, guard)
+        evaluator.module.log_dict(scalars, sync_dist=True, add_dataloader_idx=False)
+        guard.attempt(trainer, lambda: self.write(trainer), "corruptions.json is not written", once=True)
+        return self.tell(trainer, scalars)
+
     def measure(self, evaluator: Evaluator) -> None:
         """Evaluate clean and under each condition."""
         trainer, module = evaluator.trainer, evaluator.module

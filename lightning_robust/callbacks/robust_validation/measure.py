@@ -29,6 +29,21 @@ from lightning_robust.harness.steps import call_step
 from lightning_robust.structures import Key, get_item
 
 
+def check_attack(norm: str, steps: int, restarts: int, drop_solved: bool, prefix: str) -> None:
+    """Refuse arguments of the attack that make no sense, alone or together.
+
+    Raises:
+        ValueError: Naming them.
+    """
+    if norm not in ("linf", "l2"):
+        raise ValueError(f"Expected `norm` to be 'linf' or 'l2', but got {norm!r}.")
+    if steps < 0 or restarts < 1 or (steps == 0 and (drop_solved or restarts > 1)):
+        raise ValueError(
+            f"Expected `{prefix}restarts` of at least 1, and `{prefix}steps` of at least 0, or 1 with restarts or "
+            f"`{prefix}drop_solved`, but got {restarts} and {steps}."
+        )
+
+
 @dataclass
 class AttackedEvaluation:
     """Runs the validation (or test) step on attacked batches.
