@@ -67,6 +67,8 @@ _QUESTIONS = (*GROUPS[1:], GROUPS[0])
 _OTHER = MetricGroup("other", "", "")
 _DISTANCES = re.compile(r"^(sensitivity|attribution)/")
 _UNDER = re.compile("^corruption/[^/]+/")  # frame_loss is no loss
+_PREFERRED: dict[str, tuple[str, ...]] = dict.fromkeys(("fp16", "tf32"), (r"_p99$", r"/rel_l2$"))
+_PREFERRED |= {"corrupted": (r"^corruption/(mce|mean_error)$",)}
 _TOLD = 40
 
 
@@ -133,10 +135,11 @@ def default_columns(tags: Sequence[str]) -> list[Column]:
 def _select_tags(group: MetricGroup, tags: Sequence[str]) -> list[str]:
     """The tags of a group: metrics rather than losses, and distances in the task's units rather than relative ones."""
     members = [tag for tag in tags if group_of(tag) == group.name]
+    for pattern in _PREFERRED.get(group.name, ()):
+        if kept := _keep(pattern, members):
+            return kept
     if group.name in ("fp16", "tf32"):
-        return _keep(r"_p99$", members) or _keep(r"/rel_l2$", members)
-    if group.name == "corrupted":
-        return _keep(r"^corruption/(mce|mean_error)$", members) or members
+        return []
     if group.name in ("clean", "attacked"):
         return [tag for tag in members if not {"loss", "losses"} & {*words_of(tag)}] or members
     return members
