@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from lanes_recording import Reference, at_rows, read_frames, reference_lines
 from pixel_paths import CONVERSIONS, RESIZERS, Picture, by_video_capture, frames_of, through_jpeg
-from rows import quiet
+from rows import quiet, spread
 
 from lightning_robust.demo.lanes import LaneDetector
 from lightning_robust.demo.lanes.data import normalise
@@ -130,12 +130,6 @@ def asked(checkpoints: Sequence[Path], recording: Path, every: int, out: Path) -
         for name, lines in zip(missing, made, strict=True):
             np.savez(name, **lines)
     return [dict(np.load(name)) for name in names]
-
-
-def spread(values: Sequence[float]) -> str:
-    """The mean, and the smallest and largest where there are several."""
-    ends = f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else ""
-    return f"{np.mean(values):.2f}{ends}"
 
 
 def by_path(sides: Mapping[str, list[Answers]], paths: Sequence[Path_]) -> str:

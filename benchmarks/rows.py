@@ -176,6 +176,12 @@ def summary(values: list[float]) -> str:
     return f"{100 * statistics.median(values):.2f} ({100 * min(values):.2f} to {100 * max(values):.2f})"
 
 
+def spread(values: Sequence[float]) -> str:
+    """The mean, and the smallest and largest where there are several."""
+    ends = f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.2f}{ends}"
+
+
 def options(
     description: str | None, folder: str, rows: Iterable[str] = (), files: Sequence[str] = ()
 ) -> argparse.Namespace:

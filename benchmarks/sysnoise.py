@@ -27,7 +27,7 @@ import torch
 from cifar import SIZE, CifarData, SmallResNet, kept_array, read_files
 from lightning.pytorch import seed_everything
 from pixel_paths import DECODERS, RESIZERS, Picture, Resizer, by_pillow, through_nv12
-from rows import Results, options, quiet_trainer, run_rows, slug
+from rows import Results, options, quiet_trainer, run_rows, slug, spread
 from torch import Tensor, nn
 
 from lightning_robust.deployment.engines import BuildSettings, Subject, runtime
@@ -41,12 +41,14 @@ EPOCHS, MORE = 6, 3
 PEAK = 0.05
 """The peak of the learning rate of those that go on."""
 CALIBRATION = 512
-MIXIN: dict[str, Any] = {"preprocessing_entries": "typical", "preprocessing_share": 0.5}
+FAMILIES = ["resize_filter", "compression", "color_matrix", "color_range", "rounding"]
+"""Of the catalogue: what the rows differ in. The catalogue's own operations, not those of the libraries of the rows."""
+MIXIN: dict[str, Any] = {"preprocessing_entries": FAMILIES, "preprocessing_share": 0.5}
 ROWS: dict[str, dict[str, Any]] = {
     "plain": {},
     "plain, six epochs more": {},
-    "augmentation": {**MIXIN, "preprocessing_weight": 1e-6},
-    "PreprocessingMixin": {**MIXIN, "preprocessing_weight": 1.0},
+    "augmentation": {**MIXIN, "preprocessing_weight": 1e-9},
+    "PreprocessingMixin": {**MIXIN, "preprocessing_weight": 5.0},
 }
 BEFORE, AFTER = "plain", "PreprocessingMixin"
 Made = Callable[[bytes], Picture]
@@ -203,16 +205,17 @@ def removed(before: Lost, after: Lost, row: str, bootstrap: Bootstrap) -> tuple[
     return float(gained.mean()), bootstrap.ratio(gained, np.ones_like(gained))
 
 
-def _spread(values: Sequence[float]) -> str:
-    return f"{np.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
-
-
 def tables(results: Results, archive: Path, names: Sequence[str], seeds: Sequence[int]) -> str:
-    """What each training loses by row and by family, and how much of it the mixin takes away."""
-    lost = {}
-    for name in names:
-        files = [results.folder / slug(name) / str(seed) / "right.npz" for seed in seeds]
-        lost[name] = Lost([dict(np.load(path)) for path in files if path.exists()])
+    """What each training loses by row and by family, and how much of it the mixin takes away.
+
+    Of the seeds that all of these trainings have.
+    """
+    files = {name: [results.folder / slug(name) / str(seed) / "right.npz" for seed in seeds] for name in names}
+    whole = [number for number, _ in enumerate(seeds) if all(paths[number].exists() for paths in files.values())]
+    if not whole:
+        return "No seed has all rows yet."
+    lost = {name: Lost([dict(np.load(paths[number])) for number in whole]) for name, paths in files.items()}
+    seeds = [seeds[number] for number in whole]
     clean = pictures(archive, results.folder, "test", "clean", _path)[0].astype(float)
     pair = (lost[BEFORE], lost[AFTER]) if {BEFORE, AFTER} <= lost.keys() else None
     bootstrap = Bootstrap(len(clean))
@@ -223,7 +226,7 @@ def tables(results: Results, archive: Path, names: Sequence[str], seeds: Sequenc
         if (family, name) in SETS:
             other = pictures(archive, results.folder, "test", name, SETS[family, name])[0]
             line[2] = f"{np.abs(other - clean).mean():.2f}"
-        line += [_spread(one.seeds([row])) for one in lost.values()]
+        line += [spread(one.seeds([row])) for one in lost.values()]
         if pair is not None:
             gained, (low, high) = removed(*pair, row, bootstrap)
             line.append(f"{gained:.2f} ({low:.2f} to {high:.2f})")
@@ -233,18 +236,21 @@ def tables(results: Results, archive: Path, names: Sequence[str], seeds: Sequenc
 
 
 def _families(results: Results, lost: Mapping[str, Lost], seeds: Sequence[int]) -> str:
-    """Clean accuracy, time, the mean loss of decode and resize, and the share that is gone of it."""
-    lines, rows = [], {name: [f"{f} | {n}" for f, n in SETS if f == name] for name in ("decode", "resize")}
+    """Clean accuracy, time, the mean loss over a family's rows, and the share of the plain weights' that is gone."""
+    families = {"decode": ("decode",), "resize": ("resize",), "both": ("decode", "resize", "decode and resize")}
+    rows = {name: [f"{f} | {n}" for f, n in SETS if f in parts] for name, parts in families.items()}
+    lines = []
     for name, one in lost.items():
-        runs = [results.content[f"{name} | {seed}"] for seed in seeds if f"{name} | {seed}" in results.content]
-        line = [name, len(runs), _spread([100 * run[" | ".join(CLEAN)] for run in runs])]
-        line.append(f"{np.median([run['cpu_seconds'] for run in runs]):.0f}")
-        for family in rows.values():
-            line.append(_spread(one.seeds(family)))
-            shares = [100 * (1 - b / a) for a, b in zip(lost[BEFORE].seeds(family), one.seeds(family), strict=False)]
-            line.append("-" if name == BEFORE else _spread(shares))
+        runs = [results.content[f"{name} | {seed}"] for seed in seeds]
+        line = [name, len(runs), spread([100 * run[" | ".join(CLEAN)] for run in runs])]
+        line += [f"{np.median([run['cpu_seconds'] for run in runs]):.0f}"]
+        line += [spread(one.seeds(family)) for family in rows.values()]
+        for family in (rows["resize"], rows["both"]):
+            base = lost[BEFORE].seeds(family) if BEFORE in lost and name != BEFORE else []
+            shares = [100 * (1 - after / before) for before, after in zip(base, one.seeds(family), strict=False)]
+            line.append(spread(shares) if shares else "-")
         lines.append(line)
-    shown = [column for family in rows for column in (f"lost: {family}", "% removed")]
+    shown = [*(f"lost: {family}" for family in families), "% of resize removed", "% of both removed"]
     return markdown(["training", "seeds", "accuracy", "CPU s", *shown], lines)
 
 
