@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lightning_robust.deployment.fingerprint.arrangement import can_be_arranged, undo_arrangement
 from lightning_robust.deployment.fingerprint.compression import compression_evidence
 from lightning_robust.deployment.fingerprint.detectors import (
     Evidence,
@@ -68,17 +69,16 @@ def fingerprint(
         >>> cause.name, cause.parameters
         ('channel_order', {'order': 'BGR'})
     """
-    sides = _check_pictures(trained, "trained"), _check_pictures(deployed, "deployed")
-    if sides[0].shape != sides[1].shape:
-        raise ValueError(
-            f"Expected deployed pictures of training's shape {tuple(sides[0].shape)}, but got "
-            f"{tuple(sides[1].shape)}. Dump the network's input on both sides, for the same frames."
-        )
+    sides = _check_both(trained, deployed)
     with torch.no_grad():
-        (before, after), units, note = _bring_to_levels(sides, mean, std)
-        distance = _rms(after - before)
+        arranged = undo_arrangement(*sides)
+        (before, after), units, note = _bring_to_levels((arranged.trained, arranged.deployed), mean, std)
+        units = [*arranged.evidence, *units]
+        distance = _distance_as_dumped(sides, mean, std) if arranged.evidence else _rms(after - before)
         if min(_spread(before), _spread(after)) < _FLAT:
             return _cannot_tell(distance, note, "the pictures are (nearly) constant.")
+        if arranged.unlike:
+            return _cannot_tell(distance, note, arranged.unlike)
         if distance < _EQUAL and not units:
             return Fingerprint((), distance, distance, _join_notes(note, "No difference."))
         return _name_causes(before, after, units, distance, note)
@@ -130,14 +130,42 @@ def _strongest_two(evidence: list[Evidence]) -> list[Evidence]:
     return sorted(by_name.values(), key=lambda e: e.strength < _CLEAR)[:2]
 
 
-def _check_pictures(images: Tensor | npt.NDArray[Any], side: str) -> Tensor:
-    tensor = torch.from_numpy(np.ascontiguousarray(images)) if isinstance(images, np.ndarray) else images.detach().cpu()
+def _distance_as_dumped(
+    sides: tuple[Tensor, Tensor], mean: float | Sequence[float] | None, std: float | Sequence[float] | None
+) -> float:
+    """In levels, value by value as they lie in memory where the shapes differ."""
+    trained, deployed = sides
+    (before, after), _, _ = _bring_to_levels((trained, deployed.reshape(trained.shape)), mean, std)
+    return _rms(after - before)
+
+
+def _check_both(trained: Tensor | npt.NDArray[Any], deployed: Tensor | npt.NDArray[Any]) -> tuple[Tensor, Tensor]:
+    before, after = (_as_tensor(side) for side in (trained, deployed))
+    _check_pictures(before, "trained")
+    if not can_be_arranged(before.shape, after.shape):
+        _check_shape(after, "deployed")
+        raise ValueError(
+            f"Expected deployed pictures of training's shape {tuple(before.shape)}, but got {tuple(after.shape)}. "
+            "Dump the network's input on both sides, for the same frames."
+        )
+    _check_kind(after, "deployed")
+    return before, after
+
+
+def _as_tensor(images: Tensor | npt.NDArray[Any]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(images)) if isinstance(images, np.ndarray) else images.detach().cpu()
+
+
+def _check_pictures(tensor: Tensor, side: str) -> None:
     _check_shape(tensor, side)
+    _check_kind(tensor, side)
+
+
+def _check_kind(tensor: Tensor, side: str) -> None:
     if not (tensor.is_floating_point() or tensor.dtype == torch.uint8):
         raise TypeError(f"Expected {side} pictures as uint8 or floating, but got {tensor.dtype}. Convert them first.")
     if not bool(tensor.isfinite().all()):
         raise ValueError(f"Expected finite {side} pictures, but got NaN or infinity. Look where the dump is written.")
-    return tensor
 
 
 def _check_shape(tensor: Tensor, side: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from lightning_robust.deployment.fingerprint.arrangement_words import TEXTS
+
 Parameters = Mapping[str, float | str]
 UNEXPLAINED = 0.35
 """Levels from which a difference that no cause explains is one."""
@@ -16,7 +18,8 @@ class Cause:
 
     Args:
         name: One of ``channel_order``, ``gain_offset``, ``gamma``, ``color_matrix``, ``color_range``, ``shift``,
-            ``crop``, ``resize_filter``, ``rounding``, ``compression``, ``noise``.
+            ``crop``, ``resize_filter``, ``rounding``, ``compression``, ``noise``, and
+            those of ``arrangement_words.py``.
         parameters: Plain numbers and strings, e.g. ``{"dx": 0.5, "dy": 0.5}`` in pixels.
         confidence: ``1 - 1 / (2 s)`` where the evidence is ``s`` times its threshold: 0.5 at the threshold, near 1
             where nothing simpler comes close. It orders causes; it is no probability.
@@ -76,6 +79,7 @@ def describe_cause(name: str, parameters: Parameters, strength: float) -> Cause:
 _VISIBLE = "columns {left:.1f} to {right:.1f} and rows {top:.1f} to {bottom:.1f}"
 _SHARPNESS = " (gain {sharpness:.2f} at high frequencies)"
 _TEXTS = {
+    **TEXTS,
     "channel_order": (
         "the deployed side feeds channels as {order} where training has RGB",
         "cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)  # missing on the deployed side, or done twice",

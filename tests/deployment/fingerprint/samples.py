@@ -20,3 +20,14 @@ def sampled(shift_x, shift_y, height=64, width=96):
     y, x = torch.arange(height).double()[:, None] - shift_y, torch.arange(width).double() - shift_x
     waves = [(0.31, 0.17, 40), (0.11, 0.43, 30), (0.52, -0.23, 20), (-0.09, 0.06, 50), (0.71, 0.37, 10)]
     return sum(a * torch.sin(fx * x + fy * y + a) for fx, fy, a in waves)[None] + 128
+
+
+def scenes(count=6, height=64, width=96):
+    """Different pictures in three related channels, with detail at all scales, on the levels of [0, 1]."""
+    generator = torch.Generator().manual_seed(2)
+    total = torch.zeros(count, 3, height, width)
+    for cells, share in ((4, 0.45), (16, 0.3), (32, 0.2)):
+        grey = torch.rand(count, 1, cells, cells * 3 // 2, generator=generator)
+        colour = 0.7 * grey + 0.3 * torch.rand(count, 3, cells, cells * 3 // 2, generator=generator)
+        total += share * interpolate(colour, size=(height, width), mode="bilinear")
+    return (total * 255).round() / 255
