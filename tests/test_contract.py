@@ -140,6 +140,11 @@ def _uat(**settings):
     return small | settings
 
 
+def _preprocessing(**settings):
+    small = {"preprocessing_weight": 1.0, "preprocessing_entries": "all", "preprocessing_draw": "worst"}
+    return small | {"preprocessing_candidates": 2} | settings
+
+
 CALLBACKS = [
     Technique(
         "adversarial",
@@ -226,6 +231,15 @@ OBJECTIVES = [
     ),
     Objective(
         "rotation_ssl", _rotation, "rotation/loss", settings={"rotation_features": "net.0", "input_key": "image"}
+    ),
+    Objective(
+        "preprocessing",
+        _preprocessing,
+        "preprocessing/consistency",
+        settings={
+            "preprocessing_entries": ["shift", "jpeg_90"], "preprocessing_ranges": {"quality": [60, 90.5]},
+            "preprocessing_share": 0.25, "preprocessing_mean": [0.5, 0.4, 0.3], "preprocessing_groups": 2,
+        },
     ),
     Objective("uat", _uat, "uat/ot", settings={"uat_ot_weight": 2.0, "uat_eps": "8/255", "uat_mean": [0.5, 0.4, 0.3]}),
 ]

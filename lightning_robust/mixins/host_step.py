@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lightning_robust.harness.inputs import find_target, first_input
 from lightning_robust.harness.quiet import muted
 from lightning_robust.harness.replacement import replaced
-from lightning_robust.structures import Key, get_item, loss_in, map_tensors, replace_items
+from lightning_robust.structures import Key, get_item, loss_in, map_tensors, rebuild, replace_items, tensors_in
 
 if TYPE_CHECKING:
     from lightning_robust.mixins.objective import ObjectiveMixin
@@ -63,6 +63,8 @@ class HostStep:
         self.module, self.batch, self.whole = module, batch, whole
         self.extras: list[Tensor] = []
         """Inputs that join the host's own in its forward pass."""
+        self.passes = 1
+        """How many passes these share, each with a part of the samples of all of them."""
         self.around: list[AbstractContextManager[Any]] = []
         """Entered around the host's own step."""
         self._host, self._batch_idx = host, batch_idx
@@ -76,6 +78,18 @@ class HostStep:
     def targets(self) -> Any:
         """What the host's loss compares with."""
         return get_item(self.batch, find_targets(self.module, self.batch))
+
+    def find_targets(self) -> tuple[Key, Any] | None:
+        """Where the targets are, and what they are; None for a batch that has none under a known name."""
+        try:
+            key = find_targets(self.module, self.batch)
+        except MisconfigurationException:
+            return None
+        return key, get_item(self.batch, key)
+
+    def of(self, batch: Any) -> HostStep:
+        """The step of another batch, with passes of its own."""
+        return HostStep(self.module, self._host, batch, batch, self._batch_idx)
 
     def has_passed(self, inputs: Tensor) -> bool:
         """Whether this very tensor has gone through the host's method."""
@@ -110,8 +124,16 @@ class HostStep:
 
     def losses_of(self, inputs: Tensor, targets: Sequence[Any]) -> list[Tensor]:
         """The host's loss of other inputs with each of several targets; nothing is logged."""
-        keys = find_inputs(self.module, self.batch), find_targets(self.module, self.batch)
-        batches = [replace_items(self.batch, dict(zip(keys, (inputs, each), strict=True))) for each in targets]
+        key = find_targets(self.module, self.batch)
+        return self._losses(inputs, [{key: each} for each in targets])
+
+    def loss_of(self, inputs: Tensor) -> Tensor:
+        """The host's loss of other inputs with the batch's own targets; nothing is logged."""
+        return self._losses(inputs, [{}])[0]
+
+    def _losses(self, inputs: Tensor, targets: Sequence[dict[Key, Any]]) -> list[Tensor]:
+        key = find_inputs(self.module, self.batch)
+        batches = [replace_items(self.batch, {key: inputs, **each}) for each in targets]
         with self._sharing(), muted(self.module):
             return [loss_in(self._call(batch)) for batch in batches]
 
@@ -144,12 +166,9 @@ class HostStep:
         if not self.extras or self._passes or inputs is not self.inputs:
             return [(inputs, compute(inputs))]
         parts = [inputs, *self.extras]
-        whole = compute(torch.cat(parts))
-        found, start = [], 0
-        for part in parts:
-            rows = slice(start, start := start + len(part))
-            found.append((part, map_tensors(itemgetter(rows), whole)))
-        return found
+        shares = list(zip(*(part.chunk(self.passes) for part in parts), strict=True))
+        outputs = zip(*(_pass_together(compute, share) for share in shares), strict=True)
+        return [(part, _join_outputs(each)) for part, each in zip(parts, outputs, strict=True)]
 
     def _read_inputs(self) -> Tensor:
         key = find_inputs(self.module, self.batch)
@@ -160,6 +179,22 @@ class HostStep:
                 "`input_key` to the pictures of a batch."
             )
         return inputs
+
+
+def _pass_together(compute: Callable[[Tensor], Any], parts: Sequence[Tensor]) -> list[Any]:
+    """The outputs for several inputs, computed in one pass."""
+    whole, found, start = compute(torch.cat(list(parts))), [], 0
+    for part in parts:
+        rows = slice(start, start := start + len(part))
+        found.append(map_tensors(itemgetter(rows), whole))
+    return found
+
+
+def _join_outputs(parts: Sequence[Any]) -> Any:
+    """The outputs for all samples out of those for some."""
+    if len(parts) == 1:
+        return parts[0]
+    return rebuild(parts[0], iter([torch.cat(rows) for rows in zip(*map(tensors_in, parts), strict=True)]))
 
 
 def require_inputs_alone(module: nn.Module, method: str, remedy: str) -> None:

@@ -220,6 +220,14 @@ class ObjectiveMixin(pl.LightningModule):
         seed = (self._seed or 0) + _LARGE * (step + _LARGE * (rank + _LARGE * stream))
         return torch.Generator(device or self.device).manual_seed(seed % 2**62)
 
+    def _warn_unless_shared(self, step: HostStep, inputs: Tensor) -> None:
+        """Say that inputs did not join the host's pass, if they did not."""
+        if not step.has_passed(inputs):
+            self._warn_once(
+                f"the training step does not give the inputs of its batch to `{self.output_method}`, so each loss "
+                "takes a pass of its own. What is done to inputs first is better done in `on_after_batch_transfer`."
+            )
+
     def _warn_once(self, message: str, category: type[Warning] = UserWarning) -> None:
         if message not in self._warned:
             self._warned.add(message)

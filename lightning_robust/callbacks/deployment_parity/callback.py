@@ -96,7 +96,6 @@ class DeploymentParityCallback(CalibratedDiagnostic):
 
     Example:
         >>> callback = DeploymentParityCallback(["onnxruntime-fp32", "emulated-fp16"], every_n_epochs=2, tf32=True)
-        >>> trainer = pl.Trainer(callbacks=[callback], logger=False, enable_checkpointing=False)
     """
 
     def __init__(
@@ -146,6 +145,11 @@ class DeploymentParityCallback(CalibratedDiagnostic):
         """The last pass; None before the first, and on ranks other than 0."""
         return self._record.report
 
+    @property
+    def sensitivity(self) -> dict[str, float] | None:
+        """Perturbation -> how far it moved the outputs in the last pass that has such numbers; None before any pass."""
+        return self._record.sensitivity
+
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse what cannot work and say at once which targets are missing here."""
@@ -190,7 +194,7 @@ class DeploymentParityCallback(CalibratedDiagnostic):
         numbers = self.guard.attempt(trainer, lambda: on_rank_zero(trainer, measure, "It"), "the parity pass failed")
         self._snapshot = None
         if numbers is None:
-            self._record.carry(trainer)
+            self._record.fail(trainer)
             pl_module.log(STATUS, float(STATUS_CODES["failed"]), add_dataloader_idx=False)
             return
         show(trainer, chosen_numbers(trainer, numbers, self.engines.log, self._limits), pl_module)
@@ -277,7 +281,7 @@ class DeploymentParityCallback(CalibratedDiagnostic):
 
     def _take(self, trainer: pl.Trainer, numbers: Numbers) -> None:
         """Keep the numbers for monitors, pass on what went wrong, and hold the tolerances."""
-        self._record.last |= numbers.scalars
+        self._record.take(numbers)
         for note in numbers.notes:
             self.guard.warn(note, key=note.split(":")[0])
         for name, reason in numbers.lost(self._told if isinstance(self.targets, list) else numbers.absent).items():
@@ -285,5 +289,4 @@ class DeploymentParityCallback(CalibratedDiagnostic):
         hold_tolerances(trainer, numbers.scalars, self._limits, self.on_violation, self.guard)
 
     def _close(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        limits = self._limits, self.keep_tolerance
-        self._record.close(trainer, pl_module, self._meter, self.guard, *limits)
+        self._record.close(trainer, pl_module, self._meter, self.guard, self._limits, self.keep_tolerance)

@@ -42,6 +42,7 @@ class Numbers:
         absent: Target -> why it is not available, any more or at all.
         notes: Lines that the user should see.
         unit: The metric that stands for a distance.
+        sensitivity: Perturbation -> how far it moves the outputs, as :meth:`~.result.ParityReport.moved` counts.
     """
 
     scalars: dict[str, float] = field(default_factory=dict)
@@ -49,6 +50,7 @@ class Numbers:
     absent: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     unit: str = PLAIN_UNIT
+    sensitivity: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, report: ParityReport | LateResults) -> Numbers:
@@ -57,7 +59,8 @@ class Numbers:
             {name: target.note for name, target in report.targets.items() if target.status == status}
             for status in ("failed", "unavailable")
         )
-        return cls(report.scalars(), failures, absent, report.notes, report.unit)
+        moved = {name: report.moved(name) for name in report.sensitivity} if isinstance(report, ParityReport) else {}
+        return cls(report.scalars(), failures, absent, report.notes, report.unit, moved)
 
     def lost(self, known: Container[str]) -> dict[str, str]:
         """The failures, and what is absent and not known to be."""
@@ -77,6 +80,7 @@ class ParityRecord:
         self.report: ParityReport | None = None
         self.history: list[tuple[int, dict[str, float]]] = []
         self.last: dict[str, float] = {}
+        self.sensitivity: dict[str, float] | None = None
         self._examined: Examined | None = None
 
     def is_due(self, trainer: pl.Trainer, every_n_epochs: int) -> bool:
@@ -98,6 +102,16 @@ class ParityRecord:
         """Numbers with the tables and figures of the last pass."""
         pictures = pass_report(self.report, self.history)
         return replace(numbers, tables=pictures.tables, figures=pictures.figures)
+
+    def take(self, numbers: Numbers) -> None:
+        """Keep the numbers of a pass, or of late engines, for monitors and for training."""
+        self.last |= numbers.scalars
+        self.sensitivity = numbers.sensitivity or self.sensitivity or {}
+
+    def fail(self, trainer: pl.Trainer) -> None:
+        """A pass that gave nothing: the last numbers stay."""
+        self.take(Numbers())
+        self.carry(trainer)
 
     def add_late(self, late: LateResults | None) -> Numbers:
         """Results of engines that an earlier pass had started, if there are any."""
@@ -138,12 +152,14 @@ class ParityRecord:
 
     def state_dict(self) -> dict[str, Any]:
         """The history of the figure and the last numbers."""
-        return {"history": [[epoch, dict(causes)] for epoch, causes in self.history], "last": dict(self.last)}
+        history = [[epoch, dict(causes)] for epoch, causes in self.history]
+        return {"history": history, "last": dict(self.last), "sensitivity": self.sensitivity}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the history of an interrupted run."""
         self.history = [(int(epoch), dict(causes)) for epoch, causes in state_dict["history"]]
         self.last = dict(state_dict["last"])
+        self.sensitivity = state_dict.get("sensitivity")
 
     def _measure_again(self, trainer: pl.Trainer, pl_module: pl.LightningModule, meter: ParityMeter) -> bool:
         """Measure the weights that the fit returned, on all samples, where the last pass was of others or of fewer."""

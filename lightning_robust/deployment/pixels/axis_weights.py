@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from lightning_robust.deployment.pixels.geometry import FILTERS, frame_side
 
 _GREY = 114 / 255
 _LANCZOS = 3
+_BLOCK = 32
 
 
 @functools.lru_cache(maxsize=256)
@@ -89,3 +90,22 @@ def grey_bars(height: int, bar: int) -> Tensor:
     grey = torch.zeros(height, 1, dtype=torch.float64)
     grey[:bar] = grey[height - bar :] = _GREY
     return grey
+
+
+def across(pictures: Tensor, columns: Tensor) -> Tensor:
+    """Apply the weights of the columns, ``(W, W)``, to pictures ``(N, C, H, W)``."""
+    blocks = [pictures[..., used] @ weights.T.to(pictures) for weights, used in _blocks(columns)]
+    return torch.cat(blocks, -1)
+
+
+def down(pictures: Tensor, rows: Tensor) -> Tensor:
+    """Apply the weights of the rows, ``(H, H)``, to pictures ``(N, C, H, W)``."""
+    return torch.cat([weights.to(pictures) @ pictures[..., used, :] for weights, used in _blocks(rows)], -2)
+
+
+def _blocks(weights: Tensor) -> Iterator[tuple[Tensor, slice]]:
+    """The weights of a few outputs at a time, and the inputs that they use: a third of the work of the whole matrix."""
+    for block in torch.split(weights, _BLOCK):
+        used = (block != 0).any(0).nonzero()[:, 0].tolist() or [0]
+        part = slice(used[0], used[-1] + 1)
+        yield block[:, part], part

@@ -204,8 +204,8 @@ def resample(
         bars: What is added to each row, ``(H, 1)``.
         cut: Whether the result is cut off to 8 bits instead of rounded.
     """
-    wide = pixels if columns is None else pixels @ columns.T.to(pixels)
-    levels = (255 * rows).to(pixels) @ wide
+    wide = pixels if columns is None else axis_weights.across(pixels, columns)
+    levels = axis_weights.down(wide, 255 * rows)
     if bars is not None:
         levels += (255 * bars).to(pixels)
     return from_levels(levels.add_(1e-3).floor_() if cut else levels)

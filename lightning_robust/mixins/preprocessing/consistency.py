@@ -63,7 +63,8 @@ class Consistency:
     def _are_logits(self, outputs: Any, step: HostStep) -> bool:
         if not isinstance(outputs, Tensor) or outputs.ndim < 2:
             return False
-        return self._module.output_method == "logits" or _are_classes(step.targets, outputs)
+        targets = step.find_targets()
+        return self._module.output_method == "logits" or (targets is not None and _are_classes(targets[1], outputs))
 
     def _of_values(
         self, step: HostStep, perturbed: Tensor, still: Sequence[Group], moving: Sequence[Group]

@@ -4,13 +4,113 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor
 
+from lightning_robust.callbacks.deployment_parity import DeploymentParityCallback
 from lightning_robust.deployment.pixels.catalogue import Perturbation, perturbations
 from lightning_robust.deployment.pixels.draws import PARAMETER_OF, Ranges, check_ranges
+from lightning_robust.harness.compat import is_attached
+from lightning_robust.harness.trainers import find_callbacks
+from lightning_robust.mixins.host_step import HostStep
+
+if TYPE_CHECKING:
+    from lightning_robust.mixins.preprocessing.mixin import PreprocessingMixin
 
 MEASURED = "measured"
+
+
+class DrawnEntries:
+    """The entries that a module draws from.
+
+    Args:
+        module: The module with its settings.
+
+    Attributes:
+        measured: Entry -> its sensitivity in the last parity pass that this module has seen.
+    """
+
+    def __init__(self, module: PreprocessingMixin) -> None:
+        self._module = module
+        self._entries = read_entries(module.preprocessing_entries)
+        self.measured: dict[str, float] = {}
+
+    def setup(self) -> None:
+        """Take the entries that parity passes will measure, if those are asked for."""
+        self._entries = read_entries(self._module.preprocessing_entries)
+        if self._module.preprocessing_entries == MEASURED:
+            self._entries = entries_of_parity(find_callbacks(self._module.trainer, DeploymentParityCallback))
+
+    def sensitivity(self) -> dict[str, float]:
+        """What entries are drawn in proportion to; empty before the first pass, and where they are drawn alike."""
+        if self._module.preprocessing_entries != MEASURED:
+            return {}
+        trainer = self._module.trainer if is_attached(self._module) else None
+        passes = [] if trainer is None else find_callbacks(trainer, DeploymentParityCallback)
+        found = next((callback.sensitivity for callback in passes if callback.sensitivity is not None), None)
+        if found is not None:
+            self.measured = find_sensitivity(found)
+            if not self.measured:
+                self._module._warn_once(
+                    "the parity pass measured no sensitivity to draw entries in proportion to, so all are drawn alike."
+                )
+        return self.measured
+
+    def of(self, step: HostStep, values_move: bool) -> list[Perturbation]:
+        """Those that apply to the pictures of a step and to its targets.
+
+        Args:
+            step: The step.
+            values_move: Whether the module says that its values move with the picture.
+
+        Raises:
+            MisconfigurationException: If none does.
+        """
+        module, channels = self._module, step.inputs.shape[1]
+        measured = self.sensitivity()
+        entries: Sequence[Perturbation] = perturbations(list(measured)) if measured else self._entries
+        entries, left = split_entries(entries, lambda entry: entry.applies_to(channels))
+        if left:
+            module._warn_once(f"{left} need three channels and are left out, since the pictures have one.")
+        if not self._moves_targets(step, values_move):
+            entries, left = split_entries(entries, lambda entry: entry.motion is None)
+            if left:
+                module._warn_once(
+                    f"{left} move the picture and are left out, since it is not known how the targets move. Define a "
+                    "method `move_targets(targets, matrix)`."
+                )
+        if not entries:
+            raise MisconfigurationException(
+                f"Expected `preprocessing_entries` to have one that applies to these pictures of {channels} channel(s) "
+                f"and their targets, but got {module.preprocessing_entries!r}. Choose others."
+            )
+        return entries
+
+    def _moves_targets(self, step: HostStep, values_move: bool) -> bool:
+        """Whether it is known what targets become when the picture moves."""
+        if self._module.preprocessing_share == 0 or callable(getattr(self._module, "move_targets", None)):
+            return True
+        found = step.find_targets()
+        return found is not None and stay(found[1], values_move)
+
+
+def stay(targets: Any, values_move: bool) -> bool:
+    """Whether targets say nothing about places: classes, or one number or vector a picture.
+
+    Args:
+        targets: What the loss compares with.
+        values_move: Whether the module says that its values move with the picture.
+
+    Example:
+        >>> stay(torch.tensor([1, 2]), True), stay(torch.zeros(2, 4), False), stay(torch.zeros(2, 8, 8), False)
+        (True, True, False)
+    """
+    if not isinstance(targets, Tensor) or targets.ndim > 2:
+        return False
+    return not targets.is_floating_point() or not values_move
 
 
 def read_entries(names: str | list[str]) -> tuple[Perturbation, ...]:
@@ -24,6 +124,21 @@ def read_entries(names: str | list[str]) -> tuple[Perturbation, ...]:
             f"Expected `preprocessing_entries` of at least one entry, but got {names!r}. preprocessing_weight=0 is off."
         )
     return perturbations("typical" if names == MEASURED else names)  # type: ignore[arg-type]
+
+
+def entries_of_parity(passes: Sequence[DeploymentParityCallback]) -> tuple[Perturbation, ...]:
+    """The entries that parity passes will measure, which are drawn alike until the first.
+
+    Raises:
+        MisconfigurationException: If nothing will be measured.
+    """
+    if not passes or passes[0].perturbations == "none":
+        got = "one without perturbations" if passes else "none"
+        raise MisconfigurationException(
+            f"Expected a DeploymentParityCallback whose passes preprocessing_entries='{MEASURED}' can follow, but got "
+            f"{got}. Switch on `deployment_parity`, or name the entries."
+        )
+    return perturbations(passes[0].perturbations)
 
 
 def check_drawn_ranges(ranges: Ranges, names: str | list[str]) -> None:

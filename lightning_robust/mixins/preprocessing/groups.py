@@ -49,12 +49,12 @@ def perturb_groups(inputs: Tensor, space: PixelSpace, groups: Sequence[Group]) -
         groups: All rows in groups.
     """
     with torch.no_grad(), torch.autocast(inputs.device.type, enabled=False):
-        wide = inputs if inputs.dtype == torch.float64 else inputs.float()
-        pixels = space.to_pixels(wide)
-        found = torch.empty_like(pixels)
+        found = torch.empty_like(inputs)
         for group in groups:
-            found[group.rows] = group.drawn.pixels(pixels[group.rows])
-        return space.from_pixels(found).to(inputs.dtype)
+            part = inputs[group.rows]
+            pixels = space.to_pixels(part if part.dtype == torch.float64 else part.float())
+            found[group.rows] = space.from_pixels(group.drawn.pixels(pixels))
+        return found
 
 
 def move_groups(values: Any, samples: int, groups: Sequence[Group], move: Move) -> Any:

@@ -3,36 +3,69 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
-import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from torch import Tensor
 from typing_extensions import override
 
 from lightning_robust.checks import check_choices
-from lightning_robust.deployment.pixels.catalogue import Perturbation
-from lightning_robust.deployment.pixels.draws import draw
-from lightning_robust.functional.pixels import PixelSpace
-from lightning_robust.harness.normalisation import pixel_space
-from lightning_robust.mixins.host_step import HostStep, find_inputs, require_inputs_alone
-from lightning_robust.mixins.objective import ObjectiveMixin, Term, WeightedLoss
-from lightning_robust.mixins.preprocessing.consistency import Consistency
-from lightning_robust.mixins.preprocessing.entries import (
-    check_drawn_ranges,
-    choose_entries,
-    read_entries,
-    split_entries,
-)
-from lightning_robust.mixins.preprocessing.groups import Group, move_groups, perturb_groups, rows_of_groups
+from lightning_robust.mixins.host_step import require_inputs_alone
+from lightning_robust.mixins.objective import ObjectiveMixin, Term
+from lightning_robust.mixins.preprocessing.entries import MEASURED, check_drawn_ranges
+from lightning_robust.mixins.preprocessing.perturbed_term import Draw, PerturbedTerm
 
 _SAVED = "preprocessing_sensitivity"
-Draw = Literal["random", "worst"]
-Perturbed = tuple[Tensor, list[Group]]
 
 
 class PreprocessingMixin(ObjectiveMixin):
-    """To be written."""
+    r"""Training on what the deployed side's preprocessing may do differently, for any LightningModule on pictures.
+
+    .. math:: (1 - s)\, L(f(x), y) + s\, L(f(T x), M y) + w\, D(f(x), f(T x))
+
+    :math:`T` is drawn from the catalogue of preprocessing differences that DeploymentParityCallback measures, with
+    continuous parameters; :math:`M` is what it does to the right answer. Stability training
+    (`Zheng et al. 2016 <https://arxiv.org/abs/1604.04326>`_) and the consistency of AugMix (`Hendrycks et al. 2020
+    <https://arxiv.org/abs/1912.02781>`_) over resize filters, codecs, colour and rounding. :math:`L` is whatever the
+    host's ``training_step`` computes. :math:`D` is the symmetric KL divergence of logits (of a method ``logits``, or
+    where the targets are classes), else the squared distance of what ``decode`` gives, or of the outputs, in units of
+    their spread over the batch. Clean and perturbed pictures go through the network together, so that BatchNorm
+    normalises both alike: in two passes of the batch's own size, each with half of the pictures in both versions, or in
+    one for batches of fewer than 32.
+
+    Entries that move the picture (shift, crop, letterbox, some resizes) need to know what moves with it. Classes do
+    not, and neither do numbers and vectors, one a picture, of a module without ``moved``. Others need a method
+    ``move_targets(targets, matrix)``, which ``functional.picture_motion`` helps to write for points, boxes, masks and
+    lines; without it these entries are left out. Where the module has ``moved(values, matrix)``, as parity uses it, its
+    answers for moved pictures are held to the moved answers.
+
+    Logged: ``preprocessing/loss``, ``preprocessing/consistency``; the host's own ``train/loss`` stays that of clean
+    inputs.
+
+    Cost: twice a training step, k + 1 forward passes more for the worst of k. Nothing is drawn outside of the step's
+    own stream of random numbers, so that a run resumes bit for bit.
+
+    Args:
+        preprocessing_weight: :math:`w`; 0 switches everything off. A tiny one with a share leaves augmentation alone.
+        preprocessing_share: :math:`s`, from 0 (consistency alone) to 1.
+        preprocessing_entries: ``"typical"``, ``"all"``, names of entries and families of the catalogue, or
+            ``"measured"``: drawn in proportion to how far each moved the outputs in the last parity pass of the run,
+            alike until the first.
+        preprocessing_draw: ``"random"``, or ``"worst"`` for the one of several draws with the largest loss.
+        preprocessing_candidates: How many draws the worst is chosen from; None takes 3.
+        preprocessing_groups: A batch is perturbed in so many groups, each with an entry of its own.
+        preprocessing_ranges: Parameter -> smallest and largest value, as ``{"shift": [0, 1], "quality": [60, 98]}``;
+            others have those of ``lightning_robust.deployment.pixels.draws.PARAMETERS``.
+        preprocessing_class_dim: Along which the logits hold classes.
+        preprocessing_mean: Mean that pixels in [0, 1] were normalised with; None takes the data module's, else 0.
+        preprocessing_std: Standard deviation likewise, else 1.
+        **kwargs: For the next class; ``input_key`` and ``target_key`` say where inputs and targets are in a batch.
+
+    Raises:
+        ValueError: For settings out of range, unknown entries or parameters, or inputs that were not normalised as
+            stated.
+        TypeError: For inputs that are no pictures.
+        MisconfigurationException: If ``logits``, or ``forward`` where there is none, needs more than pictures; if no
+            entry applies; for ``"measured"`` without parity passes.
+    """
 
     def __init__(
         self,
@@ -41,7 +74,7 @@ class PreprocessingMixin(ObjectiveMixin):
         preprocessing_share: float = 0.5,
         preprocessing_entries: str | list[str] = "typical",
         preprocessing_draw: Draw = "random",
-        preprocessing_candidates: int = 1,
+        preprocessing_candidates: int | None = None,
         preprocessing_groups: int = 4,
         preprocessing_ranges: dict[str, list[float]] | None = None,
         preprocessing_class_dim: int = 1,
@@ -52,97 +85,40 @@ class PreprocessingMixin(ObjectiveMixin):
         super().__init__(**kwargs)
         _check_numbers(preprocessing_weight, preprocessing_share, preprocessing_groups)
         check_choices(preprocessing_draw=(preprocessing_draw, Draw))
-        self._entries = read_entries(preprocessing_entries)
+        _check_candidates(preprocessing_draw, preprocessing_candidates)
         check_drawn_ranges(preprocessing_ranges or {}, preprocessing_entries)
         self.preprocessing_weight, self.preprocessing_share = preprocessing_weight, preprocessing_share
         self.preprocessing_entries, self.preprocessing_draw = preprocessing_entries, preprocessing_draw
         self.preprocessing_candidates, self.preprocessing_groups = preprocessing_candidates, preprocessing_groups
-        self.preprocessing_ranges = preprocessing_ranges
-        self.preprocessing_class_dim = preprocessing_class_dim
+        self.preprocessing_ranges, self.preprocessing_class_dim = preprocessing_ranges, preprocessing_class_dim
         self.preprocessing_mean, self.preprocessing_std = preprocessing_mean, preprocessing_std
-        self._consistency = Consistency(self, preprocessing_class_dim)
-        self._space: PixelSpace | None = None
-        self._sensitivity: dict[str, float] = {}
-        self._terms.append(Term(self._perturbs, self._perturbed_losses, self._perturb))
+        # one object holds the rest, so that no name of the host's is taken
+        self._preprocessing = PerturbedTerm(self)
+        self._terms.append(Term(self._preprocesses, self._preprocessing.losses, self._preprocessing.prepare))
 
     @override
     def setup(self, stage: str) -> None:
-        """Find out how pictures were normalised."""
+        """Find out how pictures were normalised, and which entries there are."""
         super().setup(stage)
-        if stage != "fit" or not self._perturbs():
-            return
-        require_inputs_alone(self, self.output_method, "logits(inputs)")
-        self._space = pixel_space(self.trainer, self.preprocessing_mean, self.preprocessing_std)
+        if stage == "fit" and self._preprocesses():
+            require_inputs_alone(self, self.output_method, "logits(inputs)")
+            self._preprocessing.setup()
 
-    def _perturbs(self) -> bool:
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the last parity pass measured."""
+        super().on_save_checkpoint(checkpoint)
+        if self._preprocesses() and self.preprocessing_entries == MEASURED:
+            checkpoint[_SAVED] = dict(self._preprocessing.sensitivity)
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with it."""
+        super().on_load_checkpoint(checkpoint)
+        self._preprocessing.load(checkpoint.get(_SAVED, {}))
+
+    def _preprocesses(self) -> bool:
         return self.preprocessing_weight > 0
-
-    def _perturb(self, step: HostStep) -> Perturbed:
-        """The perturbed inputs, which join the clean ones in their pass."""
-        space = self._space or PixelSpace()
-        _require_pictures(step, find_inputs(self, step.batch))
-        space.check(step.inputs)
-        groups = self._draw(step)
-        perturbed = perturb_groups(step.inputs, space, groups)
-        step.extras.append(perturbed)
-        return perturbed, groups
-
-    def _draw(self, step: HostStep) -> list[Group]:
-        """Entries and parameters of each group."""
-        generator = self._generator(5, torch.device("cpu"))
-        entries = self._drawable(step)
-        samples, _, height, width = step.inputs.shape
-        rows = rows_of_groups(samples, self.preprocessing_groups)
-        chosen = choose_entries(entries, self._sensitivity, len(rows), generator)
-        return [
-            Group(part, draw(entry, (len(range(samples)[part]), height, width), self.preprocessing_ranges, generator))
-            for part, entry in zip(rows, chosen, strict=True)
-        ]
-
-    def _drawable(self, step: HostStep) -> list[Perturbation]:
-        """Entries that apply to the pictures, and to the targets."""
-        channels = step.inputs.shape[1]
-        entries, left = split_entries(self._entries, lambda entry: entry.applies_to(channels))
-        if left:
-            self._warn_once(f"{left} need three channels and are left out, since the pictures have one.")
-        if not self._moves_targets(step.targets):
-            entries, left = split_entries(entries, lambda entry: entry.motion is None)
-            if left:
-                self._warn_once(
-                    f"{left} move the picture and are left out, since it is not known how the targets move. Define a "
-                    "method `move_targets(targets, matrix)`."
-                )
-        if not entries:
-            raise MisconfigurationException(
-                f"Expected `preprocessing_entries` to have one that applies to these pictures of {channels} channel(s) "
-                f"and their targets, but got {self.preprocessing_entries!r}. Choose others."
-            )
-        return entries
-
-    def _moves_targets(self, targets: Any) -> bool:
-        """Whether it is known what targets become when the picture moves."""
-        if self.preprocessing_share == 0 or callable(getattr(self, "move_targets", None)):
-            return True
-        return isinstance(targets, Tensor) and _stays(targets, self._consistency.moves_values)
-
-    def _perturbed_losses(self, step: HostStep, state: Perturbed) -> list[WeightedLoss]:
-        perturbed, groups = state
-        losses, share = [], self.preprocessing_share
-        if not step.has_passed(perturbed):
-            self._warn_once(
-                f"the training step does not give the inputs of its batch to `{self.output_method}`, so each loss "
-                "takes a pass of its own. What is done to inputs first is better done in `on_after_batch_transfer`."
-            )
-        if share > 0:
-            (loss,) = step.losses_of(perturbed, [self._targets(step, groups)])
-            losses.append(WeightedLoss("preprocessing/loss", loss, share, replaces=share))
-        each = self._consistency.distance(step, perturbed, groups)
-        distance = each.mean() if len(each) else each.new_zeros(())
-        return [*losses, WeightedLoss("preprocessing/consistency", distance, self.preprocessing_weight)]
-
-    def _targets(self, step: HostStep, groups: list[Group]) -> Any:
-        move = getattr(self, "move_targets", None)
-        return step.targets if move is None else move_groups(step.targets, len(step.inputs), groups, move)
 
 
 def _check_numbers(weight: float, share: float, groups: int) -> None:
@@ -154,17 +130,11 @@ def _check_numbers(weight: float, share: float, groups: int) -> None:
         raise ValueError(f"Expected `preprocessing_groups` of at least 1, but got {groups}.")
 
 
-def _stays(targets: Tensor, values_move: bool) -> bool:
-    """Whether targets say nothing about places: classes, or one number or vector a picture."""
-    if targets.ndim > 2:
-        return False
-    return not targets.is_floating_point() or not values_move
-
-
-def _require_pictures(step: HostStep, key: Any) -> None:
-    inputs = step.inputs
-    if inputs.ndim != 4 or inputs.shape[1] not in (1, 3) or not inputs.is_floating_point():
-        raise TypeError(
-            f"Expected pictures (N, 1 or 3, H, W) in floating point at input_key={key!r}, whose preprocessing can "
-            f"differ, but got {inputs.dtype} of shape {tuple(inputs.shape)}. Set preprocessing_weight=0 for others."
+def _check_candidates(draws: str, candidates: int | None) -> None:
+    if candidates is not None and draws != "worst":
+        raise ValueError(
+            f"Expected no `preprocessing_candidates` with preprocessing_draw={draws!r}, but got {candidates}. They are "
+            "what preprocessing_draw='worst' chooses from."
         )
+    if candidates is not None and candidates < 1:
+        raise ValueError(f"Expected `preprocessing_candidates` of at least 1, but got {candidates}.")

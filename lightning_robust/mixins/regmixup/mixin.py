@@ -80,11 +80,8 @@ class RegMixupMixin(ObjectiveMixin):
 
     def _mixture_loss(self, step: HostStep, mixture: Mixture) -> list[WeightedLoss]:
         mixed, targets, permuted, share = mixture
-        if self.regmixup_forward == "joint" and not step.has_passed(mixed):
-            self._warn_once(
-                f"the training step does not give the inputs of its batch to `{self.output_method}`, so each loss "
-                "takes a pass of its own. What is done to inputs first is better done in `on_after_batch_transfer`."
-            )
+        if self.regmixup_forward == "joint":
+            self._warn_unless_shared(step, mixed)
         first, second = step.losses_of(mixed, [targets, permuted])
         return [WeightedLoss("regmixup/loss", share * first + (1 - share) * second, self.regmixup_weight)]
 
