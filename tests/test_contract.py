@@ -237,8 +237,11 @@ OBJECTIVES = [
         _preprocessing,
         "preprocessing/consistency",
         settings={
-            "preprocessing_entries": ["shift", "jpeg_90"], "preprocessing_ranges": {"quality": [60, 90.5]},
-            "preprocessing_share": 0.25, "preprocessing_mean": [0.5, 0.4, 0.3], "preprocessing_groups": 2,
+            "preprocessing_entries": ["shift", "jpeg_90"],
+            "preprocessing_ranges": {"quality": [60, 90.5]},
+            "preprocessing_share": 0.25,
+            "preprocessing_mean": [0.5, 0.4, 0.3],
+            "preprocessing_groups": 2,
         },
     ),
     Objective("uat", _uat, "uat/ot", settings={"uat_ot_weight": 2.0, "uat_eps": "8/255", "uat_mean": [0.5, 0.4, 0.3]}),

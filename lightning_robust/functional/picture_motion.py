@@ -100,18 +100,20 @@ def move_columns(
         >>> move_columns(torch.tensor([10.0, 14.0, 22.0]), torch.tensor([0.0, 4.0, 8.0]), up).tolist()
         [11.0, 16.0, 24.0]
     """
-    points = torch.stack([columns, rows.to(columns).expand_as(columns)], -1).double()
+    missing = columns.isnan()
+    # a missing point keeps its place among the rows; a number in its stead has a gradient of 0, where NaN has NaN
+    points = torch.stack([columns.masked_fill(missing, 0.0), rows.to(columns).expand_as(columns)], -1).double()
     moved, wanted = move_points(points, matrix.double().to(columns.device)), rows.to(columns.device).double()
-    places, lines = moved[..., 1].contiguous(), moved[..., 0]
-    # a missing point keeps its place among the rows, where its NaN spoils both stretches that it ends
-    places = torch.where(places.isnan(), move_points(_upright(rows), matrix.double())[:, 1].to(places), places)
-    after = torch.searchsorted(places, wanted.expand_as(places).contiguous()).clamp(1, len(rows) - 1)
+    places, lines = moved[..., 1], moved[..., 0]
+    places = torch.where(missing, move_points(_upright(rows), matrix.double())[:, 1].to(places), places).contiguous()
+    after = torch.searchsorted(places.detach(), wanted.expand_as(places).contiguous()).clamp(1, len(rows) - 1)
     (low, high), (start, end) = ((each.gather(-1, after - 1), each.gather(-1, after)) for each in (places, lines))
-    share = (wanted - low) / (high - low)
-    between = start + share * (end - start)
+    rises = high > low
+    share = (wanted - low) / torch.where(rises, high - low, 1.0)
     # a row that meets a point does not ask for its other neighbour
-    found = torch.where(share == 0, start, torch.where(share == 1, end, between))
-    return torch.where((share > -1) & (share < 2) & (high > low), found, torch.nan).to(columns.dtype)
+    gone = (missing.gather(-1, after - 1) & (share != 1)) | (missing.gather(-1, after) & (share != 0))
+    found = torch.where(share == 0, start, torch.where(share == 1, end, start + share * (end - start)))
+    return found.masked_fill(gone | ~rises | (share <= -1) | (share >= 2), torch.nan).to(columns.dtype)
 
 
 def _upright(rows: Tensor) -> Tensor:

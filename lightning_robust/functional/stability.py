@@ -66,13 +66,35 @@ def scaled_distance(expected: Values, found: Values, spread: Float[Tensor, ""]) 
         >>> scaled_distance(expected, found, torch.tensor(4.0))
         tensor([0.2500])
     """
-    _require_same(expected, found)
-    one, other = expected.float().reshape(len(expected), -1), found.float().reshape(len(found), -1)
-    both = one.isfinite() & other.isfinite()
-    # a difference that is not taken has no gradient either: NaN times 0 is NaN
-    gaps = torch.where(both, other, 0.0) - torch.where(both, one, 0.0)
-    unit = torch.where(spread > 0, spread, torch.inf).to(gaps)
-    return (gaps / unit).square().sum(1) / both.sum(1).clamp(min=1)
+    gaps, points = _gaps(expected, found)
+    return (gaps / torch.where(spread > 0, spread, torch.inf).to(gaps)).square().sum(1) / points
+
+
+def absolute_distance(expected: Values, found: Values, unit: float) -> Float[Tensor, " batch"]:
+    r"""The absolute distance of values in a unit of the task's, of the points that both sides have.
+
+    .. math:: D = \mathrm{mean}_i \, |x_i - x'_i| / u
+
+    A tenth of the unit counts as much in ten points as the whole unit in one, and pulls as hard: so small movements
+    are trained away too, which a square forgets.
+
+    Args:
+        expected: What the perturbed values should be; NaN where there is nothing.
+        found: What they are; NaN where there is nothing.
+        unit: :math:`u`.
+
+    Returns:
+        The mean over the points of each sample; 0 for a sample without any.
+
+    Raises:
+        ValueError: If the shapes differ.
+
+    Example:
+        >>> absolute_distance(torch.tensor([[1.0, torch.nan]]), torch.tensor([[4.0, 1.0]]), 2.0)
+        tensor([1.5000])
+    """
+    gaps, points = _gaps(expected, found)
+    return (gaps / unit).abs().sum(1) / points
 
 
 def spread_of(values: Values) -> Float[Tensor, ""]:
@@ -85,6 +107,15 @@ def spread_of(values: Values) -> Float[Tensor, ""]:
     flat = values.detach().float().flatten()
     there = flat[flat.isfinite()]
     return there.std(correction=0) if len(there) > 1 else flat.new_zeros(())
+
+
+def _gaps(expected: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
+    """Differences ``(N, ...)``, 0 where a side has nothing, and how many there are of each sample, at least 1."""
+    _require_same(expected, found)
+    one, other = expected.float().reshape(len(expected), -1), found.float().reshape(len(found), -1)
+    both = one.isfinite() & other.isfinite()
+    # a difference that is not taken has no gradient either: NaN times 0 is NaN
+    return torch.where(both, other, 0.0) - torch.where(both, one, 0.0), both.sum(1).clamp(min=1)
 
 
 def _require_same(one: Tensor, other: Tensor) -> None:

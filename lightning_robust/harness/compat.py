@@ -77,6 +77,11 @@ def batch_in_epoch(trainer: pl.Trainer) -> int:
     return int(trainer.fit_loop.batch_idx)
 
 
+def epochs_at(trainer: pl.Trainer) -> float:
+    """How many epochs have passed at the end of the present training batch."""
+    return trainer.current_epoch + (batch_in_epoch(trainer) + 1) / max(trainer.num_training_batches, 1)
+
+
 def logged_step(trainer: pl.Trainer) -> int:
     """The step under which Lightning writes validation scalars."""
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)

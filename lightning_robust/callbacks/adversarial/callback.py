@@ -24,7 +24,7 @@ from lightning_robust.callbacks.attacked_batches import AttackInputs, NoLossErro
 from lightning_robust.callbacks.robust_validation.callback import RobustValidationCallback
 from lightning_robust.callbacks.robust_validation.companion import ValidatesRobustly
 from lightning_robust.harness.closing import join_summary, note_step
-from lightning_robust.harness.compat import batch_in_epoch, batches_before
+from lightning_robust.harness.compat import batches_before, epochs_at
 from lightning_robust.harness.inputs import as_keys
 from lightning_robust.harness.memory import require_reversible
 from lightning_robust.harness.ranks import Guard
@@ -277,6 +277,4 @@ class AdversarialCallback(ValidatesRobustly):
         """The share of eps that the warm-up has reached."""
         if self.warmup_epochs == 0:
             return 1.0
-        batches = max(trainer.num_training_batches, 1)
-        epochs = trainer.current_epoch + (batch_in_epoch(trainer) + 1) / batches
-        return min(epochs / self.warmup_epochs, 1.0)
+        return min(epochs_at(trainer) / self.warmup_epochs, 1.0)

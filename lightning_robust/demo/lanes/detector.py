@@ -203,6 +203,7 @@ class RobustLaneDetector(PreprocessingMixin, RegMixupMixin, RotationSSLMixin, UA
         rotation_features: See RotationSSLMixin.
         uat_class_dim: See UATMixin; the cells are the last dimension.
         preprocessing_class_dim: See PreprocessingMixin.
+        preprocessing_unit: See PreprocessingMixin; pixels of the original frame.
         **kwargs: All others.
     """
 
@@ -212,11 +213,13 @@ class RobustLaneDetector(PreprocessingMixin, RegMixupMixin, RotationSSLMixin, UA
         rotation_features: str = "network.coarse",
         uat_class_dim: int = -1,
         preprocessing_class_dim: int = -1,
+        preprocessing_unit: float | None = 7.5,
         **kwargs: Any,
     ) -> None:
         super().__init__(
             rotation_features=rotation_features,
             uat_class_dim=uat_class_dim,
             preprocessing_class_dim=preprocessing_class_dim,
+            preprocessing_unit=preprocessing_unit,
             **kwargs,
         )

@@ -3,37 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from lightning_robust.functional.stability import scaled_distance, spread_of, symmetric_divergence
+from lightning_robust.deployment.parity.scale import CONFIDENCE, masks
+from lightning_robust.functional.stability import absolute_distance, scaled_distance, spread_of, symmetric_divergence
 from lightning_robust.mixins.host_step import HostStep
 from lightning_robust.mixins.preprocessing.groups import Group
 from lightning_robust.structures import flatten
 
 if TYPE_CHECKING:
-    from lightning_robust.mixins.objective import ObjectiveMixin
+    from lightning_robust.mixins.preprocessing.mixin import PreprocessingMixin
 
+Distance = Literal["auto", "values"]
 Values = Mapping[str, Tensor]
-_CONFIDENCE = "confidence"
+Compare = Callable[[Tensor, Tensor], Tensor]
+_SURE = 0.5
 
 
 class Consistency:
-    """D: the divergence of logits, else the squared distance of values in units of their spread.
+    """D: the divergence of logits, else the distance of values.
 
     Outputs are logits if the module has a method ``logits``, or if its output is one tensor and its targets are
     classes. Values are what ``decode`` gives, else the outputs. Where the picture moves, they are compared with those
     that ``moved(values, matrix)`` gives; an output of one vector a picture stays.
 
     Args:
-        module: The module.
-        class_dim: Dimension of the classes in logits.
+        module: The module with its settings.
     """
 
-    def __init__(self, module: ObjectiveMixin, class_dim: int) -> None:
-        self._module, self._class_dim = module, class_dim
+    def __init__(self, module: PreprocessingMixin) -> None:
+        self._module = module
 
     def distance(self, step: HostStep, perturbed: Tensor, groups: Sequence[Group]) -> Tensor:
         """The distance of each sample that has one, ``(N,)`` or fewer.
@@ -47,7 +49,7 @@ class Consistency:
         still, moving = _told_apart(groups, _is_row(clean))
         found: list[Tensor] = []
         if self._are_logits(clean, step):
-            each = symmetric_divergence(clean, other, self._class_dim)
+            each = symmetric_divergence(clean, other, self._module.preprocessing_class_dim)
             found, still = [each[group.rows] for group in still], []
         if not self.moves_values:
             moving = []
@@ -61,7 +63,7 @@ class Consistency:
         return callable(getattr(self._module, "moved", None))
 
     def _are_logits(self, outputs: Any, step: HostStep) -> bool:
-        if not isinstance(outputs, Tensor) or outputs.ndim < 2:
+        if self._module.preprocessing_distance == "values" or not isinstance(outputs, Tensor) or outputs.ndim < 2:
             return False
         targets = step.find_targets()
         return self._module.output_method == "logits" or (targets is not None and _are_classes(targets[1], outputs))
@@ -69,33 +71,55 @@ class Consistency:
     def _of_values(
         self, step: HostStep, perturbed: Tensor, still: Sequence[Group], moving: Sequence[Group]
     ) -> list[Tensor]:
-        clean, other = (self._read(step.forward_of(inputs)) for inputs in (step.inputs, perturbed))
+        read, perturbed_read = (self._read(step.forward_of(inputs)) for inputs in (step.inputs, perturbed))
+        clean, other = _floating(read, self._known(read, step.batch)), _floating(perturbed_read, {})
         if not clean:
             return []
-        spreads = {name: spread_of(value) for name, value in clean.items()}
+        compare = {name: self._comparison(value) for name, value in clean.items()}
         found = []
         for group in [*still, *moving]:
             part: Values = {name: value[group.rows] for name, value in clean.items()}
             expected = self._moved(part, group.drawn.motion) if group in moving else part
-            gaps = [scaled_distance(value, other[name][group.rows], spreads[name]) for name, value in expected.items()]
+            gaps = [compare[name](value, other[name][group.rows]) for name, value in expected.items()]
             found.append(torch.stack(gaps).mean(0))
         return found
 
+    def _comparison(self, clean: Tensor) -> Compare:
+        """The distance of two values of a kind, in their unit."""
+        unit = self._module.preprocessing_unit
+        if unit is not None:
+            return lambda one, other: absolute_distance(one, other, unit)
+        spread = spread_of(clean)
+        return lambda one, other: scaled_distance(one, other, spread)
+
     def _moved(self, values: Values, motion: Any) -> Values:
-        """Where the clean values should be in the moved picture; fixed, as ``moved`` need not have a gradient."""
+        """Where the clean values should be in the moved picture."""
         move: Callable[[Values, Any], Values] = getattr(self._module, "moved")  # noqa: B009 - not every module has it
-        still = {name: value.detach() for name, value in values.items()}
-        return {**still, **{name: value for name, value in move(still, motion).items() if name in still}}
+        return {**values, **{name: value for name, value in move(values, motion).items() if name in values}}
 
     def _read(self, outputs: Any) -> dict[str, Tensor]:
-        """Values in floating point, by name, with a row for each sample."""
+        """Values by name."""
         decode = getattr(self._module, "decode", None)
-        values = decode(outputs) if callable(decode) else flatten(outputs)
-        return {
-            name: value
-            for name, value in values.items()
-            if value.is_floating_point() and value.ndim and name != _CONFIDENCE
-        }
+        return dict(decode(outputs) if callable(decode) else flatten(outputs))
+
+    def _known(self, values: Values, batch: Any) -> Values:
+        """The points that the clean prediction knows, as a parity pass tells them; empty where nothing is said."""
+        confidence = values.get(CONFIDENCE)
+        values = {name: value for name, value in values.items() if name != CONFIDENCE}
+        judge = getattr(self._module, "known", None)
+        if callable(judge):
+            still = {name: value.detach() for name, value in values.items()}
+            return masks(judge(still, batch), still)
+        return {} if confidence is None else masks(confidence >= _SURE, values)
+
+
+def _floating(values: Values, known: Values) -> Values:
+    """Values in floating point with a row for each sample, NaN at points that are not known."""
+    return {
+        name: value.masked_fill(~known[name], torch.nan) if name in known else value
+        for name, value in values.items()
+        if value.is_floating_point() and value.ndim and name != CONFIDENCE
+    }
 
 
 def _told_apart(groups: Sequence[Group], stays: bool) -> tuple[list[Group], list[Group]]:

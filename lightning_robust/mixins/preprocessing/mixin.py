@@ -7,9 +7,10 @@ from typing import Any
 
 from typing_extensions import override
 
-from lightning_robust.checks import check_choices
+from lightning_robust.checks import check_choices, check_positive
 from lightning_robust.mixins.host_step import require_inputs_alone
 from lightning_robust.mixins.objective import ObjectiveMixin, Term
+from lightning_robust.mixins.preprocessing.consistency import Distance
 from lightning_robust.mixins.preprocessing.entries import MEASURED, check_drawn_ranges
 from lightning_robust.mixins.preprocessing.perturbed_term import Draw, PerturbedTerm
 
@@ -27,9 +28,10 @@ class PreprocessingMixin(ObjectiveMixin):
     <https://arxiv.org/abs/1912.02781>`_) over resize filters, codecs, colour and rounding. :math:`L` is whatever the
     host's ``training_step`` computes. :math:`D` is the symmetric KL divergence of logits (of a method ``logits``, or
     where the targets are classes), else the squared distance of what ``decode`` gives, or of the outputs, in units of
-    their spread over the batch. Clean and perturbed pictures go through the network together, so that BatchNorm
-    normalises both alike: in two passes of the batch's own size, each with half of the pictures in both versions, or in
-    one for batches of fewer than 32.
+    their spread over the batch; of points that the clean prediction knows, where ``known(values, batch)`` or a decoded
+    ``"confidence"`` says so, as to a parity pass. Its gradient flows into both predictions. Clean and perturbed
+    pictures go through the network together, so that BatchNorm normalises both alike: in two passes of the batch's own
+    size, each with half of the pictures in both versions, or in one for batches of fewer than 32.
 
     Entries that move the picture (shift, crop, letterbox, some resizes) need to know what moves with it. Classes do
     not, and neither do numbers and vectors, one a picture, of a module without ``moved``. Others need a method
@@ -54,7 +56,11 @@ class PreprocessingMixin(ObjectiveMixin):
         preprocessing_groups: A batch is perturbed in so many groups, each with an entry of its own.
         preprocessing_ranges: Parameter -> smallest and largest value, as ``{"shift": [0, 1], "quality": [60, 98]}``;
             others have those of ``lightning_robust.deployment.pixels.draws.PARAMETERS``.
+        preprocessing_distance: ``"auto"``, or ``"values"`` for decoded values also where there are logits.
+        preprocessing_unit: The distance of values is the absolute one in this unit, as 7.5 for pixels of a frame; None
+            takes the square in units of their spread, which forgets movements that are small beside it.
         preprocessing_class_dim: Along which the logits hold classes.
+        preprocessing_warmup_epochs: The weight rises from 0 over so many epochs.
         preprocessing_mean: Mean that pixels in [0, 1] were normalised with; None takes the data module's, else 0.
         preprocessing_std: Standard deviation likewise, else 1.
         **kwargs: For the next class; ``input_key`` and ``target_key`` say where inputs and targets are in a batch.
@@ -77,20 +83,28 @@ class PreprocessingMixin(ObjectiveMixin):
         preprocessing_candidates: int | None = None,
         preprocessing_groups: int = 4,
         preprocessing_ranges: dict[str, list[float]] | None = None,
+        preprocessing_distance: Distance = "auto",
+        preprocessing_unit: float | None = None,
         preprocessing_class_dim: int = 1,
+        preprocessing_warmup_epochs: float = 0.0,
         preprocessing_mean: float | list[float] | None = None,
         preprocessing_std: float | list[float] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        _check_numbers(preprocessing_weight, preprocessing_share, preprocessing_groups)
-        check_choices(preprocessing_draw=(preprocessing_draw, Draw))
+        _check_numbers(preprocessing_weight, preprocessing_share, preprocessing_groups, preprocessing_warmup_epochs)
+        check_choices(
+            preprocessing_draw=(preprocessing_draw, Draw), preprocessing_distance=(preprocessing_distance, Distance)
+        )
+        check_positive(preprocessing_unit=preprocessing_unit)
         _check_candidates(preprocessing_draw, preprocessing_candidates)
         check_drawn_ranges(preprocessing_ranges or {}, preprocessing_entries)
         self.preprocessing_weight, self.preprocessing_share = preprocessing_weight, preprocessing_share
         self.preprocessing_entries, self.preprocessing_draw = preprocessing_entries, preprocessing_draw
         self.preprocessing_candidates, self.preprocessing_groups = preprocessing_candidates, preprocessing_groups
         self.preprocessing_ranges, self.preprocessing_class_dim = preprocessing_ranges, preprocessing_class_dim
+        self.preprocessing_distance, self.preprocessing_unit = preprocessing_distance, preprocessing_unit
+        self.preprocessing_warmup_epochs = preprocessing_warmup_epochs
         self.preprocessing_mean, self.preprocessing_std = preprocessing_mean, preprocessing_std
         # one object holds the rest, so that no name of the host's is taken
         self._preprocessing = PerturbedTerm(self)
@@ -121,9 +135,10 @@ class PreprocessingMixin(ObjectiveMixin):
         return self.preprocessing_weight > 0
 
 
-def _check_numbers(weight: float, share: float, groups: int) -> None:
-    if not (math.isfinite(weight) and weight >= 0):
-        raise ValueError(f"Expected `preprocessing_weight` of at least 0, but got {weight}.")
+def _check_numbers(weight: float, share: float, groups: int, warmup_epochs: float) -> None:
+    for name, value in (("weight", weight), ("warmup_epochs", warmup_epochs)):
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"Expected `preprocessing_{name}` of at least 0, but got {value}.")
     if not 0 <= share <= 1:
         raise ValueError(f"Expected `preprocessing_share` from 0 to 1, but got {share}.")
     if groups < 1:

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_robust.deployment.pixels.catalogue import Perturbation
 from lightning_robust.deployment.pixels.draws import draw
 from lightning_robust.functional.pixels import PixelSpace
+from lightning_robust.harness.compat import epochs_at, is_attached
 from lightning_robust.harness.normalisation import pixel_space
 from lightning_robust.mixins.host_step import HostStep, find_inputs
 from lightning_robust.mixins.objective import WeightedLoss
@@ -40,7 +41,7 @@ class PerturbedTerm:
     def __init__(self, module: PreprocessingMixin) -> None:
         self._module, self._space = module, PixelSpace()
         self._entries = DrawnEntries(module)
-        self._consistency = Consistency(module, module.preprocessing_class_dim)
+        self._consistency = Consistency(module)
 
     @property
     def sensitivity(self) -> Mapping[str, float]:
@@ -86,7 +87,14 @@ class PerturbedTerm:
             loss, share = self._loss(step, perturbed, groups), module.preprocessing_share
             losses.append(WeightedLoss("preprocessing/loss", loss, share, replaces=share))
         distance = self._distance(step, perturbed, groups)
-        return [*losses, WeightedLoss("preprocessing/consistency", distance, module.preprocessing_weight)]
+        return [*losses, WeightedLoss("preprocessing/consistency", distance, self._weight())]
+
+    def _weight(self) -> float:
+        """The weight that the warm-up has reached."""
+        module = self._module
+        if module.preprocessing_warmup_epochs == 0 or not is_attached(module):
+            return module.preprocessing_weight
+        return module.preprocessing_weight * min(epochs_at(module.trainer) / module.preprocessing_warmup_epochs, 1.0)
 
     def _choose(self, step: HostStep) -> list[Group]:
         """The draws of all groups: the only ones, or the worst of several."""
@@ -112,7 +120,7 @@ class PerturbedTerm:
     def _objective(self, step: HostStep, perturbed: Tensor, groups: Sequence[Group]) -> Tensor:
         """What perturbed pictures add to the loss."""
         share = self._module.preprocessing_share
-        distance = self._module.preprocessing_weight * self._distance(step, perturbed, groups)
+        distance = self._weight() * self._distance(step, perturbed, groups)
         return distance + share * self._loss(step, perturbed, groups) if share > 0 else distance
 
     def _loss(self, step: HostStep, perturbed: Tensor, groups: Sequence[Group]) -> Tensor:
