@@ -11,6 +11,7 @@ from lightning_robust.callbacks.attacked_batches import AttackInputs, PixelBound
 from lightning_robust.callbacks.diagnostics import Report, show
 from lightning_robust.callbacks.metric_curves import MetricCurves, epochs_so_far
 from lightning_robust.callbacks.robust_validation.corrupted import CorruptedValidation
+from lightning_robust.callbacks.robust_validation.corruption_error import UnderEach
 from lightning_robust.callbacks.robust_validation.figure import CLEAN_SERIES, robust_figures
 from lightning_robust.callbacks.robust_validation.measure import AttackedEvaluation, check_attack, masking_warnings
 from lightning_robust.functional.norm_ball import Norm
@@ -136,6 +137,11 @@ class RobustValidationCallback(pl.Callback):
         self._before: ModuleMemory | None = None
         self._curves = MetricCurves()
         self._attacked: list[dict[str, float]] = []
+
+    @property
+    def measured(self) -> UnderEach:
+        """Metrics of the last validation: clean and under each of ``under``, as ``corruptions.json`` has them."""
+        return {} if self._corrupted is None else self._corrupted.measured
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
