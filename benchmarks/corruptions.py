@@ -3,10 +3,10 @@
     python benchmarks/corruptions.py --task fashion_mnist [--seeds 0 1 2] [--out runs/corruptions] [--jobs 1]
     python benchmarks/corruptions.py --task lanes --seeds 0 --only plain FGSM-RS
 
-Every row is a command of ``lightning-robust``; finished ones are kept in ``results.json`` and not run again. Fashion-MNIST:
-5,000 pictures, 5 epochs, errors in percent of the first 1,024 validation pictures. Lanes: 1,500 rendered pictures, 4
-epochs in bf16-mixed, lateral error in pixels of 960 on 64 rendered pictures in eight sequences. mCE is relative to the plain
-training of the same seed.
+Every row is a command of ``lightning-robust``; finished ones are kept in ``results.json`` and not run again.
+Fashion-MNIST: 5,000 pictures, 5 epochs, errors in percent of the first 1,024 validation pictures. Lanes: 1,500 rendered
+pictures, 4 epochs in bf16-mixed, lateral error in pixels of 960 on 64 rendered pictures in eight sequences. mCE is
+relative to the plain training of the same seed.
 """
 
 from __future__ import annotations

@@ -78,6 +78,23 @@ def attacks(runs: Sequence[FinishedRun], columns: Sequence[Column]) -> list[str]
     return [f"Attacked at validation by {' or '.join(names)}; behind @ stands the radius.{doubt}"]
 
 
+def corruptions_under(runs: Sequence[FinishedRun], columns: Sequence[Column]) -> list[str]:
+    """What the mean corruption errors are means over, from the configurations."""
+    if not any(column.tag in ("corruption/mce", "corruption/mean_error") for column in columns):
+        return []
+    found = {under: None for run in runs if (under := _validated_under(run.config))}
+    if not found:
+        return []
+    doubt = " Runs were corrupted differently: do not compare those numbers." if len(found) > 1 else ""
+    return [f"Mean corruption errors are over {' or '.join(found)}.{doubt}"]
+
+
+def _validated_under(config: Mapping[str, Any]) -> str:
+    training = class_arguments(config.get("adversarial")).get("val_under")
+    under = class_arguments(config.get("robust_validation")).get("under", training) or []
+    return ", ".join([under] if isinstance(under, str) else under)
+
+
 def _validation_steps(config: Mapping[str, Any]) -> Any:
     """Steps of the attack at validation; beside ``adversarial``, ``robust_validation`` is the one that attacks."""
     training = class_arguments(config.get("adversarial")).get("val_steps")

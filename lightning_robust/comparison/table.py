@@ -23,7 +23,14 @@ from lightning_robust.comparison.names import (
     name_configurations,
     techniques,
 )
-from lightning_robust.comparison.remarks import attacks, cautions, doubts, other_settings, unknown_directions
+from lightning_robust.comparison.remarks import (
+    attacks,
+    cautions,
+    corruptions_under,
+    doubts,
+    other_settings,
+    unknown_directions,
+)
 from lightning_robust.harness.directions import Mode
 from lightning_robust.statistics import mean_interval
 
@@ -174,7 +181,8 @@ def compare_runs(
     parts = zip(name_configurations(first), members, plain, _times_plain(values[SECONDS], plain), strict=True)
     rows = [ComparedRow(*part) for part in parts]
     shown = values[[column.tag for column in columns]]
-    notes = [*other_settings(first), *doubts(rows, shown), *attacks(runs, columns), *unknown_directions(columns)]
+    notes = [*other_settings(first), *doubts(rows, shown), *attacks(runs, columns), *corruptions_under(runs, columns)]
+    notes += unknown_directions(columns)
     return Comparison(tuple(rows), values, tuple(columns), tuple(notes), tuple(cautions(rows)), metrics is not None)
 
 

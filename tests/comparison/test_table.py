@@ -103,6 +103,19 @@ def test_the_attacks_at_validation_are_named():
     assert not any("Attacked" in note for note in compare_runs([finished("d", {"val/acc": 0.5})]).notes)
 
 
+def test_what_corruption_errors_are_over_is_told():
+    robust = {"class_path": CLASS + "RobustValidationCallback", "init_args": {"under": ["fog", "snow@3"]}}
+    other = {"class_path": CLASS + "AdversarialCallback", "init_args": {"val_under": "weather", "ratio": 0.0}}
+    scalars = {"corruption/mean_error": 0.5, "corruption/fog/val_acc": 0.4, "corruption/snow/val_acc": 0.6}
+    runs = [finished("a", scalars, robust_validation=robust)]
+    table = compare_runs(runs)
+    assert table.columns == (Column("corruption/mean_error", "min", "corrupted"),)
+    assert "Mean corruption errors are over fog, snow@3." in table.notes
+    runs.append(finished("b", scalars, adversarial=other, seed=1))
+    told = "over fog, snow@3 or weather. Runs were corrupted differently: do not compare those numbers."
+    assert any(told in note for note in compare_runs(runs).notes)
+
+
 def test_chosen_metrics():
     run = finished("a", {"val/acc": 0.5, "depth": 2.0})
     assert compare_runs([run], "depth:min, val/acc").columns == (

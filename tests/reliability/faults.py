@@ -110,7 +110,7 @@ TECHNIQUES = {
     "criticality": lambda: LayerCriticalityCallback(monitor="val/loss", mode="min", rewind=False),
     "lazy": lambda: LazyTrainingCallback(num_samples=4, kernel_samples=2),
     "datapath": lambda: DatapathCallback(["pgd"], steps=1, num_samples=4, num_paths=2),
-    "robust_validation": lambda: RobustValidationCallback(eps="8/255", steps=1),
+    "robust_validation": lambda: RobustValidationCallback(eps="8/255", steps=1, under="fog@3"),
     "swa": lambda: SWACallback(start=1),
 }
 
@@ -481,6 +481,8 @@ HELPERS = {
     },
     "robust_validation": {
         "the attack": f"{CALLBACKS}.robust_validation.measure.AttackedEvaluation.metrics",
+        "the corruptions": f"{CALLBACKS}.robust_validation.corrupted.CorruptedValidation.measure",
+        "its file": f"{CALLBACKS}.robust_validation.corrupted.CorruptedValidation.write",
         "the evaluation": f"{HARNESS}.evaluate.Evaluator.metrics",
     },
 }

@@ -84,7 +84,7 @@ class Corruption:
             ValueError: If these are no such pictures.
         """
         _check(pixels, sequence_length)
-        wide = quantise(pixels if pixels.dtype == torch.float64 else pixels.float())
+        wide = quantise(pixels if pixels.dtype == torch.float64 else pixels.float()).contiguous()
         if not len(wide):
             return wide.to(pixels.dtype)
         change = _CHANGES[self.name]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from lightning_robust.deployment.pixels.corruptions.blur import disc_kernel
-from lightning_robust.deployment.pixels.corruptions.patterns import cloud, coloured, convolve, places, seeded
+from lightning_robust.deployment.pixels.corruptions.patterns import cloud, coloured, convolve, kept, places, seeded
 
 COVERED = (0.03, 0.06, 0.1, 0.15, 0.21)
 """Of dirt: the share of the picture that lies behind it."""
@@ -21,11 +19,12 @@ _SMALLEST, _LARGEST = 0.03, 0.09
 _MINIFIED, _NARROWER, _RIM, _EDGE = 4.0, 1.15, 0.45, 0.003
 
 
-@functools.lru_cache(8)
+@kept
 def dirt_mask(height: int, width: int, severity: int) -> Tensor:
     """How much of the light dirt takes, ``(H, W)``: spots that grow with the severity and keep their places."""
     shapes = cloud((height, width), seeded("dirt"), 1.6, coarsest=4)
-    limit = shapes.flatten().sort(descending=True).values[round(COVERED[severity - 1] * shapes.numel()) - 1]
+    behind = max(1, round(COVERED[severity - 1] * shapes.numel()))
+    limit = shapes.flatten().sort(descending=True).values[behind - 1]
     hard = (shapes >= limit).float()[None, None]
     soft: Tensor = convolve(hard, disc_kernel(_SOFTNESS * height))[0, 0]
     return _OPACITY * soft.clamp(0, 1)
@@ -37,7 +36,7 @@ def dirt(pictures: Tensor, severity: int) -> Tensor:
     return pictures + mask * (coloured(_MUD, pictures) - pictures)
 
 
-@functools.lru_cache(8)
+@kept
 def drop_lenses(height: int, width: int, severity: int) -> tuple[Tensor, Tensor, Tensor]:
     """Where each pixel's light comes from, how much of it, and how much of the pixel is water.
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
-from lightning_robust.deployment.pixels.corruptions.patterns import coloured, places, seeded
+from lightning_robust.deployment.pixels.corruptions.patterns import coloured, kept, places, seeded
 
 GAINS = (0.9, 0.65, 0.45, 0.3, 0.2)
 PHOTONS = (600.0, 250.0, 120.0, 60.0, 30.0)
@@ -19,7 +17,7 @@ _SOURCE = (0.3, 0.62)  # of the height and of the width
 _WARM = (1.0, 0.97, 0.88)
 
 
-@functools.lru_cache(8)
+@kept
 def glare_light(height: int, width: int, severity: int) -> Tensor:
     """The light that a low sun scatters over the picture, ``(H, W)`` in [0, 1].
 

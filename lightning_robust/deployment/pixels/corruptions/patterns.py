@@ -6,7 +6,10 @@ size; the published ones were given for pictures of 224 pixels.
 
 from __future__ import annotations
 
+import functools
 import zlib
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,8 +17,22 @@ from torch.nn.functional import interpolate, pad
 
 from lightning_robust.deployment.pixels.operations import whole_levels
 
+T = TypeVar("T")
 PUBLISHED_HEIGHT = 224
 """Pixels of the pictures that lengths were published for."""
+
+
+def kept(make: Callable[..., T]) -> Callable[..., T]:
+    """Keeps the last few results of a function of sizes and severities, which all pictures of a batch share."""
+
+    @functools.lru_cache(5)
+    @functools.wraps(make)
+    def made(*arguments: int) -> T:
+        # what inference mode makes could not take part in autograd later
+        with torch.inference_mode(False):
+            return make(*arguments)
+
+    return made
 
 
 def seeded(name: str, picture: Tensor | None = None) -> torch.Generator:
@@ -83,13 +100,13 @@ def cloud(size: tuple[int, int], generator: torch.Generator, decay: float, coars
     height, width = size
     total = torch.zeros(height, width)
     cells, amplitude = coarsest, 1.0
-    while cells <= min(height, PUBLISHED_HEIGHT):
+    while cells <= max(coarsest, min(height, PUBLISHED_HEIGHT)):
         grid = torch.rand(1, 1, cells + 1, round(cells * width / height) + 2, generator=generator)
         octave = interpolate(grid, size=size, mode="bicubic", align_corners=True)[0, 0]
         total += amplitude * octave
         cells, amplitude = 2 * cells, amplitude / decay
     low, high = total.aminmax()
-    return (total - low) / (high - low)
+    return (total - low) / (high - low).clamp(min=1e-6)
 
 
 def luma(pictures: Tensor) -> Tensor:

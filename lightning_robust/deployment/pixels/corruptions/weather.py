@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
 import torch
@@ -10,7 +9,14 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from lightning_robust.deployment.pixels.corruptions.blur import line_kernel
-from lightning_robust.deployment.pixels.corruptions.patterns import PUBLISHED_HEIGHT, cloud, convolve, luma, seeded
+from lightning_robust.deployment.pixels.corruptions.patterns import (
+    PUBLISHED_HEIGHT,
+    cloud,
+    convolve,
+    kept,
+    luma,
+    seeded,
+)
 
 TRANSMISSIONS = (0.7, 0.55, 0.42, 0.31, 0.22)
 """Of fog: the share of the scene's light that reaches the camera."""
@@ -36,7 +42,7 @@ _RAIN_LIGHT, _RAIN_VEIL = 0.85, 0.55
 _STREAK_WIDTH = 1.2  # pixels of the published height
 
 
-@functools.lru_cache(8)
+@kept
 def airlight(height: int, width: int) -> Tensor:
     """The light of the fog itself, ``(H, W)`` in [0.7, 0.9]; the same for all pictures of a size."""
     return 0.7 + 0.2 * cloud((height, width), seeded("fog"), _ROUGHNESS)

@@ -60,7 +60,7 @@ def test_every_corruption(name, channels, height, width):
         levels(result)
         assert torch.equal(result, torch.cat([corruption(part) for part in x.split([1, 3])]))
         assert torch.equal(result, corruption(x.flip(0)).flip(0))
-        assert torch.equal(result, corruption(x))
+        assert torch.equal(result, corruption(x.contiguous(memory_format=torch.channels_last)))
         assert severity == 1 or not torch.equal(result, x)
     assert torch.equal(x, before)
     assert torch.equal(state, torch.get_rng_state())
@@ -104,3 +104,16 @@ def test_the_size_makes_no_difference(name, roads):
     """Halved pictures are as far from clean as whole ones, since all lengths count in heights."""
     whole, half = ((Corruption(name, 4)(images) - images).abs().mean().item() for images in roads)
     assert half == pytest.approx(whole, rel=0.25)
+
+
+@pytest.mark.parametrize("name", ["fog", "glare", "dirt", "drops"])
+def test_what_was_made_in_inference_mode_can_be_differentiated(name):
+    """Patterns are kept: those of a validation in inference mode serve a later attack."""
+    x = picture(1, 3, 29, 31)
+    with torch.inference_mode():
+        expected = Corruption(name, 2)(x).clone()
+    weight = torch.ones((), requires_grad=True)
+    result = Corruption(name, 2)(x)
+    (weight * result).sum().backward()
+    assert torch.equal(result, expected)
+    assert weight.grad == result.sum()
