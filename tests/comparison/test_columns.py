@@ -62,6 +62,10 @@ def test_what_a_tag_tells(tag, group, better):
         ("val/recording_acc", "max"),
         ("val/memoryless_depth", None),
         ("sensitivity/bgr/acc", "min"),
+        ("corruption/mce", "min"),
+        ("corruption/mean_error", "min"),
+        ("corruption/frame_loss/val_acc", "max"),
+        ("corruption/frame_loss/val_depth", None),
     ],
 )
 def test_direction_is_told_by_whole_words(tag, better):

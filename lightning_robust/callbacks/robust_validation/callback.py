@@ -175,7 +175,7 @@ class RobustValidationCallback(pl.Callback):
         if batch_idx == 0:
             self._inputs.in_batch(pl_module, batch)
             if self._corrupted is not None:
-                self._corrupted.check(trainer, pl_module, batch)
+                self._corrupted.check(trainer, pl_module, batch, self._guard)
 
     @override
     def on_test_batch_start(

@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from lightning_robust.callbacks.attacked_batches import AttackInputs
-from lightning_robust.callbacks.conditions import name_of, named_entries, pictured, require_pictures
+from lightning_robust.callbacks.conditions import name_of, named_entries, pictured, require_pictures, sequence_length
 from lightning_robust.callbacks.robust_validation.corruption_error import (
     CLEAN_NAME,
     UnderEach,
@@ -21,6 +21,8 @@ from lightning_robust.callbacks.robust_validation.corruption_error import (
     read_baseline,
 )
 from lightning_robust.callbacks.robust_validation.corruption_figure import corruption_figures
+from lightning_robust.deployment.pixels.corruptions import Corruption
+from lightning_robust.harness.batches import count_samples
 from lightning_robust.harness.directions import Mode, named_direction, words_of
 from lightning_robust.harness.evaluate import Evaluator
 from lightning_robust.harness.folders import output_folder
@@ -70,13 +72,20 @@ class CorruptedValidation:
         """What the last validation found."""
         self._inputs, self._batches = inputs, batches
 
-    def check(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> None:
-        """Refuse batches that the corruptions cannot be put on.
+    def check(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, guard: Guard) -> None:
+        """Refuse batches that the corruptions cannot be put on, and say where a batch cuts a sequence.
 
         Raises:
             ValueError: Saying which, and why.
         """
         require_pictures(trainer, pl_module, batch, self.entries, self._inputs)
+        size, frames = count_samples(batch), sequence_length(trainer, pl_module)
+        if size % frames and any(isinstance(entry, Corruption) and entry.in_time for entry in self.entries):
+            guard.warn(
+                f"batches of {size} pictures cut sequences of {frames} frames, so that corruptions in time begin anew "
+                "within them. Take a batch size that is a multiple of `sequence_length`.",
+                key="cut sequences",
+            )
 
     def measure_and_log(self, evaluator: Evaluator, guard: Guard) -> str:
         """Evaluate, log, write the file; the finding in one sentence."""

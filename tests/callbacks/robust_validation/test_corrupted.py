@@ -238,6 +238,16 @@ def test_sequences_are_those_of_the_data(tmp_path):
         assert metrics["corruption/exposure_lag/val_loss"] == pytest.approx(expected, abs=1e-5)
 
 
+def test_batches_that_cut_sequences_are_warned_about(tmp_path, recwarn):
+    class Frames(Scored):
+        sequence_length = 5
+
+    validate(tmp_path, [under("fog@3")], Frames())
+    assert not [each for each in recwarn if "cut sequences" in str(each.message)]
+    with pytest.warns(UserWarning, match="batches of 16 pictures cut sequences of 5 frames"):
+        validate(tmp_path, [under("frame_loss@3")], Frames())
+
+
 def test_a_failure_leaves_the_attack_and_the_training(tmp_path, monkeypatch):
     """Neither half of the validation takes the other with it."""
     path = "lightning_robust.callbacks.robust_validation.corrupted.CorruptedValidation.measure"
