@@ -14,7 +14,7 @@ from rows import quiet_trainer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lightning_robust import RegMixupMixin, RotationSSLMixin, UATMixin
+from lightning_robust import PreprocessingMixin, RegMixupMixin, RotationSSLMixin, UATMixin
 from lightning_robust.demo.fashion_mnist import FashionMNISTData, ImageClassifier, RobustImageClassifier
 from lightning_robust.functional.mixing import regmixup_batch
 from lightning_robust.functional.rotation import rotate_quadrants
@@ -45,7 +45,7 @@ class FastNet(ImageClassifier):
         return features
 
 
-class RobustFastNet(RegMixupMixin, RotationSSLMixin, UATMixin, FastNet):
+class RobustFastNet(PreprocessingMixin, RegMixupMixin, RotationSSLMixin, UATMixin, FastNet):
     """The same with every mixin."""
 
 

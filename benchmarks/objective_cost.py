@@ -21,6 +21,7 @@ STEPS = 5
 UAT = {"uat_ot_weight": 1.0, "uat_unlabelled_key": "unlabelled", "uat_eps": 0.1, "uat_steps": STEPS}
 ROWS: dict[str, dict[str, Any]] = {
     "plain": {},
+    "preprocessing": {"preprocessing_weight": 1.0},
     "RegMixup": {"regmixup_weight": 1.0},
     "RegMixup, separate": {"regmixup_weight": 1.0, "regmixup_forward": "separate"},
     "rotation, one turn": {"rotation_weight": 0.5},

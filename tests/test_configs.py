@@ -29,7 +29,7 @@ EARLY = {
 # lanes have all samples in one loader
 LANES = {"uat": ["--model.uat_unlabelled_key=null", "--model.uat_index_key=null", "--data.num_labelled=4"]}
 JUDGED = ("layer_criticality", "greedy_soup", "wise_ft")
-OBJECTIVES = ("regmixup", "rotation_ssl", "uat")
+OBJECTIVES = ("preprocessing", "regmixup", "rotation_ssl", "uat")
 SHOWS = {
     "adversarial": "adversarial/eps",
     "robust_validation": "adversarial/val_loss@0.1",
@@ -40,6 +40,7 @@ SHOWS = {
     "wise_ft": "wise_ft/alpha",
     "deployment_parity": "parity/status",
     "datapath": "datapath/pgd/parting_depth",
+    "preprocessing": "preprocessing/loss",
     "regmixup": "regmixup/loss",
     "rotation_ssl": "rotation/loss",
     "uat": "uat/ot",
@@ -47,9 +48,9 @@ SHOWS = {
 
 
 def test_all_are_found():
-    assert len(CONFIGS) == 18
+    assert len(CONFIGS) == 19
     assert {path.name for path in ROOT.glob("*.yaml")} == BASES
-    assert len(TECHNIQUES) == 14
+    assert len(TECHNIQUES) == 15
     assert [path.name for path in SWEEPS] == ["lazy.yaml", "soup.yaml"]
 
 
@@ -76,7 +77,7 @@ def saved_and_parsed(cli, folder):
 
 
 @pytest.mark.filterwarnings("ignore::lightning_robust.NoEffectWarning", "ignore:.*with one validation loader alpha is")
-@pytest.mark.filterwarnings("ignore:.*will be overridden by")
+@pytest.mark.filterwarnings("ignore:.*will be overridden by", "ignore:.*need three channels and are left out")
 @pytest.mark.parametrize("base", sorted(BASES))
 @pytest.mark.parametrize("technique", [None, *TECHNIQUES], ids=lambda path: path.stem if path else "alone")
 def test_runs(base, technique, tmp_path, monkeypatch):

@@ -12,12 +12,13 @@ import pandas as pd
 from lightning_robust.comparison.finished_runs import FinishedRun
 
 _MIXIN_WEIGHTS = {
+    "preprocessing_weight": "preprocessing",
     "regmixup_weight": "regmixup",
     "rotation_weight": "rotation_ssl",
     "uat_ot_weight": "uat_ot",
     "uat_ft_weight": "uat_ft",
 }
-_MIXIN_PREFIXES = ("regmixup_", "rotation_", "uat_")
+_MIXIN_PREFIXES = ("preprocessing_", "regmixup_", "rotation_", "uat_")
 _LIGHTNING_KEYS = {"seed_everything", "trainer", "model", "data", "optimizer", "lr_scheduler", "ckpt_path"}
 _LIGHTNING_KEYS |= {"weights_only"}
 _DIAGNOSTICS = {"robust_validation", "deployment_parity", "layer_criticality", "lazy_training", "datapath"}
