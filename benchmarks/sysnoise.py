@@ -49,7 +49,6 @@ ROWS: dict[str, dict[str, Any]] = {
     "plain, six epochs more": {},
     "augmentation": {**MIXIN, "preprocessing_weight": 1e-9},
     "PreprocessingMixin": {**MIXIN, "preprocessing_weight": 5.0},
-    "PreprocessingMixin, weight 15": {**MIXIN, "preprocessing_weight": 15.0},
 }
 BEFORE, AFTER = "plain", "PreprocessingMixin"
 Made = Callable[[bytes], Picture]
