@@ -172,6 +172,7 @@ def test_public_names_are_importable_and_typed():
         "LazyTrainingCallback",
         "NoEffectWarning",
         "ParityReport",
+        "PreprocessingMixin",
         "RegMixupMixin",
         "RobustValidationCallback",
         "RotationSSLMixin",

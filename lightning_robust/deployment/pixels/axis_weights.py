@@ -26,10 +26,10 @@ def resize_weights(side: int, filter: str) -> Tensor:  # noqa: A002 - the field'
     """Bringing a camera frame back to a side's length with a filter, after enlarging it: ``(side, side)`` in fp64."""
     frame = frame_side(side)
     enlarge = _of(lambda rows: interpolate(rows, size=(frame, side), mode="bicubic"), side)
-    return _reduce(frame, side, filter) @ enlarge
+    return _filter_weights(frame, side, filter) @ enlarge
 
 
-def _reduce(frame: int, side: int, filter: str) -> Tensor:  # noqa: A002
+def _filter_weights(frame: int, side: int, filter: str) -> Tensor:  # noqa: A002
     """The weights of a filter along one axis; Pillow's, which it applies to whole levels, by their formula."""
     if filter == "pil_bicubic":
         return _of(lambda rows: interpolate(rows, size=(side, frame), mode="bicubic", antialias=True), frame)

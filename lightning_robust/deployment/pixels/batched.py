@@ -75,27 +75,29 @@ def approximate_jpeg(pixels: Tensor, qualities: Tensor) -> Tensor:
     side = 2 * _BLOCK if pixels.shape[1] == 3 else _BLOCK
     padded = pad(pixels, (0, -width % side, 0, -height % side), mode="replicate")
     if pixels.shape[1] == 1:
-        return from_levels(_rounded(whole_levels(padded) - 128, qualities, _LUMA) + 128)[..., :height, :width]
+        return from_levels(_round_coefficients(whole_levels(padded) - 128, qualities, _LUMA) + 128)[
+            ..., :height, :width
+        ]
     ycc = mix_channels(BT601 * 255, padded)
-    luma = _rounded(ycc[:, :1].round() - 128, qualities, _LUMA) + 128
-    halved = _rounded(avg_pool2d(ycc[:, 1:].round(), 2).round(), qualities, _CHROMA)
+    luma = _round_coefficients(ycc[:, :1].round() - 128, qualities, _LUMA) + 128
+    halved = _round_coefficients(avg_pool2d(ycc[:, 1:].round(), 2).round(), qualities, _CHROMA)
     chroma = interpolate(halved.round(), scale_factor=2.0, mode="bilinear")
     rgb = mix_channels(BT601.inverse(), torch.cat([luma.round(), chroma], 1))
     return from_levels(rgb[..., :height, :width])
 
 
-def _rounded(levels: Tensor, qualities: Tensor, table: tuple[tuple[int, ...], ...]) -> Tensor:
+def _round_coefficients(levels: Tensor, qualities: Tensor, table: tuple[tuple[int, ...], ...]) -> Tensor:
     """Levels around 0 after their DCT coefficients, block by block, were rounded to multiples of the table's."""
     count, channels, height, width = levels.shape
     rows, columns = height // _BLOCK, width // _BLOCK
     blocks = levels.reshape(count, channels, rows, _BLOCK, columns, _BLOCK).transpose(3, 4).reshape(count, -1, 64)
-    cosines, steps = _cosines().to(levels), _steps(table, qualities).to(levels)[:, None]
+    cosines, steps = _cosines().to(levels), _scaled_table(table, qualities).to(levels)[:, None]
     coefficients = (blocks @ cosines.T).div_(steps).round_().mul_(steps)
     back = (coefficients @ cosines).reshape(count, channels, rows, columns, _BLOCK, _BLOCK)
     return back.transpose(3, 4).reshape(levels.shape)
 
 
-def _steps(table: tuple[tuple[int, ...], ...], qualities: Tensor) -> Tensor:
+def _scaled_table(table: tuple[tuple[int, ...], ...], qualities: Tensor) -> Tensor:
     """The table at each quality, as libjpeg scales it: ``(N, 64)``."""
     quality = qualities.double().round()
     percent = torch.where(quality < 50, (5000 / quality).floor(), 200 - 2 * quality)

@@ -72,7 +72,7 @@ Ranges = Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnEntry:
     """One entry with the parameters that were drawn for a group of pictures.
 
     Args:
@@ -88,7 +88,7 @@ class Drawn:
 
 def draw(
     entry: Perturbation, size: Size, ranges: Ranges | None = None, generator: torch.Generator | None = None
-) -> Drawn:
+) -> DrawnEntry:
     """Draw the parameters of an entry for a group of pictures.
 
     Values have a parameter for each picture, geometry one for the group.
@@ -117,7 +117,7 @@ def draw(
     return at(entry, values, size, seed)
 
 
-def at(entry: Perturbation, values: Tensor, size: Size, seed: int = 0) -> Drawn:
+def at(entry: Perturbation, values: Tensor, size: Size, seed: int = 0) -> DrawnEntry:
     """An entry with given parameters.
 
     Args:
@@ -135,13 +135,13 @@ def at(entry: Perturbation, values: Tensor, size: Size, seed: int = 0) -> Drawn:
     """
     name = PARAMETER_OF.get(entry.name, entry.name)
     if name in _VALUES:
-        return Drawn(entry, partial(_with_values, change=_VALUES[name], values=values))
+        return DrawnEntry(entry, partial(_with_values, change=_VALUES[name], values=values))
     if name == "noise":
-        return Drawn(entry, partial(_with_noise, deviations=values, seed=seed))
+        return DrawnEntry(entry, partial(_with_noise, deviations=values, seed=seed))
     places = {"shift": _shift, "crop": _crop, "letterbox": _letterbox, "truncation": _truncation}.get(name)
     if places is not None:
         return places(entry, values, *size[1:])
-    return _resize(entry, *size[1:]) if entry.family == "resize_filter" else Drawn(entry, entry.deployed)
+    return _resize(entry, *size[1:]) if entry.family == "resize_filter" else DrawnEntry(entry, entry.deployed)
 
 
 _VALUES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -161,35 +161,35 @@ def _with_noise(pixels: Tensor, deviations: Tensor, seed: int) -> Tensor:
     return batched.add_noise(pixels, deviations, torch.Generator(pixels.device).manual_seed(seed))
 
 
-def _shift(entry: Perturbation, values: Tensor, height: int, width: int) -> Drawn:
+def _shift(entry: Perturbation, values: Tensor, height: int, width: int) -> DrawnEntry:
     right, down = values.tolist()
     motion = torch.tensor([[1, 0, right], [0, 1, down], [0, 0, 1]], dtype=torch.float64)
     rows, columns = axis_weights.shift_weights(height, down), axis_weights.shift_weights(width, right)
-    return Drawn(entry, partial(resample, rows=rows, columns=columns), motion)
+    return DrawnEntry(entry, partial(resample, rows=rows, columns=columns), motion)
 
 
-def _crop(entry: Perturbation, values: Tensor, height: int, width: int) -> Drawn:
+def _crop(entry: Perturbation, values: Tensor, height: int, width: int) -> DrawnEntry:
     share = float(values)
     rows, columns = (axis_weights.crop_weights(side, crop_margin(side, share)) for side in (height, width))
-    return Drawn(entry, partial(resample, rows=rows, columns=columns), motions.cropped(height, width, share))
+    return DrawnEntry(entry, partial(resample, rows=rows, columns=columns), motions.cropped(height, width, share))
 
 
-def _letterbox(entry: Perturbation, values: Tensor, height: int, width: int) -> Drawn:
+def _letterbox(entry: Perturbation, values: Tensor, height: int, width: int) -> DrawnEntry:
     share = float(values)
     rows = axis_weights.letterbox_weights(height, crop_margin(height, share))
     change = partial(resample, rows=rows, bars=axis_weights.grey_bars(height, crop_margin(height, share)))
-    return Drawn(entry, change, motions.letterboxed(height, width, share))
+    return DrawnEntry(entry, change, motions.letterboxed(height, width, share))
 
 
-def _resize(entry: Perturbation, height: int, width: int) -> Drawn:
+def _resize(entry: Perturbation, height: int, width: int) -> DrawnEntry:
     rows, columns = (axis_weights.resize_weights(side, entry.name.removeprefix("resize_")) for side in (height, width))
     motion = None if entry.motion is None else entry.motion(height, width)
-    return Drawn(entry, partial(resample, rows=rows, columns=columns), motion)
+    return DrawnEntry(entry, partial(resample, rows=rows, columns=columns), motion)
 
 
-def _truncation(entry: Perturbation, values: Tensor, height: int, width: int) -> Drawn:
+def _truncation(entry: Perturbation, values: Tensor, height: int, width: int) -> DrawnEntry:
     rows, columns = (axis_weights.resize_weights(side, "antialias") for side in (height, width))
-    return Drawn(entry, partial(resample, rows=rows, columns=columns, cut=True))
+    return DrawnEntry(entry, partial(resample, rows=rows, columns=columns, cut=True))
 
 
 def resample(

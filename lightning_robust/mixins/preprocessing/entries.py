@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 MEASURED = "measured"
 
 
-class DrawnEntries:
+class EntryChoice:
     """The entries that a module draws from.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_robust.deployment.pixels.draws import Drawn
+from lightning_robust.deployment.pixels.draws import DrawnEntry
 from lightning_robust.functional.pixels import PixelSpace
 from lightning_robust.structures import map_tensors, rebuild, tensors_in
 
@@ -26,7 +26,7 @@ class Group:
     """
 
     rows: slice
-    drawn: Drawn
+    drawn: DrawnEntry
 
 
 def rows_of_groups(samples: int, groups: int) -> list[slice]:

@@ -92,7 +92,7 @@ class PreprocessingMixin(ObjectiveMixin):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        _check_numbers(preprocessing_weight, preprocessing_share, preprocessing_groups, preprocessing_warmup_epochs)
+        _check_amounts(preprocessing_weight, preprocessing_share, preprocessing_groups, preprocessing_warmup_epochs)
         check_choices(
             preprocessing_draw=(preprocessing_draw, Draw), preprocessing_distance=(preprocessing_distance, Distance)
         )
@@ -135,7 +135,7 @@ class PreprocessingMixin(ObjectiveMixin):
         return self.preprocessing_weight > 0
 
 
-def _check_numbers(weight: float, share: float, groups: int, warmup_epochs: float) -> None:
+def _check_amounts(weight: float, share: float, groups: int, warmup_epochs: float) -> None:
     for name, value in (("weight", weight), ("warmup_epochs", warmup_epochs)):
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"Expected `preprocessing_{name}` of at least 0, but got {value}.")

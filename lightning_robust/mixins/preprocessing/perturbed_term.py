@@ -16,7 +16,7 @@ from lightning_robust.harness.normalisation import pixel_space
 from lightning_robust.mixins.host_step import HostStep, find_inputs
 from lightning_robust.mixins.objective import WeightedLoss
 from lightning_robust.mixins.preprocessing.consistency import Consistency
-from lightning_robust.mixins.preprocessing.entries import DrawnEntries, choose_entries
+from lightning_robust.mixins.preprocessing.entries import EntryChoice, choose_entries
 from lightning_robust.mixins.preprocessing.groups import Group, move_groups, perturb_groups, rows_of_groups
 from lightning_robust.mixins.preprocessing.worst import choose_worst
 
@@ -40,7 +40,7 @@ class PerturbedTerm:
 
     def __init__(self, module: PreprocessingMixin) -> None:
         self._module, self._space = module, PixelSpace()
-        self._entries = DrawnEntries(module)
+        self._entries = EntryChoice(module)
         self._consistency = Consistency(module)
 
     @property
@@ -70,7 +70,7 @@ class PerturbedTerm:
             ValueError: If they were not normalised as stated.
             MisconfigurationException: If no entry applies.
         """
-        _require_pictures(step)
+        _require_perturbable(step)
         self._space.check(step.inputs)
         groups = self._choose(step)
         perturbed = perturb_groups(step.inputs, self._space, groups)
@@ -136,7 +136,7 @@ class PerturbedTerm:
         return each.mean() if len(each) else each.new_zeros(())
 
 
-def _require_pictures(step: HostStep) -> None:
+def _require_perturbable(step: HostStep) -> None:
     inputs = step.inputs
     if inputs.ndim != 4 or inputs.shape[1] not in (1, 3) or not inputs.is_floating_point():
         key = find_inputs(step.module, step.batch)
