@@ -60,6 +60,9 @@ headlines: $(STAMP)
 	$(BIN)/python benchmarks/fingerprint.py --every 5
 	$(BIN)/python benchmarks/rendering_speed.py
 	$(if $(RECORDING),$(BIN)/python benchmarks/cure.py --recording $(RECORDING))
+	$(if $(RECORDING),$(BIN)/python benchmarks/libraries.py --recording $(RECORDING) \
+		--before runs/cure/plain/*/lanes/version_0/checkpoints/last.ckpt \
+		--after runs/cure/random/*/lanes/version_0/checkpoints/last.ckpt)
 	$(if $(ARCHIVE),$(BIN)/python benchmarks/sysnoise.py --archive $(ARCHIVE))
 	$(BIN)/python benchmarks/wild.py
 

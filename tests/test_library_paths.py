@@ -163,6 +163,33 @@ def test_points_lost_are_paired(benchmark, paths):
     assert (low, high) == pytest.approx((3 - half, 3 + half), abs=0.25)
 
 
+def test_the_share_that_is_removed(benchmark, paths, tmp_path):
+    """One of eight resizers costs 10 points before and 2 after, so that four fifths are gone, for either seed."""
+    sysnoise, rows = benchmark("sysnoise"), benchmark("rows")
+    (tmp_path / "sets").mkdir()
+    for name in ("clean", *(name for _, name in sysnoise.SETS)):
+        levels = np.full((100, 1, 1, 3), 7 if name == "OpenCV INTER_NEAREST" else 4, np.uint8)
+        np.save(tmp_path / "sets" / f"test_{rows.slug(name)}.npy", levels)
+    np.save(tmp_path / "sets" / "test_labels.npy", np.zeros(100, int))
+    results, clean = rows.Results(tmp_path), np.arange(100) < 80
+    for (name, lost), seed in itertools.product({"plain": 10, "PreprocessingMixin": 2}.items(), (0, 1)):
+        right = {" | ".join(row): clean for row in [sysnoise.CLEAN, *sysnoise.SETS, *sysnoise.GRAPHS]}
+        right["resize | OpenCV INTER_NEAREST"] = clean & (np.arange(100) >= lost)
+        (tmp_path / name / str(seed)).mkdir(parents=True)
+        np.savez(tmp_path / name / str(seed) / "right.npz", **right)
+        results.put(name, seed, {" | ".join(sysnoise.CLEAN): 0.8, "cpu_seconds": 1.0})
+    told = sysnoise.tables(results, Path("not read"), ["plain", "PreprocessingMixin"], [0, 1, 2]).splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in told if line.startswith("|")]
+    (nearest,) = [line for line in cells if line[1:2] == ["OpenCV INTER_NEAREST"]]
+    assert nearest[2] == "3.00"
+    assert nearest[3:5] == ["10.00 (10.00 to 10.00)", "2.00 (2.00 to 2.00)"]
+    assert nearest[5].startswith("8.00 (")
+    (after,) = [line for line in cells if line[0] == "PreprocessingMixin"]
+    assert after[1:3] == ["2", "80.00 (80.00 to 80.00)"]
+    assert after[5] == "0.25 (0.25 to 0.25)"
+    assert after[-2:] == ["80.00 (80.00 to 80.00)"] * 2
+
+
 def test_ceil_mode_pools_to_thirteen_places(benchmark, paths):
     cifar, sysnoise = benchmark("cifar"), benchmark("sysnoise")
     torch.manual_seed(0)
