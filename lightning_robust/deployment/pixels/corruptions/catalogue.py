@@ -108,7 +108,7 @@ def corruptions(names: str | Sequence[str] = ALL_CORRUPTIONS) -> tuple[Corruptio
 
     Args:
         names: Names (``"fog"``: all five severities), names with a severity (``"fog@3"``), families (``"weather"``,
-            ``"weather@3"``), or ``"corruptions"`` for all.
+            ``"weather@3"``), ``"all"`` or ``"corruptions"`` for all of them, or ``"none"``.
 
     Raises:
         ValueError: For no name, an unknown one, of which the message names the nearest, or a severity outside of 1 to
@@ -120,9 +120,11 @@ def corruptions(names: str | Sequence[str] = ALL_CORRUPTIONS) -> tuple[Corruptio
         >>> len(corruptions())
         60
     """
-    given = [names] if isinstance(names, str) else list(names)
+    if names == "none":
+        return ()
+    given = [ALL_CORRUPTIONS if names == "all" else names] if isinstance(names, str) else list(names)
     if not given:
-        raise ValueError("Expected at least one corruption, but got none. Name some, or 'corruptions' for all.")
+        raise ValueError("Expected at least one corruption, but got none. Name some, 'all' or 'none'.")
     chosen = {
         (name, severity) for each in given for found, at in [split_severity(each)] for name in found for severity in at
     }

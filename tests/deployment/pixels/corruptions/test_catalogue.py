@@ -21,6 +21,8 @@ def test_names_and_order():
     assert [str(each) for each in corruptions("fog")] == [f"fog@{s}" for s in range(1, 6)]
     assert [str(each) for each in corruptions(["dirt@2", "lens@2", "fog@4"])] == ["fog@4", "dirt@2", "drops@2"]
     assert len(corruptions("corruptions@3")) == 12
+    assert corruptions("all") == corruptions()
+    assert corruptions("none") == ()
 
 
 @pytest.mark.parametrize(
