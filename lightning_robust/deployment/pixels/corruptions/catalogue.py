@@ -7,6 +7,7 @@ says where the definitions differ from published ones.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -125,9 +126,9 @@ def corruptions(names: str | Sequence[str] = ALL_CORRUPTIONS) -> tuple[Corruptio
     given = [ALL_CORRUPTIONS if names == "all" else names] if isinstance(names, str) else list(names)
     if not given:
         raise ValueError("Expected at least one corruption, but got none. Name some, 'all' or 'none'.")
-    chosen = {
-        (name, severity) for each in given for found, at in [split_severity(each)] for name in found for severity in at
-    }
-    return tuple(
-        Corruption(*place) for name in _CHANGES for severity in SEVERITIES if (place := (name, severity)) in chosen
-    )
+    chosen: set[tuple[str, int]] = set().union(*(itertools.product(*split_severity(each)) for each in given))
+    return tuple(each for each in CORRUPTIONS if (each.name, each.severity) in chosen)
+
+
+CORRUPTIONS = tuple(itertools.starmap(Corruption, itertools.product(_CHANGES, SEVERITIES)))
+"""All of them, in the order of the names and of the severities."""
