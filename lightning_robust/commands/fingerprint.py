@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 from lightning_robust.checks import check_file
 from lightning_robust.gate.check import Judgement
 from lightning_robust.gate.options import Gate
+
+_NAMES = {"yaml": "preprocessing.yaml", "code": "deployed.py"}
 
 
 def fingerprint(
@@ -14,6 +19,7 @@ def fingerprint(
     key: str | None = None,
     mean: float | list[float] | None = None,
     std: float | list[float] | None = None,
+    emit: str | None = None,
     gate: Gate,
 ) -> Judgement:
     """Say what the deployed side's preprocessing does differently, from the same frames as both sides feed them.
@@ -27,15 +33,33 @@ def fingerprint(
         key: Which array of an .npz file; not needed where there is one, or one named input/... .
         mean: Mean that the pixels were normalised with, for pixels in [0, 1]; usual values are recognised.
         std: Standard deviation that the pixels were normalised with; usual values are recognised.
+        emit: A new file for what was found: the settings that train against it (.yaml, for fit -c), or the transform
+            itself (.py). "yaml" and "code" are preprocessing.yaml and deployed.py.
         gate: The budget.
     """
     for path in (trained, deployed):
         check_file("pictures", path)
+    output = None if emit is None else _check_new(_NAMES.get(emit, emit))
 
-    from lightning_robust.commands.work.fingerprint import read_pictures
+    from lightning_robust.commands.work.fingerprint import read_pictures, write_found
     from lightning_robust.deployment.fingerprint.judge import judge_fingerprint
     from lightning_robust.deployment.fingerprint.search import fingerprint as fingerprint_of
 
-    found = fingerprint_of(read_pictures(trained, key), read_pictures(deployed, key), mean=mean, std=std)
+    sides = read_pictures(trained, key), read_pictures(deployed, key)
+    found = fingerprint_of(*sides, mean=mean, std=std)
     print(found)
-    return judge_fingerprint(found, gate.limits, gate.source)
+    judgement = judge_fingerprint(found, gate.limits, gate.source)
+    if output is None:
+        return judgement
+    return replace(judgement, remarks=(write_found(found, output, gate.line, sides, (mean, std)),))
+
+
+def _check_new(name: str) -> Path:
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml", ".py"):
+        raise ValueError(f"Expected --emit to be a file that ends in .yaml or .py, 'yaml' or 'code', but got {name!r}.")
+    if path.exists():
+        raise FileExistsError(f"Expected --emit to be a new file, but {name} exists. Remove it, or name another.")
+    if not path.absolute().parent.is_dir():
+        raise NotADirectoryError(f"Expected --emit in a folder, but there is no {path.parent}.")
+    return path

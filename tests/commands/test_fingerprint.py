@@ -1,8 +1,11 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from lightning_robust.cli import main
+from lightning_robust.cli import RobustCLI, main
 from lightning_robust.commands.work.fingerprint import read_pictures
 
 
@@ -94,3 +97,45 @@ def test_rejects(tmp_path, capsys):
         assert message in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"Expected 'c' in"):
         read_pictures(str(tmp_path / "two.npz"), "c")
+
+
+def test_emits_the_switch_and_the_transform(tmp_path, monkeypatch, capsys):
+    """The file is one for fit beside the lanes' own, the code makes the deployed pictures, and none is overwritten."""
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(0)
+    rgb = np.stack([picture(seed) for seed in generator.integers(0, 99, 3)]).transpose(0, 3, 1, 2)
+    dark = np.rint(255 * (rgb / 255.0) ** 1.4).astype(np.uint8)
+    for name, images in {"a": rgb, "dark": dark, "flipped": dark[..., ::-1], "mirror": rgb[..., ::-1]}.items():
+        np.save(f"{name}.npy", images)
+
+    assert status("a.npy", "flipped.npy", "--emit", "yaml") == 1
+    assert "wrote preprocessing.yaml: fit -c ... -c preprocessing.yaml" in capsys.readouterr().out
+    text = (tmp_path / "preprocessing.yaml").read_text()
+    assert "# lightning-robust fingerprint a.npy flipped.npy --emit yaml" in text
+    assert "frame[:, ::-1]" in text
+    lanes = Path(__file__).parents[2] / "configs" / "lanes.yaml"
+    model = RobustCLI(args=["-c", str(lanes), "-c", "preprocessing.yaml", "--trainer.logger=false"], run=False).model
+    assert model.preprocessing_weight > 0
+    assert model.preprocessing_entries == ["gamma_09"]
+    low, high = model.preprocessing_ranges["gamma"]
+    assert low == 1.0
+    assert high == pytest.approx(1.6, abs=0.03)
+
+    assert status("a.npy", "flipped.npy", "--emit=code") == 1
+    scope = {}
+    exec((tmp_path / "deployed.py").read_text(), scope)
+    made = scope["deployed"](torch.from_numpy(rgb / 255.0))
+    assert float((made - torch.from_numpy(dark[..., ::-1] / 255.0)).abs().max()) < 3 / 255
+
+    capsys.readouterr()
+    for arguments, expected, told in (
+        (("a.npy", "flipped.npy", "--emit=yaml"), 2, "preprocessing.yaml exists"),
+        (("a.npy", "dark.npy", "--emit=a.txt"), 2, "ends in .yaml or .py"),
+        (("a.npy", "dark.npy", "--emit=none/a.yaml"), 2, "there is no none"),
+        (("a.npy", "a.npy", "--emit=b.yaml"), 0, "b.yaml was not written: nothing differs"),
+        (("a.npy", "mirror.npy", "--emit=b.yaml"), 1, "b.yaml was not written: training cannot or should not"),
+    ):
+        assert status(*arguments) == expected, arguments
+        said = capsys.readouterr()
+        assert told in said.out + said.err
+    assert not (tmp_path / "b.yaml").exists()

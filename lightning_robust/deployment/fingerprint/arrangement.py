@@ -20,7 +20,7 @@ from lightning_robust.deployment.fingerprint.memory import (
     likely_paddings,
     memory_orders,
     orientations,
-    places,
+    places_in,
     put_channels_last,
     strided,
 )
@@ -147,7 +147,7 @@ def _undo_places(trained: Tensor, deployed: Tensor) -> Arranged:
     """Flips, turns, orders of memory and strides."""
     few = trained[:_AMONG]
     theirs = deployed[torch.linspace(0, len(few) - 1, min(_PICTURES, len(few))).round().long()]
-    as_it_is = next(iter(_try_all([Arrangement(places(few.shape[1:]))], few, theirs)), None)
+    as_it_is = next(iter(_try_all([Arrangement(places_in(few.shape[1:]))], few, theirs)), None)
     if as_it_is is not None and as_it_is.negative:
         return Arranged(trained, deployed)
     likeness = -1.0 if as_it_is is None else as_it_is.likeness

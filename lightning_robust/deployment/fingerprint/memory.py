@@ -64,7 +64,7 @@ def orientations(shape: torch.Size) -> Iterator[Arrangement]:
         >>> [a.parameters["kind"] for a in orientations(torch.Size((1, 2, 2)))][:3]
         ['left-right', 'up-down', 'half turn']
     """
-    straight = places(shape)
+    straight = places_in(shape)
     turned = straight.transpose(1, 2)
     kinds = {
         "left-right": straight.flip(2),
@@ -86,22 +86,35 @@ def memory_orders(shape: torch.Size) -> Iterator[Arrangement]:
         >>> [a.parameters["read"] for a in memory_orders(torch.Size((1, 1, 1)))]
         []
     """
-    seen = [places(shape), *(a.sources for a in orientations(shape))]
+    seen = [places_in(shape), *(a.sources for a in orientations(shape))]
     for written, read in itertools.product(_ORDERS, repeat=2):
-        sources = _reread(shape, written, read)
-        if not any(sources.shape == other.shape and bool((sources == other).all()) for other in seen):
-            seen.append(sources)
-            yield Arrangement(sources, "memory_layout", {"kind": "order", "written": written, "read": read})
+        found = reordered(shape, written, read)
+        if not any(torch.equal(found.sources, other) for other in seen):
+            seen.append(found.sources)
+            yield found
+
+
+def reordered(shape: torch.Size, written: str, read: str) -> Arrangement:
+    """Pictures ``(C, H, W)`` written to memory in one order of their axes and read in another.
+
+    Example:
+        >>> reordered(torch.Size((2, 1, 2)), "HWC", "CHW").sources.flatten().tolist()
+        [0, 2, 1, 3]
+    """
+    sizes = dict(zip("CHW", shape, strict=True))
+    memory = places_in(shape).permute(*("CHW".index(axis) for axis in written)).flatten()
+    sources = memory.reshape(*(sizes[axis] for axis in read)).permute(*(read.index(axis) for axis in "CHW"))
+    return Arrangement(sources, "memory_layout", {"kind": "order", "written": written, "read": read})
 
 
 def put_channels_last(shape: torch.Size) -> Arrangement:
     """Pictures ``(C, H, W)`` handed over as ``(H, W, C)``, which their shape tells."""
-    return Arrangement(places(shape).permute(1, 2, 0), "memory_layout", {"kind": "channels last"})
+    return Arrangement(places_in(shape).permute(1, 2, 0), "memory_layout", {"kind": "channels last"})
 
 
 def exchanged_size(shape: torch.Size) -> Arrangement:
     """Pictures ``(C, H, W)`` whose memory is handed over as ``(C, W, H)``."""
-    swapped = places(shape).reshape(shape[0], shape[2], shape[1])
+    swapped = places_in(shape).reshape(shape[0], shape[2], shape[1])
     return Arrangement(swapped, "memory_layout", {"kind": "exchanged"})
 
 
@@ -121,7 +134,7 @@ def strided(shape: torch.Size, padding: int, *, interleaved: bool) -> Arrangemen
     channels, height, width = shape
     row = width * channels if interleaved else width
     rows = height if interleaved else height * channels
-    memory = places(shape).permute(1, 2, 0).reshape(-1) if interleaved else places(shape).reshape(-1)
+    memory = places_in(shape).permute(1, 2, 0).reshape(-1) if interleaved else places_in(shape).reshape(-1)
     wide = torch.full((rows, row + abs(padding)), UNKNOWN)
     if padding >= 0:
         wide[:, :row] = memory.reshape(rows, row)
@@ -169,13 +182,6 @@ def _written_places(rows: Tensor, columns: Tensor, tight: tuple[int, int], paddi
     return torch.where(rest < row, at * row + rest, UNKNOWN)
 
 
-def places(shape: torch.Size) -> Tensor:
+def places_in(shape: torch.Size) -> Tensor:
     """The places of values in a picture of a shape."""
     return torch.arange(shape.numel()).reshape(shape)
-
-
-def _reread(shape: torch.Size, written: str, read: str) -> Tensor:
-    """Places after a picture was written to memory in one order of its axes and read in another."""
-    sizes = dict(zip("CHW", shape, strict=True))
-    memory = places(shape).permute(*("CHW".index(axis) for axis in written)).flatten()
-    return memory.reshape(*(sizes[axis] for axis in read)).permute(*(read.index(axis) for axis in "CHW"))

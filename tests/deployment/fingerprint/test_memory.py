@@ -9,7 +9,7 @@ from lightning_robust.deployment.fingerprint.memory import (
     likely_paddings,
     memory_orders,
     orientations,
-    places,
+    places_in,
     strided,
 )
 
@@ -39,7 +39,7 @@ def test_undone_is_what_it_was(shape):
 def test_all_orders_are_different():
     """Nine more than the flips and turns of a square, and none twice."""
     for shape in (SHAPE, torch.Size((3, 8, 8))):
-        tables = [places(shape), *(a.sources for a in (*orientations(shape), *memory_orders(shape)))]
+        tables = [places_in(shape), *(a.sources for a in (*orientations(shape), *memory_orders(shape)))]
         assert len({(tuple(t.shape), tuple(t.flatten().tolist())) for t in tables}) == len(tables)
 
 
@@ -69,6 +69,6 @@ def test_paddings_are_found(padding, interleaved):
 
 
 def test_what_is_unknown_is_zero():
-    half = Arrangement(torch.where(places(SHAPE) < 100, places(SHAPE), UNKNOWN))
+    half = Arrangement(torch.where(places_in(SHAPE) < 100, places_in(SHAPE), UNKNOWN))
     assert float(half.apply(X + 1).flatten(1)[:, 100:].abs().max()) == 0
     assert int(half.undo(X, SHAPE)[1].sum()) == 100
