@@ -64,11 +64,14 @@ class PixelSpace:
         """The pixels of network inputs, in [0, 1]: ``(inputs * std + mean - low) / (high - low)``."""
         mean, std = self._constants(inputs)
         # in place after the first: on a CPU new memory costs more than the arithmetic
-        return (inputs * std).add_(mean).sub_(self.low).div_(self.high - self.low)
+        values = (inputs * std).add_(mean)
+        return values if self._is_unit else values.sub_(self.low).div_(self.high - self.low)
 
     def from_pixels(self, pixels: Images) -> Images:
         """The network inputs of pixels in [0, 1]: ``(low + (high - low) * pixels - mean) / std``."""
         mean, std = self._constants(pixels)
+        if self._is_unit:
+            return (pixels - mean).div_(std)
         return (pixels * (self.high - self.low)).add_(self.low).sub_(mean).div_(std)
 
     def check(self, inputs: Images) -> None:
@@ -89,6 +92,11 @@ class PixelSpace:
                 f"Expected pixels in [{self.low:g}, {self.high:g}] after undoing mean={self.mean} and std={self.std}, "
                 f"but got [{low:.4g}, {high:.4g}]. Set `mean` and `std` to what the inputs were normalised with."
             )
+
+    @property
+    def _is_unit(self) -> bool:
+        """Whether values are in [0, 1] as pixels are, so that steps which change nothing are left out."""
+        return self.low == 0 and self.high == 1
 
     def _extremes(self, inputs: Tensor) -> tuple[float, float]:
         """The smallest and largest pixel value, exactly; one wait for the inputs' device, which needs no fp64."""

@@ -54,6 +54,55 @@ def test_extra_inputs_join_the_first_pass():
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("samples", "sizes"), [(8, (12, 12)), (7, (12, 9)), (1, (3,))])
+def test_extra_inputs_share_several_passes(samples, sizes):
+    """Each pass has a part of the samples, all versions of it; the outputs come back in their order."""
+    images = IMAGES[:samples]
+    host, step = host_step(batch=(images, LABELS[:samples]))
+    host.eval()
+    versions = [images, images.flip(3), images.flip(2)]
+    step.extras += versions[1:]
+    step.passes = 2
+    step.run()
+    assert host.passes == sizes
+    for version in versions:
+        torch.testing.assert_close(step.outputs_of(version), host.net(version), rtol=1e-5, atol=1e-6)
+    assert host.passes == sizes
+    step.outputs_of(images.clone())
+    assert host.passes == (*sizes, samples)
+
+
+def test_forward_takes_the_kept_logits():
+    """What `forward` returns of inputs that have passed through `logits` costs no pass, and is what it would be."""
+
+    class Doubling(Host):
+        def logits(self, images):
+            return Host.forward(self, images)
+
+        def forward(self, images):
+            return 2 * self.logits(images)
+
+        def _loss(self, batch):
+            return nn.functional.cross_entropy(self.logits(batch[0]), batch[1])
+
+    host, step = host_step(Doubling())
+    host.eval()
+    step.run()
+    torch.testing.assert_close(step.forward_of(IMAGES), 2 * host.net(IMAGES))
+    assert torch.equal(step.forward_of(IMAGES), 2 * step.outputs_of(IMAGES))
+    assert host.passes == (8,)
+
+
+def test_a_batch_without_known_targets_has_a_loss_of_other_inputs_too():
+    host = Host().eval()
+    host.input_key = "image"
+    batch = {"image": IMAGES, "twin": IMAGES.flip(3)}
+    _, step = host_step(host, batch, lambda given, index: (host(given["image"]) - host(given["twin"])).square().mean())
+    assert step.find_targets() is None
+    expected = (host.net(IMAGES.flip(2)) - host.net(IMAGES.flip(3))).square().mean()
+    torch.testing.assert_close(step.loss_of(IMAGES.flip(2)), expected)
+
+
 def test_other_tensors_and_arguments_have_passes_of_their_own():
     def twice(batch, index):
         host(batch[0], scale=2.0)

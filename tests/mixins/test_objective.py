@@ -9,13 +9,34 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 
-from lightning_robust import AdversarialCallback, RegMixupMixin, RotationSSLMixin, SWACallback, UATMixin
+from lightning_robust import (
+    AdversarialCallback,
+    PreprocessingMixin,
+    RegMixupMixin,
+    RotationSSLMixin,
+    SWACallback,
+    UATMixin,
+)
 from lightning_robust.demo.fashion_mnist import RobustImageClassifier
 
 from ..boring import Boring, Pictures, make_trainer
 
-MIXINS = (RegMixupMixin, RotationSSLMixin, UATMixin)
-ALL_ON = {"regmixup_weight": 1.0, "rotation_weight": 0.5, "uat_ot_weight": 1.0, "uat_steps": 2, "uat_eps": 0.1}
+MIXINS = (PreprocessingMixin, RegMixupMixin, RotationSSLMixin, UATMixin)
+ALL_ON = {
+    "regmixup_weight": 1.0,
+    "rotation_weight": 0.5,
+    "uat_ot_weight": 1.0,
+    "uat_steps": 2,
+    "uat_eps": 0.1,
+    "preprocessing_weight": 0.5,
+    "preprocessing_groups": 2,
+    "preprocessing_entries": ["gain_offset", "crop"],
+}
+ORDERS = [
+    (*order[: place % 4], PreprocessingMixin, *order[place % 4 :])
+    for place, order in enumerate(itertools.permutations(MIXINS[1:]))
+]
+"""Every order of three mixins, with the fourth at each place."""
 
 
 class Host(Boring):
@@ -49,7 +70,7 @@ def built(cls, **settings):
     return cls(**settings)
 
 
-@pytest.mark.parametrize("order", list(itertools.permutations(MIXINS)), ids=lambda o: "-".join(c.__name__ for c in o))
+@pytest.mark.parametrize("order", ORDERS, ids=lambda o: "-".join(c.__name__ for c in o))
 def test_any_order_of_the_mixins_trains_the_same(tmp_path, order):
 
     class Still(Host):
@@ -70,8 +91,9 @@ def test_each_term_is_logged_and_moves_the_weights(tmp_path):
     assert {"regmixup/loss", "rotation/loss", "rotation/acc", "uat/ot", "uat/share", "train/loss"} <= set(
         trainer.callback_metrics
     )
+    assert {"preprocessing/loss", "preprocessing/consistency"} <= set(trainer.callback_metrics)
     _, everything = fit(tmp_path, built(Robust, **ALL_ON))
-    for name in ("regmixup_weight", "rotation_weight", "uat_ot_weight"):
+    for name in ("preprocessing_weight", "regmixup_weight", "rotation_weight", "uat_ot_weight"):
         _, without = fit(tmp_path, built(Robust, **(ALL_ON | {name: 0.0, "uat_ft_weight": 1e-9})))
         assert not torch.equal(without.net[0].weight, everything.net[0].weight), name
 
@@ -105,7 +127,9 @@ class Manual(Robust):
 
 
 def test_what_cannot_work_is_refused(tmp_path):
-    with pytest.raises(MisconfigurationException, match="automatic optimisation with RegMixupMixin and Rotation"):
+    with pytest.raises(
+        MisconfigurationException, match="automatic optimisation with PreprocessingMixin and RegMixupMixin and Rotation"
+    ):
         fit(tmp_path, Manual(regmixup_weight=1.0))
     with pytest.raises(MisconfigurationException, match="trades has a loss of its own"):
         fit(tmp_path, Robust(regmixup_weight=1.0), [AdversarialCallback("trades", eps=0.1)])
@@ -213,7 +237,8 @@ def test_everything_at_once(tmp_path):
 
     module, callbacks = make()
     trainer, whole = fit(tmp_path, module, callbacks)
-    assert {"uat/ot", "uat/ft", "regmixup/loss", "rotation/loss", "adversarial/passes"} <= set(trainer.callback_metrics)
+    logged = {"uat/ot", "uat/ft", "preprocessing/loss", "regmixup/loss", "rotation/loss", "adversarial/passes"}
+    assert logged <= set(trainer.callback_metrics)
     module, callbacks = make()
     fit(tmp_path, module, [*callbacks, Save()], max_steps=6, max_epochs=-1)
     module, callbacks = make()

@@ -16,6 +16,7 @@ from lightning_robust.demo.lanes.metrics import Bend, Found, LateralError, Swing
 from lightning_robust.demo.lanes.network import ColumnHead, LaneNetwork, LaneOutput, lane_loss
 from lightning_robust.functional.picture_motion import move_columns, rescale_motion
 from lightning_robust.mixins import PreprocessingMixin, RegMixupMixin, RotationSSLMixin, UATMixin
+from lightning_robust.mixins.preprocessing.consistency import Distance
 
 
 class LaneDetector(pl.LightningModule):
@@ -203,6 +204,7 @@ class RobustLaneDetector(PreprocessingMixin, RegMixupMixin, RotationSSLMixin, UA
         rotation_features: See RotationSSLMixin.
         uat_class_dim: See UATMixin; the cells are the last dimension.
         preprocessing_class_dim: See PreprocessingMixin.
+        preprocessing_distance: See PreprocessingMixin; pixels tell more than the divergence over cells.
         preprocessing_unit: See PreprocessingMixin; pixels of the original frame.
         **kwargs: All others.
     """
@@ -213,6 +215,7 @@ class RobustLaneDetector(PreprocessingMixin, RegMixupMixin, RotationSSLMixin, UA
         rotation_features: str = "network.coarse",
         uat_class_dim: int = -1,
         preprocessing_class_dim: int = -1,
+        preprocessing_distance: Distance = "values",
         preprocessing_unit: float | None = 7.5,
         **kwargs: Any,
     ) -> None:
@@ -220,6 +223,7 @@ class RobustLaneDetector(PreprocessingMixin, RegMixupMixin, RotationSSLMixin, UA
             rotation_features=rotation_features,
             uat_class_dim=uat_class_dim,
             preprocessing_class_dim=preprocessing_class_dim,
+            preprocessing_distance=preprocessing_distance,
             preprocessing_unit=preprocessing_unit,
             **kwargs,
         )

@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from lightning_robust.callbacks.deployment_parity.record import ParityRecord
+from lightning_robust.callbacks.deployment_parity.record import Numbers, ParityRecord
 from lightning_robust.callbacks.deployment_parity.tags import STATUS
 
 
@@ -19,3 +19,21 @@ def test_numbers_are_carried_and_the_status_of_a_pass_is_not():
     checking = SimpleNamespace(sanity_checking=True, callback_metrics={})
     record.carry(checking)
     assert checking.callback_metrics == {}
+
+
+def test_sensitivity_is_of_the_last_pass_that_has_one():
+    """None before any pass, empty where none gave numbers; a failed pass and late engines change nothing."""
+    trainer = SimpleNamespace(sanity_checking=False, callback_metrics={})
+    record = ParityRecord()
+    assert record.sensitivity is None
+    record.fail(trainer)
+    assert record.sensitivity == {}
+    record.take(Numbers(sensitivity={"bgr": 2.0}))
+    record.fail(trainer)
+    record.take(Numbers({"parity/torch-bf16/rel_l2": 0.5}))
+    assert record.sensitivity == {"bgr": 2.0}
+    again = ParityRecord()
+    again.load_state_dict(record.state_dict())
+    assert again.sensitivity == {"bgr": 2.0}
+    again.load_state_dict({"history": [], "last": {}})  # of earlier versions
+    assert again.sensitivity is None

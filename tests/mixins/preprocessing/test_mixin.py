@@ -3,6 +3,7 @@
 import math
 import warnings
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -306,6 +307,35 @@ def test_measured_entries_are_drawn_in_proportion(tmp_path):
     again = Perturbed(preprocessing_entries="measured")
     again.on_load_checkpoint(checkpoint)
     assert again._preprocessing.sensitivity == {"bgr": 3.0, "gamma_09": 1.0}
+
+
+@pytest.mark.filterwarnings("ignore::lightning_robust.NoEffectWarning", "ignore:.*ended before the epoch ended")
+def test_a_run_that_follows_its_parity_passes_resumes_bit_for_bit(tmp_path):
+    """Passes at every epoch; stopped in the middle of the second epoch, whose draws follow the first one's pass."""
+
+    class Save(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 6:
+                trainer.save_checkpoint(tmp_path / "stopped.ckpt")
+
+    def run(ckpt_path=None, extra=(), **settings):
+        passes = DeploymentParityCallback(
+            targets=["torch-bf16"], perturbations=["bgr", "gamma_09"], pass_samples=4, num_samples=4, localise=False
+        )
+        module = Perturbed(preprocessing_entries="measured")
+        trainer = make_trainer(tmp_path, [passes, *extra], max_epochs=2, **settings)
+        trainer.fit(module, ckpt_path=ckpt_path)
+        return module, passes
+
+    whole, passes = run()
+    assert set(passes.sensitivity) == {"bgr", "gamma_09"}
+    run(extra=[Save()], max_steps=6)
+    saved = torch.load(tmp_path / "stopped.ckpt", weights_only=True)["preprocessing_sensitivity"]
+    assert set(saved) == {"bgr", "gamma_09"}
+    assert saved["bgr"] > 0
+    resumed, _ = run(tmp_path / "stopped.ckpt")
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], tensor), name
 
 
 @pytest.mark.filterwarnings("ignore::lightning_robust.NoEffectWarning")
