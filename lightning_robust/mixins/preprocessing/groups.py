@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_robust.deployment.pixels.draws import DrawnEntry
+from lightning_robust.deployment.pixels.operations import quantise
 from lightning_robust.functional.pixels import PixelSpace
 from lightning_robust.structures import map_tensors, rebuild, tensors_in
 
@@ -53,7 +54,8 @@ def perturb_groups(inputs: Tensor, space: PixelSpace, groups: Sequence[Group]) -
         for group in groups:
             part = inputs[group.rows]
             pixels = space.to_pixels(part if part.dtype == torch.float64 else part.float())
-            found[group.rows] = space.from_pixels(group.drawn.pixels(pixels))
+            # black comes back from normalisation as -3e-8, of which there is no power
+            found[group.rows] = space.from_pixels(group.drawn.pixels(quantise(pixels)))
         return found
 
 
