@@ -24,14 +24,17 @@ from lightning_robust.deployment.pixels.catalogue import CATALOGUE
 from lightning_robust.deployment.pixels.names import FAMILIES
 from lightning_robust.tables import markdown
 
-MIXIN = ["--model.preprocessing_weight=10", "--model.preprocessing_entries=all"]
+CONSISTENCY = ["--model.preprocessing_distance=values", "--model.preprocessing_warmup_epochs=2.8"]
+MIXIN = ["--model.preprocessing_weight=4", *CONSISTENCY, "--model.preprocessing_entries=all"]
 ROWS: dict[str, list[str]] = {
     "plain": [],
     "plain, 9 epochs": ["--trainer.max_epochs=9"],
     "FGSM-RS": FGSM,
     "augmentation": ["--model.preprocessing_weight=1e-9", "--model.preprocessing_entries=all"],
     "random": MIXIN,
-    "worst": [*MIXIN, "--model.preprocessing_draw=worst", "--model.preprocessing_candidates=3"],
+    "random, weight 10": [*MIXIN, "--model.preprocessing_weight=10"],
+    "random, 9 epochs": [*MIXIN, "--trainer.max_epochs=9", "--model.preprocessing_warmup_epochs=6.3"],
+    "worst": [*MIXIN, "--model.preprocessing_draw=worst"],
     "measured": [*MIXIN, "--model.preprocessing_entries=measured", "--deployment_parity.targets=[torch-fp32]"],
     "random, SWA": [*MIXIN, *SWA],
     "random, FGSM-RS": [*MIXIN, *FGSM],
