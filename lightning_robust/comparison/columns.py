@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from lightning_robust.comparison.finished_runs import SECONDS, WORST
+from lightning_robust.comparison.finished_runs import FAMILY, SECONDS, WORST
 from lightning_robust.harness.directions import Mode, named_direction, words_of
 from lightning_robust.suggest import did_you_mean
 
@@ -45,7 +45,7 @@ GROUPS: tuple[MetricGroup, ...] = (
         "`robust_validation: {under: corruptions}` in a run, or a metric that is named `val/..._shifted` or "
         "`val/..._corrupted`",
     ),
-    MetricGroup("preprocessing", rf"^{WORST}$|^attribution/preprocessing$", _PARITY, "min"),
+    MetricGroup("preprocessing", rf"^{WORST}$|^{FAMILY}|^attribution/preprocessing$", _PARITY, "min"),
     MetricGroup("fp16", r"^parity/[^/]*-fp16/", _PARITY, "min"),
     MetricGroup("tf32", r"^parity/[^/]*-tf32/", _PARITY, "min"),
     MetricGroup(
@@ -70,6 +70,7 @@ _UNDER = re.compile("^corruption/[^/]+/")  # frame_loss is no loss
 _PREFERRED: dict[str, tuple[str, ...]] = dict.fromkeys(("fp16", "tf32"), (r"_p99$", r"/rel_l2$"))
 _PREFERRED |= {"corrupted": (r"^corruption/(mce|mean_error)$",)}
 _TOLD = 40
+_FEW = 4  # families of preprocessing that have a column each, as in runs that measure what a fingerprint found
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,9 @@ def _select_tags(group: MetricGroup, tags: Sequence[str]) -> list[str]:
             return kept
     if group.name in ("fp16", "tf32"):
         return []
+    families = _keep(f"^{FAMILY}", members)
+    if len(families) > _FEW:
+        return [tag for tag in members if tag not in families]
     if group.name in ("clean", "attacked"):
         return [tag for tag in members if not {"loss", "losses"} & {*words_of(tag)}] or members
     return members

@@ -20,7 +20,7 @@ from lightning_robust.comparison.event_files import LoggedScalar, read_event_fil
 from lightning_robust.reading import read_json, read_last_cells, read_yaml
 
 _EVENTS = "events.out.tfevents."
-_FAMILY = "sensitivity/family/"
+FAMILY = "sensitivity/family/"
 WORST = "sensitivity/worst"
 SECONDS = "time/seconds"
 
@@ -134,7 +134,7 @@ def read_run(folder: str | Path) -> FinishedRun:
             scalars |= _read_or_note(reader, path, notes)
     scalars |= _read_or_note(_read_csv, folder / "metrics.csv", notes)
     scalars |= _read_events(sorted(folder.glob(f"{_EVENTS}*")), notes)
-    families = [value for tag, value in scalars.items() if tag.startswith(_FAMILY)]
+    families = [value for tag, value in scalars.items() if tag.startswith(FAMILY)]
     if families:
         scalars[WORST] = float(pd.Series(families).max(skipna=False))
     return FinishedRun(folder, config, scalars, (*notes, *_state_of_completion(config, scalars)))

@@ -162,9 +162,9 @@ def other_differences(runs: Sequence[FinishedRun]) -> list[str]:
 
 
 def _is_of_technique(key: str) -> bool:
-    first, last = key.partition(".")[0], key.rpartition(".")[2]
+    first, *others = key.split(".")  # an argument may be a list or a mapping with keys of its own
     listed = key.startswith("trainer.callbacks")
-    return first not in _LIGHTNING_KEYS or listed or last.startswith(_MIXIN_PREFIXES)
+    return first not in _LIGHTNING_KEYS or listed or any(part.startswith(_MIXIN_PREFIXES) for part in others)
 
 
 def _add_labels(names: Sequence[str], settings: Sequence[Mapping[str, str]], form: str) -> list[str]:

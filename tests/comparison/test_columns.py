@@ -90,6 +90,16 @@ def test_directions_that_the_user_says():
             with_modes(columns, modes, ["val/depth"])
 
 
+def test_few_families_of_preprocessing_have_columns():
+    """A run that measures what a fingerprint found shows each family beside the worst; eleven would be no table."""
+    names = ["resize_filter", "color_matrix", "gamma", "noise", "shift"]
+    for count, shown in ((2, 3), (4, 5), (5, 1)):
+        tags = ["sensitivity/worst", *(f"sensitivity/family/{name}" for name in names[:count])]
+        columns = default_columns(tags)
+        assert len(columns) == shown
+        assert {(column.group, column.mode) for column in columns} == {("preprocessing", "min")}
+
+
 def test_default_columns_are_in_the_order_of_the_groups():
     tags = ["parity/a-fp16/rel_l2", "parity/a-fp16/px_p99", "parity/a-tf32/rel_l2", "val/loss", "val/acc", "depth"]
     tags += ["adversarial/val_loss@0.1", "time/seconds", "gpu_memory"]

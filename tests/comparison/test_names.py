@@ -70,6 +70,13 @@ def test_settings_are_told_as_short_as_they_differ():
     assert other_differences(runs) == ["model.class_path", "optimizer.lr", "trainer.max_epochs"]
 
 
+def test_lists_and_mappings_of_a_technique_are_its_own():
+    """As fingerprint --emit writes them."""
+    cured = {"preprocessing_weight": 1.0, "preprocessing_entries": ["bgr"], "preprocessing_ranges": {"shift": [0, 1]}}
+    runs = [FinishedRun(Path("run"), config(model=arguments), {}) for arguments in ({}, cured)]
+    assert other_differences(runs) == []
+
+
 def test_fewest_settings_against_all_subsets():
     """Two keys are needed and two are taken, since no single one tells four pairs apart; equal ones get no label."""
     pairs = [{"a": str(a), "b": str(b), "c": "0"} for a in range(2) for b in range(2)]
