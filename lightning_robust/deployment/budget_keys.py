@@ -20,7 +20,8 @@ GOLDEN_PARTS = ("whole", "input", "engine")
 """What a dump's distance to the golden file is told apart into."""
 CAUSES = (
     *("channel_order", "gain_offset", "gamma", "color_matrix", "color_range", "shift", "crop", "resize_filter"),
-    *("rounding", "compression", "noise", "orientation", "memory_layout", "frame_sequence"),
+    *("rounding", "compression", "noise", "grey", "rotation", "lens", "overlay"),
+    *("orientation", "memory_layout", "frame_sequence"),
 )
 """The names of what a fingerprint finds."""
 FINGERPRINT_NUMBERS = ("causes", "distance", "unexplained")

@@ -24,7 +24,8 @@ from lightning_robust.deployment.fingerprint.memory import (
     put_channels_last,
     strided,
 )
-from lightning_robust.deployment.fingerprint.motion import estimate_motion, warp
+from lightning_robust.deployment.fingerprint.motion import warp
+from lightning_robust.deployment.fingerprint.registration import estimate_motion
 from lightning_robust.deployment.fingerprint.sequence import Sequence, find_sequence
 from lightning_robust.deployment.fingerprint.similarity import agreement, coarse, cross_correlations, small_grey
 

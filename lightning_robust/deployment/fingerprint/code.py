@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_robust.deployment.fingerprint.arrangement import Arranged, undo_arrangement
 from lightning_robust.deployment.fingerprint.filters import fit_filter
-from lightning_robust.deployment.fingerprint.motion import estimate_motion
+from lightning_robust.deployment.fingerprint.registration import estimate_motion
 from lightning_robust.deployment.fingerprint.transform import zoom_and_move
 from lightning_robust.deployment.fingerprint.words import Cause, Fingerprint
 

@@ -1,7 +1,8 @@
 """Colour changes: a search for the simplest of the usual mistakes that maps one set of colours to another.
 
-Channel order, BT.601 for BT.709, full for limited range, gain and offset, gamma, cut off instead of rounded: alone and
-two at a time, on block means of registered pictures. Colours are levels of 8 bits, ``(P, C)`` in fp64.
+Channel order, one of BT.601, BT.709 and BT.2020 for another, full for limited range, gain and offset, gamma, cut off
+instead of rounded: alone and up to three at a time, on block means of registered pictures. Colours are levels of 8
+bits, ``(P, C)`` in fp64.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ import torch
 from torch import Tensor
 
 from lightning_robust.deployment.fingerprint.filters import fit_gains, fit_gamma, mean_square
-from lightning_robust.deployment.pixels.operations import BT601, BT709
+from lightning_robust.deployment.pixels.operations import BT601, BT709, BT2020
 
-_ROWS = 6000
-# A simpler explanation wins if its error is at most a twentieth, and a tenth of a level, above the smallest.
-_SLACK, _TOLERANCE = 1.05, 0.1**2
+_ROWS = 3000
+# A simpler explanation wins if its error is at most two fifths, and an eighth of a level, above the smallest.
+_SLACK, _TOLERANCE = 1.4, 0.12**2
+_EFFECT = 0.3  # levels that a tone curve changes; less is no cause of its own
+_CAUSES = 3
+_STARTS, _CURVED = 8, 3  # readings and orders that are tried with tones, and with a power before them
 CUT = 0.5
 """Levels that cutting off takes away on average."""
 
@@ -98,7 +102,7 @@ class Colors:
 
 
 def fit_colors(trained: Tensor, deployed: Tensor) -> Colors:
-    """The simplest explanation of a colour change, with at most two causes.
+    """The simplest explanation of a colour change, with at most three causes.
 
     Args:
         trained: Colours ``(P, C)`` with one or three channels.
@@ -107,10 +111,21 @@ def fit_colors(trained: Tensor, deployed: Tensor) -> Colors:
     if len(trained) > _ROWS:
         rows = torch.linspace(0, len(trained) - 1, _ROWS).long()
         trained, deployed = trained[rows], deployed[rows]
-    candidates = [colors for colors in _candidates(trained, deployed) if len(colors.causes) <= 2]
+    candidates = [colors for colors in _candidates(trained, deployed) if _is_worth_naming(colors, trained)]
     accepted = min(colors.error for colors in candidates) * _SLACK + _TOLERANCE
     simplest = min((c for c in candidates if c.error <= accepted), key=lambda c: (c.complexity, c.error))
     return replace(simplest, rivals={cause: _rival_error(simplest, cause, candidates) for cause in simplest.causes})
+
+
+def _is_worth_naming(colors: Colors, trained: Tensor) -> bool:
+    """Whether gains are possible, and each of a few causes changes more than the measurement can be wrong by."""
+    if len(colors.causes) > _CAUSES or min(colors.gain) <= 0:
+        return False
+    curve = _raise_to(colors.gamma, trained)
+    if colors.gamma != 1.0 and mean_square(curve - trained) < _EFFECT**2:
+        return False
+    line = curve * curve.new_tensor(colors.gain) + curve.new_tensor(colors.offset)
+    return len(colors.causes) == 1 or "gain_offset" not in colors.causes or mean_square(line - curve) > _EFFECT**2
 
 
 def _rival_error(explanation: Colors, cause: str, candidates: list[Colors]) -> float:
@@ -120,12 +135,27 @@ def _rival_error(explanation: Colors, cause: str, candidates: list[Colors]) -> f
 
 
 def _candidates(trained: Tensor, deployed: Tensor) -> Iterator[Colors]:
-    channels = trained.shape[1]
-    yield from _curved_tones(Colors(decodings(channels)[0], tuple(range(channels))), trained, deployed)
-    orders = list(itertools.permutations(range(channels)))
-    for decoding, order, cut in itertools.product(decodings(channels), orders, (False, True)):
-        start = Colors(decoding, order, cut)
+    starts = sorted(_starts(trained, deployed), key=lambda start: start.error)
+    plain = starts.index(min(starts, key=lambda start: (start.complexity, start.error)))
+    starts = [starts.pop(plain), *starts[:_STARTS]]
+    for start, cut in itertools.product(starts, (False, True)):
+        start = replace(start, cut=cut)
         yield from _tones(start, start.recolor(trained), deployed)
+    for start in starts[: 1 + _CURVED]:
+        yield from _curved_tones(start, start.recolor(trained), deployed)
+
+
+def _starts(trained: Tensor, deployed: Tensor) -> Iterator[Colors]:
+    """Readings and orders, with the error that the best parabola for each channel leaves."""
+    channels = trained.shape[1]
+    for decoding, order in itertools.product(decodings(channels), itertools.permutations(range(channels))):
+        start = Colors(decoding, order)
+        colours = start.recolor(trained) / 255
+        basis = torch.stack([torch.ones_like(colours), colours, colours.square()], -1).transpose(0, 1)
+        values = deployed.T[..., None]
+        gram = basis.transpose(1, 2) @ basis + 1e-9 * torch.eye(3).double()
+        rest = values - basis @ torch.linalg.solve(gram, basis.transpose(1, 2) @ values)
+        yield replace(start, error=mean_square(rest))
 
 
 def _tones(start: Colors, colours: Tensor, deployed: Tensor) -> Iterator[Colors]:
@@ -177,10 +207,16 @@ def decodings(channels: int) -> list[Decoding]:
         Decoding({"color_matrix": "BT.601 read as BT.709"}, BT709.inverse() @ BT601, none),
         Decoding({"color_matrix": "BT.709 read as BT.601"}, BT601.inverse() @ BT709, none),
     ]
+    wide = [
+        Decoding({"color_matrix": f"{written} read as {read}"}, _STANDARDS[read].inverse() @ _STANDARDS[written], none)
+        for written, read in itertools.permutations(_STANDARDS, 2)
+        if "BT.2020" in (written, read)
+    ]
     ranges = [_misread_range(standard, wide) for wide in (True, False) for standard in (BT601, BT709)]
-    return matrices + ranges + [_chain(m, r) for m in matrices[1:] for r in (ranges[0], ranges[2])]
+    return matrices + wide + ranges + [_chain(m, r) for m in matrices[1:] for r in (ranges[0], ranges[2])]
 
 
+_STANDARDS = {"BT.601": BT601, "BT.709": BT709, "BT.2020": BT2020}
 _FULL, _LIMITED = "full range read as limited", "limited range read as full"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor
@@ -15,7 +15,10 @@ from lightning_robust.deployment.pixels.operations import jpeg, nv12
 
 _BLOCKS = 0.05  # share of coefficients
 _HALF_CHROMA = 0.75
-_RESYNTHESIS = 1.05  # error of compression on a wrong grid over the error on the right one
+_RESYNTHESIS = 0.05  # by how much more than on the right grid compression errs on a wrong one, and none errs
+_FILTERED = 0.12  # the same beside another filter, which follows the traces that training's pictures may have
+_ALONE = 4.0  # times stronger must traces be where no codec reproduces anything
+_WORTH = 1.01  # error without compression over the error with it
 _PICTURES = 2  # to search for the quality of a JPEG
 _QUALITIES = (97, 95, 92, 90, 87, 85, 80, 75, 65, 50)
 
@@ -34,9 +37,25 @@ class _Codec:
         return (self.compress(rolled) * 255).roll((by, by), (2, 3))
 
 
-def _codecs(channels: int) -> list[_Codec]:
-    nv12s = [_Codec({"kind": "nv12"}, nv12, 1)] if channels == 3 else []
-    return nv12s + [_Codec({"kind": "jpeg", "quality": q}, partial(jpeg, quality=q), 4) for q in _QUALITIES]
+def _jpeg_codec(quality: int, *, full_color: bool = False) -> _Codec:
+    parameters: dict[str, float | str] = {"kind": "jpeg", "quality": quality}
+    if full_color:
+        parameters["colors"] = "4:4:4"
+    return _Codec(parameters, partial(jpeg, quality=quality, full_color=full_color), 4)
+
+
+def _best_codec(error: Callable[[_Codec], float], channels: int) -> _Codec:
+    """The codec with the smallest error: NV12, or JPEG at a coarse quality that is refined."""
+    best = min([_jpeg_codec(quality) for quality in _QUALITIES], key=error)
+    quality = int(best.parameters["quality"])
+    near = [_jpeg_codec(q) for q in range(max(quality - 2, 1), min(quality + 3, 101)) if q != quality]
+    best = min([best, *near], key=error)
+    if channels == 1:
+        return best
+    return min(
+        [best, _jpeg_codec(int(best.parameters["quality"]), full_color=True), _Codec({"kind": "nv12"}, nv12, 1)],
+        key=error,
+    )
 
 
 def compression_evidence(trained: Tensor, view: View) -> tuple[Evidence, Tensor] | None:
@@ -44,28 +63,31 @@ def compression_evidence(trained: Tensor, view: View) -> tuple[Evidence, Tensor]
 
     There are two kinds of evidence. The deployed pictures lack detail on the codec's grid and not on other grids. And
     training's pictures explain the deployed ones better after compression on that grid than on one that is off by half
-    a block.
+    a block, and better than without.
     """
-    strength, kind = _grid_traces(trained, view)
-    few = replace(view, deployed=view.deployed[:_PICTURES])
-    best = min(_codecs(trained.shape[1]), key=lambda codec: few.error_from(codec(trained[:_PICTURES])))
+    traces, kind = _grid_traces(view)
+    strength = traces / _ALONE
+    few = trained[:_PICTURES]
+    best = _best_codec(lambda codec: view.error_from(codec(few)), trained.shape[1])
     parameters: dict[str, float | str] = {"kind": kind}
     compressed = trained
     # compression takes detail away, which pulls the estimated motion along
     polished = view.polished(best(trained))
     aligned, off_grid = (polished.error_from(best(trained, shifted)) for shifted in (False, True))
-    if aligned < view.error_from(trained):
-        strength = max(strength, (off_grid / max(aligned, 1e-3) - 1) / (_RESYNTHESIS - 1))
+    without, limit = view.error_from(trained), _FILTERED if view.needs_filter else _RESYNTHESIS
+    if _WORTH * aligned < without:
+        strength = max(strength, (min(off_grid, without) / max(aligned, 1e-3) - 1) / limit)
         parameters, compressed = best.parameters, best(trained)
     return (Evidence("compression", parameters, strength), compressed) if strength >= 1 else None
 
 
-def _grid_traces(trained: Tensor, view: View) -> tuple[float, str]:
+def _grid_traces(view: View) -> tuple[float, str]:
     """The strength of the traces of a codec's grid in the deployed pictures, and the codec's kind."""
     rows, columns = (_whole_blocks(view.mask.any(axis)) for axis in (1, 0))
     shown = view.deployed[..., rows, columns]
-    blocks = blockiness(shown.mean(1)) - blockiness(trained[..., rows, columns].mean(1))
-    halved = chroma_steps(shown) if trained.shape[1] == 3 else 1.0
+    expected = view.filtered.round()[..., rows, columns]  # training's pictures may have traces of their own
+    blocks = blockiness(shown.mean(1)) - blockiness(expected.mean(1))
+    halved = chroma_steps(shown) / max(chroma_steps(expected), _HALF_CHROMA / 2) if shown.shape[1] == 3 else 1.0
     kind = "nv12" if halved < _HALF_CHROMA / 2 else "jpeg"
     return max(blocks / _BLOCKS, (1 - halved) / (1 - _HALF_CHROMA)), kind
 

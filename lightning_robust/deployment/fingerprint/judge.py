@@ -54,6 +54,9 @@ def _check_of_causes(found: Fingerprint, limit: float) -> Check:
     sentence = "; ".join(map(_say_cause, found.causes)) or f"no difference ({found.distance:.2f} levels)"
     if found.differs and not found.causes:
         sentence = f"they differ by what no known cause explains ({found.unexplained:.2f} levels)"
+    if found.mostly_unexplained:
+        left = f"{found.unexplained:.2f} of {found.distance:.2f} levels are left"
+        sentence = f"most of it is not explained ({left})" + (f"; {sentence}" if found.causes else "")
     return Check("", "causes", float(max(len(found.causes), found.differs)), limit, sentence=sentence)
 
 

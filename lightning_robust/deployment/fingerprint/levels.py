@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,9 @@ from torch import Tensor
 from lightning_robust.functional.pixels import PixelSpace
 
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_WHOLE = 0.02  # of a level
+_UP = 0.4  # levels that the deployed side may be brighter by; values cut off are half a level darker
+_LEAST_STEP, _OFF_STEP, _FEWEST = 0.1, 0.08, 16  # levels between values, share of a step off the grid, and values
 _OFF_GRID = 0.2  # of a level; half precision moves normalised pixels by less
 
 
@@ -88,11 +92,48 @@ def _find_steps(values: Tensor) -> tuple[float, float]:
     """The darkest value and the step between levels; where no levels show, the step is a 255th of the range."""
     occurring = torch.from_numpy(np.unique(values.numpy()))
     low, span = float(occurring[0]), float(occurring[-1] - occurring[0])
+    return low, _grid_step(occurring, span / 255 / 3, _OFF_GRID) or span / 255 or 1.0
+
+
+def _grid_step(occurring: Tensor, noise: float, tolerance: float) -> float | None:
+    """The step of a grid on which sorted values lie, but for a share of the step; gaps up to ``noise`` are none."""
+    span = float(occurring[-1] - occurring[0])
     gaps = occurring.diff()
-    gaps = gaps[gaps > span / 255 / 3]
+    gaps = gaps[gaps > noise]
     if span == 0 or gaps.numel() == 0:
-        return low, 1.0
-    step = span / round(span / float(gaps.min()))
-    levels = (occurring - low) / step
-    on_grid = float((levels - levels.round()).abs().max()) < _OFF_GRID and span / step < 255.5
-    return low, step if on_grid else span / 255
+        return None
+    least = float(gaps[gaps < 1.3 * gaps.min()].mean())
+    counts = (occurring.diff() / least).round().cumsum(0)
+    step = float((counts * (occurring[1:] - occurring[0])).sum() / counts.square().sum())
+    levels = (occurring - occurring[0]) / step
+    on_grid = float((levels[1:] - counts).abs().max()) < tolerance and span / step < 255.5
+    return step if on_grid else None
+
+
+def find_gains(trained: Tensor, deployed: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Gain and offset of each channel that were applied after the deployed side's rounding, ``(C, 1, 1)`` each.
+
+    Values that lie on a grid whose step is not 1 level were whole levels before. The offset is known but for whole
+    steps, of which it has those that bring the means of both sides together, or none where the grid goes through 0.
+
+    Args:
+        trained: Levels, ``(N, C, H, W)``.
+        deployed: Levels in training's units.
+    """
+    if float((deployed - deployed.round()).abs().max()) < _WHOLE:
+        return None
+    found = []
+    for before, after in zip(trained.unbind(1), deployed.unbind(1), strict=True):
+        occurring = torch.from_numpy(np.unique(after.numpy().round(2)))
+        step = _grid_step(occurring, _LEAST_STEP, _OFF_STEP) if _FEWEST < len(occurring) <= 256 else None
+        if step is None:
+            return None
+        step /= max(round(step), 1)
+        low = float(occurring[0])
+        phase = low - step * round(low / step)
+        whole = (
+            0 if abs(phase) < _WHOLE else math.floor(float(before.mean()) - (float(after.mean()) - phase) / step + _UP)
+        )
+        found.append((step, phase - whole * step))
+    gains, offsets = torch.tensor(found, dtype=torch.float64).unbind(1)
+    return gains[:, None, None], offsets[:, None, None]

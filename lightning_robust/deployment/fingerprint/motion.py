@@ -1,34 +1,33 @@
-"""Registration: the shift and zoom from one set of pictures to another, to hundredths of a pixel.
+"""Motions: content that is shifted, zoomed, turned and bent by a lens; ``registration.py`` finds them.
 
-Pictures are grey, ``(N, H, W)`` in fp64.
+Pictures are ``(..., H, W)`` in fp64.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, conv2d, pad
+from torch.nn.functional import conv2d, grid_sample, pad
 
 Kernel = Literal["linear", "cubic"]
-_ZOOMS = (0.7, 0.78, 0.86, 0.93, 1.0, 1.08, 1.16, 1.28, 1.4)
-_GOOD = 0.97  # correlation of pictures that are registered; filters, noise and JPEG leave 0.99
 
 
 @dataclass(frozen=True)
 class Motion:
-    """Content zoomed about the centre of the picture and then moved.
+    """Content bent by a lens, turned and zoomed about the centre of the picture, and then moved.
 
     Args:
         dx: Pixels to the right.
         dy: Pixels down.
         zoom_x: Factor of the content's width.
         zoom_y: Factor of its height.
+        angle: Turn in radians, clockwise as seen.
+        lens: The radial term ``k``: what lies at a distance ``r`` from the centre comes from ``r (1 + k r^2)``, where
+            half the diagonal is 1. Positive for a barrel.
 
     Example:
         >>> Motion(dx=2.0).sources(1, 4)[1].tolist()
@@ -39,6 +38,13 @@ class Motion:
     dy: float = 0.0
     zoom_x: float = 1.0
     zoom_y: float = 1.0
+    angle: float = 0.0
+    lens: float = 0.0
+
+    @property
+    def is_straight(self) -> bool:
+        """Whether rows stay rows and columns stay columns."""
+        return self.angle == 0.0 and self.lens == 0.0
 
     def sources(self, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Rows ``(height,)`` and columns ``(width,)`` from which the content of each pixel comes."""
@@ -48,16 +54,28 @@ class Motion:
         """How far the zoom moves the right and the lower border outwards, in pixels."""
         return (self.zoom_x - 1) * width / 2, (self.zoom_y - 1) * height / 2
 
+    def bend(self, height: int, width: int) -> tuple[float, float]:
+        """How far the turn and the lens move the corners, in pixels."""
+        corner = math.hypot(height, width) / 2
+        return abs(self.angle) * corner, abs(self.lens) * corner
+
+    def places(self, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Rows and columns from which the content of each pixel comes, ``(height, width)`` each."""
+        rows, columns = self.sources(height, width)
+        middle_y, middle_x = (height - 1) / 2, (width - 1) / 2
+        y, x = (rows - middle_y)[:, None], (columns - middle_x).expand(height, width)
+        cosine, sine = math.cos(self.angle), math.sin(self.angle)
+        across, down = cosine * x + sine * y, cosine * y - sine * x
+        bent = 1 + self.lens * (across.square() + down.square()) / (middle_y**2 + middle_x**2)
+        return down * bent + middle_y, across * bent + middle_x
+
     def inside(self, height: int, width: int, margin: int = 0) -> Tensor:
         """Mask ``(height, width)`` of pixels whose content was in the picture before, ``margin`` from both borders."""
-        rows, columns = (
-            (at >= margin)
-            & (at <= size - 1 - margin)
-            & (torch.arange(size) >= margin)
-            & (torch.arange(size) < size - margin)
-            for at, size in zip(self.sources(height, width), (height, width), strict=True)
-        )
-        return rows[:, None] & columns
+        mask = torch.zeros(height, width, dtype=torch.bool)
+        mask[margin : height - margin, margin : width - margin] = True
+        for at, size in zip(self.places(height, width), (height, width), strict=True):
+            mask = mask & (at >= margin) & (at <= size - 1 - margin)
+        return mask
 
 
 def _sources(size: int, by: float, zoom: float) -> Tensor:
@@ -73,11 +91,19 @@ def warp(images: Tensor, motion: Motion, kernel: Kernel = "linear") -> Tensor:
         motion: Where the content goes.
         kernel: ``"linear"``, or ``"cubic"`` with ``a = -0.75`` as OpenCV and torch have it.
     """
-    rows, columns = (
-        _interpolation(at, size, kernel)
-        for at, size in zip(motion.sources(*images.shape[-2:]), images.shape[-2:], strict=True)
-    )
-    return rows @ images @ columns.T
+    height, width = images.shape[-2:]
+    if not motion.is_straight:
+        return _sample(images, *motion.places(height, width), kernel)
+    at_rows, at_columns = motion.sources(height, width)
+    return _interpolation(at_rows, height, kernel) @ images @ _interpolation(at_columns, width, kernel).T
+
+
+def _sample(images: Tensor, rows: Tensor, columns: Tensor, kernel: Kernel) -> Tensor:
+    height, width = images.shape[-2:]
+    grid = torch.stack([2 * columns / (width - 1) - 1, 2 * rows / (height - 1) - 1], -1)[None]
+    flat = images.reshape(1, -1, height, width)
+    mode = "bilinear" if kernel == "linear" else "bicubic"
+    return grid_sample(flat, grid, mode=mode, padding_mode="border", align_corners=True).reshape(images.shape)
 
 
 def _interpolation(at: Tensor, size: int, kernel: Kernel) -> Tensor:
@@ -100,37 +126,6 @@ def _weight(distance: Tensor, kernel: Kernel) -> Tensor:
     return torch.where(distance <= 1, near, torch.where(distance < 2, far, 0.0))
 
 
-def phase_correlation(trained: Tensor, deployed: Tensor) -> tuple[float, float]:
-    """Displacement ``(dx, dy)`` of the content in pixels, right and down, by the phase of the cross spectrum.
-
-    The peak gives whole pixels; what is left comes from a plane through the phase at low frequencies, weighted by power
-    (Stone et al., "A fast direct Fourier-based algorithm for subpixel registration of images", IEEE TGRS 2001).
-
-    Example:
-        >>> x = torch.rand(1, 32, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-        >>> [round(v) for v in phase_correlation(x, x.roll((2, -3), (1, 2)))]
-        [-3, 2]
-    """
-    height, width = trained.shape[-2:]
-    window = torch.hann_window(height, dtype=torch.float64)[:, None] * torch.hann_window(width, dtype=torch.float64)
-    before, after = (torch.fft.fft2((x - x.mean((1, 2), keepdim=True)) * window) for x in (trained, deployed))
-    cross = (after * before.conj()).sum(0)
-    peak = int(torch.fft.ifft2(cross / cross.abs().clamp(min=1e-9)).real.argmax())
-    down, right = _signed(peak // width, height), _signed(peak % width, width)
-    fy, fx = torch.meshgrid(*(torch.fft.fftfreq(n, dtype=torch.float64) for n in (height, width)), indexing="ij")
-    turn = 2 * math.pi * (fy * down + fx * right)
-    phase = (cross * torch.polar(torch.ones_like(turn), turn)).angle().flatten()
-    weight = torch.where(fy.square() + fx.square() < 0.15**2, cross.abs(), 0.0).flatten()
-    plane = torch.stack([fx, fy], -1).reshape(-1, 2)
-    slope = least_squares(plane * weight.sqrt()[:, None], (phase * weight.sqrt())[:, None])[:, 0]
-    rest = (-slope / (2 * math.pi)).tolist()
-    return right + rest[0], down + rest[1]
-
-
-def _signed(index: int, size: int) -> int:
-    return index - size if index > size // 2 else index
-
-
 def least_squares(basis: Tensor, values: Tensor) -> Tensor:
     """Coefficients ``(columns, outputs)`` by the normal equations, with a ridge far below the precision of levels."""
     return solve_normal(basis.T @ basis, basis.T @ values)
@@ -149,125 +144,26 @@ def blurred(images: Tensor) -> Tensor:
     return conv2d(conv2d(padded, taps.view(1, 1, 1, 5)), taps.view(1, 1, 5, 1))[:, 0]
 
 
-def estimate_motion(trained: Tensor, deployed: Tensor) -> tuple[Motion, float]:
-    """The motion, shared by all pictures, that best maps one set to the other, and the correlation after it.
-
-    Gauss-Newton on shift and zoom of both axes with free contrast and brightness (Lucas and Kanade, 1981), coarse to
-    fine, from rest and from phase correlation; where both fail, from a grid of zooms. Both sets are blurred first, so
-    that a sharper filter, noise or JPEG does not pull the estimate.
-    """
-    correlation = itemgetter(1)
-    best = _refine(trained, deployed, Motion())
-    if best[1] < _GOOD:
-        best = max(best, _refine(trained, deployed, Motion(*phase_correlation(trained, deployed))), key=correlation)
-    if best[1] < _GOOD:
-        starts = [_coarse(trained, deployed, zoom_x, zoom_y) for zoom_y in _ZOOMS for zoom_x in _ZOOMS]
-        for start, _ in sorted(starts, key=correlation, reverse=True)[:3]:
-            best = max(best, _refine(trained, deployed, start), key=correlation)
-    return best
-
-
-def _coarse(trained: Tensor, deployed: Tensor, zoom_x: float, zoom_y: float) -> tuple[Motion, float]:
-    factor = 4 if min(trained.shape[-2:]) >= 64 else 1
-    small = [avg_pool2d(x[:, None], factor)[:, 0] for x in (trained, deployed)]
-    dx, dy = phase_correlation(warp(small[0], Motion(0, 0, zoom_x, zoom_y)), small[1])
-    correlation = _correlation(small[0], small[1], Motion(dx, dy, zoom_x, zoom_y))
-    return Motion(factor * dx, factor * dy, zoom_x, zoom_y), correlation
-
-
-def _correlation(trained: Tensor, deployed: Tensor, motion: Motion) -> float:
-    mask = motion.inside(trained.shape[-2], trained.shape[-1], margin=1)
-    if int(mask.sum()) < 0.25 * mask.numel():
-        return -1.0
-    before, after = warp(trained, motion)[:, mask], deployed[:, mask]
-    before, after = before - before.mean(), after - after.mean()
-    return float((before * after).sum() / (before.norm() * after.norm()).clamp(min=1e-9))
-
-
-def _refine(trained: Tensor, deployed: Tensor, motion: Motion) -> tuple[Motion, float]:
-    for factor in (4, 2, 1):
-        if min(trained.shape[-2:]) < 16 * factor:
-            continue
-        before, after = (
-            blurred(avg_pool2d(x[:, None], factor)[:, 0] if factor > 1 else x) for x in (trained, deployed)
-        )
-        local = Motion(motion.dx / factor, motion.dy / factor, motion.zoom_x, motion.zoom_y)
-        for _ in range(12):
-            step, local = _gauss_newton(before, after, local, "cubic")
-            if step < 1e-3:
-                break
-        motion = Motion(local.dx * factor, local.dy * factor, local.zoom_x, local.zoom_y)
-    return motion, _correlation(blurred(trained), blurred(deployed), motion)
-
-
-def polish(trained: Tensor, deployed: Tensor, motion: Motion, kernel: Kernel) -> Motion:
-    """The same motion for unblurred pictures and one kernel: exact where the deployed side interpolated with it."""
-    for _ in range(6):
-        step, motion = _gauss_newton(trained, deployed, motion, kernel)
-        if step < 1e-3:
-            break
-    return motion
-
-
-def _gauss_newton(trained: Tensor, deployed: Tensor, motion: Motion, kernel: Kernel) -> tuple[float, Motion]:
-    """One step: its length in pixels at the border, and the motion after it."""
-    height, width = trained.shape[-2:]
-    mask = motion.inside(height, width, margin=2)
-    if int(mask.sum()) < 64:
-        return 0.0, motion
-    warped, across, down = _slopes(trained, motion, kernel)
-    x = torch.linspace(-1, 1, width, dtype=torch.float64)
-    y = torch.linspace(-1, 1, height, dtype=torch.float64)[:, None]
-    columns = [across, across * x, down, down * y, warped, torch.ones_like(warped)]
-    basis = torch.stack([column[:, mask].flatten() for column in columns], 1)
-    solution = least_squares(basis, deployed[:, mask].reshape(-1, 1))[:, 0]
-    contrast = float(solution[4]) or 1.0
-    ax, zx, ay, zy = (-solution[:4] / contrast).clamp(-4, 4).tolist()
-    changed = Motion(
-        motion.dx + ax,
-        motion.dy + ay,
-        motion.zoom_x * (1 + zx * 2 / (width - 1)),
-        motion.zoom_y * (1 + zy * 2 / (height - 1)),
-    )
-    return max(map(abs, (ax, zx, ay, zy))), changed
-
-
-def _slopes(images: Tensor, motion: Motion, kernel: Kernel) -> tuple[Tensor, Tensor, Tensor]:
-    """Warped pictures and their derivatives to the right and down; for the linear kernel, of the kernel itself."""
-    warped = warp(images, motion, kernel)
-    if kernel == "cubic":
-        return warped, (warped.roll(-1, 2) - warped.roll(1, 2)) / 2, (warped.roll(-1, 1) - warped.roll(1, 1)) / 2
-    nudge = 0.02
-    across, down = (
-        (
-            warp(images, dataclasses.replace(motion, **{axis: by - nudge}), kernel)
-            - warp(images, dataclasses.replace(motion, **{axis: by + nudge}), kernel)
-        )
-        / (2 * nudge)
-        for axis, by in (("dx", motion.dx), ("dy", motion.dy))
-    )
-    return warped, across, down
-
-
-def jitter(warped: Tensor, deployed: Tensor, mask: Tensor) -> float:
-    """The unevenness of the displacement of rows and columns after registration, in pixels.
+def jitter(warped: Tensor, deployed: Tensor, mask: Tensor) -> tuple[float, float]:
+    """The unevenness of the displacement of rows and columns after registration, in pixels, and the residual without.
 
     Sampling at the nearest pixel causes it. The displacement of each column and row is a least-squares fit along the
-    slope across it. The result is the smaller of the two standard deviations, estimated robustly from neighbours, which
-    removes what is linear over the picture.
+    slope across it. The unevenness is the smaller of the two standard deviations, estimated robustly from neighbours,
+    which removes what is linear over the picture. The residual is the share of the mean square that is left when all
+    rows and columns are put back.
 
     Args:
-        warped: Trained pictures after the motion.
+        warped: Trained pictures after the motion, ``(N, H, W)``.
         deployed: The deployed ones.
         mask: Pixels to use, ``(H, W)``.
     """
     rest = torch.where(mask, deployed - warped, 0.0)
-    spreads = []
+    whole, spreads = rest.square().sum(), []
     for axis in (1, 2):
         slope = torch.where(mask, (warped.roll(1, axis) - warped.roll(-1, axis)) / 2, 0.0)
         along = tuple(d for d in (0, 1, 2) if d != axis)
         profile = (slope * rest).sum(along) / slope.square().sum(along).clamp(min=1e-9)
-        profile = profile[mask.any(2 - axis)]
-        neighbours = profile[1:] - profile[:-1]
-        spreads.append(float(neighbours.abs().median()) / math.sqrt(2) * 1.4826)
-    return min(spreads)
+        rest = rest - slope * profile.unsqueeze(2 - axis)
+        inside = profile[mask.any(2 - axis)]
+        spreads.append(float(inside.diff().abs().median()) / math.sqrt(2) * 1.4826)
+    return min(spreads), float(rest.square().sum() / whole.clamp(min=1e-9))

@@ -11,24 +11,13 @@ import torch
 from torch import Tensor
 
 from lightning_robust.deployment.fingerprint.arrangement import can_be_arranged, undo_arrangement
-from lightning_robust.deployment.fingerprint.compression import compression_evidence
-from lightning_robust.deployment.fingerprint.detectors import (
-    Evidence,
-    color_evidence,
-    geometry_evidence,
-    is_offset_of_cut,
-    noise_evidence,
-    rounding_evidence,
-)
+from lightning_robust.deployment.fingerprint.causes import RELATED, find_causes
+from lightning_robust.deployment.fingerprint.detectors import Evidence
 from lightning_robust.deployment.fingerprint.levels import Units, find_units
-from lightning_robust.deployment.fingerprint.view import View, best_view
-from lightning_robust.deployment.fingerprint.words import UNEXPLAINED, Fingerprint, describe_cause
+from lightning_robust.deployment.fingerprint.words import UNEXPLAINED, Fingerprint, describe_cause, weigh_causes
 
 _EQUAL = 0.05  # levels; half precision of normalised pixels costs as much
 _FLAT = 1.0  # levels of standard deviation
-_RELATED = 0.5  # correlation
-_COMPRESSED = 0.2  # variance in levels squared from which traces of compression are searched; rounding leaves 0.08
-_CLEAR = 1.5  # strength of evidence that precedes weaker evidence
 _OTHER_UNITS = 8.0
 _PIXELS = 2**21
 _SMALLEST = 16
@@ -44,7 +33,7 @@ def fingerprint(
     """Name what the deployed side's preprocessing does differently, from the same pictures of both sides.
 
     Pictures are registered and their colours fitted; the residual is searched for filters, missing levels, traces of
-    compression and noise. At most two causes are named. It takes a few seconds for eight pictures of 144 x 256 on one
+    compression and noise. At most three causes are named. It takes a few seconds for eight pictures of 144 x 256 on one
     core.
 
     Args:
@@ -86,48 +75,23 @@ def fingerprint(
 
 def _name_causes(before: Tensor, after: Tensor, units: list[Evidence], distance: float, note: str) -> Fingerprint:
     count = max(1, min(len(before), _PIXELS // (before.shape[2] * before.shape[3])))
-    before, after = before[:count], after[:count]
-    view, correlation = best_view(before, after)
-    if correlation < _RELATED:
-        unlike = "the pictures do not show the same content. Dump the same frames on both sides."
-        return _cannot_tell(distance, note, unlike)
-    evidence, unexplained = _gather_evidence(before, view)
-    causes = [describe_cause(e.name, e.parameters, e.strength) for e in _strongest_two([*units, *evidence])]
+    found = find_causes(before[:count], after[:count])
+    if found.correlation < RELATED:
+        unlike = f"the pictures do not show the same content (correlation {found.correlation:.2f})."
+        if found.correlation < -RELATED:
+            unlike = f"the pictures are each other's negatives (correlation {found.correlation:.2f})."
+        return _cannot_tell(distance, note, f"{unlike} Dump the same frames on both sides.")
+    evidence = {e.name: e for e in [*found.evidence, *units]}  # units are the clearer of two gains
+    named = [describe_cause(e.name, e.parameters, e.strength) for e in evidence.values()]
+    causes = weigh_causes(named, distance, found.unexplained)
     if not causes:
-        verdict = "They differ by what no known cause explains." if unexplained > UNEXPLAINED else ""
+        verdict = "They differ by what no known cause explains." if found.unexplained > UNEXPLAINED else ""
         note = _join_notes(note, verdict or "No difference to speak of.")
-    causes.sort(key=lambda cause: cause.confidence, reverse=True)
-    return Fingerprint(tuple(causes), distance, unexplained, note)
+    return Fingerprint(causes, distance, found.unexplained, note)
 
 
 def _cannot_tell(distance: float, note: str, reason: str) -> Fingerprint:
     return Fingerprint((), distance, distance, _join_notes(note, f"Cannot tell: {reason}"), conclusive=False)
-
-
-def _gather_evidence(before: Tensor, view: View) -> tuple[list[Evidence], float]:
-    """Evidence above its threshold, the surest kinds first, and the root mean square it does not explain, in levels."""
-    compression: Evidence | None = None
-    if view.unfiltered_error > _COMPRESSED:
-        traces = compression_evidence(before, view)
-        if traces is not None:
-            compression, compressed = traces
-            view, _ = best_view(compressed, view.deployed)
-    evidence = list(color_evidence(view.colors))
-    rounding = rounding_evidence(before, view)
-    if rounding is not None:
-        evidence = [e for e in evidence if e.name != "rounding" and not is_offset_of_cut(e, rounding)] + [rounding]
-    evidence += geometry_evidence(view)
-    noise = noise_evidence(view, before.shape[1], even=compression is not None)
-    evidence += [e for e in (compression, noise) if e is not None]
-    return evidence, view.error**0.5
-
-
-def _strongest_two(evidence: list[Evidence]) -> list[Evidence]:
-    """At most two, one of each name; clear evidence precedes weak evidence."""
-    by_name: dict[str, Evidence] = {}
-    for e in evidence:
-        by_name.setdefault(e.name, e)
-    return sorted(by_name.values(), key=lambda e: e.strength < _CLEAR)[:2]
 
 
 def _distance_as_dumped(

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv2d
 
-from lightning_robust.deployment.fingerprint.motion import estimate_motion, warp
+from lightning_robust.deployment.fingerprint.motion import warp
+from lightning_robust.deployment.fingerprint.registration import estimate_motion
 
 _COARSE, _FINE = 32, 64  # pixels of the shorter side
 _TILE, _REACH = 16, 4

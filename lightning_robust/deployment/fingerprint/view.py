@@ -5,20 +5,34 @@ Pictures are levels of 8 bits, ``(N, C, H, W)`` in fp64.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, pad
+from torch.nn.functional import pad
 
 from lightning_robust.deployment.fingerprint.colours import Colors, fit_colors
-from lightning_robust.deployment.fingerprint.filters import fit_filter, fit_gains, mean_square, pooled
-from lightning_robust.deployment.fingerprint.motion import Kernel, Motion, estimate_motion, polish, warp
+from lightning_robust.deployment.fingerprint.filters import (
+    apply_filter,
+    fit_filter,
+    fit_gains,
+    mean_square,
+    pooled,
+    sharpness,
+)
+from lightning_robust.deployment.fingerprint.motion import Kernel, Motion, warp
+from lightning_robust.deployment.fingerprint.registration import estimate_motion, polish
 
 SHIFT_LIMIT = 0.04  # pixels; compression and filters move content by a hundredth
 STRETCH_LIMIT = 0.1  # pixels at the border
-FILTER_LIMIT = 1.3  # error of a motion alone over the error of a motion and a filter
+BEND_LIMIT = 0.15  # pixels by which a turn or a lens moves the corner
+DETAIL_LIMIT = 0.06  # logarithm of the gain at high frequencies
+FILTER_LIMIT = 20.0  # what a filter explains, in multiples of what its taps explain by chance
+_LEAST_ERROR = 0.02  # levels squared; rounding leaves as much
 _RADIUS = 3
+_TAPS = (2 * _RADIUS + 1) ** 2
 
 
 @dataclass(frozen=True)
@@ -34,7 +48,6 @@ class View:
         mask: Pixels whose content training has too, ``(H, W)``.
         taps: The filter from the prediction to the deployed pictures, on grey pictures.
         rest: The deployed grey pictures minus the filtered prediction, ``(N, H, W)``.
-        filter_gain: The error of motion and colours over the error with a filter as well.
     """
 
     deployed: Tensor
@@ -45,21 +58,36 @@ class View:
     mask: Tensor
     taps: Tensor
     rest: Tensor
-    filter_gain: float = 1.0
+
+    @cached_property
+    def filter_evidence(self) -> float:
+        """What a filter explains in multiples of chance, or how it changes detail in multiples of what counts.
+
+        The smaller of both: taps that explain something without a change of detail follow another mistake.
+        """
+        pixels = int(self.mask.sum()) * len(self.deployed)
+        gain = self.plain_error / max(self.filtered_error, _LEAST_ERROR) - 1
+        detail = abs(math.log(max(sharpness(self.taps), 1e-3)))
+        return min(gain * pixels / _TAPS / FILTER_LIMIT, detail / DETAIL_LIMIT)
+
+    @property
+    def filtered(self) -> Tensor:
+        """The prediction, filtered if the view needs a filter."""
+        return apply_filter(self.predicted, self.taps) if self.needs_filter else self.predicted
 
     @property
     def needs_filter(self) -> bool:
-        """Whether a filter explains much more than motion and colours alone."""
-        return self.filter_gain > FILTER_LIMIT
+        """Whether a filter explains more than motion and colours alone, by more than chance."""
+        return self.filter_evidence > 1
 
-    @property
+    @cached_property
     def plain_error(self) -> float:
         """Grey mean square without a filter, after the best gain and offset, since a filter could be just that."""
         before, after = (side.mean(1)[:, self.mask].reshape(-1, 1) for side in (self.predicted, self.deployed))
         gain, offset = fit_gains(before, after)
         return mean_square(after - gain * before - offset)
 
-    @property
+    @cached_property
     def filtered_error(self) -> float:
         """Grey mean square with a filter."""
         return mean_square(self.rest[..., self.mask])
@@ -69,7 +97,7 @@ class View:
         """The deployed grey pictures minus the prediction ``(N, H, W)``, filtered if the view needs a filter."""
         return self.rest if self.needs_filter else (self.deployed - self.predicted).mean(1)
 
-    @property
+    @cached_property
     def unfiltered_error(self) -> float:
         """Mean square that motion and colours do not explain."""
         return mean_square((self.deployed - self.predicted)[..., self.mask])
@@ -80,12 +108,12 @@ class View:
         return self.unfiltered_error * (self.filtered_error / self.plain_error if self.needs_filter else 1.0)
 
     def error_from(self, source: Tensor) -> float:
-        """Mean square where other pictures take the place of training's, with the same motion, colours and filter."""
-        predicted = _predict_deployed(source, self.deployed, self.motion, self.kernel, self.colors)
+        """Mean square where others take the place of training's first pictures; motion, colours and filter stay."""
+        deployed = self.deployed[: len(source)]
+        predicted = _predict_deployed(source, deployed, self.motion, self.kernel, self.colors)
         if self.needs_filter:
-            padded = pad(predicted.flatten(0, 1)[:, None], [_RADIUS] * 4, mode="replicate")
-            predicted = conv2d(padded, self.taps[None, None]).reshape(predicted.shape)
-        return mean_square((self.deployed - predicted)[..., self.mask])
+            predicted = apply_filter(predicted, self.taps)
+        return mean_square((deployed - predicted)[..., self.mask])
 
     def polished(self, source: Tensor) -> View:
         """The view with the motion that fits other pictures in the place of training's."""
@@ -99,22 +127,40 @@ def best_view(trained: Tensor, deployed: Tensor) -> tuple[View, float]:
     """The motion and colour change that explain most, and the correlation of the registered pictures."""
     views, correlation = _make_views(trained, deployed)
     plain, filtered = (min(views, key=key) for key in (lambda v: v.plain_error, lambda v: v.filtered_error))
-    gain = plain.plain_error / max(filtered.filtered_error, 0.02)
-    return replace(filtered if gain > FILTER_LIMIT else plain, filter_gain=gain), correlation
+    if not filtered.needs_filter:
+        return plain, correlation
+    # a filter changes the contrast of small regions: without it colours are told apart from it
+    source = apply_filter(trained, filtered.taps / filtered.taps.sum())
+    colors = _fit_view_colors(source, deployed, filtered.motion)
+    return _make_view(trained, deployed, filtered.motion, filtered.kernel, colors), correlation
 
 
 def _make_views(trained: Tensor, deployed: Tensor) -> tuple[list[View], float]:
     """One view, or one for each interpolation kernel where content moved; and the correlation."""
-    before, after = trained.mean(1), deployed.mean(1)
-    motion, correlation = estimate_motion(before, after)
-    stretch = max(map(abs, motion.stretch(*before.shape[-2:])))
-    if max(abs(motion.dx), abs(motion.dy)) < SHIFT_LIMIT and stretch < STRETCH_LIMIT:
+    motion, correlation = estimate_motion(trained.mean(1), deployed.mean(1))
+    if not _is_motion(motion, *deployed.shape[-2:]):
         motion = Motion()
-    colors = fit_colors(*_block_colours(warp(trained, motion), deployed, motion))
-    if motion == Motion():
-        return [_make_view(trained, deployed, motion, "linear", colors)], correlation
-    kernels: tuple[Kernel, ...] = ("linear", "cubic")
-    return [_make_view(trained, deployed, polish(before, after, motion, k), k, colors) for k in kernels], correlation
+    colors = _fit_view_colors(trained, deployed, motion)
+    if motion != Motion():
+        # a curve of colours pulls the estimated motion along, which its inverse takes back
+        recolored, after = _clip_like(deployed, colors.apply(trained)).mean(1), deployed.mean(1)
+        kernels: tuple[Kernel, ...] = ("linear", "cubic")
+        motions = {kernel: polish(recolored, after, motion, kernel) for kernel in kernels}
+        if _is_motion(motions["linear"], *deployed.shape[-2:]):
+            if colors.gamma != 1.0:
+                colors = _fit_view_colors(trained, deployed, motions["linear"])
+            return [_make_view(trained, deployed, motions[k], k, colors) for k in kernels], correlation
+        colors = _fit_view_colors(trained, deployed, Motion())
+    return [_make_view(trained, deployed, Motion(), "linear", colors)], correlation
+
+
+def _is_motion(motion: Motion, height: int, width: int) -> bool:
+    shift, stretch = max(abs(motion.dx), abs(motion.dy)), max(map(abs, motion.stretch(height, width)))
+    return shift >= SHIFT_LIMIT or stretch >= STRETCH_LIMIT or max(motion.bend(height, width)) >= BEND_LIMIT
+
+
+def _fit_view_colors(trained: Tensor, deployed: Tensor, motion: Motion) -> Colors:
+    return fit_colors(*_block_colours(warp(trained, motion), deployed, motion))
 
 
 def _make_view(trained: Tensor, deployed: Tensor, motion: Motion, kernel: Kernel, colors: Colors) -> View:
@@ -125,7 +171,10 @@ def _make_view(trained: Tensor, deployed: Tensor, motion: Motion, kernel: Kernel
 
 
 def _predict_deployed(trained: Tensor, deployed: Tensor, motion: Motion, kernel: Kernel, colors: Colors) -> Tensor:
-    predicted = colors.apply(trained if motion == Motion() else warp(trained, motion, kernel))
+    return _clip_like(deployed, colors.apply(trained if motion == Motion() else warp(trained, motion, kernel)))
+
+
+def _clip_like(deployed: Tensor, predicted: Tensor) -> Tensor:
     clipped = float(deployed.min()) >= 0 and float(deployed.max()) <= 255
     return predicted.clamp(0, 255) if clipped else predicted
 

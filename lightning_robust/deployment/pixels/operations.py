@@ -38,14 +38,14 @@ def unchanged(pixels: Tensor) -> Tensor:
 
 
 def _luma(kr: float, kb: float) -> Tensor:
-    """The matrix from RGB in [0, 1] to Y in [0, 1] and Cb, Cr in [-0.5, 0.5] (ITU-R BT.601 and BT.709)."""
+    """The matrix from RGB in [0, 1] to Y in [0, 1] and Cb, Cr in [-0.5, 0.5] (ITU-R BT.601, BT.709 and BT.2020)."""
     y = torch.tensor([kr, 1 - kr - kb, kb], dtype=torch.float64)
     red, blue = torch.tensor([1.0, 0, 0]).double(), torch.tensor([0, 0, 1.0]).double()
     return torch.stack([y, (blue - y) / (2 * (1 - kb)), (red - y) / (2 * (1 - kr))])
 
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-BT601, BT709 = _luma(0.299, 0.114), _luma(0.2126, 0.0722)
+BT601, BT709, BT2020 = _luma(0.299, 0.114), _luma(0.2126, 0.0722), _luma(0.2627, 0.0593)
 
 
 def mix_channels(matrix: Tensor, pixels: Tensor) -> Tensor:
@@ -96,8 +96,8 @@ def nv12(pixels: Tensor) -> Tensor:
     return quantise(rgb[..., :height, :width])
 
 
-def jpeg(pixels: Tensor, quality: int) -> Tensor:
-    """Through libjpeg (in Pillow) at a quality of 1 to 100, chroma subsampled 4:2:0.
+def jpeg(pixels: Tensor, quality: int, *, full_color: bool = False) -> Tensor:
+    """Through libjpeg (in Pillow) at a quality of 1 to 100, chroma subsampled 4:2:0, or not with ``full_color``.
 
     Differentiable approximations such as kornia's are a level or two away from libjpeg at quality 90.
     """
@@ -105,7 +105,7 @@ def jpeg(pixels: Tensor, quality: int) -> Tensor:
 
     def decoded(picture: Image.Image) -> Image.Image:
         stream = io.BytesIO()
-        picture.save(stream, "JPEG", quality=quality)
+        picture.save(stream, "JPEG", quality=quality, subsampling=0 if full_color else 2)
         return Image.open(stream)
 
     return through_pillow(pixels, decoded)

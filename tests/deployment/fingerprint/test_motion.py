@@ -1,22 +1,35 @@
-"""Known shifts and zooms, recovered from pictures."""
+"""Motions: what they do to places is a closed form, and pictures follow them."""
+
+import math
 
 import pytest
+import torch
 
-from lightning_robust.deployment.fingerprint.motion import Motion, estimate_motion, phase_correlation, warp
+from lightning_robust.deployment.fingerprint.motion import Motion, warp
 
 from .samples import sampled, texture
 
 
-@pytest.mark.parametrize(("dx", "dy"), [(0.25, -0.25), (0.5, 0.5), (1.0, 0.0)])
-def test_phase_correlation_to_a_twentieth_of_a_pixel(dx, dy):
-    """The window stays where it is, which pulls the estimate towards zero; the refinement takes that back."""
-    found = phase_correlation(sampled(0, 0), sampled(dx, dy))
-    assert found == pytest.approx((dx, dy), abs=0.05)
+def test_places_closed_form():
+    """A quarter turn clockwise takes the corner's content from the corner before it."""
+    rows, columns = Motion(angle=math.pi / 2).places(3, 3)
+    assert (float(rows[0, 0]), float(columns[0, 0])) == pytest.approx((2, 0))
+    rows, columns = Motion(lens=0.1).places(3, 3)
+    assert float(columns[0, 0]) == pytest.approx(1 - 1.1)
+    assert float(columns[1, 0]) == pytest.approx(1 - 1.05)
 
 
-@pytest.mark.parametrize("motion", [Motion(0.5, 0.5), Motion(0, 0, 1.04, 1.04), Motion(-1.5, 0.75, 0.97, 1.0)])
-def test_motion_is_found(motion):
-    before = texture(2, 96, 128)
-    found, _ = estimate_motion(before, warp(before, motion))
-    assert (found.dx, found.dy) == pytest.approx((motion.dx, motion.dy), abs=0.05)
-    assert (found.zoom_x, found.zoom_y) == pytest.approx((motion.zoom_x, motion.zoom_y), abs=0.002)
+def test_straight_motions_are_the_same_both_ways():
+    """Rows and columns apart, or every place sampled on its own."""
+    motion, images = Motion(1.25, -0.5, 1.1, 0.9), texture(2, 48, 64)
+    for kernel in ("linear", "cubic"):
+        inside = motion.inside(48, 64, margin=3)
+        apart, together = warp(images, motion, kernel), warp(images, Motion(1.25, -0.5, 1.1, 0.9, 1e-12), kernel)
+        torch.testing.assert_close(apart[:, inside], together[:, inside], rtol=0, atol=1e-6)
+
+
+def test_a_warp_moves_content():
+    """Of waves known everywhere, to what the cubic kernel is wrong by."""
+    inside = Motion(0.5, 0.25).inside(64, 96, margin=3)
+    moved = warp(sampled(0, 0), Motion(0.5, 0.25), "cubic")
+    assert float((moved - sampled(0.5, 0.25))[:, inside].abs().max()) < 2.0

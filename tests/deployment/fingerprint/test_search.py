@@ -4,11 +4,13 @@ The full matrix of pairs, also on a recording, is benchmarks/fingerprint.py.
 """
 
 import itertools
+import math
 import random
 
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import affine_grid, grid_sample
 
 from lightning_robust.demo.lanes import LaneData
 from lightning_robust.deployment.fingerprint.search import fingerprint
@@ -37,10 +39,12 @@ def names(found):
 
 
 def test_every_single_cause_is_named_first(roads):
-    """At least 95 % of them: 34 of 35."""
+    """At least 95 % of them: 34 of 35; and hardly a cause that was not planted."""
     found = {name: fingerprint(e.trained(roads), e.deployed(roads)) for name, e in CATALOGUE.items()}
     wrong = {name: names(f) for name, f in found.items() if names(f)[:1] != [CATALOGUE[name].family]}
     assert len(wrong) <= 1, wrong
+    needless = {name: names(f) for name, f in found.items() if set(names(f)) - {CATALOGUE[name].family}}
+    assert len(needless) <= 3, needless
     for result in found.values():
         confidences = [cause.confidence for cause in result.causes]
         assert confidences == sorted(confidences, reverse=True)
@@ -49,14 +53,14 @@ def test_every_single_cause_is_named_first(roads):
 
 
 def test_pairs_of_causes_are_named(roads):
-    """At least 70 % of a fixed sample of 15 pairs from different families, on two pictures alone."""
+    """At least 80 % of a fixed sample of 15 pairs from different families, on two pictures alone."""
     right = 0
     sample = random.Random(0).sample(PAIRS, 15)
     for pair in sample:
         a, b = sorted(pair, key=lambda entry: PIPELINE.index(entry.family))
         found = fingerprint(b.trained(a.trained(roads)), b.deployed(a.deployed(roads)))
-        right += set(names(found)[:2]) == {a.family, b.family}
-    assert right >= 11, right
+        right += set(names(found)) == {a.family, b.family}
+    assert right >= 12, right
 
 
 def test_every_family_is_known_to_the_pipeline():
@@ -117,6 +121,76 @@ def test_other_pictures_cannot_tell(roads):
     found = fingerprint(roads, torch.rand(roads.shape, generator=torch.Generator().manual_seed(0)))
     assert found.causes == ()
     assert "do not show the same content" in found.note
+
+
+UNNAMED = {
+    "vignette": lambda x: x * (1 - 0.4 * torch.linspace(-1, 1, x.shape[-1]).square()),
+    "half mirrored": lambda x: torch.cat([x[..., :128], x[..., :128].flip(-1)], -1),
+    "hue": lambda x: x + 0.3 * (x.roll(1, 1) - x.roll(2, 1)),
+    "solarised": lambda x: torch.where(x > 0.6, 1 - x, x),
+    "rows waving": lambda x: torch.stack([row.roll(i // 7 % 4, -1) for i, row in enumerate(x.unbind(-2))], -2),
+    "dead pixels": lambda x: torch.where(torch.rand(x.shape[-2:], generator=torch.Generator()) < 0.003, 1.0, x),
+}
+
+
+@pytest.mark.parametrize("name", UNNAMED)
+def test_what_has_no_name_gets_none_with_confidence(roads, name):
+    found = fingerprint(roads, (UNNAMED[name](roads) * 255).round().clamp(0, 255) / 255)
+    assert all(cause.confidence <= 0.5 for cause in found.causes), found
+    assert found.differs or not found.conclusive
+    if found.causes:
+        assert str(found).startswith("Most of it is not explained")
+
+
+def covered(x):
+    x = x.clone()
+    x[..., 20:40, 30:90] = 0.9
+    return x
+
+
+def turned(x, degrees):
+    a, ratio = math.radians(degrees), 143 / 255
+    rows = torch.tensor([[math.cos(a), math.sin(a) * ratio, 0], [-math.sin(a) / ratio, math.cos(a), 0]])
+    grid = affine_grid(rows.expand(len(x), 2, 3), list(x.shape), align_corners=True)
+    return (grid_sample(x, grid, padding_mode="border", align_corners=True) * 255).round() / 255
+
+
+def test_what_is_covered_is_boxed(roads):
+    for trained, deployed in ((roads, covered(roads)), (roads, covered((roads * 1.1).clamp(0, 1)))):
+        found = fingerprint(trained, deployed)
+        cause = next(c for c in found.causes if c.name == "overlay")
+        box = [cause.parameters[side] for side in ("top", "bottom", "left", "right")]
+        assert box == pytest.approx([20, 40, 30, 90], abs=1)
+        assert not found.mostly_unexplained
+    assert names(fingerprint(roads, covered(roads))) == ["overlay"]
+
+
+def test_a_turn_is_named(roads):
+    found = fingerprint(roads, turned(roads, 1.5))
+    assert names(found) == ["rotation"]
+    assert found.causes[0].parameters["degrees"] == pytest.approx(1.5, abs=0.02)
+
+
+@pytest.mark.parametrize(("kr", "kb", "luma"), [(0.299, 0.114, "BT.601"), (0.2126, 0.0722, "BT.709")])
+def test_grey_for_colour_is_named_with_its_luma(roads, kr, kb, luma):
+    weights = torch.tensor([kr, 1 - kr - kb, kb])[:, None, None]
+    grey = ((roads * weights).sum(1, keepdim=True) * 255).round().expand_as(roads) / 255
+    for sides, kind in (((roads, grey), "deployed"), ((grey, roads), "trained")):
+        (cause,) = fingerprint(*sides).causes
+        assert (cause.name, cause.parameters) == ("grey", {"kind": kind, "luma": f"the luma of {luma}"})
+
+
+def test_a_letterbox_has_a_direction(roads):
+    boxed = CATALOGUE["letterbox"].deployed(roads)
+    cropped = CATALOGUE["crop"].deployed(roads)
+    for trained, deployed, kind in (
+        (roads, boxed, "letterbox"),
+        (boxed, roads, "bars cut"),
+        (roads, cropped, "crop"),
+        (cropped, roads, "wider"),
+    ):
+        cause = next(c for c in fingerprint(trained, deployed).causes if c.name == "crop")
+        assert cause.parameters["kind"] == kind
 
 
 def test_the_text_gives_sentence_and_line(roads):
