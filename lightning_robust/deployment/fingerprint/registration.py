@@ -72,10 +72,10 @@ def estimate_motion(trained: Tensor, deployed: Tensor) -> tuple[Motion, float]:
             best = max(best, _refine(trained, deployed, start), key=correlation)
     if not all(1 / _MOST_ZOOM < zoom < _MOST_ZOOM for zoom in (best[0].zoom_x, best[0].zoom_y)):
         best = Motion(), _correlation(blurred(trained), blurred(deployed), Motion())
-    return _bend(trained, deployed, best)
+    return _turn_and_bend(trained, deployed, best)
 
 
-def _bend(trained: Tensor, deployed: Tensor, straight: tuple[Motion, float]) -> tuple[Motion, float]:
+def _turn_and_bend(trained: Tensor, deployed: Tensor, straight: tuple[Motion, float]) -> tuple[Motion, float]:
     """The motion with a turn and a lens, if one step towards them is long, and they explain more than chance."""
     height, width = trained.shape[-2:]
     step, _ = _gauss_newton(blurred(trained), blurred(deployed), straight[0], "linear", bent=True)
