@@ -135,18 +135,20 @@ def default_columns(tags: Sequence[str]) -> list[Column]:
 
 def _select_tags(group: MetricGroup, tags: Sequence[str]) -> list[str]:
     """The tags of a group: metrics rather than losses, and distances in the task's units rather than relative ones."""
-    members = [tag for tag in tags if group_of(tag) == group.name]
+    members = _without_many_families([tag for tag in tags if group_of(tag) == group.name])
     for pattern in _PREFERRED.get(group.name, ()):
         if kept := _keep(pattern, members):
             return kept
     if group.name in ("fp16", "tf32"):
         return []
-    families = _keep(f"^{FAMILY}", members)
-    if len(families) > _FEW:
-        return [tag for tag in members if tag not in families]
     if group.name in ("clean", "attacked"):
         return [tag for tag in members if not {"loss", "losses"} & {*words_of(tag)}] or members
     return members
+
+
+def _without_many_families(tags: Sequence[str]) -> list[str]:
+    families = _keep(f"^{FAMILY}", tags)
+    return [tag for tag in tags if len(families) <= _FEW or tag not in families]
 
 
 def _keep(pattern: str, tags: Sequence[str]) -> list[str]:

@@ -21,7 +21,7 @@ GOLDEN_PARTS = ("whole", "input", "engine")
 CAUSES = (
     *("channel_order", "gain_offset", "gamma", "color_matrix", "color_range", "shift", "crop", "resize_filter"),
     *("rounding", "compression", "noise", "grey", "rotation", "lens", "overlay"),
-    *("orientation", "memory_layout", "frame_sequence"),
+    *("orientation", "memory_layout", "frame_sequence", "input_type"),
 )
 """The names of what a fingerprint finds."""
 FINGERPRINT_NUMBERS = ("causes", "distance", "unexplained")

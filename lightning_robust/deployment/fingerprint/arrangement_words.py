@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-NAMES = ("orientation", "memory_layout", "frame_sequence")
+NAMES = ("orientation", "memory_layout", "frame_sequence", "input_type")
 """The causes that only an arrangement has; a channel that comes twice is a ``channel_order``."""
 _TURNED = "the deployed side's pictures are "
 _FRAMES = " (training's frames in its order: {order})"
@@ -87,6 +87,18 @@ TEXTS = {
     "frame_sequence/other": (
         "the deployed side's frames are in another order" + _FRAMES,
         "sorted(frames)  # by time or name, in the same way on both sides",
+    ),
+    "input_type/bytes": (
+        "the deployed side feeds bytes from 0 to 255, training feeds normalised numbers",
+        "pixels = (frame / 255 - mean) / std  # missing on the deployed side, or inside of its engine",
+    ),
+    "input_type/minus 128": (
+        "the deployed side feeds signed bytes, training's levels minus 128",
+        "frame.astype(np.int16) - 128  # as int8: the engine's zero point must be -128",
+    ),
+    "input_type/quantised": (
+        "the deployed side feeds integers of 8 bits, quantised with scale {scale:.4g} and zero point {zero_point:.0f}",
+        "np.clip(np.rint(x / {scale:.4g}) + {zero_point:.0f}, -128, 127)  # compare with the engine's input",
     ),
     "channel_order/repeated": (
         "the deployed side feeds channels as {order} where training has RGB: one comes twice",

@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_robust.deployment.fingerprint.arrangement import can_be_arranged, undo_arrangement
 from lightning_robust.deployment.fingerprint.causes import RELATED, find_causes
 from lightning_robust.deployment.fingerprint.detectors import Evidence
+from lightning_robust.deployment.fingerprint.formats import undo_format
 from lightning_robust.deployment.fingerprint.levels import Units, find_units
 from lightning_robust.deployment.fingerprint.words import UNEXPLAINED, Fingerprint, describe_cause, weigh_causes
 
@@ -60,9 +61,11 @@ def fingerprint(
     """
     sides = _check_both(trained, deployed)
     with torch.no_grad():
+        plain, formats = undo_format(*sides)
+        sides = sides[0], plain
         arranged = undo_arrangement(*sides)
         (before, after), units, note = _bring_to_levels((arranged.trained, arranged.deployed), mean, std)
-        units = [*arranged.evidence, *units]
+        units = [*formats, *arranged.evidence, *units]
         distance = _distance_as_dumped(sides, mean, std) if arranged.evidence else _rms(after - before)
         if min(_spread(before), _spread(after)) < _FLAT:
             return _cannot_tell(distance, note, "the pictures are (nearly) constant.")
@@ -108,11 +111,16 @@ def _check_both(trained: Tensor | npt.NDArray[Any], deployed: Tensor | npt.NDArr
     _check_pictures(before, "trained")
     if not can_be_arranged(before.shape, after.shape):
         _check_shape(after, "deployed")
+        if before.shape[1:] == after.shape[1:]:
+            raise ValueError(
+                f"Expected as many deployed pictures as training's {len(before)}, but got {len(after)}. Dump the same "
+                "frames on both sides."
+            )
         raise ValueError(
             f"Expected deployed pictures of training's shape {tuple(before.shape)}, but got {tuple(after.shape)}. "
             "Dump the network's input on both sides, for the same frames."
         )
-    _check_kind(after, "deployed")
+    _check_numbers_of(after, "deployed")
     return before, after
 
 
@@ -128,6 +136,10 @@ def _check_pictures(tensor: Tensor, side: str) -> None:
 def _check_kind(tensor: Tensor, side: str) -> None:
     if not (tensor.is_floating_point() or tensor.dtype == torch.uint8):
         raise TypeError(f"Expected {side} pictures as uint8 or floating, but got {tensor.dtype}. Convert them first.")
+    _check_numbers_of(tensor, side)
+
+
+def _check_numbers_of(tensor: Tensor, side: str) -> None:
     if not bool(tensor.isfinite().all()):
         raise ValueError(f"Expected finite {side} pictures, but got NaN or infinity. Look where the dump is written.")
 

@@ -137,7 +137,7 @@ def test_shapes_that_can_be_rearranged(deployed, fits):
 @pytest.mark.parametrize("kind", TEXTS)
 def test_every_kind_has_words(kind):
     name, what = kind.split("/")
-    numbers = {"by": 1.0, "padding": 6.0}
+    numbers = {"by": 1.0, "padding": 6.0, "scale": 0.02, "zero_point": -14.0}
     words = {"order": "RRB", "layout": "HWC", "written": "HWC", "read": "CHW", "frames": "0 and 1", "kind": what}
     cause = describe_cause(name, numbers | words, 2.0)
     assert "{" not in cause.sentence + cause.line

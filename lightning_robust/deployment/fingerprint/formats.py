@@ -1,0 +1,70 @@
+"""The type that the deployed side feeds: bytes or quantised integers where training feeds floating numbers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_robust.deployment.fingerprint.detectors import Evidence
+from lightning_robust.deployment.fingerprint.levels import find_units
+
+_SIMILAR = 0.005  # of the deviation; bytes are the simpler answer
+_STRENGTH = 10.0
+_HALF = 128
+
+
+def undo_format(trained: Tensor, deployed: Tensor) -> tuple[Tensor, list[Evidence]]:
+    """The deployed side's pictures as bytes or floating numbers, and what was undone.
+
+    Signed bytes are either bytes minus 128, or quantised with one scale and zero point for all channels, which follow
+    from mean and deviation of both sides and so whatever the order of pixels and frames.
+
+    Args:
+        trained: Training's pictures ``(N, C, H, W)``.
+        deployed: The deployed side's, of any axes.
+
+    Raises:
+        TypeError: For integers of other types.
+
+    Example:
+        >>> x = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+        >>> undo_format(x, (x.int() - 128).to(torch.int8))[1][0].parameters
+        {'kind': 'minus 128'}
+    """
+    if deployed.dtype == torch.int8:
+        return _undo_signed(trained, deployed)
+    if deployed.is_floating_point() or deployed.dtype == torch.uint8:
+        normalised = trained.is_floating_point() and "normalised" in find_units(trained).description
+        as_bytes = normalised and deployed.dtype == torch.uint8
+        return deployed, [Evidence("input_type", {"kind": "bytes"}, _STRENGTH)] if as_bytes else []
+    raise TypeError(
+        f"Expected deployed pictures as uint8, int8 or floating, but got {deployed.dtype}. Convert them first."
+    )
+
+
+def _undo_signed(trained: Tensor, deployed: Tensor) -> tuple[Tensor, list[Evidence]]:
+    as_bytes = (deployed.short() + _HALF).to(torch.uint8)
+    scale, black = _match_moments(trained, deployed)
+    zero = round(-black / scale)
+    real = scale * (deployed.double() - zero)
+    levels = find_units(trained).to_levels(trained)
+    if _differ(levels, as_bytes) < _differ(trained, real) + _SIMILAR:
+        return as_bytes, [Evidence("input_type", {"kind": "minus 128"}, _STRENGTH)]
+    parameters: dict[str, float | str] = {"kind": "quantised", "scale": scale, "zero_point": float(zero)}
+    plain = real.to(trained.dtype) if trained.is_floating_point() else real
+    return plain, [Evidence("input_type", parameters, _STRENGTH)]
+
+
+def _match_moments(trained: Tensor, deployed: Tensor) -> tuple[float, float]:
+    """Gain and offset that bring one side to the other's mean and deviation."""
+    wanted, given = trained.double(), deployed.double()
+    gain = max(float(wanted.std()), 1e-9) / max(float(given.std()), 1e-9)
+    return gain, float(wanted.mean()) - gain * float(given.mean())
+
+
+def _differ(trained: Tensor, deployed: Tensor) -> float:
+    """The mean difference of the channels' means and deviations, over the deviation."""
+    axes = (0, 2, 3) if trained.shape[1] == deployed.shape[1] else (0, 1, 2, 3)
+    wanted, given = trained.double(), deployed.double()
+    apart = (wanted.mean(axes) - given.mean(axes)).abs() + (wanted.std(axes) - given.std(axes)).abs()
+    return float(apart.mean() / wanted.std().clamp(min=1e-9))

@@ -1,0 +1,54 @@
+"""Bytes, signed bytes and quantised inputs are named, and compared as what training feeds."""
+
+import pytest
+import torch
+
+from lightning_robust.deployment.fingerprint.formats import undo_format
+from lightning_robust.deployment.fingerprint.search import fingerprint
+from lightning_robust.functional.pixels import PixelSpace
+
+from .samples import scenes
+
+SPACE = PixelSpace([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+
+
+def kinds(found):
+    return [cause.parameters.get("kind") for cause in found.causes if cause.name == "input_type"]
+
+
+@pytest.mark.parametrize("trained", ["bytes", "normalised"])
+def test_bytes_minus_128(trained):
+    x = scenes()
+    levels = (x * 255).round()
+    training = levels.byte() if trained == "bytes" else SPACE.from_pixels(x)
+    deployed = (levels - 128).to(torch.int8)
+    plain, _ = undo_format(training, deployed)
+    assert torch.equal(plain, levels.byte())
+    assert kinds(fingerprint(training, deployed)) == ["minus 128"]
+
+
+def test_a_quantised_input_has_its_scale_and_zero_point():
+    training = SPACE.from_pixels(scenes())
+    scale, zero = 0.0187, -14
+    deployed = (training / scale + zero).round().clamp(-128, 127).to(torch.int8)
+    found = fingerprint(training, deployed)
+    (cause,) = [c for c in found.causes if c.name == "input_type"]
+    assert cause.parameters["scale"] == pytest.approx(scale, rel=0.01)
+    assert cause.parameters["zero_point"] == pytest.approx(zero, abs=1)
+    assert "quantised with scale 0.018" in cause.sentence
+
+
+def test_bytes_where_training_normalises():
+    x = scenes()
+    assert kinds(fingerprint(SPACE.from_pixels(x), (x * 255).round().byte())) == ["bytes"]
+    assert kinds(fingerprint(x, (x * 255).round().byte())) == []
+
+
+def test_rejects_other_integers():
+    with pytest.raises(TypeError, match="uint8, int8 or floating"):
+        fingerprint(scenes(), scenes().int())
+
+
+def test_rejects_another_number_of_pictures():
+    with pytest.raises(ValueError, match="as many deployed pictures as training's 6, but got 5"):
+        fingerprint(scenes(), scenes()[:5])
