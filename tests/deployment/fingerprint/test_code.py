@@ -45,13 +45,16 @@ def test_reproduces_what_was_planted(name):
 
 
 def test_another_resize_is_a_filter():
-    """Fitted taps, within a tenth of what the fingerprint itself leaves, on pictures it was not fitted on."""
+    """Fitted taps leave under 0.3 of the difference on pictures that they were not fitted on.
+
+    That is more than the fingerprint leaves, which takes off the uneven steps of the nearest pixel: no filter has them.
+    """
     entry, x = CATALOGUE["resize_nearest"], scenes(8, 96, 128)
     trained, deployed = entry.trained(x), entry.deployed(x)
     found = fingerprint(trained[:4], deployed[:4])
     assert found.causes[0].name == "resize_filter"
     code = write_transform(found, trained[:4], deployed[:4].double())
-    assert left_by(code, trained[4:], deployed[4:]) < min(1.3 * found.unexplained + 0.3, 0.5 * found.distance)
+    assert left_by(code, trained[4:], deployed[4:]) < 0.3 * found.distance
 
 
 def test_says_what_it_leaves():
