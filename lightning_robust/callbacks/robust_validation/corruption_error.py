@@ -79,7 +79,7 @@ def mean_corruption_error(found: Mapping[str, float], baseline: Mapping[str, flo
         ZeroDivisionError: If the baseline makes no error under a corruption.
 
     Example:
-        >>> mean_corruption_error({"fog@1": 0.2, "fog@2": 0.4}, {"clean": 0.1, "fog@1": 0.5, "fog@2": 0.7})
+        >>> mean_corruption_error({"fog@1": 0.25, "fog@2": 0.5}, {"clean": 0.1, "fog@1": 0.5, "fog@2": 1.0})
         0.5
     """
     groups = by_corruption([name for name in found if name != CLEAN_NAME])
