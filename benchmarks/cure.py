@@ -26,6 +26,7 @@ from lightning_robust.tables import markdown
 
 CONSISTENCY = ["--model.preprocessing_distance=values", "--model.preprocessing_warmup_epochs=2.8"]
 MIXIN = ["--model.preprocessing_weight=4", *CONSISTENCY, "--model.preprocessing_entries=all"]
+PARITY = ["--deployment_parity.targets=[torch-fp32]", "--deployment_parity.perturbations=all"]
 ROWS: dict[str, list[str]] = {
     "plain": [],
     "plain, 9 epochs": ["--trainer.max_epochs=9"],
@@ -35,7 +36,7 @@ ROWS: dict[str, list[str]] = {
     "random, weight 10": [*MIXIN, "--model.preprocessing_weight=10"],
     "random, 9 epochs": [*MIXIN, "--trainer.max_epochs=9", "--model.preprocessing_warmup_epochs=6.3"],
     "worst": [*MIXIN, "--model.preprocessing_draw=worst"],
-    "measured": [*MIXIN, "--model.preprocessing_entries=measured", "--deployment_parity.targets=[torch-fp32]"],
+    "measured": [*MIXIN, "--model.preprocessing_entries=measured", *PARITY],
     "random, SWA": [*MIXIN, *SWA],
     "random, FGSM-RS": [*MIXIN, *FGSM],
 }

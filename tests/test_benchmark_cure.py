@@ -1,6 +1,7 @@
 """The benchmark of the cure measures what is known beforehand, and its rows are commands."""
 
 import importlib
+import types
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,35 @@ def test_points_that_the_model_does_not_know_are_not_counted(measured):
     off = rendered._replace(truth=rendered.truth + np.array([0.0, 11.0])[:, None])
     found = lanes.sensitivities(Bright(), [off])
     assert found["mean/rendered/gamma"] == 0.0, "the right line is 11 px beside the truth"
+
+
+class Brightest:
+    """Finds the brightest column, a line that stands upright; with a view that is added to it."""
+
+    def __init__(self):
+        self.network = types.SimpleNamespace(view=torch.nn.Identity())
+
+    def features(self, images):
+        return images.mean((1, 2, 3))
+
+    def __call__(self, images):
+        place = images[:, 0, 0].argmax(-1).double() + self.network.view(self.features(images)).double()
+        return place[:, None, None].expand(-1, 2, 3)
+
+    def decode(self, columns):
+        return {"lateral_px": columns}
+
+    def moved(self, values, matrix):
+        return {"lateral_px": values["lateral_px"] + matrix[0, 2]}
+
+
+def test_a_shift_by_whole_pixels_is_told_from_the_view(benchmark):
+    """A line moves with its picture; the view, here its mean, changes with the border that is repeated."""
+    phase = benchmark("shift_phase")
+    images = torch.zeros(2, 3, 4, 16)
+    images[..., 0], images[..., 5] = 0.5, 1.0
+    # three more columns of the border's 0.5, of 16
+    assert phase.row(Brightest(), images, 3) == ["3", "0.09, 0.1", "0.00, 0.0"]
 
 
 def test_rows_are_commands(benchmark, tmp_path, monkeypatch):
