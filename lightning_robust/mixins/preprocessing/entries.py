@@ -39,7 +39,8 @@ class EntryChoice:
         self.measured: dict[str, float] = {}
 
     def setup(self) -> None:
-        """Take the entries that parity passes will measure, if those are asked for."""
+        """Take the entries that parity passes will measure, if those are asked for, and forget those of another fit."""
+        self.measured = {}
         self._entries = read_entries(self._module.preprocessing_entries)
         if self._module.preprocessing_entries == MEASURED:
             self._entries = entries_of_parity(find_callbacks(self._module.trainer, DeploymentParityCallback))

@@ -1,12 +1,71 @@
-"""Batches that are perturbed in groups."""
+"""Groups of a batch: what each is perturbed by, and targets of any form that move with it."""
 
 import pytest
 import torch
 
 from lightning_robust.deployment.pixels.catalogue import CATALOGUE
-from lightning_robust.deployment.pixels.draws import draw
+from lightning_robust.deployment.pixels.draws import at, draw
+from lightning_robust.functional.picture_motion import move_boxes, move_masks, move_points
 from lightning_robust.functional.pixels import PixelSpace
-from lightning_robust.mixins.preprocessing.groups import Group, perturb_groups
+from lightning_robust.mixins.preprocessing.groups import Group, move_groups, perturb_groups, rows_of_groups
+
+
+def groups(samples=5):
+    """A shift of two pixels to the right for samples 0, 2, 4; a channel swap for the others."""
+    right, swap = CATALOGUE["shift_one_pixel"], CATALOGUE["bgr"]
+    size = (3, 8, 8)
+    drawn = [at(right, torch.tensor([2.0, 0.0]), size), at(swap, torch.zeros(0), size)]
+    return [Group(rows, each) for rows, each in zip(rows_of_groups(samples, 2), drawn, strict=True)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_each_group_is_perturbed_in_pixels_and_normalised_again(dtype):
+    space = PixelSpace((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    pixels = (torch.rand(5, 3, 8, 8, dtype=torch.float64) * 255).round() / 255
+    inputs = space.from_pixels(pixels).to(dtype).requires_grad_()
+    found = perturb_groups(inputs, space, groups())
+    assert found.dtype == dtype
+    assert not found.requires_grad
+    expected = pixels.clone()
+    expected[1::2] = pixels[1::2].flip(1)
+    expected[::2, ..., 2:], expected[::2, ..., :2] = pixels[::2, ..., :-2], pixels[::2, ..., :1]
+    # half a level of rounding, and what a half-precision input has lost
+    slack = 0.6 / 255 + 4 * torch.finfo(dtype).eps
+    assert (space.to_pixels(found.double()) - expected).abs().max() < slack
+
+
+def test_autocast_does_not_reach_the_pixels():
+    pixels = torch.rand(4, 3, 8, 8)
+    expected = perturb_groups(pixels, PixelSpace(), groups(4))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(perturb_groups(pixels, PixelSpace(), groups(4)), expected)
+
+
+def test_targets_of_any_form_move_by_groups():
+    points = torch.rand(5, 3, 2)
+    expected = points.clone()
+    expected[::2, :, 0] += 2
+    torch.testing.assert_close(move_groups(points, 5, groups(), move_points), expected)
+    listed = [
+        {"boxes": torch.rand(5, 4).sort(1).values, "labels": torch.arange(5)} for _ in range(5)
+    ]  # as many as there are pictures
+    moved = move_groups(
+        listed, 5, groups(), lambda part, m: [{**each, "boxes": move_boxes(each["boxes"], m)} for each in part]
+    )
+    for number, (before, after) in enumerate(zip(listed, moved, strict=True)):
+        shift = torch.tensor([2.0, 0, 2, 0]) if number % 2 == 0 else torch.zeros(4)
+        torch.testing.assert_close(after["boxes"], before["boxes"] + shift)
+    masks = {"mask": torch.randint(9, (5, 8, 8)), "scale": torch.tensor(3.0)}
+    found = move_groups(masks, 5, groups(), lambda part, m: {**part, "mask": move_masks(part["mask"], m)})
+    assert torch.equal(found["mask"][::2, :, 2:], masks["mask"][::2, :, :-2])
+    assert torch.equal(found["mask"][1::2], masks["mask"][1::2])
+    assert found["scale"] == 3
+
+
+def test_targets_are_not_changed_in_place():
+    points = torch.zeros(5, 1, 2)
+    move_groups(points, 5, groups(), move_points)
+    assert points.abs().max() == 0
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
