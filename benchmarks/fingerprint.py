@@ -4,7 +4,7 @@
 
 The pictures are eight rendered roads of 144 x 256 (seed 0); with ``--recording`` eight of its frames, brought to that
 size as training does; with ``--cifar`` 64 training pictures of CIFAR-10, 32 x 32. The limits of the detectors were set
-on the rendered roads alone.
+while all three were looked at: none of them is held out.
 
 - Nothing planted: nothing may be named.
 - One cause: each entry of the catalogue, right if its family comes first.

@@ -1,7 +1,7 @@
 """One detector for each kind of difference: from a view of both sides to named causes with their evidence.
 
-Evidence is counted in multiples of a threshold. The thresholds were set on rendered roads and one recording, see
-``benchmarks/fingerprint.py``. Pictures are levels of 8 bits, ``(N, C, H, W)`` in fp64.
+Evidence is counted in multiples of a threshold. The thresholds were set on rendered roads, one recording and
+CIFAR-10, see ``benchmarks/fingerprint.py``. Pictures are levels of 8 bits, ``(N, C, H, W)`` in fp64.
 """
 
 from __future__ import annotations

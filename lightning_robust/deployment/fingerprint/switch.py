@@ -13,7 +13,6 @@ from lightning_robust.deployment.pixels.draws import PARAMETERS
 _NAME = attrgetter("name")
 WEIGHT = 1.0
 """The weight of the consistency in what is written."""
-_MOST, _ROUNDED = 1 / 3, 0.5  # of the difference; levels that rounding on both sides leaves at most
 _AROUND = 1.5  # the neighbourhood: from nothing to so many times what was found
 _QUALITY = 15.0
 _FILTERS = {
@@ -39,19 +38,9 @@ def refusal(found: Fingerprint) -> str:
         return "nothing differs"
     if not found.causes:
         return "no known cause explains what differs"
-    left = max(found.unexplained**2 - _ROUNDED**2 - sum(map(_random_part, found.causes)), 0.0) ** 0.5
-    if left > _MOST * found.distance and found.distance > 0:
-        return f"most of it is not explained ({left:.2f} of {found.distance:.2f} levels are left)"
+    if found.mostly_unexplained:
+        return f"most of it is not explained ({found.unexplained:.2f} of {found.distance:.2f} levels are left)"
     return ""
-
-
-def _random_part(cause: Cause) -> float:
-    """The mean square in levels of what no picture tells: noise, and the levels that are missing."""
-    if cause.name == "noise":
-        return float(cause.parameters["std"]) ** 2
-    if cause.parameters.get("kind") == "fewer levels":
-        return (float(cause.parameters["expected"]) / float(cause.parameters["levels"])) ** 2 / 12
-    return 0.0
 
 
 def trained_against(cause: Cause) -> Trained | None:

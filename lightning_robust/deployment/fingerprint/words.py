@@ -23,7 +23,8 @@ class Cause:
     Args:
         name: One of ``channel_order``, ``gain_offset``, ``gamma``, ``color_matrix``, ``color_range``, ``grey``,
             ``shift``, ``crop``, ``rotation``, ``lens``, ``resize_filter``, ``rounding``, ``compression``, ``noise``,
-            ``overlay``, and those of ``arrangement_words.py``: ``orientation``, ``memory_layout``, ``frame_sequence``.
+            ``overlay``, and those of ``arrangement_words.py``: ``orientation``, ``memory_layout``, ``frame_sequence``,
+            ``input_type``.
         parameters: Plain numbers and strings, e.g. ``{"dx": 0.5, "dy": 0.5}`` in pixels.
         confidence: ``1 - 1 / (2 s)`` where the evidence is ``s`` times its threshold: 0.5 at the threshold, near 1
             where nothing simpler comes close. Where more than a third of the difference is left, at most 0.5, and the

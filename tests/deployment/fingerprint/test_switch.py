@@ -73,7 +73,7 @@ def test_nothing_is_trained_on_what_is_not_known():
         (Fingerprint((), 9.0, 9.0), "no known cause"),
         (Fingerprint((cause,), 9.0, 5.0), "most of it is not explained"),
         (Fingerprint((cause,), 9.0, 2.0), ""),
-        (Fingerprint((noise,), 6.0, 6.01), ""),
+        (Fingerprint((noise,), 6.0, 0.3), ""),
     ):
         assert reason in refusal(found)
         assert bool(reason) == bool(refusal(found))
