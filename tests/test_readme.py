@@ -115,7 +115,7 @@ def folder(tmp_path_factory):
             fit("-c", "configs/fashion_mnist_sgd.yaml", f"--seed_everything={seed}", *SGD)
     pictures = torch.rand(8, 3, 32, 32)
     np.save(folder / "train.npy", pictures.numpy())
-    np.save(folder / "car.npy", pictures.flip(1).numpy())
+    np.save(folder / "car.npy", 0.9 * pictures.flip(1).numpy())
     np.savez(folder / "samples.npz", input=pictures.numpy())
     exported = export(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten()).eval(), (pictures,))
     (folder / "model.onnx").write_bytes(exported.model.SerializeToString())
@@ -154,7 +154,10 @@ def test_commands_run(folder, monkeypatch, capsys):
             code = stop.code
         assert code == VERDICTS.get(name), line
         said[line] = capsys.readouterr().out
-    assert "the deployed side feeds channels as BGR" in said["fingerprint train.npy car.npy"]
+    assert "the deployed side feeds channels as BGR" in next(out for line, out in said.items() if "fingerprint" in line)
+    settings = yaml.safe_load((folder / "preprocessing.yaml").read_text())["model"]
+    assert settings["preprocessing_entries"] == ["brightness"]
+    assert settings["preprocessing_ranges"] == {"gain": [0.85, 1.0]}
     assert "come from the engine" in next(out for line, out in said.items() if "--check" in line)
     assert sum("parity.html" in out for out in said.values()) == 5
     assert list((folder / "lightning_logs").rglob("parity.html")), "of the module in my.py"
