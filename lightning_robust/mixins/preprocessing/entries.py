@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -171,7 +172,7 @@ def find_sensitivity(found: Mapping[str, float] | None) -> dict[str, float]:
 def choose_entries(
     entries: Sequence[Perturbation], weights: Mapping[str, float], count: int, generator: torch.Generator
 ) -> list[Perturbation]:
-    """Draw entries with replacement, in proportion to weights; uniformly where none has one.
+    """Draw entries with replacement, in proportion to weights; where none has one, families alike and then their entries.
 
     Example:
         >>> from lightning_robust.deployment.pixels.catalogue import perturbations
@@ -180,7 +181,10 @@ def choose_entries(
         ['bgr', 'bgr']
     """
     known = torch.tensor([weights.get(entry.name, 0.0) for entry in entries], dtype=torch.float64)
-    shares = known if bool(known.any()) else torch.ones(len(entries), dtype=torch.float64)
+    # a family of one entry, as the order of channels, is as common on the deployed side as one of nine filters
+    sizes = Counter(entry.family for entry in entries)
+    alike = torch.tensor([1 / sizes[entry.family] for entry in entries], dtype=torch.float64)
+    shares = known if bool(known.any()) else alike
     return [entries[place] for place in torch.multinomial(shares, count, True, generator=generator).tolist()]
 
 

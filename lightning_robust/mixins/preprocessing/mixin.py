@@ -49,8 +49,8 @@ class PreprocessingMixin(ObjectiveMixin):
         preprocessing_weight: :math:`w`; 0 switches everything off. A tiny one with a share leaves augmentation alone.
         preprocessing_share: :math:`s`, from 0 (consistency alone) to 1.
         preprocessing_entries: ``"typical"``, ``"all"``, names of entries and families of the catalogue, or
-            ``"measured"``: drawn in proportion to how far each moved the outputs in the last parity pass of the run,
-            alike until the first.
+            ``"measured"``: drawn in proportion to how far each moved the outputs in the last parity pass of the run.
+            Others, and those until the first pass, are drawn by family, all alike, and then within it.
         preprocessing_draw: ``"random"``, or ``"worst"`` for the one of several draws with the largest loss.
         preprocessing_candidates: How many draws the worst is chosen from; None takes 3.
         preprocessing_groups: A batch is perturbed in so many groups, each with an entry of its own.
