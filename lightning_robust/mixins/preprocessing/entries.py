@@ -172,7 +172,7 @@ def find_sensitivity(found: Mapping[str, float] | None) -> dict[str, float]:
 def choose_entries(
     entries: Sequence[Perturbation], weights: Mapping[str, float], count: int, generator: torch.Generator
 ) -> list[Perturbation]:
-    """Draw entries with replacement, in proportion to weights; where none has one, families alike and then their entries.
+    """Draw entries with replacement, in proportion to weights; without any, families alike and then their entries.
 
     Example:
         >>> from lightning_robust.deployment.pixels.catalogue import perturbations
