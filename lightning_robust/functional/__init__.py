@@ -93,6 +93,10 @@ from lightning_robust.functional.soups import Soup as Soup
 from lightning_robust.functional.soups import SoupTrial as SoupTrial
 from lightning_robust.functional.soups import greedy_soup as greedy_soup
 from lightning_robust.functional.soups import uniform_soup as uniform_soup
+from lightning_robust.functional.stability import absolute_distance as absolute_distance
+from lightning_robust.functional.stability import scaled_distance as scaled_distance
+from lightning_robust.functional.stability import spread_of as spread_of
+from lightning_robust.functional.stability import symmetric_divergence as symmetric_divergence
 from lightning_robust.functional.weights import Weights as Weights
 from lightning_robust.functional.weights import awaits_first_pass as awaits_first_pass
 from lightning_robust.functional.weights import call_with as call_with
