@@ -63,7 +63,7 @@ def write_transform(found: Fingerprint, trained: Tensor, deployed: Tensor, line:
     lines = _lines_of_all(causes, _VALUES)
     if "resize_filter" in causes:
         arranged = undo_arrangement(trained, deployed)
-        lines += [_comment_on(causes["resize_filter"]), *_fit_resize(_run_lines(lines, arranged.trained), arranged)]
+        lines += [f"# {causes['resize_filter']}", *_fit_resize(_run_lines(lines, arranged.trained), arranged)]
     lines += _lines_of_all(causes, _PLACES)
     left = 255 * float((_run_lines(lines, trained).double() - deployed).square().mean().sqrt())
     if left > _USELESS * found.distance and "noise" not in causes:
@@ -104,11 +104,7 @@ def _fit_resize(trained: Tensor, arranged: Arranged) -> list[str]:
 
 
 def _lines_for(cause: Cause) -> list[str]:
-    return [_comment_on(cause), *_CODES[cause.name](cause.parameters)]
-
-
-def _comment_on(cause: Cause) -> str:
-    return f"# {cause.name} ({cause.confidence:.0%}): {cause.sentence}"
+    return [f"# {cause}", *_CODES[cause.name](cause.parameters)]
 
 
 def _code_of_crop(found: Found) -> list[str]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from lightning_robust.deployment.budget_keys import FINGERPRINT_NUMBERS
-from lightning_robust.deployment.fingerprint.words import Cause, Fingerprint
+from lightning_robust.deployment.fingerprint.words import Fingerprint
 from lightning_robust.gate.check import Check, Judgement
 
 NOTHING = "the default, that nothing differs"
@@ -45,20 +45,16 @@ def _check_of_number(found: Fingerprint, name: str, limit: float) -> Check:
     if name == "causes":
         return _check_of_causes(found, limit)
     causes = [cause for cause in found.causes if cause.name == name]
-    sentence = _say_cause(causes[0]) if causes else f"{name} was not found"
+    sentence = str(causes[0]) if causes else f"{name} was not found"
     return Check("", name, float(len(causes)), limit, sentence=sentence)
 
 
 def _check_of_causes(found: Fingerprint, limit: float) -> Check:
     """How many causes there are; a difference that none explains is one."""
-    sentence = "; ".join(map(_say_cause, found.causes)) or f"no difference ({found.distance:.2f} levels)"
+    sentence = "; ".join(map(str, found.causes)) or f"no difference ({found.distance:.2f} levels)"
     if found.differs and not found.causes:
         sentence = f"they differ by what no known cause explains ({found.unexplained:.2f} levels)"
     if found.mostly_unexplained:
         left = f"{found.unexplained:.2f} of {found.distance:.2f} levels are left"
         sentence = f"most of it is not explained ({left})" + (f"; {sentence}" if found.causes else "")
     return Check("", "causes", float(max(len(found.causes), found.differs)), limit, sentence=sentence)
-
-
-def _say_cause(cause: Cause) -> str:
-    return f"{cause.name} ({cause.confidence:.0%}): {cause.sentence}"

@@ -168,7 +168,7 @@ def write_switch(found: Fingerprint, line: str = "") -> str:
         f"# {line or 'lightning-robust fingerprint'}",
         f"# The pictures differ by {found.distance:.2f} levels of 255, {found.unexplained:.2f} are not explained.",
         "# Trained against, from nothing to somewhat more than what was found:",
-        *[f"#   {_say_in_short(cause)}" for cause, _ in trained],
+        *[f"#   {cause}" for cause, _ in trained],
         *_say_mended(mended),
         "# Next: lightning-robust fit -c base.yaml -c configs/techniques/deployment_parity.yaml -c <this file>",
         "#       lightning-robust compare <the run without> <the run with>",
@@ -176,14 +176,10 @@ def write_switch(found: Fingerprint, line: str = "") -> str:
     return "\n".join([*head, *_write_settings([against for _, against in trained])]) + "\n"
 
 
-def _say_in_short(cause: Cause) -> str:
-    return f"{cause.name} ({cause.confidence:.0%}): {cause.sentence}"
-
-
 def _say_mended(causes: Sequence[Cause]) -> list[str]:
     if not causes:
         return []
-    lines = [text for cause in causes for text in (f"#   {_say_in_short(cause)}", f"#     {cause.line}")]
+    lines = [text for cause in causes for text in (f"#   {cause}", f"#     {cause.line}")]
     return ["# NOT trained against, for a network should not have to bear it. Mend it on the deployed side:", *lines]
 
 

@@ -39,6 +39,10 @@ class Cause:
     sentence: str
     line: str
 
+    def __str__(self) -> str:
+        """Its name, how sure it is, and the difference in words."""
+        return f"{self.name} ({self.confidence:.0%}): {self.sentence}"
+
 
 @dataclass(frozen=True)
 class Fingerprint:
@@ -73,7 +77,7 @@ class Fingerprint:
         lines = [f"The pictures differ by {self.distance:.2f} levels (root mean square of 255)."]
         if self.mostly_unexplained:
             lines = [f"Most of it is not explained: {self.unexplained:.2f} levels are left.", *lines]
-        lines += [f"{c.name} ({c.confidence:.0%}): {c.sentence}\n    {c.line}" for c in self.causes]
+        lines += [f"{cause}\n    {cause.line}" for cause in self.causes]
         if self.causes and not self.mostly_unexplained:
             lines.append(f"That leaves {self.unexplained:.2f} levels.")
         return "\n".join(lines + ([self.note] if self.note else []))
