@@ -3,7 +3,8 @@
     python benchmarks/cure.py --recording solidWhiteRight.mp4 [--seeds 0 1 2] [--out runs/cure] [--jobs 2]
 
 Every row is a command of ``lightning-robust`` over 2,000 rendered pictures in bf16-mixed, four epochs unless its name
-says more; finished ones are kept in ``results.json`` and not run again. ``lane_sensitivity.py`` says what is measured,
+says more; finished ones are kept in ``results.json`` and not run again, and the weights of each stand in its folder as
+``final.ckpt``, for ``libraries.py``. ``lane_sensitivity.py`` says what is measured,
 on held-out rendered roads and on a real recording. The rows "without ..." leave one family out of training, for the
 third table. ``--only`` takes some of the rows.
 """
@@ -66,8 +67,9 @@ COLUMNS: Columns = {
 }
 
 
-def measured(cli: RobustCLI, pictures: list[Source]) -> dict[str, float]:
-    """All columns but the cost, of the weights that training returned."""
+def measured(cli: RobustCLI, weights: Path, pictures: list[Source]) -> dict[str, float]:
+    """All columns but the cost, of the weights that training returned; these are kept."""
+    cli.trainer.save_checkpoint(weights)
     (found,) = quiet_trainer([]).validate(cli.model, cli.datamodule, verbose=False)
     return {"clean": found["val/lateral_px"]} | sensitivities(cli.model, pictures)
 
@@ -75,7 +77,8 @@ def measured(cli: RobustCLI, pictures: list[Source]) -> dict[str, float]:
 def trained(name: str, seed: int, folder: Path, pictures: list[Source]) -> dict[str, float]:
     """One row: train by its command, then measure."""
     switches = (ROWS | LEFT_OUT)[name]
-    return measured_run(CONFIG, seed, folder, [*RECIPE, *switches], functools.partial(measured, pictures=pictures))
+    measure_it = functools.partial(measured, weights=folder / "final.ckpt", pictures=pictures)
+    return measured_run(CONFIG, seed, folder, [*RECIPE, *switches], measure_it)
 
 
 def by_family(results: Results, given: argparse.Namespace, source: str) -> str:
