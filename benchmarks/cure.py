@@ -2,11 +2,11 @@
 
     python benchmarks/cure.py --recording solidWhiteRight.mp4 [--seeds 0 1 2] [--out runs/cure] [--jobs 2]
 
-Every row is a command of ``lightning-robust`` over 2,000 rendered pictures in bf16-mixed, four epochs unless its name
+Every row is a command of ``lightning-robust`` over 2,000 rendered pictures in bf16-mixed, twelve epochs unless its name
 says more; finished ones are kept in ``results.json`` and not run again, and the weights of each stand in its folder as
-``final.ckpt``, for ``libraries.py``. ``lane_sensitivity.py`` says what is measured,
-on held-out rendered roads and on a real recording. The rows "without ..." leave one family out of training, for the
-third table. ``--only`` takes some of the rows.
+``final.ckpt``, for ``libraries.py``. ``lane_sensitivity.py`` says what is measured, on held-out rendered roads and on a
+real recording. The rows "without ..." leave one family out of training, for the third table. ``--only`` takes some of
+the rows.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from lightning_robust.deployment.pixels.catalogue import CATALOGUE
 from lightning_robust.deployment.pixels.names import FAMILIES
 from lightning_robust.tables import markdown
 
-CONSISTENCY = ["--model.preprocessing_distance=values", "--model.preprocessing_warmup_epochs=2.8"]
+EPOCHS = ["--trainer.max_epochs=12"]
+CONSISTENCY = ["--model.preprocessing_distance=values", "--model.preprocessing_warmup_epochs=8"]
 MIXIN = ["--model.preprocessing_weight=4", *CONSISTENCY, "--model.preprocessing_entries=all"]
 PARITY = ["--deployment_parity.targets=[torch-fp32]", "--deployment_parity.perturbations=all"]
 ROWS: dict[str, list[str]] = {
     "plain": [],
-    "plain, 9 epochs": ["--trainer.max_epochs=9"],
+    "plain, 24 epochs": ["--trainer.max_epochs=24"],
     "FGSM-RS": FGSM,
     "augmentation": ["--model.preprocessing_weight=1e-9", "--model.preprocessing_entries=all"],
     "random": MIXIN,
     "random, weight 10": [*MIXIN, "--model.preprocessing_weight=10"],
-    "random, 9 epochs": [*MIXIN, "--trainer.max_epochs=9", "--model.preprocessing_warmup_epochs=6.3"],
     "worst": [*MIXIN, "--model.preprocessing_draw=worst"],
     "measured": [*MIXIN, "--model.preprocessing_entries=measured", *PARITY],
-    "random, SWA": [*MIXIN, *SWA],
-    "random, FGSM-RS": [*MIXIN, *FGSM],
+    "random, SWA": [*MIXIN, *SWA, "--swa.start=8"],
+    "random, FGSM-RS": [*MIXIN, *FGSM, "--adversarial.eps=0.5/255"],
 }
 LEFT_OUT = {
     f"without {family}": [
@@ -78,7 +78,7 @@ def trained(name: str, seed: int, folder: Path, pictures: list[Source]) -> dict[
     """One row: train by its command, then measure."""
     switches = (ROWS | LEFT_OUT)[name]
     measure_it = functools.partial(measured, weights=folder / "final.ckpt", pictures=pictures)
-    return measured_run(CONFIG, seed, folder, [*RECIPE, *switches], measure_it)
+    return measured_run(CONFIG, seed, folder, [*RECIPE, *EPOCHS, *switches], measure_it)
 
 
 def by_family(results: Results, given: argparse.Namespace, source: str) -> str:
