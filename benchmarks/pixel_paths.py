@@ -224,3 +224,42 @@ RESIZERS: Mapping[str, Resizer] = {
     "swscale BILINEAR": partial(_ffmpeg, name="BILINEAR"),
     "swscale FAST_BILINEAR": partial(_ffmpeg, name="FAST_BILINEAR"),
 }
+
+
+def _behind(frame: int, network: int) -> float:
+    """How far before its place a pixel of NEAREST was taken, in the mean, in pixels of the frame."""
+    places, step = np.arange(network), frame / network
+    return float(((places + 0.5) * step - 0.5 - np.floor(places * step)).mean())
+
+
+def moved_by_nearest(frame: tuple[int, int], network: tuple[int, int]) -> np.ndarray:
+    """The motion of OpenCV's INTER_NEAREST in pixels of the frame, (3, 3): each output takes pixel ``floor(x * step)``.
+
+    Args:
+        frame: Its height and width.
+        network: Those that it is brought down to.
+    """
+    down, right = map(_behind, frame, network)
+    return np.array([[1.0, 0, right], [0, 1, down], [0, 0, 1]])
+
+
+def moved_by_fast_bilinear(frame: tuple[int, int], network: tuple[int, int]) -> np.ndarray:
+    """The motion of swscale's FAST_BILINEAR on x86 in pixels of the frame, (3, 3): columns alone are pulled together.
+
+    swscale takes the step of columns so that the first pixels match and the last but one do, less 20 / 65536, and puts
+    it into the filter that counts from the centres of pixels.
+
+    Args:
+        frame: Its height and width.
+        network: Those that it is brought down to.
+    """
+    step = (frame[1] - 2) / (network[1] - 2) - 20 / 65536
+    factor = frame[1] / network[1] / step
+    return np.array([[factor, 0, 0.5 * factor - 0.5], [0, 1, 0], [0, 0, 1]])
+
+
+MOTIONS: Mapping[str, Callable[[tuple[int, int], tuple[int, int]], np.ndarray]] = {
+    "OpenCV INTER_NEAREST": moved_by_nearest,
+    "swscale FAST_BILINEAR": moved_by_fast_bilinear,
+}
+"""Of the resizers that move the picture."""
