@@ -51,6 +51,7 @@ ROOMS = {  # room -> the rooms it may use, beside itself
     "gate": {"reading", "suggest", "tables", "version"},
     "layers": {"suggest"},
     "functional": {"statistics", "layers", "suggest", "torch_names"},
+    "decoding": {"functional"},
 }
 GROUND = {*ROOMS}
 ROOMS["deployment"] = GROUND
@@ -80,7 +81,10 @@ def test_imports_run_one_way(name):
         assert room(path) != name or used <= ROOMS[name] | {name}, path
 
 
-@pytest.mark.parametrize(("name", "forbidden"), [("functional", {"lightning", "onnx"}), ("deployment", {"lightning"})])
+@pytest.mark.parametrize(
+    ("name", "forbidden"),
+    [("functional", {"lightning", "onnx"}), ("decoding", {"lightning", "onnx"}), ("deployment", {"lightning"})],
+)
 def test_what_a_room_does_not_know(name, forbidden):
     for path in FILES:
         libraries = {module.split(".")[0] for module in imported(path)}
