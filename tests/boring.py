@@ -1,11 +1,15 @@
 """A tiny LightningModule with everything that techniques trip over: BatchNorm, Dropout, any batch form."""
 
+import multiprocessing
+import os
 from collections import namedtuple
 from dataclasses import dataclass
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.strategies.launchers.multiprocessing import _disable_module_memory_sharing
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies.launchers.multiprocessing import _GlobalStateSnapshot, _MultiProcessingLauncher
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
@@ -170,11 +174,36 @@ def make_trainer(folder, callbacks=(), **settings):
     return pl.Trainer(default_root_dir=folder, callbacks=list(callbacks), **(defaults | settings))
 
 
+class _Forked(_MultiProcessingLauncher):
+    """Starts processes as "spawn" does, from a server that has imported torch and the library once, not in each.
+
+    What "forkserver" leaves out is done here: the environment and the generators are the parent's at the launch, and
+    the weights of the ranks are not one piece of memory.
+    """
+
+    def __init__(self, strategy):
+        super().__init__(strategy, start_method="forkserver")
+        multiprocessing.set_forkserver_preload([__name__, "lightning_robust.cli"])
+
+    def launch(self, *args, **settings):
+        self.environment, self.states = dict(os.environ), _GlobalStateSnapshot.capture()
+        return super().launch(*args, **settings)
+
+    def _wrapping_function(self, process_idx, trainer, function, args, kwargs, return_queue):
+        os.environ.clear()
+        os.environ.update(self.environment)
+        args, kwargs = _disable_module_memory_sharing((args, kwargs))
+        super()._wrapping_function(process_idx, trainer, function, args, kwargs, return_queue, self.states)
+
+
 class TwoProcesses(DDPStrategy):
-    """Spawned processes that leave their group together: gloo's threads abort one that ends after its peer is gone."""
+    """Processes that leave their group together: gloo's threads abort one that ends after its peer is gone."""
 
     def __init__(self, **settings):
-        super().__init__(start_method="spawn", **settings)
+        super().__init__(start_method="forkserver", **settings)
+
+    def _configure_launcher(self):
+        self._launcher = _Forked(self)
 
     def teardown(self):
         super().teardown()
