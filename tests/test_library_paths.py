@@ -3,6 +3,7 @@
 import importlib
 import io
 import itertools
+import platform
 import tarfile
 from pathlib import Path
 
@@ -116,6 +117,54 @@ def test_resizers_keep_a_flat_picture_and_two_move_a_ramp(paths):
     assert off.pop("OpenCV INTER_NEAREST") == pytest.approx(-(step - 1) / 2, abs=0.4), "the upper left pixel of each"
     assert off.pop("swscale FAST_BILINEAR") == pytest.approx(0.9, abs=0.2)
     assert all(abs(value) < 0.2 for value in off.values()), off
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="swscale has this step on x86 alone")
+@pytest.mark.parametrize(("size", "network"), [((540, 960), (144, 256)), ((96, 160), (40, 64))])
+def test_fast_bilinear_is_its_closed_form(paths, benchmark, size, network):
+    """Waves in both directions: less than a level off, where bilinear at the right places is four times as much."""
+    fast = benchmark("fast_bilinear")
+    rows, columns = np.arange(size[0])[:, None] / 17, np.arange(size[1])[None, :] / 11
+    waves = (128 + 60 * np.sin(rows) + 60 * np.cos(columns)).round().astype(np.uint8)
+    before = np.repeat(waves[:, :, None], 3, 2)
+    real = paths.RESIZERS["swscale FAST_BILINEAR"](before, network).astype(float)
+
+    def off(made):
+        apart = real - made
+        return np.abs(apart - apart.mean()).mean()
+
+    plain = paths.RESIZERS["torch bilinear"](before, network)
+    assert off(fast.closed_form(before, network)) < 0.8
+    assert off(plain) > 4 * off(fast.closed_form(before, network))
+
+
+def test_motions_put_lines_where_the_resizers_put_them(paths, benchmark):
+    """Seen from its resizer a slanted line lies elsewhere; with the motion taken back it is where it was."""
+    libraries, size = benchmark("libraries"), (540, 960)
+    truth = np.stack([300 - 0.5 * libraries.ROWS, 500 + 0.7 * libraries.ROWS])[None]
+    lines = {" | ".join(path): truth for path in libraries.PATHS}
+    for name, made in paths.MOTIONS.items():
+        motion, rows = torch.from_numpy(made(size, (144, 256))), torch.from_numpy(libraries.ROWS)
+        lines[f"OpenCV | {name}"] = libraries.move_columns(torch.from_numpy(truth), rows, motion).numpy()
+    answers, nearest, fast = libraries.Answers(lines, truth), *(("OpenCV", name) for name in paths.MOTIONS)
+    (down,), step = paths.MOTIONS[nearest[1]](size, (144, 256))[1:2, 2], 3.75
+    assert down == pytest.approx((step - 1) / 2 + 0.375), "half a step, and what floor(x * 3.75) cuts off"
+    assert answers.moved(libraries.TRAINED, nearest)[0] == pytest.approx(down * (1.5 + 0.3) / 2)
+    shrunk = 1 - step / (958 / 254 - 20 / 65536)
+    assert answers.moved(libraries.TRAINED, fast)[0] == pytest.approx((truth + 0.5).mean() * shrunk)
+    still = answers.still(size)
+    for path in (nearest, fast):
+        assert still.moved(libraries.TRAINED, path)[1] < 1e-9
+        assert still.error(path) < 1e-9
+    assert still.found() == answers.found() == 100
+
+
+def test_frames_that_are_left_out_are_not_converted(benchmark, paths):
+    libraries, converted = benchmark("libraries"), []
+    found = libraries._each(
+        Path("video"), 3, lambda path: iter(range(8)), lambda frame: converted.append(frame) or frame
+    )
+    assert list(found) == converted == [0, 3, 6]
 
 
 def test_a_missing_library_is_one_sentence(paths):
