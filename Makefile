@@ -25,7 +25,7 @@ demo: $(STAMP)
 	$(BIN)/lightning-robust fit -c configs/lanes.yaml -c configs/techniques/deployment_parity.yaml $(DEMO_ARGS)
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses=4
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses=4 --dist worksteal
 
 bindings: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --upgrade \

@@ -174,16 +174,21 @@ def make_trainer(folder, callbacks=(), **settings):
     return pl.Trainer(default_root_dir=folder, callbacks=list(callbacks), **(defaults | settings))
 
 
+def quick_context():
+    """Processes that begin as spawned ones do, but from a server that has imported torch and the library once."""
+    multiprocessing.set_forkserver_preload([__name__, "lightning_robust.cli"])
+    return multiprocessing.get_context("forkserver")
+
+
 class _Forked(_MultiProcessingLauncher):
-    """Starts processes as "spawn" does, from a server that has imported torch and the library once, not in each.
+    """Starts processes by :func:`quick_context`.
 
     What "forkserver" leaves out is done here: the environment and the generators are the parent's at the launch, and
     the weights of the ranks are not one piece of memory.
     """
 
     def __init__(self, strategy):
-        super().__init__(strategy, start_method="forkserver")
-        multiprocessing.set_forkserver_preload([__name__, "lightning_robust.cli"])
+        super().__init__(strategy, start_method=quick_context().get_start_method())
 
     def launch(self, *args, **settings):
         self.environment, self.states = dict(os.environ), _GlobalStateSnapshot.capture()

@@ -16,6 +16,8 @@ from lightning_robust import NoEffectWarning
 from lightning_robust.callbacks import GreedySoupCallback, SWACallback
 from lightning_robust.cli import RobustCLI
 
+from .boring import quick_context
+
 ROOT = Path(__file__).parents[1]
 SUITES = {"suite": 20, "suite_lanes": 13}
 
@@ -61,8 +63,9 @@ def work(row, seed, folder, factor):
 
 
 @pytest.mark.filterwarnings("ignore:.*may lead to deadlocks in the child.*")
-def test_finished_rows_are_kept_and_failed_ones_named(benchmark, tmp_path, capsys):
+def test_finished_rows_are_kept_and_failed_ones_named(benchmark, tmp_path, monkeypatch, capsys):
     rows = benchmark("rows")
+    monkeypatch.setattr(rows, "get_context", lambda _: quick_context())  # the test below really spawns
     given = argparse.Namespace(out=tmp_path, seeds=[0, 1], only=["a, b", "broken"], jobs=2)
     (tmp_path / "results.json").write_text(json.dumps({"a, b | 0": {"acc": 0.5}}))
     with pytest.raises(SystemExit, match=r"the others are kept: \[\('broken', [01]\), \('broken', [01]\)\]"):

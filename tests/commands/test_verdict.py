@@ -1,4 +1,4 @@
-"""The exit status and the last line of `parity`, in processes of their own, as a pipeline sees them."""
+"""The exit status and the last line of `parity`, as a pipeline sees them; first in processes of their own."""
 
 import os
 import subprocess
@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
+from lightning_robust.cli import main
 from tests.deployment.graphs import graph
 
 ROOT = Path(__file__).parents[2]
@@ -25,13 +26,16 @@ def repository(tmp_path_factory):
     return folder
 
 
-def pipeline(repository, *options, **environ):
+PARITY = ["parity", "--onnx=net.onnx", "--inputs=inputs.npz"]
+
+
+def pipeline(repository, *options):
     """Exit status, last line of the output, and the errors."""
-    command = [sys.executable, "-m", "lightning_robust", "parity", "--onnx=net.onnx", "--inputs=inputs.npz"]
+    command = [sys.executable, "-m", "lightning_robust", *PARITY]
     done = subprocess.run(
         [*command, *options],
         cwd=repository,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environ},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=300,
@@ -40,7 +44,22 @@ def pipeline(repository, *options, **environ):
     return done.returncode, (done.stdout.splitlines() or [""])[-1], done.stderr
 
 
-def test_within_what_was_written_and_what_a_pipeline_reads(repository):
+@pytest.fixture
+def told_here(repository, monkeypatch, capsys):
+    """The first two of :func:`pipeline`, without the seconds that a process takes to import everything."""
+
+    def run(*options, **environ):
+        monkeypatch.chdir(repository)
+        for name, value in environ.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit) as stop:
+            main([*PARITY, *options])
+        return stop.value.code, capsys.readouterr().out.splitlines()[-1]
+
+    return run
+
+
+def test_within_what_was_written_and_what_a_pipeline_reads(repository, told_here):
     """--write-budget, then the budget of the working folder; JUnit XML, and GitHub's summary by its variable alone."""
     code, told, _ = pipeline(repository, "--targets=[emulated-fp16]", "--write-budget", "--margin=0.5")
     assert (code, told[:50]) == (0, "verdict: within parity.yaml: emulated-fp16/rel_l2 ")
@@ -48,7 +67,7 @@ def test_within_what_was_written_and_what_a_pipeline_reads(repository):
     written = (repository / "parity.yaml").read_text()
     assert "--write-budget --margin=0.5)" in written
     assert "net.onnx" in written.splitlines()[1]
-    code, told, _ = pipeline(repository, "--junit=ci/junit.xml", "--summary=ci/s.md", GITHUB_STEP_SUMMARY="step.md")
+    code, told = told_here("--junit=ci/junit.xml", "--summary=ci/s.md", GITHUB_STEP_SUMMARY="step.md")
     assert (code, told[:50]) == (0, "verdict: within parity.yaml: emulated-fp16/rel_l2 ")
     (suite,) = ElementTree.parse(repository / "ci" / "junit.xml").getroot()
     assert suite.get("failures") == suite.get("errors") == "0"
@@ -58,9 +77,9 @@ def test_within_what_was_written_and_what_a_pipeline_reads(repository):
     (repository / "parity.yaml").unlink()
 
 
-def test_beyond_names_the_layer(repository):
+def test_beyond_names_the_layer(repository, told_here):
     (repository / "tight.yaml").write_text("emulated-fp16/rel_l2: 1e-7\nemulated-bf16/max_abs: 1\n")
-    code, told, _ = pipeline(repository, "--budget=tight.yaml", "--junit=beyond.xml")
+    code, told = told_here("--budget=tight.yaml", "--junit=beyond.xml")
     assert code == 1
     assert told.startswith("verdict: beyond tight.yaml: emulated-fp16/rel_l2 is 0.000")
     assert told.endswith("allowed 1e-07; worst at Tanh tanh; 1 of 2 within") or "worst at Mul square" in told
@@ -68,10 +87,10 @@ def test_beyond_names_the_layer(repository):
     assert "; at " in failure.get("message")
 
 
-def test_a_target_that_is_missing_here(repository):
+def test_a_target_that_is_missing_here(repository, told_here):
     """The budget demands what this machine cannot run: "auto" says so, with what to install."""
     (repository / "engine.yaml").write_text("emulated-fp16/rel_l2: 1\ndeployed-fp16/rel_l2: 1\n")
-    code, told, _ = pipeline(repository, "--budget=engine.yaml")
+    code, told = told_here("--budget=engine.yaml")
     assert code == 2
     assert told.startswith("verdict: could not measure deployed-fp16/rel_l2 (unavailable: ")
     assert told.endswith("1 of 2 within")
@@ -92,8 +111,6 @@ def test_a_target_that_is_missing_here(repository):
     ],
 )
 def test_a_broken_budget_ends_before_the_work(repository, monkeypatch, capsys, text, options, message):
-    from lightning_robust.cli import main
-
     monkeypatch.chdir(repository)
     (repository / "broken.yaml").write_text(text)
     with pytest.raises(SystemExit) as stop:
