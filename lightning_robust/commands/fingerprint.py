@@ -28,7 +28,8 @@ def fingerprint(
     fingerprint/<cause>: 1), 1 something does, 2 the pictures do not tell.
 
     Args:
-        trained: Training's pictures, N x C x H x W: .npy, .npz, or one picture (RGB).
+        trained: Training's pictures, N x C x H x W: .npy, .npz, one picture, or a folder of pictures (RGB, in the
+            order of their names).
         deployed: The deployed side's, in the same form, for the same frames in the same order.
         key: Which array of an .npz file; not needed where there is one, or one named input/... .
         mean: Mean that the pixels were normalised with, for pixels in [0, 1]; usual values are recognised.
@@ -38,16 +39,17 @@ def fingerprint(
         gate: The budget.
     """
     for path in (trained, deployed):
-        check_file("pictures", path)
+        if not Path(path).is_dir():
+            check_file("pictures", path)
     output = None if emit is None else _check_new(_NAMES.get(emit, emit))
 
-    from lightning_robust.commands.work.fingerprint import read_pictures, write_found
+    from lightning_robust.commands.work.fingerprint import read_both, write_found
     from lightning_robust.deployment.fingerprint.judge import judge_fingerprint
     from lightning_robust.deployment.fingerprint.search import fingerprint as fingerprint_of
 
-    sides = read_pictures(trained, key), read_pictures(deployed, key)
+    sides, remark = read_both(trained, deployed, key)
     found = fingerprint_of(*sides, mean=mean, std=std)
-    print(found)
+    print("\n".join(filter(None, [str(found), remark])))
     judgement = judge_fingerprint(found, gate.limits, gate.source)
     if output is None:
         return judgement

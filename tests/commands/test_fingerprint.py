@@ -82,14 +82,40 @@ def test_reads_pictures_as_they_are(tmp_path):
     assert np.array_equal(read_pictures(str(tmp_path / "one.npy"))[0], rgb)
 
 
+def test_reads_folders_and_channels_last(tmp_path, capsys):
+    """A folder in the order of names beside one array, and two arrays with channels last, of which one is BGR."""
+    frames = np.stack([picture(seed) for seed in (3, 1, 2)])
+    (tmp_path / "frames").mkdir()
+    for number, frame in enumerate(frames):
+        Image.fromarray(frame).save(tmp_path / "frames" / f"{number:03}.png")
+    (tmp_path / "frames" / "notes.txt").write_text("at noon")
+    np.save(tmp_path / "rgb.npy", frames)
+    np.save(tmp_path / "bgr.npy", frames[..., ::-1])
+    np.save(tmp_path / "first.npy", frames.transpose(0, 3, 1, 2))
+    assert status(tmp_path / "frames", tmp_path / "first.npy") == 0
+    capsys.readouterr()
+    assert status(tmp_path / "rgb.npy", tmp_path / "bgr.npy") == 1
+    told = capsys.readouterr().out
+    assert "channel_order" in told
+    assert "Channels come last on both sides." in told
+    assert "memory_layout" not in told
+    assert read_pictures(str(tmp_path / "rgb.npy")).shape == (3, 48, 64, 3)
+
+
 def test_rejects(tmp_path, capsys):
     np.savez(tmp_path / "two.npz", a=np.ones(3), b=np.ones(3))
     (tmp_path / "text.npy").write_text("text")
+    for name in ("empty", "sizes"):
+        (tmp_path / name).mkdir()
+    for number in range(2):
+        Image.fromarray(picture()[number:]).save(tmp_path / "sizes" / f"{number}.png")
     np.save(tmp_path / "one.npy", picture().transpose(2, 0, 1)[None])
     for first, message in (
         ("none.npy", "no such file"),
         ("two.npz", "Choose with --key"),
-        ("text.npy", "Expected .npy, .npz or a picture"),
+        ("text.npy", "Expected .npy, .npz, a picture or a folder of pictures"),
+        ("empty", "but no name ends in .bmp"),
+        ("sizes", "Expected pictures of one size"),
     ):
         with pytest.raises(SystemExit) as stop:
             main(["fingerprint", str(tmp_path / first), str(tmp_path / "one.npy")])
@@ -124,8 +150,9 @@ def test_emits_the_switch_and_the_transform(tmp_path, monkeypatch, capsys):
     assert status("a.npy", "flipped.npy", "--emit=code") == 1
     scope = {}
     exec((tmp_path / "deployed.py").read_text(), scope)
-    made = scope["deployed"](torch.from_numpy(rgb / 255.0))
-    assert float((made - torch.from_numpy(dark[..., ::-1] / 255.0)).abs().max()) < 3 / 255
+    made = scope["deployed"](torch.from_numpy(rgb)).numpy()
+    assert made.dtype == np.uint8
+    assert np.abs(made.astype(int) - dark[..., ::-1]).max() < 3
 
     capsys.readouterr()
     for arguments, expected, told in (

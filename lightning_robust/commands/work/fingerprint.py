@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from lightning_robust.arrays import read_arrays
 from lightning_robust.checks import check_file
 from lightning_robust.deployment.fingerprint.code import write_transform
-from lightning_robust.deployment.fingerprint.levels import find_units
 from lightning_robust.deployment.fingerprint.switch import refusal, write_switch
 from lightning_robust.deployment.fingerprint.words import Fingerprint
 
@@ -21,22 +19,55 @@ Space = tuple[float | list[float] | None, float | list[float] | None]
 _PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 
 
+def read_both(trained: str, deployed: str, key: str | None = None) -> tuple[tuple[NDArray[Any], NDArray[Any]], str]:
+    """Pictures of both sides, ``(N, C, H, W)`` where channels come last on both, and a sentence that says so."""
+    first, second = read_pictures(trained, key), read_pictures(deployed, key)
+    if not (_channels_last(first) and _channels_last(second)):
+        return (first, second), ""
+    return (np.moveaxis(first, -1, 1), np.moveaxis(second, -1, 1)), "Channels come last on both sides."
+
+
+def _channels_last(images: NDArray[Any]) -> bool:
+    return images.ndim == 4 and images.shape[3] in (1, 3) and images.shape[1] not in (1, 3)
+
+
 def read_pictures(path: str, key: str | None = None) -> NDArray[Any]:
-    """Pictures from a file, without conversion; one picture becomes ``(1, C, H, W)``.
+    """Pictures from a file, or from a folder of pictures in the order of their names, without conversion.
+
+    One picture becomes ``(1, C, H, W)``.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it holds no pictures, or several arrays and no key chooses one.
+        FileNotFoundError: If there is no such file, or no picture in the folder.
+        ValueError: If it holds no pictures, pictures of several sizes, or several arrays and no key chooses one.
     """
     file = Path(path)
+    if file.is_dir():
+        return _read_folder(file)
     check_file("pictures", file)
     if file.suffix.lower() in _PICTURES:
-        from PIL import Image
+        return _read_picture(file)[None]
+    content = read_arrays(path, ".npy, .npz, a picture or a folder of pictures")
+    images = content if isinstance(content, np.ndarray) else content[_choose_array([*content], key, path)]
+    return images[None] if images.ndim == 3 else images
 
-        with Image.open(file) as picture:
-            return np.asarray(picture.convert("RGB")).transpose(2, 0, 1)[None]
-    content = read_arrays(path, ".npy, .npz or a picture")
-    return content if isinstance(content, np.ndarray) else content[_choose_array([*content], key, path)]
+
+def _read_picture(file: Path) -> NDArray[Any]:
+    """``(3, H, W)``, RGB in bytes."""
+    from PIL import Image
+
+    with Image.open(file) as picture:
+        return np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
+
+
+def _read_folder(folder: Path) -> NDArray[Any]:
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _PICTURES)
+    if not files:
+        raise FileNotFoundError(f"Expected pictures in {folder}, but no name ends in {', '.join(sorted(_PICTURES))}.")
+    pictures = [_read_picture(file) for file in files]
+    sizes = {picture.shape[1:] for picture in pictures}
+    if len(sizes) > 1:
+        raise ValueError(f"Expected pictures of one size in {folder}, but got (height, width) {sorted(sizes)[:4]}.")
+    return np.stack(pictures)
 
 
 def write_found(
@@ -55,26 +86,24 @@ def write_found(
     reason = refusal(found)
     if not reason:
         try:
-            text = write_transform(found, *_as_pixels(sides, space), line) if code else write_switch(found, line)
+            text = _transform(found, sides, space, line) if code else write_switch(found, line)
         except ValueError as error:
             reason = str(error)
     if reason:
         return f"{path} was not written: {reason}"
     with path.open("x", encoding="utf-8") as file:
         file.write(text)
-    use = "deployed(pixels) makes the deployed side's pictures" if code else f"fit -c ... -c {path} trains against it"
+    use = (
+        "deployed(images) makes the deployed side's pictures of training's"
+        if code
+        else f"fit -c ... -c {path} trains against it"
+    )
     return f"wrote {path}: {use}"
 
 
-def _as_pixels(sides: tuple[NDArray[Any], NDArray[Any]], space: Space) -> tuple[Tensor, Tensor]:
-    """Pictures of both sides in [0, 1], the deployed side's in the units of training's where both are floating."""
+def _transform(found: Fingerprint, sides: tuple[NDArray[Any], NDArray[Any]], space: Space, line: str) -> str:
     trained, deployed = (torch.from_numpy(np.ascontiguousarray(side)) for side in sides)
-    here = find_units(trained, *space)
-    there = here if trained.is_floating_point() == deployed.is_floating_point() else find_units(deployed)
-    channels_last = deployed.shape[1] != trained.shape[1]
-    axes = (0, 3, 1, 2) if channels_last else (0, 1, 2, 3)
-    levels = there.to_levels(deployed.permute(*axes))
-    return here.to_levels(trained) / 255, (levels.permute(0, 2, 3, 1) if channels_last else levels) / 255
+    return write_transform(found, trained, deployed, line, mean=space[0], std=space[1])
 
 
 def _choose_array(names: list[str], key: str | None, path: str) -> str:

@@ -1,32 +1,34 @@
 """A fingerprint as code: the function that makes the deployed side's pictures of training's.
 
-What is written is made of the library's own operations, in the order of a camera's pipeline. It is run before it is
+What is written is made of the library's own operations, in the order of a camera's pipeline, from what training's dump
+holds to what the deployed side's does. Motions, filters and covers are fitted on the pictures. It is run before it is
 written, so that the file says how much of the difference it leaves.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from lightning_robust.deployment.fingerprint.arrangement import Arranged, undo_arrangement
-from lightning_robust.deployment.fingerprint.filters import fit_filter
-from lightning_robust.deployment.fingerprint.registration import estimate_motion
-from lightning_robust.deployment.fingerprint.transform import zoom_and_move
-from lightning_robust.deployment.fingerprint.words import Cause, Fingerprint
+from lightning_robust.deployment.fingerprint.arrangement import undo_arrangement
+from lightning_robust.deployment.fingerprint.code_lines import COLOURS, PLACES, code_name, lack_of, lines_for
+from lightning_robust.deployment.fingerprint.formats import Dump, dump_of, undo_format
+from lightning_robust.deployment.fingerprint.levels import units_of_both
+from lightning_robust.deployment.fingerprint.overlay import fit_cover
+from lightning_robust.deployment.fingerprint.view import View, best_view
+from lightning_robust.deployment.fingerprint.words import UNEXPLAINED, Cause, Fingerprint
 
-Found = Mapping[str, float | str]
-_VALUES = (
-    *("compression", "color_matrix", "color_range", "crop", "shift", "rounding", "gamma", "channel_order"),
-    *("gain_offset",),
-)
-_PLACES = ("orientation", "memory_layout", "frame_sequence")
-_STIRRED = 0.02  # pixels
-_RADIUS = 2
+Numbers = float | Sequence[float] | None
+_CONTENT = ("crop", "shift", "rotation", "lens", "resize_filter")
 _USELESS = 0.75  # of the distance
+_PICTURES = 8  # on which motions, filters and covers are fitted
+_NEUTRAL = {"dx": 0.0, "dy": 0.0, "zoom_x": 1.0, "zoom_y": 1.0, "degrees": 0.0, "lens": 0.0}
 _FILE = '''"""What the deployed side does to training's pictures, as a fingerprint found it.
 
 {told}
@@ -38,168 +40,205 @@ from lightning_robust.deployment.fingerprint import transform
 from lightning_robust.deployment.pixels import operations
 
 
-def deployed(pixels: Tensor) -> Tensor:
-    """The deployed side's pictures of training's, (N, C, H, W) in [0, 1]."""
-{lines}    return pixels
+def deployed(images: Tensor) -> Tensor:
+    """The deployed side's pictures of training's (N, C, H, W), both as they were dumped."""
+{lines}    return images
 '''
 
 
-def write_transform(found: Fingerprint, trained: Tensor, deployed: Tensor, line: str = "") -> str:
-    """Python code with a function ``deployed(pixels)`` that does what was found.
+@dataclass(frozen=True)
+class _Sides:
+    """Both sides' pictures and how they are stored.
+
+    Args:
+        before: How training stores them.
+        after: How the deployed side does.
+        trained: Training's pictures in [0, 1] without what the deployed side does not show, at most a few.
+        deployed: The deployed side's, as training arranges them.
+    """
+
+    before: Dump
+    after: Dump
+    trained: Tensor
+    deployed: Tensor
+
+
+def write_transform(
+    found: Fingerprint, trained: Tensor, deployed: Tensor, line: str = "", *, mean: Numbers = None, std: Numbers = None
+) -> str:
+    """Python code with a function ``deployed(images)`` that does what was found.
 
     Args:
         found: A fingerprint with causes.
-        trained: Training's pictures ``(N, C, H, W)`` in [0, 1], from which a resize filter is fitted.
-        deployed: The deployed side's, as they are arranged there.
+        trained: Training's pictures ``(N, C, H, W)`` as they were dumped.
+        deployed: The deployed side's.
         line: The command line, for a comment.
+        mean: The mean that training's were normalised with, if it was given.
+        std: The standard deviation, likewise.
 
     Raises:
-        ValueError: If a cause has no code, or the code does not make the deployed side's pictures.
+        ValueError: If the code does not make the deployed side's pictures.
     """
-    unknown = [c.name for c in found.causes if c.name not in (*_CODES, "resize_filter") or _has_other_units(c)]
-    if unknown:
-        raise ValueError(f"there is no operation for {', '.join(unknown)}")
-    causes = {cause.name: cause for cause in found.causes}
-    lines = _lines_of_all(causes, _VALUES)
-    if "resize_filter" in causes:
-        arranged = undo_arrangement(trained, deployed)
-        lines += [f"# {causes['resize_filter']}", *_fit_resize(_run_lines(lines, arranged.trained), arranged)]
-    lines += _lines_of_all(causes, _PLACES)
-    left = 255 * float((_run_lines(lines, trained).double() - deployed).square().mean().sqrt())
-    if left > _USELESS * found.distance and "noise" not in causes:
+    sides = _read_sides(trained, deployed, mean, std)
+    lines = _lines_of(found.causes, COLOURS, sides)
+    lines += _lines_of_content(found.causes, lines, sides)
+    lines += _lines_of_levels(found.causes, lines, sides)
+    lines += _lines_of_cover(found.causes, lines, sides)
+    noise = _lines_of(found.causes, ("noise",), sides)
+    made = _run(_whole(lines, found.causes, sides), trained)
+    left = _distance(sides.after, made, deployed, trained.shape[1])
+    lacks = [cause for cause in found.causes if lack_of(cause)]
+    if left > max(_USELESS * found.distance, UNEXPLAINED) and not noise and not lacks:
         raise ValueError(f"the operations would leave {left:.2f} of {found.distance:.2f} levels")
-    told = f"{left:.2f} of {found.distance:.2f} levels are left{', the noise included' * ('noise' in causes)}."
-    lines += _lines_of_all(causes, ("noise",))
-    return _write_file([line, f"On the pictures that it was found on, {told}"], lines)
+    told = f"{left:.2f} of {found.distance:.2f} levels are left{', the noise included' * bool(noise)}."
+    return _write_file(
+        [line, f"On the pictures that it was found on, {told}"], _whole(lines + noise, found.causes, sides)
+    )
 
 
-def _lines_of_all(causes: Mapping[str, Cause], names: Sequence[str]) -> list[str]:
-    return [text for name in names if name in causes for text in _lines_for(causes[name])]
+def _read_sides(trained: Tensor, deployed: Tensor, mean: Numbers, std: Numbers) -> _Sides:
+    plain, formats = undo_format(trained, deployed)
+    arranged = undo_arrangement(trained, plain)
+    here, there = units_of_both(arranged.trained, arranged.deployed, mean, std)
+    few = slice(0, _PICTURES)
+    before, after = here.to_levels(arranged.trained[few]) / 255, there.to_levels(arranged.deployed[few]) / 255
+    return _Sides(dump_of(here, trained, []), dump_of(there, deployed, formats), before, after)
+
+
+def _lines_of(causes: Sequence[Cause], names: Sequence[str], sides: _Sides) -> list[str]:
+    by_name = {code_name(cause): cause for cause in causes}
+    return [text for name in names if name in by_name for text in lines_for(by_name[name], sides.deployed)]
+
+
+def _whole(lines: Sequence[str], causes: Sequence[Cause], sides: _Sides) -> list[str]:
+    """The code from one dump to the other."""
+    there = sides.after
+    quantised = (
+        f", scale={there.scale:.9g}, zero_point={there.zero_point:g}" if there.scale != 1 or there.zero_point else ""
+    )
+    return [
+        f"# training's are {sides.before.units.description}",
+        f"pixels = transform.to_pixels(images, {sides.before.numbers})",
+        *lines,
+        *_lines_of(causes, ("input_type",), sides),
+        f"# the deployed side's are {there.units.description}",
+        f'images = transform.from_pixels(pixels, {there.numbers}, dtype="{there.dtype}"{quantised})',
+        *_lines_of(causes, PLACES, sides),
+    ]
 
 
 def _write_file(told: Sequence[str], lines: Sequence[str]) -> str:
     return _FILE.format(told="\n".join(filter(None, told)), lines="".join(f"    {text}\n" for text in lines))
 
 
-def _run_lines(lines: Sequence[str], pixels: Tensor) -> Tensor:
+def _run(lines: Sequence[str], images: Tensor) -> Tensor:
     """What the code makes of pictures."""
     scope: dict[str, Any] = {}
     exec(_write_file([], lines), scope)  # noqa: S102 - written above
-    made: Tensor = scope["deployed"](pixels)
+    made: Tensor = scope["deployed"](images)
     return made
 
 
-def _fit_resize(trained: Tensor, arranged: Arranged) -> list[str]:
-    """The shift, zoom and filter that a resize has beside training's, fitted on pictures that are else alike."""
-    before, after = trained.double().mean(1), arranged.deployed.double().mean(1)
-    motion, _ = estimate_motion(255 * before, 255 * after)
-    lines, height, width = [], *before.shape[1:]
-    if max(map(abs, (motion.dx, motion.dy, *motion.stretch(height, width)))) > _STIRRED:
-        numbers = (motion.dx, motion.dy, motion.zoom_x, motion.zoom_y)
-        lines = [f"pixels = transform.zoom_and_move(pixels, {', '.join(f'{number:.5f}' for number in numbers)})"]
-        before = zoom_and_move(before[:, None], *numbers)[:, 0]
-    taps, _ = fit_filter(before, after, motion.inside(height, width, margin=_RADIUS), _RADIUS)
-    rows = (f"    [{', '.join(f'{tap:.4f}' for tap in row)}]," for row in (taps / taps.sum()).tolist())
-    return [*lines, "taps = [", *rows, "]", "pixels = transform.apply_taps(pixels, taps)"]
+def _run_pixels(lines: Sequence[str], pixels: Tensor) -> Tensor:
+    """The same of code between the two dumps."""
+    return _run(["pixels = images.clone()", *lines, "images = pixels"], pixels)
 
 
-def _lines_for(cause: Cause) -> list[str]:
-    return [f"# {cause}", *_CODES[cause.name](cause.parameters)]
+def _distance(dump: Dump, made: Tensor, deployed: Tensor, channels: int) -> float:
+    """Root mean square difference in levels of what is stored."""
+    last = deployed.shape[1] != channels
+    one, other = (dump.to_levels(side.movedim(-1, 1) if last else side) for side in (made, deployed))
+    return float((one - other).square().mean().sqrt())
 
 
-def _code_of_crop(found: Found) -> list[str]:
-    borders = [f"{float(found[side]):.3f}" for side in ("left", "right", "top", "bottom")]
-    bars = ["bars=114"] if found["kind"] == "letterbox" else []
-    return [f"pixels = transform.show_part(pixels, {', '.join(borders + bars)})"]
+def _lines_of_content(causes: Sequence[Cause], lines: Sequence[str], sides: _Sides) -> list[str]:
+    """The motion, the filter and the bars that are left between pictures of the same colours."""
+    moved = [cause for cause in causes if cause.name in _CONTENT]
+    if not moved:
+        return []
+    after = 255 * sides.deployed
+    view = _view_of_content(causes, 255 * _run_pixels(lines, sides.trained), after)
+    told = [text for cause in moved for text in lines_for(cause, sides.deployed)]
+    boxed = any(cause.parameters.get("kind") == "letterbox" for cause in moved)
+    return [*told, *_write_motion(view), *_write_filter(view), *(_write_bars(view, after) if boxed else [])]
 
 
-def _code_of_color_matrix(found: Found) -> list[str]:
-    reverse = found["read"] == "BT.709 read as BT.601"
-    return [f"pixels = operations.wrong_matrix(pixels, reverse={reverse})"]
+def _view_of_content(causes: Sequence[Cause], before: Tensor, after: Tensor) -> View:
+    """The registered pictures, in levels; what is covered counts as what was predicted there."""
+    view = best_view(before, after)[0]
+    for box in (_box(cause) for cause in causes if cause.name == "overlay"):
+        bare = after.clone()
+        bare[(..., *box)] = view.predicted[(..., *box)]
+        view = best_view(before, bare)[0]
+    return view
 
 
-def _code_of_color_range(found: Found) -> list[str]:
-    name = "wrong_range" if str(found["read"]).startswith("full") else "unexpanded_range"
-    return [f"pixels = operations.{name}(pixels)"]
+def _write_motion(view: View) -> list[str]:
+    motion = view.motion
+    numbers = {name: getattr(motion, name, math.degrees(motion.angle)) for name in _NEUTRAL}
+    told = [f"{name}={value:.5f}" for name, value in numbers.items() if value != _NEUTRAL[name]]
+    kernel = [f'kernel="{view.kernel}"'] if view.kernel != "linear" else []
+    return [f"pixels = transform.move_content(pixels, {', '.join(told + kernel)})"] if told else []
 
 
-def _code_of_compression(found: Found) -> list[str]:
-    if found["kind"] == "nv12":
-        return ["pixels = operations.nv12(pixels)"]
-    return [f"pixels = operations.jpeg(pixels, {round(float(found.get('quality', 90)))})"]
+def _write_filter(view: View) -> list[str]:
+    if not view.needs_filter:
+        return []
+    rows = (f"    [{', '.join(f'{tap:.4f}' for tap in row)}]," for row in (view.taps / view.taps.sum()).tolist())
+    return ["taps = [", *rows, "]", "pixels = transform.apply_taps(pixels, taps)"]
 
 
-def _code_of_rounding(found: Found) -> list[str]:
-    if found["kind"] == "cut off":
-        return ["pixels = (pixels - 0.5 / 255).clamp(0, 1)  # what cutting off takes away on average"]
-    bits = round(8 + math.log2(float(found["levels"]) / float(found["expected"])))
-    return [f"pixels = operations.fewer_levels(pixels, {bits})"]
+def _write_bars(view: View, after: Tensor) -> list[str]:
+    """Bars around the rows and columns that training's picture fills, in the colour that they have."""
+    height, width = view.mask.shape
+    borders: dict[str, int] = {}
+    for sizes, at, size in (
+        (("top", "bottom"), view.motion.sources(height, width)[0], height),
+        (("left", "right"), view.motion.sources(height, width)[1], width),
+    ):
+        kept = ((at > -0.5) & (at < size - 0.5)).nonzero()[:, 0].tolist()
+        borders |= dict(zip(sizes, (kept[0], kept[-1] + 1), strict=True))
+    beyond = after.transpose(0, 1)[..., ~view.motion.inside(height, width)].flatten(1)
+    levels = [round(level, 1) for level in beyond.median(1).values.tolist()]
+    told = ", ".join(f"{side}={place}" for side, place in borders.items())
+    return [f"pixels = transform.add_bars(pixels, {told}, levels={levels})"]
 
 
-def _code_of_channel_order(found: Found) -> list[str]:
-    order = str(found["order"])
-    lines = [f"pixels = pixels[:, {['RGB'.find(c) if c in 'RGB' else 0 for c in order]}]"]
-    empty = [place for place, channel in enumerate(order) if channel == "0"]
-    return lines + ([f"pixels[:, {empty}] = 0"] if empty else [])
-
-
-def _code_of_gain_offset(found: Found) -> list[str]:
-    gains, offsets = (
-        [float(f"{float(value):.5g}") for name, value in found.items() if name.startswith(kind)]
-        for kind in ("gain", "offset")
+def _lines_of_levels(causes: Sequence[Cause], lines: Sequence[str], sides: _Sides) -> list[str]:
+    """Fewer levels: cut off, or rounded where a gain and offset before have the mean of what is cut off; or nothing."""
+    told = _lines_of(causes, ("rounding",), sides)
+    if not told:
+        return []
+    ways = [[], *([line] for line in told[1:])]
+    kept = min(
+        ways, key=lambda way: float((_run_pixels([*lines, *way], sides.trained) - sides.deployed).square().mean())
     )
-    return [f"pixels = transform.scale(pixels, {gains or [1.0]}, {offsets or [0.0]})"]
+    return [told[0], *kept]
 
 
-def _code_of_orientation(found: Found) -> list[str]:
-    return ["pixels = " + _TURNS[str(found["kind"])]]
+def _lines_of_cover(causes: Sequence[Cause], lines: Sequence[str], sides: _Sides) -> list[str]:
+    """What covers a region, as a picture."""
+    found = [cause for cause in causes if cause.name == "overlay"]
+    if not found:
+        return []
+    box = _box(found[0])
+    picture = fit_cover(255 * _run_pixels(lines, sides.trained), 255 * sides.deployed, box)
+    return [
+        *lines_for(found[0], sides.deployed),
+        f'picture = "{_write_png(picture)}"  # a PNG with opacity',
+        f"pixels = transform.cover(pixels, left={box[1].start}, top={box[0].start}, picture=picture)",
+    ]
 
 
-_TURNS = {
-    "left-right": "pixels.flip(3)",
-    "up-down": "pixels.flip(2)",
-    "half turn": "pixels.flip(2, 3)",
-    "quarter turn right": "pixels.rot90(-1, (2, 3))",
-    "quarter turn left": "pixels.rot90(1, (2, 3))",
-    "transpose": "pixels.transpose(2, 3)",
-    "transpose and half turn": "pixels.transpose(2, 3).flip(2, 3)",
-}
+def _box(overlay: Cause) -> tuple[slice, slice]:
+    left, right, top, bottom = (int(float(overlay.parameters[side])) for side in ("left", "right", "top", "bottom"))
+    return slice(top, bottom), slice(left, right)
 
 
-def _code_of_memory_layout(found: Found) -> list[str]:
-    kind = found["kind"]
-    if kind == "channels last":
-        return ["pixels = pixels.permute(0, 2, 3, 1)"]
-    if kind == "exchanged":
-        return ["pixels = pixels.reshape(*pixels.shape[:2], pixels.shape[3], pixels.shape[2])"]
-    if kind == "order":
-        return [f"pixels = transform.reread_memory(pixels, {found['written']!r}, {found['read']!r})"]
-    padding = int(float(found["padding"])) * (1 if kind == "padded rows" else -1)
-    return [f"pixels = transform.change_stride(pixels, {padding}, interleaved={found['layout'] == 'HWC'})"]
+def _write_png(picture: Tensor) -> str:
+    """A picture ``(4, h, w)`` of bytes in base64."""
+    from PIL import Image
 
-
-def _code_of_frame_sequence(found: Found) -> list[str]:
-    sources = [at if source == "?" else int(source) for at, source in enumerate(str(found["order"]).split())]
-    return [f"pixels = pixels[{sources}]"]
-
-
-_CODES: dict[str, Callable[[Found], list[str]]] = {
-    "compression": _code_of_compression,
-    "color_matrix": _code_of_color_matrix,
-    "color_range": _code_of_color_range,
-    "crop": _code_of_crop,
-    "shift": lambda found: [f"pixels = transform.move(pixels, {float(found['dx']):.4f}, {float(found['dy']):.4f})"],
-    "rounding": _code_of_rounding,
-    "gamma": lambda found: [f"pixels = operations.gamma(pixels, {float(found['gamma']):.4f})"],
-    "channel_order": _code_of_channel_order,
-    "gain_offset": _code_of_gain_offset,
-    "noise": lambda found: [f"pixels = operations.noise(pixels, {float(found['std']):.3f})  # another draw of it"],
-    "orientation": _code_of_orientation,
-    "memory_layout": _code_of_memory_layout,
-    "frame_sequence": _code_of_frame_sequence,
-}
-
-
-def _has_other_units(cause: Cause) -> bool:
-    """Whether one side is not normalised as the other: no operation on pixels in [0, 1]."""
-    return cause.name == "gain_offset" and "trained" in cause.parameters
+    stream = io.BytesIO()
+    Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy(), "RGBA").save(stream, "PNG", optimize=True)
+    return base64.b64encode(stream.getvalue()).decode()

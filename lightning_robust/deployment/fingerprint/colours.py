@@ -208,15 +208,16 @@ def decodings(channels: int) -> list[Decoding]:
         Decoding({"color_matrix": "BT.709 read as BT.601"}, BT601.inverse() @ BT709, none),
     ]
     wide = [
-        Decoding({"color_matrix": f"{written} read as {read}"}, _STANDARDS[read].inverse() @ _STANDARDS[written], none)
-        for written, read in itertools.permutations(_STANDARDS, 2)
+        Decoding({"color_matrix": f"{written} read as {read}"}, STANDARDS[read].inverse() @ STANDARDS[written], none)
+        for written, read in itertools.permutations(STANDARDS, 2)
         if "BT.2020" in (written, read)
     ]
     ranges = [_misread_range(standard, wide) for wide in (True, False) for standard in (BT601, BT709)]
     return matrices + wide + ranges + [_chain(m, r) for m in matrices[1:] for r in (ranges[0], ranges[2])]
 
 
-_STANDARDS = {"BT.601": BT601, "BT.709": BT709, "BT.2020": BT2020}
+STANDARDS = {"BT.601": BT601, "BT.709": BT709, "BT.2020": BT2020}
+"""The matrices from RGB to YCbCr by the names that a fingerprint has for them."""
 _FULL, _LIMITED = "full range read as limited", "limited range read as full"
 
 

@@ -2,15 +2,65 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from lightning_robust.deployment.fingerprint.detectors import Evidence
-from lightning_robust.deployment.fingerprint.levels import find_units
+from lightning_robust.deployment.fingerprint.levels import Units, find_units
 
 _SIMILAR = 0.005  # of the deviation; bytes are the simpler answer
 _STRENGTH = 10.0
 _HALF = 128
+
+
+@dataclass(frozen=True)
+class Dump:
+    """How one side stores its pictures: ``values / scale + zero_point`` in a type, where the values have units.
+
+    Args:
+        units: Of the values.
+        dtype: The type, e.g. ``"int8"``.
+        scale: 1 where nothing is quantised.
+        zero_point: 0 likewise.
+    """
+
+    units: Units
+    dtype: str
+    scale: float = 1.0
+    zero_point: float = 0.0
+
+    def to_levels(self, stored: Tensor) -> Tensor:
+        """Levels in fp64 of what is stored, ``(N, C, H, W)``."""
+        return self.units.to_levels(self.scale * (stored.double() - self.zero_point))
+
+    @property
+    def numbers(self) -> str:
+        """Black and the step of a level, as arguments in code."""
+        black, step = (_shortest(values) for values in (self.units.black, self.units.step))
+        return f"black={black}, step={step}"
+
+
+def _shortest(values: tuple[float, ...]) -> str:
+    """One number where all channels have the same."""
+    texts = [f"{value:.9g}" for value in values]
+    return texts[0] if len({*texts}) == 1 else f"[{', '.join(texts)}]"
+
+
+def dump_of(units: Units, stored: Tensor, formats: list[Evidence]) -> Dump:
+    """How pictures are stored, given their units after :func:`undo_format`, and what that has undone.
+
+    Args:
+        units: Of the pictures after it.
+        stored: The pictures before.
+        formats: What it has undone.
+    """
+    dtype = str(stored.dtype).removeprefix("torch.")
+    parameters = formats[0].parameters if formats else {}
+    if parameters.get("kind") == "minus 128":
+        return Dump(units, dtype, zero_point=-float(_HALF))
+    return Dump(units, dtype, float(parameters.get("scale", 1.0)), float(parameters.get("zero_point", 0.0)))
 
 
 def undo_format(trained: Tensor, deployed: Tensor) -> tuple[Tensor, list[Evidence]]:

@@ -12,7 +12,7 @@ from lightning_robust.deployment.fingerprint.registration import estimate_motion
 from lightning_robust.deployment.pixels.operations import BT601, BT709, BT2020
 
 _GREY, _COLORED = 0.75, 1.5  # levels between channels, root mean square
-_LUMAS = {
+LUMAS = {
     "the luma of BT.601": BT601[0],
     "the luma of BT.709": BT709[0],
     "the luma of BT.2020": BT2020[0],
@@ -21,6 +21,7 @@ _LUMAS = {
     "green alone": torch.tensor([0, 1.0, 0]).double(),
     "blue alone": torch.tensor([0, 0, 1.0]).double(),
 }
+"""What a fingerprint calls a luma -> its weights of red, green and blue."""
 
 
 def greyed(trained: Tensor, deployed: Tensor) -> tuple[Evidence, Tensor, Tensor] | None:
@@ -53,9 +54,9 @@ def _nearest_luma(colored: Tensor, grey: Tensor) -> tuple[str, Tensor]:
     colours, there = pooled(warp(colored, motion), use), pooled(grey, use)
 
     def error(name: str) -> float:
-        luma = (colours @ _LUMAS[name])[:, None]
+        luma = (colours @ LUMAS[name])[:, None]
         gain, offset = fit_gains(luma, there)
         return mean_square(there - gain * luma - offset) + 1e-6 * mean_square(there - luma)
 
-    best = min(_LUMAS, key=error)
-    return best, torch.einsum("c,nchw->nhw", _LUMAS[best], colored)[:, None]
+    best = min(LUMAS, key=error)
+    return best, torch.einsum("c,nchw->nhw", LUMAS[best], colored)[:, None]

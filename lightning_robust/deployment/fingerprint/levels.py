@@ -16,6 +16,9 @@ _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _WHOLE = 0.02  # of a level
 _UP = 0.4  # levels that the deployed side may be brighter by; values cut off are half a level darker
 _LEAST_STEP, _OFF_STEP, _FEWEST = 0.1, 0.08, 16  # levels between values, share of a step off the grid, and values
+FLAT = 1.0
+"""Levels of standard deviation below which pictures are constant."""
+_OTHER_UNITS = 8.0  # times the spread
 _OFF_GRID = 0.2  # of a level; half precision moves normalised pixels by less
 
 
@@ -39,6 +42,11 @@ class Units:
         """Levels in fp64 of pictures ``(N, C, H, W)``."""
         black, step = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (self.black, self.step))
         return (images.double() - black) / step
+
+    def from_levels(self, levels: Tensor) -> Tensor:
+        """Values in fp64 of levels ``(N, C, H, W)``."""
+        black, step = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (self.black, self.step))
+        return levels.double() * step + black
 
 
 def find_units(
@@ -66,6 +74,33 @@ def find_units(
     if low >= -0.5 and 8 < high <= 255.5:
         return _uniform_units(1.0, channels, "levels from 0 to 255")
     return _guess_normalisation(images.double())
+
+
+def units_of_both(
+    trained: Tensor,
+    deployed: Tensor,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+) -> tuple[Units, Units]:
+    """The units of both sides; the deployed side's are training's, unless its type or its spread is another.
+
+    Args:
+        trained: Training's pictures ``(N, C, H, W)``.
+        deployed: The deployed side's.
+        mean: The mean that training's were normalised with, if known.
+        std: The standard deviation, if known.
+    """
+    here = find_units(trained, mean, std)
+    if trained.is_floating_point() != deployed.is_floating_point():
+        return here, find_units(deployed)
+    before, after = spread(here.to_levels(trained)), spread(here.to_levels(deployed))
+    alike = 1 / _OTHER_UNITS < after / max(before, 1e-9) < _OTHER_UNITS or before < FLAT
+    return here, here if alike else find_units(deployed)
+
+
+def spread(levels: Tensor) -> float:
+    """Mean standard deviation of a picture's channels."""
+    return float(levels.flatten(2).std(2).mean())
 
 
 def _uniform_units(step: float, channels: int, description: str) -> Units:

@@ -16,6 +16,8 @@ _SHARE = 0.6  # of the squared residual that lies in the region
 _LARGEST = 0.4  # of the picture
 _FULL = 0.1  # of the region's pixels that must be covered
 _CLEANER = 4.0  # squared residual before over that beside the region after
+_COVERED = 2.0  # levels by which a covered pixel differs; rounding leaves half a level
+_SOLID = 0.05  # of the opacity; less is none, and more is full
 
 
 def uncovered_view(trained: Tensor, view: View) -> tuple[Evidence, View] | None:
@@ -67,3 +69,24 @@ def _find_region(predicted: Tensor, view: View) -> tuple[slice, slice] | None:
     area = inside[box].numel() / inside.numel()
     concentrated = float(energy[box].sum()) > _SHARE * float(energy.sum())
     return box if concentrated and area < _LARGEST and float(inside[box].double().mean()) > _FULL else None
+
+
+def fit_cover(predicted: Tensor, deployed: Tensor, box: tuple[slice, slice]) -> Tensor:
+    """What covers a region, as a picture with opacity ``(4, h, w)`` in levels of 8 bits.
+
+    A pixel is covered where both sides differ. One opacity for all of them comes from how far what is beneath changes
+    the deployed pixels from picture to picture.
+
+    Args:
+        predicted: Training's pictures after all else that is known, ``(N, C, H, W)`` in levels.
+        deployed: The deployed side's.
+        box: Rows and columns.
+    """
+    beneath, shown = (side[(..., *box)] for side in (predicted, deployed))
+    covered = (shown - beneath).square().mean((0, 1)) > _COVERED**2
+    here, there = ((side - side.mean(0))[..., covered] for side in (beneath, shown))
+    through = float((here * there).sum() / here.square().sum().clamp(min=1.0))
+    through = through if _SOLID < through < 1 - _SOLID else 0.0
+    colour = ((shown - through * beneath).mean(0) / (1 - through)).clamp(0, 255)
+    opacity = covered[None] * (255 * (1 - through))
+    return torch.cat([colour.expand(3, *covered.shape), opacity]).round().byte()

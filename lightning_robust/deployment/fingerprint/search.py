@@ -14,12 +14,10 @@ from lightning_robust.deployment.fingerprint.arrangement import can_be_arranged,
 from lightning_robust.deployment.fingerprint.causes import RELATED, find_causes
 from lightning_robust.deployment.fingerprint.detectors import Evidence
 from lightning_robust.deployment.fingerprint.formats import undo_format
-from lightning_robust.deployment.fingerprint.levels import Units, find_units
+from lightning_robust.deployment.fingerprint.levels import FLAT, Units, spread, units_of_both
 from lightning_robust.deployment.fingerprint.words import UNEXPLAINED, Fingerprint, describe_cause, weigh_causes
 
 _EQUAL = 0.05  # levels; half precision of normalised pixels costs as much
-_FLAT = 1.0  # levels of standard deviation
-_OTHER_UNITS = 8.0
 _PIXELS = 2**21
 _SMALLEST = 16
 
@@ -67,7 +65,7 @@ def fingerprint(
         (before, after), units, note = _bring_to_levels((arranged.trained, arranged.deployed), mean, std)
         units = [*formats, *arranged.evidence, *units]
         distance = _distance_as_dumped(sides, mean, std) if arranged.evidence else _rms(after - before)
-        if min(_spread(before), _spread(after)) < _FLAT:
+        if min(spread(before), spread(after)) < FLAT:
             return _cannot_tell(distance, note, "the pictures are (nearly) constant.")
         if arranged.unlike:
             return _cannot_tell(distance, note, arranged.unlike)
@@ -162,18 +160,13 @@ def _bring_to_levels(
 ) -> tuple[tuple[Tensor, Tensor], list[Evidence], str]:
     """Both sides in levels, evidence where only one of them is normalised or divided by 255, and a note."""
     trained, deployed = sides
-    here = find_units(trained, mean, std)
-    before = here.to_levels(trained)
+    here, there = units_of_both(trained, deployed, mean, std)
+    levels = here.to_levels(trained), there.to_levels(deployed)
     note = f"Training's pictures are {here.description}; its darkest value is taken for black." if here.guessed else ""
     if trained.is_floating_point() != deployed.is_floating_point():
-        there = find_units(deployed)
         units = f"Units differ: trained {here.description}, deployed {there.description}; compared as levels."
-        return (before, there.to_levels(deployed)), [], _join_notes(note, units)
-    after = here.to_levels(deployed)
-    if 1 / _OTHER_UNITS < _spread(after) / max(_spread(before), 1e-9) < _OTHER_UNITS or _spread(before) < _FLAT:
-        return (before, after), [], note
-    there = find_units(deployed)
-    return (before, there.to_levels(deployed)), [_units_evidence(here, there)], note
+        return levels, [], _join_notes(note, units)
+    return levels, [] if there == here else [_units_evidence(here, there)], note
 
 
 def _units_evidence(here: Units, there: Units) -> Evidence:
@@ -181,11 +174,6 @@ def _units_evidence(here: Units, there: Units) -> Evidence:
     parameters: dict[str, float | str] = {"gain": gain, "offset": there.black[0] - here.black[0] * gain}
     parameters |= {"trained": here.description, "deployed": there.description}
     return Evidence("gain_offset", parameters, max(gain, 1 / gain))
-
-
-def _spread(levels: Tensor) -> float:
-    """Mean standard deviation of a picture's channels."""
-    return float(levels.flatten(2).std(2).mean())
 
 
 def _rms(levels: Tensor) -> float:
