@@ -77,7 +77,7 @@ def change_matrix(pixels: Tensor, written: str, read: str) -> Tensor:
     Example:
         >>> red = torch.tensor([1.0, 0.0, 0.0]).reshape(1, 3, 1, 1)
         >>> [round(value, 2) for value in change_matrix(red, "BT.601", "BT.709").flatten().tolist()]
-        [1.09, -0.1, -0.02]
+        [1.09, 0.1, -0.01]
     """
     return mix_channels(STANDARDS[read].inverse() @ STANDARDS[written], pixels)
 
