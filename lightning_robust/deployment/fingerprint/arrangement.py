@@ -38,6 +38,7 @@ _REGISTERED, _LEAST = 2.0, 0.006  # the same of registered pictures, of which le
 _AGREE = 0.85
 _MISREAD = 0.98  # coarse correlation below which memory may be misread
 _SAME, _REGISTRABLE = 0.75, 0.9  # agreement of tiles and of registered pictures, of which other scenes have less
+_SCENE = 0.6  # correlation from which pictures may show one scene at different times
 _ALIKE = 0.25  # correlation of what changes from frame to frame
 _WIDEST = 256  # values of padding
 _UNLIKE, _DUMP = "these are not the same pictures", "Dump the same frames on both sides."
@@ -174,8 +175,10 @@ def _say_unlike(agreements: list[tuple[float, float]]) -> str:
     correlation, tiles = agreements[0]
     if correlation > _REGISTRABLE or tiles > _SAME:
         return ""
-    told = f"({max(max(a) for a in agreements):.2f} is their correlation, however they are turned or read from memory)"
-    return f"{_UNLIKE}: they do not show the same content {told}. {_DUMP}"
+    best = max(max(a) for a in agreements)
+    content = "they may be other frames of one scene" if best > _SCENE else "they do not show the same content"
+    told = f"({best:.2f} is their correlation, however they are turned or read from memory)"
+    return f"{_UNLIKE}: {content} {told}. {_DUMP}"
 
 
 def _try_all(arrangements: Iterable[Arrangement], trained: Tensor, deployed: Tensor) -> list[_Attempt]:

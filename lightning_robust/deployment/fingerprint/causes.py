@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from lightning_robust.deployment.fingerprint.chroma import chroma_evidence
 from lightning_robust.deployment.fingerprint.colours import Colors
 from lightning_robust.deployment.fingerprint.compression import compression_evidence
 from lightning_robust.deployment.fingerprint.detectors import (
@@ -19,6 +20,7 @@ from lightning_robust.deployment.fingerprint.detectors import (
     noise_evidence,
     rounding_evidence,
 )
+from lightning_robust.deployment.fingerprint.doubt import doubt_view
 from lightning_robust.deployment.fingerprint.grey import greyed
 from lightning_robust.deployment.fingerprint.levels import find_gains
 from lightning_robust.deployment.fingerprint.overlay import uncovered_view
@@ -40,11 +42,13 @@ class Findings:
         evidence: At most three, each above its threshold; clear evidence precedes weak evidence.
         correlation: Of the registered pictures; below :data:`RELATED` they do not show the same content.
         unexplained: Root mean square that is left, in levels.
+        doubt: On what it depends what is left, if on something, which shows that the evidence is not all.
     """
 
     evidence: tuple[Evidence, ...]
     correlation: float
     unexplained: float = 0.0
+    doubt: str = ""
 
 
 def find_causes(trained: Tensor, deployed: Tensor) -> Findings:
@@ -71,22 +75,30 @@ def find_causes(trained: Tensor, deployed: Tensor) -> Findings:
     found, left = _gather_evidence(found, trained, view)
     if gains is not None:
         found = [_gain_evidence(*gains, view.colors), *(e for e in found if e.name != "gain_offset")]
-    return Findings(_strongest(found), correlation, left**0.5)
+    doubt = doubt_view(view)
+    if doubt:
+        found = [replace(e, strength=min(e.strength, 1.0)) for e in found]
+    return Findings(_strongest(found), correlation, left**0.5, doubt)
 
 
 def _add_compression(found: list[Evidence], trained: Tensor, view: View) -> tuple[list[Evidence], View]:
-    """The evidence with that of a compression, and the view of the pictures that were compressed alike."""
-    traces = compression_evidence(trained, view) if view.unfiltered_error > _COMPRESSED else None
-    if traces is None:
+    """The evidence with that of a compression, and the view of the pictures that were compressed alike.
+
+    A filter of the colours alone wins over a codec that reproduces less.
+    """
+    if view.unfiltered_error <= _COMPRESSED:
         return found, view
-    evidence, compressed = traces
-    return [*found, evidence], best_view(compressed, view.deployed)[0]
+    chroma, traces = chroma_evidence(view), compression_evidence(trained, view)
+    beside = view if traces is None else best_view(traces[1], view.deployed)[0]
+    if chroma is not None and view.error * (1 - chroma.explains) < beside.error:
+        return [*found, chroma], view
+    return ([*found, traces[0]], beside) if traces is not None else (found, view)
 
 
 def _gather_evidence(found: list[Evidence], trained: Tensor, view: View) -> tuple[list[Evidence], float]:
     """The evidence with that of colours, geometry, rounding and noise, and the mean square that is left."""
     geometry, colors = geometry_evidence(view, trained), list(color_evidence(view.colors))
-    left = view.error * math.prod(1 - e.explains for e in geometry)
+    left = view.error * math.prod(1 - e.explains for e in [*geometry, *found])
     rounding, step = rounding_evidence(trained, view), 0.0
     if rounding is not None:
         colors = [e for e in colors if e.name != "rounding" and not is_offset_of_cut(e, rounding)]

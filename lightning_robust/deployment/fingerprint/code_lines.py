@@ -78,7 +78,8 @@ def _code_of_color_range(found: Found, _: Tensor) -> list[str]:
 
 def _code_of_compression(found: Found, _: Tensor) -> list[str]:
     if found["kind"] != "jpeg":
-        return ["pixels = operations.nv12(pixels)"]
+        nearest = "" if found["kind"] == "nv12" else "  # the nearest that is known"
+        return [f"pixels = operations.nv12(pixels){nearest}"]
     full = ", full_color=True" if found.get("colors") == "4:4:4" else ""
     if "quality" not in found:
         return [f"pixels = operations.jpeg(pixels, 90{full})  # its quality is not known"]

@@ -168,22 +168,32 @@ def _tones(start: Colors, colours: Tensor, deployed: Tensor) -> Iterator[Colors]
 
 def _linear_tones(start: Colors, colours: Tensor, deployed: Tensor) -> Iterator[Colors]:
     """An explanation with a gain, with an offset, and with both for each channel."""
+    return (fit(start, colours, deployed) for fit in (_fit_gain, _fit_offset, _fit_line))
+
+
+def _fit_gain(start: Colors, colours: Tensor, deployed: Tensor) -> Colors:
     gain = float((colours * deployed).sum() / colours.square().sum().clamp(min=1e-9))
-    yield replace(start, gain=(gain,), free=1, error=mean_square(deployed - gain * colours))
+    return replace(start, gain=(gain,), free=1, error=mean_square(deployed - gain * colours))
+
+
+def _fit_offset(start: Colors, colours: Tensor, deployed: Tensor) -> Colors:
     offset = float((deployed - colours).mean())
-    yield replace(start, offset=(offset,), free=1, error=mean_square(deployed - colours - offset))
+    return replace(start, offset=(offset,), free=1, error=mean_square(deployed - colours - offset))
+
+
+def _fit_line(start: Colors, colours: Tensor, deployed: Tensor) -> Colors:
     gains, offsets = fit_gains(colours, deployed)
     error = mean_square(deployed - gains * colours - offsets)
-    yield replace(start, gain=tuple(gains.tolist()), offset=tuple(offsets.tolist()), free=2 * len(gains), error=error)
+    return replace(start, gain=tuple(gains.tolist()), offset=tuple(offsets.tolist()), free=2 * len(gains), error=error)
 
 
 def _curved_tones(start: Colors, colours: Tensor, deployed: Tensor) -> Iterator[Colors]:
     """An explanation with a power before each of the linear tones, from a grid of powers that is refined."""
-    for kind in range(3):
+    for fit in (_fit_gain, _fit_offset, _fit_line):
         low, high = 0.5, 2.0
         for _ in range(4):
             gammas = torch.linspace(low, high, 9).tolist()
-            fits = [list(_linear_tones(start, _raise_to(g, colours), deployed))[kind] for g in gammas]
+            fits = [fit(start, _raise_to(g, colours), deployed) for g in gammas]
             best = min(range(9), key=lambda i: fits[i].error)
             low, high = gammas[max(best - 1, 0)], gammas[min(best + 1, 8)]
         yield replace(fits[best], gamma=gammas[best], free=fits[best].free + 1)

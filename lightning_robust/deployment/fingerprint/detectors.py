@@ -1,7 +1,9 @@
 """One detector for each kind of difference: from a view of both sides to named causes with their evidence.
 
-Evidence is counted in multiples of a threshold. The thresholds were set on rendered roads, one recording and
-CIFAR-10, see ``benchmarks/fingerprint.py``. Pictures are levels of 8 bits, ``(N, C, H, W)`` in fp64.
+Evidence is counted in multiples of a threshold. The older thresholds were set while rendered roads, frames of a
+recording and pictures of CIFAR-10 were looked at, those of ``chroma.py`` and ``doubt.py`` on rendered roads alone;
+``benchmarks/fingerprint.py`` tries all of them on other frames and pictures. Pictures are levels of 8 bits,
+``(N, C, H, W)`` in fp64.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from lightning_robust.deployment.fingerprint.motion import Motion, jitter
 from lightning_robust.deployment.fingerprint.view import BEND_LIMIT, SHIFT_LIMIT, STRETCH_LIMIT, View
 
 _CROP = 0.6  # pixels at the border; resizing from corner to corner stretches by less than half a pixel
+_CONVENTION = 1.5  # pixels; where a pixel's centre lies is disputed by less
 _JITTER = 0.07  # pixels from column to column; another kernel or noise causes 0.05
 _BESIDE_FILTER = 0.12  # pixels that a filter may move content by itself
 _FEWER_LEVELS = 0.7
@@ -80,7 +83,17 @@ def geometry_evidence(view: View, trained: Tensor) -> list[Evidence]:
     crop = [Evidence("crop", _visible_part(view, trained), furthest / _CROP)] if cropped else []
     resize = _resize_evidence(view, cropped)
     found = [*crop, *_bend_evidence(view), *([] if resize is None else [resize])]
+    if cropped and _is_part_of_crop(view):
+        return found
     return [*found, *_shift_evidence(view.motion, resize)]
+
+
+def _is_part_of_crop(view: View) -> bool:
+    """Whether a crop or bars of other widths at opposite sides move the content, and by more than a convention does."""
+    motion = view.motion
+    spare = [abs(pixels) + _CROP for pixels in motion.stretch(*view.mask.shape)]
+    within = abs(motion.dx) <= spare[0] and abs(motion.dy) <= spare[1]
+    return within and max(abs(motion.dx), abs(motion.dy)) > _CONVENTION
 
 
 def _bend_evidence(view: View) -> Iterator[Evidence]:
@@ -127,15 +140,23 @@ def _visible_part(view: View, trained: Tensor) -> dict[str, float | str]:
     motion = view.motion
     rows, columns = motion.sources(*view.mask.shape)
     half = 0.5 / motion.zoom_x, 0.5 / motion.zoom_y
-    return {
-        "kind": _kind_of_crop(view, trained),
+    borders = {
         "left": float(columns[0]) + 0.5 - half[0],
         "right": float(columns[-1]) + 0.5 + half[0],
         "top": float(rows[0]) + 0.5 - half[1],
         "bottom": float(rows[-1]) + 0.5 + half[1],
-        "zoom_x": motion.zoom_x,
-        "zoom_y": motion.zoom_y,
     }
+    zooms = {"zoom_x": motion.zoom_x, "zoom_y": motion.zoom_y}
+    return {"kind": _kind_of_crop(view, trained), "part": _say_part(borders, *view.mask.shape), **borders, **zooms}
+
+
+def _say_part(borders: dict[str, float], height: int, width: int) -> str:
+    """What a crop takes away, in words."""
+    ends = {"left": 0, "right": width, "top": 0, "bottom": height}
+    margins = {side: abs(borders[side] - end) for side, end in ends.items()}
+    alike = all(abs(margins[a] - margins[b]) < 1 + _CONVENTION for a, b in (("left", "right"), ("top", "bottom")))
+    missing = [side for side, margin in margins.items() if margin > _CROP]
+    return "a centre crop" if alike else f"a crop without training's {' and '.join(missing)}"
 
 
 def _kind_of_crop(view: View, trained: Tensor) -> str:
@@ -177,14 +198,19 @@ def _count_levels(channel: Tensor) -> int:
 
 def is_offset_of_cut(evidence: Evidence, rounding: Evidence) -> bool:
     """Whether an offset is no more than a cut to fewer levels takes away: up to a step, without a gain."""
+    step = float(rounding.parameters["expected"]) / float(rounding.parameters["levels"])
+    return is_slight_gain(evidence, -step, 1)
+
+
+def is_slight_gain(evidence: Evidence, least: float = -2, most: float = 2) -> bool:
+    """Whether a gain is hardly one, with offsets between two numbers of levels."""
     if evidence.name != "gain_offset":
         return False
-    step = float(rounding.parameters["expected"]) / float(rounding.parameters["levels"])
     gains, offsets = (
         [float(value) for key, value in evidence.parameters.items() if key.startswith(kind)]
         for kind in ("gain", "offset")
     )
-    return all(abs(gain - 1) < _UNIT_GAIN for gain in gains) and all(-step < offset < 1 for offset in offsets)
+    return all(abs(gain - 1) < _UNIT_GAIN for gain in gains) and all(least < offset < most for offset in offsets)
 
 
 def noise_evidence(view: View, channels: int, *, even: bool = False) -> Evidence | None:

@@ -14,6 +14,7 @@ from torch.nn.functional import avg_pool2d, conv2d, pad, unfold
 from lightning_robust.deployment.fingerprint.motion import blurred, solve_normal
 
 _STRIP = 64  # rows of a picture whose patches are held at once
+_ENOUGH = 2**17  # pixels from which taps are fitted; more make them no surer than rounding does
 
 
 def mean_square(values: Tensor) -> float:
@@ -54,19 +55,20 @@ def fit_filter(trained: Tensor, deployed: Tensor, mask: Tensor, radius: int = 3)
         border.
     """
     size, height = 2 * radius + 1, trained.shape[1]
+    few = -(-_ENOUGH // max(int(mask.sum()), 1))
     gram = torch.zeros(size * size + 1, size * size + 1, dtype=torch.float64)
     right = torch.zeros(size * size + 1, 1, dtype=torch.float64)
     for top in range(0, height - 2 * radius, _STRIP):
         rows = slice(top, min(top + _STRIP + 2 * radius, height))
         use = mask[rows, :][radius:-radius, radius:-radius].flatten()
-        for before, after in zip(trained[:, rows], deployed[:, rows], strict=True):
+        for before, after in zip(trained[:few, rows], deployed[:few, rows], strict=True):
             patches = unfold(before[None, None], size)[0][:, use]
             basis = torch.cat([patches, torch.ones_like(patches[:1])])
             gram += basis @ basis.T
             right += basis @ after[radius:-radius, radius:-radius].reshape(-1, 1)[use]
     solution = solve_normal(gram, right)
     kernel = solution[:-1].reshape(size, size)
-    filtered = conv2d(trained[:, None], kernel[None, None])[:, 0] + solution[-1]
+    filtered = _correlate(trained[:, None], kernel)[:, 0] + solution[-1]
     return kernel, deployed[:, radius:-radius, radius:-radius] - filtered
 
 
@@ -74,7 +76,12 @@ def apply_filter(images: Tensor, kernel: Tensor) -> Tensor:
     """Pictures ``(N, C, H, W)`` after a filter, the border repeated."""
     radius = kernel.shape[0] // 2
     padded = pad(images.flatten(0, 1)[:, None], [radius] * 4, mode="replicate")
-    return conv2d(padded, kernel[None, None]).reshape(images.shape)
+    return _correlate(padded, kernel).reshape(images.shape)
+
+
+def _correlate(images: Tensor, kernel: Tensor) -> Tensor:
+    """In single precision, which is ten times as fast and exact to a thousandth of a level."""
+    return conv2d(images.float(), kernel[None, None].float()).double()
 
 
 def sharpness(kernel: Tensor) -> float:

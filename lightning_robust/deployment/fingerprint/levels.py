@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -92,10 +92,18 @@ def units_of_both(
     """
     here = find_units(trained, mean, std)
     if trained.is_floating_point() != deployed.is_floating_point():
-        return here, find_units(deployed)
+        there = find_units(deployed)
+        return _with_black_of(here, there.to_levels(deployed)) if here.guessed else here, there
     before, after = spread(here.to_levels(trained)), spread(here.to_levels(deployed))
     alike = 1 / _OTHER_UNITS < after / max(before, 1e-9) < _OTHER_UNITS or before < FLAT
     return here, here if alike else find_units(deployed)
+
+
+def _with_black_of(here: Units, levels: Tensor) -> Units:
+    """Guessed units under which the darkest value is that of other levels, in each channel."""
+    darkest = levels.amin((0, 2, 3)).tolist()
+    black = tuple(b - step * dark for b, step, dark in zip(here.black, here.step, darkest, strict=True))
+    return replace(here, black=black)
 
 
 def spread(levels: Tensor) -> float:

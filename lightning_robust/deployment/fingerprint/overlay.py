@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import max_pool2d
 
 from lightning_robust.deployment.fingerprint.detectors import Evidence
+from lightning_robust.deployment.fingerprint.filters import mean_square
 from lightning_robust.deployment.fingerprint.view import View, best_view
 
 _HOT, _TIMES = 25.0, 4.0  # squared levels, and multiples of the median, from which a pixel's residual is large
@@ -43,8 +44,9 @@ def uncovered_view(trained: Tensor, view: View) -> tuple[Evidence, View] | None:
         view, _correlation = best_view(trained, covered)
         predicted = view.predicted
     gain = before / max(view.unfiltered_error, 0.25)
-    if gain < _CLEANER:
-        return None
+    covering = mean_square((deployed - view.predicted)[(..., *box)])
+    if gain < _CLEANER or covering < _TIMES * view.unfiltered_error + _HOT:
+        return None  # what explains the rest explains the region too
     (top, bottom), (left, right) = ((side.start, side.stop) for side in box)
     share = (bottom - top) * (right - left) / (deployed.shape[2] * deployed.shape[3])
     sides = {"left": float(left), "right": float(right), "top": float(top), "bottom": float(bottom)}

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from lightning_robust.deployment.fingerprint.arrangement import can_be_arranged, undo_arrangement
-from lightning_robust.deployment.fingerprint.causes import RELATED, find_causes
-from lightning_robust.deployment.fingerprint.detectors import Evidence
+from lightning_robust.deployment.fingerprint.causes import RELATED, Findings, find_causes
+from lightning_robust.deployment.fingerprint.detectors import Evidence, is_slight_gain
 from lightning_robust.deployment.fingerprint.formats import undo_format
 from lightning_robust.deployment.fingerprint.levels import FLAT, Units, spread, units_of_both
 from lightning_robust.deployment.fingerprint.words import UNEXPLAINED, Fingerprint, describe_cause, weigh_causes
 
 _EQUAL = 0.05  # levels; half precision of normalised pixels costs as much
-_PIXELS = 2**21
+_PIXELS = 2**19
 _SMALLEST = 16
 
 
@@ -76,18 +76,22 @@ def fingerprint(
 
 def _name_causes(before: Tensor, after: Tensor, units: list[Evidence], distance: float, note: str) -> Fingerprint:
     count = max(1, min(len(before), _PIXELS // (before.shape[2] * before.shape[3])))
-    found = find_causes(before[:count], after[:count])
+    alike = _rms(after - before) < _EQUAL  # what was undone is all that differs
+    found = Findings((), 1.0) if alike else find_causes(before[:count], after[:count])
     if found.correlation < RELATED:
         unlike = f"the pictures do not show the same content (correlation {found.correlation:.2f})."
         if found.correlation < -RELATED:
             unlike = f"the pictures are each other's negatives (correlation {found.correlation:.2f})."
         return _cannot_tell(distance, note, f"{unlike} Dump the same frames on both sides.")
-    evidence = {e.name: e for e in [*found.evidence, *units]}  # units are the clearer of two gains
+    named_before = any(e.parameters.get("kind") == "quantised" for e in units)
+    own = (e for e in found.evidence if not (named_before and is_slight_gain(e)))
+    evidence = {e.name: e for e in [*own, *units]}  # units are the clearer of two gains
     named = [describe_cause(e.name, e.parameters, e.strength) for e in evidence.values()]
     causes = weigh_causes(named, distance, found.unexplained)
     if not causes:
         verdict = "They differ by what no known cause explains." if found.unexplained > UNEXPLAINED else ""
         note = _join_notes(note, verdict or "No difference to speak of.")
+    note = _join_notes(note, f"What is left depends on {found.doubt}." if found.doubt else "")
     return Fingerprint(causes, distance, found.unexplained, note)
 
 
@@ -118,7 +122,7 @@ def _check_both(trained: Tensor | npt.NDArray[Any], deployed: Tensor | npt.NDArr
             f"Expected deployed pictures of training's shape {tuple(before.shape)}, but got {tuple(after.shape)}. "
             "Dump the network's input on both sides, for the same frames."
         )
-    _check_numbers_of(after, "deployed")
+    _check_finite(after, "deployed")
     return before, after
 
 
@@ -127,17 +131,13 @@ def _as_tensor(images: Tensor | npt.NDArray[Any]) -> Tensor:
 
 
 def _check_pictures(tensor: Tensor, side: str) -> None:
-    _check_shape(tensor, side)
-    _check_kind(tensor, side)
-
-
-def _check_kind(tensor: Tensor, side: str) -> None:
     if not (tensor.is_floating_point() or tensor.dtype == torch.uint8):
         raise TypeError(f"Expected {side} pictures as uint8 or floating, but got {tensor.dtype}. Convert them first.")
-    _check_numbers_of(tensor, side)
+    _check_shape(tensor, side)
+    _check_finite(tensor, side)
 
 
-def _check_numbers_of(tensor: Tensor, side: str) -> None:
+def _check_finite(tensor: Tensor, side: str) -> None:
     if not bool(tensor.isfinite().all()):
         raise ValueError(f"Expected finite {side} pictures, but got NaN or infinity. Look where the dump is written.")
 

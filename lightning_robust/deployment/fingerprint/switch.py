@@ -88,7 +88,7 @@ def _train_range(found: Mapping[str, float | str]) -> Trained:
 
 
 def _train_compression(found: Mapping[str, float | str]) -> Trained:
-    if found["kind"] == "nv12":
+    if found["kind"] != "jpeg":  # colours of less detail, or beside their brightness
         return ["nv12"], {}
     quality = float(found.get("quality", 85.0))
     return ["jpeg_90"], {"quality": [max(quality - _QUALITY, 1.0), min(quality + _QUALITY, 98.0)]}

@@ -48,6 +48,7 @@ class View:
         mask: Pixels whose content training has too, ``(H, W)``.
         taps: The filter from the prediction to the deployed pictures, on grey pictures.
         rest: The deployed grey pictures minus the filtered prediction, ``(N, H, W)``.
+        colored_first: Whether colours change, and are clipped, before content moves.
     """
 
     deployed: Tensor
@@ -58,6 +59,7 @@ class View:
     mask: Tensor
     taps: Tensor
     rest: Tensor
+    colored_first: bool = False
 
     @cached_property
     def filter_evidence(self) -> float:
@@ -110,7 +112,8 @@ class View:
     def error_from(self, source: Tensor) -> float:
         """Mean square where others take the place of training's first pictures; motion, colours and filter stay."""
         deployed = self.deployed[: len(source)]
-        predicted = _predict_deployed(source, deployed, self.motion, self.kernel, self.colors)
+        predict = _predict_colored_first if self.colored_first else _predict_deployed
+        predicted = predict(source, deployed, self.motion, self.kernel, self.colors)
         if self.needs_filter:
             predicted = apply_filter(predicted, self.taps)
         return mean_square((deployed - predicted)[..., self.mask])
@@ -166,12 +169,23 @@ def _fit_view_colors(trained: Tensor, deployed: Tensor, motion: Motion) -> Color
 def _make_view(trained: Tensor, deployed: Tensor, motion: Motion, kernel: Kernel, colors: Colors) -> View:
     predicted = _predict_deployed(trained, deployed, motion, kernel, colors)
     mask = motion.inside(trained.shape[-2], trained.shape[-1], margin=_RADIUS)
+    colored_first = False
+    if motion != Motion() and colors.causes:
+        other = _predict_colored_first(trained, deployed, motion, kernel, colors)
+        errors = [mean_square((deployed - p)[..., mask]) for p in (predicted, other)]
+        colored_first = errors[1] < errors[0]
+        predicted = other if colored_first else predicted
     taps, rest = fit_filter(predicted.mean(1), deployed.mean(1), mask, _RADIUS)
-    return View(deployed, motion, kernel, colors, predicted, mask, taps, pad(rest, [_RADIUS] * 4))
+    padded = pad(rest, [_RADIUS] * 4)
+    return View(deployed, motion, kernel, colors, predicted, mask, taps, padded, colored_first)
 
 
 def _predict_deployed(trained: Tensor, deployed: Tensor, motion: Motion, kernel: Kernel, colors: Colors) -> Tensor:
     return _clip_like(deployed, colors.apply(trained if motion == Motion() else warp(trained, motion, kernel)))
+
+
+def _predict_colored_first(trained: Tensor, deployed: Tensor, motion: Motion, kernel: Kernel, colors: Colors) -> Tensor:
+    return _clip_like(deployed, warp(_clip_like(deployed, colors.apply(trained)), motion, kernel))
 
 
 def _clip_like(deployed: Tensor, predicted: Tensor) -> Tensor:

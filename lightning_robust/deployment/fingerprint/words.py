@@ -110,7 +110,7 @@ def describe_cause(name: str, parameters: Parameters, strength: float) -> Cause:
     quality = f" of quality about {parameters['quality']:.0f}" if "quality" in parameters else ""
     k = float(parameters.get("k", 0.0))
     signed = f"{'-' if k < 0 else '+'} {abs(k):.4f}"
-    values = {**parameters, "numbers": ", ".join(numbers), "of_quality": quality, "signed": signed}
+    values = {"part": "a crop", **parameters, "numbers": ", ".join(numbers), "of_quality": quality, "signed": signed}
     kind = f"{name}/{parameters.get('kind')}"
     sentence, line = (text.format_map(values) for text in _TEXTS[kind if kind in _TEXTS else name])
     return Cause(name, parameters, 1 - 0.5 / max(strength, 1.0), sentence, line)
@@ -145,7 +145,7 @@ _TEXTS = {
         "x = (column + 0.5) * scale - 0.5  # the half pixel is missing on one side, or the crop begins elsewhere",
     ),
     "crop": (
-        "the deployed side's picture is a {kind}: it shows " + _VISIBLE + " of training's",
+        "the deployed side's picture is {part}: it shows " + _VISIBLE + " of training's",
         "frame[top:bottom, left:right]  # before the resize; or padding to keep the aspect ratio, on one side only",
     ),
     "crop/letterbox": (
@@ -211,8 +211,16 @@ _TEXTS = {
         "cv2.cvtColor(frame, cv2.COLOR_YUV2RGB_NV12)  # frames in 4:2:0, training had full colour",
     ),
     "compression/chroma": (
-        "the deployed side's colours have less detail than its brightness, which training's have not",
-        "cv2.cvtColor(frame, cv2.COLOR_YUV2RGB_NV12)  # 4:2:0 before the resize, or a video codec",
+        "the deployed side's colours have less detail than its brightness (gain {sharpness:.2f} at high frequencies)",
+        "cv2.cvtColor(frame, cv2.COLOR_YUV2RGB_NV12)  # 4:2:0 before the resize, another upsampling, or a video codec",
+    ),
+    "compression/sharper chroma": (
+        "the deployed side's colours have more detail than training's, beside its brightness (gain {sharpness:.2f})",
+        "interpolate(chroma, size)  # planes resized before the conversion to RGB, or 4:4:4 where training had 4:2:0",
+    ),
+    "compression/siting": (
+        "the deployed side's colours lie {dx:+.2f} pixels right and {dy:+.2f} down of their brightness",
+        "resize(chroma)  # 4:2:0 read with another siting, or planes resized before the conversion to RGB",
     ),
     "compression/jpeg": (
         "the deployed side's pictures went through JPEG or the like{of_quality}",

@@ -10,7 +10,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import affine_grid, grid_sample
+from torch.nn.functional import affine_grid, grid_sample, interpolate
 
 from lightning_robust.demo.lanes import LaneData
 from lightning_robust.deployment.fingerprint.search import fingerprint
@@ -140,6 +140,29 @@ def test_what_has_no_name_gets_none_with_confidence(roads, name):
     assert found.differs or not found.conclusive
     if found.causes:
         assert str(found).startswith("Most of it is not explained")
+
+
+DEPENDS = {
+    "brightness": lambda x: torch.where(x > 0.5, 0.5 + (x - 0.5) * 0.5, x),
+    "the place": lambda x: x * (1 - 0.3 * torch.linspace(-1, 1, x.shape[-1]).square()),
+    "the picture": lambda x: x * torch.linspace(0.8, 1.1, len(x))[:, None, None, None],
+}
+
+
+@pytest.mark.parametrize("what", DEPENDS)
+def test_what_is_left_is_said_to_depend_on_what_it_does(roads, what):
+    """A known function of brightness, place or picture explains it, whatever the causes that come nearest."""
+    found = fingerprint(roads, (DEPENDS[what](roads) * 255).round().clamp(0, 255) / 255)
+    assert f"What is left depends on {what}" in found.note
+    assert all(cause.confidence <= 0.5 for cause in found.causes)
+
+
+def test_a_crop_at_one_side_is_no_shift_besides(roads):
+    cut = interpolate(roads[..., 14:, :], roads.shape[-2:], mode="bilinear", antialias=True)
+    (cause,) = fingerprint(roads, (cut * 255).round() / 255).causes
+    assert (cause.name, cause.parameters["kind"]) == ("crop", "crop")
+    assert [cause.parameters[side] for side in ("top", "bottom")] == pytest.approx([14, 144], abs=0.3)
+    assert "a crop without training's top" in cause.sentence
 
 
 def covered(x):
