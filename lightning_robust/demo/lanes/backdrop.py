@@ -37,8 +37,8 @@ def draw_backdrop(backdrop: Backdrop, above: Tensor, columns: Tensor, size: tupl
     return blend(picture, leaves, tree)
 
 
-def draw_walls(picture: Tensor, backdrop: Backdrop, camera: Camera, hit: Ground) -> Tensor:
-    """Barriers along both sides of the road, over what is drawn already.
+def draw_walls(picture: Tensor, backdrop: Backdrop, camera: Camera, hit: Ground) -> tuple[Tensor, Tensor]:
+    """Barriers along both sides of the road, over what is drawn already, and the share of each pixel they cover.
 
     Args:
         picture: (N, 3, h, w).
@@ -60,7 +60,7 @@ def draw_walls(picture: Tensor, backdrop: Backdrop, camera: Camera, hit: Ground)
     pixel = ahead.clamp(0.1, 300.0) / camera.focal
     cover = ((top - height) / pixel + 0.5).clamp(0.0, 1.0) * (height > wide(backdrop.wall_base) * top) * (ahead < 120.0)
     shade = 0.75 + 0.25 * (height / top).clamp(0.0, 1.0) + 0.1 * ((ahead * 0.25).floor() % 2)
-    return blend(picture, tint(backdrop.wall_colour) * shade[:, None], cover[:, None])
+    return blend(picture, tint(backdrop.wall_colour) * shade[:, None], cover[:, None]), cover
 
 
 def draw_cars(picture: Tensor, scene: Scene, size: tuple[int, int]) -> Tensor:

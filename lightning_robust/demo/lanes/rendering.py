@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_robust.demo.lanes.anchors import row_anchors
 from lightning_robust.demo.lanes.backdrop import draw_backdrop, draw_cars, draw_walls
-from lightning_robust.demo.lanes.camera import columns_of_lines, ground
+from lightning_robust.demo.lanes.camera import Ground, columns_of_lines, ground
 from lightning_robust.demo.lanes.sampling import sample_scene
 from lightning_robust.demo.lanes.scene import Scene
 from lightning_robust.demo.lanes.sensor import add_glare, digitise, draw_bonnet, expose
@@ -64,21 +64,27 @@ def render_roads(
         >>> tuple(roads.images.shape), tuple(roads.columns.shape)
         ((2, 3, 144, 256), (2, 2, 17))
     """
-    numbers = torch.as_tensor(indices, dtype=torch.int64).reshape(-1)
-    if len(numbers) == 0:
-        raise ValueError("Expected at least one index, but got none. Pass the numbers of the pictures to render.")
-    if height % 16 or width % 16 or height < 16 or width < 16:
-        raise ValueError(f"Expected multiples of 16, but got height={height} and width={width}. Round them up.")
+    numbers = picture_numbers(indices, height, width)
     frames = torch.as_tensor(frame, dtype=torch.int64).expand(len(numbers))
     size = (height, width)
-    with _one_thread():
+    with one_thread():
         scene = sample_scene(numbers, seed, frames, size)
         chunks = [_render(scene.part(start, start + _CHUNK), size) for start in range(0, len(numbers), _CHUNK)]
         return Roads(torch.cat(chunks), _labels(scene, size))
 
 
+def picture_numbers(indices: Sequence[int] | Tensor, height: int, width: int) -> Tensor:
+    """The numbers of the pictures to render, int64, (N,); refuses none, and sizes that cannot be rendered."""
+    numbers = torch.as_tensor(indices, dtype=torch.int64).reshape(-1)
+    if len(numbers) == 0:
+        raise ValueError("Expected at least one index, but got none. Pass the numbers of the pictures to render.")
+    if height % 16 or width % 16 or height < 16 or width < 16:
+        raise ValueError(f"Expected multiples of 16, but got height={height} and width={width}. Round them up.")
+    return numbers
+
+
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """The operations are small: threads would wait for each other longer than they work."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -89,14 +95,32 @@ def _one_thread() -> Iterator[None]:
 
 
 def _render(scene: Scene, size: tuple[int, int]) -> Tensor:
-    picture = draw_cars(_draw_without_cars(scene, size), scene, size)
+    return photograph(draw_cars(draw_road(scene, size).picture, scene, size), scene)
+
+
+def photograph(picture: Tensor, scene: Scene) -> Tensor:
+    """What the camera makes of the light of a scene, bytes (N, 3, H, W)."""
     picture = add_glare(picture, scene.light)
     picture = draw_bonnet(expose(picture, scene.sensor), scene.sensor)
     return digitise(picture, scene.sensor)
 
 
-def _draw_without_cars(scene: Scene, size: tuple[int, int]) -> Tensor:
-    """The picture without other cars, (N, 3, H, W); the ground is computed only in rows that can show it."""
+class EmptyRoad(NamedTuple):
+    """A road without any car.
+
+    Args:
+        picture: Its light, (N, 3, H, W).
+        hit: Where the pixels below the first quarter of the rows meet the ground.
+        walls: The share of each of these pixels that barriers cover.
+    """
+
+    picture: Tensor
+    hit: Ground
+    walls: Tensor
+
+
+def draw_road(scene: Scene, size: tuple[int, int]) -> EmptyRoad:
+    """The picture without other cars; the ground is computed only in rows that can show it."""
     camera = scene.camera.spread(2)
     top, bottom = size[0] // 4, size[0] * 3 // 4
     columns = torch.arange(size[1], dtype=torch.float32)
@@ -111,8 +135,8 @@ def _draw_without_cars(scene: Scene, size: tuple[int, int]) -> Tensor:
     haze = (haze / (1 + haze))[:, None]
     veil = scene.light.haze_colour.float()[:, :, None, None]
     lower = torch.where(below.valid[:, None], blend(surface, veil, haze), picture[:, :, top:])
-    picture[:, :, top:] = draw_walls(lower, scene.backdrop, camera, below)
-    return picture
+    picture[:, :, top:], walls = draw_walls(lower, scene.backdrop, camera, below)
+    return EmptyRoad(picture, below, walls)
 
 
 def _labels(scene: Scene, size: tuple[int, int]) -> Tensor:

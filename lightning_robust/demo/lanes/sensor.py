@@ -33,10 +33,14 @@ def add_glare(picture: Tensor, light: Light) -> Tensor:
 
 def draw_bonnet(picture: Tensor, sensor: Sensor) -> Tensor:
     """The rim of the car's own bonnet along the lower edge of some pictures."""
-    rows, columns = _axes((picture.shape[2], picture.shape[3]))
+    return blend(picture, tint(sensor.bonnet_colour), bonnet_cover(sensor, (picture.shape[2], picture.shape[3])))
+
+
+def bonnet_cover(sensor: Sensor, size: tuple[int, int]) -> Tensor:
+    """The share of each pixel that the car's own bonnet covers, (N, 1, H, W)."""
+    rows, columns = _axes(size)
     edge = 1 - _per_picture(sensor.bonnet) * (1 - 1.6 * (columns - 0.5) * (columns - 0.5))
-    cover = ((rows - edge) * picture.shape[2]).clamp(0.0, 1.0) * (_per_picture(sensor.bonnet) > 0)
-    return blend(picture, tint(sensor.bonnet_colour), cover)
+    return ((rows - edge) * size[0]).clamp(0.0, 1.0) * (_per_picture(sensor.bonnet) > 0)
 
 
 def expose(picture: Tensor, sensor: Sensor) -> Tensor:
