@@ -59,6 +59,7 @@ headlines: $(STAMP)
 	$(BIN)/python benchmarks/gpu_day.py
 	$(BIN)/python benchmarks/fingerprint.py --every 5
 	$(BIN)/python benchmarks/rendering_speed.py
+	$(BIN)/python benchmarks/traffic.py
 	$(if $(RECORDING),$(BIN)/python benchmarks/cure.py --recording $(RECORDING))
 	$(if $(RECORDING),$(BIN)/python benchmarks/libraries.py --recording $(RECORDING) \
 		--before runs/cure/plain/*/lanes/version_0/checkpoints/last.ckpt \

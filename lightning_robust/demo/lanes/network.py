@@ -26,7 +26,8 @@ class LaneOutput(NamedTuple):
     presence: Tensor
 
 
-def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+def convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    """A convolution of 3 x 3, BatchNorm, ReLU."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
     )
@@ -56,17 +57,17 @@ class LaneNetwork(nn.Module):
         rows, self.cells = (height - self.top) // STRIDE, width // STRIDE
         self.anchors = rows - self.skipped
         c = channels
-        self.fine = nn.Sequential(_conv(3, 24, 2), _conv(24, c, 2), _conv(c, c))
-        self.middle = nn.Sequential(_conv(c, 2 * c, 2), _conv(2 * c, 2 * c))
-        self.coarse = nn.Sequential(_conv(2 * c, 3 * c, 2), _conv(3 * c, 3 * c), _conv(3 * c, 3 * c))
+        self.fine = nn.Sequential(convolution(3, 24, 2), convolution(24, c, 2), convolution(c, c))
+        self.middle = nn.Sequential(convolution(c, 2 * c, 2), convolution(2 * c, 2 * c))
+        self.coarse = nn.Sequential(convolution(2 * c, 3 * c, 2), convolution(3 * c, 3 * c), convolution(3 * c, 3 * c))
         self.squeeze = nn.Conv2d(3 * c, 16, 1)
         places = rows // 4 * (width // 16)
         self.view = nn.Sequential(nn.Linear(16 * places, hidden), nn.ReLU(inplace=True))
         self.spread = nn.Linear(hidden, 16 * places)
         self.from_coarse = nn.Conv2d(3 * c + 16, 2 * c, 1)
-        self.join_middle = _conv(2 * c, 2 * c)
+        self.join_middle = convolution(2 * c, 2 * c)
         self.from_middle = nn.Conv2d(2 * c, c, 1)
-        self.join_fine = _conv(c, c)
+        self.join_fine = convolution(c, c)
         self.rate = nn.Conv2d(c, LINES, 1)
         self.absent = nn.Linear(hidden, LINES * self.anchors)
 

@@ -27,8 +27,8 @@ class Consistency:
     """D: the divergence of logits, else the distance of values.
 
     Outputs are logits if the module has a method ``logits``, or if its output is one tensor and its targets are
-    classes. Values are what ``decode`` gives, else the outputs. Where the picture moves, they are compared with those
-    that ``moved(values, matrix)`` gives; an output of one vector a picture stays.
+    classes. Values are what ``dense`` or ``decode`` gives, else the outputs. Where the picture moves, they are compared
+    with those that ``moved(values, matrix)`` gives; an output of one vector a picture stays.
 
     Args:
         module: The module with its settings.
@@ -71,13 +71,13 @@ class Consistency:
     def _of_values(
         self, step: HostStep, perturbed: Tensor, still: Sequence[Group], moving: Sequence[Group]
     ) -> list[Tensor]:
-        read, perturbed_read = (self._read(step.forward_of(inputs)) for inputs in (step.inputs, perturbed))
-        clean, other = _floating(read, self._known(read, step.batch)), _floating(perturbed_read, {})
+        (read, decoded), (other_read, _) = (self._read(step.forward_of(inputs)) for inputs in (step.inputs, perturbed))
+        clean, other = _floating(read, self._known(read, step.batch) if decoded else {}), _floating(other_read, {})
         if not clean:
             return []
         compare = {name: self._comparison(value) for name, value in clean.items()}
         found = []
-        for group in [*still, *moving]:
+        for group in [*still, *(moving if decoded else [])]:
             part: Values = {name: value[group.rows] for name, value in clean.items()}
             expected = self._moved(part, group.drawn.motion) if group in moving else part
             gaps = [compare[name](value, other[name][group.rows]) for name, value in expected.items()]
@@ -97,10 +97,19 @@ class Consistency:
         move: Callable[[Values, Any], Values] = getattr(self._module, "moved")  # noqa: B009 - not every module has it
         return {**values, **{name: value for name, value in move(values, motion).items() if name in values}}
 
-    def _read(self, outputs: Any) -> dict[str, Tensor]:
-        """Values by name."""
-        decode = getattr(self._module, "decode", None)
-        return dict(decode(outputs) if callable(decode) else flatten(outputs))
+    def _read(self, outputs: Any) -> tuple[dict[str, Tensor], bool]:
+        """Values by name, and whether the module can say which of them are known and how they move.
+
+        It cannot of what ``dense`` gives, nor of plain outputs where ``decode`` gives boxes or masks of classes, which
+        have no place of their own to be compared at.
+        """
+        dense, decode = (getattr(self._module, name, None) for name in ("dense", "decode"))
+        if callable(dense):
+            return dict(dense(outputs)), False
+        values = decode(outputs) if callable(decode) else flatten(outputs)
+        if all(isinstance(value, Tensor) for value in values.values()):
+            return dict(values), True
+        return flatten(outputs), False
 
     def _known(self, values: Values, batch: Any) -> Values:
         """The points that the clean prediction knows, as a parity pass tells them; empty where nothing is said."""

@@ -29,9 +29,11 @@ class PreprocessingMixin(ObjectiveMixin):
     host's ``training_step`` computes. :math:`D` is the symmetric KL divergence of logits (of a method ``logits``, or
     where the targets are classes), else the squared distance of what ``decode`` gives, or of the outputs, in units of
     their spread over the batch; of points that the clean prediction knows, where ``known(values, batch)`` or a decoded
-    ``"confidence"`` says so, as to a parity pass. Its gradient flows into both predictions. Clean and perturbed
-    pictures go through the network together, so that BatchNorm normalises both alike: in two passes of the batch's own
-    size, each with half of the pictures in both versions, or in one for batches of fewer than 32.
+    ``"confidence"`` says so, as to a parity pass. Where ``decode`` gives boxes or masks of classes, a method
+    ``dense(outputs)`` gives tensors at fixed places instead, NaN where there is nothing. Its gradient flows into both
+    predictions. Clean and perturbed pictures go through the network together, so that BatchNorm normalises both alike:
+    in two passes of the batch's own size, each with half of the pictures in both versions, or in one for batches of
+    fewer than 32.
 
     Entries that move the picture (shift, crop, letterbox, some resizes) need to know what moves with it. Classes do
     not, and neither do numbers and vectors, one a picture, of a module without ``moved``. Others need a method

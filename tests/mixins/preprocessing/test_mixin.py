@@ -11,6 +11,7 @@ from lightning.pytorch import seed_everything
 from torch import nn
 
 from lightning_robust import DeploymentParityCallback, PreprocessingMixin
+from lightning_robust.decoding import Boxes
 from lightning_robust.deployment.pixels.catalogue import CATALOGUE
 from lightning_robust.functional.picture_motion import move_points
 from lightning_robust.functional.stability import symmetric_divergence
@@ -384,6 +385,32 @@ def test_values_count_only_where_the_clean_prediction_knows_them():
         module.border = border
         _, logged = step(module, (x, y))
         assert (logged["preprocessing/consistency"] > 0) == counts
+
+
+def test_boxes_are_compared_as_plain_outputs_or_as_dense_values():
+    """Boxes of `decode` have no place of their own: outputs stand for them, or what `dense` gives."""
+
+    class Boxed(Points):
+        def decode(self, outputs):
+            edges = torch.cat([outputs, outputs + 1], -1)
+            return {"boxes": Boxes(edges, edges[..., 0], edges[..., 0].long())}
+
+    class Dense(Boxed):
+        def dense(self, outputs):
+            return {"x": outputs[..., 0], "nothing": torch.full_like(outputs, torch.nan)}
+
+    class Plainly(Points):
+        decode = moved = None
+
+    x, y = torch.rand(8, 3, 16, 16), torch.rand(8, 1, 2) * 8 + 4
+    found = {}
+    for kind in (Boxed, Plainly, Dense):
+        seed_everything(0)
+        module = kind(preprocessing_entries=["gamma"], preprocessing_distance="values", preprocessing_unit=1.0)
+        found[kind] = float(step(module, (x, y))[1]["preprocessing/consistency"])
+    assert found[Boxed] == found[Plainly] > 0
+    # the mean over both coordinates, of which x alone is in the first value; the second has no point
+    assert 0 < found[Dense] < found[Boxed]
 
 
 def test_no_catalogue_entry_is_without_a_draw():
