@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_robust.decoding import Boxes, Masks, segmentation_masks, yolo_boxes
 from lightning_robust.decoding.overlap import match_boxes
@@ -71,7 +71,7 @@ class TrafficDetector(pl.LightningModule):
         self.schedule_epochs = schedule_epochs
         self.network, self.head = TrafficNetwork(len(CLASSES), channels), DetectionHead()
         self.example_input_array = torch.zeros(2, 3, height, width)
-        self.metrics = nn.ModuleDict({"map": BoxPrecision(), "map50": BoxPrecision((0.5,)), "miou": AreaOverlap(2)})
+        self.map, self.map50, self.miou = BoxPrecision(), BoxPrecision((0.5,)), AreaOverlap(2)
 
     def forward(self, images: Tensor) -> TrafficOutput:
         """Detections (N, 4 + C, A) and the mask's logits (N, 1, H, W) of normalised pictures (N, 3, H, W)."""
@@ -161,11 +161,12 @@ class TrafficDetector(pl.LightningModule):
         logits = self.logits(images)
         found = self._decode(self._output(logits), _ALL)
         truth = true_boxes(targets)
-        for name in ("map", "map50"):
-            self.metrics[name].update(found["boxes"], truth)
-        self.metrics["miou"].update(found["mask"], Masks(targets["drivable"].long(), 2))
+        self.map.update(found["boxes"], truth)
+        self.map50.update(found["boxes"], truth)
+        self.miou.update(found["mask"], Masks(targets["drivable"].long(), 2))
         self.log("val/loss", self.loss(logits, targets), sync_dist=True, batch_size=len(images))
-        self.log_dict({f"val/{name}": metric for name, metric in self.metrics.items()}, batch_size=len(images))
+        metrics = {"val/map": self.map, "val/map50": self.map50, "val/miou": self.miou}
+        self.log_dict(metrics, batch_size=len(images))
 
     def predict_step(self, batch: Any, batch_idx: int) -> TrafficOutput:
         """Detections and mask of a batch, or of pictures alone."""

@@ -50,7 +50,7 @@ def encode_boxes(boxes: Tensor, labels: Tensor, classes: int, size: tuple[int, i
     of_class = functional.one_hot(labels.clamp(min=0), classes).to(bump) * present[..., None]
     heat = (bump[:, :, None] * of_class[..., None, None]).amax(1)
     weight, owner = bump.max(1)
-    distances = torch.stack(torch.broadcast_tensors(x - left, y - top, right - x, bottom - y), 2)
+    distances = torch.stack([each.expand_as(bump) for each in (x - left, y - top, right - x, bottom - y)], 2)
     sides = distances.gather(1, owner[:, None, None].expand(-1, 1, 4, -1, -1))[:, 0]
     inside = (sides > 0).all(1) & (weight >= _CORE)
     return CellTargets(heat, sides.clamp(min=1e-3), weight * inside)
