@@ -112,13 +112,13 @@ def test_the_nearer_one_hides_the_farther_one():
     assert kept is near
     assert int(hidden.sum()) == int(cover.solid.sum())
     half = (box[2] - box[0]) // 2
-    aside = far._replace(polygons=tuple(part - torch.tensor([float(half), 0.0]) for part in far.polygons))
+    aside = far._replace(polygons=tuple(part + torch.tensor([float(half), 0.0]) for part in far.polygons))
     (_, _, first), (_, _, second) = keep_visible([near, aside], torch.zeros(SIZE, dtype=torch.bool))
     assert first == box
-    assert second[0] == box[0] - half
+    assert second[2] == box[2] + half
     assert second[2] - second[0] < 0.75 * (box[2] - box[0])  # the near one's flank is slanted
     (_, _, whole), *_ = keep_visible([aside, near], torch.zeros(SIZE, dtype=torch.bool))
-    assert whole == [box[0] - half, box[1], box[2] - half, box[3]]
+    assert whole == [box[0] + half, box[1], box[2] + half, box[3]]
 
 
 def test_what_is_hardly_seen_is_not_there():
