@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from operator import attrgetter
 
 from lightning_robust.deployment.fingerprint.words import Cause, Fingerprint
-from lightning_robust.deployment.pixels.catalogue import CATALOGUE
 from lightning_robust.deployment.pixels.draws import PARAMETERS
 
 _NAME = attrgetter("name")
@@ -178,12 +177,10 @@ def write_switch(found: Fingerprint, line: str = "") -> str:
 
 def _say_next(entries: Sequence[str]) -> list[str]:
     """The commands that use the file and show what it did."""
-    families = dict.fromkeys(CATALOGUE[name].family for name in entries)
-    measured = f"--deployment_parity.perturbations=[{','.join(families)}]"
     return [
-        "# Next, with both runs measured alike:",
-        f"#   lightning-robust fit -c base.yaml {measured}",
-        f"#   lightning-robust fit -c base.yaml -c <this file> {measured}",
+        f"# Next, both runs with --deployment_parity.perturbations=[{','.join(entries)}]:",
+        "#   lightning-robust fit -c base.yaml",
+        "#   lightning-robust fit -c base.yaml -c <this file>",
         "#   lightning-robust compare <the run without> <the run with>",
         "# From random weights let the weight rise over two thirds of the epochs (preprocessing_warmup_epochs). Places",
         "# in pixels want a preprocessing_unit. Clean error grew: a smaller weight. Too little effect: a larger one.",

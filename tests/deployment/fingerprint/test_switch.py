@@ -62,7 +62,7 @@ def test_what_is_wrong_stays_for_the_deployed_side(name, parameters):
     assert gamma.sentence in head
     assert cause.line in mended
     assert "# lightning-robust fingerprint a.npy b.npy" in head
-    assert "fit -c base.yaml -c <this file> --deployment_parity.perturbations=[gamma]" in mended
+    assert "both runs with --deployment_parity.perturbations=[gamma_09]:" in mended
 
 
 def test_nothing_is_trained_on_what_is_not_known():
