@@ -18,6 +18,7 @@ def test_all_are_found():
         "adversarial",
         "averaging",
         "bent_lines",
+        "cure",
         "quickstart",
         "tensorboard_page",
     ]
