@@ -64,6 +64,10 @@ class Decoded(ABC):
         """
 
     @abstractmethod
+    def carry(self, known: Tensor, other: Self) -> Tensor:
+        """Which points of the other side are some of this one's: bools of this shape in, of the other's out."""
+
+    @abstractmethod
     def moved(self, matrix: Tensor) -> Self:
         """The same value in the moved picture, for ``moved(values, matrix)`` of a module."""
 

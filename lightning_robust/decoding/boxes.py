@@ -162,6 +162,14 @@ class Boxes(Decoded):
             {"ap_loss": lambda: 1 - mean_average_precision(other, self)["map"]},
         )
 
+    def carry(self, known: Tensor, other: Self) -> Tensor:
+        """Which boxes of another runtime match some of these."""
+        carried = torch.zeros(other.shape, dtype=torch.bool)
+        order = match_boxes(self, other)[:, : self.shape[1]]
+        picture, slot = (known.cpu() & (order >= 0)).nonzero(as_tuple=True)
+        carried[picture, order[picture, slot]] = True
+        return carried
+
     def remarks(self, name: str) -> list[str]:
         """Boxes that are none; that there are none at all."""
         filled, present = ~self.scores.isnan(), self.present

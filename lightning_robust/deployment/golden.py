@@ -26,7 +26,8 @@ from lightning_robust.deployment.fingerprint.search import fingerprint
 from lightning_robust.deployment.fingerprint.words import Fingerprint
 from lightning_robust.deployment.graph.frozen import to_args
 from lightning_robust.deployment.parity.distance import compare_outputs
-from lightning_robust.deployment.parity.scale import Decode, Readout, Scale
+from lightning_robust.deployment.parity.readout import Readout
+from lightning_robust.deployment.parity.scale import Decode, Scale
 from lightning_robust.structures import count_rows, flatten, take_rows
 
 Arrays = Mapping[str, NDArray[Any]]

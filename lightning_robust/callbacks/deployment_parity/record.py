@@ -20,8 +20,8 @@ from lightning_robust.callbacks.deployment_parity.tags import STATUS, split_tags
 from lightning_robust.callbacks.diagnostics import Report, show
 from lightning_robust.deployment.graph.export import ExportError
 from lightning_robust.deployment.parity.background import LateResults
+from lightning_robust.deployment.parity.readout import PLAIN_UNIT
 from lightning_robust.deployment.parity.result import ParityReport
-from lightning_robust.deployment.parity.scale import PLAIN_UNIT
 from lightning_robust.deployment.report.page import write_report
 from lightning_robust.deployment.report.tables import summary
 from lightning_robust.harness.closing import note_step, note_text, note_warning

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from lightning_robust.callbacks.diagnostics import Report, Table
 from lightning_robust.deployment.parity.links import History
+from lightning_robust.deployment.parity.readout import PLAIN_UNIT
 from lightning_robust.deployment.parity.result import ParityReport
-from lightning_robust.deployment.parity.scale import PLAIN_UNIT
 from lightning_robust.deployment.pixels.words import label_of
 from lightning_robust.deployment.report.figures import draw_chain, draw_families, draw_history, has_chain
 from lightning_robust.deployment.report.layer_figure import draw_costs, draw_drift

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_robust.deployment.parity.scale import Known, Task, Values, masks
+from lightning_robust.deployment.parity.readout import Values
+from lightning_robust.deployment.parity.scale import Known, Task, masks
 from lightning_robust.harness.samples import FirstInputs
 
 KNOWN = "known"
@@ -37,7 +38,7 @@ def _known_by_batches(judge: Callable[[Values, Any], Mapping[str, Tensor] | Tens
         for places, batch in inputs.batches(rows):
             part = {name: value[places] for name, value in values.items()}
             for name, mask in masks(judge(part, batch), part).items():
-                found.setdefault(name, torch.zeros_like(values[name], dtype=torch.bool))[places] = mask
+                found.setdefault(name, torch.zeros(values[name].shape, dtype=torch.bool))[places] = mask
         return found
 
     return known

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from lightning_robust.deployment.parity.intervals import intervals
 from lightning_robust.deployment.parity.links import EXPORTED, GRAPHS, Link, engine_names, first_engine
+from lightning_robust.deployment.parity.readout import PLAIN_UNIT, Readout
 from lightning_robust.deployment.parity.result import TargetResult
-from lightning_robust.deployment.parity.scale import PLAIN_UNIT, Readout
 from lightning_robust.statistics import Interval
 
 _FROM_FP32 = ("-fp32", "deployed-int8")  # the latter is quantised by others, and not as the Q/DQ graph here is
@@ -91,7 +91,7 @@ def _link(readouts: Mapping[str, Readout], known: Readout, name: str, source: st
     """The distance between the outputs of two neighbours, of the points that the reference knows."""
     samples = min(map(_samples, (readouts[source], readouts[target], known)))
     ours, theirs, reference = (each.rows(slice(samples)) for each in (readouts[source], readouts[target], known))
-    ours = ours.knowing(reference.known)
+    ours = ours.knowing(reference)
     precision = target.rsplit("-", 1)[-1]
     metrics = ours.distance(theirs, precision)
     interval = intervals(ours, theirs, precision).get(unit, Interval(math.nan, math.nan))

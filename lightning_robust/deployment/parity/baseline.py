@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from lightning_robust.complaints import one_line
+from lightning_robust.decoding.alignment import Decoded
 from lightning_robust.deployment.engines import Subject, run_module
 from lightning_robust.deployment.engines.base import HALF, Runner
 from lightning_robust.deployment.engines.execution import run_in_batches
@@ -16,8 +17,9 @@ from lightning_robust.deployment.engines.torch import TorchRuntime
 from lightning_robust.deployment.parity.distance import is_constant
 from lightning_robust.deployment.parity.intervals import intervals, is_settled
 from lightning_robust.deployment.parity.links import Basis
+from lightning_robust.deployment.parity.readout import Readout
 from lightning_robust.deployment.parity.samples import Outputs, windows
-from lightning_robust.deployment.parity.scale import Readout, Scale, Task
+from lightning_robust.deployment.parity.scale import Scale, Task
 from lightning_robust.statistics import Interval
 
 
@@ -163,6 +165,8 @@ class Baseline:
                     f"Output {index} is constant on these samples to what fp16 can tell apart: its relative distance "
                     "is relative to its size, not to its spread."
                 )
+        for name, value in readout.values.items():
+            self.remarks.extend(value.remarks(name) if isinstance(value, Decoded) else [])
         for name, known in readout.known.items():
             if not bool(known.any()):
                 self.remarks.append(f"No point of {name} is known yet: its distances are of guesses.")

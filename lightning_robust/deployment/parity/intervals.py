@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from lightning_robust.deployment.parity.distance import deviation, is_constant, named
-from lightning_robust.deployment.parity.scale import PLAIN_UNIT, Points, Readout
+from lightning_robust.deployment.parity.readout import PLAIN_UNIT, Points, Readout
 from lightning_robust.statistics import Bootstrap, Interval
 
 _TENTH = 0.1
@@ -17,7 +17,7 @@ _bootstrap = functools.lru_cache(maxsize=16)(Bootstrap)
 
 
 def intervals(reference: Readout, deployed: Readout, precision: str = "fp32") -> dict[str, Interval]:
-    """The intervals of ``rel_l2`` and of the decoded values' p99, mean, bias and flips.
+    """The intervals of ``rel_l2``, of the decoded values' p99, mean, bias and flips, and of ratios of boxes or masks.
 
     A metric that is not finite, and one of fewer than two samples, has none.
 
@@ -34,9 +34,12 @@ def intervals(reference: Readout, deployed: Readout, precision: str = "fp32") ->
         >>> low < exact.distance(deployed)["rel_l2"] < high
         True
     """
-    found = {PLAIN_UNIT: _worst_relative(reference, deployed, precision)}
-    for points in reference.points(deployed):
+    found = {PLAIN_UNIT: _worst_relative(reference, deployed, precision)} if reference.has_shape_of(deployed) else {}
+    aligned = reference.aligned(deployed)
+    for points in reference.points(deployed, aligned):
         found |= _of_points(points)
+    for name, alignment in aligned.items():
+        found |= named(name, {ratio: _of_ratio(*sums) for ratio, sums in alignment.ratios.items()})
     return {metric: interval for metric, interval in found.items() if not math.isnan(interval.low)}
 
 
@@ -94,6 +97,12 @@ def _of_points(points: Points) -> dict[str, Interval]:
             "bias": bootstrap.ratio(_sums(error, owners, samples), counts),
         },
     )
+
+
+def _of_ratio(part: Tensor, whole: Tensor) -> Interval:
+    if len(part) < 2 or not bool(whole.any()):
+        return Interval(math.nan, math.nan)
+    return _bootstrap(len(part)).ratio(part.cpu().double().numpy(), whole.cpu().double().numpy())
 
 
 def _sums(values: Tensor, owners: Tensor, samples: int) -> np.ndarray:

@@ -18,8 +18,9 @@ from lightning_robust.deployment.numerics.keep_list import KeepList, check_keep_
 from lightning_robust.deployment.numerics.precisions import Low
 from lightning_robust.deployment.numerics.sensitivity import SOUND, Sensitivity
 from lightning_robust.deployment.numerics.sweep import Measure, NodeSweep
+from lightning_robust.deployment.parity.readout import PLAIN_UNIT
 from lightning_robust.deployment.parity.result import Examination, ParityReport
-from lightning_robust.deployment.parity.scale import PLAIN_UNIT, Decode, Known, Scale, Task
+from lightning_robust.deployment.parity.scale import Decode, Known, Scale, Task
 from lightning_robust.deployment.parity.trade_off import try_int8_lists
 
 _SHARE = 0.2  # of what the whole graph costs: what the list aims at where nothing else is asked for

@@ -188,9 +188,9 @@ class ParityPass:
         """Perturbation -> how far it moves a runtime's outputs on the perturbed inputs."""
         pairs = [] if self.perturbed is None else self.perturbed.pairs(outputs)
         read, window = self.baseline.scale.read, self.baseline.first_window
-        known = self.baseline.readout(window).known
+        reference = self.baseline.readout(window)
         return {
-            name: measure_distance(read(trained).knowing(known), read(deployed), window.stop)
+            name: measure_distance(read(trained).knowing(reference), read(deployed), window.stop)
             for name, trained, deployed in pairs
         }
 

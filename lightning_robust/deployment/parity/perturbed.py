@@ -15,8 +15,9 @@ from lightning_robust.deployment.parity.attribution import bias_of
 from lightning_robust.deployment.parity.baseline import Baseline, Measured, measure_distance
 from lightning_robust.deployment.parity.links import Link
 from lightning_robust.deployment.parity.perturbed_inputs import PerturbedInputs
+from lightning_robust.deployment.parity.readout import Readout, Values
 from lightning_robust.deployment.parity.result import BEYOND
-from lightning_robust.deployment.parity.scale import Moved, Readout, Values, mean_of
+from lightning_robust.deployment.parity.scale import Moved, mean_of
 from lightning_robust.deployment.pixels.catalogue import Perturbation
 from lightning_robust.deployment.pixels.perturb import PerturbedImages
 from lightning_robust.functional.pixels import PixelSpace
@@ -133,7 +134,7 @@ class PerturbationSweep:
 
     def _compare(self, each: _Entry, window: slice) -> Measured:
         trained, deployed = (self.baseline.scale.read(join_rows(parts)) for parts in (each.trained, each.deployed))
-        trained = trained.knowing(self.baseline.readout(window).known)
+        trained = trained.knowing(self.baseline.readout(window))
         found = measure_distance(trained, deployed, window.stop)
         beyond = found
         if each.entry.motion is not None:

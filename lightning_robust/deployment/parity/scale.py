@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_robust.deployment.parity.distance import (
-    compare_decoded,
-    compare_outputs,
-    compare_points,
-    named,
-)
+from lightning_robust.decoding.alignment import Decoded
+from lightning_robust.deployment.parity.distance import compare_outputs
+from lightning_robust.deployment.parity.readout import PLAIN_UNIT, Readout, Values
 from lightning_robust.structures import rebuild
 
-Values = Mapping[str, Tensor]
 Decode = Callable[[Any], Values]
 """Turns what ``forward`` returns into named values in the task's own units."""
 Known = Callable[[Values, slice], Mapping[str, Tensor] | Tensor]
@@ -28,8 +23,6 @@ Bools, by name or for all values alike.
 """
 Moved = Callable[[Values, Tensor], Values]
 """Decoded values and a motion of the picture, ``(3, 3)`` -> the same right answers in the moved picture."""
-PLAIN_UNIT = "rel_l2"
-"""The metric that stands for a distance where nothing is decoded."""
 CONFIDENCE = "confidence"
 """The decoded value that is no value of the task but the probability of the others, each point's or each sample's."""
 _SURE = 0.5
@@ -40,7 +33,8 @@ class Task:
     """What a task says of a model's outputs beside the numbers in them.
 
     Args:
-        decode: Turns what ``forward`` returns into named values in the task's own units; None for plain distances.
+        decode: Turns what ``forward`` returns into named values in the task's own units, tensors or boxes and masks of
+            :mod:`lightning_robust.decoding`; None for plain distances.
         known: Which points of the reference the model knows; where it is None, ``decode``'s ``"confidence"`` says it.
         moved: What a right answer becomes when the picture moves: values by name (those that it leaves out stay), for
             a matrix ``(3, 3)`` from places ``(x, y, 1)`` in the network's input, in pixels and 0 in the centre of the
@@ -50,96 +44,6 @@ class Task:
     decode: Decode | None = None
     known: Known | None = None
     moved: Moved | None = None
-
-
-class Points(NamedTuple):
-    """The points of one decoded value on both sides of a comparison, flattened.
-
-    Args:
-        name: Of the value, with ``_known`` or ``_guessed`` for a part of them.
-        reference: Values of the reference.
-        deployed: Values of the deployed side.
-        owners: The sample that each belongs to.
-        samples: How many samples there are.
-    """
-
-    name: str
-    reference: Tensor
-    deployed: Tensor
-    owners: Tensor
-    samples: int
-
-    def part(self, name: str, chosen: Tensor) -> Points:
-        """Some of the points, under the value's name and a further one."""
-        reference, deployed, owners = self.reference[chosen], self.deployed[chosen], self.owners[chosen]
-        return Points(f"{self.name}_{name}", reference, deployed, owners, self.samples)
-
-
-class Readout(NamedTuple):
-    """Outputs on a scale.
-
-    Args:
-        outputs: The tensors that ``forward`` returns, flattened.
-        values: What ``decode`` makes of them, by name; empty without one.
-        known: Name of a value -> which of its points the model knows, bools of its shape.
-    """
-
-    outputs: Sequence[Tensor]
-    values: Values
-    known: Values = {}  # noqa: RUF012 - a NamedTuple's default, never changed
-
-    def distance(self, deployed: Readout, precision: str = "fp32") -> dict[str, float]:
-        """Metrics of how far a deployed readout is from this one, plain and in the task's units.
-
-        Where this side knows some points and guesses others, the metrics of a value come three times: for all points,
-        as ``<name>_known_...`` and as ``<name>_guessed_...``; NaN where there are no such points.
-        """
-        plain = compare_outputs(self.outputs, deployed.outputs, precision)
-        return plain | compare_decoded(self.values, deployed.values) | self._parts(deployed)
-
-    def knowing(self, known: Values) -> Readout:
-        """The same readout, which knows these points."""
-        return Readout(self.outputs, self.values, known)
-
-    @property
-    def unit(self) -> str:
-        """The metric that stands for a distance.
-
-        It is the p99 of the first floating value, of its known points if it has any; else ``"rel_l2"``.
-        """
-        name = next((name for name, value in self.values.items() if value.is_floating_point()), None)
-        if name is None:
-            return PLAIN_UNIT
-        return f"{name}_known_p99" if name in self.known and bool(self.known[name].any()) else f"{name}_p99"
-
-    def points(self, deployed: Readout) -> Iterator[Points]:
-        """The points of each value: all, and, where they are told apart, those that this side knows and guesses."""
-        for name, value in self.values.items():
-            rows = len(value) if value.ndim else 1
-            owners = torch.arange(rows).repeat_interleave(value.numel() // rows)
-            whole = Points(name, value.flatten().cpu(), deployed.values[name].flatten().cpu(), owners, rows)
-            yield whole
-            if name in self.known:
-                mask = self.known[name].flatten().cpu()
-                yield whole.part("known", mask)
-                yield whole.part("guessed", ~mask)
-
-    def rows(self, window: slice) -> Readout:
-        """Some of the samples."""
-        outputs = [output[window] if output.ndim else output for output in self.outputs]
-        values, known = (
-            {name: value[window] if value.ndim else value for name, value in each.items()}
-            for each in (self.values, self.known)
-        )
-        return Readout(outputs, values, known)
-
-    def _parts(self, deployed: Readout) -> dict[str, float]:
-        metrics: dict[str, float] = {}
-        for points in self.points(deployed):
-            if points.name not in self.values:
-                found = compare_points(points.reference, points.deployed)
-                metrics |= named(points.name, found if len(points.reference) else dict.fromkeys(found, math.nan))
-        return metrics
 
 
 @dataclass
@@ -185,13 +89,17 @@ class Scale:
         if self.decode is None or self.module is None:
             return Readout(outputs, {})
         values = self.decode(rebuild(self._template, iter(outputs)))
-        if not isinstance(values, Mapping) or not all(isinstance(value, Tensor) for value in values.values()):
+        if not isinstance(values, Mapping) or not all(isinstance(each, Tensor | Decoded) for each in values.values()):
             raise TypeError(f"Expected `decode` to return a dict of tensors, but got {type(values).__name__}.")
         others = dict(values)
         confidence = others.pop(CONFIDENCE, None)
+        if isinstance(confidence, Decoded):
+            raise TypeError(f"Expected {CONFIDENCE!r} to be a tensor, but got {type(confidence).__name__}.")
+        if rows is not None:
+            _require_rows(others, rows.stop - rows.start)
         return Readout(outputs, others, self._known(others, confidence, rows))
 
-    def _known(self, values: Values, confidence: Tensor | None, rows: slice | None) -> Values:
+    def _known(self, values: Values, confidence: Tensor | None, rows: slice | None) -> Mapping[str, Tensor]:
         if rows is not None and self.known is not None:
             return masks(self.known(values, rows), values)
         return {} if confidence is None else masks(confidence >= _SURE, values)
@@ -219,6 +127,16 @@ class Scale:
         return self.read(reference, rows).distance(self.read(deployed))[unit]
 
 
+def _require_rows(values: Values, samples: int) -> None:
+    """Refuse boxes and masks of other samples than were given, as a list with tensors for each picture leads to."""
+    for name, value in values.items():
+        if isinstance(value, Decoded) and value.shape[0] != samples:
+            raise ValueError(
+                f"Expected {name!r} of {samples} pictures, but got those of {value.shape[0]}. Let `forward` return "
+                "tensors with a row for each picture, as torchvision_boxes(outputs, limit=100) makes them."
+            )
+
+
 def masks(known: Mapping[str, Tensor] | Tensor, values: Values) -> dict[str, Tensor]:
     """Which points are known, for each value, from bools by name or for all values alike.
 
@@ -239,13 +157,13 @@ def masks(known: Mapping[str, Tensor] | Tensor, values: Values) -> dict[str, Ten
     return {name: _fit(mask.bool(), values[name], name) for name, mask in by_name.items()}
 
 
-def _fit(mask: Tensor, value: Tensor, name: str) -> Tensor:
+def _fit(mask: Tensor, value: Tensor | Decoded, name: str) -> Tensor:
     if mask.shape != value.shape[: mask.ndim]:
         raise ValueError(
             f"Expected known points of {name!r} of shape {tuple(value.shape)}, or its first dimensions, but got "
             f"{tuple(mask.shape)}."
         )
-    return mask.reshape(*mask.shape, *[1] * (value.ndim - mask.ndim)).expand(value.shape)
+    return mask.reshape(*mask.shape, *[1] * (len(value.shape) - mask.ndim)).expand(value.shape)
 
 
 def mean_of(unit: str) -> str:

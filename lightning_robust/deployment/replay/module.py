@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_robust.complaints import one_line
 from lightning_robust.deployment.engines import run_module
 from lightning_robust.deployment.graph.export import frozen_copy
+from lightning_robust.deployment.parity.readout import Values
 from lightning_robust.deployment.parity.scale import Scale
 from lightning_robust.structures import flatten
 
@@ -48,7 +49,7 @@ class Lines(NamedTuple):
 
     columns: Tensor
     known: Tensor | None
-    values: Mapping[str, Tensor]
+    values: Values
 
     def bare(self) -> Lines:
         """The same without the values, which may be large and are not kept for all frames."""
@@ -110,10 +111,10 @@ class LineFinder:
     def lines(self, outputs: list[Tensor]) -> Lines:
         """The lines in the flattened outputs of any runtime; PyTorch has to :meth:`run` first."""
         values, knowledge = ({}, {}) if self._scale is None else self._scale.read(outputs)[1:]
-        lines = {key: value for key, value in values.items() if value.is_floating_point() and value.ndim == 3}
+        lines = {key: value for key, value in values.items() if isinstance(value, Tensor) and _are_lines(value)}
         name = next(iter(lines), "") if self.value is None else self.value
         if name not in lines:
-            shapes = {key: tuple(tensor.shape) for key, tensor in values.items()}
+            shapes = {key: tuple(value.shape) for key, value in values.items()}
             raise ValueError(
                 f"Expected `{self.decode}` to return lines as a floating tensor (frames, lines, rows)"
                 f"{f' named {name!r}' if name else ''}, but got {shapes}."
@@ -137,7 +138,8 @@ class LineFinder:
             return None
         try:
             values = {**lines.values, **moved(lines.values, matrix)}
-            return _doubles(values[str(self.value)])
+            columns = values[str(self.value)]
+            return _doubles(columns) if isinstance(columns, Tensor) else None
         except Exception as error:  # whatever a user's method raises
             self.notes.append(f"`moved` failed and is left out: {one_line(error)}")
             return None
@@ -149,6 +151,10 @@ class LineFinder:
         except AttributeError:
             return None
         return Geometry(torch.as_tensor(rows).double().cpu(), float(height), float(width))
+
+
+def _are_lines(value: Tensor) -> bool:
+    return value.is_floating_point() and value.ndim == 3
 
 
 def _doubles(columns: Tensor) -> Tensor:

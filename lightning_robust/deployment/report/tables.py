@@ -8,8 +8,9 @@ from lightning_robust.deployment.engines.latency import Latency
 from lightning_robust.deployment.graph.lint import Finding
 from lightning_robust.deployment.graph.origin import Origin
 from lightning_robust.deployment.parity.links import Basis
+from lightning_robust.deployment.parity.readout import PLAIN_UNIT
 from lightning_robust.deployment.parity.result import BEYOND, STORAGE, ParityReport, TargetResult
-from lightning_robust.deployment.parity.scale import PLAIN_UNIT, unit_label
+from lightning_robust.deployment.parity.scale import unit_label
 from lightning_robust.deployment.parity.verdict import what_if_sentences, with_interval
 from lightning_robust.deployment.pixels.catalogue import CATALOGUE
 from lightning_robust.deployment.report.layers import layer_sentences
@@ -147,12 +148,17 @@ def _times(factor: float) -> str:
 def _target_metrics(report: ParityReport) -> list[str]:
     """The columns of the table of targets: the plain metrics that were measured, then those in the task's units."""
     measured = dict.fromkeys(key for target in report.targets.values() for key in target.metrics)
-    decoded = [key for key in measured if key.endswith(("_p99", "_flips"))]
+    decoded = [key for key in measured if key.endswith(("_p99", "_flips", "_new", "_loss")) or _new_of(key) in measured]
     nothing_lost = not any(target.metrics.get("nonfinite") for target in report.targets.values())
     # what counts places without a value too, and a column of zeros, would tell nothing
     idle = {"max_abs": bool(decoded), "nonfinite": nothing_lost}
     plain = [key for key in _PLAIN if key in measured and not idle.get(key)]
     return list(dict.fromkeys([report.unit, *plain, *_without_wholes(decoded), *[STORAGE] * (STORAGE in measured)]))
+
+
+def _new_of(key: str) -> str:
+    """The metric of new boxes that goes with one of lost ones."""
+    return f"{key.removesuffix('_lost')}_new"
 
 
 def _without_wholes(keys: list[str]) -> list[str]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from lightning_robust.deployment.parity.links import Link
+from lightning_robust.deployment.parity.readout import PLAIN_UNIT
 from lightning_robust.deployment.parity.result import ParityReport
-from lightning_robust.deployment.parity.scale import PLAIN_UNIT
 from lightning_robust.deployment.parity.verdict import DEFAULT_TOLERANCES
 
 _NAMES = {

@@ -7,8 +7,8 @@ import torch
 
 from lightning_robust.deployment.parity.attribution import find_chain, find_engine, fp16_metrics, neighbours
 from lightning_robust.deployment.parity.links import chain_scalars
+from lightning_robust.deployment.parity.readout import Readout
 from lightning_robust.deployment.parity.result import TargetResult
-from lightning_robust.deployment.parity.scale import Readout
 
 SPREAD = 1.0
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_robust.deployment.parity.intervals import intervals, is_settled
-from lightning_robust.deployment.parity.scale import Readout
+from lightning_robust.deployment.parity.readout import Readout
 from lightning_robust.statistics import Bootstrap, Interval
 
 

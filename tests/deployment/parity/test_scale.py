@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from lightning_robust.deployment.parity.distance import compare_outputs
-from lightning_robust.deployment.parity.scale import Readout, Scale, masks, unit_label
+from lightning_robust.deployment.parity.readout import Readout
+from lightning_robust.deployment.parity.scale import Scale, masks, unit_label
 
 EXACT, DEPLOYED = [torch.tensor([1.0, 3.0]), torch.tensor([0, 1])], [torch.tensor([1.0, 3.5]), torch.tensor([0, 0])]
 
