@@ -84,7 +84,7 @@ class Readout(NamedTuple):
         """
         plain = compare_outputs(self.outputs, deployed.outputs, precision) if self.has_shape_of(deployed) else {}
         aligned = self.aligned(deployed)
-        metrics = plain | compare_decoded(_tensors(self.values), _tensors(deployed.values))
+        metrics = plain | compare_decoded(_plain_values(self.values), _plain_values(deployed.values))
         for points in self.points(deployed, aligned):
             metrics |= {} if points.name in self.values else named(points.name, points.metrics())
         for name, alignment in aligned.items():
@@ -115,7 +115,7 @@ class Readout(NamedTuple):
 
         It is the p99 of the first floating value, of its known points if it has any; else ``"rel_l2"``.
         """
-        name = next((name for name, value in self.values.items() if _is_floating(value)), None)
+        name = next((name for name, value in self.values.items() if _is_measurable(value)), None)
         if name is None:
             return PLAIN_UNIT
         known = "_known" if name in self.known and bool(self.known[name].any()) else ""
@@ -138,7 +138,7 @@ class Readout(NamedTuple):
         aligned = self.aligned(deployed) if aligned is None else aligned
         for name, value in self.values.items():
             if isinstance(value, Tensor):
-                yield from _told_apart(Points.of(name, value, _tensor(deployed.values[name])), self.known.get(name))
+                yield from _known_apart(Points.of(name, value, _tensor(deployed.values[name])), self.known.get(name))
             else:
                 yield from _aligned_points(name, aligned[name], self.known.get(name))
 
@@ -155,11 +155,11 @@ def _aligned_points(name: str, aligned: Alignment, known: Tensor | None) -> Iter
     for part, (reference, deployed) in aligned.parts.items():
         whole = Points.of(f"{name}_{part}", reference, deployed)
         there = ~(whole.reference.isnan() & whole.deployed.isnan())
-        mask = None if known is None else _widened(known.cpu(), reference).flatten()[there]
-        yield from _told_apart(whole.only(there), mask)
+        mask = None if known is None else _known_places(known.cpu(), reference).flatten()[there]
+        yield from _known_apart(whole.only(there), mask)
 
 
-def _told_apart(whole: Points, known: Tensor | None) -> Iterator[Points]:
+def _known_apart(whole: Points, known: Tensor | None) -> Iterator[Points]:
     yield whole
     if known is not None:
         mask = known.flatten().cpu()
@@ -167,7 +167,7 @@ def _told_apart(whole: Points, known: Tensor | None) -> Iterator[Points]:
         yield whole.part("guessed", ~mask)
 
 
-def _widened(known: Tensor, points: Tensor) -> Tensor:
+def _known_places(known: Tensor, points: Tensor) -> Tensor:
     """Bools ``(N, K)`` for points ``(N, K or more, ...)``, of which the reference has none beyond K."""
     wide = torch.zeros(points.shape[:2], dtype=torch.bool)
     wide[:, : known.shape[1]] = known
@@ -192,9 +192,9 @@ def _tensor(value: Tensor | Decoded) -> Tensor:
     return value
 
 
-def _tensors(values: Values) -> dict[str, Tensor]:
+def _plain_values(values: Values) -> dict[str, Tensor]:
     return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
-def _is_floating(value: Tensor | Decoded) -> bool:
+def _is_measurable(value: Tensor | Decoded) -> bool:
     return not isinstance(value, Tensor) or value.is_floating_point()

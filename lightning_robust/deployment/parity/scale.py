@@ -96,7 +96,7 @@ class Scale:
         if isinstance(confidence, Decoded):
             raise TypeError(f"Expected {CONFIDENCE!r} to be a tensor, but got {type(confidence).__name__}.")
         if rows is not None:
-            _require_rows(others, rows.stop - rows.start)
+            _require_all_pictures(others, rows.stop - rows.start)
         return Readout(outputs, others, self._known(others, confidence, rows))
 
     def _known(self, values: Values, confidence: Tensor | None, rows: slice | None) -> Mapping[str, Tensor]:
@@ -127,7 +127,7 @@ class Scale:
         return self.read(reference, rows).distance(self.read(deployed))[unit]
 
 
-def _require_rows(values: Values, samples: int) -> None:
+def _require_all_pictures(values: Values, samples: int) -> None:
     """Refuse boxes and masks of other samples than were given, as a list with tensors for each picture leads to."""
     for name, value in values.items():
         if isinstance(value, Decoded) and value.shape[0] != samples:
