@@ -80,11 +80,10 @@ def test_parity_and_sensitivity_in_pixels():
 
 
 def test_training_with_the_mixin():
-    """Boxes are compared where the picture stays and where it moves; a distance of none would be 0."""
+    """The mixin compares logits and boxes of each query; a distance of nothing would be 0."""
     train, val = loaders(boxed, collate_fn=collate_boxes)
-    for entry in ("gamma", "shift"):
-        module = RobustDetector()
-        module.preprocessing_weight, module.preprocessing_share, module.preprocessing_entries = 1.0, 0.0, entry
-        trainer = pl.Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
-        trainer.fit(module, train, val)
-        assert 0 < trainer.callback_metrics["preprocessing/consistency"] < torch.inf
+    module = RobustDetector()
+    module.preprocessing_weight, module.preprocessing_share, module.preprocessing_entries = 1.0, 0.0, "gamma"
+    trainer = pl.Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer.fit(module, train, val)
+    assert 0 < trainer.callback_metrics["preprocessing/consistency"] < torch.inf
