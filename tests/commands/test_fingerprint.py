@@ -83,11 +83,11 @@ def test_reads_pictures_as_they_are(tmp_path):
 
 
 def test_reads_folders_and_channels_last(tmp_path, capsys):
-    """A folder in the order of names beside one array, and two arrays with channels last, of which one is BGR."""
+    """A folder in natural order (9 before 10) beside one array; two arrays with channels last, one of them BGR."""
     frames = np.stack([picture(seed) for seed in (3, 1, 2)])
     (tmp_path / "frames").mkdir()
     for number, frame in enumerate(frames):
-        Image.fromarray(frame).save(tmp_path / "frames" / f"{number:03}.png")
+        Image.fromarray(frame).save(tmp_path / "frames" / f"frame_{number + 9}.png")
     (tmp_path / "frames" / "notes.txt").write_text("at noon")
     np.save(tmp_path / "rgb.npy", frames)
     np.save(tmp_path / "bgr.npy", frames[..., ::-1])
@@ -114,7 +114,7 @@ def test_rejects(tmp_path, capsys):
         ("none.npy", "no such file"),
         ("two.npz", "Choose with --key"),
         ("text.npy", "Expected .npy, .npz, a picture or a folder of pictures"),
-        ("empty", "but no name ends in .bmp"),
+        ("empty", "but found none"),
         ("sizes", "Expected pictures of one size"),
     ):
         with pytest.raises(SystemExit) as stop:

@@ -14,9 +14,9 @@ from lightning_robust.checks import check_file
 from lightning_robust.deployment.fingerprint.code import write_transform
 from lightning_robust.deployment.fingerprint.switch import refusal, write_switch
 from lightning_robust.deployment.fingerprint.words import Fingerprint
+from lightning_robust.deployment.replay.frames import PICTURES, Pictures, read_picture
 
 Space = tuple[float | list[float] | None, float | list[float] | None]
-_PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 
 
 def read_both(trained: str, deployed: str, key: str | None = None) -> tuple[tuple[NDArray[Any], NDArray[Any]], str]:
@@ -32,42 +32,31 @@ def _channels_last(images: NDArray[Any]) -> bool:
 
 
 def read_pictures(path: str, key: str | None = None) -> NDArray[Any]:
-    """Pictures from a file, or from a folder of pictures in the order of their names, without conversion.
+    """Pictures from a file, or from a folder of pictures in natural order (2 before 10), without conversion.
 
     One picture becomes ``(1, C, H, W)``.
 
     Raises:
-        FileNotFoundError: If there is no such file, or no picture in the folder.
-        ValueError: If it holds no pictures, pictures of several sizes, or several arrays and no key chooses one.
+        FileNotFoundError: If there is no such file.
+        ValueError: If there is no picture, pictures of several sizes, or several arrays and no key chooses one.
     """
     file = Path(path)
     if file.is_dir():
-        return _read_folder(file)
+        return _read_frames(file)
     check_file("pictures", file)
-    if file.suffix.lower() in _PICTURES:
-        return _read_picture(file)[None]
+    if file.suffix.lower() in PICTURES:
+        return np.moveaxis(read_picture(file), -1, 0)[None]
     content = read_arrays(path, ".npy, .npz, a picture or a folder of pictures")
     images = content if isinstance(content, np.ndarray) else content[_choose_array([*content], key, path)]
     return images[None] if images.ndim == 3 else images
 
 
-def _read_picture(file: Path) -> NDArray[Any]:
-    """``(3, H, W)``, RGB in bytes."""
-    from PIL import Image
-
-    with Image.open(file) as picture:
-        return np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
-
-
-def _read_folder(folder: Path) -> NDArray[Any]:
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _PICTURES)
-    if not files:
-        raise FileNotFoundError(f"Expected pictures in {folder}, but no name ends in {', '.join(sorted(_PICTURES))}.")
-    pictures = [_read_picture(file) for file in files]
-    sizes = {picture.shape[1:] for picture in pictures}
+def _read_frames(folder: Path) -> NDArray[Any]:
+    pictures = [read_picture(file) for file in Pictures(folder).files]
+    sizes = {picture.shape[:2] for picture in pictures}
     if len(sizes) > 1:
         raise ValueError(f"Expected pictures of one size in {folder}, but got (height, width) {sorted(sizes)[:4]}.")
-    return np.stack(pictures)
+    return np.moveaxis(np.stack(pictures), -1, 1)
 
 
 def write_found(

@@ -80,13 +80,13 @@ def write_transform(
         ValueError: If the code does not make the deployed side's pictures.
     """
     sides = _read_sides(trained, deployed, mean, std)
-    lines = _lines_of(found.causes, COLOURS, sides)
+    lines = _lines_of_causes(found.causes, COLOURS, sides)
     lines += _lines_of_content(found.causes, lines, sides)
     lines += _lines_of_levels(found.causes, lines, sides)
     lines += _lines_of_cover(found.causes, lines, sides)
-    noise = _lines_of(found.causes, ("noise",), sides)
-    made = _run(_whole(lines, found.causes, sides), trained)
-    left = _distance(sides.after, made, deployed, trained.shape[1])
+    noise = _lines_of_causes(found.causes, ("noise",), sides)
+    made = _run_code(_whole(lines, found.causes, sides), trained)
+    left = _left_between(sides.after, made, deployed, trained.shape[1])
     lacks = [cause for cause in found.causes if lack_of(cause)]
     if left > max(_USELESS * found.distance, UNEXPLAINED) and not noise and not lacks:
         raise ValueError(f"the operations would leave {left:.2f} of {found.distance:.2f} levels")
@@ -105,7 +105,7 @@ def _read_sides(trained: Tensor, deployed: Tensor, mean: Numbers, std: Numbers) 
     return _Sides(dump_of(here, trained, []), dump_of(there, deployed, formats), before, after)
 
 
-def _lines_of(causes: Sequence[Cause], names: Sequence[str], sides: _Sides) -> list[str]:
+def _lines_of_causes(causes: Sequence[Cause], names: Sequence[str], sides: _Sides) -> list[str]:
     by_name = {code_name(cause): cause for cause in causes}
     return [text for name in names if name in by_name for text in lines_for(by_name[name], sides.deployed)]
 
@@ -120,10 +120,10 @@ def _whole(lines: Sequence[str], causes: Sequence[Cause], sides: _Sides) -> list
         f"# training's are {sides.before.units.description}",
         f"pixels = transform.to_pixels(images, {sides.before.numbers})",
         *lines,
-        *_lines_of(causes, ("input_type",), sides),
+        *_lines_of_causes(causes, ("input_type",), sides),
         f"# the deployed side's are {there.units.description}",
         f'images = transform.from_pixels(pixels, {there.numbers}, dtype="{there.dtype}"{quantised})',
-        *_lines_of(causes, PLACES, sides),
+        *_lines_of_causes(causes, PLACES, sides),
     ]
 
 
@@ -131,7 +131,7 @@ def _write_file(told: Sequence[str], lines: Sequence[str]) -> str:
     return _FILE.format(told="\n".join(filter(None, told)), lines="".join(f"    {text}\n" for text in lines))
 
 
-def _run(lines: Sequence[str], images: Tensor) -> Tensor:
+def _run_code(lines: Sequence[str], images: Tensor) -> Tensor:
     """What the code makes of pictures."""
     scope: dict[str, Any] = {}
     exec(_write_file([], lines), scope)  # noqa: S102 - written above
@@ -141,10 +141,10 @@ def _run(lines: Sequence[str], images: Tensor) -> Tensor:
 
 def _run_pixels(lines: Sequence[str], pixels: Tensor) -> Tensor:
     """The same of code between the two dumps."""
-    return _run(["pixels = images.clone()", *lines, "images = pixels"], pixels)
+    return _run_code(["pixels = images.clone()", *lines, "images = pixels"], pixels)
 
 
-def _distance(dump: Dump, made: Tensor, deployed: Tensor, channels: int) -> float:
+def _left_between(dump: Dump, made: Tensor, deployed: Tensor, channels: int) -> float:
     """Root mean square difference in levels of what is stored."""
     last = deployed.shape[1] != channels
     one, other = (dump.to_levels(side.movedim(-1, 1) if last else side) for side in (made, deployed))
@@ -166,7 +166,7 @@ def _lines_of_content(causes: Sequence[Cause], lines: Sequence[str], sides: _Sid
 def _view_of_content(causes: Sequence[Cause], before: Tensor, after: Tensor) -> View:
     """The registered pictures, in levels; what is covered counts as what was predicted there."""
     view = best_view(before, after)[0]
-    for box in (_box(cause) for cause in causes if cause.name == "overlay"):
+    for box in (_covered_box(cause) for cause in causes if cause.name == "overlay"):
         bare = after.clone()
         bare[(..., *box)] = view.predicted[(..., *box)]
         view = best_view(before, bare)[0]
@@ -206,7 +206,7 @@ def _write_bars(view: View, after: Tensor) -> list[str]:
 
 def _lines_of_levels(causes: Sequence[Cause], lines: Sequence[str], sides: _Sides) -> list[str]:
     """Fewer levels: cut off, or rounded where a gain and offset before have the mean of what is cut off; or nothing."""
-    told = _lines_of(causes, ("rounding",), sides)
+    told = _lines_of_causes(causes, ("rounding",), sides)
     if not told:
         return []
     ways = [[], *([line] for line in told[1:])]
@@ -221,7 +221,7 @@ def _lines_of_cover(causes: Sequence[Cause], lines: Sequence[str], sides: _Sides
     found = [cause for cause in causes if cause.name == "overlay"]
     if not found:
         return []
-    box = _box(found[0])
+    box = _covered_box(found[0])
     picture = fit_cover(255 * _run_pixels(lines, sides.trained), 255 * sides.deployed, box)
     return [
         *lines_for(found[0], sides.deployed),
@@ -230,7 +230,7 @@ def _lines_of_cover(causes: Sequence[Cause], lines: Sequence[str], sides: _Sides
     ]
 
 
-def _box(overlay: Cause) -> tuple[slice, slice]:
+def _covered_box(overlay: Cause) -> tuple[slice, slice]:
     left, right, top, bottom = (int(float(overlay.parameters[side])) for side in ("left", "right", "top", "bottom"))
     return slice(top, bottom), slice(left, right)
 

@@ -15,7 +15,7 @@ from lightning_robust.deployment.fingerprint.causes import RELATED, Findings, fi
 from lightning_robust.deployment.fingerprint.detectors import Evidence, is_slight_gain
 from lightning_robust.deployment.fingerprint.formats import undo_format
 from lightning_robust.deployment.fingerprint.levels import FLAT, Units, spread, units_of_both
-from lightning_robust.deployment.fingerprint.words import UNEXPLAINED, Fingerprint, describe_cause, weigh_causes
+from lightning_robust.deployment.fingerprint.words import UNEXPLAINED, Cause, Fingerprint, describe_cause, weigh_causes
 
 _EQUAL = 0.05  # levels; half precision of normalised pixels costs as much
 _PIXELS = 2**19
@@ -79,20 +79,23 @@ def _name_causes(before: Tensor, after: Tensor, units: list[Evidence], distance:
     alike = _rms(after - before) < _EQUAL  # what was undone is all that differs
     found = Findings((), 1.0) if alike else find_causes(before[:count], after[:count])
     if found.correlation < RELATED:
-        unlike = f"the pictures do not show the same content (correlation {found.correlation:.2f})."
-        if found.correlation < -RELATED:
-            unlike = f"the pictures are each other's negatives (correlation {found.correlation:.2f})."
-        return _cannot_tell(distance, note, f"{unlike} Dump the same frames on both sides.")
+        unlike = "are each other's negatives" if found.correlation < -RELATED else "do not show the same content"
+        reason = f"the pictures {unlike} (correlation {found.correlation:.2f}). Dump the same frames on both sides."
+        return _cannot_tell(distance, note, reason)
     named_before = any(e.parameters.get("kind") == "quantised" for e in units)
     own = (e for e in found.evidence if not (named_before and is_slight_gain(e)))
     evidence = {e.name: e for e in [*own, *units]}  # units are the clearer of two gains
     named = [describe_cause(e.name, e.parameters, e.strength) for e in evidence.values()]
     causes = weigh_causes(named, distance, found.unexplained)
-    if not causes:
-        verdict = "They differ by what no known cause explains." if found.unexplained > UNEXPLAINED else ""
-        note = _join_notes(note, verdict or "No difference to speak of.")
-    note = _join_notes(note, f"What is left depends on {found.doubt}." if found.doubt else "")
-    return Fingerprint(causes, distance, found.unexplained, note)
+    return Fingerprint(causes, distance, found.unexplained, _join_notes(note, _remark(causes, found)))
+
+
+def _remark(causes: Sequence[Cause], found: Findings) -> str:
+    """What is to be said beside the causes: that there is none, and what the rest depends on."""
+    unexplained = found.unexplained > UNEXPLAINED
+    none = "They differ by what no known cause explains." if unexplained else "No difference to speak of."
+    doubt = f"What is left depends on {found.doubt}." if found.doubt else ""
+    return _join_notes("" if causes else none, doubt)
 
 
 def _cannot_tell(distance: float, note: str, reason: str) -> Fingerprint:
@@ -122,7 +125,7 @@ def _check_both(trained: Tensor | npt.NDArray[Any], deployed: Tensor | npt.NDArr
             f"Expected deployed pictures of training's shape {tuple(before.shape)}, but got {tuple(after.shape)}. "
             "Dump the network's input on both sides, for the same frames."
         )
-    _check_finite(after, "deployed")
+    _check_levels(after, "deployed")
     return before, after
 
 
@@ -134,10 +137,10 @@ def _check_pictures(tensor: Tensor, side: str) -> None:
     if not (tensor.is_floating_point() or tensor.dtype == torch.uint8):
         raise TypeError(f"Expected {side} pictures as uint8 or floating, but got {tensor.dtype}. Convert them first.")
     _check_shape(tensor, side)
-    _check_finite(tensor, side)
+    _check_levels(tensor, side)
 
 
-def _check_finite(tensor: Tensor, side: str) -> None:
+def _check_levels(tensor: Tensor, side: str) -> None:
     if not bool(tensor.isfinite().all()):
         raise ValueError(f"Expected finite {side} pictures, but got NaN or infinity. Look where the dump is written.")
 

@@ -170,7 +170,7 @@ def write_switch(found: Fingerprint, line: str = "") -> str:
         "# Trained against, from nothing to somewhat more than what was found:",
         *[f"#   {cause}" for cause in found.causes if cause not in mended],
         *_say_mended(mended),
-        *_say_next(_entries_of(trained)),
+        *_say_next(_names_of(trained)),
     ]
     return "\n".join([*head, *_write_settings(trained)]) + "\n"
 
@@ -187,7 +187,7 @@ def _say_next(entries: Sequence[str]) -> list[str]:
     ]
 
 
-def _entries_of(trained: Sequence[Trained]) -> list[str]:
+def _names_of(trained: Sequence[Trained]) -> list[str]:
     return list(dict.fromkeys(name for names, _ in trained for name in names))
 
 
@@ -200,7 +200,7 @@ def _say_mended(causes: Sequence[Cause]) -> list[str]:
 
 def _write_settings(trained: Sequence[Trained]) -> list[str]:
     """The keys of PreprocessingMixin."""
-    entries = _entries_of(trained)
+    entries = _names_of(trained)
     ranges = {name: limits for _, limits_of in trained for name, limits in limits_of.items()}
     lines = ["model:", f"  preprocessing_weight: {WEIGHT}", f"  preprocessing_entries: {json.dumps(entries)}"]
     return (

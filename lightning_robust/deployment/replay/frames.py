@@ -42,7 +42,7 @@ class Pictures(Recording):
     def _read(self) -> Iterator[tuple[int, Picture]]:
         for frame in filter(self._takes, range(len(self.files))):
             try:
-                picture = _read_picture(self.files[frame])
+                picture = read_picture(self.files[frame])
             except Exception as error:  # what a broken file raises depends on its format
                 self.skipped[self.files[frame].name] = f"{type(error).__name__}: {error}"
             else:
@@ -68,7 +68,12 @@ def open_recording(path: str | Path, **options: int | None) -> Pictures | Video:
     return kind(path, **options)
 
 
-def _read_picture(path: Path) -> Picture:
+def read_picture(path: Path) -> Picture:
+    """One picture ``(H, W, 3)``, RGB in bytes.
+
+    Raises:
+        ValueError: If it has more than 8 bits a channel.
+    """
     from PIL import Image
 
     with Image.open(path) as picture:
