@@ -1,1 +1,1 @@
-"""Two small problems that ship: lanes on rendered roads, and Fashion-MNIST."""
+"""Three small problems that ship: lanes, and vehicles and signs, on rendered roads; and Fashion-MNIST."""
