@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,8 +11,11 @@ import jsonargparse
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
+from lightning_robust import mixins
 from lightning_robust.cli.parser import OneLineParser
 from lightning_robust.cli.techniques import TECHNIQUES
+
+_REFUSED = re.compile(r"(.*Option '(?:model\.)?(\w+)[\w.]*' is not accepted\.)")
 
 
 class RobustParser(OneLineParser, LightningArgumentParser):
@@ -29,13 +33,32 @@ class RobustParser(OneLineParser, LightningArgumentParser):
         }
         for slot in TECHNIQUES:
             known |= {slot.key, *jsonargparse.ArgumentParser().add_class_arguments(slot.cls)}
-        return sorted(known)
+        return sorted(known | {*_mixins()})
+
+    def complaint(self, message: str) -> str:
+        """The parser's message in one line; where the module lacks a mixin, with its name."""
+        text = super().complaint(message)
+        refused = _REFUSED.match(text)
+        if refused is None or (mixin := _mixins().get(refused[2])) is None:
+            return text
+        return f"{refused[1]} It is an argument of {mixin}: put that before your module in the bases."
 
     def dump(self, cfg: jsonargparse.Namespace, **settings: Any) -> str:
         """Write a configuration, with all arguments of a technique that is switched on by ``true``."""
         cfg = cfg.clone()
         expand_switches(cfg)
         return super().dump(cfg, **settings)
+
+
+def _mixins() -> dict[str, str]:
+    """Argument -> the mixin that has it."""
+    return {
+        key: name
+        for name, mixin in vars(mixins).items()
+        if name.endswith("Mixin")
+        for key, argument in inspect.signature(mixin).parameters.items()
+        if argument.kind is argument.KEYWORD_ONLY
+    }
 
 
 def expand_switches(section: Any) -> None:

@@ -147,6 +147,12 @@ def test_emits_the_switch_and_the_transform(tmp_path, monkeypatch, capsys):
     assert low == 1.0
     assert high == pytest.approx(1.6, abs=0.03)
 
+    boring = "--model=lightning.pytorch.demos.boring_classes.BoringModel"
+    with pytest.raises(SystemExit):
+        RobustCLI(args=[boring, "-c", "preprocessing.yaml"], run=False)
+    told = "is not accepted. It is an argument of PreprocessingMixin: put that before your module in the bases."
+    assert told in capsys.readouterr().err
+
     assert status("a.npy", "flipped.npy", "--emit=code") == 1
     scope = {}
     exec((tmp_path / "deployed.py").read_text(), scope)

@@ -37,13 +37,15 @@ _FILE = '''"""What the deployed side does to training's pictures, as a fingerpri
 from torch import Tensor
 
 from lightning_robust.deployment.fingerprint import transform
-from lightning_robust.deployment.pixels import operations
-
+{imports}
 
 def deployed(images: Tensor) -> Tensor:
     """The deployed side's pictures of training's (N, C, H, W), both as they were dumped."""
 {lines}    return images
 '''
+
+
+_OPERATIONS = "from lightning_robust.deployment.pixels import operations\n"
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,9 @@ def _whole(lines: Sequence[str], causes: Sequence[Cause], sides: _Sides) -> list
 
 
 def _write_file(told: Sequence[str], lines: Sequence[str]) -> str:
-    return _FILE.format(told="\n".join(filter(None, told)), lines="".join(f"    {text}\n" for text in lines))
+    body = "".join(f"    {text}\n" for text in lines)
+    imports = _OPERATIONS if "operations." in body else ""
+    return _FILE.format(told="\n".join(filter(None, told)), lines=body, imports=imports)
 
 
 def _run_code(lines: Sequence[str], images: Tensor) -> Tensor:
