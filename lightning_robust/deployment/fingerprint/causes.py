@@ -15,6 +15,7 @@ from lightning_robust.deployment.fingerprint.detectors import (
     Evidence,
     color_evidence,
     color_parameters,
+    cut_under_noise,
     geometry_evidence,
     is_offset_of_cut,
     noise_evidence,
@@ -32,6 +33,7 @@ _CLEAR = 1.5  # strength of evidence that precedes weaker evidence
 _GAIN = 10.0  # strength of the evidence of a gain that is read off the grid of values
 _STEPS = 0.4  # standard deviation in steps that missing levels leave at most; an even spread has 0.29
 _NAMED = 3  # causes at most
+_TONES = ("rounding", "gain_offset", "gamma")  # causes that half a level would be taken for
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,9 @@ def _gather_evidence(found: list[Evidence], trained: Tensor, view: View) -> tupl
         left -= step**2 / 12
     noise = noise_evidence(view, trained.shape[1], even=any(e.name == "compression" for e in found))
     if noise is not None and float(noise.parameters["std"]) > step * _STEPS:
-        found = [*found, noise]
+        toned = any(e.name in _TONES for e in [*colors, *found])
+        cut = None if toned else cut_under_noise(view, float(noise.parameters["std"]))
+        found = [*found, noise, *([] if cut is None else [cut])]
         left -= float(noise.parameters["std"]) ** 2  # it cannot be predicted, but it is explained
         left = 0.0 if left < 0.1 * view.error else left
     return [*colors, *geometry, *found], max(left, 0.0)

@@ -40,7 +40,9 @@ def chroma_evidence(view: View) -> Evidence | None:
     plain = mean_square(after - gain * before - offset)
     by_chance = 1 + FILTER_LIMIT * _TAPS / max(before.numel(), 1)
     worth = max(by_chance, _WORTH_FILTERED if view.needs_filter else _WORTH)
-    strength = (plain - left) / max(_ROUNDING, (worth - 1) * left)
+    # a filter that sharpens makes more of training's rounding
+    rounding = _ROUNDING * (max(1.0, float(view.taps.square().sum())) if view.needs_filter else 1.0)
+    strength = (plain - left) / max(rounding, (worth - 1) * left)
     (dx, dy), detail = _centre(taps), sharpness(taps / taps.sum())
     aside, change = max(abs(dx), abs(dy)), abs(math.log(max(detail, 1e-3)))
     if strength < 1 or not 0.5 < float(taps.sum()) < 2 or max(aside / _ASIDE, change / DETAIL_LIMIT) < 1:

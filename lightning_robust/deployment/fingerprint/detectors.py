@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
-from lightning_robust.deployment.fingerprint.colours import Colors
+from lightning_robust.deployment.fingerprint.colours import CUT, Colors
 from lightning_robust.deployment.fingerprint.filters import mean_square, noise_power, sharpness
 from lightning_robust.deployment.fingerprint.motion import Motion, jitter
 from lightning_robust.deployment.fingerprint.view import BEND_LIMIT, SHIFT_LIMIT, STRETCH_LIMIT, View
@@ -31,6 +31,9 @@ _WHITE = 0.15
 _TAILS = 6.0  # kurtosis; noise of a bell curve has 3
 _BAR, _FLAT_SHARE = 4.0, 0.9  # levels about the colour of a bar, and the share of its pixels within
 _EVEN = 0.8
+_CLIPPING = 4.0  # standard deviations of noise from black and white within which it is clipped
+_CUT = 0.1  # levels that the mean of what is left may be from half a level
+_ERRORS = 10.0  # standard errors that half a level is; pixels beside each other are not independent
 _UNIT_GAIN = 0.03  # the gain's largest distance to 1 for the offset of a cut; dark pictures leave the gain uncertain
 
 
@@ -194,6 +197,19 @@ def rounding_evidence(trained: Tensor, view: View) -> Evidence | None:
 
 def _count_levels(channel: Tensor) -> int:
     return len(np.unique(channel.round(decimals=2).numpy()))
+
+
+def cut_under_noise(view: View, std: float) -> Evidence | None:
+    """Levels cut off instead of rounded, where noise hides half a level from a fit of colours.
+
+    The mean of what is left tells it apart from nothing: noise has none, away from black and white.
+    """
+    clear = (view.predicted > _CLIPPING * std) & (view.predicted < 255 - _CLIPPING * std) & view.mask
+    rest = (view.deployed - view.filtered)[clear]
+    if len(rest) < 2 or abs(float(rest.mean()) + CUT) > _CUT:
+        return None
+    strength = CUT * len(rest) ** 0.5 / (_ERRORS * max(float(rest.std()), 1e-9))
+    return Evidence("rounding", {"kind": "cut off"}, strength) if strength > 1 else None
 
 
 def is_offset_of_cut(evidence: Evidence, rounding: Evidence) -> bool:

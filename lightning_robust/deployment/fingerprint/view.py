@@ -75,7 +75,10 @@ class View:
     @property
     def filtered(self) -> Tensor:
         """The prediction, filtered if the view needs a filter."""
-        return apply_filter(self.predicted, self.taps) if self.needs_filter else self.predicted
+        if not self.needs_filter:
+            return self.predicted
+        # a filter overshoots beside edges, where the deployed side is clipped
+        return _clip_like(self.deployed, apply_filter(self.predicted, self.taps))
 
     @property
     def needs_filter(self) -> bool:

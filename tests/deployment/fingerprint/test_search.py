@@ -52,6 +52,13 @@ def test_every_single_cause_is_named_first(roads):
         assert result.unexplained <= 1.01 * result.distance
 
 
+@pytest.mark.parametrize(("offset", "cut"), [(0.0, False), (-0.3, False), (-0.5, True)])
+def test_half_a_level_is_seen_under_noise(roads, offset, cut):
+    """Noise of six levels hides it from a fit of colours: of its mean square half a level is less than a hundredth."""
+    noisy = CATALOGUE["noise_6"].deployed(roads + offset / 255)
+    assert names(fingerprint(roads, noisy)) == (["noise", "rounding"] if cut else ["noise"])
+
+
 def test_pairs_of_causes_are_named(roads):
     """At least 80 % of a fixed sample of 15 pairs from different families, on two pictures alone."""
     right = 0
