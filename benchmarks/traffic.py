@@ -103,7 +103,7 @@ def measured(cli: RobustCLI) -> dict[str, float]:
 
 def trained(name: str, seed: int, folder: Path) -> dict[str, float]:
     """One row: train by its command, then measure."""
-    return measured_run(CONFIG, seed, folder, ROWS[name], measured)
+    return measured_run(CONFIG, seed, folder, ["--trainer.precision=bf16-mixed", *ROWS[name]], measured)
 
 
 def main() -> None:

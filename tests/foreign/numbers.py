@@ -7,7 +7,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import by_hand
-from .runner import fit, loader_of, plain_run, state_of, validated
+from .runner import fit, loader_of, plain_run, state_of, untrained, validated
 
 EPS = 0.05
 CLOSE = {"rel": 2e-4, "abs": 1e-5}
@@ -15,8 +15,7 @@ CLOSE = {"rel": 2e-4, "abs": 1e-5}
 
 
 def has_batchnorm(guest):
-    module, _, _ = guest.make()
-    return any(isinstance(part, _BatchNorm) for part in module.modules())
+    return any(isinstance(part, _BatchNorm) for part in untrained(guest).modules())
 
 
 def clean(metrics):

@@ -140,9 +140,14 @@ def validated(guest, state, batches):
 
 def fresh(guest, state):
     """A module that has never been trained, with other weights."""
-    module = copy.deepcopy(_made(GuestKey(guest.name, guest)))
+    module = copy.deepcopy(untrained(guest))
     module.load_state_dict(state)
     return module
+
+
+def untrained(guest):
+    """The guest as it is made, one for all: to look at."""
+    return _made(GuestKey(guest.name, guest))
 
 
 @functools.cache
