@@ -33,13 +33,13 @@ class RobustParser(OneLineParser, LightningArgumentParser):
         }
         for slot in TECHNIQUES:
             known |= {slot.key, *jsonargparse.ArgumentParser().add_class_arguments(slot.cls)}
-        return sorted(known | {*_mixins()})
+        return sorted(known | {*_arguments_of_mixins()})
 
     def complaint(self, message: str) -> str:
         """The parser's message in one line; where the module lacks a mixin, with its name."""
         text = super().complaint(message)
         refused = _REFUSED.match(text)
-        if refused is None or (mixin := _mixins().get(refused[2])) is None:
+        if refused is None or (mixin := _arguments_of_mixins().get(refused[2])) is None:
             return text
         return f"{refused[1]} It is an argument of {mixin}: put that before your module in the bases."
 
@@ -50,7 +50,7 @@ class RobustParser(OneLineParser, LightningArgumentParser):
         return super().dump(cfg, **settings)
 
 
-def _mixins() -> dict[str, str]:
+def _arguments_of_mixins() -> dict[str, str]:
     """Argument -> the mixin that has it."""
     return {
         key: name

@@ -107,14 +107,25 @@ def _gather_evidence(found: list[Evidence], trained: Tensor, view: View) -> tupl
         found = [*found, rounding]
         step = float(rounding.parameters["expected"]) / float(rounding.parameters["levels"])
         left -= step**2 / 12
-    noise = noise_evidence(view, trained.shape[1], even=any(e.name == "compression" for e in found))
-    if noise is not None and float(noise.parameters["std"]) > step * _STEPS:
-        toned = any(e.name in _TONES for e in [*colors, *found])
-        cut = None if toned else cut_under_noise(view, float(noise.parameters["std"]))
-        found = [*found, noise, *([] if cut is None else [cut])]
-        left -= float(noise.parameters["std"]) ** 2  # it cannot be predicted, but it is explained
-        left = 0.0 if left < 0.1 * view.error else left
-    return [*colors, *geometry, *found], max(left, 0.0)
+    noise = _noise_beside(found, view, trained.shape[1], step)
+    named = [*colors, *geometry, *found]
+    if noise is None:
+        return named, max(left, 0.0)
+    left -= float(noise.parameters["std"]) ** 2  # it cannot be predicted, but it is explained
+    return _add_noise(named, view, noise), 0.0 if left < 0.1 * view.error else left
+
+
+def _noise_beside(found: list[Evidence], view: View, channels: int, step: float) -> Evidence | None:
+    """The evidence of noise that is more than a compression or steps of this many levels leave."""
+    noise = noise_evidence(view, channels, even=any(e.name == "compression" for e in found))
+    return None if noise is None or float(noise.parameters["std"]) <= step * _STEPS else noise
+
+
+def _add_noise(named: list[Evidence], view: View, noise: Evidence) -> list[Evidence]:
+    """The evidence with that of noise, and of half a level that it hid where no other tone was found."""
+    toned = any(e.name in _TONES for e in named)
+    cut = None if toned else cut_under_noise(view, float(noise.parameters["std"]))
+    return [*named, noise] if cut is None else [*named, noise, cut]
 
 
 def _gain_evidence(gains: Tensor, offsets: Tensor, colors: Colors) -> Evidence:

@@ -38,11 +38,7 @@ def chroma_evidence(view: View) -> Evidence | None:
     before, after = (planes[:, view.mask].reshape(-1, 1) for planes in (predicted, deployed))
     gain, offset = fit_gains(before, after)
     plain = mean_square(after - gain * before - offset)
-    by_chance = 1 + FILTER_LIMIT * _TAPS / max(before.numel(), 1)
-    worth = max(by_chance, _WORTH_FILTERED if view.needs_filter else _WORTH)
-    # a filter that sharpens makes more of training's rounding
-    rounding = _ROUNDING * (max(1.0, float(view.taps.square().sum())) if view.needs_filter else 1.0)
-    strength = (plain - left) / max(rounding, (worth - 1) * left)
+    strength = (plain - left) / _least_explained(view, left, before.numel())
     (dx, dy), detail = _centre(taps), sharpness(taps / taps.sum())
     aside, change = max(abs(dx), abs(dy)), abs(math.log(max(detail, 1e-3)))
     if strength < 1 or not 0.5 < float(taps.sum()) < 2 or max(aside / _ASIDE, change / DETAIL_LIMIT) < 1:
@@ -50,6 +46,14 @@ def chroma_evidence(view: View) -> Evidence | None:
     kind = "siting" if aside > _ASIDE else "chroma" if detail < 1 else "sharper chroma"
     parameters: dict[str, float | str] = {"kind": kind, "dx": dx, "dy": dy, "sharpness": detail}
     return Evidence("compression", parameters, strength, _share(view, plain - left))
+
+
+def _least_explained(view: View, left: float, values: int) -> float:
+    """Levels squared that a filter has to explain of so many values, of which it leaves some."""
+    worth, rounding = _WORTH, _ROUNDING
+    if view.needs_filter:  # one that sharpens makes more of training's rounding
+        worth, rounding = _WORTH_FILTERED, _ROUNDING * max(1.0, float(view.taps.square().sum()))
+    return max(rounding, (worth - 1) * left, FILTER_LIMIT * _TAPS / max(values, 1) * left)
 
 
 def _planes_of(images: Tensor) -> Tensor:
