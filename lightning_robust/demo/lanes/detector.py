@@ -14,6 +14,7 @@ from lightning_robust.demo.lanes.anchors import rescale, row_anchors
 from lightning_robust.demo.lanes.data import normalise
 from lightning_robust.demo.lanes.metrics import Bend, Found, LateralError, Swing
 from lightning_robust.demo.lanes.network import ColumnHead, LaneNetwork, LaneOutput, lane_loss
+from lightning_robust.demo.optimisation import adamw
 from lightning_robust.functional.picture_motion import move_columns, rescale_motion
 from lightning_robust.mixins import PreprocessingMixin, RegMixupMixin, RotationSSLMixin, UATMixin
 from lightning_robust.mixins.preprocessing.consistency import Distance
@@ -184,10 +185,7 @@ class LaneDetector(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW without decay on biases and norms; one cycle over the estimated steps of the run."""
-        weights = [p for p in self.parameters() if p.ndim > 1]
-        others = [p for p in self.parameters() if p.ndim <= 1]
-        groups = [{"params": weights, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate)
+        optimizer = adamw(self, self.learning_rate, self.weight_decay)
         steps = max(int(self.trainer.estimated_stepping_batches), 2)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, self.learning_rate, total_steps=steps, pct_start=self.warmup, final_div_factor=1e3

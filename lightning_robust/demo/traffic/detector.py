@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_robust.decoding import Boxes, Masks, segmentation_masks, yolo_boxes
 from lightning_robust.decoding.overlap import match_boxes
+from lightning_robust.demo.optimisation import adamw
 from lightning_robust.demo.traffic.data import TrafficBatch
 from lightning_robust.demo.traffic.metrics import AreaOverlap, BoxPrecision
 from lightning_robust.demo.traffic.network import DetectionHead, TrafficLogits, TrafficNetwork, TrafficOutput
@@ -174,10 +175,7 @@ class TrafficDetector(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW without decay on biases and norms; one cycle over the estimated steps of the run."""
-        weights = [p for p in self.parameters() if p.ndim > 1]
-        others = [p for p in self.parameters() if p.ndim <= 1]
-        groups = [{"params": weights, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate)
+        optimizer = adamw(self, self.learning_rate, self.weight_decay)
         steps = float(self.trainer.estimated_stepping_batches)
         if self.schedule_epochs is not None and self.trainer.max_epochs:
             steps *= self.schedule_epochs / self.trainer.max_epochs
