@@ -26,6 +26,7 @@ from lightning_robust.functional.basins import barriers as barriers
 from lightning_robust.functional.basins import cosine as cosine
 from lightning_robust.functional.batchnorm import Ranks as Ranks
 from lightning_robust.functional.batchnorm import batchnorm_layers as batchnorm_layers
+from lightning_robust.functional.batchnorm import evaluating as evaluating
 from lightning_robust.functional.batchnorm import refresh_batchnorm as refresh_batchnorm
 from lightning_robust.functional.coefficients import learned_soup as learned_soup
 from lightning_robust.functional.coefficients import stock_soup as stock_soup
@@ -58,6 +59,13 @@ from lightning_robust.functional.ingredients import require_ingredients as requi
 from lightning_robust.functional.ingredients import state_of as state_of
 from lightning_robust.functional.ingredients import states_of as states_of
 from lightning_robust.functional.input_gradients import input_gradients as input_gradients
+from lightning_robust.functional.landscape import WeightPlane as WeightPlane
+from lightning_robust.functional.landscape import filter_norms as filter_norms
+from lightning_robust.functional.landscape import inner_product as inner_product
+from lightning_robust.functional.landscape import loss_along as loss_along
+from lightning_robust.functional.landscape import loss_between as loss_between
+from lightning_robust.functional.landscape import loss_on_plane as loss_on_plane
+from lightning_robust.functional.landscape import random_direction as random_direction
 from lightning_robust.functional.line_motion import bends as bends
 from lightning_robust.functional.line_motion import swings as swings
 from lightning_robust.functional.linearization import Linearization as Linearization
@@ -89,6 +97,9 @@ from lightning_robust.functional.rotation import rotate_each as rotate_each
 from lightning_robust.functional.rotation import rotate_quadrants as rotate_quadrants
 from lightning_robust.functional.rotation import rotation_anomaly as rotation_anomaly
 from lightning_robust.functional.rotation import square as square
+from lightning_robust.functional.sharpness import Curvature as Curvature
+from lightning_robust.functional.sharpness import hessian_product as hessian_product
+from lightning_robust.functional.sharpness import largest_curvature as largest_curvature
 from lightning_robust.functional.soups import Soup as Soup
 from lightning_robust.functional.soups import SoupTrial as SoupTrial
 from lightning_robust.functional.soups import greedy_soup as greedy_soup
@@ -97,6 +108,10 @@ from lightning_robust.functional.stability import absolute_distance as absolute_
 from lightning_robust.functional.stability import scaled_distance as scaled_distance
 from lightning_robust.functional.stability import spread_of as spread_of
 from lightning_robust.functional.stability import symmetric_divergence as symmetric_divergence
+from lightning_robust.functional.state_loss import batch_losses as batch_losses
+from lightning_robust.functional.state_loss import mean_loss as mean_loss
+from lightning_robust.functional.state_loss import module_loss as module_loss
+from lightning_robust.functional.state_loss import require_finite_weights as require_finite_weights
 from lightning_robust.functional.weights import Weights as Weights
 from lightning_robust.functional.weights import awaits_first_pass as awaits_first_pass
 from lightning_robust.functional.weights import call_with as call_with

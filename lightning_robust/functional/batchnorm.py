@@ -132,7 +132,7 @@ def refresh_batchnorm(
     if not chosen:
         return 0
     run = module if forward is None else forward
-    with _all_or_nothing(chosen), _evaluating(module, [] if layerwise else chosen):
+    with _all_or_nothing(chosen), evaluating(module, [] if layerwise else chosen):
         if not layerwise:
             moments = _collect(chosen, batches, run, ranks, stop=False)
         else:
@@ -247,8 +247,16 @@ def _all_or_nothing(layers: list[AnyBatchNorm]) -> Iterator[None]:
 
 
 @contextmanager
-def _evaluating(module: nn.Module, layers: list[AnyBatchNorm]) -> Iterator[None]:
-    """Evaluation mode everywhere but in ``layers``, which normalise by the batch and keep no statistics of it."""
+def evaluating(module: nn.Module, layers: Collection[AnyBatchNorm] = ()) -> Iterator[None]:
+    """Evaluation mode everywhere but in ``layers``, which normalise by the batch and keep no statistics of it.
+
+    Example:
+        >>> layer = nn.BatchNorm1d(1)
+        >>> with evaluating(layer, [layer]):
+        ...     normalised = layer(torch.tensor([[0.0], [2.0]]))
+        >>> normalised.detach().round(decimals=3).flatten(), layer.running_mean
+        (tensor([-1.,  1.]), tensor([0.]))
+    """
     modes = [(part, part.training) for part in module.modules()]
     tracking = [(layer, layer.track_running_stats) for layer in layers]
     module.eval()
