@@ -19,10 +19,15 @@ from torch.nn.functional import pad, relu
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
 from lightning_robust.demo.fashion_mnist import RobustImageClassifier
+from lightning_robust.deployment.engines import BuildSettings, Subject, runtime
+from lightning_robust.deployment.engines.execution import execute
+from lightning_robust.deployment.graph.export import frozen_copy
 
 SIZE = 24
 """What the network takes: pictures of 32 x 32 are really brought down, so that filters differ in what they alias."""
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CALIBRATION = 512
+"""Training pictures that int8 takes its ranges from."""
 Batch = tuple[Tensor, Tensor]
 
 
@@ -141,6 +146,22 @@ def jittered(images: Tensor, by: int = 2) -> Tensor:
     rows = top + torch.arange(height)
     picture = torch.arange(count)[:, None, None]
     return wide[picture, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def engine(module: nn.Module, target: str, calibration: Tensor) -> Callable[[Tensor], Tensor]:
+    """A target of this package on a network: normalised pictures to its outputs.
+
+    Args:
+        module: The network.
+        target: As ``"onnxruntime-int8"``.
+        calibration: Pictures that int8 takes its ranges from.
+    """
+    settings = BuildSettings(calibration_samples=len(calibration))
+    made = execute(runtime(target), Subject(frozen_copy(module), (calibration[:16],), settings, (calibration,)))
+    if made.run is None:
+        raise SystemExit(f"Expected {target} to run, but it is {made.status}: {made.note}")
+    run = made.run
+    return lambda images: run((images,))[0]
 
 
 class Block(nn.Module):

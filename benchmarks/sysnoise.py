@@ -24,15 +24,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from cifar import SIZE, CifarData, SmallResNet, kept_array, read_files
+from cifar import CALIBRATION, SIZE, CifarData, SmallResNet, engine, kept_array, read_files
 from lightning.pytorch import seed_everything
 from pixel_paths import DECODERS, RESIZERS, Picture, Resizer, by_pillow, through_nv12
 from rows import Results, options, quiet_trainer, run_rows, slug, spread
 from torch import Tensor, nn
 
-from lightning_robust.deployment.engines import BuildSettings, Subject, runtime
-from lightning_robust.deployment.engines.execution import execute
-from lightning_robust.deployment.graph.export import frozen_copy
 from lightning_robust.statistics import Bootstrap, Interval
 from lightning_robust.tables import markdown
 
@@ -40,7 +37,6 @@ EPOCHS, MORE = 6, 3
 """Epochs of the plain training, and of those that go on with two pictures for each one."""
 PEAK = 0.05
 """The peak of the learning rate of those that go on."""
-CALIBRATION = 512
 FAMILIES = ["resize_filter", "compression", "color_matrix", "color_range", "rounding"]
 """Of the catalogue: what the rows differ in. The catalogue's own operations, not those of the libraries of the rows."""
 MIXIN: dict[str, Any] = {"preprocessing_entries": FAMILIES, "preprocessing_share": 0.5}
@@ -166,16 +162,6 @@ def ceiled(module: SmallResNet) -> SmallResNet:
         if isinstance(part, nn.MaxPool2d):
             part.ceil_mode = True
     return other.eval()
-
-
-def engine(module: SmallResNet, target: str, calibration: Tensor) -> Callable[[Tensor], Tensor]:
-    """A target of this package on the network."""
-    settings = BuildSettings(calibration_samples=CALIBRATION)
-    made = execute(runtime(target), Subject(frozen_copy(module), (calibration[:16],), settings, (calibration,)))
-    if made.run is None:
-        raise SystemExit(f"Expected {target} to run, but it is {made.status}: {made.note}")
-    run = made.run
-    return lambda images: run((images,))[0]
 
 
 class Lost:

@@ -24,6 +24,7 @@ from lightning_robust.functional.averaging import require_same as require_same
 from lightning_robust.functional.basins import Barrier as Barrier
 from lightning_robust.functional.basins import barriers as barriers
 from lightning_robust.functional.basins import cosine as cosine
+from lightning_robust.functional.basins import share_start as share_start
 from lightning_robust.functional.batchnorm import Ranks as Ranks
 from lightning_robust.functional.batchnorm import batchnorm_layers as batchnorm_layers
 from lightning_robust.functional.batchnorm import evaluating as evaluating
@@ -116,4 +117,5 @@ from lightning_robust.functional.weights import Weights as Weights
 from lightning_robust.functional.weights import awaits_first_pass as awaits_first_pass
 from lightning_robust.functional.weights import call_with as call_with
 from lightning_robust.functional.weights import channels_last as channels_last
+from lightning_robust.functional.weights import load_same as load_same
 from lightning_robust.functional.weights import state_on_cpu as state_on_cpu

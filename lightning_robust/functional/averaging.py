@@ -183,13 +183,19 @@ def interpolate(start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: f
     }
 
 
-def require_same(first: Mapping[str, Tensor], other: Mapping[str, Tensor], name: str = "the other state") -> None:
+def require_same(
+    first: Mapping[str, Tensor],
+    other: Mapping[str, Tensor],
+    name: str = "the other state",
+    advice: str = "Only checkpoints of one architecture can be averaged.",
+) -> None:
     """Refuse two states that do not hold the same tensors.
 
     Args:
         first: The state to compare with.
         other: The state to check.
         name: Names ``other`` in the message.
+        advice: How the message ends.
 
     Raises:
         ValueError: Naming the first keys that are missing, additional, or of another shape.
@@ -203,15 +209,14 @@ def require_same(first: Mapping[str, Tensor], other: Mapping[str, Tensor], name:
     if first.keys() != other.keys():
         missing, additional = _listed(first, other), _listed(other, first)
         raise ValueError(
-            f"Expected the same tensors in {name}, but it lacks {missing} and has {additional} besides. "
-            "Only checkpoints of one architecture can be averaged."
+            f"Expected the same tensors in {name}, but it lacks {missing} and has {additional} besides. {advice}"
         )
     different = [key for key, tensor in first.items() if tensor.shape != other[key].shape]
     if different:
         key, more = different[0], f" (and {len(different) - 1} more differ)" if len(different) > 1 else ""
         raise ValueError(
             f"Expected {key} of shape {tuple(first[key].shape)} in {name}, but got {tuple(other[key].shape)}{more}. "
-            "Only checkpoints of one architecture can be averaged."
+            f"{advice}"
         )
 
 

@@ -13,6 +13,8 @@ from lightning_robust.functional.averaging import interpolate
 from lightning_robust.functional.held_out import Evaluate, HeldOutScorer
 from lightning_robust.functional.ingredients import Ingredient, state_of
 
+_UNRELATED = 0.3
+
 
 @dataclass(frozen=True)
 class Barrier:
@@ -94,3 +96,19 @@ def cosine(first: Mapping[str, Tensor], other: Mapping[str, Tensor], base: Mappi
         a, b = (mine.double() - start).flatten(), (other[name].double() - start).flatten()
         dot, one, two = dot + (a @ b).item(), one + (a @ a).item(), two + (b @ b).item()
     return dot / math.sqrt(one * two) if one * two > 0 else math.nan
+
+
+def share_start(first: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether two sets of weights may come from one start: their :func:`cosine` is 0.3 or more, or tells nothing.
+
+    Independent weights have one near 0, and what was fine-tuned from one start has one well above.
+
+    Example:
+        >>> import torch
+        >>> start = torch.randn(100, 100)
+        >>> share_start({"w": start}, {"w": start + 0.5 * torch.randn(100, 100)})
+        True
+        >>> share_start({"w": start}, {"w": torch.randn(100, 100)})
+        False
+    """
+    return not cosine(first, other) < _UNRELATED

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lightning_robust.functional.averaging import require_same
 from lightning_robust.torch_names import is_compiled
 
 
@@ -131,6 +132,26 @@ def state_on_cpu(module: nn.Module) -> dict[str, Tensor]:
         1.0
     """
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in module.state_dict().items()}
+
+
+def load_same(module: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    """Load a state that holds all of a module's tensors and no others, or say in one sentence where it differs.
+
+    Args:
+        module: The module.
+        state: By the names of its ``state_dict``.
+        name: Names the state in the message, such as its file.
+
+    Raises:
+        ValueError: Naming the first tensors that are missing, additional, or of another shape.
+
+    Example:
+        >>> load_same(nn.Linear(2, 3), nn.Linear(2, 4).state_dict(), "wide.ckpt")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: Expected weight of shape (3, 2) in wide.ckpt, but got (4, 2) (and 1 more differ). ...
+    """
+    require_same(module.state_dict(), state, name, "Build the model with the arguments of that file's training.")
+    module.load_state_dict(dict(state))
 
 
 @contextmanager

@@ -101,3 +101,29 @@ def test_mistakes_are_one_line(run, tmp_path, capsys, more, told):
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(said) == 1
     assert told in said[0]
+
+
+@pytest.mark.filterwarnings("ignore::lightning_robust.NoEffectWarning", "ignore:.*is worse than")
+def test_soup_in_python_returns_the_soup_also_where_the_module_holds_a_better_one(run, tmp_path):
+    """The uniform mean of both epochs, and a validation afterwards does not cook again."""
+    from lightning_robust.cli.robust_cli import RobustCLI
+
+    cli = RobustCLI(args=["--model=tests.boring.Boring", *QUIET, "--trainer.logger=false"], run=False)
+    files = [run / "checkpoints" / f"epoch={epoch}.ckpt" for epoch in range(2)]
+    found = cli.trainer.soup(
+        cli.model,
+        ingredients=[str(file) for file in files],
+        recipe="uniform",
+        monitor="val/loss",
+        mode="min",
+        report_barriers=False,
+        bn_refresh=False,
+        dirpath=str(tmp_path),
+    )
+    first, second = (torch.load(file, weights_only=True)["state_dict"]["net.0.weight"] for file in files)
+    torch.testing.assert_close(found.state["net.0.weight"], (first + second) / 2)
+    told = json.loads((tmp_path / "soup.json").read_text())
+    assert [each["barrier"] for each in told["ingredients"]] == [None, None]
+    written = (tmp_path / "soup.json").stat().st_mtime_ns
+    cli.trainer.validate(cli.model, verbose=False)
+    assert (tmp_path / "soup.json").stat().st_mtime_ns == written

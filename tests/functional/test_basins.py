@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from lightning_robust.functional.basins import barriers, cosine
+from lightning_robust.functional.basins import barriers, cosine, share_start
 
 
 def test_barrier_of_a_bowl_is_negative_and_of_a_double_well_known():
@@ -30,3 +30,11 @@ def test_without_a_base_biases_do_not_count():
     zero = {name: torch.zeros_like(tensor) for name, tensor in one.items()}
     assert cosine(one, two, zero) == pytest.approx(100 / 101)
     assert math.isnan(cosine(zero, two))
+
+
+def test_share_start_by_the_noise_between_two_models():
+    """Two of one start with noise s of each have the cosine 1 / (1 + s^2): 0.5 at s = 1, 0.2 at s = 2."""
+    start, one, two = (torch.randn(60, 60) for _ in range(3))
+    assert share_start({"w": start + one}, {"w": start + two})
+    assert not share_start({"w": start + 2 * one}, {"w": start + 2 * two})
+    assert share_start({"b": torch.randn(9)}, {"b": torch.randn(9)})  # biases alone tell nothing

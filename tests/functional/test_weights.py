@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_robust.functional.weights import Weights, call_with, channels_last
+from lightning_robust.functional.weights import Weights, call_with, channels_last, load_same
 
 
 class Tied(nn.Module):
@@ -134,3 +134,18 @@ def test_call_with_other_weights_puts_back_what_stands_in_two_places(tie):
     assert torch.allclose(found, expected)
     assert torch.allclose(*(torch.autograd.grad(y.sum(), weight)[0] for y in (found, expected)))
     assert all(now is then for now, then in zip([net[0].weight, net[2].weight], before, strict=True))
+
+
+def test_load_same_loads_all_or_says_in_one_sentence_why_not():
+    one, two = Tied(), Tied()
+    load_same(one, two.state_dict(), "two.ckpt")
+    assert all(torch.equal(value, two.state_dict()[name]) for name, value in one.state_dict().items())
+    before = {name: value.clone() for name, value in one.state_dict().items()}
+    for change, complaint in (
+        ({"norm.weight": torch.ones(5)}, r"^Expected norm.weight of shape \(3,\) in b.ckpt, but got \(5,\)\. Build"),
+        ({"more": torch.ones(5)}, "^Expected the same tensors in b.ckpt, but it lacks nothing and has more besides"),
+    ):
+        with pytest.raises(ValueError, match=complaint) as caught:
+            load_same(one, {"norm.bias": torch.ones(3), **two.state_dict(), **change}, "b.ckpt")
+        assert "\n" not in str(caught.value)
+    assert all(torch.equal(value, before[name]) for name, value in one.state_dict().items())

@@ -10,6 +10,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from lightning_robust.functional.weights import load_same
 from lightning_robust.harness.checkpoints import read_state
 from lightning_robust.mixins import PreprocessingMixin, RegMixupMixin, RotationSSLMixin, UATMixin
 
@@ -56,7 +57,7 @@ class ImageClassifier(pl.LightningModule):
         self.head = nn.Linear(4 * width, classes)
         self.loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         if weights is not None:
-            self.load_state_dict(read_state(weights))
+            load_same(self, read_state(weights), weights)
 
     def features(self, images: Tensor) -> Tensor:
         """Images ``(N, C, H, W)`` to features ``(N, 4 * width)``."""

@@ -20,7 +20,13 @@ from lightning_robust.callbacks.candidates import (
     require_last,
     save_chosen,
 )
-from lightning_robust.callbacks.merging.greedy_soup.pantry import BestEpochs, NamedIngredient, from_checkpoints, scored
+from lightning_robust.callbacks.merging.greedy_soup.pantry import (
+    BestEpochs,
+    NamedIngredient,
+    check_files,
+    from_checkpoints,
+    scored,
+)
 from lightning_robust.callbacks.merging.greedy_soup.recipes import (
     AS_TRAINED,
     Recipe,
@@ -72,8 +78,9 @@ class GreedySoupCallback(MixingCallback):
     Args:
         recipe: ``"greedy"``, ``"uniform"`` (all), ``"learned"`` (mixing coefficients by gradient descent on the
             validation data, with the loss of the module's own ``training_step``, unattacked, and a learned temperature
-            of what ``logits`` or ``forward`` returns, if it is a tensor), or ``"stock"`` (Model Stock, from the weights
-            at the start of the fit).
+            of what ``logits`` or ``forward`` returns, if it is a tensor), or ``"stock"`` (Model Stock, from ``base``).
+        base: File with the weights that the ingredients began from, for ``"stock"``; None takes those at the start of
+            the fit.
         ingredients: Paths and globs of ``.ckpt``, ``.pt`` or ``.safetensors`` files; ``"checkpoints"`` for the best
             ones of this run's ModelCheckpoint; ``"epochs"`` for the ``top_k`` best epochs of this run, kept by this
             callback. None is ``"checkpoints"`` where a ModelCheckpoint keeps more than one, else ``"epochs"``.
@@ -107,6 +114,7 @@ class GreedySoupCallback(MixingCallback):
         self,
         recipe: Recipe = "greedy",
         *,
+        base: str | None = None,
         ingredients: str | list[str] | None = None,
         top_k: int = 5,
         monitor: str | None = None,
@@ -124,11 +132,13 @@ class GreedySoupCallback(MixingCallback):
         super().__init__()
         if recipe not in ("greedy", "uniform", "learned", "stock"):
             raise ValueError(f"Expected `recipe` to be greedy, uniform, learned or stock, but got {recipe!r}.")
+        if base is not None and recipe != "stock":
+            raise ValueError(f"Expected `base` with the recipe stock alone, but got it with {recipe}. Leave it out.")
         if top_k < 1:
             raise ValueError(f"Expected `top_k` to be at least 1, but got {top_k}.")
         if ingredients is not None and not ingredients:
             raise ValueError(f"Expected at least one path or glob in `ingredients`, but got {ingredients!r}.")
-        self.recipe, self.ingredients, self.top_k = recipe, ingredients, top_k
+        self.recipe, self.base, self.ingredients, self.top_k = recipe, base, ingredients, top_k
         self.monitor, self.mode = monitor, mode
         self.strict, self.drop, self.best_possible = strict, drop, best_possible
         self.report_barriers = report_barriers
@@ -203,7 +213,8 @@ class GreedySoupCallback(MixingCallback):
     def keep_base(self, pl_module: pl.LightningModule) -> None:
         """Copy the weights that the ingredients share as their start, if the recipe needs them."""
         if self.recipe == "stock" and not self._base:
-            self._base = state_on_cpu(pl_module)
+            self._base = state_on_cpu(pl_module) if self.base is None else read_state(self.base)
+            require_same(pl_module.state_dict(), self._base, str(self.base))
 
     def cook(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Soup:
         """Make the soup and leave it in the module; within ``fit`` or ``validate``.
@@ -266,9 +277,9 @@ class GreedySoupCallback(MixingCallback):
     @override
     def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the initial weights, if the recipe needs them, and refuse ingredients that cannot become a soup."""
-        self.keep_base(pl_module)
+        agreed(trainer, lambda: self.keep_base(pl_module), "Reading the initial weights")
         if self._source == "files":
-            agreed(trainer, lambda: self._check_files(pl_module), "Reading the ingredients")
+            agreed(trainer, lambda: check_files(self._files(), pl_module), "Reading the ingredients")
         else:
             refuse_trained_pairs(pl_module)
 
@@ -276,12 +287,6 @@ class GreedySoupCallback(MixingCallback):
         if self.ingredients in (None, "checkpoints", "epochs"):
             return []
         return expand([self.ingredients] if isinstance(self.ingredients, str) else self.ingredients or [])
-
-    def _check_files(self, pl_module: pl.LightningModule) -> None:
-        states = {path: read_state(path) for path in self._files()}
-        for path, state in states.items():
-            require_same(pl_module.state_dict(), state, str(path))
-        require_one_basis(list(states.values()))
 
     def _gather(self, candidates: Candidates) -> list[NamedIngredient]:
         """The ingredients; the present weights, where the run kept nothing."""

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
 
 from lightning_robust.callbacks.candidates import Candidates
 from lightning_robust.functional.averaging import State, require_same
+from lightning_robust.functional.low_rank import require_one_basis
 from lightning_robust.harness.checkpoints import read_state, save_weights
 from lightning_robust.harness.closing import warn
 from lightning_robust.harness.ranks import agreed
@@ -78,6 +80,18 @@ class BestEpochs:
         sign = 1 if mode == "max" else -1
         there = {path: merit for path, merit in self.merits.items() if path not in lost}
         return [NamedIngredient(Path(path).stem, Path(path), score=sign * merit) for path, merit in there.items()]
+
+
+def check_files(paths: Sequence[Path], module: nn.Module) -> None:
+    """Refuse files that cannot become a soup of a module.
+
+    Raises:
+        ValueError: If one cannot be read, is of another architecture, or holds adapters with another basis.
+    """
+    states = {path: read_state(path) for path in paths}
+    for path, state in states.items():
+        require_same(module.state_dict(), state, str(path))
+    require_one_basis(list(states.values()))
 
 
 def from_checkpoints(trainer: pl.Trainer, monitor: str) -> list[NamedIngredient]:

@@ -15,11 +15,12 @@ from lightning_robust.callbacks.attacked_batches import own_step
 from lightning_robust.callbacks.candidates import Candidates
 from lightning_robust.callbacks.merging.greedy_soup.pantry import NamedIngredient
 from lightning_robust.functional.averaging import State
-from lightning_robust.functional.basins import Barrier, barriers
+from lightning_robust.functional.basins import Barrier, barriers, cosine, share_start
 from lightning_robust.functional.coefficients import learned_soup, stock_soup
 from lightning_robust.functional.soups import Soup, greedy_soup, uniform_soup
 from lightning_robust.functional.weights import call_with
 from lightning_robust.harness.batches import validation_batches
+from lightning_robust.harness.closing import warn
 from lightning_robust.harness.quiet import quietly
 from lightning_robust.harness.ranks import agreed
 from lightning_robust.harness.replacement import replaced
@@ -29,8 +30,6 @@ from lightning_robust.structures import loss_in
 Recipe = Literal["greedy", "uniform", "learned", "stock"]
 AS_TRAINED = "the weights as trained"
 _ROUNDING = 1e-6
-_UNRELATED = 0.3
-"""Weights of models that were fine-tuned from one start have a cosine well above this, independent ones below."""
 
 
 def cook_greedy(
@@ -63,6 +62,7 @@ def cook_all(recipe: Recipe, pantry: Sequence[NamedIngredient], candidates: Cand
     if several and recipe == "learned":
         soup = _learn(pantry, candidates.trainer, candidates.module)
     elif several and recipe == "stock":
+        _warn_of_another_base(pantry, base)
         soup = stock_soup(pantry, base)
     else:
         soup = uniform_soup(pantry)
@@ -103,7 +103,7 @@ def best_of(soup: Soup, pantry: Sequence[NamedIngredient], candidates: Candidate
 
 
 def measure_barriers(pantry: Sequence[NamedIngredient], candidates: Candidates, base: State) -> list[Barrier]:
-    """Measure the barrier between the best ingredient and each other one, and name the one that fits worst.
+    """Measure the barrier between the best ingredient and each other one; name the worst and those of other starts.
 
     Args:
         pantry: The ingredients; there is nothing to measure with fewer than two.
@@ -114,14 +114,34 @@ def measure_barriers(pantry: Sequence[NamedIngredient], candidates: Candidates, 
         return []
     measured = barriers(pantry, candidates.running_mixture, _scores(pantry), mode=candidates.mode, base=base or None)
     worst = max(measured, key=lambda barrier: barrier.height)
+    told = []
     if worst.height > 0:
-        unrelated = not base and worst.cosine < _UNRELATED
-        cause = ": it shares no initialisation with the best" if unrelated else ""
-        rank_zero_info(
-            f"Soup: {pantry[worst.ingredient].label} fits worst: half way to it, {candidates.monitor} is worse by "
-            f"{worst.height:.4g} than the mean of both ends (cosine of the weights {worst.cosine:.2f}){cause}."
+        told.append(
+            f"{pantry[worst.ingredient].label} fits worst: half way to it, {candidates.monitor} is worse by "
+            f"{worst.height:.4g} than the mean of both ends (cosine of the weights {worst.cosine:.2f})"
         )
+    told += _name_strangers(pantry, {barrier.ingredient for barrier in measured})
+    if told:
+        rank_zero_info(f"Soup: {'; '.join(told)}.")
     return measured
+
+
+def _name_strangers(pantry: Sequence[NamedIngredient], others: set[int]) -> list[str]:
+    """Which of the others began elsewhere than the best, in a sentence; none where all share a start."""
+    (best,) = (ingredient for index, ingredient in enumerate(pantry) if index not in others)
+    strangers = [pantry[index].label for index in sorted(others) if not share_start(best(), pantry[index]())]
+    share = f"share{'s' * (len(strangers) == 1)} no initialisation with the best, {best.label}"
+    return [f"{', '.join(strangers)} {share}: only models fine-tuned from one start mix"] if strangers else []
+
+
+def _warn_of_another_base(pantry: Sequence[NamedIngredient], base: State) -> None:
+    """Model Stock pulls the mean towards the base, whatever that is."""
+    if not share_start(base, pantry[0]()):
+        warn(
+            f"GreedySoupCallback: the initial weights are not what {pantry[0].label} was fine-tuned from (cosine "
+            f"{cosine(base, pantry[0]()):.2f}), and the stock recipe goes by the angles from there. Name the file of "
+            "that start as `base`."
+        )
 
 
 def _learn(pantry: Sequence[NamedIngredient], trainer: pl.Trainer, module: pl.LightningModule) -> Soup:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from typing_extensions import override
 
@@ -22,7 +21,9 @@ from lightning_robust.callbacks.candidates import (
 from lightning_robust.callbacks.merging.greedy_soup.callback import GreedySoupCallback
 from lightning_robust.callbacks.merging.wise_ft.curve import AlphaCurve, choose_alpha
 from lightning_robust.callbacks.merging.wise_ft.report import report_wise_ft
+from lightning_robust.callbacks.merging.wise_ft.start import with_counterparts
 from lightning_robust.functional.averaging import State, interpolate
+from lightning_robust.functional.basins import cosine, share_start
 from lightning_robust.functional.fresh import looks_untrained
 from lightning_robust.functional.low_rank import mixable_start, refuse_trained_pairs
 from lightning_robust.functional.weights import state_on_cpu
@@ -172,6 +173,13 @@ class WiSEFTCallback(MixingCallback):
             self._warn_of_untrained(pl_module)
         start = agreed(trainer, lambda: self._zero_shot_state(pl_module.state_dict()), "Reading the zero-shot weights")
         refuse_trained_pairs(pl_module, start)
+        if not share_start(start, pl_module.state_dict()):
+            self._guard.warn(
+                f"the weights of {self.zero_shot} are no start of this fit (cosine "
+                f"{cosine(start, pl_module.state_dict()):.2f}), and mixtures of models from different starts are worse "
+                "than both. Load them before the fit.",
+                key="another start",
+            )
 
     def _warn_of_untrained(self, pl_module: pl.LightningModule) -> None:
         if looks_untrained(pl_module):
@@ -227,29 +235,6 @@ class WiSEFTCallback(MixingCallback):
                 names = self.monitor if isinstance(self.monitor, list) else _on_all_loaders(metrics, candidates.monitor)
                 values.append([pick(metrics, name) for name in names])
         return AlphaCurve(self._grid, names, values, candidates.evaluator.samples)
-
-
-def with_counterparts(start: Mapping[str, Tensor], fine_tuned: Mapping[str, Tensor], name: str) -> State:
-    """A copy of the initial weights, with fine-tuned ones where they have no counterpart of the same shape.
-
-    Args:
-        start: The initial weights.
-        fine_tuned: The fine-tuned weights.
-        name: Names the initial weights in messages.
-
-    Raises:
-        ValueError: If no tensor has a counterpart.
-    """
-    shared = {key for key, tensor in fine_tuned.items() if key in start and start[key].shape == tensor.shape}
-    if not shared:
-        raise ValueError(
-            f"Expected tensors of the fine-tuned model in {name}, but none of {sorted(start)[:3]} ... has a "
-            f"counterpart among {sorted(fine_tuned)[:3]} ... of its shape. Is it a checkpoint of this architecture?"
-        )
-    lacking = [key for key in fine_tuned if key not in shared]
-    if lacking:
-        rank_zero_info(f"WiSE-FT: {lacking} are not in {name} and stay fine-tuned.")
-    return {k: start[k].to(tensor, copy=True) if k in shared else tensor.clone() for k, tensor in fine_tuned.items()}
 
 
 def _mixture(zero_shot: State, fine_tuned: State, alpha: float) -> State:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from lightning_robust.statistics import Interval, share_interval
+
 
 @dataclass(frozen=True)
 class AlphaCurve:
@@ -42,6 +44,21 @@ class AlphaCurve:
     def column(self, loader: int) -> list[float]:
         """The metric on a loader at each alpha."""
         return [row[loader] for row in self.values]
+
+    def intervals(self, mode: Literal["max", "min"]) -> list[list[Interval]]:
+        """The 95 % interval of each value; none where the metric is no share to be raised, or of unknown samples.
+
+        Example:
+            >>> curve = AlphaCurve([0.0, 1.0], ["acc/0", "acc/1"], [[0.7, 0.8], [0.9, 0.5]], [100, 50])
+            >>> [round(end, 2) for end in curve.intervals("max")[1][0]]
+            [0.83, 0.94]
+            >>> curve.intervals("min")
+            []
+        """
+        shares = all(0 <= value <= 1 for row in self.values for value in row)
+        if mode != "max" or not shares or len(self.samples) != len(self.names):
+            return []
+        return [[share_interval(*of) for of in zip(row, self.samples, strict=True)] for row in self.values]
 
 
 def choose_alpha(

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_robust.callbacks.merging.wise_ft.curve import AlphaCurve
 from lightning_robust.figures import add_legend, panel, plain
-from lightning_robust.statistics import share_interval
+from lightning_robust.harness.directions import Mode
+from lightning_robust.statistics import Interval
 from lightning_robust.tables import number, shorten
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ _NAME_WIDTH = 24
 
 
 def wise_ft_figures(
-    curve: AlphaCurve, chosen: float, monitor: str, mode: str, start: str
+    curve: AlphaCurve, chosen: float, monitor: str, mode: Mode, start: str
 ) -> dict[str, Callable[[], Figure]]:
     """What draws each figure, by tag: one for a single loader, else one for each shifted loader.
 
@@ -41,12 +42,13 @@ def wise_ft_figures(
     }
 
 
-def draw_alphas(curve: AlphaCurve, chosen: float, monitor: str, mode: str, start: str) -> Figure:
+def draw_alphas(curve: AlphaCurve, chosen: float, monitor: str, mode: Mode, start: str) -> Figure:
     """The metric of the only loader over alpha; arguments as of :func:`wise_ft_figures`."""
     figure, axes = panel(4.4, "WiSE-FT changes nothing here: one loader measures no shift")
     xs, ys = list(curve.alphas), curve.inside
-    if _shows_intervals(curve, mode):
-        axes.fill_between(xs, *_limits(ys, curve.samples[0]), color=_BETWEEN, alpha=0.18, lw=0, label="95 % interval")
+    intervals = curve.intervals(mode)
+    if intervals:
+        axes.fill_between(xs, *_limits(intervals, 0), color=_BETWEEN, alpha=0.18, lw=0, label="95 % interval")
     axes.plot(xs, ys, color=_BETWEEN, marker="o", markersize=4, label="mixtures of the two")
     _mark_points(axes, curve, xs, ys, chosen, start)
     axes.set_xlabel(f"alpha: 0 is the {start}, 1 fine-tuned")
@@ -56,7 +58,7 @@ def draw_alphas(curve: AlphaCurve, chosen: float, monitor: str, mode: str, start
     return figure
 
 
-def draw_shift(curve: AlphaCurve, loader: int, chosen: float, monitor: str, mode: str, start: str) -> Figure:
+def draw_shift(curve: AlphaCurve, loader: int, chosen: float, monitor: str, mode: Mode, start: str) -> Figure:
     """The metric on a shifted loader against that in distribution, on logit axes where it is a share.
 
     Args:
@@ -70,8 +72,9 @@ def draw_shift(curve: AlphaCurve, loader: int, chosen: float, monitor: str, mode
     figure, axes = panel(5.2, _describe_choice(curve, loader, chosen, mode))
     xs, ys = curve.inside, curve.column(loader)
     axes.plot(xs, ys, color=_BETWEEN, marker="o", markersize=4, label="mixtures of the two", zorder=2)
-    if _shows_intervals(curve, mode):
-        _draw_intervals(axes, curve, loader)
+    intervals = curve.intervals(mode)
+    if intervals:
+        _draw_intervals(axes, curve, loader, intervals)
     _mark_points(axes, curve, xs, ys, chosen, start)
     if all(0 < value < 1 for value in (*xs, *ys)):
         _use_logit_axes(axes, xs, ys)
@@ -110,13 +113,13 @@ def _mark_points(
     axes.scatter([xs[best]], [ys[best]], s=190, zorder=5, label=f"chosen (alpha {chosen:.2g})", **ring)
 
 
-def _draw_intervals(axes: Axes, curve: AlphaCurve, loader: int) -> None:
+def _draw_intervals(axes: Axes, curve: AlphaCurve, loader: int, intervals: Sequence[Sequence[Interval]]) -> None:
     xs, ys = curve.inside, curve.column(loader)
     axes.errorbar(
         xs,
         ys,
-        xerr=_arms(xs, curve.samples[0]),
-        yerr=_arms(ys, curve.samples[loader]),
+        xerr=_arms(xs, intervals, 0),
+        yerr=_arms(ys, intervals, loader),
         fmt="none",
         ecolor=_BETWEEN,
         alpha=0.35,
@@ -125,20 +128,14 @@ def _draw_intervals(axes: Axes, curve: AlphaCurve, loader: int) -> None:
     )
 
 
-def _shows_intervals(curve: AlphaCurve, mode: str) -> bool:
-    shares = all(0 <= value <= 1 for row in curve.values for value in row)
-    return mode == "max" and shares and len(curve.samples) == len(curve.names)
+def _limits(intervals: Sequence[Sequence[Interval]], loader: int) -> tuple[list[float], list[float]]:
+    """Lower and upper ends of a loader's intervals."""
+    return [row[loader].low for row in intervals], [row[loader].high for row in intervals]
 
 
-def _limits(shares: Sequence[float], count: int) -> tuple[list[float], list[float]]:
-    """Lower and upper ends."""
-    intervals = [share_interval(share, count) for share in shares]
-    return [interval.low for interval in intervals], [interval.high for interval in intervals]
-
-
-def _arms(shares: Sequence[float], count: int) -> list[list[float]]:
+def _arms(shares: Sequence[float], intervals: Sequence[Sequence[Interval]], loader: int) -> list[list[float]]:
     """Lengths below and above."""
-    low, high = _limits(shares, count)
+    low, high = _limits(intervals, loader)
     return [
         [share - end for share, end in zip(shares, low, strict=True)],
         [end - share for share, end in zip(shares, high, strict=True)],

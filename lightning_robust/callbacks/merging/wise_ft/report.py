@@ -30,7 +30,12 @@ def report_wise_ft(curve: AlphaCurve, chosen: float, candidates: Candidates, fol
     of_shift = {"wise_ft/shifted": shifted} if len(curve.names) > 1 else {}
     log_scalars(trainer, {"wise_ft/alpha": chosen, "wise_ft/in_distribution": inside, **of_shift})
     pairs = zip(curve.alphas, curve.values, strict=True)
+    intervals = curve.intervals(mode)
     rows = [[number(alpha), *(number(value, 4) for value in row)] for alpha, row in pairs]
+    for row, ends in zip(rows, intervals, strict=False):
+        row[1:] = [
+            f"{value} ({number(low)} to {number(high)})" for value, (low, high) in zip(row[1:], ends, strict=True)
+        ]
     figures = wise_ft_figures(curve, chosen, monitor, mode, start)
     show(
         trainer,
@@ -48,7 +53,14 @@ def report_wise_ft(curve: AlphaCurve, chosen: float, candidates: Candidates, fol
             category=NoEffectWarning,
         )
     if trainer.is_global_zero and not is_fast_dev_run(trainer):
-        content = {"alpha": chosen, "alphas": curve.alphas, "metrics": curve.names, "values": curve.values}
+        content = {
+            "alpha": chosen,
+            "alphas": curve.alphas,
+            "metrics": curve.names,
+            "samples": curve.samples,
+            "values": curve.values,
+            "intervals": intervals,
+        }
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "wise_ft.json").write_text(json.dumps(content, indent=2))
         log_files(trainer, folder)

@@ -294,6 +294,60 @@ def test_the_ingredient_that_spoils_the_soup_is_named(tmp_path, caplog):
     assert "shares no initialisation" in line
 
 
+@pytest.mark.filterwarnings("ignore:.*worse than")
+@pytest.mark.parametrize("recipe", ["uniform", "stock"])
+def test_all_ingredients_of_other_starts_are_named_also_where_the_start_is_known(tmp_path, caplog, recipe):
+    """Two near the start of the fit and two drawn anew; from a known start their angles would say nothing."""
+    paths = [tmp_path / f"{name}.ckpt" for name in ("near0", "near1", "far0", "far1")]
+    pl.seed_everything(1)
+    start = Boring().state_dict()
+    for index, path in enumerate(paths):
+        torch.manual_seed(50 + index)
+        state = start if path.stem.startswith("near") else Boring().state_dict()
+        torch.save({k: v + 0.01 * torch.randn_like(v) if v.is_floating_point() else v for k, v in state.items()}, path)
+    base = {"base": str(paths[0])} if recipe == "stock" else {}
+    soup = GreedySoupCallback(recipe, monitor="val/loss", mode="min", ingredients=str(tmp_path / "*.ckpt"), **base)
+    with caplog.at_level("INFO", "lightning.pytorch"):
+        run(tmp_path, soup, module=Boring(), max_epochs=1)
+    (line,) = [record.message for record in caplog.records if "no initialisation" in record.message]
+    names = ["far0", "far1", "near0", "near1"]
+    best = names[min(range(4), key=soup.soup.scores.__getitem__)]
+    strangers, known = line.split("; ")[-1].split(" share no initialisation with the best, ")
+    assert f"{best}.ckpt" in known
+    for name in names:
+        shares = name == best or {name, best} == {"near0", "near1"}
+        assert (f"{name}.ckpt" in strangers) is not shares, name
+
+
+def test_stock_goes_from_the_base_that_is_named(tmp_path):
+    """From 2 on, the steps to 3 and 4 are parallel: ratio 1, the mean; from 3.5 opposite: ratio 0, the base."""
+    paths = write(tmp_path, [3.0, 4.0, 2.0, 3.5])
+    for base, expected in ((paths[2], 3.5), (paths[3], 3.5), (None, 3.5)):
+        soup = judged(recipe="stock", ingredients=[str(path) for path in paths[:2]], base=base and str(base))
+        with pytest.warns(UserWarning, match="the stock soup .* is worse than"):
+            run(tmp_path, soup, module=Scalar([1.0]), max_epochs=1)
+        assert soup.soup.state["w"].item() == pytest.approx(expected)
+        assert soup.soup.coefficients["w"].item() == (0 if base == paths[3] else 1)
+    with pytest.raises(ValueError, match="Expected `base` with the recipe stock alone, but got it with greedy"):
+        judged(base="start.ckpt")
+    torch.save({"w": torch.zeros(2)}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"Expected w of shape \(1, 1\) in .*other.pt, but got \(2,\)"):
+        run(tmp_path, judged(recipe="stock", base=str(tmp_path / "other.pt")), module=Scalar(PATH))
+
+
+@pytest.mark.filterwarnings("ignore:.*worse than")
+def test_stock_warns_of_a_base_that_nothing_was_fine_tuned_from(tmp_path):
+    for index in range(2):
+        torch.manual_seed(7)
+        state = Boring().state_dict()
+        torch.manual_seed(index)
+        noise = {k: v + 0.01 * torch.randn_like(v) if v.is_floating_point() else v for k, v in state.items()}
+        torch.save(noise, tmp_path / f"{index}.ckpt")
+    soup = GreedySoupCallback("stock", monitor="val/loss", mode="min", ingredients=str(tmp_path / "*.ckpt"))
+    with pytest.warns(UserWarning, match="the initial weights are not what .*0.ckpt was fine-tuned from .* as `base`"):
+        run(tmp_path, soup, module=Boring(), max_epochs=1)
+
+
 def test_table_and_figure_reach_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -10,6 +10,8 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from scipy.stats import binomtest
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -203,6 +205,31 @@ def test_a_new_head_stays_fine_tuned(tmp_path, half_way):
     torch.testing.assert_close(module.state_dict()["net.0.weight"], middle)
 
 
+def test_a_file_of_another_width_is_one_sentence_before_training(tmp_path):
+    """Its head has the same offset, which alone would have been interpolated."""
+    wide = {k: v.repeat_interleave(2, 0) if v.ndim else v for k, v in Boring().state_dict().items()}
+    wide["net.5.bias"] = Boring().state_dict()["net.5.bias"]
+    torch.save(wide, tmp_path / "wide.ckpt")
+    module = Boring()
+    before = copy.deepcopy(module.state_dict())
+    with pytest.raises(
+        ValueError, match=r"^Expected \S+ of shape \(.*\) in .*wide.ckpt, but got .*differ\)\. Only a head"
+    ):
+        run(tmp_path, judged(zero_shot=str(tmp_path / "wide.ckpt")), module=module)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+@pytest.mark.parametrize("other", [True, False])
+def test_a_file_from_another_start_is_said(tmp_path, half_way, other):
+    pl.seed_everything(1)
+    module = Boring()
+    torch.save((Boring() if other else module).state_dict(), tmp_path / "start.ckpt")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run(tmp_path, judged(zero_shot=str(tmp_path / "start.ckpt")), module=module, max_epochs=1)
+    assert sum("start.ckpt are no start of this fit (cosine" in str(each.message) for each in caught) == other
+
+
 def test_returned_is_saved_and_tested_as_best(tmp_path):
     keeper = ModelCheckpoint(tmp_path, monitor="val/loss/dataloader_idx_0", auto_insert_metric_name=False)
     wise_ft = judged(epsilon=0.05, monitor=["val/loss/dataloader_idx_0", "val/loss/dataloader_idx_1"])
@@ -294,6 +321,28 @@ def test_bad_settings_are_refused_before_training(tmp_path):
     late = GreedySoupCallback(monitor="val/loss", mode="min")
     with pytest.raises(MisconfigurationException, match="Expected GreedySoupCallback before WiSEFTCallback"):
         make_trainer(tmp_path, [judged(), late], enable_checkpointing=True).fit(Scalar())
+
+
+class Shares(Scalar):
+    """Of three loaders, the share w / 2, of five samples each."""
+
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        self.log("val/acc", self.w.squeeze() / 2, batch_size=len(batch))
+
+    def val_dataloader(self):
+        return [DataLoader(torch.zeros(5, 1), 5) for _ in range(3)]
+
+
+def test_the_file_and_the_table_have_the_intervals(tmp_path):
+    """Wilson's, by SciPy."""
+    logger = CSVLogger(tmp_path, "run")
+    told = judged(monitor="val/acc", mode="max", alphas=[0.8], dirpath=str(tmp_path / "out"))
+    run(tmp_path, told, module=Shares(), logger=logger)
+    content = json.loads((tmp_path / "out" / "wise_ft.json").read_text())
+    assert content["samples"] == [5, 5, 5]
+    ends = binomtest(2, 5).proportion_ci(method="wilson")
+    assert content["values"][2] == pytest.approx([0.4] * 3)
+    assert [end for pair in content["intervals"][2] for end in pair] == pytest.approx([*ends] * 3, abs=1e-6)
 
 
 class TwoDays(Boring):
