@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_robust.callbacks.candidates import Candidates
@@ -12,6 +13,7 @@ from lightning_robust.callbacks.merging.wise_ft.figure import wise_ft_figures
 from lightning_robust.harness.closing import warn
 from lightning_robust.harness.logging import log_files, log_scalars
 from lightning_robust.harness.trainers import NoEffectWarning, is_fast_dev_run
+from lightning_robust.statistics import Interval
 from lightning_robust.tables import number
 
 
@@ -29,19 +31,13 @@ def report_wise_ft(curve: AlphaCurve, chosen: float, candidates: Candidates, fol
     inside, shifted = (column[curve.alphas.index(chosen)] for column in (curve.inside, curve.shifted))
     of_shift = {"wise_ft/shifted": shifted} if len(curve.names) > 1 else {}
     log_scalars(trainer, {"wise_ft/alpha": chosen, "wise_ft/in_distribution": inside, **of_shift})
-    pairs = zip(curve.alphas, curve.values, strict=True)
     intervals = curve.intervals(mode)
-    rows = [[number(alpha), *(number(value, 4) for value in row)] for alpha, row in pairs]
-    for row, ends in zip(rows, intervals, strict=False):
-        row[1:] = [
-            f"{value} ({number(low)} to {number(high)})" for value, (low, high) in zip(row[1:], ends, strict=True)
-        ]
     figures = wise_ft_figures(curve, chosen, monitor, mode, start)
     show(
         trainer,
         Report(
             {},
-            {"wise_ft/curve": (["alpha", *curve.names], rows)},
+            {"wise_ft/curve": (["alpha", *curve.names], _curve_rows(curve, intervals))},
             figures,
             [_describe_curve(curve, chosen, monitor, start)],
         ),
@@ -64,6 +60,14 @@ def report_wise_ft(curve: AlphaCurve, chosen: float, candidates: Candidates, fol
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "wise_ft.json").write_text(json.dumps(content, indent=2))
         log_files(trainer, folder)
+
+
+def _curve_rows(curve: AlphaCurve, intervals: Sequence[Sequence[Interval]]) -> list[list[str]]:
+    """A row of the table for each alpha, with the intervals that there are."""
+    values = [[number(value, 4) for value in row] for row in curve.values]
+    ends = [[f" ({number(low)} to {number(high)})" for low, high in row] for row in intervals]
+    cells = [[v + e for v, e in zip(*pair, strict=True)] for pair in zip(values, ends, strict=True)] if ends else values
+    return [[number(alpha), *row] for alpha, row in zip(curve.alphas, cells, strict=True)]
 
 
 def _describe_curve(curve: AlphaCurve, chosen: float, monitor: str, start: str) -> str:

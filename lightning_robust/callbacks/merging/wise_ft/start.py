@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
@@ -21,16 +22,17 @@ def with_counterparts(start: Mapping[str, Tensor], fine_tuned: Mapping[str, Tens
     Raises:
         ValueError: If no tensor has a counterpart, or most of those with one have it in another shape.
     """
-    common = [key for key in fine_tuned if key in start]
+    common = fine_tuned.keys() & start.keys()
     shared = {key for key in common if start[key].shape == fine_tuned[key].shape}
-    _require_most(start, fine_tuned, [key for key in common if key not in shared], shared, name)
-    for more, told in (
-        ([key for key in fine_tuned if key not in shared], f"are not in {name} and stay fine-tuned"),
-        ([key for key in start if key not in fine_tuned], f"of {name} are not in the model and are left out"),
-    ):
-        if more:
-            rank_zero_info(f"WiSE-FT: {more} {told}.")
+    _require_most(start, fine_tuned, sorted(common - shared), shared, name)
+    _tell(fine_tuned.keys() - shared, f"are not in {name} and stay fine-tuned")
+    _tell(start.keys() - fine_tuned.keys(), f"of {name} are not in the model and are left out")
     return {k: start[k].to(tensor, copy=True) if k in shared else tensor.clone() for k, tensor in fine_tuned.items()}
+
+
+def _tell(names: AbstractSet[str], what: str) -> None:
+    if names:
+        rank_zero_info(f"WiSE-FT: {sorted(names)} {what}.")
 
 
 def _require_most(
