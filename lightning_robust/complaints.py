@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sysconfig
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,9 +31,33 @@ def sentence(error: BaseException) -> str:
         >>> sentence(ValueError("Expected a number,\n  but got none.")), sentence(EOFError())
         ('Expected a number, but got none.', 'EOFError: no message')
     """
-    text = " ".join(str(error).split())
+    text = _shorten_state(" ".join(str(error).split()))
     ours = isinstance(error, _MENDABLE) or type(error).__name__ == "MisconfigurationException"
     return text if text and ours else f"{type(error).__name__}: {text or 'no message'}"
+
+
+def _shorten_state(text: str) -> str:
+    """A complaint of torch about a state dict, with the first of the tensors that it lists and their number."""
+    _, loading, listed = text.partition("Error(s) in loading state_dict for ")
+    if not loading:
+        return text
+    parts = []
+    for said, found in (("lacks", "Missing"), ("has besides", "Unexpected")):
+        names = re.findall(
+            r'"([^"]+)"', next(iter(re.findall(rf"{found} key\(s\) in state_dict: ([^:]*)", listed)), "")
+        )
+        parts += [f"it {said} {names[0]}{_more(names)}"] if names else []
+    shapes = re.findall(r"size mismatch for (\S+): .*?torch\.Size\(\[(.*?)\]\).*?torch\.Size\(\[(.*?)\]\)", listed)
+    parts += [f"{name} has shape ({got}) for ({wanted}){_more(shapes)}" for name, got, wanted in shapes[:1]]
+    model = listed.partition(":")[0]
+    return (
+        f"Expected a checkpoint of this {model}, but {', '.join(parts)}. Build the model with the arguments of that "
+        "file's training."
+    )
+
+
+def _more(found: Sequence[object]) -> str:
+    return f" (and {len(found) - 1} more)" if len(found) > 1 else ""
 
 
 def can_be_mended(error: BaseException) -> bool:

@@ -1,6 +1,7 @@
 """Which errors are about what was given, and what is said about them."""
 
 import pytest
+from torch import nn
 
 from lightning_robust.checks import check_positive
 from lightning_robust.complaints import can_be_mended, is_about_arguments, naming, sentence
@@ -48,3 +49,21 @@ def test_a_file_is_named_once():
         raise ValueError("Expected b in a.npz")
     with pytest.raises(KeyError), naming("a.npz"):
         raise KeyError("b")
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (nn.Sequential(nn.Linear(2, 5), nn.LayerNorm(5)), "0.weight has shape (5, 2) for (3, 2) (and 3 more)"),
+        (nn.Sequential(nn.Linear(2, 3)), "it lacks 1.weight (and 1 more)"),
+        (
+            nn.Sequential(nn.Linear(2, 3, bias=False), nn.LayerNorm(3), nn.PReLU()),
+            "it lacks 0.bias, it has besides 2.weight",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_are_one_short_sentence(given, told):
+    """Of what torch says, however many tensors it lists."""
+    error = caught(lambda: nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3)).load_state_dict(given.state_dict()))
+    advice = "Build the model with the arguments of that file's training."
+    assert sentence(error) == f"Expected a checkpoint of this Sequential, but {told}. {advice}"
