@@ -94,6 +94,7 @@ from lightning_robust.functional.picture_motion import move_points as move_point
 from lightning_robust.functional.picture_motion import rescale_motion as rescale_motion
 from lightning_robust.functional.pixels import PixelSpace as PixelSpace
 from lightning_robust.functional.quantization import quantize_block as quantize_block
+from lightning_robust.functional.quantization import quantize_channels as quantize_channels
 from lightning_robust.functional.rotation import rotate_each as rotate_each
 from lightning_robust.functional.rotation import rotate_quadrants as rotate_quadrants
 from lightning_robust.functional.rotation import rotation_anomaly as rotation_anomaly

@@ -1,4 +1,4 @@
-"""Block floating point: numbers of few bits that share an exponent, as low-precision training (SWALP) needs them."""
+"""Numbers of few bits: block floating point, in which SWALP trains, and weights by channel, as int8 engines have them."""
 
 from __future__ import annotations
 
@@ -72,6 +72,48 @@ def quantize_block(
     if not finite.all():
         work = torch.where(finite, work, tensor.to(work.dtype))
     return result.copy_(work)
+
+
+@torch.no_grad()
+def quantize_channels(tensor: Tensor, bits: int, *, dim: int = 0) -> Tensor:
+    r"""Round weights to integers of ``bits`` bits times a scale of each channel, symmetric about 0.
+
+    .. math:: Q(w) = s \cdot \operatorname{round}(w / s), \qquad s = \frac{\max |w|}{2^{b-1} - 1}
+
+    over each index of ``dim``; ties go to the even integer. With 8 bits these are the weights of the int8 engines of
+    this package. No scale is a power of two, unlike those of :func:`quantize_block`, and the largest weight is exact.
+
+    Args:
+        tensor: Floating point, any shape and device.
+        bits: Of an integer, sign included; 2 to 16.
+        dim: The dimension of the channels: 0, the outputs, in linear and convolutional layers.
+
+    Returns:
+        A tensor of the same type and shape. Channels of zeros stay zeros; a channel with a value that is not finite
+        becomes NaN.
+
+    Raises:
+        TypeError: For tensors that are not floating point.
+        ValueError: For bits out of range, or a tensor without channels or without values.
+
+    Example:
+        >>> quantize_channels(torch.tensor([[7.0, 3.4], [0.0, 0.7]]), 4)
+        tensor([[7.0000, 3.0000],
+                [0.0000, 0.7000]])
+    """
+    if not tensor.is_floating_point():
+        raise TypeError(f"Expected a floating-point tensor, but got {tensor.dtype}. Integers need no quantising.")
+    if not 2 <= bits <= 16:
+        raise ValueError(f"Expected `bits` between 2 and 16, but got {bits}.")
+    if not tensor.ndim or not tensor.numel():
+        raise ValueError(
+            f"Expected weights with channels, but got a tensor of shape {tuple(tensor.shape)}. Leave it out."
+        )
+    dims = [other for other in range(tensor.ndim) if other != dim % tensor.ndim]
+    wide = tensor.double()
+    scale = (wide.abs().amax(dims, keepdim=True) if dims else wide.abs()) / (2 ** (bits - 1) - 1)
+    rounded = torch.where(scale == 0, wide, (wide / scale).round() * scale)
+    return rounded.to(tensor.dtype)
 
 
 def _scales(tensor: Tensor, word_length: int, block_dim: int | None) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from lightning_robust.functional.quantization import quantize_block
+from lightning_robust.functional.quantization import quantize_block, quantize_channels
 
 
 def slow_nearest(values, bits):
@@ -113,3 +113,53 @@ def test_rejects_integers_and_bad_lengths():
     for bits in (1, 25):
         with pytest.raises(ValueError, match="between 2 and 24"):
             quantize_block(torch.ones(1), bits)
+
+
+def slow_channel(values, bits):
+    """The definition in exact arithmetic, one channel; ties to even, as Python rounds fractions."""
+    scale = Fraction(max(abs(value) for value in values)) / (2 ** (bits - 1) - 1)
+    return [float(round(Fraction(value) / scale) * scale) for value in values]
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8, 12])
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_channels_match_exact_arithmetic(bits, dim):
+    values = torch.randn(5, 4, 3, dtype=torch.float64) * torch.logspace(-6, 6, 5)[:, None, None]
+    found = quantize_channels(values, bits, dim=dim)
+    for channel, rounded in zip(values.unbind(dim), found.unbind(dim), strict=True):
+        assert rounded.flatten().tolist() == pytest.approx(slow_channel(channel.flatten().tolist(), bits), rel=1e-12)
+        assert (rounded - channel).abs().max() <= channel.abs().max() / (2 ** (bits - 1) - 1) / 2 * (1 + 1e-9)
+
+
+def test_noise_of_channels_is_that_of_uniform_rounding():
+    """A step s has a mean squared error of s**2 / 12; each bit less doubles the step, but for the 1 in 2**(b-1) - 1."""
+    values = torch.rand(1, 200_000) * 2 - 1
+    values[0, 0] = 1.0
+    for bits in (8, 6, 4):
+        step = 1 / (2 ** (bits - 1) - 1)
+        error = (quantize_channels(values, bits) - values).square().mean().item()
+        assert error == pytest.approx(step**2 / 12, rel=0.02)
+
+
+def test_channels_that_are_zero_or_not_finite():
+    values = torch.tensor([[0.0, 0.0], [1.0, torch.inf], [torch.nan, 1.0], [1.0, -2.0]])
+    found = quantize_channels(values, 8)
+    assert found[0].tolist() == [0, 0]
+    assert found[3, 1] == -2
+    assert found[1].isnan().any()
+    assert found[2].isnan().any()
+
+
+@pytest.mark.parametrize(
+    ("tensor", "bits", "error", "says"),
+    [
+        (torch.ones(2, 2), 1, ValueError, "Expected `bits` between 2 and 16, but got 1"),
+        (torch.ones(2, 2), 17, ValueError, "between 2 and 16, but got 17"),
+        (torch.ones(2, dtype=torch.int64), 8, TypeError, "Expected a floating-point tensor, but got torch.int64"),
+        (torch.ones(0, 3), 8, ValueError, r"Expected weights with channels, but got a tensor of shape \(0, 3\)"),
+        (torch.tensor(1.0), 8, ValueError, r"Expected weights with channels, but got a tensor of shape \(\)"),
+    ],
+)
+def test_channels_reject(tensor, bits, error, says):
+    with pytest.raises(error, match=says):
+        quantize_channels(tensor, bits)

@@ -90,10 +90,10 @@ def test_scaled_by_filters_it_is_the_same_for_the_same_function(factor):
         "0.bias": factor * state["0.bias"],
         "2.weight": state["2.weight"] / factor,
     }
-    how = {"steps": 300, "tolerance": 2e-3}
+    how = {"steps": 60, "tolerance": 5e-3}
     scaled = [largest_curvature(loss, each, scales=filter_norms(each), **how).eigenvalue for each in (state, grown)]
-    plain = [largest_curvature(loss, each, **how).eigenvalue for each in (state, grown)]
-    assert scaled[1] == pytest.approx(scaled[0], rel=4e-3)
+    plain = [largest_curvature(loss, each, steps=20).eigenvalue for each in (state, grown)]
+    assert scaled[1] == pytest.approx(scaled[0], rel=0.02)
     assert abs(plain[1] / plain[0] - 1) > 0.2
 
 
