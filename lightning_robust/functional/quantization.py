@@ -1,4 +1,4 @@
-"""Numbers of few bits: block floating point, in which SWALP trains, and weights by channel, as int8 engines have them."""
+"""Numbers of few bits: block floating point, as SWALP trains in, and weights by channel, as int8 engines do."""
 
 from __future__ import annotations
 
