@@ -95,3 +95,25 @@ def test_learned_soup_matches_an_implementation_by_hand():
     assert soup.beta > 1.5
     # the callback's logits are in fp32
     torch.testing.assert_close(soup.coefficients["w"].double(), point[:3].softmax(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_stock_is_the_nearest_point_to_the_centre_of_fine_tuned_weights(count):
+    """The paper's geometry: steps from the centre to the base and to each ingredient are orthogonal.
+
+    The nearest point to the centre on the line from the base to the mean, by least squares and not by the angle.
+    """
+    centre = torch.randn(12, dtype=torch.float64)
+    directions = torch.linalg.qr(torch.randn(12, 12, dtype=torch.float64))[0]
+    base = centre + 3.0 * directions[0]
+    states = [{"w": centre + 0.8 * directions[number]} for number in range(1, count + 1)]
+    mean = torch.stack([state["w"] for state in states]).mean(0)
+    ratio = torch.linalg.lstsq((mean - base)[:, None], (centre - base)[:, None]).solution.item()
+    soup = stock_soup(states, {"w": base})
+    assert soup.coefficients["w"].item() == pytest.approx(ratio, rel=1e-9)
+    assert ratio == pytest.approx(9 / (9 + 0.64 / count), rel=1e-9)
+    torch.testing.assert_close(soup.state["w"], base + ratio * (mean - base))
+    if count == 2:  # as the paper writes it for two, with the angle at the base
+        one, two = (state["w"] - base for state in states)
+        cosine = nn.functional.cosine_similarity(one, two, dim=0).item()
+        assert ratio == pytest.approx(2 * cosine / (1 + cosine), rel=1e-9)
