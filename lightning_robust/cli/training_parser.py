@@ -43,11 +43,27 @@ class RobustParser(OneLineParser, LightningArgumentParser):
             return text
         return f"{refused[1]} It is an argument of {mixin}: put that before your module in the bases."
 
+    def parse_object(self, given: Any, *base: Any, **settings: Any) -> jsonargparse.Namespace:
+        """Parse values; hyperparameters out of a checkpoint alone do not say of which class they are, and are left out.
+
+        LightningCLI reads them over what was asked for. Those of a model that was built in Python have no class path,
+        so that none of them would be taken.
+        """
+        if base and isinstance(base[0], jsonargparse.Namespace) and _lacks_class(given):
+            return base[0]
+        return super().parse_object(given, *base, **settings)
+
     def dump(self, cfg: jsonargparse.Namespace, **settings: Any) -> str:
         """Write a configuration, with all arguments of a technique that is switched on by ``true``."""
         cfg = cfg.clone()
         expand_switches(cfg)
         return super().dump(cfg, **settings)
+
+
+def _lacks_class(given: Any) -> bool:
+    """Whether these are one command's arguments of a model without its class."""
+    sections = list(given.values()) if isinstance(given, dict) else []
+    return len(sections) == 1 and [*sections[0]] == ["model"] and "class_path" not in sections[0]["model"]
 
 
 def _arguments_of_mixins() -> dict[str, str]:

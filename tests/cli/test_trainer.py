@@ -7,8 +7,28 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch.demos.boring_classes import BoringModel
+from torch import nn
 
 from lightning_robust.cli import main
+
+from ..boring import make_trainer
+
+
+class Wide(BoringModel):
+    """One layer of a width."""
+
+    def __init__(self, width: int = 2):
+        super().__init__()
+        self.save_hyperparameters()
+        self.layer = nn.Linear(2, width)
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch[:, :2]).sum()
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/loss", self.layer(batch[:, :2]).sum())
+
 
 BY_LOSS = ["--monitor=val/loss", "--mode=min"]
 QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
@@ -127,3 +147,20 @@ def test_soup_in_python_returns_the_soup_also_where_the_module_holds_a_better_on
     written = (tmp_path / "soup.json").stat().st_mtime_ns
     cli.trainer.validate(cli.model, verbose=False)
     assert (tmp_path / "soup.json").stat().st_mtime_ns == written
+
+
+def test_a_checkpoint_of_a_model_that_was_built_in_python_is_validated(tmp_path, capsys):
+    """Its hyperparameters have no class; what does not fit the model that was asked for is one sentence."""
+    model = "--model=tests.cli.test_trainer.Wide"
+    trainer = make_trainer(tmp_path, max_epochs=1, enable_checkpointing=False)
+    trainer.fit(Wide(3))
+    trainer.save_checkpoint(tmp_path / "wide.ckpt")
+    arguments = ["validate", model, *QUIET, "--trainer.logger=false", "--seed_everything=0"]
+    arguments.append(f"--ckpt_path={tmp_path / 'wide.ckpt'}")
+    main([*arguments, "--model.width=3"])
+    assert "val/loss" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([*arguments, "--model.width=4"])
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1
+    assert "layer.weight has shape (3, 2) for (4, 2) (and 1 more)" in said[0]
