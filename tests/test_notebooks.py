@@ -19,6 +19,7 @@ def test_all_are_found():
         "averaging",
         "bent_lines",
         "cure",
+        "landscape",
         "quickstart",
         "tensorboard_page",
     ]
