@@ -86,11 +86,22 @@ def of_families(count: int) -> list[tuple[Perturbation, ...]]:
 def same_thing(names: set[str], entries: Sequence[Perturbation]) -> bool:
     """Whether the names are those of what was planted, or of what cannot be told from it.
 
-    - Resizing from pixel corners (``resize_asymmetric``) is another filter and a shift by 0.3 pixels.
+    - Resizing from pixel corners (``resize_asymmetric``) is another filter and a shift by 0.3 pixels, and beside a
+      crop, which filters by itself, that shift.
+    - Half a level that was cut off before an offset of eight is an offset of seven and a half, and what a cut to 6 bits
+      takes away before noise of six levels is an offset of one and a half.
     """
-    families = {entry.family for entry in entries}
-    shifted = any(entry.name == "resize_asymmetric" for entry in entries)
-    return names == families or (shifted and names == families | {"shift"})
+    families, planted = {entry.family for entry in entries}, {entry.name for entry in entries}
+    same = [families]
+    if "resize_asymmetric" in planted:
+        same.append(families | {"shift"})
+        if "crop" in families:
+            same.append(families - {"resize_filter"} | {"shift"})
+    if {"levels_6_bit", "noise_6"} <= planted:
+        same.append(families - {"rounding"} | {"gain_offset"})
+    if {"truncation", "offset_8"} <= planted:
+        same.append(families - {"rounding"})
+    return names in same
 
 
 class Row:

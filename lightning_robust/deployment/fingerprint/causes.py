@@ -137,8 +137,13 @@ def _gain_evidence(gains: Tensor, offsets: Tensor, colors: Colors) -> Evidence:
 
 
 def _strongest(evidence: list[Evidence]) -> tuple[Evidence, ...]:
-    """At most three, one of each name; clear evidence precedes weak evidence."""
+    """At most three, one of each name; clear evidence precedes weak evidence.
+
+    A resize of another convention is a filter and a shift by less than a pixel: together they are one of the three.
+    """
     by_name: dict[str, Evidence] = {}
     for e in evidence:
         by_name.setdefault(e.name, e)
-    return tuple(sorted(by_name.values(), key=lambda e: e.strength < _CLEAR)[:_NAMED])
+    ordered = sorted(by_name.values(), key=lambda e: e.strength < _CLEAR)
+    most = _NAMED + ({"shift", "resize_filter"} <= {e.name for e in ordered[: _NAMED + 1]})
+    return tuple(ordered[:most])

@@ -16,7 +16,6 @@ _RADIUS = 3
 _TAPS = (2 * _RADIUS + 1) ** 2
 _ROUNDING = 0.08  # levels squared; rounding of training's colours passes for lost detail of as much
 _WORTH = 1.25  # error of the chroma planes without the filter over the error with it
-_WORTH_FILTERED = 1.5  # the same beside a filter of brightness, whose unevenness colours follow in another way
 _ASIDE = 0.1  # pixels
 
 
@@ -50,10 +49,10 @@ def chroma_evidence(view: View) -> Evidence | None:
 
 def _least_explained(view: View, left: float, values: int) -> float:
     """Levels squared that a filter has to explain of so many values, of which it leaves some."""
-    worth, rounding = _WORTH, _ROUNDING
+    rounding = _ROUNDING
     if view.needs_filter:  # one that sharpens makes more of training's rounding
-        worth, rounding = _WORTH_FILTERED, _ROUNDING * max(1.0, float(view.taps.square().sum()))
-    return max(rounding, (worth - 1) * left, FILTER_LIMIT * _TAPS / max(values, 1) * left)
+        rounding *= max(1.0, float(view.taps.square().sum()))
+    return max(rounding, (_WORTH - 1) * left, FILTER_LIMIT * _TAPS / max(values, 1) * left)
 
 
 def _planes_of(images: Tensor) -> Tensor:

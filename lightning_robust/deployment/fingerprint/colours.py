@@ -14,12 +14,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from lightning_robust.deployment.fingerprint.blocks import Blocks
 from lightning_robust.deployment.fingerprint.filters import fit_gains, fit_gamma, mean_square
 from lightning_robust.deployment.pixels.operations import BT601, BT709, BT2020
 
-_ROWS = 3000
-# A simpler explanation wins if its error is at most two fifths, and an eighth of a level, above the smallest.
-_SLACK, _TOLERANCE = 1.4, 0.12**2
+# A simpler explanation wins if its error is at most so far above the smallest: as a share of what noise leaves and of
+# the rest, and in levels squared.
+_CHANCE, _SLACK, _TOLERANCE = 1.03, 1.4, 0.12**2
 _EFFECT = 0.3  # levels that a tone curve changes; less is no cause of its own
 _CAUSES = 3
 _STARTS, _CURVED = 8, 3  # readings and orders that are tried with tones, and with a power before them
@@ -55,6 +56,7 @@ class Colors:
         offset: One for all channels, or one each, in levels.
         free: Number of fitted numbers.
         error: Mean squared difference after it, in levels squared.
+        noise: The part of the error that noise makes.
         rivals: Cause -> the smallest error of an explanation without it that is no more complicated.
     """
 
@@ -66,6 +68,7 @@ class Colors:
     offset: tuple[float, ...] = (0.0,)
     free: int = 0
     error: float = 0.0
+    noise: float = 0.0
     rivals: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -98,21 +101,21 @@ class Colors:
 
     def evidence(self, cause: str) -> float:
         """The error without a cause, over the largest error that is accepted with it: above 1 the cause is needed."""
-        return self.rivals[cause] / (self.error * _SLACK + _TOLERANCE)
+        return self.rivals[cause] / self.accepted
+
+    @property
+    def accepted(self) -> float:
+        """The largest error of an explanation that is as good."""
+        noise = min(self.noise, self.error)
+        return noise * _CHANCE + (self.error - noise) * _SLACK + _TOLERANCE
 
 
-def fit_colors(trained: Tensor, deployed: Tensor) -> Colors:
-    """The simplest explanation of a colour change, with at most three causes.
-
-    Args:
-        trained: Colours ``(P, C)`` with one or three channels.
-        deployed: Those of the same places.
-    """
-    if len(trained) > _ROWS:
-        rows = torch.linspace(0, len(trained) - 1, _ROWS).long()
-        trained, deployed = trained[rows], deployed[rows]
-    candidates = [colors for colors in _candidates(trained, deployed) if _is_worth_naming(colors, trained)]
-    accepted = min(colors.error for colors in candidates) * _SLACK + _TOLERANCE
+def fit_colors(blocks: Blocks) -> Colors:
+    """The simplest explanation of a colour change, with at most three causes."""
+    trained, deployed = blocks.trained, blocks.deployed
+    found = (replace(colors, noise=blocks.noise) for colors in _candidates(trained, deployed))
+    candidates = [colors for colors in found if _is_worth_naming(colors, trained)]
+    accepted = min(candidates, key=lambda c: c.error).accepted
     simplest = min((c for c in candidates if c.error <= accepted), key=lambda c: (c.complexity, c.error))
     return replace(simplest, rivals={cause: _rival_error(simplest, cause, candidates) for cause in simplest.causes})
 

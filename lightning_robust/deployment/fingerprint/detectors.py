@@ -19,7 +19,7 @@ from torch.nn.functional import max_pool2d
 from lightning_robust.deployment.fingerprint.colours import CUT, Colors
 from lightning_robust.deployment.fingerprint.filters import mean_square, noise_power, sharpness
 from lightning_robust.deployment.fingerprint.motion import Motion, jitter
-from lightning_robust.deployment.fingerprint.view import BEND_LIMIT, SHIFT_LIMIT, STRETCH_LIMIT, View
+from lightning_robust.deployment.fingerprint.view import BEND_LIMIT, SHIFT_LIMIT, STRETCH_LIMIT, WHITE, View
 
 _CROP = 0.6  # pixels at the border; resizing from corner to corner stretches by less than half a pixel
 _CONVENTION = 1.5  # pixels; where a pixel's centre lies is disputed by less
@@ -27,7 +27,6 @@ _JITTER = 0.07  # pixels from column to column; another kernel or noise causes 0
 _BESIDE_FILTER = 0.12  # pixels that a filter may move content by itself
 _FEWER_LEVELS = 0.7
 _NOISE = 0.25  # variance in levels squared; rounding leaves 0.08, a filter that does not invert 0.2
-_WHITE = 0.15
 _TAILS = 6.0  # kurtosis; noise of a bell curve has 3
 _BAR, _FLAT_SHARE = 4.0, 0.9  # levels about the colour of a bar, and the share of its pixels within
 _EVEN = 0.8
@@ -239,7 +238,7 @@ def noise_evidence(view: View, channels: int, *, even: bool = False) -> Evidence
             deployed side's is stronger there.
     """
     power, correlation, tails = noise_power(view.residual, view.predicted.mean(1), view.mask)
-    if power < _NOISE or abs(correlation) > _WHITE or tails > _TAILS:
+    if power < _NOISE or abs(correlation) > WHITE or tails > _TAILS:
         return None
     if even and power < _EVEN * mean_square(view.residual[..., view.mask]):
         return None

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from lightning_robust.deployment.fingerprint.blocks import block_colors
 from lightning_robust.deployment.fingerprint.colours import Colors, fit_colors
 from lightning_robust.deployment.fingerprint.filters import (
     apply_filter,
     fit_filter,
     fit_gains,
     mean_square,
-    pooled,
+    noise_power,
     sharpness,
 )
 from lightning_robust.deployment.fingerprint.motion import Kernel, Motion, warp
@@ -30,6 +31,9 @@ STRETCH_LIMIT = 0.1  # pixels at the border
 BEND_LIMIT = 0.15  # pixels by which a turn or a lens moves the corner
 DETAIL_LIMIT = 0.06  # logarithm of the gain at high frequencies
 FILTER_LIMIT = 20.0  # what a filter explains, in multiples of what its taps explain by chance
+WHITE = 0.15
+"""Correlation from pixel to pixel up to which what is left is noise."""
+_MOST_OF_LOSS = 0.5
 _LEAST_ERROR = 0.02  # levels squared; rounding leaves as much
 _RADIUS = 3
 _TAPS = (2 * _RADIUS + 1) ** 2
@@ -65,12 +69,22 @@ class View:
     def filter_evidence(self) -> float:
         """What a filter explains in multiples of chance, or how it changes detail in multiples of what counts.
 
-        The smaller of both: taps that explain something without a change of detail follow another mistake.
+        The smallest of them: taps that explain something without a change of detail follow another mistake, and where
+        detail is lost beyond what noise hides, most of the loss must be a filter's; a codec's is not.
         """
         pixels = int(self.mask.sum()) * len(self.deployed)
         gain = self.plain_error / max(self.filtered_error, _LEAST_ERROR) - 1
-        detail = abs(math.log(max(sharpness(self.taps), 1e-3)))
-        return min(gain * pixels / _TAPS / FILTER_LIMIT, detail / DETAIL_LIMIT)
+        detail = math.log(max(sharpness(self.taps), 1e-3))
+        evidence = min(gain * pixels / _TAPS / FILTER_LIMIT, abs(detail) / DETAIL_LIMIT)
+        return evidence if detail > 0 or evidence < 1 else min(evidence, self._share_of_loss / _MOST_OF_LOSS)
+
+    @property
+    def _share_of_loss(self) -> float:
+        """What the filter explains, of what noise does not."""
+        power, correlation, _ = noise_power(self.rest, self.predicted.mean(1), self.mask)
+        noise = power if abs(correlation) < WHITE else 0.0
+        lost = max(self.plain_error - noise, _LEAST_ERROR)
+        return max(lost - max(self.filtered_error - noise, 0.0), 0.0) / lost
 
     @property
     def filtered(self) -> Tensor:
@@ -166,7 +180,7 @@ def _is_motion(motion: Motion, height: int, width: int) -> bool:
 
 
 def _fit_view_colors(trained: Tensor, deployed: Tensor, motion: Motion) -> Colors:
-    return fit_colors(*_block_colours(warp(trained, motion), deployed, motion))
+    return fit_colors(block_colors(warp(trained, motion), deployed, motion))
 
 
 def _make_view(trained: Tensor, deployed: Tensor, motion: Motion, kernel: Kernel, colors: Colors) -> View:
@@ -194,13 +208,3 @@ def _predict_colored_first(trained: Tensor, deployed: Tensor, motion: Motion, ke
 def _clip_like(deployed: Tensor, predicted: Tensor) -> Tensor:
     clipped = float(deployed.min()) >= 0 and float(deployed.max()) <= 255
     return predicted.clamp(0, 255) if clipped else predicted
-
-
-def _block_colours(warped: Tensor, deployed: Tensor, motion: Motion) -> tuple[Tensor, Tensor]:
-    """Block means of both sides, without blocks in which the deployed side is clipped."""
-    low, high = (bound(deployed, (0, 2, 3), keepdim=True) for bound in (torch.amin, torch.amax))
-    unclipped = ((deployed > low + 0.5) & (deployed < high - 0.5)).all(1)
-    use = motion.inside(*deployed.shape[-2:]) & unclipped
-    if float(use.double().mean()) < 0.1:
-        use = motion.inside(*deployed.shape[-2:]).expand_as(unclipped)
-    return pooled(warped, use), pooled(deployed, use)
