@@ -62,9 +62,9 @@ def rendered(count: int = 8) -> Tensor:
 def recorded(path: Path, count: int = 8) -> Tensor:
     """Frames of a recording, evenly spread, brought to the network's size with antialiasing.
 
-    They begin with frame 6: limits of detectors were set while frames 0, 25, 50... and 12, 37, 62... were looked at.
+    They begin with frame 3: limits were set while frames from 0, 6 and 12 on were looked at.
     """
-    frames = torch.cat([chunk.pictures for chunk in open_recording(path, first=6, stride=25, limit=count)])
+    frames = torch.cat([chunk.pictures for chunk in open_recording(path, first=3, stride=25, limit=count)])
     images = frames.permute(0, 3, 1, 2).float()
     return interpolate(images, SIZE, mode="bilinear", antialias=True).round().clamp(0, 255) / 255
 
