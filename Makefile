@@ -65,6 +65,8 @@ headlines: $(STAMP)
 		--before runs/cure/plain/*/lanes/version_0/checkpoints/last.ckpt \
 		--after runs/cure/random/*/lanes/version_0/checkpoints/last.ckpt)
 	$(if $(ARCHIVE),$(BIN)/python benchmarks/sysnoise.py --archive $(ARCHIVE))
+	$(if $(ARCHIVE),$(BIN)/python benchmarks/landscape.py --archive $(ARCHIVE))
+	$(if $(ARCHIVE),$(BIN)/python benchmarks/quantised_averages.py --archive $(ARCHIVE))
 	$(if $(ARCHIVE),$(BIN)/python benchmarks/vit_soups.py --archive $(ARCHIVE))
 	$(if $(ARCHIVE),$(BIN)/python benchmarks/vit_wise.py --archive $(ARCHIVE))
 	$(BIN)/python benchmarks/wild.py

@@ -157,7 +157,7 @@ def find_gains(trained: Tensor, deployed: Tensor) -> tuple[Tensor, Tensor] | Non
     """Gain and offset of each channel that were applied after the deployed side's rounding, ``(C, 1, 1)`` each.
 
     Values that lie on a grid whose step is not 1 level were whole levels before. The offset is known but for whole
-    steps, of which it has those that bring the means of both sides together, or none where the grid goes through 0.
+    steps, of which it has those that bring the means of both sides together, or none where all grids go through 0.
 
     Args:
         trained: Levels, ``(N, C, H, W)``.
@@ -165,18 +165,26 @@ def find_gains(trained: Tensor, deployed: Tensor) -> tuple[Tensor, Tensor] | Non
     """
     if float((deployed - deployed.round()).abs().max()) < _WHOLE:
         return None
-    found = []
-    for before, after in zip(trained.unbind(1), deployed.unbind(1), strict=True):
-        occurring = torch.from_numpy(np.unique(after.numpy().round(2)))
-        step = _grid_step(occurring, _LEAST_STEP, _OFF_STEP) if _FEWEST < len(occurring) <= 256 else None
-        if step is None:
-            return None
-        step /= max(round(step), 1)
-        low = float(occurring[0])
-        phase = low - step * round(low / step)
-        whole = (
-            0 if abs(phase) < _WHOLE else math.floor(float(before.mean()) - (float(after.mean()) - phase) / step + _UP)
-        )
-        found.append((step, phase - whole * step))
+    grids = [_read_grid(channel) for channel in deployed.unbind(1)]
+    known = [grid for grid in grids if grid is not None]
+    if len(known) < len(grids):
+        return None
+    whole = [0] * len(known)
+    if max(abs(phase) for _, phase in known) >= _WHOLE:
+        means = zip(trained.mean((0, 2, 3)).tolist(), deployed.mean((0, 2, 3)).tolist(), strict=True)
+        pairs = zip(known, means, strict=True)
+        whole = [math.floor(before - (after - phase) / step + _UP) for (step, phase), (before, after) in pairs]
+    found = [(step, phase - count * step) for (step, phase), count in zip(known, whole, strict=True)]
     gains, offsets = torch.tensor(found, dtype=torch.float64).unbind(1)
     return gains[:, None, None], offsets[:, None, None]
+
+
+def _read_grid(channel: Tensor) -> tuple[float, float] | None:
+    """The step of the grid on which values lie, and where it passes 0."""
+    occurring = torch.from_numpy(np.unique(channel.numpy().round(2)))
+    step = _grid_step(occurring, _LEAST_STEP, _OFF_STEP) if _FEWEST < len(occurring) <= 256 else None
+    if step is None:
+        return None
+    step /= max(round(step), 1)
+    low = float(occurring[0])
+    return step, low - step * round(low / step)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_robust.deployment.fingerprint.levels import find_units
+from lightning_robust.deployment.fingerprint.levels import find_gains, find_units
 from lightning_robust.functional.pixels import PixelSpace
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -36,3 +36,15 @@ def test_units_are_recognised(images, given, description):
 def test_half_precision_keeps_the_grid():
     images = PixelSpace(0.4, 0.2).from_pixels(LEVELS / 255).half()
     torch.testing.assert_close(find_units(images).to_levels(images), LEVELS.double(), rtol=0, atol=0.5)
+
+
+def test_offset_of_a_channel_whose_grid_passes_zero_by_chance():
+    """Gains and offsets are (0.5, 60.2), (0.45, 60.3 = 134 steps) and (0.4, 45.1): the second grid goes through 0."""
+    generator = torch.Generator().manual_seed(0)
+    levels = torch.randint(0, 256, (2, 3, 24, 24), generator=generator).double()
+    gains, offsets = (torch.tensor(v).double()[:, None, None] for v in ((0.5, 0.45, 0.4), (60.2, 60.3, 45.1)))
+    found = find_gains(levels, levels * gains + offsets)
+    torch.testing.assert_close(found[0], gains, rtol=0, atol=1e-3)
+    torch.testing.assert_close(found[1], offsets, rtol=0, atol=0.02)
+    plain = find_gains(levels, levels * gains)  # no offset where all do
+    torch.testing.assert_close(plain[1], torch.zeros_like(gains), rtol=0, atol=0.02)
