@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -18,8 +18,9 @@ _TOLD = (
     "the other channels, as that of another hue or saturation would",
 )
 _MOVES = "the place in the picture: it moves otherwise from place to place, as a perspective would"
+_APART = "the channel: one lies beside the others"
 _PIXELS = 0.3  # root mean square by which tiles move otherwise than the whole
-_TILES, _IN_TILE = 6, 30  # each way, and the fewest values of one
+_TILES, _IN_PART = 6, 30  # each way, and the fewest values of a part
 _SMALL = 36  # pixels of the shorter side of the copies on which tiles are looked for
 _BLOCK = 4
 _BINS = 12
@@ -40,6 +41,7 @@ def doubt_view(view: View) -> str:
     """
     shares = [(share, told) for told, share, explained in _dependences(view) if explained > _VISIBLE]
     shares += [(share, _MOVES) for share, moved in [_moved_tiles(view)] if moved > _PIXELS]
+    shares += [(share, _APART) for share, moved in [_moved_channels(view)] if moved > _PIXELS]
     share, told = max(shares, default=(0.0, ""))
     return told if share > _MOST else ""
 
@@ -65,19 +67,39 @@ def _moved_tiles(view: View) -> tuple[float, float]:
     factor = max(1, min(view.mask.shape) // _SMALL)
     predicted, deployed = (blurred(avg_pool2d(side.mean(1), factor)) for side in (view.predicted, view.deployed))
     inside = avg_pool2d(view.mask[None].double(), factor)[0] == 1
-    rest = deployed - predicted
-    slopes = [(predicted.roll(1, axis) - predicted.roll(-1, axis)) / 2 for axis in (2, 1)]
-    total, left, moves = 0.0, 0.0, []
-    for rows in torch.arange(rest.shape[1]).tensor_split(_TILES):
-        for columns in torch.arange(rest.shape[2]).tensor_split(_TILES):
+    parts = []
+    for rows in torch.arange(inside.shape[0]).tensor_split(_TILES):
+        for columns in torch.arange(inside.shape[1]).tensor_split(_TILES):
             tile = torch.zeros_like(inside)
             tile[rows[:, None], columns] = True
-            values = rest[:, tile & inside].reshape(-1, 1)
-            if len(values) >= _IN_TILE:
-                basis = torch.stack([slope[:, tile & inside].flatten() for slope in slopes], 1)
-                move = least_squares(basis, values)
-                total, left = total + float(values.square().sum()), left + float((values - basis @ move).square().sum())
-                moves.append(move.square().sum() * factor**2)
+            parts.append((predicted, deployed, tile & inside))
+    share, moved = _moved_alone(parts)
+    return share, moved * factor
+
+
+def _moved_channels(view: View) -> tuple[float, float]:
+    """What is explained of the rest where channels move by themselves, and by how many pixels they do."""
+    if view.deployed.shape[1] == 1:
+        return 0.0, 0.0
+    sides = zip(view.filtered.unbind(1), view.deployed.unbind(1), strict=True)
+    return _moved_alone([(blurred(predicted), blurred(deployed), view.mask) for predicted, deployed in sides])
+
+
+def _moved_alone(parts: Iterable[tuple[Tensor, Tensor, Tensor]]) -> tuple[float, float]:
+    """What is explained of the rest where parts move by themselves, and the root mean square by which they do.
+
+    Args:
+        parts: The prediction and the deployed pictures ``(N, H, W)``, and the pixels of the part ``(H, W)``.
+    """
+    total, left, moves = 0.0, 0.0, []
+    for predicted, deployed, part in parts:
+        values = (deployed - predicted)[:, part].reshape(-1, 1)
+        if len(values) >= _IN_PART:
+            slopes = [(predicted.roll(1, axis) - predicted.roll(-1, axis)) / 2 for axis in (2, 1)]
+            basis = torch.stack([slope[:, part].flatten() for slope in slopes], 1)
+            move = least_squares(basis, values)
+            total, left = total + float(values.square().sum()), left + float((values - basis @ move).square().sum())
+            moves.append(move.square().sum())
     return (1 - left / max(total, 1e-9), float(torch.stack(moves).mean().sqrt())) if moves else (0.0, 0.0)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import affine_grid, grid_sample
 
-from lightning_robust.deployment.fingerprint.doubt import _moved_tiles, doubt_view
+from lightning_robust.deployment.fingerprint.doubt import _moved_channels, _moved_tiles, doubt_view
 from lightning_robust.deployment.fingerprint.view import best_view
 from tests.deployment.fingerprint.samples import scenes
 
@@ -48,3 +48,16 @@ def test_what_moves_otherwise_from_place_to_place_is_measured_in_pixels(pictures
     assert share > 0.5
     assert pixels == pytest.approx(1.5 / 2**0.5, rel=0.35)
     assert "moves otherwise" in doubt_view(view)
+
+
+def test_a_channel_that_lies_aside_is_measured_in_pixels(pictures):
+    """Red lies two pixels aside. From any common motion m its distance is 2 - m, the others' m: a root mean square
+    of 0.94 at least (m = 2/3) and 1.15 where m is 0."""
+    x, grid = pictures
+    aside = x.clone()
+    aside[:, :1] = sampled(x[:, :1], grid + torch.tensor([4 / (x.shape[3] - 1), 0.0]))
+    view = viewed(aside, x)
+    share, pixels = _moved_channels(view)
+    assert share > 0.8
+    assert 0.94 * 0.8 < pixels < 1.15 * 1.2
+    assert doubt_view(view).startswith("the channel")
