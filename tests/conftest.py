@@ -1,8 +1,10 @@
 """Shared by all tests: quiet torch threads; what CI expects to have run is counted."""
 
+import importlib
 import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -38,6 +40,14 @@ EXPECTED = {
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    """Imports a benchmark as it is imported when one is run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+        yield importlib.import_module
 
 
 def pytest_configure(config):

@@ -1,10 +1,8 @@
 """The benchmarks of averages: their trainings, what they measure of losses and answers that are known, empty sets."""
 
-import importlib
 import io
 import math
 import tarfile
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -15,16 +13,6 @@ from torch import nn
 
 from lightning_robust.deployment.engines import Subject
 from lightning_robust.deployment.graph.export import frozen_copy
-
-ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def benchmark():
-    """Imports a benchmark as it is imported when one is run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "benchmarks"))
-        yield importlib.import_module
 
 
 @pytest.fixture(scope="module")

@@ -1,23 +1,11 @@
 """How `lane_corruptions.py` counts: as RobustValidationCallback does, and relative to the same seed's baseline."""
 
-import importlib
-from pathlib import Path
-
 import pytest
 import torch
 
 from lightning_robust import RobustValidationCallback
 from lightning_robust.demo.lanes import LaneData, LaneDetector
 from lightning_robust.deployment.pixels.corruptions import corruptions
-
-ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture
-def benchmark(monkeypatch):
-    """Imports a benchmark as it is imported when one is run."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module
 
 
 def test_matches_the_callback(benchmark, monkeypatch):

@@ -1,6 +1,5 @@
 """The benchmark of the cure measures what is known beforehand, and its rows are commands."""
 
-import importlib
 import types
 from pathlib import Path
 
@@ -13,14 +12,6 @@ from lightning_robust.deployment.pixels.catalogue import CATALOGUE
 from lightning_robust.deployment.pixels.names import FAMILIES
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def benchmark():
-    """Imports a benchmark as it is imported when one is run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "benchmarks"))
-        yield importlib.import_module
 
 
 class Bright:

@@ -1,8 +1,5 @@
 """The benchmarks of the small transformer: its commands parse, its data does what it says, its files are checked."""
 
-import importlib
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -10,15 +7,6 @@ import torch
 from lightning_robust.callbacks import WiSEFTCallback
 from lightning_robust.cli import RobustCLI
 from lightning_robust.deployment.pixels.corruptions import corruptions
-
-ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture
-def benchmark(monkeypatch):
-    """Imports a benchmark as it is imported when one is run."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The benchmarks import, their rows are commands that the command line takes, and unfinished tables go on."""
 
 import argparse
-import importlib
 import json
 import logging
 import os
@@ -20,13 +19,6 @@ from .boring import quick_context
 
 ROOT = Path(__file__).parents[1]
 SUITES = {"suite": 20, "suite_lanes": 13}
-
-
-@pytest.fixture
-def benchmark(monkeypatch):
-    """Imports a benchmark as it is imported when one is run."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module
 
 
 def test_every_command_of_make_bench_exists():

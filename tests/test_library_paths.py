@@ -1,6 +1,5 @@
 """What the benchmarks state of real libraries' pixels, and how they count what paths cost."""
 
-import importlib
 import io
 import itertools
 import platform
@@ -12,15 +11,6 @@ import pytest
 import torch
 
 from lightning_robust.statistics import Bootstrap
-
-ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture
-def benchmark(monkeypatch):
-    """Imports a benchmark as it is imported when one is run."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module
 
 
 @pytest.fixture
