@@ -105,6 +105,16 @@ def test_no_assert_and_no_left_over_marks_in_the_library():
         assert "TODO" not in text, path
 
 
+def test_no_run_left_a_file_beside_the_package():
+    """A command without a logger writes its configuration where it runs."""
+    kept = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT, check=False).stdout.split()
+    if not kept:
+        pytest.skip("not a checkout")
+    files = {name for name in kept if "/" not in name}
+    expected = {".gitignore", "CHANGELOG.md", "LICENSE", "Makefile", "README.md"}
+    assert files == expected | {"constraints.txt", "pyproject.toml", "setup.cfg"}
+
+
 def test_every_file_opens_with_a_sentence():
     for path in FILES:
         assert ast.get_docstring(ast.parse(path.read_text())), path

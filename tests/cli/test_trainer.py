@@ -128,7 +128,8 @@ def test_soup_in_python_returns_the_soup_also_where_the_module_holds_a_better_on
     """The uniform mean of both epochs, and a validation afterwards does not cook again."""
     from lightning_robust.cli.robust_cli import RobustCLI
 
-    cli = RobustCLI(args=["--model=tests.boring.Boring", *QUIET, "--trainer.logger=false"], run=False)
+    quiet = [*QUIET, "--trainer.logger=false", f"--trainer.default_root_dir={tmp_path}"]
+    cli = RobustCLI(args=["--model=tests.boring.Boring", *quiet], run=False)
     files = [run / "checkpoints" / f"epoch={epoch}.ckpt" for epoch in range(2)]
     found = cli.trainer.soup(
         cli.model,
@@ -156,7 +157,7 @@ def test_a_checkpoint_of_a_model_that_was_built_in_python_is_validated(tmp_path,
     trainer.fit(Wide(3))
     trainer.save_checkpoint(tmp_path / "wide.ckpt")
     arguments = ["validate", model, *QUIET, "--trainer.logger=false", "--seed_everything=0"]
-    arguments.append(f"--ckpt_path={tmp_path / 'wide.ckpt'}")
+    arguments += [f"--ckpt_path={tmp_path / 'wide.ckpt'}", f"--trainer.default_root_dir={tmp_path}"]
     main([*arguments, "--model.width=3"])
     assert "val/loss" in capsys.readouterr().out
     with pytest.raises(SystemExit):
