@@ -129,17 +129,19 @@ def measure_barriers(pantry: Sequence[NamedIngredient], candidates: Candidates, 
 def _name_strangers(pantry: Sequence[NamedIngredient], others: set[int]) -> list[str]:
     """Which of the others began elsewhere than the best, in a sentence; none where all share a start."""
     (best,) = (ingredient for index, ingredient in enumerate(pantry) if index not in others)
-    strangers = [pantry[index].label for index in sorted(others) if not share_start(best(), pantry[index]())]
+    weights = best()
+    strangers = [pantry[index].label for index in sorted(others) if not share_start(weights, pantry[index]())]
     share = f"share{'s' * (len(strangers) == 1)} no initialisation with the best, {best.label}"
     return [f"{', '.join(strangers)} {share}: only models fine-tuned from one start mix"] if strangers else []
 
 
 def _warn_of_another_base(pantry: Sequence[NamedIngredient], base: State) -> None:
     """Model Stock pulls the mean towards the base, whatever that is."""
-    if not share_start(base, pantry[0]()):
+    weights = pantry[0]()
+    if not share_start(base, weights):
         warn(
             f"GreedySoupCallback: the initial weights are not what {pantry[0].label} was fine-tuned from (cosine "
-            f"{cosine(base, pantry[0]()):.2f}), and the stock recipe goes by the angles from there. Name the file of "
+            f"{cosine(base, weights):.2f}), and the stock recipe goes by the angles from there. Name the file of "
             "that start as `base`."
         )
 
