@@ -11,18 +11,26 @@ import base64
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from lightning_robust.deployment.fingerprint.arrangement import undo_arrangement
-from lightning_robust.deployment.fingerprint.code_lines import COLOURS, PLACES, code_name, lack_of, lines_for
+from lightning_robust.deployment.fingerprint.code_lines import (
+    COLOURS,
+    PLACES,
+    code_name,
+    gains_of,
+    lack_of,
+    lines_for,
+)
+from lightning_robust.deployment.fingerprint.detectors import color_parameters
 from lightning_robust.deployment.fingerprint.formats import Dump, dump_of, undo_format
-from lightning_robust.deployment.fingerprint.levels import units_of_both
+from lightning_robust.deployment.fingerprint.levels import find_gains, units_of_both
 from lightning_robust.deployment.fingerprint.overlay import fit_cover
 from lightning_robust.deployment.fingerprint.view import View, best_view
-from lightning_robust.deployment.fingerprint.words import UNEXPLAINED, Cause, Fingerprint
+from lightning_robust.deployment.fingerprint.words import UNEXPLAINED, Cause, Fingerprint, describe_cause
 
 Numbers = float | Sequence[float] | None
 _CONTENT = ("crop", "shift", "rotation", "lens", "resize_filter")
@@ -81,16 +89,20 @@ def write_transform(
     Raises:
         ValueError: If the code does not make the deployed side's pictures.
     """
-    sides = _read_sides(trained, deployed, mean, std)
-    lines = _lines_of_causes(found.causes, COLOURS, sides)
+    as_stored = _read_sides(trained, deployed, mean, std)
+    sides = _with_gain_in_units(found.causes, as_stored)
+    colours = COLOURS if sides is as_stored else [name for name in COLOURS if name != "gain_offset"]
+    lines = _lines_of_causes(found.causes, colours, sides)
     lines += _lines_of_content(found.causes, lines, sides)
+    lines += _lines_of_gain(found.causes, lines, sides)
     lines += _lines_of_levels(found.causes, lines, sides)
     lines += _lines_of_cover(found.causes, lines, sides)
     noise = _lines_of_causes(found.causes, ("noise",), sides)
     made = _run_code(_whole(lines, found.causes, sides), trained)
-    left = _left_between(sides.after, made, deployed, trained.shape[1])
+    left = _left_between(as_stored.after, made, deployed, trained.shape[1])
     lacks = [cause for cause in found.causes if lack_of(cause)]
-    if left > max(_USELESS * found.distance, UNEXPLAINED) and not noise and not lacks:
+    within = left <= max(_USELESS * found.distance, UNEXPLAINED)
+    if not (within or noise or lacks):
         raise ValueError(f"the operations would leave {left:.2f} of {found.distance:.2f} levels")
     told = f"{left:.2f} of {found.distance:.2f} levels are left{', the noise included' * bool(noise)}."
     return _write_file(
@@ -105,6 +117,32 @@ def _read_sides(trained: Tensor, deployed: Tensor, mean: Numbers, std: Numbers) 
     few = slice(0, _PICTURES)
     before, after = here.to_levels(arranged.trained[few]) / 255, there.to_levels(arranged.deployed[few]) / 255
     return _Sides(dump_of(here, trained, []), dump_of(there, deployed, formats), before, after)
+
+
+def _with_gain_in_units(causes: Sequence[Cause], sides: _Sides) -> _Sides:
+    """A gain and offset after the rounding to levels as part of the units in which the deployed side stores them.
+
+    What comes before it in a pipeline is then made where it was: on 256 levels between black and white.
+    """
+    levels, units = 255 * sides.deployed, sides.after.units
+    named = [cause for cause in causes if cause.name == "gain_offset"]
+    gains = _gains_after_rounding(named[0], 255 * sides.trained, levels) if named else None
+    if gains is None:
+        return sides
+    black = tuple(b + s * o for b, s, o in zip(units.black, units.step, gains[1], strict=True))
+    step = tuple(s * g for s, g in zip(units.step, gains[0], strict=True))
+    own = replace(units, black=black, step=step, description=f"{units.description}; {named[0]}")
+    pixels = own.to_levels(units.from_levels(levels)) / 255
+    return replace(sides, after=replace(sides.after, units=own), deployed=pixels)
+
+
+def _gains_after_rounding(cause: Cause, before: Tensor, after: Tensor) -> tuple[list[float], list[float]] | None:
+    """Gains and offsets that put levels on another grid, or beyond black and white; none where they do not."""
+    grid = find_gains(before, after)
+    if "trained" in cause.parameters:  # other units, which hide a gain beside them
+        return None if grid is None else (grid[0].flatten().tolist(), grid[1].flatten().tolist())
+    inside = float(after.min()) > -0.5 and float(after.max()) < 255.5
+    return None if inside and grid is None else gains_of(cause.parameters, after.shape[1])
 
 
 def _lines_of_causes(causes: Sequence[Cause], names: Sequence[str], sides: _Sides) -> list[str]:
@@ -206,6 +244,17 @@ def _write_bars(view: View, after: Tensor) -> list[str]:
     levels = [round(level, 1) for level in beyond.median(1).values.tolist()]
     told = ", ".join(f"{side}={place}" for side, place in borders.items())
     return [f"pixels = transform.add_bars(pixels, {told}, levels={levels})"]
+
+
+def _lines_of_gain(causes: Sequence[Cause], lines: Sequence[str], sides: _Sides) -> list[str]:
+    """The gain and offset between pictures of the same content in whose place a fingerprint names other units."""
+    if not any("trained" in cause.parameters for cause in causes):
+        return []
+    colors = best_view(255 * _run_pixels(lines, sides.trained), 255 * sides.deployed)[0].colors
+    if "gain_offset" not in colors.causes:
+        return []
+    cause = describe_cause("gain_offset", color_parameters(colors, "gain_offset"), colors.evidence("gain_offset"))
+    return lines_for(cause, sides.deployed)
 
 
 def _lines_of_levels(causes: Sequence[Cause], lines: Sequence[str], sides: _Sides) -> list[str]:

@@ -105,12 +105,21 @@ def _code_of_channel_order(found: Found, deployed: Tensor) -> list[str]:
 def _code_of_gain_offset(found: Found, deployed: Tensor) -> list[str]:
     if "trained" in found:
         return []  # other units, which are those of the deployed side's dump
-    gains, offsets = (
-        [float(f"{float(value):.5g}") for name, value in found.items() if name.startswith(kind)]
-        for kind in ("gain", "offset")
-    )
+    gains, offsets = ([float(f"{value:.5g}") for value in values] for values in gains_of(found, 1))
     clipped = ".clamp(0, 1)" if float(deployed.min()) >= 0 and float(deployed.max()) <= 1 else ""
-    return [f"pixels = transform.scale(pixels, {gains or [1.0]}, {offsets or [0.0]}){clipped}"]
+    return [f"pixels = transform.scale(pixels, {gains}, {offsets}){clipped}"]
+
+
+def gains_of(found: Found, channels: int) -> tuple[list[float], list[float]]:
+    """The gains and offsets of a cause: one each, or as many as a picture has channels.
+
+    Example:
+        >>> gains_of({"gain": 1.1}, 3)
+        ([1.1, 1.1, 1.1], [0.0, 0.0, 0.0])
+    """
+    given = ([float(v) for name, v in found.items() if name.startswith(kind)] for kind in ("gain", "offset"))
+    gains, offsets = (values or [neutral] for values, neutral in zip(given, (1.0, 0.0), strict=True))
+    return gains * (channels // len(gains)) or gains, offsets * (channels // len(offsets)) or offsets
 
 
 def _code_of_memory_layout(found: Found, _: Tensor) -> list[str]:
@@ -140,7 +149,8 @@ _CODES: dict[str, Callable[[Found, Tensor], list[str]]] = {
     "color_matrix": _code_of_color_matrix,
     "color_range": _code_of_color_range,
     "cut": lambda *_: ["pixels = (pixels - 0.5 / 255).clamp(0, 1)  # what cutting off takes away on average"],
-    "gamma": lambda found, _: [f"pixels = operations.gamma(pixels, {float(found['gamma']):.4f})"],
+    # black of normalised pixels may lie a rounding below 0, where no power is real
+    "gamma": lambda found, _: [f"pixels = operations.gamma(pixels.clamp(min=0), {float(found['gamma']):.4f})"],
     "channel_order": _code_of_channel_order,
     "gain_offset": _code_of_gain_offset,
     "rounding": _code_of_levels,

@@ -1,8 +1,8 @@
-"""The type that the deployed side feeds: bytes or quantised integers where training feeds floating numbers."""
+"""The type and the normalisation that the deployed side feeds, where training feeds others."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,6 +13,12 @@ from lightning_robust.deployment.fingerprint.levels import Units, find_units
 _SIMILAR = 0.005  # of the deviation; bytes are the simpler answer
 _STRENGTH = 10.0
 _HALF = 128
+_WHOLE = 0.2  # of a level by which half precision moves normalised pixels
+_NORMALISATIONS: dict[str, tuple[float | tuple[float, ...], float | tuple[float, ...]]] = {
+    "[0, 1]": (0.0, 1.0),
+    "normalised with ImageNet's mean and std": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "normalised with 0.5 as mean and std": (0.5, 0.5),
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,8 @@ def dump_of(units: Units, stored: Tensor, formats: list[Evidence]) -> Dump:
         stored: The pictures before.
         formats: What it has undone.
     """
+    if formats and formats[0].name == "gain_offset":
+        units = _usual_units(stored) or units
     dtype = str(stored.dtype).removeprefix("torch.")
     parameters = formats[0].parameters if formats else {}
     if parameters.get("kind") == "minus 128":
@@ -64,10 +72,11 @@ def dump_of(units: Units, stored: Tensor, formats: list[Evidence]) -> Dump:
 
 
 def undo_format(trained: Tensor, deployed: Tensor) -> tuple[Tensor, list[Evidence]]:
-    """The deployed side's pictures as bytes or floating numbers, and what was undone.
+    """The deployed side's pictures as bytes or as training normalises them, and what was undone.
 
     Signed bytes are either bytes minus 128, or quantised with one scale and zero point for all channels, which follow
-    from mean and deviation of both sides and so whatever the order of pixels and frames.
+    from mean and deviation of both sides and so whatever the order of pixels and frames. A usual normalisation is told
+    by levels from 0 to 255, which floating pictures have under it and not under training's.
 
     Args:
         trained: Training's pictures ``(N, C, H, W)``.
@@ -83,6 +92,8 @@ def undo_format(trained: Tensor, deployed: Tensor) -> tuple[Tensor, list[Evidenc
     """
     if deployed.dtype == torch.int8:
         return _undo_signed(trained, deployed)
+    if deployed.is_floating_point() and trained.is_floating_point():
+        return _undo_normalisation(trained, deployed)
     if deployed.is_floating_point() or deployed.dtype == torch.uint8:
         normalised = trained.is_floating_point() and "normalised" in find_units(trained).description
         as_bytes = normalised and deployed.dtype == torch.uint8
@@ -90,6 +101,36 @@ def undo_format(trained: Tensor, deployed: Tensor) -> tuple[Tensor, list[Evidenc
     raise TypeError(
         f"Expected deployed pictures as uint8, int8 or floating, but got {deployed.dtype}. Convert them first."
     )
+
+
+def _undo_normalisation(trained: Tensor, deployed: Tensor) -> tuple[Tensor, list[Evidence]]:
+    here, there = find_units(trained), _usual_units(deployed)
+    same_axes = trained.shape[1] == deployed.shape[1]
+    if here.guessed or there is None or not same_axes or _has_levels(deployed, here):
+        return deployed, []
+    gains = [other / step for other, step in zip(there.step, here.step, strict=True)]
+    offsets = [(other - black) / step for other, black, step in zip(there.black, here.black, here.step, strict=True)]
+    parameters: dict[str, float | str] = {"trained": here.description, "deployed": there.description}
+    for name, values in (("gain", gains), ("offset", offsets)):
+        parameters |= {f"{name}_{channel}": value for channel, value in zip("rgb", values, strict=False)}
+    plain = here.from_levels(there.to_levels(deployed)).to(deployed.dtype)
+    return plain, [Evidence("gain_offset", parameters, _STRENGTH)]
+
+
+def _usual_units(images: Tensor) -> Units | None:
+    """The first of the usual normalisations under which floating pictures have levels from 0 to 255."""
+    for description, (mean, std) in _NORMALISATIONS.items():
+        if isinstance(mean, float) or len(mean) == images.shape[1]:
+            units = replace(find_units(images, mean, std), description=description)
+            if _has_levels(images, units):
+                return units
+    return None
+
+
+def _has_levels(images: Tensor, units: Units) -> bool:
+    levels = units.to_levels(images)
+    low, high = map(float, levels.aminmax())
+    return low > -0.5 and high < 255.5 and float((levels - levels.round()).abs().max()) < _WHOLE
 
 
 def _undo_signed(trained: Tensor, deployed: Tensor) -> tuple[Tensor, list[Evidence]]:

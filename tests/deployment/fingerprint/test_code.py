@@ -107,6 +107,35 @@ def test_makes_the_type_and_the_units_that_the_deployed_side_stores(name):
     assert left_by(write_transform(found, trained, deployed), trained, deployed, step) <= found.unexplained + 0.3
 
 
+UNITS = {
+    "ImageNet's": (normalised, 1 / 255 / 0.225),
+    "0.5": (lambda x: (x - 0.5) / 0.5, 2 / 255),
+    "[0, 1]": (torch.clone, 1 / 255),
+    "[0, 255]": (lambda x: 255 * x, 1.0),
+}
+BESIDE = [
+    ("color_range", "ImageNet's", "0.5"),
+    ("color_range_limited", "[0, 1]", "0.5"),
+    ("color_matrix", "0.5", "ImageNet's"),
+    ("gain_080", "0.5", "[0, 255]"),
+    ("gain_080", "[0, 1]", "ImageNet's"),
+    ("scale_256", "ImageNet's", "[0, 255]"),
+    ("gamma_07", "ImageNet's", "[0, 1]"),
+    ("levels_6_bit", "[0, 1]", "0.5"),
+    ("truncation", "0.5", "ImageNet's"),
+]
+
+
+@pytest.mark.parametrize(("entry", "before", "after"), BESIDE)
+def test_levels_beside_another_normalisation(entry, before, after):
+    """The code leaves what rounding leaves: half a level, which cutting off takes from each value or from none."""
+    x = scenes(4, 48, 80)
+    x = x - x.min()  # black itself, which normalised lies a rounding below 0
+    trained, deployed = UNITS[before][0](x), UNITS[after][0](CATALOGUE[entry].deployed(x))
+    code = write_transform(fingerprint(trained, deployed), trained, deployed)
+    assert left_by(code, trained, deployed, UNITS[after][1]) < 0.55
+
+
 def test_says_what_no_code_can_do():
     """Colours that training has lost, and a frame that it lacks; what is known beside is made."""
     x = scenes(4, 48, 80)

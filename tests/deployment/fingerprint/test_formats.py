@@ -5,6 +5,7 @@ import torch
 
 from lightning_robust.deployment.fingerprint.formats import undo_format
 from lightning_robust.deployment.fingerprint.search import fingerprint
+from lightning_robust.deployment.pixels.catalogue import CATALOGUE
 from lightning_robust.functional.pixels import PixelSpace
 
 from .samples import scenes
@@ -42,6 +43,17 @@ def test_bytes_where_training_normalises():
     x = scenes()
     assert kinds(fingerprint(SPACE.from_pixels(x), (x * 255).round().byte())) == ["bytes"]
     assert kinds(fingerprint(x, (x * 255).round().byte())) == []
+
+
+def test_another_usual_normalisation_is_undone():
+    """Exactly, so that a range that is read wrongly beside it is named, and not an offset that comes near it."""
+    x = CATALOGUE["color_range_limited"].deployed(scenes())
+    training, deployed = SPACE.from_pixels(scenes()), (x - 0.5) / 0.5
+    plain, (units,) = undo_format(training, deployed)
+    torch.testing.assert_close(plain, SPACE.from_pixels(x), rtol=0, atol=1e-5)
+    assert units.parameters["gain_r"] == pytest.approx(0.229 / 0.5)
+    assert units.parameters["offset_r"] == pytest.approx(255 * (0.485 - 0.229))
+    assert {cause.name for cause in fingerprint(training, deployed).causes} == {"gain_offset", "color_range"}
 
 
 def test_rejects_other_integers():
