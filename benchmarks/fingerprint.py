@@ -62,9 +62,9 @@ def rendered(count: int = 8) -> Tensor:
 def recorded(path: Path, count: int = 8) -> Tensor:
     """Frames of a recording, evenly spread, brought to the network's size with antialiasing.
 
-    They begin with frame 3: limits were set while frames from 0, 6 and 12 on were looked at.
+    They begin with frame 9: limits were set while frames from 0, 3, 6 and 12 on were looked at.
     """
-    frames = torch.cat([chunk.pictures for chunk in open_recording(path, first=3, stride=25, limit=count)])
+    frames = torch.cat([chunk.pictures for chunk in open_recording(path, first=9, stride=25, limit=count)])
     images = frames.permute(0, 3, 1, 2).float()
     return interpolate(images, SIZE, mode="bilinear", antialias=True).round().clamp(0, 255) / 255
 
@@ -88,8 +88,8 @@ def same_thing(names: set[str], entries: Sequence[Perturbation]) -> bool:
 
     - Resizing from pixel corners (``resize_asymmetric``) is another filter and a shift by 0.3 pixels, and beside a
       crop, which filters by itself, that shift.
-    - Half a level that was cut off before an offset of eight is an offset of seven and a half, and what a cut to 6 bits
-      takes away before noise of six levels is an offset of one and a half.
+    - Half a level that was cut off before an offset of eight is an offset of seven and a half; before a gain and a
+      gamma it is another gain and gamma, but for a tenth of a level.
     """
     families, planted = {entry.family for entry in entries}, {entry.name for entry in entries}
     same = [families]
@@ -97,9 +97,8 @@ def same_thing(names: set[str], entries: Sequence[Perturbation]) -> bool:
         same.append(families | {"shift"})
         if "crop" in families:
             same.append(families - {"resize_filter"} | {"shift"})
-    if {"levels_6_bit", "noise_6"} <= planted:
-        same.append(families - {"rounding"} | {"gain_offset"})
-    if {"truncation", "offset_8"} <= planted:
+    curved = "gamma" in families and bool({"gain_105", "brightness", "gain_080"} & planted)
+    if "truncation" in planted and ("offset_8" in planted or curved):
         same.append(families - {"rounding"})
     return names in same
 

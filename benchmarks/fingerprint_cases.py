@@ -267,7 +267,7 @@ UNKNOWN: dict[str, Pixels] = {
 def cifar(path: str, count: int = 64) -> Tensor:
     """Pictures of the CIFAR-10 archive ``train/<class>/<number>.jpg``, as many of each class, in [0, 1].
 
-    They begin with number 3000: limits were set while those from 0, 1000 and 2000 on were looked at.
+    They begin with number 4000: limits were set while those from 0, 1000, 2000 and 3000 on were looked at.
     """
     import tarfile
 
@@ -276,7 +276,7 @@ def cifar(path: str, count: int = 64) -> Tensor:
         wanted = [
             member
             for member in archive
-            if member.name.startswith("train/") and member.isfile() and 3000 <= int(member.name[-8:-4]) < 3000 + each
+            if member.name.startswith("train/") and member.isfile() and 4000 <= int(member.name[-8:-4]) < 4000 + each
         ]
         chosen = sorted(wanted, key=lambda member: (member.name[-8:], member.name))[:count]
         pictures = [np.asarray(Image.open(archive.extractfile(member)).convert("RGB")) for member in chosen]

@@ -15,16 +15,19 @@ from lightning_robust.deployment.fingerprint.detectors import (
     Evidence,
     color_evidence,
     color_parameters,
-    cut_under_noise,
     geometry_evidence,
-    is_offset_of_cut,
     noise_evidence,
-    rounding_evidence,
 )
 from lightning_robust.deployment.fingerprint.doubt import doubt_view
 from lightning_robust.deployment.fingerprint.grey import greyed
 from lightning_robust.deployment.fingerprint.levels import find_gains
 from lightning_robust.deployment.fingerprint.overlay import uncovered_view
+from lightning_robust.deployment.fingerprint.rounding import (
+    coarse_under_noise,
+    cut_under_noise,
+    is_offset_of_cut,
+    rounding_evidence,
+)
 from lightning_robust.deployment.fingerprint.view import View, best_view
 
 RELATED = 0.5  # correlation
@@ -90,29 +93,32 @@ def _add_compression(found: list[Evidence], trained: Tensor, view: View) -> tupl
     """
     if view.unfiltered_error <= _COMPRESSED:
         return found, view
-    chroma, traces = chroma_evidence(view), compression_evidence(trained, view)
-    beside = view if traces is None else best_view(traces[1], view.deployed)[0]
+    chroma, (traces, compressed) = chroma_evidence(view), compression_evidence(trained, view)
+    beside = best_view(compressed, view.deployed)[0] if traces else view
     if chroma is not None and view.error * (1 - chroma.explains) < beside.error:
         return [*found, chroma], view
-    return ([*found, traces[0]], beside) if traces is not None else (found, view)
+    return [*found, *traces], beside
 
 
 def _gather_evidence(found: list[Evidence], trained: Tensor, view: View) -> tuple[list[Evidence], float]:
     """The evidence with that of colours, geometry, rounding and noise, and the mean square that is left."""
     geometry, colors = geometry_evidence(view, trained), list(color_evidence(view.colors))
     left = view.error * math.prod(1 - e.explains for e in [*geometry, *found])
-    rounding, step = rounding_evidence(trained, view), 0.0
+    step, rounding, coarse = 0.0, rounding_evidence(trained, view), coarse_under_noise(trained, view)
+    if rounding is not None:
+        step = float(rounding.parameters["expected"]) / float(rounding.parameters["levels"])
+        left -= step**2 / 12
+    elif coarse is not None:
+        rounding, left, view = coarse[0], left - view.error + coarse[1].error, coarse[1]
     if rounding is not None:
         colors = [e for e in colors if e.name != "rounding" and not is_offset_of_cut(e, rounding)]
         found = [*found, rounding]
-        step = float(rounding.parameters["expected"]) / float(rounding.parameters["levels"])
-        left -= step**2 / 12
     noise = _noise_beside(found, view, trained.shape[1], step)
-    named = [*colors, *geometry, *found]
+    named = _add_hidden_cut([*colors, *geometry, *found], view, noise)
     if noise is None:
         return named, max(left, 0.0)
     left -= float(noise.parameters["std"]) ** 2  # it cannot be predicted, but it is explained
-    return _add_noise(named, view, noise), 0.0 if left < 0.1 * view.error else left
+    return [*named, noise], 0.0 if left < 0.1 * view.error else left
 
 
 def _noise_beside(found: list[Evidence], view: View, channels: int, step: float) -> Evidence | None:
@@ -121,11 +127,13 @@ def _noise_beside(found: list[Evidence], view: View, channels: int, step: float)
     return None if noise is None or float(noise.parameters["std"]) <= step * _STEPS else noise
 
 
-def _add_noise(named: list[Evidence], view: View, noise: Evidence) -> list[Evidence]:
-    """The evidence with that of noise, and of half a level that it hid where no other tone was found."""
-    toned = any(e.name in _TONES for e in named)
-    cut = None if toned else cut_under_noise(view, float(noise.parameters["std"]))
-    return [*named, noise] if cut is None else [*named, noise, cut]
+def _add_hidden_cut(named: list[Evidence], view: View, noise: Evidence | None) -> list[Evidence]:
+    """The evidence with that of half a level which noise or a codec hid, where no other tone was found."""
+    hidden = noise is not None or any(e.name == "compression" for e in named)
+    if not hidden or any(e.name in _TONES for e in named):
+        return named
+    cut = cut_under_noise(view, view.error**0.5 if noise is None else float(noise.parameters["std"]))
+    return named if cut is None else [*named, cut]
 
 
 def _gain_evidence(gains: Tensor, offsets: Tensor, colors: Colors) -> Evidence:

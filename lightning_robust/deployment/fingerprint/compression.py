@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -9,8 +10,14 @@ from functools import partial
 from torch import Tensor
 
 from lightning_robust.deployment.fingerprint.detectors import Evidence
-from lightning_robust.deployment.fingerprint.filters import blockiness, chroma_steps
-from lightning_robust.deployment.fingerprint.view import View
+from lightning_robust.deployment.fingerprint.filters import (
+    apply_filter,
+    blockiness,
+    chroma_steps,
+    fit_filter,
+    sharpness,
+)
+from lightning_robust.deployment.fingerprint.view import DETAIL_LIMIT, View
 from lightning_robust.deployment.pixels.operations import jpeg, nv12
 
 _BLOCKS = 0.05  # share of coefficients
@@ -19,6 +26,8 @@ _RESYNTHESIS = 0.05  # by how much more than on the right grid compression errs 
 _FILTERED = 0.12  # the same beside another filter, which follows the traces that training's pictures may have
 _ALONE = 4.0  # times stronger must traces be where no codec reproduces anything
 _WORTH = 1.01  # error without compression over the error with it
+_SHARPENED = 1.15  # error of the codec alone over that of a filter and the codec
+_REFITS = 2
 _PICTURES = 2  # to search for the quality of a JPEG
 _QUALITIES = (97, 95, 92, 90, 87, 85, 80, 75, 65, 50)
 
@@ -44,13 +53,18 @@ def _jpeg_codec(quality: int, *, full_color: bool = False) -> _Codec:
     return _Codec(parameters, partial(jpeg, quality=quality, full_color=full_color), 4)
 
 
-def _best_codec(error: Callable[[_Codec], float], channels: int) -> _Codec:
-    """The codec with the smallest error: NV12, or JPEG at a coarse quality that is refined."""
+def _find_codec(source: Tensor, view: View) -> _Codec:
+    """The codec that best brings pictures to the deployed ones: NV12, or JPEG at a coarse quality that is refined."""
+    few = source[:_PICTURES]
+
+    def error(codec: _Codec) -> float:
+        return view.error_from(codec(few))
+
     best = min([_jpeg_codec(quality) for quality in _QUALITIES], key=error)
     quality = int(best.parameters["quality"])
     near = [_jpeg_codec(q) for q in range(max(quality - 2, 1), min(quality + 3, 101)) if q != quality]
     best = min([best, *near], key=error)
-    if channels == 1:
+    if source.shape[1] == 1:
         return best
     return min(
         [best, _jpeg_codec(int(best.parameters["quality"]), full_color=True), _Codec({"kind": "nv12"}, nv12, 1)],
@@ -58,8 +72,10 @@ def _best_codec(error: Callable[[_Codec], float], channels: int) -> _Codec:
     )
 
 
-def compression_evidence(trained: Tensor, view: View) -> tuple[Evidence, Tensor] | None:
+def compression_evidence(trained: Tensor, view: View) -> tuple[list[Evidence], Tensor]:
     """Evidence of a compression, and training's pictures after the one that best reproduces the deployed side's.
+
+    Beside it is the evidence of a filter that sharpens before a JPEG, which hides it from a fit of filters.
 
     There are two kinds of evidence. The deployed pictures lack detail on the codec's grid and not on other grids. And
     training's pictures explain the deployed ones better after compression on that grid than on one that is off by half
@@ -67,8 +83,7 @@ def compression_evidence(trained: Tensor, view: View) -> tuple[Evidence, Tensor]
     """
     traces, kind = _grid_traces(view)
     strength = traces / _ALONE
-    few = trained[:_PICTURES]
-    best = _best_codec(lambda codec: view.error_from(codec(few)), trained.shape[1])
+    best = _find_codec(trained, view)
     parameters: dict[str, float | str] = {"kind": kind}
     compressed = trained
     # compression takes detail away, which pulls the estimated motion along
@@ -78,7 +93,34 @@ def compression_evidence(trained: Tensor, view: View) -> tuple[Evidence, Tensor]
     if _WORTH * aligned < without:
         strength = max(strength, (min(off_grid, without) / max(aligned, 1e-3) - 1) / limit)
         parameters, compressed = best.parameters, best(trained)
-    return (Evidence("compression", parameters, strength), compressed) if strength >= 1 else None
+    if strength < 1:
+        return [], trained
+    found = [Evidence("compression", parameters, strength)]
+    sharper = None if view.needs_filter or compressed is trained else _sharper_before(best, trained, view)
+    return (found, compressed) if sharper is None else sharper
+
+
+def _sharper_before(codec: _Codec, trained: Tensor, view: View) -> tuple[list[Evidence], Tensor] | None:
+    """Evidence of a filter that sharpens before a codec and of both, and training's pictures after both.
+
+    The codec takes detail away, and a fit of filters sees what is left of both. So what it takes from training's
+    pictures is given back to the deployed ones before the filter is fitted, and again with the filtered pictures.
+    """
+    alone, source = view.error_from(codec(trained)), trained
+    for _ in range(_REFITS):
+        taken = view.predict(source) - view.predict(codec(source))
+        taps, _ = fit_filter(view.predicted.mean(1), (view.deployed + taken).mean(1), view.mask)
+        detail = sharpness(taps)
+        if math.log(max(detail, 1e-3)) < DETAIL_LIMIT:
+            return None
+        source = apply_filter(trained, taps / taps.sum())
+        codec = _find_codec(source, view)
+    gain = alone / max(view.error_from(codec(source)), 1e-3) - 1
+    strength = gain / (_SHARPENED - 1)
+    if strength < 1:
+        return None
+    sharper = Evidence("resize_filter", {"kind": "sharper", "sharpness": detail}, strength)
+    return [Evidence("compression", codec.parameters, gain / _RESYNTHESIS), sharper], codec(source)
 
 
 def _grid_traces(view: View) -> tuple[float, str]:

@@ -12,11 +12,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
-from lightning_robust.deployment.fingerprint.colours import CUT, Colors
+from lightning_robust.deployment.fingerprint.colours import Colors
 from lightning_robust.deployment.fingerprint.filters import mean_square, noise_power, sharpness
 from lightning_robust.deployment.fingerprint.motion import Motion, jitter
 from lightning_robust.deployment.fingerprint.view import BEND_LIMIT, SHIFT_LIMIT, STRETCH_LIMIT, WHITE, View
@@ -25,14 +24,12 @@ _CROP = 0.6  # pixels at the border; resizing from corner to corner stretches by
 _CONVENTION = 1.5  # pixels; where a pixel's centre lies is disputed by less
 _JITTER = 0.07  # pixels from column to column; another kernel or noise causes 0.05
 _BESIDE_FILTER = 0.12  # pixels that a filter may move content by itself
-_FEWER_LEVELS = 0.7
 _NOISE = 0.25  # variance in levels squared; rounding leaves 0.08, a filter that does not invert 0.2
 _TAILS = 6.0  # kurtosis; noise of a bell curve has 3
+_BELL = 0.3  # by how much its kurtosis may be off
+_BESIDE_CODEC = 0.2  # correlation from pixel to pixel of noise beside what a codec leaves
 _BAR, _FLAT_SHARE = 4.0, 0.9  # levels about the colour of a bar, and the share of its pixels within
 _EVEN = 0.8
-_CLIPPING = 4.0  # standard deviations of noise from black and white within which it is clipped
-_CUT = 0.1  # levels that the mean of what is left may be from half a level
-_ERRORS = 10.0  # standard errors that half a level is; pixels beside each other are not independent
 _UNIT_GAIN = 0.03  # the gain's largest distance to 1 for the offset of a cut; dark pictures leave the gain uncertain
 
 
@@ -180,43 +177,6 @@ def _is_flat(images: Tensor, inside: Tensor) -> bool:
     return float(((values - middle[:, None]).abs() < _BAR).double().mean()) > _FLAT_SHARE
 
 
-def rounding_evidence(trained: Tensor, view: View) -> Evidence | None:
-    """Fewer levels than training has."""
-    whole = bool((view.deployed - view.deployed.round()).abs().max() < 0.01)
-    expected = view.predicted.round() if whole else trained[:, list(view.colors.order)]
-    counts = [
-        (_count_levels(d), _count_levels(e)) for d, e in zip(view.deployed.unbind(1), expected.unbind(1), strict=True)
-    ]
-    levels, of = max(counts, key=lambda count: count[0] / count[1])
-    share = max(levels / of, 1e-3)
-    if share > _FEWER_LEVELS:
-        return None
-    return Evidence("rounding", {"kind": "fewer levels", "levels": levels, "expected": of}, _FEWER_LEVELS / share)
-
-
-def _count_levels(channel: Tensor) -> int:
-    return len(np.unique(channel.round(decimals=2).numpy()))
-
-
-def cut_under_noise(view: View, std: float) -> Evidence | None:
-    """Levels cut off instead of rounded, where noise hides half a level from a fit of colours.
-
-    The mean of what is left tells it apart from nothing: noise has none, away from black and white.
-    """
-    clear = (view.predicted > _CLIPPING * std) & (view.predicted < 255 - _CLIPPING * std) & view.mask
-    rest = (view.deployed - view.filtered)[clear]
-    if len(rest) < 2 or abs(float(rest.mean()) + CUT) > _CUT:
-        return None
-    strength = CUT * len(rest) ** 0.5 / (_ERRORS * max(float(rest.std()), 1e-9))
-    return Evidence("rounding", {"kind": "cut off"}, strength) if strength > 1 else None
-
-
-def is_offset_of_cut(evidence: Evidence, rounding: Evidence) -> bool:
-    """Whether an offset is no more than a cut to fewer levels takes away: up to a step, without a gain."""
-    step = float(rounding.parameters["expected"]) / float(rounding.parameters["levels"])
-    return is_slight_gain(evidence, -step, 1)
-
-
 def is_slight_gain(evidence: Evidence, least: float = -2, most: float = 2) -> bool:
     """Whether a gain is hardly one, with offsets between two numbers of levels."""
     if evidence.name != "gain_offset":
@@ -234,12 +194,13 @@ def noise_evidence(view: View, channels: int, *, even: bool = False) -> Evidence
     Args:
         view: Both sides.
         channels: Of the pictures; the residual is grey.
-        even: Demand that the noise is hardly stronger elsewhere. The residual of a compression that is not quite the
-            deployed side's is stronger there.
+        even: Demand that the noise is hardly stronger elsewhere, or has a bell curve. The residual of a compression
+            that is not quite the deployed side's is stronger there, and has longer tails.
     """
     power, correlation, tails = noise_power(view.residual, view.predicted.mean(1), view.mask)
-    if power < _NOISE or abs(correlation) > WHITE or tails > _TAILS:
+    bell = abs(tails - 3) < _BELL
+    if power < _NOISE or abs(correlation) > (_BESIDE_CODEC if even and bell else WHITE) or tails > _TAILS:
         return None
-    if even and power < _EVEN * mean_square(view.residual[..., view.mask]):
+    if even and not bell and power < _EVEN * mean_square(view.residual[..., view.mask]):
         return None
     return Evidence("noise", {"std": (power * channels) ** 0.5}, power / _NOISE)

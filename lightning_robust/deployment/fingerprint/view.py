@@ -33,6 +33,7 @@ FILTER_LIMIT = 20.0  # what a filter explains, in multiples of what its taps exp
 WHITE = 0.15
 """Correlation from pixel to pixel up to which what is left is noise."""
 _MOST_OF_LOSS = 0.5
+_KERNEL = 1.15  # error of an interpolation alone over that of another one and a filter
 _LEAST_ERROR = 0.02  # levels squared; rounding leaves as much
 _RADIUS = 3
 _TAPS = (2 * _RADIUS + 1) ** 2
@@ -127,12 +128,15 @@ class View:
 
     def error_from(self, source: Tensor) -> float:
         """Mean square where others take the place of training's first pictures; motion, colours and filter stay."""
-        deployed = self.deployed[: len(source)]
-        predict = _predict_colored_first if self.colored_first else _predict_deployed
-        predicted = predict(source, deployed, self.motion, self.kernel, self.colors)
+        predicted = self.predict(source)
         if self.needs_filter:
             predicted = apply_filter(predicted, self.taps)
-        return mean_square((deployed - predicted)[..., self.mask])
+        return mean_square((self.deployed[: len(source)] - predicted)[..., self.mask])
+
+    def predict(self, source: Tensor) -> Tensor:
+        """Others in the place of training's first pictures, after motion and colour change."""
+        predict = _predict_colored_first if self.colored_first else _predict_deployed
+        return predict(source, self.deployed[: len(source)], self.motion, self.kernel, self.colors)
 
     def polished(self, source: Tensor) -> View:
         """The view with the motion that fits other pictures in the place of training's."""
@@ -146,6 +150,10 @@ def best_view(trained: Tensor, deployed: Tensor) -> tuple[View, float]:
     """The motion and colour change that explain most, and the correlation of the registered pictures."""
     views, correlation = _make_views(trained, deployed)
     plain, filtered = (min(views, key=key) for key in (lambda v: v.plain_error, lambda v: v.filtered_error))
+    if not filtered.needs_filter:
+        # moved by one kernel and then sharpened, content looks as if another one had moved it, but for a little
+        sharper = (v for v in views if v.needs_filter and v.filtered_error * _KERNEL < plain.plain_error)
+        filtered = next(sharper, filtered)
     if not filtered.needs_filter:
         return plain, correlation
     # a filter changes the contrast of small regions: without it colours are told apart from it

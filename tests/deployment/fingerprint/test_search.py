@@ -100,6 +100,17 @@ def test_parameters_are_those_that_were_planted(roads):
     assert order["order"] == "BGR"
 
 
+def test_a_filter_is_told_from_the_kernel_of_a_shift(roads):
+    """Moved bilinearly and sharpened looks nearly as if moved bicubically, which is no filter besides."""
+    shift, resize = CATALOGUE["shift_quarter_pixel"], CATALOGUE["resize_lanczos"]
+    both = fingerprint(resize.trained(roads), resize.deployed(shift.deployed(roads)))
+    assert set(names(both)) == {"shift", "resize_filter"}
+    rows = torch.tensor([[1, 0, -0.5 / 256], [0, 1, -0.5 / 144]])
+    grid = affine_grid(rows.expand(len(roads), 2, 3), list(roads.shape), align_corners=False)
+    moved = grid_sample(roads, grid, mode="bicubic", padding_mode="border", align_corners=False)
+    assert names(fingerprint(roads, (moved * 255).round().clamp(0, 255) / 255)) == ["shift"]
+
+
 def test_normalised_pictures_are_compared_in_levels(roads):
     space = PixelSpace([0.4, 0.5, 0.6], [0.2, 0.25, 0.3])
     found = fingerprint(
