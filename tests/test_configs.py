@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from torch.optim import AdamW
 
 from lightning_robust.cli import RobustCLI
 from lightning_robust.demo.fashion_mnist.idx_files import DEBIAN
@@ -18,7 +19,10 @@ BASES = {"lanes.yaml", "traffic.yaml", "fashion_mnist.yaml", "fashion_mnist_sgd.
 TECHNIQUES = sorted((ROOT / "techniques").glob("*.yaml"))
 SMALL = {
     "lanes.yaml": ["--data.num_train=32", "--data.num_val=16", "--data.batch_size=8"],
-    "traffic.yaml": ["--data.num_train=16", "--data.num_val=8", "--data.batch_size=8", "--data.render_workers=0"],
+    "traffic.yaml": [
+        *("--data.num_train=16", "--data.num_val=8", "--data.batch_size=8", "--data.render_workers=0"),
+        *("--data.height=64", "--data.width=96", "--model.height=64", "--model.width=96", "--model.channels=8"),
+    ],
     "fashion_mnist.yaml": ["--data.num_train=64", "--data.batch_size=16"],
     "fashion_mnist_sgd.yaml": ["--data.num_train=64", "--data.batch_size=16"],
 }
@@ -36,13 +40,17 @@ MONITORED = {
     "fashion_mnist_sgd.yaml": ("val/acc", "max"),
 }
 JUDGED = ("layer_criticality", "greedy_soup", "wise_ft")
-# of traffic's boxes there is no mixture; what does not ask for targets runs there as elsewhere
-ON_BOXES = ("adversarial", "greedy_soup", "preprocessing", "rotation_ssl", "swa")
+# what traffic's boxes are not fit for, and what is said before a weight has changed
+NOT_ON_BOXES = {
+    "regmixup": "but got a dict with ['boxes', 'labels', 'drivable']. Set `target_key` to the tensor that the loss "
+    "compares with, or regmixup_weight=0: targets such as lists of boxes have no mixture.",
+    "uat": "Option 'uat_ot_weight' is not accepted. It is an argument of UATMixin",
+}
 RUNS = [
     (base, technique)
     for base in sorted(BASES)
     for technique in [None, *TECHNIQUES]
-    if base != "traffic.yaml" or technique is None or technique.stem in ON_BOXES
+    if base != "traffic.yaml" or technique is None or technique.stem not in NOT_ON_BOXES
 ]
 OBJECTIVES = ("preprocessing", "regmixup", "rotation_ssl", "uat")
 SHOWS = {
@@ -104,7 +112,7 @@ def test_runs(base, technique, tmp_path, monkeypatch):
     if technique is not None:
         files.append(f"--config={technique}")
         *_, key = yaml.safe_load(technique.read_text())
-        key = technique.stem if key == "model" else key
+        key = technique.stem if key in ("model", "data") else key
     monitor, mode = MONITORED[base]
     judged = [f"--{key}.monitor={monitor}", f"--{key}.mode={mode}"]
     extra = [
@@ -120,6 +128,20 @@ def test_runs(base, technique, tmp_path, monkeypatch):
         assert technique.stem in OBJECTIVES or cli.config.fit[key] is not False
         assert math.isfinite(cli.trainer.callback_metrics[SHOWS[key]])
         assert cli.trainer.callback_metrics.get("parity/status", 0) <= 1
+
+
+@pytest.mark.filterwarnings("ignore:.*will be overridden by")
+@pytest.mark.parametrize("technique", sorted(NOT_ON_BOXES))
+def test_says_what_is_not_for_boxes(technique, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    files = [f"--config={ROOT / 'traffic.yaml'}", f"--config={ROOT / 'techniques' / technique}.yaml"]
+    steps = []
+    # the closure computes the loss; what would change the weights comes after it
+    monkeypatch.setattr(AdamW, "step", lambda _, closure: [closure(), steps.append(1)])
+    with pytest.raises((TypeError, SystemExit)) as refused:
+        RobustCLI(args=["fit", *files, *SMALL["traffic.yaml"], "--trainer.fast_dev_run=true"])
+    assert NOT_ON_BOXES[technique] in f"{refused.value} {capsys.readouterr().err}"
+    assert steps == []
 
 
 @pytest.mark.filterwarnings("ignore:Training was lazy")

@@ -51,6 +51,11 @@ class Decoded(ABC):
     def shape(self) -> torch.Size:
         """Pictures and points: what ``known`` tells apart."""
 
+    @property
+    @abstractmethod
+    def empty(self) -> bool:
+        """Whether there is no point that could move."""
+
     @abstractmethod
     def __getitem__(self, rows: slice | Tensor) -> Self:
         """Some of the pictures."""

@@ -99,6 +99,11 @@ class Boxes(Decoded):
         return self.scores.shape
 
     @property
+    def empty(self) -> bool:
+        """Whether no slot holds a box."""
+        return not bool(self.present.any())
+
+    @property
     def present(self) -> Bool[Tensor, "batch boxes"]:
         """Which slots hold a box."""
         sides = self.xyxy[..., 2:] - self.xyxy[..., :2]

@@ -59,6 +59,11 @@ class Masks(Decoded):
         """Pictures and classes."""
         return torch.Size((len(self.labels), self.classes))
 
+    @property
+    def empty(self) -> bool:
+        """Whether all pixels are of one class, without a boundary."""
+        return bool((self.labels == self.labels.flatten()[:1]).all())
+
     def __getitem__(self, rows: slice | Tensor) -> Self:
         """Some of the pictures."""
         return type(self)(self.labels[rows], self.classes)
@@ -101,7 +106,7 @@ class Masks(Decoded):
 
     def remarks(self, name: str) -> list[str]:
         """That all pixels are of one class."""
-        if bool((self.labels != self.labels.flatten()[:1]).any()):
+        if not self.empty:
             return []
         return [f"All pixels of {name} are of one class on these samples: there is no boundary that could move."]
 

@@ -82,6 +82,7 @@ class ParityRecord:
         self.last: dict[str, float] = {}
         self.sensitivity: dict[str, float] | None = None
         self._examined: Examined | None = None
+        self._unit = ""
 
     def is_due(self, trainer: pl.Trainer, every_n_epochs: int) -> bool:
         """Whether a validation is measured: every n-th epoch's, the first and the last of a fit, and each lone one."""
@@ -95,6 +96,9 @@ class ParityRecord:
     def add(self, examined: Examined, epoch: int, keep: bool) -> Numbers:
         """A pass, with its subject and samples if they are to be examined later."""
         self.report, self._examined = examined.report, examined if keep else None
+        unit = self.report.unit.replace("_known", "")
+        self.history = self.history if self._unit in ("", unit) else []  # pixels and relative distances share no axis
+        self._unit = unit
         self.history.append((epoch, self.report.attribution))
         return Numbers.of(self.report)
 
@@ -153,11 +157,12 @@ class ParityRecord:
     def state_dict(self) -> dict[str, Any]:
         """The history of the figure and the last numbers."""
         history = [[epoch, dict(causes)] for epoch, causes in self.history]
-        return {"history": history, "last": dict(self.last), "sensitivity": self.sensitivity}
+        return {"history": history, "unit": self._unit, "last": dict(self.last), "sensitivity": self.sensitivity}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the history of an interrupted run."""
         self.history = [(int(epoch), dict(causes)) for epoch, causes in state_dict["history"]]
+        self._unit = state_dict.get("unit", "")
         self.last = dict(state_dict["last"])
         self.sensitivity = state_dict.get("sensitivity")
 

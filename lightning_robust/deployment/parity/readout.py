@@ -102,10 +102,10 @@ class Readout(NamedTuple):
     def has_shape_of(self, deployed: Readout) -> bool:
         """Whether outputs can be compared as they are.
 
-        Where a value knows how to align itself, outputs may be of another number of boxes; elsewhere another shape is a
-        mistake that the comparison names.
+        Where a value knows how to align itself, outputs may be of another number of boxes; elsewhere, and where it has
+        nothing to align, another shape is a mistake that the comparison names.
         """
-        if not any(isinstance(value, Decoded) for value in self.values.values()):
+        if not any(isinstance(value, Decoded) and not value.empty for value in self.values.values()):
             return True
         return [each.shape for each in self.outputs] == [each.shape for each in deployed.outputs]
 
@@ -113,7 +113,8 @@ class Readout(NamedTuple):
     def unit(self) -> str:
         """The metric that stands for a distance.
 
-        It is the p99 of the first floating value, of its known points if it has any; else ``"rel_l2"``.
+        It is the p99 of the first floating value that has a point at all, of its known ones if it has any; else
+        ``"rel_l2"``, as of a detector that does not find a box yet.
         """
         name = next((name for name, value in self.values.items() if _is_measurable(value)), None)
         if name is None:
@@ -197,4 +198,6 @@ def _plain_values(values: Values) -> dict[str, Tensor]:
 
 
 def _is_measurable(value: Tensor | Decoded) -> bool:
-    return not isinstance(value, Tensor) or value.is_floating_point()
+    if isinstance(value, Decoded):
+        return not value.empty
+    return value.is_floating_point() and not bool(value.isnan().all())

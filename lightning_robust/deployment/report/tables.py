@@ -147,13 +147,15 @@ def _times(factor: float) -> str:
 
 def _target_metrics(report: ParityReport) -> list[str]:
     """The columns of the table of targets: the plain metrics that were measured, then those in the task's units."""
-    measured = dict.fromkeys(key for target in report.targets.values() for key in target.metrics)
+    results = [target.metrics for target in report.targets.values()]
+    measured = dict.fromkeys(key for metrics in results for key, value in metrics.items() if not math.isnan(value))
     decoded = [key for key in measured if key.endswith(("_p99", "_flips", "_new", "_loss")) or _new_of(key) in measured]
-    nothing_lost = not any(target.metrics.get("nonfinite") for target in report.targets.values())
+    nothing_lost = not any(metrics.get("nonfinite") for metrics in results)
     # what counts places without a value too, and a column of zeros, would tell nothing
     idle = {"max_abs": bool(decoded), "nonfinite": nothing_lost}
     plain = [key for key in _PLAIN if key in measured and not idle.get(key)]
-    return list(dict.fromkeys([report.unit, *plain, *_without_wholes(decoded), *[STORAGE] * (STORAGE in measured)]))
+    further = [*_without_repeats(decoded, report.unit), *[STORAGE] * (STORAGE in measured)]
+    return list(dict.fromkeys([report.unit, *plain, *further]))
 
 
 def _new_of(key: str) -> str:
@@ -161,10 +163,11 @@ def _new_of(key: str) -> str:
     return f"{key.removesuffix('_lost')}_new"
 
 
-def _without_wholes(keys: list[str]) -> list[str]:
-    """The metrics without those of all points where they are told apart."""
-    parts = {key.replace("_known_", "_") for key in keys if "_known_" in key}
-    return [key for key in keys if key not in parts]
+def _without_repeats(keys: list[str], unit: str) -> list[str]:
+    """The metrics but those of all points where they are told apart, and those of guesses but of the unit."""
+    wholes = {key.replace("_known_", "_") for key in keys if "_known_" in key}
+    guesses = {key for key in keys if "_guessed_" in key} - {unit.replace("_known_", "_guessed_")}
+    return [key for key in keys if key not in wholes | guesses]
 
 
 def _column(key: str) -> str:

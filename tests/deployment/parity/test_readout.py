@@ -1,6 +1,7 @@
 """Boxes and masks through a parity pass: planted faults of engines show in their own number and within 10 %."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -157,7 +158,23 @@ def test_reference_without_boxes_is_nothing_measured():
     judged = judge_report(report, {"engine-fp32/boxes_centre_px_p99": 1.0})
     assert judged.status != "within"
     assert "there is no value to compare on these samples" in judged.text()
-    assert "boxes centre px" in summary(report)
+
+
+def test_reference_without_boxes_is_counted_in_what_is_there():
+    """In the next value that has a point, else by the plain outputs; tables hold no column of nothing."""
+
+    def decode(values, scale):
+        return {"boxes": yolo_boxes(values, threshold=0.99), "score": values[:, 4:].amax((1, 2)) * scale}
+
+    for scale, unit in ((1.0, "score_p99"), (math.nan, "rel_l2")):
+        report = measured(lambda x: 1.01 * x, decode=partial(decode, scale=scale))
+        assert report.unit == unit
+        assert 0.005 < report.attribution.get("engine/engine-fp32", report.targets["engine-fp32"].metrics[unit]) < 0.02
+        assert not any("boxes" in column for column in target_rows(report)[0])
+        assert "nan" not in summary(report)
+    none = measured(lambda x: torch.cat([x, x], 2), decode=lambda values: {"boxes": yolo_boxes(values, threshold=0.99)})
+    assert none.targets["engine-fp32"].status == "failed"  # of another number of boxes, and nothing else to compare
+    assert "Expected an output of shape (16, 7, 6), but got (16, 7, 12)" in none.targets["engine-fp32"].note
 
 
 def test_all_boxes_lost_is_infinitely_far():
@@ -238,6 +255,23 @@ def test_masks_by_class():
     assert found["mask_flips"] == pytest.approx(3 / 48)
     # 16 columns of each class: 15 of 17, the last of them 14 of 18
     assert 0.1 < found["mask_iou_loss"] < 0.25
+
+
+def test_beyond_geometry_with_moved_masks():
+    """Both upright edges move by a pixel with the picture, and by nothing beyond."""
+    report = measure_parity(
+        Subject(Thirds(), (gradient(),)),
+        available(["torch-fp32"]),
+        decode=lambda logits: {"mask": segmentation_masks(logits)},
+        moved=lambda values, matrix: {"mask": values["mask"].moved(matrix)},
+        perturbations=perturbations(["shift_one_pixel", "brightness"]),
+        pixels=PixelSpace(),
+    )
+    shift, brighter = report.sensitivity["shift_one_pixel"], report.sensitivity["brightness"]
+    assert shift["mask_boundary_px_mean"] == pytest.approx(1.0, abs=0.01)
+    assert shift[BEYOND] == 0
+    assert brighter["mask_boundary_px_mean"] > 0.5
+    assert BEYOND not in brighter or brighter[BEYOND] == brighter["mask_boundary_px_mean"]
 
 
 def test_masks_of_another_size_are_one_sentence():

@@ -1,4 +1,5 @@
 import dataclasses
+from math import nan
 
 from lightning_robust import measure_parity
 from lightning_robust.deployment.engines import Subject, available
@@ -64,3 +65,10 @@ def test_a_relative_distance_has_its_interval_too():
     told = report(unit="rel_l2", basis={"parity/emulated-fp16/rel_l2": Basis(16, 0.9e-4, 2e-4)})
     columns, rows = target_rows(told)
     assert (columns[1], rows[1][1]) == ("relative L2", "0.0001 (9e-05 to 0.0002)")
+
+
+def test_guesses_are_told_of_the_unit_alone():
+    named = [f"{name}_{part}p99" for name in ("x_px", "y_px") for part in ("", "known_", "guessed_")]
+    told = report(targets={"emulated-fp16": TargetResult("measured", dict.fromkeys(named, 1.0) | {"z_px_p99": nan})})
+    columns, _ = target_rows(dataclasses.replace(told, unit="x_px_known_p99"))
+    assert columns == ["target", "x px known p99", "status", "n", "x px guessed p99", "y px known p99"]
