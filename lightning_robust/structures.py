@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from functools import partial
 from typing import Any
@@ -86,17 +85,27 @@ def count_rows(batch: Any) -> int:
 
 
 def take_rows(batch: Any, rows: Tensor | slice, size: int) -> Any:
-    """Some samples of a batch of ``size``: these rows of every tensor that has one for each sample.
+    """Some samples of a batch of ``size``: these rows of every tensor, and entries of every list, with one for each.
+
+    A list inside of a batch holds an entry for each where it has ``size`` of them, such as dicts with the boxes of each
+    picture, names, or tensors of other numbers of rows than ``size``.
 
     Example:
         >>> import torch
         >>> take_rows({"x": torch.arange(3), "scale": torch.ones(())}, slice(2), 3)
         {'x': tensor([0, 1]), 'scale': tensor(1.)}
+        >>> take_rows((torch.arange(2), [{"boxes": torch.zeros(2, 4)}, {"boxes": torch.zeros(0, 4)}]), slice(1, 2), 2)
+        (tensor([1]), [{'boxes': tensor([], size=(0, 4))}])
     """
     if hasattr(type(batch), "from_data_list"):
         # of graphs, as torch_geometric joins them
         return type(batch).from_data_list(batch.index_select(rows))
-    return map_tensors(lambda tensor: tensor[rows] if tensor.ndim and len(tensor) == size else tensor, batch)
+    if isinstance(batch, Tensor):
+        return batch[rows] if batch.ndim and len(batch) == size else batch
+    parts = parts_of_batch(batch)
+    return (
+        _with_parts(batch, {name: _rows_of_part(part, rows, size) for name, part in parts.items()}) if parts else batch
+    )
 
 
 def join_rows(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
@@ -108,16 +117,6 @@ def join_rows(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
         [tensor([0., 0., 1.]), tensor(1.)]
     """
     return [torch.cat(rows) if len(rows) > 1 and rows[0].ndim else rows[0] for rows in zip(*parts, strict=True)]
-
-
-def loss_in(output: Any) -> Any:
-    """The loss in what a training step returned: its entry ``"loss"``, or all of it.
-
-    Example:
-        >>> loss_in({"loss": 1.0, "logits": 2.0}), loss_in(1.0)
-        (1.0, 1.0)
-    """
-    return output["loss"] if isinstance(output, Mapping) else output
 
 
 def flatten(value: Any, name: str = "output") -> dict[str, Tensor]:
@@ -192,20 +191,6 @@ def tensor_paths(value: Any) -> dict[str, Tensor]:
     return dict(_walk(value, ""))
 
 
-def jsonable(value: Any) -> Any:
-    """Infinity and NaN as strings, which JSON has no numbers for; tuples as lists, keys as strings.
-
-    Example:
-        >>> jsonable({"p99": (0.5, float("inf"))})
-        {'p99': [0.5, 'inf']}
-    """
-    if isinstance(value, Mapping):
-        return {str(key): jsonable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [jsonable(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def split_path(path: str) -> tuple[Key, Key]:
     """The first part of a path of keys and the rest (empty if there is none); positions are numbers.
 
@@ -275,6 +260,21 @@ def _changed_copy(value: Any, parts: dict[Any, Any]) -> Any:
     for name, part in parts.items():
         put(name, part)
     return changed
+
+
+def _rows_of_part(part: Any, rows: Tensor | slice, size: int) -> Any:
+    if not _has_entries(part, size):
+        return take_rows(part, rows, size)
+    return type(part)(part[row] for row in torch.arange(size)[rows].tolist())
+
+
+def _has_entries(part: Any, size: int) -> bool:
+    """Whether a list inside of a batch holds an entry for each sample."""
+    if type(part) not in (list, tuple) or len(part) != size:
+        return False
+    if isinstance(part, list) and all(isinstance(entry, Tensor) for entry in part):
+        return not all(entry.ndim and len(entry) == size for entry in part)
+    return all(isinstance(entry, Mapping | str) for entry in part)
 
 
 def _locate(value: Any, parts: Mapping[Any, Any], key: Key) -> tuple[Any, Key | None]:

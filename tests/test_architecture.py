@@ -34,6 +34,7 @@ ROOMS = {  # room -> the rooms it may use, beside itself
         for name in (
             "complaints",
             "figures",
+            "json_values",
             "lazy_names",
             "progress",
             "reading",

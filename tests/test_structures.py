@@ -5,7 +5,15 @@ from types import MappingProxyType
 import pytest
 import torch
 
-from lightning_robust.structures import flatten, get_item, map_tensors, rebuild, replace_items, tensors_in
+from lightning_robust.structures import (
+    flatten,
+    get_item,
+    map_tensors,
+    rebuild,
+    replace_items,
+    take_rows,
+    tensors_in,
+)
 
 Pair = namedtuple("Pair", "image label")
 
@@ -133,3 +141,24 @@ def test_dicts_keep_what_they_carry():
 def test_fields_that_are_no_arguments_are_derived_anew():
     doubled = map_tensors(lambda tensor: 2 * tensor, Derived(torch.ones(2), label=torch.full((1,), 5.0)))
     assert [tensor.tolist() for tensor in tensors_in(doubled)] == [[2, 2], 2, [10]]
+
+
+def test_rows_of_lists_are_those_of_the_samples():
+    """Dicts, names and tensors of a sample each; columns of samples, a pair of states and the batch itself stay."""
+    rows, size = torch.tensor([2, 0]), 3
+    boxes = [torch.zeros(count, 4) for count in (3, 0, 2)]
+    names, pictures = ["a", "b", "c"], torch.arange(size)
+    taken = take_rows((pictures, tuple({"boxes": each} for each in boxes), {"names": names, "all": boxes}), rows, size)
+    assert taken[0].tolist() == [2, 0]
+    assert [len(each["boxes"]) for each in taken[1]] == [2, 3]
+    assert taken[2]["names"] == ["c", "a"]
+    assert [len(each) for each in taken[2]["all"]] == [2, 3]
+    columns = [pictures, pictures + 10, pictures + 20]
+    assert [each.tolist() for each in take_rows({"columns": columns}, rows, size)["columns"]] == [
+        [2, 0],
+        [12, 10],
+        [22, 20],
+    ]
+    state = torch.zeros(1, 2, 5), torch.ones(1, 2, 5)
+    assert len(take_rows((torch.zeros(2, 4), state), slice(1), 2)[1]) == 2
+    assert take_rows(({"x": torch.arange(2)}, {"y": torch.arange(2)}), slice(1), 2)[1]["y"].tolist() == [0]

@@ -21,7 +21,8 @@ from lightning_robust.harness.closing import warn
 from lightning_robust.harness.inputs import first_floating_input
 from lightning_robust.harness.normalisation import pixel_space
 from lightning_robust.harness.quiet import quietly
-from lightning_robust.structures import Key, get_item, loss_in, map_tensors, replace_items, take_rows
+from lightning_robust.harness.steps import loss_in
+from lightning_robust.structures import Key, get_item, map_tensors, replace_items, take_rows
 
 AttackPrecision = Literal["bf16", "32", "same"]
 PixelBounds = list[float] | Literal["pixels", "none"]

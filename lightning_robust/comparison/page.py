@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from lightning_robust.comparison.columns import GROUPS, Column
 from lightning_robust.comparison.figure import draw_pareto
 from lightning_robust.comparison.table import Comparison, leading, mean_range
+from lightning_robust.json_values import jsonable
 from lightning_robust.pages import environment_facts, render, svg
-from lightning_robust.structures import jsonable
 from lightning_robust.tables import inline, markdown, number
 
 _NOTHING, _PICTURE = "-", "pareto.png"

@@ -21,13 +21,14 @@ _CANDIDATES = 1000  # boxes of a picture that suppression sees
 def torchvision_boxes(
     outputs: Sequence[Mapping[str, Tensor]], threshold: float = 0.05, limit: int | None = None
 ) -> Boxes:
-    """Boxes from what torchvision's detectors return: a dict for each picture.
+    """Boxes from what torchvision's detectors return, or are trained on: a dict for each picture.
 
     Their number differs from picture to picture. A module that is to be measured and exported returns tensors that have
     a row for each picture: give ``limit`` and return the :class:`Boxes` from ``forward``.
 
     Args:
-        outputs: For each picture ``"boxes"`` (n, 4) in pixels, ``"scores"`` (n,), ``"labels"`` (n,).
+        outputs: For each picture ``"boxes"`` (n, 4) in pixels, ``"scores"`` (n,), ``"labels"`` (n,). Without scores, as
+            in targets, each is 1.
         threshold: The score from which a box counts.
         limit: Slots for each picture, of which the highest scores take theirs; None takes as many as are needed.
 
@@ -38,8 +39,9 @@ def torchvision_boxes(
     """
     pictures = []
     for each in outputs:
-        chosen = each["scores"] > threshold
-        boxes, scores, labels = _precise(each["boxes"]), _precise(each["scores"]), each["labels"].long()
+        boxes, labels = _precise(each["boxes"]), each["labels"].long()
+        scores = _precise(each["scores"]) if "scores" in each else torch.ones_like(boxes[:, 0])
+        chosen = scores > threshold
         pictures.append((boxes[chosen], scores[chosen], labels[chosen]))
     return Boxes.stack(pictures, limit)
 

@@ -33,7 +33,7 @@ from lightning_robust.deployment.numerics.typed import emulate_typed
 from lightning_robust.deployment.parity.baseline import Measured, measure_distance
 from lightning_robust.deployment.parity.localise import examine
 from lightning_robust.deployment.parity.scale import Scale, Task
-from lightning_robust.structures import jsonable
+from lightning_robust.json_values import jsonable
 
 Mixed = Literal["fp16", "bf16", "int8"]
 """What a file holds beside fp32."""

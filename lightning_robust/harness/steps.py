@@ -1,8 +1,8 @@
-"""The one place that calls a user's ``training_step``, ``validation_step``, ``test_step`` or ``predict_step``."""
+"""The one place that calls a user's ``training_step`` and its like, and the loss in what a step gave."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lightning_robust.harness.compat import takes_batch_index
@@ -36,3 +36,13 @@ def call_step(step: Callable[..., Any], batch: Any, batch_idx: int = 0, dataload
     if dataloader_idx is not None:
         arguments.append(dataloader_idx)
     return step(*arguments)
+
+
+def loss_in(output: Any) -> Any:
+    """The loss in what a training step returned: its entry ``"loss"``, or all of it.
+
+    Example:
+        >>> loss_in({"loss": 1.0, "logits": 2.0}), loss_in(1.0)
+        (1.0, 1.0)
+    """
+    return output["loss"] if isinstance(output, Mapping) else output

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from lightning_robust.harness.inputs import find_target, first_input
 from lightning_robust.harness.quiet import muted
 from lightning_robust.harness.replacement import replaced
-from lightning_robust.structures import Key, get_item, loss_in, map_tensors, rebuild, replace_items, tensors_in
+from lightning_robust.harness.steps import loss_in
+from lightning_robust.structures import Key, get_item, map_tensors, rebuild, replace_items, tensors_in
 
 if TYPE_CHECKING:
     from lightning_robust.mixins.objective import ObjectiveMixin

@@ -17,10 +17,9 @@ from lightning_robust.harness.batches import count_samples
 from lightning_robust.harness.closing import warn
 from lightning_robust.harness.compat import batches_before, is_attached, is_compiled_as_lightning_module
 from lightning_robust.harness.memory import require_reversible
-from lightning_robust.harness.steps import call_step
+from lightning_robust.harness.steps import call_step, loss_in
 from lightning_robust.harness.trainers import find_callbacks, refuse_sharded
 from lightning_robust.mixins.host_step import HostStep
-from lightning_robust.structures import loss_in
 
 _LARGE = 1_000_003
 

@@ -91,6 +91,8 @@ def test_torchvision():
     assert found.present.tolist() == [[True], [False]]
     assert (found.labels[0, 0], found.xyxy[0, 0].tolist()) == (3, [0.0, 0.0, 5.0, 5.0])
     assert torchvision_boxes(pictures, limit=4).shape == (2, 4)
+    targets = [{"boxes": each["boxes"], "labels": each["labels"]} for each in pictures]
+    assert torchvision_boxes(targets).present.tolist() == [[True, True], [False, False]]
 
 
 @pytest.mark.parametrize("shape", [(2, 84), (1, 4, 100)])

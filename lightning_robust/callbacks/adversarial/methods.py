@@ -28,8 +28,8 @@ from lightning_robust.functional.norm_ball import Bounds, Norm
 from lightning_robust.harness.arguments import parse_fraction
 from lightning_robust.harness.compat import batches_before
 from lightning_robust.harness.quiet import muted
-from lightning_robust.harness.steps import call_step
-from lightning_robust.structures import Key, loss_in
+from lightning_robust.harness.steps import call_step, loss_in
+from lightning_robust.structures import Key
 
 Loss = Callable[..., Tensor]
 _LARGE = 1_000_003

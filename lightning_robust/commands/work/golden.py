@@ -22,7 +22,7 @@ from lightning_robust.deployment.golden import (
 )
 from lightning_robust.deployment.graph.export import frozen_copy
 from lightning_robust.harness.runs import InputCollector, load_data, load_module, validate_once
-from lightning_robust.structures import jsonable
+from lightning_robust.json_values import jsonable
 from lightning_robust.tables import plain_table
 from lightning_robust.version import package_version
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from lightning_robust.deployment.numerics.precisions import Low
 from lightning_robust.deployment.numerics.sensitivity import Sensitivity
 from lightning_robust.deployment.numerics.sweep import NodeSweep
+from lightning_robust.json_values import jsonable
 from lightning_robust.progress import track
-from lightning_robust.structures import jsonable
 
 _SLACK = 1.05  # where no list meets the tolerance, the shortest one that is nearly as good as the best is taken
 

@@ -17,9 +17,9 @@ from lightning_robust.deployment.replay.recording import Recording
 from lightning_robust.deployment.replay.results import ReplayReport, worst
 from lightning_robust.deployment.replay.scenes import draw_worst_frame
 from lightning_robust.gate.check import EXIT_CODES, Check, Judgement, Outcome
+from lightning_robust.json_values import jsonable
 from lightning_robust.progress import Progress
 from lightning_robust.reading import read_json
-from lightning_robust.structures import jsonable
 
 Measure = Callable[[Case, Recording], ReplayReport]
 """Replays the frames of a case."""

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from lightning_robust.deployment.replay.case_book import CaseResult, cases_json, judge_cases
 from lightning_robust.deployment.replay.cases import Case
 from lightning_robust.gate.check import Check, Outcome
+from lightning_robust.json_values import jsonable
 from lightning_robust.pages import environment_facts, render
-from lightning_robust.structures import jsonable
 from lightning_robust.tables import number, plain_table
 
 PAGE, NUMBERS = "cases.html", "cases.json"

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from lightning_robust.deployment.replay.results import ReplayReport, ReplayResult
-from lightning_robust.structures import jsonable
+from lightning_robust.json_values import jsonable
 from lightning_robust.tables import markdown, plain_table
 
 _COLUMNS = {

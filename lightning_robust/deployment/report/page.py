@@ -36,8 +36,8 @@ from lightning_robust.deployment.report.tables import (
     target_rows,
 )
 from lightning_robust.deployment.report.words import link_label, link_remedy
+from lightning_robust.json_values import jsonable
 from lightning_robust.pages import environment_facts, render, svg
-from lightning_robust.structures import jsonable
 
 _NODES = 20  # in the table of the page
 _IDLE = ("overflow", "flushed")

@@ -14,12 +14,12 @@ from typing_extensions import override
 from lightning_robust.functional.rotation import TURNS, rotate_each, rotate_quadrants, rotation_anomaly, square
 from lightning_robust.harness.batches import first_training_batch
 from lightning_robust.harness.quiet import in_evaluation_mode, quietly
-from lightning_robust.harness.steps import call_step
+from lightning_robust.harness.steps import call_step, loss_in
 from lightning_robust.mixins.host_step import HostStep, find_inputs
 from lightning_robust.mixins.objective import ObjectiveMixin, Term, WeightedLoss
 from lightning_robust.mixins.rotation_ssl.features import Features
 from lightning_robust.mixins.rotation_ssl.metric import OutOfDistributionAUROC
-from lightning_robust.structures import get_item, loss_in
+from lightning_robust.structures import get_item
 
 HEAD = "rotation_head"
 

@@ -24,8 +24,7 @@ from lightning_robust.harness.closing import warn
 from lightning_robust.harness.quiet import quietly
 from lightning_robust.harness.ranks import agreed
 from lightning_robust.harness.replacement import replaced
-from lightning_robust.harness.steps import call_step
-from lightning_robust.structures import loss_in
+from lightning_robust.harness.steps import call_step, loss_in
 
 Recipe = Literal["greedy", "uniform", "learned", "stock"]
 AS_TRAINED = "the weights as trained"
