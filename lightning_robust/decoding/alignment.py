@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
@@ -66,6 +66,19 @@ class Decoded(ABC):
 
         Raises:
             ValueError: If the other is of other pictures.
+        """
+
+    @classmethod
+    @abstractmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """The values of several batches as one."""
+
+    @abstractmethod
+    def score(self, truth: Self) -> dict[str, float]:
+        """The task's own metrics of this value, where another one is the truth; more is better.
+
+        Raises:
+            ValueError: If the truth is of other pictures.
         """
 
     @abstractmethod

@@ -167,6 +167,18 @@ class Boxes(Decoded):
             {"ap_loss": lambda: 1 - mean_average_precision(other, self)["map"]},
         )
 
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """The boxes of several batches, in as many slots as the widest has."""
+        slots = max(part.shape[1] for part in parts)
+        wide = [part._padded(slots) for part in parts]
+        fields = ([part.xyxy for part in wide], [part.scores for part in wide], [part.labels for part in wide])
+        return cls(*(torch.cat(each) for each in fields))
+
+    def score(self, truth: Self) -> dict[str, float]:
+        """The mean average precision; NaN where there is no true box."""
+        return {"map": mean_average_precision(self, truth)["map"]}
+
     def carry(self, known: Tensor, other: Self) -> Tensor:
         """Which boxes of another runtime match some of these."""
         carried = torch.zeros(other.shape, dtype=torch.bool)

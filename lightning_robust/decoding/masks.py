@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -99,6 +100,24 @@ class Masks(Decoded):
             {"flips": (counts.sum((1, 2)) - common.sum(1), counts.sum((1, 2)))},
             {"iou_loss": lambda: 1 - mean_iou(other, self)},
         )
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """The masks of several batches."""
+        return cls(torch.cat([part.labels for part in parts]), parts[0].classes)
+
+    def score(self, truth: Self) -> dict[str, float]:
+        """The mean intersection over union of the classes.
+
+        Raises:
+            ValueError: If the masks are of another size.
+        """
+        if self.labels.shape != truth.labels.shape:
+            raise ValueError(
+                f"Expected true masks of shape {tuple(self.labels.shape)}, as those that were found, but got "
+                f"{tuple(truth.labels.shape)}. Give `segmentation_masks` their size."
+            )
+        return {"miou": mean_iou(self, truth)}
 
     def carry(self, known: Tensor, other: Self) -> Tensor:
         """The same classes of the same pictures."""

@@ -164,6 +164,7 @@ def test_trainer_callbacks_work_too_but_not_twice(tmp_path):
         (["--deploymnet_parity=true"], "Did you mean 'deployment_parity'?"),
         (["--deployment_parity.every_epochs=3"], "Did you mean 'every_n_epochs'?"),
         (["--trainer.max_epohs=3"], "Did you mean 'max_epochs'?"),
+        (["--data=lightning_robust.demo.traffic.TrafficData", "--data.num_trains=3"], "Did you mean 'num_train'?"),
     ],
 )
 def test_a_misspelt_key_is_one_readable_line(capsys, arguments, complaint):

@@ -50,9 +50,9 @@ class DeploymentParityCallback(CalibratedDiagnostic):
 
     If the LightningModule has a method ``decode(outputs) -> dict of tensors``, distances are also given in its units
     (pixels, metres): floating values as mean, p99, max and bias, integers and bools as share of flips; NaN is "nothing
-    there". Boxes and masks of ``lightning_robust.decoding`` are matched first. Two further methods, given these values,
-    tell more: ``known(values, batch) -> bools`` tells points that the model knows from guesses (else a decoded
-    ``"confidence"`` of at least 0.5 does), ``moved(values, matrix)`` gives right answers in a moved picture.
+    there". Boxes and masks of ``lightning_robust.decoding`` are matched first. Further methods tell more:
+    ``known(values, batch) -> bools`` says what is no guess (else a decoded ``"confidence"`` of at least 0.5 does),
+    ``truth(batch)`` gives labels as values, ``moved(values, matrix)`` right answers in a moved picture.
 
     Measured: ``parity/<target>/<metric>``, ``sensitivity/<perturbation>/<metric>``, ``attribution/<link>``, as ordinary
     metrics: ``ModelCheckpoint(monitor="parity/emulated-fp16/rel_l2", auto_insert_metric_name=False)`` keeps the most

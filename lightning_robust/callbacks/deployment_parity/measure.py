@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_robust.callbacks.deployment_parity.about import about_run
 from lightning_robust.callbacks.deployment_parity.calibration import CalibrationInputs
 from lightning_robust.callbacks.deployment_parity.pass_settings import PassSettings
-from lightning_robust.callbacks.deployment_parity.task import KNOWN, task_of
+from lightning_robust.callbacks.deployment_parity.task import needs_whole_batches, task_of
 from lightning_robust.deployment.engines import Runtime, Subject, available
 from lightning_robust.deployment.graph.export import frozen_copy, to_args
 from lightning_robust.deployment.graph.keeper import GraphKeeper
@@ -75,7 +75,7 @@ class Snapshot:
     def _add(self, pl_module: pl.LightningModule, batch: Any) -> None:
         if self._weights is None:
             self._weights = state_on_cpu(pl_module)
-        self.inputs.add(pl_module, batch, whole=callable(getattr(pl_module, KNOWN, None)))
+        self.inputs.add(pl_module, batch, whole=needs_whole_batches(pl_module))
 
     def fill(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Copy the weights that the module holds, and inputs of the validation loaders."""

@@ -1,19 +1,25 @@
-"""What a LightningModule says of its task by its methods ``decode``, ``known`` and ``moved``."""
+"""What a LightningModule says of its task by its methods ``decode``, ``known``, ``truth`` and ``moved``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_robust.decoding.alignment import Decoded
 from lightning_robust.deployment.parity.readout import Values
-from lightning_robust.deployment.parity.scale import Known, Task, masks
+from lightning_robust.deployment.parity.scale import Known, Task, Truth, masks
 from lightning_robust.harness.samples import FirstInputs
 
-KNOWN = "known"
-"""Name of the method ``known(values, batch)``."""
+_ON_BATCHES = ("known", "truth")
+"""Names of the methods ``known(values, batch)`` and ``truth(batch)``."""
+
+
+def needs_whole_batches(module: nn.Module) -> bool:
+    """Whether a module says something of its task by whole batches, and not by inputs alone."""
+    return any(callable(getattr(module, name, None)) for name in _ON_BATCHES)
 
 
 def task_of(module: nn.Module, decode: str | None, inputs: FirstInputs) -> Task:
@@ -22,14 +28,15 @@ def task_of(module: nn.Module, decode: str | None, inputs: FirstInputs) -> Task:
     Args:
         module: The module, or a copy of it.
         decode: Name of the method that turns outputs into named values; None, or one that it has not, for none.
-        inputs: The samples, with their whole batches if the module has ``known(values, batch)``.
+        inputs: The samples, with their whole batches if :func:`needs_whole_batches`.
     """
     reads = getattr(module, decode, None) if decode else None
     if reads is None:
         return Task()
-    judge, moved = getattr(module, KNOWN, None), getattr(module, "moved", None)
+    judge, label, moved = (getattr(module, name, None) for name in (*_ON_BATCHES, "moved"))
     known = _known_by_batches(judge, inputs) if callable(judge) else None
-    return Task(reads, known, moved if callable(moved) else None)
+    truth = _truth_by_batches(label, inputs) if callable(label) else None
+    return Task(reads, known, moved if callable(moved) else None, truth)
 
 
 def _known_by_batches(judge: Callable[[Values, Any], Mapping[str, Tensor] | Tensor], inputs: FirstInputs) -> Known:
@@ -42,3 +49,20 @@ def _known_by_batches(judge: Callable[[Values, Any], Mapping[str, Tensor] | Tens
         return found
 
     return known
+
+
+def _truth_by_batches(label: Callable[[Any], Values], inputs: FirstInputs) -> Truth:
+    def truth(rows: slice) -> Values:
+        places, parts = [], []
+        for where, batch in inputs.batches(rows):
+            places.append(where)
+            parts.append(label(batch))
+        order = torch.cat(places).argsort()
+        return {name: _join_labels([part[name] for part in parts])[order] for name in parts[0]}
+
+    return truth
+
+
+def _join_labels(parts: Sequence[Any]) -> Any:
+    """The labels of all batches."""
+    return type(parts[0]).join(parts) if isinstance(parts[0], Decoded) else torch.cat(list(parts))

@@ -134,6 +134,10 @@ class LaneDetector(pl.LightningModule):
         """
         return {"lateral_px": (values["lateral_px"] - batch[1]).abs() < self.frame_width / 96}
 
+    def truth(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """The true lines of a batch, as `decode` gives those that were found."""
+        return {"lateral_px": batch[1], "present": ~batch[1].isnan()}
+
     def moved(self, values: dict[str, Tensor], matrix: Tensor) -> dict[str, Tensor]:
         """The lines of a picture whose content was moved.
 

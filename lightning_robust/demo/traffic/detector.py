@@ -123,6 +123,10 @@ class TrafficDetector(pl.LightningModule):
             raise TypeError(f"Expected Boxes from `decode`, but got {type(boxes).__name__}.")
         return {"boxes": match_boxes(boxes, true_boxes(batch[1]))[:, : boxes.shape[1]] >= 0}
 
+    def truth(self, batch: TrafficBatch) -> dict[str, Boxes | Masks]:
+        """The true boxes and drivable area of a batch, as `decode` gives those that were found."""
+        return {"boxes": true_boxes(batch[1]), "mask": Masks(batch[1]["drivable"].long(), 2)}
+
     def moved(self, values: dict[str, Any], matrix: Tensor) -> dict[str, Any]:
         """Boxes and mask of a picture whose content was moved.
 

@@ -16,6 +16,7 @@ from lightning_robust.deployment.engines.execution import run_in_batches
 from lightning_robust.deployment.engines.torch import TorchRuntime
 from lightning_robust.deployment.parity.distance import is_constant
 from lightning_robust.deployment.parity.intervals import intervals, is_settled
+from lightning_robust.deployment.parity.labels import label_metrics
 from lightning_robust.deployment.parity.links import Basis
 from lightning_robust.deployment.parity.readout import Readout
 from lightning_robust.deployment.parity.samples import Outputs, windows
@@ -42,6 +43,7 @@ class Measured(NamedTuple):
 def measure_distance(reference: Readout, deployed: Readout, samples: int, precision: str = "fp32") -> Measured:
     """A distance and its intervals."""
     metrics = reference.distance(deployed, precision)
+    metrics |= label_metrics(reference.values, deployed.values, reference.truth)
     found = intervals(reference, deployed, precision)
     # draws of few samples seldom hold the largest one, on which a p99 may rest
     holding = {name: Interval(min(low, metrics[name]), max(high, metrics[name])) for name, (low, high) in found.items()}
@@ -79,7 +81,9 @@ class Baseline:
         outputs = self._outputs.up_to(first)
         size = sum(tensor.numel() * tensor.element_size() for tensor in outputs)
         self.windows = list(windows(subject.samples, size // first.stop))
+        self._truth = task.truth
         self.scale, readout = self._read(outputs, first)
+        readout = self._with_truth(readout, first)
         self._readouts = {first.stop: readout}
         self.unit = readout.unit
         self._note_what_is_odd(readout)
@@ -90,10 +94,11 @@ class Baseline:
         return self.windows[0]
 
     def readout(self, window: slice) -> Readout:
-        """The reference up to the end of a window, with the points that it knows."""
+        """The reference up to the end of a window, with the points that it knows and the labels."""
         if window.stop not in self._readouts:
             rows = slice(0, window.stop)
-            self._readouts[window.stop] = self.scale.read(self._outputs.up_to(window), rows)
+            readout = self.scale.read(self._outputs.up_to(window), rows)
+            self._readouts[window.stop] = self._with_truth(readout, rows)
         return self._readouts[window.stop]
 
     def widest(self) -> slice:
@@ -157,6 +162,19 @@ class Baseline:
                 what = "`decode`" if attempt is known is None else "`known` or `decode`"
                 self.notes.append(f"{what} failed and is left out: {one_line(error)}")
         return Scale(), Scale().read(outputs)
+
+    def _with_truth(self, readout: Readout, rows: slice) -> Readout:
+        """A readout of the reference with the labels of its samples, if they fit."""
+        if self._truth is None or not readout.values:
+            return readout
+        try:
+            truth = self._truth(rows)
+            label_metrics(readout.values, readout.values, truth)
+            return readout._replace(truth=truth)
+        except Exception as error:
+            self._truth = None
+            self.notes.append(f"`truth` failed and is left out: {one_line(error)}")
+            return readout
 
     def _note_what_is_odd(self, readout: Readout) -> None:
         for index, output in enumerate(readout.outputs):

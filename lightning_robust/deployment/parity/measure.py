@@ -21,7 +21,7 @@ from lightning_robust.deployment.parity.perturbed import Perturb, PerturbationSw
 from lightning_robust.deployment.parity.perturbed_inputs import PerturbedInputs
 from lightning_robust.deployment.parity.result import ParityReport, TargetResult
 from lightning_robust.deployment.parity.samples import Outputs
-from lightning_robust.deployment.parity.scale import Decode, Known, Moved, Task
+from lightning_robust.deployment.parity.scale import Decode, Known, Moved, Task, Truth
 from lightning_robust.deployment.parity.storage import storage_metrics
 from lightning_robust.deployment.parity.verdict import check_tolerances
 from lightning_robust.deployment.pixels.catalogue import Perturbation
@@ -39,6 +39,7 @@ def measure_parity(
     decode: Decode | None = None,
     known: Known | None = None,
     moved: Moved | None = None,
+    truth: Truth | None = None,
     perturbations: Sequence[Perturbation] = (),
     pixels: PixelSpace | None = None,
     time_limit: float = 120.0,
@@ -58,6 +59,7 @@ def measure_parity(
         decode: Turns the model's outputs into named values in the task's own units.
         known: Which of their points the model knows, as :class:`~.scale.Task` documents.
         moved: What a right answer becomes when the picture moves, as documented there.
+        truth: The labels of samples, as documented there.
         perturbations: Differences of preprocessing on the deployed side, from :func:`~.catalogue.perturbations`.
         pixels: How the samples were normalised; needed for perturbations.
         time_limit: Seconds after which nothing new is started.
@@ -80,7 +82,8 @@ def measure_parity(
         raise ValueError("Expected at least one runtime or perturbation to compare, but got none. Name a target.")
     check_positive(time_limit=time_limit)
     check_tolerances(tolerance)
-    measured = ParityPass(subject, Task(decode, known, moved), time_limit, perturb_targets, tolerance, timed=timed)
+    task = Task(decode, known, moved, truth)
+    measured = ParityPass(subject, task, time_limit, perturb_targets, tolerance, timed=timed)
     return measured.report(runtimes, perturbations, pixels)
 
 

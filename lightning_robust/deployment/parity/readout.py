@@ -66,11 +66,13 @@ class Readout(NamedTuple):
         outputs: The tensors that ``forward`` returns, flattened.
         values: What ``decode`` makes of them, by name; empty without one.
         known: Name of a value -> which of its points the model knows, bools of its shape.
+        truth: Labels of values, as ``decode`` would give them; of a reference.
     """
 
     outputs: Sequence[Tensor]
     values: Values
     known: Mapping[str, Tensor] = {}
+    truth: Mapping[str, Tensor | Decoded] = {}
 
     def distance(self, deployed: Readout, precision: str = "fp32") -> dict[str, float]:
         """Metrics of how far a deployed readout is from this one, plain and in the task's units.

@@ -23,6 +23,8 @@ Bools, by name or for all values alike.
 """
 Moved = Callable[[Values, Tensor], Values]
 """Decoded values and a motion of the picture, ``(3, 3)`` -> the same right answers in the moved picture."""
+Truth = Callable[[slice], Values]
+"""Samples -> the labels of decoded values, in the same form."""
 CONFIDENCE = "confidence"
 """The decoded value that is no value of the task but the probability of the others, each point's or each sample's."""
 _SURE = 0.5
@@ -39,11 +41,14 @@ class Task:
         moved: What a right answer becomes when the picture moves: values by name (those that it leaves out stay), for
             a matrix ``(3, 3)`` from places ``(x, y, 1)`` in the network's input, in pixels and 0 in the centre of the
             first, to places in the moved picture.
+        truth: The labels of samples as ``decode`` would give them, of some values or all, for the task's own metrics
+            of both sides; None where samples have none.
     """
 
     decode: Decode | None = None
     known: Known | None = None
     moved: Moved | None = None
+    truth: Truth | None = None
 
 
 @dataclass

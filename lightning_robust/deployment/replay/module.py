@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_robust.complaints import one_line
 from lightning_robust.deployment.engines import run_module
 from lightning_robust.deployment.graph.export import frozen_copy
-from lightning_robust.deployment.parity.readout import Values
+from lightning_robust.deployment.parity.readout import Readout, Values
 from lightning_robust.deployment.parity.scale import Scale
 from lightning_robust.structures import flatten
 
@@ -110,7 +110,8 @@ class LineFinder:
 
     def lines(self, outputs: list[Tensor]) -> Lines:
         """The lines in the flattened outputs of any runtime; PyTorch has to :meth:`run` first."""
-        values, knowledge = ({}, {}) if self._scale is None else self._scale.read(outputs)[1:]
+        readout = Readout(outputs, {}) if self._scale is None else self._scale.read(outputs)
+        values = readout.values
         lines = {key: value for key, value in values.items() if isinstance(value, Tensor) and _are_lines(value)}
         name = next(iter(lines), "") if self.value is None else self.value
         if name not in lines:
@@ -120,7 +121,7 @@ class LineFinder:
                 f"{f' named {name!r}' if name else ''}, but got {shapes}."
             )
         self.value = name
-        known = {key: mask.cpu() for key, mask in knowledge.items()}.get(name)
+        known = {key: mask.cpu() for key, mask in readout.known.items()}.get(name)
         return Lines(_doubles(lines[name]), known, values)
 
     def expected(self, lines: Lines, matrix: Tensor) -> Tensor | None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Container, Iterable, Mapping
 
 from lightning_robust.deployment.engines.latency import Latency
 from lightning_robust.deployment.graph.lint import Finding
 from lightning_robust.deployment.graph.origin import Origin
+from lightning_robust.deployment.parity.labels import WORSE
 from lightning_robust.deployment.parity.links import Basis
 from lightning_robust.deployment.parity.readout import PLAIN_UNIT
 from lightning_robust.deployment.parity.result import BEYOND, STORAGE, ParityReport, TargetResult
@@ -148,14 +150,25 @@ def _times(factor: float) -> str:
 def _target_metrics(report: ParityReport) -> list[str]:
     """The columns of the table of targets: the plain metrics that were measured, then those in the task's units."""
     results = [target.metrics for target in report.targets.values()]
-    measured = dict.fromkeys(key for metrics in results for key, value in metrics.items() if not math.isnan(value))
-    decoded = [key for key in measured if key.endswith(("_p99", "_flips", "_new", "_loss")) or _new_of(key) in measured]
+    measured = _measured(results)
+    decoded = [key for key in measured if _is_told(key, measured)]
     nothing_lost = not any(metrics.get("nonfinite") for metrics in results)
     # what counts places without a value too, and a column of zeros, would tell nothing
     idle = {"max_abs": bool(decoded), "nonfinite": nothing_lost}
     plain = [key for key in _PLAIN if key in measured and not idle.get(key)]
     further = [*_without_repeats(decoded, report.unit), *[STORAGE] * (STORAGE in measured)]
     return list(dict.fromkeys([report.unit, *plain, *further]))
+
+
+def _measured(results: Iterable[Mapping[str, float]]) -> list[str]:
+    """The metrics that are a number for any target."""
+    return list(dict.fromkeys(key for metrics in results for key, value in metrics.items() if not math.isnan(value)))
+
+
+def _is_told(key: str, measured: Container[str]) -> bool:
+    """Whether a metric in the task's units has a column; some have one because of another that goes with them."""
+    ends = ("_p99", "_flips", "_new", "_loss", f"_{WORSE}")
+    return key.endswith(ends) or _new_of(key) in measured or f"{key}_{WORSE}" in measured
 
 
 def _new_of(key: str) -> str:

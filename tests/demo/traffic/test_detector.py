@@ -52,6 +52,11 @@ def test_a_perfect_output_has_precision_one(data):
     detections = torch.cat([truth.centre_px.nan_to_num(0.0), sides, probabilities.float()], -1).transpose(1, 2)
     drivable = (targets["drivable"][:, None].float() - 0.5) * 8
     found = model.decode(TrafficOutput(detections, drivable))
+    known = model.truth((None, targets))
+    assert {name: value.score(known[name]) for name, value in found.items()} == {
+        "boxes": {"map": 1.0},
+        "mask": {"miou": 1.0},
+    }
     model.map.update(found["boxes"], truth)
     assert float(model.map.compute()) == 1.0
     assert mean_iou(found["mask"], Masks(targets["drivable"].long(), 2)) == 1.0
