@@ -18,6 +18,10 @@ FONT = 12.0
 COLOURS = ("#4c78a8", "#f58518", "#e45756", "#72b7b2", "#54a24b", "#b279a2", "#9d755d", "#d4a72c")
 """One a series: told apart in grey, by the colour-blind, and on light and dark pages."""
 GREY = "#8a94a0"
+PYTORCH_COLOUR, DEPLOYED_COLOUR = "#19d3ff", "#ff4f14"
+"""Of what each side found, on pictures."""
+_VISIBLE = 0.01  # share of a picture's width below which a deviation is drawn larger than it is
+_TIMES = (1, 2, 5, 10, 20, 50, 100)
 
 
 def panel(height: float = 3.8, title: str = "", *, width: float = WIDTH) -> tuple[Figure, Axes]:
@@ -50,6 +54,21 @@ def panel(height: float = 3.8, title: str = "", *, width: float = WIDTH) -> tupl
     if title:
         _write_title(figure, title)
     return figure, axes
+
+
+def magnification(largest: float, width: float) -> int:
+    """By how much deviations on a picture are drawn larger so that the largest can be seen: the least that does.
+
+    Args:
+        largest: Deviation in pixels.
+        width: Of the picture, in the same pixels.
+
+    Example:
+        >>> magnification(0.3, 256), magnification(10.0, 256), magnification(0.0, 256)
+        (10, 1, 1)
+    """
+    share = largest / (_VISIBLE * width)
+    return next((times for times in _TIMES if times * share >= 1), _TIMES[-1]) if largest > 0 else 1
 
 
 def plain(text: str) -> str:

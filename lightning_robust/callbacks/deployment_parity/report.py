@@ -15,6 +15,7 @@ from lightning_robust.deployment.pixels.words import label_of
 from lightning_robust.deployment.report.figures import draw_chain, draw_families, draw_history, has_chain
 from lightning_robust.deployment.report.layer_figure import draw_costs, draw_drift
 from lightning_robust.deployment.report.layers import keep_rows, layer_rows
+from lightning_robust.deployment.report.scenes import draw_scene
 from lightning_robust.deployment.report.tables import (
     chain_rows,
     finding_rows,
@@ -82,6 +83,8 @@ def _pass_figures(report: ParityReport, history: History) -> Iterator[tuple[str,
         yield "parity/chain", functools.partial(draw_chain, report)
     if has_chain(report) and len(history) > 1:
         yield "parity/over_epochs", functools.partial(draw_history, tuple(history), report.unit)
+    for place, scene in enumerate(report.scenes, 1):
+        yield f"parity/worst_pictures/{place}", functools.partial(draw_scene, scene)
     if report.sensitivity:
         yield "sensitivity/families", functools.partial(draw_families, report)
 

@@ -17,11 +17,12 @@ from lightning_robust.deployment.graph.lint import Finding
 from lightning_robust.deployment.parity.attribution import find_chain, find_engine, fp16_metrics, neighbours
 from lightning_robust.deployment.parity.baseline import Baseline, Measured, measure_distance
 from lightning_robust.deployment.parity.links import Basis, Link, link_bases
-from lightning_robust.deployment.parity.perturbed import Perturb, PerturbationSweep, preprocessing_link
+from lightning_robust.deployment.parity.perturbed import Perturb, PerturbationSweep, preprocessing_link, with_times_fp16
 from lightning_robust.deployment.parity.perturbed_inputs import PerturbedInputs
 from lightning_robust.deployment.parity.result import ParityReport, TargetResult
 from lightning_robust.deployment.parity.samples import Outputs
 from lightning_robust.deployment.parity.scale import Decode, Known, Moved, Task, Truth
+from lightning_robust.deployment.parity.scenes import WorstPicture, worst_scenes
 from lightning_robust.deployment.parity.storage import storage_metrics
 from lightning_robust.deployment.parity.verdict import check_tolerances
 from lightning_robust.deployment.pixels.catalogue import Perturbation
@@ -142,10 +143,10 @@ class ParityPass:
         chain = self.chain(targets) + self._preprocessing(targets, moved, on_targets)
         for name, found in moved.items():
             basis |= found.basis(f"sensitivity/{name}")
-        findings = self._find_problems()
+        findings, scenes = self._find_problems(), self._scenes(targets, pixels)
         return ParityReport(
             targets,
-            _with_times_fp16(moved, fp16_metrics(targets), self.unit),
+            with_times_fp16(moved, fp16_metrics(targets), self.unit),
             chain,
             self.unit,
             self.baseline.name,
@@ -156,6 +157,7 @@ class ParityPass:
             remarks=tuple(self.baseline.remarks),
             target_sensitivity={name: in_unit(found, self.unit) for name, found in on_targets.items()},
             basis=basis | link_bases(chain),
+            scenes=scenes,
         )
 
     @property
@@ -251,6 +253,21 @@ class ParityPass:
             self._notes.append(f"{name} on perturbed inputs failed: {one_line(error)}")
             return {}
 
+    def _scenes(self, targets: Mapping[str, TargetResult], pixels: PixelSpace | None) -> tuple[WorstPicture, ...]:
+        """The worst pictures of the target that is farthest off."""
+        far = {name: targets[name].metrics.get(self.unit, math.nan) for name in self._outputs if name in targets}
+        name = max((name for name, value in far.items() if not math.isnan(value)), key=far.__getitem__, default=None)
+        if name is None:
+            return ()
+        window = slice(0, self._outputs[name].samples)
+        try:
+            deployed = self.baseline.scale.read(self._outputs[name].up_to(window))
+            what = self.baseline.readout(window), deployed, self.subject.rows(window)
+            return worst_scenes(name, *what, pixels, self.unit)
+        except Exception as error:
+            self._notes.append(f"No picture could be shown: {one_line(error)}")
+            return ()
+
     def _find_problems(self) -> tuple[Finding, ...]:
         try:
             return self.subject.findings()
@@ -277,13 +294,3 @@ def _executed_outputs(execution: Execution, first: slice, subject: Subject) -> O
 def in_unit(found: Mapping[str, Measured], unit: str) -> dict[str, float]:
     """The one metric of each."""
     return {name: each.metrics[unit] for name, each in found.items()}
-
-
-def _with_times_fp16(
-    moved: Mapping[str, Measured], fp16: Mapping[str, float], unit: str
-) -> dict[str, dict[str, float]]:
-    known = 0 < fp16.get(unit, 0.0) < math.inf
-    return {
-        name: found.metrics | ({"times_fp16": found.metrics[unit] / fp16[unit]} if known else {})
-        for name, found in moved.items()
-    }

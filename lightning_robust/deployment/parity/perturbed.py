@@ -166,3 +166,12 @@ def preprocessing_link(moved: Mapping[str, Measured], runner: str, unit: str) ->
     interval = found.intervals.get(unit, Interval(math.nan, math.nan))
     value, bias = found.metrics[unit], found.metrics[bias_of(unit)]
     return (Link("preprocessing", runner, f"{runner} on {name}", value, bias, interval, found.samples),)
+
+
+def with_times_fp16(moved: Mapping[str, Measured], fp16: Mapping[str, float], unit: str) -> dict[str, dict[str, float]]:
+    """The metrics of perturbations, with how many times the distance of fp16 each is."""
+    known = 0 < fp16.get(unit, 0.0) < math.inf
+    return {
+        name: found.metrics | ({"times_fp16": found.metrics[unit] / fp16[unit]} if known else {})
+        for name, found in moved.items()
+    }

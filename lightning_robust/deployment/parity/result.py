@@ -14,6 +14,7 @@ from lightning_robust.deployment.numerics.sensitivity import Sensitivity
 from lightning_robust.deployment.parity.latency import LatencyPoint
 from lightning_robust.deployment.parity.links import Basis, Link, chain_scalars
 from lightning_robust.deployment.parity.scale import mean_of
+from lightning_robust.deployment.parity.scenes import WorstPicture
 from lightning_robust.deployment.pixels.catalogue import CATALOGUE
 
 BEYOND = "beyond_geometry"
@@ -124,6 +125,7 @@ class ParityReport:
         weights: Which weights were measured.
         trade_off: A target under several keep lists, if :func:`~.trade_off.measure_trade_off` measured it.
         about: What a reader should know of the model and the data: their classes, the number of parameters.
+        scenes: The pictures on which the farthest target is farthest from the reference, where there are any.
     """
 
     targets: dict[str, TargetResult]
@@ -145,6 +147,7 @@ class ParityReport:
     weights: MeasuredWeights = MeasuredWeights()
     trade_off: tuple[LatencyPoint, ...] = ()
     about: Mapping[str, str] = field(default_factory=dict)
+    scenes: tuple[WorstPicture, ...] = ()
 
     @property
     def examined(self) -> tuple[Examination, ...]:

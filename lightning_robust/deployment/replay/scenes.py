@@ -15,15 +15,13 @@ from torch import Tensor
 from lightning_robust.deployment.replay.module import Geometry
 from lightning_robust.deployment.replay.recording import Picture, Recording
 from lightning_robust.deployment.replay.results import ReplayReport, ReplayResult, worst
+from lightning_robust.figures import DEPLOYED_COLOUR, PYTORCH_COLOUR, magnification
 from lightning_robust.progress import track
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_PYTORCH, _DEPLOYED = "#19d3ff", "#ff4f14"
-_VISIBLE = 0.01  # share of the frame's width below which a deviation is drawn larger than it is
-_TIMES = (1, 2, 5, 10, 20, 50, 100)
 _GIF_WIDTH = 720
 _GIF_SIZES = ((128, 720), (64, 640), (64, 540), (48, 480), (32, 400))  # colours and width, until the file fits
 _GIF_BYTES = 4_000_000
@@ -179,8 +177,7 @@ class _Scene:
     def times(self) -> int:
         """By how much deviations are magnified so that the largest can be seen: the least that does."""
         deviation = (self.columns - self.reference).abs().nan_to_num(0.0)
-        largest = float(deviation.max()) / (_VISIBLE * self.geometry.width)
-        return next((times for times in _TIMES if times * largest >= 1), _TIMES[-1])
+        return magnification(float(deviation.max()), self.geometry.width)
 
     def farthest(self, count: int) -> list[int]:
         """Positions of the frames with the largest distances, apart from each other, in order."""
@@ -202,8 +199,8 @@ class _Scene:
         for deployed, reference in zip(self.columns[position], self.reference[position], strict=True):
             magnified = torch.where(reference.isnan(), deployed, reference + self.times * (deployed - reference))
             lost = (deployed.isnan() & ~reference.isnan()).numpy()
-            panel.plot(reference, rows, color=_PYTORCH, linewidth=3.5)
-            panel.plot(magnified, rows, color=_DEPLOYED, linewidth=1.5, marker="o", markersize=2.5)
+            panel.plot(reference, rows, color=PYTORCH_COLOUR, linewidth=3.5)
+            panel.plot(magnified, rows, color=DEPLOYED_COLOUR, linewidth=1.5, marker="o", markersize=2.5)
             panel.plot(reference[lost], rows[lost], "x", color="white", markersize=6, markeredgewidth=1.5)
         panel.set_xlim(-0.5, width - 0.5)
         panel.set_ylim(height - 0.5, self.top)
@@ -269,7 +266,7 @@ def _write_film(film: list[Any], path: Path, colours: int) -> None:
     sheet = Image.new("RGB", (width, height * len(shown)))
     for row, frame in enumerate(shown):
         sheet.paste(frame, (0, row * height))
-    marks = [ImageColor.getrgb(colour) for colour in (_PYTORCH, _DEPLOYED, "white", "black")]
+    marks = [ImageColor.getrgb(colour) for colour in (PYTORCH_COLOUR, DEPLOYED_COLOUR, "white", "black")]
     levels = [level for mark in marks for level in mark]
     palette = Image.new("P", (1, 1))
     palette.putpalette(
@@ -291,7 +288,7 @@ def _legend_handles() -> list[Any]:
     from matplotlib.lines import Line2D
 
     return [
-        Line2D([], [], color=_PYTORCH, linewidth=3.5, label="PyTorch"),
-        Line2D([], [], color=_DEPLOYED, linewidth=1.5, marker="o", markersize=2.5, label="deployed"),
+        Line2D([], [], color=PYTORCH_COLOUR, linewidth=3.5, label="PyTorch"),
+        Line2D([], [], color=DEPLOYED_COLOUR, linewidth=1.5, marker="o", markersize=2.5, label="deployed"),
         Line2D([], [], color="#666666", linestyle="", marker="x", markersize=6, label="lost"),
     ]

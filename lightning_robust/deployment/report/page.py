@@ -27,6 +27,7 @@ from lightning_robust.deployment.report.layers import (
     layer_sentences,
     using_sentence,
 )
+from lightning_robust.deployment.report.scenes import draw_scene
 from lightning_robust.deployment.report.tables import (
     Table,
     chain_rows,
@@ -68,7 +69,9 @@ def write_report(
     given = {name: value for name, value in (provenance or {}).items() if value}
     facts = {**_facts(report), **given, **environment_facts()}
     verdict = judge_parity(report, tolerance)
-    content = {"verdict": dataclasses.asdict(verdict), **dataclasses.asdict(report), "provenance": facts}
+    numbers = dataclasses.asdict(dataclasses.replace(report, scenes=()))
+    content = {"verdict": dataclasses.asdict(verdict), **numbers, "provenance": facts}
+    del content["scenes"]
     content["attribution"] = report.attribution
     content["history"] = [{"epoch": epoch, "attribution": attribution} for epoch, attribution in history]
     (folder / "parity.json").write_text(json.dumps(jsonable(content), indent=1) + "\n", encoding="utf-8")
@@ -116,6 +119,7 @@ def _render_page(
         latencies=latencies and svg(latencies),
         chain=_chain_table(report),
         links=list(_link_figures(report, history)),
+        scenes=[svg(draw_scene(scene)) for scene in report.scenes],
         examined=[_examined_part(each) for each in report.examined],
         perturbed=_perturbation_table(report),
         findings=finding_rows(report),
