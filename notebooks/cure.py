@@ -16,7 +16,7 @@
 # and see what becomes of the network's sensitivity. The difference is planted, so you can check every answer.
 #
 # The network finds the amber lamp between a red and a yellow one. Its training has never seen other colours than the right
-# ones, so nothing told it where amber ends. It takes about a minute on two CPU cores.
+# ones, so nothing told it where amber ends. It takes about a minute and a half on two CPU cores.
 
 # %%
 # %matplotlib inline
@@ -107,7 +107,7 @@ class LampData(pl.LightningDataModule):
 
 
 class Finder(pl.LightningModule):
-    def __init__(self):
+    def __init__(self, weights: str = ""):
         super().__init__()
         widths = (3, 16, 24, 24, 24, 24)
         strides = (2, 2, 1, 1, 1)
@@ -116,6 +116,8 @@ class Finder(pl.LightningModule):
             for a, b, s in zip(widths, widths[1:], strides)
         ]
         self.net = nn.Sequential(*blocks, nn.Conv2d(24, 1, 1))
+        if weights:
+            self.load_state_dict(torch.load(weights, weights_only=False)["state_dict"])
 
     def forward(self, images):
         """The mean place under a softmax over cells of 4 x 4 pixels, (N, 2)."""
@@ -225,12 +227,31 @@ status, printed, errors = run(
 assert status == 0, errors
 status, printed, errors = run("compare", "runs/base/version_0", "runs/cured/version_0")
 print(printed.split("What each switch cost")[0])
+compared = status
+
+# %% [markdown]
+# A training with the settings takes nearly twice as long, so there is a control: the plain network trained on from its own
+# weights for as many steps again, by the same schedule, without the settings. Plain training twice over costs about what the
+# cured one did. What the control gains too is not the settings' merit.
+
+
+# %%
+def checkpoint_of(name):
+    (checkpoint,) = (FOLDER / "runs" / name / "version_0" / "checkpoints").glob("*.ckpt")
+    return checkpoint
+
+
+status, printed, errors = run(
+    *("fit", "-c", "base.yaml", "--trainer.logger.init_args.name=longer"),
+    f"--model.init_args.weights={checkpoint_of('base')}",
+)
+assert status == 0, errors
 
 # %% [markdown]
 # ## 4. Before and after
 #
 # `compare` shows the catalogue's differences of the same families, which the second training has seen. The last word has the
-# planted one, on 192 pictures that neither training has seen: how far does the answer move from training's pixels to the
+# planted one, on 192 pictures that no training has seen: how far does the answer move from training's pixels to the
 # car's, and how wrong is it on either side?
 
 # %%
@@ -242,20 +263,19 @@ def quantiles(distance):
 
 
 answers, moved, wrong = {}, {}, {}
-for name in ("base", "cured"):
-    (checkpoint,) = (FOLDER / "runs" / name / "version_0" / "checkpoints").glob("*.ckpt")
-    network = finder.RobustFinder.load_from_checkpoint(checkpoint, map_location="cpu").eval()
+for name in ("base", "longer", "cured"):
+    network = finder.RobustFinder.load_from_checkpoint(checkpoint_of(name), map_location="cpu").eval()
     with torch.no_grad():
         answers[name] = [network((side - finder.LampData.mean) / finder.LampData.std) for side in (here, there)]
     moved[name] = (answers[name][1] - answers[name][0]).norm(dim=1)
     wrong[name] = [(answer - places).norm(dim=1) for answer in answers[name]]
     rows = {"moved": moved[name], "error, training's pixels": wrong[name][0], "error, the car's": wrong[name][1]}
     for label, values in rows.items():
-        print(f"{name:6}{label:26}", *(f"{q} {v:6.2f} px " for q, v in zip(QUANTILES, quantiles(values), strict=True)))
+        print(f"{name:7}{label:26}", *(f"{q} {v:6.2f} px " for q, v in zip(QUANTILES, quantiles(values), strict=True)))
 
 # %%
 worst = moved["base"].argsort(descending=True)[:4]
-figure, grid = plt.subplots(2, 4, figsize=(13, 5), layout="constrained")
+figure, grid = plt.subplots(3, 4, figsize=(13, 7.5), layout="constrained")
 for row, name in zip(grid, answers, strict=True):
     for axes, picture in zip(row, worst, strict=True):
         show(axes, there[picture], f"{name}: moves {moved[name][picture]:.1f} px")
@@ -271,9 +291,9 @@ plt.show()
 
 figure, charts = plt.subplots(1, 2, figsize=(13, 3.4), layout="constrained", sharey=True)
 at = np.arange(len(QUANTILES))
-for shift, name, colour in ((-0.2, "base", "tab:red"), (0.2, "cured", "tab:blue")):
+for shift, name, colour in ((-0.27, "base", "tab:red"), (0, "longer", "tab:grey"), (0.27, "cured", "tab:blue")):
     for axes, values in zip(charts, (moved[name], wrong[name][0]), strict=True):
-        axes.bar_label(axes.bar(at + shift, quantiles(values), 0.38, label=name, color=colour), fmt="%.2f")
+        axes.bar_label(axes.bar(at + shift, quantiles(values), 0.25, label=name, color=colour), fmt="%.2f")
 for axes, title in zip(charts, ("moved by the planted difference", "error on training's pixels"), strict=True):
     axes.set_xticks(at, QUANTILES)
     axes.set_title(title)
@@ -283,15 +303,22 @@ plt.show()
 
 # %% [markdown]
 # What moved by whole pixels moves by tenths: the red lamp no longer pulls the answer, but for a hard picture here and there. On
-# training's own pixels the network is as good as before. Where the deployed side can be mended, mend it there: the second
+# training's own pixels the network is as good as before.
+#
+# The control says what is owed to more training: on training's own pixels all of it and more. Trained on without the settings,
+# the network errs by half as much there (a median of 0.09 px; 0.19 px before, 0.17 px cured), so at equal cost the cure is paid
+# for in clean error. It does nothing against the difference: the median moves by 0.12 px instead of 0.14, and p99 by 13.6 px
+# instead of 6.7. Cured, p99 is 0.8 px. This is one seed, and the last hundredth of 192 pictures is two of them. Where the deployed side can be mended, mend it there: the second
 # line of each cause above is the line of code to look for. For the lane detector, a real recording, every family and several
 # seeds see `benchmarks/cure.py`.
 
 # %%
 assert "color_matrix" in settings
 assert "resize_bilinear" in settings
-assert status == 0
-base, cured = (torch.tensor(quantiles(moved[name])) for name in ("base", "cured"))
+assert compared == 0
+base, longer, cured = (torch.tensor(quantiles(moved[name])) for name in moved)
+assert (3 * cured[1:] < longer[1:]).all()
+assert wrong["longer"][0].mean() < wrong["base"][0].mean()
 assert 1.5 * cured[0] < base[0]
 assert (3 * cured[1:] < base[1:]).all()
 assert wrong["cured"][0].mean() < 1.15 * wrong["base"][0].mean()
