@@ -1,6 +1,7 @@
-"""How often a fingerprint names what was planted, and how it answers where it has no name for the difference.
+r"""How often a fingerprint names what was planted, and how it answers where it has no name for the difference.
 
-    python benchmarks/fingerprint.py [--recording solidWhiteRight.mp4] [--cifar cifar10-jpeg.tar.gz] [--every 7]
+    python benchmarks/fingerprint.py [--recording solidWhiteRight.mp4] [--cifar cifar10-jpeg.tar.gz] \
+        [--every 7] [--start 3]
 
 The pictures are rendered roads of 144 x 256 (seed 0); with ``--recording`` a recording's frames, brought to that size
 as training does; with ``--cifar`` training pictures of CIFAR-10, 32 x 32, eight times as many.
@@ -9,7 +10,7 @@ as training does; with ``--cifar`` training pictures of CIFAR-10, 32 x 32, eight
 - One cause: each entry of the catalogue, right if its family comes first.
 - Two causes of two families, three of three: right if the names are just theirs. They are planted in the order of a
   camera's pipeline: decoding, geometry, levels, channels, normalisation. ``--every 7`` takes each seventh pair and each
-  seventh of 420 triples (a fixed draw, seed 0).
+  seventh of 420 triples (a fixed draw, seed 0), ``--start 3`` others than those that begin with the first.
 - Further causes, not in the catalogue: right if one of the names that fit comes first with more than 50 %, or none has;
   ``named`` counts the first of both.
 - No name: differences that nobody gave a name. Honest is an answer in which no cause has more than 50 %.
@@ -164,7 +165,7 @@ def without_name(row: Row, pixels: Tensor) -> Row:
     return row
 
 
-def rows(pixels: Tensor, every: int, verbose: bool, only: str) -> Iterator[Row]:
+def rows(pixels: Tensor, taken: slice, verbose: bool, only: str) -> Iterator[Row]:
     """The rows of the table."""
     triples = random.Random(0).sample(of_families(3), TRIPLES)
     if "none" in only:
@@ -175,9 +176,9 @@ def rows(pixels: Tensor, every: int, verbose: bool, only: str) -> Iterator[Row]:
     if "one" in only:
         yield of_catalogue(Row("one cause", verbose), of_families(1), pixels)
     if "two" in only:
-        yield of_catalogue(Row("two causes", verbose), of_families(2)[::every], pixels)
+        yield of_catalogue(Row("two causes", verbose), of_families(2)[taken], pixels)
     if "three" in only:
-        yield of_catalogue(Row("three causes", verbose), triples[::every], pixels)
+        yield of_catalogue(Row("three causes", verbose), triples[taken], pixels)
     if "further" in only:
         yield further(Row("further causes", verbose), pixels)
     if "unnamed" in only:
@@ -190,6 +191,7 @@ if __name__ == "__main__":
     parser.add_argument("--cifar", type=Path)
     parser.add_argument("--pictures", type=int, default=8)
     parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--start", type=int, default=0)
     parser.add_argument("--only", default="none,one,two,three,further,unnamed", help="rows, by comma")
     parser.add_argument("--verbose", action="store_true")
     args = parser.parse_args()
@@ -198,5 +200,5 @@ if __name__ == "__main__":
         pictures = cases.cifar(args.cifar, 8 * args.pictures)
     else:
         pictures = rendered(args.pictures) if args.recording is None else recorded(args.recording, args.pictures)
-    table = [row.cells() for row in rows(pictures, args.every, args.verbose, args.only)]
+    table = [row.cells() for row in rows(pictures, slice(args.start, None, args.every), args.verbose, args.only)]
     print(markdown(["planted", "cases", "right", "%", "named", "needless causes", "CPU seconds a case"], table))
