@@ -35,6 +35,7 @@ WHITE = 0.15
 _MOST_OF_LOSS = 0.5
 _KERNEL = 1.15  # error of an interpolation alone over that of another one and a filter
 _LEAST_ERROR = 0.02  # levels squared; rounding leaves as much
+_OFF = 0.01  # levels that black and white of normalised pictures may be off by
 _RADIUS = 3
 _TAPS = (2 * _RADIUS + 1) ** 2
 
@@ -213,5 +214,5 @@ def _predict_colored_first(trained: Tensor, deployed: Tensor, motion: Motion, ke
 
 
 def _clip_like(deployed: Tensor, predicted: Tensor) -> Tensor:
-    clipped = float(deployed.min()) >= 0 and float(deployed.max()) <= 255
+    clipped = float(deployed.min()) > -_OFF and float(deployed.max()) < 255 + _OFF
     return predicted.clamp(0, 255) if clipped else predicted

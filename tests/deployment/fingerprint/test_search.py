@@ -17,6 +17,7 @@ from lightning_robust.deployment.fingerprint.search import fingerprint
 from lightning_robust.deployment.pixels.catalogue import CATALOGUE
 from lightning_robust.deployment.pixels.names import FAMILIES
 from lightning_robust.functional.pixels import PixelSpace
+from tests.deployment.fingerprint.samples import scenes
 
 PIPELINE = (
     *("compression", "color_matrix", "color_range", "shift", "crop", "resize_filter", "rounding", "noise"),
@@ -119,6 +120,18 @@ def test_normalised_pictures_are_compared_in_levels(roads):
     assert names(found) == ["channel_order"]
     plain = fingerprint(roads, roads.flip(1))
     assert found.distance == pytest.approx(plain.distance, rel=1e-4)
+
+
+def test_clipped_levels_are_seen_in_normalised_pictures():
+    """Black of normalised pictures lies a rounding below 0, and white one above 255."""
+    x = ((scenes(2) - 0.5) * 1.6 + 0.5).mul(255).round().clamp(0, 255) / 255
+    clipped = CATALOGUE["color_range"].deployed(x)
+    assert clipped.min() == 0
+    space = PixelSpace([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    plain = fingerprint(x, clipped)
+    found = fingerprint(space.from_pixels(x), space.from_pixels(clipped))
+    assert names(found) == ["color_range"]
+    assert found.unexplained == pytest.approx(plain.unexplained, rel=1e-2)
 
 
 def test_a_forgotten_normalisation_is_told(roads):
