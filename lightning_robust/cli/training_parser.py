@@ -22,11 +22,9 @@ class RobustParser(OneLineParser, LightningArgumentParser):
     """Suggests the nearest key of the Trainer or of a technique for one that is misspelt."""
 
     def known_keys(self) -> Iterable[str]:
-        """The keys of the command line, and the arguments of the Trainer and of all techniques; of a class its own."""
-        own = vars(self.get_defaults())
-        if "model" not in own:
-            return sorted(own)
+        """The keys of the command line, the arguments of the Trainer and of all techniques, and those of a class."""
         known = {
+            *vars(self.get_defaults()),
             "model",
             "data",
             "optimizer",
