@@ -104,11 +104,11 @@ def _gather_evidence(found: list[Evidence], trained: Tensor, view: View) -> tupl
     """The evidence with that of colours, geometry, rounding and noise, and the mean square that is left."""
     geometry, colors = geometry_evidence(view, trained), list(color_evidence(view.colors))
     left = view.error * math.prod(1 - e.explains for e in [*geometry, *found])
-    step, rounding, coarse = 0.0, rounding_evidence(trained, view), coarse_under_noise(trained, view)
+    step, rounding = 0.0, rounding_evidence(trained, view)
     if rounding is not None:
         step = float(rounding.parameters["expected"]) / float(rounding.parameters["levels"])
         left -= step**2 / 12
-    elif coarse is not None:
+    elif (coarse := coarse_under_noise(trained, view)) is not None:
         rounding, left, view = coarse[0], left - view.error + coarse[1].error, coarse[1]
     if rounding is not None:
         colors = [e for e in colors if e.name != "rounding" and not is_offset_of_cut(e, rounding)]
