@@ -3,7 +3,7 @@
     python benchmarks/vit.py --archive cifar10-jpeg.tar.gz [--out runs/vit]
 
 The start of the fine-tunings in ``vit_soups.py`` and ``vit_wise.py``. Rotation (Gidaris et al. 2018, arXiv:1803.07728):
-20,000 pictures without labels, two epochs, all four quadrants of each in a batch. Then a linear layer on the frozen
+20,000 pictures without labels, three epochs, all four quadrants of each in a batch. Then a linear layer on the frozen
 trunk, from 10,000 of them with labels, as soups and WiSE-FT begin in their papers. Both are commands of
 ``lightning-robust``; their checkpoints stay in the folder, and what is there is not trained again.
 """
@@ -35,8 +35,13 @@ PRETEXT, PROBE = "rotation", "linear probe"
 UNLABELLED, LABELLED, HELD_OUT = 20_000, 10_000, 2_000
 CLEAN = "clean"
 COMMANDS = {
-    PRETEXT: ["--model=vit.RotationViT", f"--data.pictures={UNLABELLED}", "--data.batch_size=32"],
-    PROBE: ["--model=vit.CifarViT", "--model.frozen=true", "--model.learning_rate=0.01"],
+    PRETEXT: [
+        "--model=vit.RotationViT",
+        "--trainer.max_epochs=3",
+        f"--data.pictures={UNLABELLED}",
+        "--data.batch_size=32",
+    ],
+    PROBE: ["--model=vit.CifarViT", "--trainer.max_epochs=2", "--model.frozen=true", "--model.learning_rate=0.01"],
 }
 
 

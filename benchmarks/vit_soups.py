@@ -3,7 +3,7 @@
     python benchmarks/vit_soups.py --archive cifar10-jpeg.tar.gz [--seeds 0 1 2] [--out runs/vit]
 
 From the linear probe of ``vit.py``, the same for all seeds, eight fine-tunings by ``lightning-robust fit`` on 10,000
-pictures of CIFAR-10, two epochs each: two rates, four augmentations. The soups are those of ``lightning-robust soup``,
+pictures of CIFAR-10, six epochs each: two rates, four augmentations. The soups are those of ``lightning-robust soup``,
 judged on 2,000 pictures that nothing was trained on; so is the best single one. A row is the soup itself, also where
 the command would have kept a better ingredient. Accuracy in percent on the 10,000 test pictures: clean, executed in
 int8 by ONNX Runtime, and the mean over the twelve corruptions of the catalogue at severity 3, on the first 2,000. What

@@ -26,7 +26,8 @@ from lightning_robust.tables import markdown
 TUNED = "low_light@3"
 CONDITIONS = (TUNED, CLEAN, "fog@3", "defocus_blur@3", "snow@3")
 ROW = f"WiSE-FT on {TUNED}"
-SETTINGS = ["--wise_ft.monitor=val/acc", "--wise_ft.mode=max", "--wise_ft.epsilon=0.01", "--model.learning_rate=3e-4"]
+SETTINGS = ["--wise_ft.monitor=val/acc", "--wise_ft.mode=max", "--wise_ft.epsilon=0.01"]
+SETTINGS += ["--model.learning_rate=3e-4", "--trainer.max_epochs=2"]
 
 
 def fine_tuned(results: Results, archive: Path, seed: int) -> dict[str, float]:
