@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from lightning_robust.callbacks import DatapathCallback as DatapathCallback
     from lightning_robust.callbacks import DeploymentParityCallback as DeploymentParityCallback
     from lightning_robust.callbacks import GreedySoupCallback as GreedySoupCallback
+    from lightning_robust.callbacks import InitialiseCallback as InitialiseCallback
     from lightning_robust.callbacks import LayerCriticalityCallback as LayerCriticalityCallback
     from lightning_robust.callbacks import LazyTrainingCallback as LazyTrainingCallback
     from lightning_robust.callbacks import RobustValidationCallback as RobustValidationCallback

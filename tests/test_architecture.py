@@ -183,6 +183,7 @@ def test_public_names_are_importable_and_typed():
         "DatapathCallback",
         "DeploymentParityCallback",
         "GreedySoupCallback",
+        "InitialiseCallback",
         "LayerCriticalityCallback",
         "LazyTrainingCallback",
         "NoEffectWarning",

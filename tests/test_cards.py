@@ -21,7 +21,15 @@ SECTIONS = ("**When.**", "**YAML.**", "**Python.**", "**Cost.**", "**With others
 
 def test_all_are_found():
     assert [name_of(card) for card in CARDS] == [
-        *("adversarial", "averaging", "datapath", "deployment_parity", "greedy_soup", "layer_criticality"),
+        *(
+            "adversarial",
+            "averaging",
+            "datapath",
+            "deployment_parity",
+            "greedy_soup",
+            "initialise",
+            "layer_criticality",
+        ),
         *("lazy_training", "preprocessing", "regmixup", "robust_validation", "rotation_ssl", "swalp", "uat", "wise_ft"),
     ]
 

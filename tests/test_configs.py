@@ -54,6 +54,7 @@ RUNS = [
 ]
 OBJECTIVES = ("preprocessing", "regmixup", "rotation_ssl", "uat")
 SHOWS = {
+    "initialise": "train/loss",
     "adversarial": "adversarial/eps",
     "robust_validation": "adversarial/val_loss@0.1",
     "layer_criticality": "criticality/trained",
@@ -71,9 +72,9 @@ SHOWS = {
 
 
 def test_all_are_found():
-    assert len(CONFIGS) == 20
+    assert len(CONFIGS) == 21
     assert {path.name for path in ROOT.glob("*.yaml")} == BASES
-    assert len(TECHNIQUES) == 15
+    assert len(TECHNIQUES) == 16
     assert [path.name for path in SWEEPS] == ["lazy.yaml", "soup.yaml"]
 
 

@@ -26,6 +26,7 @@ from lightning_robust import (
     DatapathCallback,
     DeploymentParityCallback,
     GreedySoupCallback,
+    InitialiseCallback,
     LayerCriticalityCallback,
     LazyTrainingCallback,
     RobustValidationCallback,
@@ -68,6 +69,10 @@ class Objective(Technique):
 
     def parts(self, form="tuple", host=RobustBoring, **settings):
         return [], host(batch_form=form, **self.make(**settings))
+
+
+def _initialise(**settings):
+    return InitialiseCallback(**({"method": "lsuv", "tolerance": 0.2} | settings))
 
 
 def _parity(**settings):
@@ -146,6 +151,12 @@ def _preprocessing(**settings):
 
 
 CALLBACKS = [
+    Technique(
+        "initialise",
+        _initialise,
+        "val/loss",
+        settings={"method": "orthogonal", "gain": 1.0, "tolerance": None, "exclude": ["net.5"]},
+    ),
     Technique(
         "adversarial",
         _adversarial,

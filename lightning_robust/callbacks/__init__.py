@@ -7,6 +7,7 @@ from lightning_robust.callbacks.adversarial import AdversarialCallback as Advers
 from lightning_robust.callbacks.averaging import SWACallback as SWACallback
 from lightning_robust.callbacks.datapath import DatapathCallback as DatapathCallback
 from lightning_robust.callbacks.deployment_parity import DeploymentParityCallback as DeploymentParityCallback
+from lightning_robust.callbacks.initialise import InitialiseCallback as InitialiseCallback
 from lightning_robust.callbacks.layer_criticality import LayerCriticalityCallback as LayerCriticalityCallback
 from lightning_robust.callbacks.lazy_training import LazyTrainingCallback as LazyTrainingCallback
 from lightning_robust.callbacks.merging import GreedySoupCallback as GreedySoupCallback

@@ -19,6 +19,7 @@ _PATH = re.compile(r"Problem with given class_path '([^']+)':\s*(.*)", re.DOTALL
 _OF_TYPES = re.compile(
     r"Expected an? (<class|[\w.]+\[|dot import|path but)|Not a valid subclass|Does not validate|- Expected a path"
 )
+_NESTED = re.compile(r"NestedArg\(key='(\w+)', val='(.*)'\)")
 _SHORT = 80
 _WORDS = {
     "bool": ["true", "false"],
@@ -58,6 +59,11 @@ def one_complaint(message: str, line: Sequence[str] = ()) -> str:
 
 def _expectation(where: str, kinds: Sequence[str], given: str) -> str:
     """What could have been given in place of a value, and what it may have meant."""
+    if nested := _NESTED.match(given):
+        key = where.strip("`")
+        return (
+            f"Expected names for all arguments, as --{key}.method=... --{key}.{nested[1]}={nested[2]}, but got a word."
+        )
     words = list(dict.fromkeys(word for kind in kinds for word in _type_words(kind)))
     expected = " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
     hint = did_you_mean(given, [choice for kind in kinds for choice in _choices(kind)], 1)

@@ -51,17 +51,18 @@ class RobustCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add one key for each technique."""
-        for key, cls in TECHNIQUES:
+        for slot in TECHNIQUES:
+            methods = ", a method" if slot.words else ""
             parser.add_argument(
-                f"--{key}",
-                type=bool | cls,
+                f"--{slot.key}",
+                type=slot.values,
                 default=False,
                 sub_configs=True,
-                help=f"true, false, or arguments of {cls.__name__}.",
+                help=f"true, false{methods}, or arguments of {slot.cls.__name__}.",
             )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse, then expand ``true`` to all arguments, so that a saved file does not depend on later defaults."""
+        """Parse, then expand ``true`` and words to all arguments, so that a saved file outlives later defaults."""
         if isinstance(args, dict | jsonargparse.Namespace):
             self.config = parser.parse_object(args)
         else:
@@ -69,6 +70,9 @@ class RobustCLI(LightningCLI):
         section = self._section(self.config)
         for key in (slot.key for slot in TECHNIQUES if section.get(slot.key) is None):
             parser.error(f"Expected `{key}` to be true, false or a mapping, but its value is empty.")
+        for slot in TECHNIQUES:
+            if section[slot.key] is True and slot.needs_arguments:
+                parser.error(f"Expected `{slot.key}` to be one of {', '.join(slot.words)}, but it is true.")
         expand_switches(section)
         self._check_checkpoint(section)
 

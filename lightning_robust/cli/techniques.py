@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import inspect
+import typing
+from typing import Any, Literal, NamedTuple
 
 from lightning.pytorch import Callback
 
@@ -11,6 +13,7 @@ from lightning_robust.callbacks import (
     DatapathCallback,
     DeploymentParityCallback,
     GreedySoupCallback,
+    InitialiseCallback,
     LayerCriticalityCallback,
     LazyTrainingCallback,
     RobustValidationCallback,
@@ -25,8 +28,27 @@ class Slot(NamedTuple):
     key: str
     cls: type[Callback]
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The methods of the callback, each of which may stand alone for ``{method: ...}``."""
+        method = inspect.signature(self.cls, eval_str=True).parameters.get("method")
+        kinds = [] if method is None else [method.annotation, *typing.get_args(method.annotation)]
+        return next((typing.get_args(kind) for kind in kinds if typing.get_origin(kind) is Literal), ())
+
+    @property
+    def values(self) -> Any:
+        """The type of what the key takes."""
+        return bool | Literal[self.words] | self.cls if self.words else bool | self.cls
+
+    @property
+    def needs_arguments(self) -> bool:
+        """Whether ``true`` does not say enough."""
+        parameters = inspect.signature(self.cls).parameters.values()
+        return any(each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD for each in parameters)
+
 
 TECHNIQUES: tuple[Slot, ...] = (
+    Slot("initialise", InitialiseCallback),
     Slot("adversarial", AdversarialCallback),
     Slot("robust_validation", RobustValidationCallback),
     Slot("layer_criticality", LayerCriticalityCallback),

@@ -79,10 +79,12 @@ def _arguments_of_mixins() -> dict[str, str]:
 
 
 def expand_switches(section: Any) -> None:
-    """Put all arguments of a technique in place of ``true``, so that a file does not depend on later defaults."""
-    for key, cls in TECHNIQUES:
-        if section.get(key) is True:
+    """Put all arguments of a technique in place of ``true`` or of a method, so that a file outlives later defaults."""
+    for slot in TECHNIQUES:
+        value = section.get(slot.key)
+        if value is True or value in slot.words:
             parser = jsonargparse.ArgumentParser()
-            parser.add_argument("--technique", type=cls)
-            arguments = {"class_path": f"{cls.__module__}.{cls.__name__}"}
-            section[key] = parser.parse_object({"technique": arguments}).technique
+            parser.add_argument("--technique", type=slot.cls)
+            arguments = {} if value is True else {"method": value}
+            technique = {"class_path": f"{slot.cls.__module__}.{slot.cls.__name__}", "init_args": arguments}
+            section[slot.key] = parser.parse_object({"technique": technique}).technique

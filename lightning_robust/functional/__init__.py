@@ -59,6 +59,11 @@ from lightning_robust.functional.held_out import require_finite as require_finit
 from lightning_robust.functional.ingredients import require_ingredients as require_ingredients
 from lightning_robust.functional.ingredients import state_of as state_of
 from lightning_robust.functional.ingredients import states_of as states_of
+from lightning_robust.functional.initialisation import draw_weights as draw_weights
+from lightning_robust.functional.initialisation import drawn_layers as drawn_layers
+from lightning_robust.functional.initialisation import load_fitting as load_fitting
+from lightning_robust.functional.initialisation import scale_weights as scale_weights
+from lightning_robust.functional.initialisation import unit_variances as unit_variances
 from lightning_robust.functional.input_gradients import input_gradients as input_gradients
 from lightning_robust.functional.landscape import WeightPlane as WeightPlane
 from lightning_robust.functional.landscape import filter_norms as filter_norms

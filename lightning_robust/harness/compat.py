@@ -115,6 +115,11 @@ def parts_of(module: nn.Module) -> dict[str, nn.Module | None]:
     return module._modules
 
 
+def hooks_of(module: nn.Module) -> list[dict[int, Any]]:
+    """What a module calls before and after its ``forward``, in the dicts that it keeps them in."""
+    return [module._forward_pre_hooks, module._forward_hooks]
+
+
 def set_parts(module: nn.Module, parts: dict[str, nn.Module | None]) -> None:
     """Give a module, and not those that share its dict of children, other children."""
     vars(module)["_modules"] = parts

@@ -22,6 +22,7 @@ from torchmetrics import Metric, MetricCollection
 
 from lightning_robust.harness.compat import (
     buffers_of,
+    hooks_of,
     is_layer_of_torch,
     parts_of,
     states_of_metric,
@@ -71,12 +72,18 @@ class ModuleMemory:
         self._shared: list[tuple[str, Tensor, int]] = []
         """Tensors that are not copied, with their versions."""
         self._metrics: list[Metric | MetricCollection] = []
+        self._hooks: list[tuple[dict[int, Any], dict[int, Any]]] = []
+        """Of each module, and what was in them."""
         self._visit_module(module, type(module).__name__)
 
     def restore(self) -> None:
         """Put everything back."""
         for holder in self._holders:
             holder.refill(holder.contents)
+        for hooks, before in self._hooks:
+            if hooks != before:
+                hooks.clear()
+                hooks.update(before)
 
     def part(self) -> None:
         """Give the module copies of its tensors and generators to work on, and empty metrics, until :meth:`restore`.
@@ -116,6 +123,7 @@ class ModuleMemory:
             self._visit_metric(module, path)
             return
         self._known[id(module)] = True
+        self._hooks += [(hooks, dict(hooks)) for hooks in hooks_of(module)]
         if not is_layer_of_torch(module):
             self._visit_all(self._add(module, path))
             self._visit_all(self._add(buffers_of(module), path))

@@ -219,3 +219,18 @@ def test_main_hides_what_lightning_deprecates_and_nothing_of_the_user(monkeypatc
         warnings.simplefilter("always")
         main(["fit"])
     assert [str(warning.message) for warning in shown] == ["from lightning_robust.callbacks", "from mymodel"]
+
+
+def test_a_method_stands_alone_for_its_mapping(tmp_path, capsys):
+    """`initialise: lsuv` is `{method: lsuv}`, is saved with all arguments, and is refused where it is none."""
+    word, mapping = parse("--initialise=lsuv"), parse(write(tmp_path, "a", initialise={"method": "lsuv"}))
+    assert word.config["initialise"].init_args == mapping.config["initialise"].init_args
+    assert [each.method for each in parse("--adversarial=nfgsm").trainer.callbacks if hasattr(each, "eps")] == ["nfgsm"]
+    for arguments, said in {
+        ("--initialise=true",): "Expected `initialise` to be one of kaiming, orthogonal, small, lsuv, pretrained, but",
+        ("--initialise=ortogonal",): "Did you mean 'orthogonal'?",
+        ("--initialise=lsuv", "--initialise.tolerance=0.1"): "as --initialise.method=... --initialise.tolerance=0.1",
+    }.items():
+        with pytest.raises(SystemExit):
+            parse(*arguments)
+        assert said in capsys.readouterr().err

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lightning_robust.functional import drawn_layers
+
 from . import by_hand
 from .runner import fit, loader_of, plain_run, state_of, untrained, validated
 
@@ -170,6 +172,16 @@ def check_criticality(run):
     assert run.logged["criticality/trained"] == pytest.approx(
         validated(run.guest, run.state, run.val)["val_loss"], **CLOSE
     )
+
+
+def check_initialised(run):
+    """Training began from orthogonal rows or columns, times one number for each layer."""
+    layers = drawn_layers(untrained(run.guest))
+    assert layers
+    for name in layers:
+        matrix = run.tape.start[f"{name}.weight"].flatten(1)
+        gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
+        torch.testing.assert_close(gram / gram.diagonal().mean(), torch.eye(len(gram)), atol=1e-4, rtol=0)
 
 
 def check_lazy(run):

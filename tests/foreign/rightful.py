@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
 
 @dataclass(frozen=True)
 class Refusal:
@@ -26,6 +28,7 @@ _INDICES = Refusal(r"could not measure (single gradient step|FGSM)\. .* for toke
 RIGHTFUL: dict[tuple[str, str], Refusal] = {
     **{("demo", technique): _DEAD for technique in ("fgsm", "fgsm_rs", "pgd", "robust_validation")},
     **{("gan", technique): _NOISE for technique in ("swa", "ema", "swalp", "soup", "wise_ft")},
+    ("gan", "initialise"): Refusal("Gan.forward to take the first training batch", MisconfigurationException),
     ("gan", "lazy"): Refusal(r"could not measure"),
     ("gan", "datapath"): Refusal(r"not all was measured"),
     ("gan", "parity"): Refusal(r"the parity pass failed|nothing was measured"),

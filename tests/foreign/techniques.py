@@ -9,6 +9,7 @@ from lightning_robust import (
     DatapathCallback,
     DeploymentParityCallback,
     GreedySoupCallback,
+    InitialiseCallback,
     LayerCriticalityCallback,
     LazyTrainingCallback,
     RobustValidationCallback,
@@ -80,6 +81,10 @@ def _judged(cls, **settings):
     return make
 
 
+def _initialise(guest):
+    return InitialiseCallback("lsuv", **{key: value for key, value in guest.keys.items() if key == "input_key"})
+
+
 def _lazy(guest):
     keys = {"target_key": guest.classes} if guest.classes is not None else {}
     return LazyTrainingCallback([1.0], EPS, bounds=guest.bounds, num_samples=4, **keys, **guest.keys)
@@ -99,6 +104,7 @@ def _parity(guest):
 
 MOVABLE = ("pictures", "numbers")
 TECHNIQUES = [
+    Technique("initialise", _initialise, numbers.check_initialised),
     Technique("fgsm", _attack("fgsm", guard_every_n_steps=0), numbers.check_fgsm_training, MOVABLE),
     Technique("fgsm_rs", _attack("fgsm_rs"), numbers.check_attacked, MOVABLE),
     Technique("pgd", _attack("pgd", steps=2), numbers.check_attacked, MOVABLE),

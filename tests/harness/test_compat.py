@@ -161,6 +161,19 @@ def test_buffers_and_parts_are_the_dicts_of_the_module():
     assert isinstance(compat.parts_of(module)["0"], nn.ReLU)
 
 
+def test_hooks_are_the_dicts_of_the_module():
+    layer, called = nn.ReLU(), []
+    layer.register_forward_pre_hook(lambda *_: called.append("before"))
+    layer.register_forward_hook(lambda *_: called.append("after"))
+    layer(torch.zeros(1))
+    before, after = compat.hooks_of(layer)
+    before.clear()
+    layer(torch.zeros(1))
+    after.clear()
+    layer(torch.zeros(1))
+    assert called == ["before", "after", "after"]
+
+
 def test_states_of_metric():
     assert compat.states_of_metric(MeanMetric()) == {"mean_value", "weight"}
     assert compat.states_of_metric(nn.Linear(1, 1)) == frozenset()

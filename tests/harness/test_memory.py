@@ -114,6 +114,32 @@ def test_attributes_made_inside_are_gone_and_those_deleted_are_back():
     assert not any(hasattr(module, name) for name in ("made", "later", "layer"))
 
 
+def test_hooks_that_a_first_pass_installs_are_not_installed_twice():
+    """As networks of transformers do, which note on the module that they have: note and hook go together."""
+
+    class Capturing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.installed, self.captured = nn.Linear(1, 1), False, []
+
+        def forward(self, x):
+            self.captured.clear()
+            if not self.installed:
+                self.layer.register_forward_hook(lambda *_: self.captured.append(1))
+                self.installed = True
+            return self.layer(x)
+
+    module = Capturing()
+    with untouched(module):
+        module(torch.zeros(1, 1))
+    assert not module.installed
+    module(torch.zeros(1, 1))
+    with untouched(module):
+        module(torch.zeros(1, 1))
+    module(torch.zeros(1, 1))
+    assert module.captured == [1]
+
+
 def test_statistics_move_in_training_mode():
     """A mixin's further loss is a part of training: only the host's own records are put back."""
     module = keeper().train()

@@ -1,0 +1,3 @@
+"""How the weights begin."""
+
+from lightning_robust.callbacks.initialise.callback import InitialiseCallback as InitialiseCallback
