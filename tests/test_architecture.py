@@ -170,7 +170,7 @@ def test_no_key_is_defined_twice():
     setup.read(ROOT / "setup.cfg")
     assert setup.sections() == ["sdist"]
     assert "version" in project["project"]
-    extras = {"tensorrt", "rtx", "openvino", "autocast", "video", "sweep", "foreign", "dev"}
+    extras = {"tensorrt", "rtx", "openvino", "autocast", "video", "sweep", "attacks", "foreign", "dev"}
     assert set(project["project"]["optional-dependencies"]) == extras
 
 

@@ -11,9 +11,12 @@ Example:
 
 from lightning_robust.functional.activation_signs import activation_signs as activation_signs
 from lightning_robust.functional.activation_signs import changed_signs as changed_signs
+from lightning_robust.functional.apgd import apgd as apgd
 from lightning_robust.functional.ascent import Ascent as Ascent
+from lightning_robust.functional.ascent import AttackedLoss as AttackedLoss
 from lightning_robust.functional.ascent import AttackRecord as AttackRecord
 from lightning_robust.functional.ascent import count_useless as count_useless
+from lightning_robust.functional.ascent import require_attackable as require_attackable
 from lightning_robust.functional.attacks import fgsm as fgsm
 from lightning_robust.functional.attacks import nfgsm as nfgsm
 from lightning_robust.functional.attacks import pgd as pgd
@@ -87,6 +90,10 @@ from lightning_robust.functional.low_rank import adapter_pairs as adapter_pairs
 from lightning_robust.functional.low_rank import mixable_start as mixable_start
 from lightning_robust.functional.low_rank import refuse_trained_pairs as refuse_trained_pairs
 from lightning_robust.functional.low_rank import require_one_basis as require_one_basis
+from lightning_robust.functional.margins import margin_loss as margin_loss
+from lightning_robust.functional.margins import require_classes as require_classes
+from lightning_robust.functional.margins import targeted_dlr_loss as targeted_dlr_loss
+from lightning_robust.functional.margins import targeted_margin_loss as targeted_margin_loss
 from lightning_robust.functional.mixing import regmixup_batch as regmixup_batch
 from lightning_robust.functional.norm_ball import NormBall as NormBall
 from lightning_robust.functional.norm_ball import as_radius as as_radius
@@ -111,6 +118,7 @@ from lightning_robust.functional.soups import Soup as Soup
 from lightning_robust.functional.soups import SoupTrial as SoupTrial
 from lightning_robust.functional.soups import greedy_soup as greedy_soup
 from lightning_robust.functional.soups import uniform_soup as uniform_soup
+from lightning_robust.functional.square_attack import square_attack as square_attack
 from lightning_robust.functional.stability import absolute_distance as absolute_distance
 from lightning_robust.functional.stability import scaled_distance as scaled_distance
 from lightning_robust.functional.stability import spread_of as spread_of
@@ -125,3 +133,6 @@ from lightning_robust.functional.weights import call_with as call_with
 from lightning_robust.functional.weights import channels_last as channels_last
 from lightning_robust.functional.weights import load_same as load_same
 from lightning_robust.functional.weights import state_on_cpu as state_on_cpu
+from lightning_robust.functional.worst_case import WorstCase as WorstCase
+from lightning_robust.functional.worst_case import worst_loss as worst_loss
+from lightning_robust.functional.worst_case import worst_prediction as worst_prediction

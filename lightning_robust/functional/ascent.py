@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -31,9 +31,11 @@ class AttackRecord:
     """
 
     passes: int = 0
-    """Forward and input-gradient passes."""
+    """Forward passes, of which those of a gradient go back to the inputs too."""
+    forwards: int = 0
+    """Samples that went forward, over all passes."""
     samples: int = 0
-    """Samples, over all passes."""
+    """Samples whose gradient was taken, over all passes."""
     zero_gradients: int = 0
     """Samples whose gradient is zero everywhere."""
     nonfinite: int = 0
@@ -45,6 +47,11 @@ class AttackRecord:
     def zero_share(self) -> float:
         """Share of gradients that are zero everywhere: above a few percent, robustness is masked, not real."""
         return self.zero_gradients / max(self.samples, 1)
+
+    def add(self, other: AttackRecord) -> None:
+        """Add the counts of another record."""
+        for each in fields(self):
+            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
 
     def add_gradients(self, samples: int, counts: Tensor) -> None:
         """Count gradients; ``counts`` holds how many are zero and how many not finite, and is read at once."""
@@ -66,8 +73,72 @@ def count_useless(gradient: Tensor) -> Tensor:
 
 
 @dataclass
+class AttackedLoss:
+    """The loss that an attack raises, asked for some of the samples; counts of gradients stay on their device.
+
+    Args:
+        loss_fn: ``loss_fn(inputs)`` gives a scalar or one value for each sample; with ``drop_solved``,
+            ``loss_fn(inputs, rows)`` gives that and which of the samples are solved.
+        drop_solved: Which of the two it is.
+        record: Counts passes and useless gradients.
+        each: Whether a scalar is refused.
+
+    Raises:
+        ValueError: With ``each``, for a loss that is not one value for each sample.
+
+    Example:
+        >>> loss = AttackedLoss(lambda x: x.square().sum(1), False, AttackRecord())
+        >>> losses, gradient, solved = loss.gradients(torch.tensor([[1.0, 2.0]]), torch.tensor([0]))
+        >>> losses, gradient, solved
+        (tensor([5.]), tensor([[2., 4.]]), tensor([False]))
+    """
+
+    loss_fn: Callable[..., Any]
+    drop_solved: bool
+    record: AttackRecord
+    each: bool = False
+    _samples: int = field(default=0, init=False)
+    _counts: list[Tensor] = field(default_factory=list, init=False)
+
+    def values(self, samples: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """What the loss function gives for some rows, and which of them are solved."""
+        self.record.passes += 1
+        self.record.forwards += len(samples)
+        if self.drop_solved:
+            losses, solved = self.loss_fn(samples, rows)
+        else:
+            losses = self.loss_fn(samples)
+            solved = torch.zeros(len(samples), dtype=torch.bool, device=samples.device)
+        if self.each and losses.numel() != len(samples):
+            raise ValueError(
+                f"Expected one loss for each of {len(samples)} samples, by which each chooses its own steps, but got "
+                f"{tuple(losses.shape)}. Leave out the mean (`reduction='none'`), or attack with pgd."
+            )
+        return losses, solved
+
+    def gradients(self, samples: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """A loss for each sample (infinite where solved), its gradient (zero where not finite), which are solved."""
+        samples = samples.detach().requires_grad_()
+        with torch.enable_grad():
+            losses, solved = self.values(samples, rows)
+            (gradient,) = input_gradients(losses.sum(), [samples])
+        self._samples += len(gradient)
+        self._counts.append(count_useless(gradient))
+        finite = torch.isfinite(gradient.flatten(1).abs().amax(1))
+        gradient = torch.where(per_sample(finite, gradient), gradient, 0)
+        losses = losses.detach().expand(len(samples)) if losses.ndim == 0 else losses.detach().flatten()
+        return losses.masked_fill(solved, math.inf), gradient, solved
+
+    def settle(self) -> None:
+        """Write the counts of gradients into the record; waits for their device."""
+        if self._counts:
+            self.record.add_gradients(self._samples, torch.stack(self._counts).sum(0))
+            self._samples, self._counts = 0, []
+
+
+@dataclass
 class Ascent:
-    """Steps uphill within a ball; the counts of its gradients stay on their device until the end.
+    """Steps uphill within a ball.
 
     Args:
         loss_fn: As in :func:`~lightning_robust.functional.attacks.pgd`.
@@ -94,8 +165,11 @@ class Ascent:
     drop_solved: bool
     row_losses: RowLosses | None
     record: AttackRecord
-    _samples: int = field(default=0, init=False)
-    _counts: list[Tensor] = field(default_factory=list, init=False)
+    _loss: AttackedLoss = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Make the loss countable."""
+        self._loss = AttackedLoss(self.loss_fn, self.drop_solved, self.record)
 
     def best_of(self, starts: Iterable[Tensor], *, compare: bool = False) -> Tensor:
         """The ends of the ascents from all starts that have, for each sample, the highest loss.
@@ -118,9 +192,7 @@ class Ascent:
             # a loss that is not a number keeps the first end
             better = loss > best_loss if index > 0 else torch.ones_like(loss, dtype=torch.bool)
             best, best_loss = torch.where(per_sample(better, end), end, best), torch.where(better, loss, best_loss)
-        if self._counts:
-            self.record.add_gradients(self._samples, torch.stack(self._counts).sum(0))
-            self._samples, self._counts = 0, []
+        self._loss.settle()
         return best
 
     def _climb(self, point: Tensor, rows: Tensor, compare: bool) -> tuple[Tensor, Tensor]:
@@ -130,7 +202,7 @@ class Ascent:
         for _ in range(self.steps):
             if len(attacked) == 0:
                 break
-            losses, gradient, solved = self._gradient(point, attacked)
+            losses, gradient, solved = self._loss.gradients(_rows(point, attacked), attacked)
             if self.keep_best:
                 best, best_loss = _keep_better(best, best_loss, point, losses, attacked)
             if self.drop_solved:
@@ -144,17 +216,9 @@ class Ascent:
             losses = self._compared(_rows(point, rows), rows)
         return _keep_better(best if self.keep_best else point, best_loss, point, losses, rows)
 
-    def _losses(self, samples: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """What the loss function gives for some rows, and which of them are solved."""
-        self.record.passes += 1
-        if self.drop_solved:
-            losses, solved = self.loss_fn(samples, rows)
-            return losses, solved
-        return self.loss_fn(samples), torch.zeros(len(samples), dtype=torch.bool, device=samples.device)
-
     def _compared(self, samples: Tensor, rows: Tensor) -> Tensor:
         """The losses by which the ends of ascents are compared."""
-        losses, solved = self._losses(samples, rows)
+        losses, solved = self._loss.values(samples, rows)
         if losses.ndim == 0:
             each = None if self.row_losses is None else self.row_losses(samples, rows)
             if each is None or not _adds_up(each, losses):
@@ -163,18 +227,24 @@ class Ascent:
             losses = each
         return losses.flatten().masked_fill(solved, math.inf)
 
-    def _gradient(self, point: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Losses, gradients and which samples are solved, for some rows; gradients that are not finite are zero."""
-        samples = _rows(point, rows).detach().requires_grad_()
-        with torch.enable_grad():
-            losses, solved = self._losses(samples, rows)
-            (gradient,) = input_gradients(losses.sum(), [samples])
-        self._samples += len(gradient)
-        self._counts.append(count_useless(gradient))
-        finite = torch.isfinite(gradient.flatten(1).abs().amax(1))
-        gradient = torch.where(per_sample(finite, gradient), gradient, 0)
-        losses = losses.detach().expand(len(samples)) if losses.ndim == 0 else losses.detach().flatten()
-        return losses.masked_fill(solved, math.inf), gradient, solved
+
+def require_attackable(inputs: Tensor, steps: int, restarts: int) -> None:
+    """Refuse inputs that have no gradient, and attacks that do nothing.
+
+    Raises:
+        TypeError: For inputs that are not floating point.
+        ValueError: For fewer than one step or restart.
+
+    Example:
+        >>> require_attackable(torch.zeros(1, 2), 1, 1)
+    """
+    if not inputs.is_floating_point():
+        raise TypeError(
+            f"Expected floating-point inputs to perturb, but got {inputs.dtype}. Token indices are perturbed behind "
+            "their embedding (functional/embeddings.py); pictures of bytes have to be scaled first."
+        )
+    if steps < 1 or restarts < 1:
+        raise ValueError(f"Expected at least one step and one restart, but got {steps} and {restarts}.")
 
 
 def _rows(tensor: Tensor, rows: Tensor) -> Tensor:

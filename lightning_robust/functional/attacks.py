@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_robust.functional.ascent import Ascent, AttackRecord, RowLosses
+from lightning_robust.functional.ascent import Ascent, AttackRecord, RowLosses, require_attackable
 from lightning_robust.functional.norm_ball import Bounds, Norm, NormBall, as_radius, require_inside
 
 Loss = Callable[..., Any]
@@ -153,13 +153,7 @@ def pgd(
         >>> pgd(lambda x: x @ torch.tensor([3.0, 4.0]), x, 1.0, norm="l2", random_start=False)
         tensor([[0.6000, 0.8000]])
     """
-    if not inputs.is_floating_point():
-        raise TypeError(
-            f"Expected floating-point inputs to perturb, but got {inputs.dtype}. Token indices are perturbed behind "
-            "their embedding (functional/embeddings.py); pictures of bytes have to be scaled first."
-        )
-    if steps < 1 or restarts < 1:
-        raise ValueError(f"Expected at least one step and one restart, but got {steps} and {restarts}.")
+    require_attackable(inputs, steps, restarts)
     ball = NormBall(inputs.detach(), as_radius(eps, inputs, "eps"), norm, bounds, mask)
     if step_size is None:
         size = ball.radius * (1.0 if steps == 1 else 2.5 / steps)

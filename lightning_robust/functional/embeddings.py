@@ -103,6 +103,7 @@ class EmbeddingDeltas:
         """Add the passes that took a gradient, and the gradients, to a record."""
         if record is not None and self._counts:
             record.passes += len(self._counts) // len(self.deltas)
+            record.forwards += self._samples // len(self.deltas)
             record.add_gradients(self._samples, torch.stack(self._counts).sum(0))
         self._samples, self._counts = 0, []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Literal
 
@@ -52,6 +53,16 @@ class NormBall:
             self.low, self.high = _extremes(center, radius)
             if bounds is not None:
                 self.low, self.high = self.low.clamp(min=bounds[0]), self.high.clamp(max=bounds[1])
+
+    def of(self, rows: Tensor) -> NormBall:
+        """The same around some of the samples, ``rows`` their numbers or a mask."""
+        part = copy.copy(self)
+        part.center = self.center[rows]
+        part.radius = self.radius if len(self.radius) == 1 else self.radius[rows]
+        part.mask = None if self.mask is None else self.mask[rows]
+        if self.norm == "linf":
+            part.low, part.high = self.low[rows], self.high[rows]
+        return part
 
     def start(self, random: bool, generator: torch.Generator | None) -> Tensor:
         """The centre, or a point drawn uniformly from the ball and projected onto ``bounds``."""

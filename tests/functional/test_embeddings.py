@@ -114,7 +114,7 @@ def test_samples_without_a_gradient_are_counted_and_stay():
         lambda: text(TOKENS)[0] + 0 * text(TOKENS)[1], text.embedding, 0.3, steps=2, record=record
     )
     # the embedding is called twice: two perturbations of two samples in each of two passes
-    assert (record.passes, record.samples) == (2, 8)
+    assert (record.passes, record.samples, record.forwards) == (2, 8, 4)
     assert record.zero_gradients == 6
     assert (deltas.deltas[1] == 0).all()
     assert (deltas.deltas[0][1] == 0).all()

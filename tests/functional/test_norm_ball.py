@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from lightning_robust.functional.attacks import fgsm
-from lightning_robust.functional.norm_ball import as_radius
+from lightning_robust.functional.norm_ball import NormBall, as_radius
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
@@ -24,3 +24,15 @@ def test_nothing_moves_further_than_asked_in_half_precision(dtype, eps):
     x = torch.rand(64, 20).to(dtype)
     moved = fgsm(lambda z: z.sum(1), x, eps).double() - x.double()
     assert 0.5 * eps < moved.max() <= eps
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("eps", [0.2, [0.1, 0.2, 0.3, 0.4]])
+def test_the_ball_of_some_samples_projects_as_that_of_all(norm, eps):
+    center, mask = torch.rand(4, 2, 3), torch.rand(4, 2, 3) > 0.3
+    radius = as_radius(eps if isinstance(eps, float) else torch.tensor(eps), center, "eps")
+    ball, point = NormBall(center, radius, norm, (0, 1), mask), torch.randn(4, 2, 3)
+    for rows in (torch.tensor([2, 0]), torch.tensor([True, False, True, True])):
+        part = ball.of(rows)
+        assert torch.equal(part.project(point[rows]), ball.project(point)[rows])
+        assert torch.equal(part.center, center[rows])
