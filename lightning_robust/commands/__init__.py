@@ -17,6 +17,7 @@ from lightning_robust.deployment.budget_keys import RULES
 from lightning_robust.gate.options import OPTIONS, add_gate_options, open_gate
 
 COMMANDS: dict[str, str] = {
+    "choose": "the best of several initialisations and trainings, for a part of the cost of all",
     "compare": "finished runs side by side: what each technique buys and costs",
     "fingerprint": "what differs between training's pictures and those of the deployed side",
     "golden": "inputs and outputs for the deployed side to replay, and what its dump says",

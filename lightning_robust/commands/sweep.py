@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lightning_robust.checks import check_positive
-from lightning_robust.sweeps.file import read_sweep
+from lightning_robust.sweeps.file import Sweep, read_settings
 
 
 def sweep(
@@ -29,7 +29,7 @@ def sweep(
         address: Address of a running Ray cluster, such as auto or ray-head:6379; by default this machine alone.
         cpus: Cores of this machine to use; all by default.
     """
-    settings = read_sweep(file)
+    settings = read_settings(file, Sweep)
     check_positive(cpus=cpus)
     folder = Path(output or Path("sweeps") / Path(file).stem).resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

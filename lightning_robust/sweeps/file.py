@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jsonargparse
 
@@ -43,7 +43,35 @@ class Resources:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class RunSettings:
+    """What many runs share.
+
+    Args:
+        configs: Configuration files of ``lightning-robust fit``, later ones over earlier ones; relative to the file.
+        resources: Cores and GPUs of one run.
+        retries: How often a run that failed or was killed goes on from its last checkpoint before it is given up.
+    """
+
+    configs: list[str]
+    resources: Resources = field(default_factory=Resources, kw_only=True)
+    retries: int = field(default=2, kw_only=True)
+
+    @property
+    def shown(self) -> list[str]:
+        """The values of a run that name it where it is told of."""
+        raise NotImplementedError
+
+    @property
+    def told(self) -> str:
+        """The metric that is told of when a run has ended."""
+        raise NotImplementedError
+
+
+Settings = TypeVar("Settings", bound=RunSettings)
+
+
+@dataclass(frozen=True)
+class Sweep(RunSettings):
     """The settings of a sweep.
 
     Args:
@@ -61,14 +89,11 @@ class Sweep:
             default to the sweep's.
     """
 
-    configs: list[str]
     vary: dict[str, Any]
     monitor: str
     mode: Literal["max", "min"]
     num_samples: int = 1
     seed: int = 0
-    resources: Resources = field(default_factory=Resources)
-    retries: int = 2
     soup: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -89,19 +114,25 @@ class Sweep:
             )
 
     @property
-    def varied(self) -> list[str]:
+    def shown(self) -> list[str]:
         """The keys that take more than one value."""
         return [key for key, values in self.vary.items() if isinstance(values, dict) or len(values) > 1]
 
+    @property
+    def told(self) -> str:
+        """What the runs are compared by."""
+        return self.monitor
 
-def read_sweep(path: str | Path) -> Sweep:
-    """Read and check the file of a sweep.
+
+def read_settings(path: str | Path, kind: type[Settings]) -> Settings:
+    """Read and check the file of a sweep or of a choice.
 
     Args:
-        path: YAML with the arguments of :class:`Sweep`.
+        path: YAML with the arguments of the class.
+        kind: :class:`Sweep` or :class:`~lightning_robust.sweeps.choice.Choice`.
 
     Returns:
-        The sweep, its ``configs`` as absolute paths.
+        The settings, their ``configs`` as absolute paths.
 
     Raises:
         FileNotFoundError: If the file or one of its ``configs`` does not exist.
@@ -109,25 +140,25 @@ def read_sweep(path: str | Path) -> Sweep:
     """
     file = Path(path)
     if not file.is_file():
-        raise FileNotFoundError(f"Expected the file of a sweep at {file}, but there is no such file.")
+        raise FileNotFoundError(f"Expected the file of a {kind.__name__.lower()} at {file}, but there is no such file.")
     content = read_yaml(file)
     if not isinstance(content, dict):
         raise ValueError(f"Expected keys with values in {file}, but got {content!r}. Begin with `configs:`.")
-    refuse_unknown(content, [entry.name for entry in dataclasses.fields(Sweep)], str(file))
+    refuse_unknown(content, [entry.name for entry in dataclasses.fields(kind)], str(file))
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Sweep, "sweep")
+    parser.add_class_arguments(kind, "settings")
     try:
-        sweep: Sweep = parser.instantiate_classes(parser.parse_object({"sweep": content})).sweep
+        settings: Settings = parser.instantiate_classes(parser.parse_object({"settings": content})).settings
     except (jsonargparse.ArgumentError, TypeError) as error:
         raise ValueError(f"{file}: {error}") from error
-    configs = [(file.parent / config).resolve() for config in sweep.configs]
+    configs = [(file.parent / config).resolve() for config in settings.configs]
     for config in configs:
         if not config.is_file():
             raise FileNotFoundError(
                 f"Expected a configuration at {config}, but there is no such file. Paths in `configs` are relative to "
                 f"{file}."
             )
-    return dataclasses.replace(sweep, configs=[*map(str, configs)])
+    return dataclasses.replace(settings, configs=[*map(str, configs)])
 
 
 def refuse_unknown(keys: Iterable[str], known: list[str], where: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import math
 import os
@@ -10,8 +11,8 @@ import tempfile
 import textwrap
 import time
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,10 @@ import lightning.pytorch as pl
 
 from lightning_robust.cli.hidden_warnings import others_warnings_hidden
 from lightning_robust.cli.robust_cli import RobustCLI
+from lightning_robust.harness.checkpoints import read_checkpoint
+from lightning_robust.json_values import jsonable
 from lightning_robust.progress import words_left
-from lightning_robust.sweeps.file import Resources, Sweep
+from lightning_robust.sweeps.file import Resources, RunSettings
 from lightning_robust.sweeps.trials import SweepTrial
 
 if TYPE_CHECKING:
@@ -28,17 +31,22 @@ if TYPE_CHECKING:
     from ray.tune.integration.pytorch_lightning import TuneReportCheckpointCallback
 
 _CHECKPOINT = "last.ckpt"
+RESULT = "ended.json"
+"""What a trial that has ended leaves in its folder: its metrics, and its seconds. Ray writes a result.json there."""
 _METRICS = "metrics"
 _INSTALL = "pip install 'lightning_robust[sweep]'"
 
 
-def run_trials(trials: Sequence[SweepTrial], sweep: Sweep, folder: Path, address: str | None, cpus: int | None) -> None:
+def run_trials(
+    trials: Sequence[SweepTrial], settings: RunSettings, folder: Path, address: str | None, cpus: int | None
+) -> None:
     """Run all trials and fill in their results; one that fails leaves the others alone.
 
     Args:
         trials: From :func:`~lightning_robust.sweeps.trials.plan`.
-        sweep: The settings; resources, retries and the monitored metric count.
-        folder: Gets one folder for each trial; on a cluster, one that all machines share.
+        settings: Resources, retries, and what is told of a trial.
+        folder: Gets one folder for each trial; on a cluster, one that all machines share. A trial whose folder has
+            checkpoints goes on from the last.
         address: Address of a running Ray cluster, or None for this machine.
         cpus: How many cores of this machine to use; None is all.
 
@@ -47,8 +55,8 @@ def run_trials(trials: Sequence[SweepTrial], sweep: Sweep, folder: Path, address
         ValueError: If a trial takes more than there is.
     """
     with _cluster(address, cpus):
-        _require_room(sweep.resources)
-        _fill_in(trials, _tuner(trials, sweep, folder).fit())
+        _require_room(settings.resources)
+        _fill_in(trials, _tuner(trials, settings, folder).fit(), folder)
 
 
 def require_ray() -> None:
@@ -80,12 +88,12 @@ def report_callback() -> TuneReportCheckpointCallback:
     return Report(filename=_CHECKPOINT, on="train_epoch_end")
 
 
-def train(config: dict[str, Any], *, configs: Sequence[str], folder: str) -> None:
+def train(config: dict[str, Any], *, configs: Mapping[int, str], folder: str) -> None:
     """Train one trial from its last checkpoint on, in its own folder; Tune calls this in a worker.
 
     Args:
         config: Tune's configuration: the number of the trial.
-        configs: The configurations of all trials.
+        configs: The configurations of all trials by number.
         folder: The folder of the sweep.
     """
     from ray import tune
@@ -97,13 +105,28 @@ def train(config: dict[str, Any], *, configs: Sequence[str], folder: str) -> Non
     arguments = ["fit", "--config=config.yaml"]
     with _logged(Path("log.txt")), others_warnings_hidden(), tempfile.TemporaryDirectory() as copy:
         checkpoint = tune.get_checkpoint()
-        if checkpoint is not None:
-            arguments.append(f"--ckpt_path={Path(checkpoint.to_directory(copy)) / _CHECKPOINT}")
-        report = report_callback()
+        last = Path(checkpoint.to_directory(copy)) / _CHECKPOINT if checkpoint is not None else _last_whole(Path.cwd())
+        if last is not None:
+            arguments.append(f"--ckpt_path={last}")
+        report, start = report_callback(), time.monotonic()
         # the configuration stays as planned, without the path of a temporary checkpoint
         cli = RobustCLI(args=arguments, trainer_defaults={"callbacks": [report]}, save_config_callback=None)
         # once more, with the weights and metrics that callbacks left after the fit
         report.on_train_epoch_end(cli.trainer, pl_module=cli.model)
+        metrics = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
+        result = {"metrics": jsonable(metrics), "seconds": time.monotonic() - start}
+        unfinished = Path(f"{RESULT}.unfinished")
+        unfinished.write_text(json.dumps(result, allow_nan=False), encoding="utf-8")
+        unfinished.rename(RESULT)
+
+
+def _last_whole(folder: Path) -> Path | None:
+    """The newest checkpoint that a trial left when everything was killed; one that was being written is none."""
+    for path in sorted(folder.glob(f"checkpoint_*/{_CHECKPOINT}"), reverse=True):
+        with suppress(ValueError):
+            read_checkpoint(path)
+            return path
+    return None
 
 
 @contextmanager
@@ -152,11 +175,11 @@ def _require_room(resources: Resources) -> None:
             )
 
 
-def _tuner(trials: Sequence[SweepTrial], sweep: Sweep, folder: Path) -> Tuner:
+def _tuner(trials: Sequence[SweepTrial], settings: RunSettings, folder: Path) -> Tuner:
     from ray import tune
 
-    function = functools.partial(train, configs=[trial.config for trial in trials], folder=str(folder))
-    resources = {"cpu": sweep.resources.cpus, "gpu": sweep.resources.gpus}
+    function = functools.partial(train, configs={trial.number: trial.config for trial in trials}, folder=str(folder))
+    resources = {"cpu": settings.resources.cpus, "gpu": settings.resources.gpus}
     return tune.Tuner(
         tune.with_resources(function, resources),
         param_space={"trial": tune.grid_search([trial.number for trial in trials])},
@@ -164,9 +187,9 @@ def _tuner(trials: Sequence[SweepTrial], sweep: Sweep, folder: Path) -> Tuner:
         run_config=tune.RunConfig(
             name=folder.name,
             storage_path=str(folder.parent),
-            failure_config=tune.FailureConfig(max_failures=sweep.retries),
+            failure_config=tune.FailureConfig(max_failures=settings.retries),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
-            callbacks=[_progress(trials, sweep)],
+            callbacks=[_progress(trials, settings)],
             verbose=0,
         ),
     )
@@ -176,41 +199,44 @@ def _name(trial: Any) -> str:
     return f"{trial.config['trial']:03d}"
 
 
-def _progress(trials: Sequence[SweepTrial], sweep: Sweep) -> Any:
+def _progress(trials: Sequence[SweepTrial], settings: RunSettings) -> Any:
     """A callback of Tune that notes the status of each trial and prints a line whenever it changes."""
     from ray import tune
 
-    start = time.monotonic()
+    start, by_number = time.monotonic(), {trial.number: trial for trial in trials}
 
     class Progress(tune.Callback):
         def _note(self, trial: SweepTrial, event: str) -> None:
-            values = ", ".join(f"{key}={trial.values[key]}" for key in sweep.varied)
+            values = ", ".join(f"{key}={trial.values[key]}" for key in settings.shown)
             ended = sum(each.status in ("failed", "finished") for each in trials)
             left = words_left(ended, len(trials), time.monotonic() - start)
             print(f"trial {trial.name} ({values}): {event} [{left}]", flush=True)
 
         def on_trial_recover(self, *, trial: Any, **info: Any) -> None:
-            ours = trials[trial.config["trial"]]
+            ours = by_number[trial.config["trial"]]
             ours.retries += 1
             self._note(ours, "failed or was killed, goes on from its last checkpoint")
 
         def on_trial_error(self, *, trial: Any, **info: Any) -> None:
-            ours = trials[trial.config["trial"]]
+            ours = by_number[trial.config["trial"]]
             ours.status = "failed"
             self._note(ours, "failed, given up")
 
         def on_trial_complete(self, *, trial: Any, **info: Any) -> None:
-            ours = trials[trial.config["trial"]]
+            ours = by_number[trial.config["trial"]]
             ours.status = "finished"
-            score = (trial.last_result or {}).get(_METRICS, {}).get(sweep.monitor, math.nan)
-            self._note(ours, f"finished, {sweep.monitor} {score:.5g}")
+            score = (trial.last_result or {}).get(_METRICS, {}).get(settings.told, math.nan)
+            self._note(ours, f"finished, {settings.told} {score:.5g}")
 
     return Progress()
 
 
-def _fill_in(trials: Sequence[SweepTrial], results: ResultGrid) -> None:
+def _fill_in(trials: Sequence[SweepTrial], results: ResultGrid, folder: Path) -> None:
+    by_number = {trial.number: trial for trial in trials}
     for result in results:
-        trial = trials[result.config["trial"]]
+        trial = by_number[result.config["trial"]]
+        if (told := folder / trial.name / RESULT).is_file():
+            trial.seconds = json.loads(told.read_text(encoding="utf-8"))["seconds"]
         trial.metrics = dict(sorted((result.metrics or {}).get(_METRICS, {}).items()))
         if result.checkpoint is not None:
             trial.checkpoint = Path(result.checkpoint.path) / _CHECKPOINT

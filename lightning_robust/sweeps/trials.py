@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -33,6 +34,7 @@ class SweepTrial:
         metrics: The metrics of its last report.
         checkpoint: Its last checkpoint, None before the first epoch ended.
         error: Why it failed, in one line.
+        seconds: What it took, pauses between attempts not counted.
     """
 
     number: int
@@ -43,6 +45,7 @@ class SweepTrial:
     metrics: dict[str, float] = field(default_factory=dict)
     checkpoint: Path | None = None
     error: str = ""
+    seconds: float = 0.0
 
     @property
     def name(self) -> str:
@@ -68,17 +71,33 @@ def plan(sweep: Sweep) -> list[SweepTrial]:
         ValueError: For a key or value that ``lightning-robust fit`` would refuse.
         ImportError: If a class of the configurations cannot be imported, or values are drawn and Ray is missing.
     """
-    trials = []
-    for number, values in enumerate(draw_values(sweep)):
-        _require_weights(values)
-        arguments = [f"--config={path}" for path in sweep.configs]
-        arguments += [as_argument(key, value) for key, value in values.items()]
-        try:
-            trials.append(SweepTrial(number, values, _complete(arguments)))
-        except _Refusal as error:
-            settings = ", ".join(f"{key}={value}" for key, value in values.items())
-            raise ValueError(f"Trial {number:03d} ({settings}) over {', '.join(sweep.configs)}: {error}") from error
-    return trials
+    return [
+        SweepTrial(number, values, complete(sweep.configs, values, f"Trial {number:03d}"))
+        for number, values in enumerate(draw_values(sweep))
+    ]
+
+
+def complete(configs: Sequence[str], values: Mapping[str, Any], name: str) -> str:
+    """The whole configuration of a run, as one file.
+
+    Args:
+        configs: The files.
+        values: Key -> value over them.
+        name: Of the run, in messages.
+
+    Raises:
+        FileNotFoundError: For a value that ends like a file of weights where there is none.
+        ValueError: For a key or value that ``lightning-robust fit`` would refuse.
+        ImportError: If a class of the configurations cannot be imported.
+    """
+    _require_weights(values)
+    arguments = [f"--config={path}" for path in configs]
+    arguments += [as_argument(key, value) for key, value in values.items()]
+    try:
+        return _complete(arguments)
+    except _Refusal as error:
+        settings = ", ".join(f"{key}={value}" for key, value in values.items())
+        raise ValueError(f"{name} ({settings}) over {', '.join(configs)}: {error}") from error
 
 
 def draw_values(sweep: Sweep) -> list[dict[str, Any]]:
@@ -147,7 +166,7 @@ def _complete(arguments: list[str]) -> str:
     return cli.parser.dump(cli.config, skip_none=False)
 
 
-def _require_weights(values: dict[str, Any]) -> None:
+def _require_weights(values: Mapping[str, Any]) -> None:
     for key, value in values.items():
         if isinstance(value, str) and value.endswith((".ckpt", ".pt", ".safetensors")) and not Path(value).is_file():
             raise FileNotFoundError(

@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from lightning_robust.sweeps.file import as_argument, read_sweep
+from lightning_robust.sweeps.file import Sweep, as_argument, read_settings
 
 
 def write(folder, **changes):
@@ -20,7 +20,7 @@ def test_arguments_of_the_command_line(tmp_path, monkeypatch):
 
 
 def test_read(tmp_path):
-    read = read_sweep(write(tmp_path, resources={"cpus": 2, "gpus": 0.5}, retries=0))
+    read = read_settings(write(tmp_path, resources={"cpus": 2, "gpus": 0.5}, retries=0), Sweep)
     assert read.configs == [str(tmp_path / "base.yaml")]
     assert (read.resources.cpus, read.resources.gpus, read.retries, read.num_samples) == (2, 0.5, 0, 1)
 
@@ -50,18 +50,18 @@ def test_read(tmp_path):
 )
 def test_rejects(tmp_path, changes, complaint):
     with pytest.raises(ValueError) as error:
-        read_sweep(write(tmp_path, **changes))
+        read_settings(write(tmp_path, **changes), Sweep)
     assert complaint in str(error.value)
 
 
 def test_rejects_missing_files(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"the file of a sweep at"):
-        read_sweep(tmp_path / "none.yaml")
+        read_settings(tmp_path / "none.yaml", Sweep)
     with pytest.raises(FileNotFoundError, match=r"a configuration at .*other.yaml"):
-        read_sweep(write(tmp_path, configs=["other.yaml"]))
+        read_settings(write(tmp_path, configs=["other.yaml"]), Sweep)
 
 
 def test_rejects_a_file_without_keys(tmp_path):
     (tmp_path / "sweep.yaml").write_text("- base.yaml\n")
     with pytest.raises(ValueError, match="Begin with `configs:`"):
-        read_sweep(tmp_path / "sweep.yaml")
+        read_settings(tmp_path / "sweep.yaml", Sweep)

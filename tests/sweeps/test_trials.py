@@ -16,7 +16,7 @@ def make(vary, **settings):
 def test_grid_is_the_product_in_the_order_of_the_file():
     made = draw_values(make({"a": [1, 2], "b": ["x", "y", "z"]}))
     assert [(values["a"], values["b"]) for values in made] == [(a, b) for a in (1, 2) for b in "xyz"]
-    assert make({"a": [1, 2], "b": ["x"], "c": {"uniform": [0, 1]}}).varied == ["a", "c"]
+    assert make({"a": [1, 2], "b": ["x"], "c": {"uniform": [0, 1]}}).shown == ["a", "c"]
 
 
 def test_draws_lie_in_bounds_are_spread_as_named_and_repeat():

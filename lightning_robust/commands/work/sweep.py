@@ -44,11 +44,11 @@ def report(trials: Sequence[SweepTrial], settings: Sweep, folder: Path) -> Sweep
 def _format_table(trials: Sequence[SweepTrial], settings: Sweep) -> str:
     rows = []
     for trial in trials:
-        values = [trial.values[key] for key in settings.varied]
+        values = [trial.values[key] for key in settings.shown]
         shown = [number(value, 4) if isinstance(value, float) else str(value) for value in values]
         rows.append([trial.name, *shown, trial.status, trial.retries, number(trial.score(settings.monitor), 5)])
     failures = [f"trial {trial.name} failed: {trial.error}" for trial in trials if trial.status == "failed"]
-    return "\n".join([plain_table(["trial", *settings.varied, "status", "retries", settings.monitor], rows), *failures])
+    return "\n".join([plain_table(["trial", *settings.shown, "status", "retries", settings.monitor], rows), *failures])
 
 
 def _write_results(trials: Sequence[SweepTrial], best: SweepTrial | None, settings: Sweep, folder: Path) -> None:
