@@ -114,6 +114,7 @@ from lightning_robust.functional.rotation import square as square
 from lightning_robust.functional.sharpness import Curvature as Curvature
 from lightning_robust.functional.sharpness import hessian_product as hessian_product
 from lightning_robust.functional.sharpness import largest_curvature as largest_curvature
+from lightning_robust.functional.smallest_radius import smallest_radius as smallest_radius
 from lightning_robust.functional.soups import Soup as Soup
 from lightning_robust.functional.soups import SoupTrial as SoupTrial
 from lightning_robust.functional.soups import greedy_soup as greedy_soup

@@ -5,24 +5,28 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
-from typing_extensions import override
+from typing_extensions import Unpack, override
 
 from lightning_robust.callbacks.attacked_batches import AttackInputs, PixelBounds
 from lightning_robust.callbacks.diagnostics import Report, show
 from lightning_robust.callbacks.metric_curves import MetricCurves, epochs_so_far
+from lightning_robust.callbacks.robust_validation.attacked import AttackedValidation, sorted_radii
 from lightning_robust.callbacks.robust_validation.corrupted import CorruptedValidation
 from lightning_robust.callbacks.robust_validation.corruption_error import UnderEach
+from lightning_robust.callbacks.robust_validation.evaluators import (
+    EvaluatorArguments,
+    EvaluatorName,
+    make_evaluator,
+)
 from lightning_robust.callbacks.robust_validation.figure import CLEAN_SERIES, robust_figures
-from lightning_robust.callbacks.robust_validation.measure import AttackedEvaluation, check_attack, masking_warnings
+from lightning_robust.callbacks.robust_validation.measure import AttackedEvaluation
 from lightning_robust.functional.norm_ball import Norm
-from lightning_robust.harness.arguments import parse_fraction
 from lightning_robust.harness.closing import join_summary, note_step
 from lightning_robust.harness.evaluate import Evaluator
 from lightning_robust.harness.inputs import as_keys
 from lightning_robust.harness.memory import ModuleMemory, require_reversible
 from lightning_robust.harness.ranks import Guard
 from lightning_robust.harness.trainers import refuse_sharded
-from lightning_robust.tables import number
 
 
 class RobustValidationCallback(pl.Callback):
@@ -32,8 +36,11 @@ class RobustValidationCallback(pl.Callback):
 
     by projected gradient descent (`Madry et al. 2017 <https://arxiv.org/abs/1706.06083>`_) on
     ``pl_module.attack_loss(batch)`` where the module defines it, else on its ``training_step``, run quietly in
-    evaluation mode. The module's own ``validation_step`` (or ``test_step``) then judges the attacked batches, so that
-    every metric it logs is there under attack, whatever the task.
+    evaluation mode. With ``evaluator="auto"``, for classifiers by APGD on the cross entropy and on the targeted DLR
+    loss (`Croce and Hein 2020 <https://arxiv.org/abs/2003.01690>`_) and the Square attack (`Andriushchenko et al. 2020
+    <https://arxiv.org/abs/1912.00049>`_); for any other task by APGD and Square on an ``attack_loss`` that gives one
+    value for each sample. The module's own ``validation_step`` (or ``test_step``) then judges the attacked batches, so
+    that every metric it logs is there under attack, whatever the task.
 
     Logged: ``adversarial/<metric>@<eps>`` at validation and in ``trainer.validate`` and ``trainer.test``, for each of
     ``eps``, with the slashes of the metric as underscores (``adversarial/val_acc@0.1``): any ModelCheckpoint can
@@ -41,6 +48,12 @@ class RobustValidationCallback(pl.Callback):
     over the epochs, and over ``eps`` where there are several. Warnings say where robustness is masked: random outputs,
     probabilities taken for logits, gradients that are zero. A validation that fails becomes a warning, and training
     continues.
+
+    ``evaluator="smallest_eps"`` instead halves the radius, for each sample on its own, until an attack just moves a
+    value of the module's ``decode`` (the one that deployment parity reads) by ``moves``: with ``{lateral_px: 20}`` it
+    logs ``adversarial/lateral_px_20_eps``, the smallest eps at which at least half of the samples have a point that is
+    moved by 20 px or lost (``eps`` where it moves fewer), and ``adversarial/lateral_px_20_share@<eps>``, the share of
+    samples that ``eps`` moves.
 
     With ``under``, the same metrics under corruptions that a camera meets and under differences of the deployed side's
     preprocessing: ``corruption/<name>/<metric>``, the mean over the severities asked for, and
@@ -55,23 +68,17 @@ class RobustValidationCallback(pl.Callback):
     over, so that nothing is measured twice.
 
     Cost: ``steps`` forward and input-gradient passes and one validation step over ``batches`` batches of each loader,
-    for each of ``eps``; all of that for each of ``restarts``. For ``under`` one validation step over as many batches
-    for each corruption and severity, and one for the clean pictures: 61 for ``"corruptions"``.
+    for each of ``eps``; all of that for each of ``restarts``. Of auto, at most some 1,500 passes forward and back, of
+    the samples that withstand; of smallest_eps, ``steps`` for each halving. For ``under`` one validation step over as
+    many batches for each corruption and severity, and one for the clean pictures: 61 for ``"corruptions"``.
 
     Args:
         eps: Radius in units of pixels in [0, 1], a number or ``"8/255"``; or several. Each attack starts where that of
             the next smaller radius ended. An empty list, beside ``under``, is no attack.
+        evaluator: ``"pgd"``; ``"auto"``: attacks of AutoAttack's grade in turn, each on what withstood those before; or
+            ``"smallest_eps"``, in the task's units: the radius that just moves a decoded value by ``moves``.
         norm: ``"linf"`` or ``"l2"``.
-        steps: Steps of PGD; 0 takes a single FGSM step.
-        restarts: Attacks from random points, of which the one with the highest loss counts for each sample. Where
-            ``attack_loss`` does not give a loss for each, the step is run on single samples at the end of each of
-            several restarts (a pass over the batch, one by one); if their mean is not the loss of the batch, as with
-            class weights, whole batches are compared, and a warning says so.
         batches: Attacked batches of each loader; all if None.
-        drop_solved: For classifiers: attack samples no further once they are taken for another class. Accuracies
-            are those of the worst iterate, so never higher; losses stop rising there; the fewer samples withstand, the
-            less it costs.
-        target_key: Where ``drop_solved`` finds the classes in a batch.
         mean: Mean that pixels in [0, 1] were normalised with; one number or one a channel. None takes ``mean`` of the
             data module if it has one, else 0.
         std: Standard deviation that pixels were normalised with; None takes ``std`` of the data module, else 1.
@@ -84,9 +91,11 @@ class RobustValidationCallback(pl.Callback):
         under: Corruptions (``"fog"``: all five severities, ``"fog@3"``: one, families such as ``"weather"``,
             ``"corruptions"``: all), and perturbations of ``lightning_robust.deployment.pixels.catalogue``; one or more.
         baseline: ``corruptions.json`` of another run, or the same as a mapping, ``{fog@3: {val/acc: 0.6}}``.
+        **arguments: Of the evaluator.
 
     Raises:
-        ValueError: For arguments out of range, unknown names, and a baseline that lacks one of ``under``.
+        ValueError: For arguments out of range or of another evaluator, unknown names, and a baseline that lacks one of
+            ``under``; at the sanity check, for outputs that the evaluator cannot rank.
         MisconfigurationException: Under strategies in which no rank has the whole model.
 
     Example:
@@ -103,12 +112,9 @@ class RobustValidationCallback(pl.Callback):
         self,
         eps: float | str | list[float | str] = "8/255",
         *,
+        evaluator: EvaluatorName = "pgd",
         norm: Norm = "linf",
-        steps: int = 10,
-        restarts: int = 1,
         batches: int | None = 8,
-        drop_solved: bool = False,
-        target_key: int | str = 1,
         mean: float | list[float] | None = None,
         std: float | list[float] | None = None,
         bounds: PixelBounds = "pixels",
@@ -117,18 +123,24 @@ class RobustValidationCallback(pl.Callback):
         seed: int = 0,
         under: str | list[str] | None = None,
         baseline: str | dict[str, dict[str, float]] | None = None,
+        **arguments: Unpack[EvaluatorArguments],
     ) -> None:
         super().__init__()
-        check_attack(norm, steps, restarts, drop_solved, self.prefix)
+        if norm not in ("linf", "l2"):
+            raise ValueError(f"Expected `norm` to be 'linf' or 'l2', but got {norm!r}.")
+        attack = make_evaluator(evaluator, arguments, self.prefix)
         keys = as_keys(input_key)
         if proportions is not None and len(proportions) != len(keys or [0]):
             raise ValueError(f"Expected `proportions` for each of {len(keys or [0])} inputs, but got {proportions}.")
-        self.eps, self.norm, self.steps, self.restarts, self.batches = eps, norm, steps, restarts, batches
-        self.drop_solved, self.target_key, self.proportions, self.seed = drop_solved, target_key, proportions, seed
+        self.eps, self.evaluator, self.norm, self.batches = eps, evaluator, norm, batches
+        self.proportions, self.seed = proportions, seed
         self.mean, self.std, self.bounds, self.input_key = mean, std, bounds, input_key
-        self._radii = _sorted_radii(eps, self.prefix, needed=under is None)
+        vars(self).update(arguments)
+        self._radii = sorted_radii(eps, evaluator, self.prefix, needed=under is None)
         _check_companions(under, baseline, batches, self.prefix)
         self._inputs = AttackInputs(keys, mean, std, bounds)
+        evaluation = AttackedEvaluation(self._inputs, norm, attack, batches, seed, self.prefix)
+        self._attacks = AttackedValidation(evaluation, self._radii, proportions)
         self.under, self.baseline = under, baseline
         self._corrupted = (
             None if under is None else CorruptedValidation(under, baseline, self._inputs, batches, self.prefix)
@@ -136,7 +148,6 @@ class RobustValidationCallback(pl.Callback):
         self._guard = Guard(self.owner)
         self._before: ModuleMemory | None = None
         self._curves = MetricCurves()
-        self._attacked: list[dict[str, float]] = []
 
     @property
     def measured(self) -> UnderEach:
@@ -150,7 +161,7 @@ class RobustValidationCallback(pl.Callback):
         refuse_sharded(trainer, self.owner)
         self._inputs.find_normalisation(trainer)
         if stage == "fit":
-            self._curves, self._attacked = MetricCurves(), []
+            self._curves, self._attacks.found = MetricCurves(), []
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -171,9 +182,11 @@ class RobustValidationCallback(pl.Callback):
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Refuse batches without an input to perturb, or without pictures to corrupt, at the sanity check already."""
+        """Refuse batches that cannot be perturbed, corrupted or ranked, at the sanity check already."""
         if batch_idx == 0:
             self._inputs.in_batch(pl_module, batch)
+            if self._radii:
+                self._attacks.check(trainer, pl_module, batch)
             if self._corrupted is not None:
                 self._corrupted.check(trainer, pl_module, batch, self._guard)
 
@@ -197,7 +210,7 @@ class RobustValidationCallback(pl.Callback):
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep clean and attacked metrics for the figures, where there is a logger for them."""
-        attacked, self._attacked = self._attacked, []
+        attacked, self._attacks.found = self._attacks.found, []
         if trainer.state.fn == "validate" and self._corrupted is not None:
             self._guard.attempt(trainer, lambda: self._draw(trainer), "the figures are not drawn")
         if trainer.state.fn == "fit" and attacked and trainer.loggers:
@@ -240,22 +253,9 @@ class RobustValidationCallback(pl.Callback):
                 self._guard.fail(trainer, error, "robust validation failed, training continues", once=True)
 
     def _validate_attacked(self, evaluator: Evaluator) -> None:
-        if not self._radii:
-            return
-        solved = self.target_key if self.drop_solved else None
-        evaluation = AttackedEvaluation(
-            self._inputs, self.norm, self.steps, self.restarts, self.batches, self.seed, solved, self.prefix
-        )
-        proportions = self.proportions or [1.0] * len(self._inputs.keys)
-        radii = [[radius * each / proportions[0] for each in proportions] for radius in self._radii]
-        self._attacked = evaluation.metrics(evaluator, radii)
-        for radius, values in zip(self._radii, self._attacked, strict=True):
-            tags = {f"adversarial/{name.replace('/', '_')}@{radius:g}": value for name, value in values.items()}
-            evaluator.module.log_dict(tags, sync_dist=True, add_dataloader_idx=False)
-            told = ", ".join(f"{name} {number(value)}" for name, value in values.items())
-            self._note(evaluator.trainer, f"at eps {radius:g}", told)
-        for kind, warning in masking_warnings(evaluation).items():
-            self._guard.warn(warning, key=kind)
+        if self._radii:
+            for radius, told in self._attacks.measure_and_log(evaluator, self._guard):
+                self._note(evaluator.trainer, f"at eps {radius:g}", told)
 
     def _validate_corrupted(self, evaluator: Evaluator) -> None:
         if self._corrupted is not None:
@@ -267,13 +267,6 @@ class RobustValidationCallback(pl.Callback):
         if trainer.state.fn == "fit":
             weights = f"the weights of the last validation (epoch {trainer.current_epoch}, step {trainer.global_step})"
             note_step(trainer, f"robust_validation {where}", told, weights=weights, latest=True)
-
-
-def _sorted_radii(eps: float | str | list[float | str], prefix: str, *, needed: bool) -> list[float]:
-    radii = sorted(parse_fraction(value, f"{prefix}eps") for value in (eps if isinstance(eps, list) else [eps]))
-    if not radii and needed:
-        raise ValueError(f"Expected at least one radius in `{prefix}eps`, but got none.")
-    return radii
 
 
 def _check_companions(under: object, baseline: object, batches: int | None, prefix: str) -> None:

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from lightning_robust.decoding.alignment import Alignment, Decoded
-from lightning_robust.deployment.parity.distance import compare_decoded, compare_outputs, compare_points, named
+from lightning_robust.deployment.parity.distance import (
+    compare_decoded,
+    compare_outputs,
+    compare_points,
+    deviation,
+    named,
+)
 
 Values = Mapping[str, Tensor | Decoded]
 """Decoded values by name."""
@@ -50,6 +56,12 @@ class Points(NamedTuple):
         """Some of the points."""
         reference, deployed, owners = self.reference[chosen], self.deployed[chosen], self.owners[chosen]
         return Points(self.name, reference, deployed, owners, self.samples)
+
+    def largest(self) -> Tensor:
+        """The largest deviation in each sample; infinite where a point is on one side alone, 0 without points."""
+        alone = self.reference.isnan() != self.deployed.isnan()
+        size = deviation(self.reference, self.deployed).abs().masked_fill(alone, math.inf)
+        return torch.zeros(self.samples, dtype=size.dtype).scatter_reduce(0, self.owners, size, "amax")
 
     def metrics(self) -> dict[str, float]:
         """As :func:`~.distance.compare_points` has them; NaN where the reference has no value to compare."""

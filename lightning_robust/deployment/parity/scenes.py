@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,8 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_robust.decoding.alignment import Decoded
-from lightning_robust.deployment.parity.distance import deviation
-from lightning_robust.deployment.parity.readout import Points, Readout
+from lightning_robust.deployment.parity.readout import Readout
 from lightning_robust.functional.pixels import PixelSpace
 
 _COUNT = 3
@@ -60,7 +58,7 @@ def worst_scenes(
     points = [each for each in reference.points(deployed) if ours and f"{each.name}_p99" == unit]
     if pictures is None or not points:
         return ()
-    farthest = _largest_of_each(points[0]).argsort(descending=True, stable=True)[:_COUNT].tolist()
+    farthest = points[0].largest().argsort(descending=True, stable=True)[:_COUNT].tolist()
     return tuple(
         WorstPicture(
             target,
@@ -83,13 +81,6 @@ def _pictures_in(inputs: Sequence[Any]) -> Tensor | None:
 
 def _drawn_values(readout: Readout) -> dict[str, Decoded]:
     return {name: value for name, value in readout.values.items() if isinstance(value, Decoded)}
-
-
-def _largest_of_each(points: Points) -> Tensor:
-    """The largest deviation in each sample; infinite where a point is on one side alone, 0 without points."""
-    alone = points.reference.isnan() != points.deployed.isnan()
-    size = deviation(points.reference, points.deployed).abs().masked_fill(alone, math.inf)
-    return torch.zeros(points.samples, dtype=size.dtype).scatter_reduce(0, points.owners, size, "amax")
 
 
 def _as_bytes(picture: Tensor, pixels: PixelSpace | None) -> Tensor:
