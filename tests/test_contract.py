@@ -64,6 +64,14 @@ class Technique:
 
 
 @dataclass(frozen=True)
+class Classified(Technique):
+    """One row of a method that is told where the classes are in a batch."""
+
+    def parts(self, form="tuple", host=Boring, **settings):
+        return super().parts(form, host, target_key=BATCH_FORMS[form][1], **settings)
+
+
+@dataclass(frozen=True)
 class Objective(Technique):
     """One row of a mixin; ``make`` gives the arguments of the module."""
 
@@ -92,6 +100,14 @@ def _pgd(**settings):
 
 def _free(**settings):
     return _adversarial(method="free", steps=3, **settings)
+
+
+def _awp(**settings):
+    return _adversarial(method="awp", steps=2, gamma=0.05, **settings)
+
+
+def _mart(**settings):
+    return _adversarial(method="mart", steps=2, **settings)
 
 
 def _robust_validation(**settings):
@@ -165,6 +181,8 @@ CALLBACKS = [
         | {"val_under": ["snow", "bgr"]},
     ),
     Technique("adversarial", _free, "adversarial/val_loss@0.1", settings={"method": "free", "steps": 4}),
+    Technique("adversarial", _awp, "adversarial/val_loss@0.1", settings={"method": "awp", "gamma": 0.02}),
+    Classified("adversarial", _mart, "adversarial/val_loss@0.1", settings={"method": "mart", "beta": 3.0}),
     Technique("adversarial", _pgd, "adversarial/val_loss@0.1", settings={"eps": [0.1], "bounds": "none"}),
     Technique(
         "robust_validation",
@@ -630,6 +648,10 @@ def test_no_trace(technique, tmp_path):
     used, trainer, module = keep(technique, tmp_path, host)
     if technique.make is _swalp:
         used.counts["teacher"] = plain.counts["teacher"]  # which low precision rounds
+    if technique.make is _mart:
+        # it trains on what `forward` gives; the step runs in validation alone
+        assert used.counts["steps"] == 2 * 4
+        return
     assert used.counts == plain.counts
     assert plain.counts["losses"] == 8
     assert plain.counts["steps"] == 8 + 2 * 4

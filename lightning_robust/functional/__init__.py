@@ -94,6 +94,7 @@ from lightning_robust.functional.margins import margin_loss as margin_loss
 from lightning_robust.functional.margins import require_classes as require_classes
 from lightning_robust.functional.margins import targeted_dlr_loss as targeted_dlr_loss
 from lightning_robust.functional.margins import targeted_margin_loss as targeted_margin_loss
+from lightning_robust.functional.mart import mart_losses as mart_losses
 from lightning_robust.functional.mixing import regmixup_batch as regmixup_batch
 from lightning_robust.functional.norm_ball import NormBall as NormBall
 from lightning_robust.functional.norm_ball import as_radius as as_radius
@@ -128,6 +129,7 @@ from lightning_robust.functional.state_loss import batch_losses as batch_losses
 from lightning_robust.functional.state_loss import mean_loss as mean_loss
 from lightning_robust.functional.state_loss import module_loss as module_loss
 from lightning_robust.functional.state_loss import require_finite_weights as require_finite_weights
+from lightning_robust.functional.weight_perturbation import perturbed_weights as perturbed_weights
 from lightning_robust.functional.weights import Weights as Weights
 from lightning_robust.functional.weights import awaits_first_pass as awaits_first_pass
 from lightning_robust.functional.weights import call_with as call_with

@@ -50,7 +50,7 @@ class WorstCase:
     @property
     def robust_share(self) -> float:
         """The share that no attack has solved."""
-        return 1 - self.solved.float().mean().item()
+        return 1 - self.solved.double().mean().item()
 
 
 def worst_prediction(

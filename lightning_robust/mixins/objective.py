@@ -12,7 +12,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_robust.callbacks.adversarial import TRADES, AdversarialCallback
+from lightning_robust.callbacks.adversarial import AdversarialCallback
+from lightning_robust.callbacks.adversarial.trades import PairedAscent
 from lightning_robust.harness.batches import count_samples
 from lightning_robust.harness.closing import warn
 from lightning_robust.harness.compat import batches_before, is_attached, is_compiled_as_lightning_module
@@ -81,7 +82,7 @@ class ObjectiveMixin(pl.LightningModule):
     Raises:
         TypeError: At the creation of a class in which the mixin would never be reached.
         MisconfigurationException: For a module compiled as a whole, manual optimisation, sharded strategies, and
-            adversarial training by trades, whose loss is not the module's.
+            adversarial training by trades and mart, whose loss is not the module's.
     """
 
     def __init__(
@@ -133,10 +134,11 @@ class ObjectiveMixin(pl.LightningModule):
                 "training step, which a graph cannot hold. Compile the network in it: `module.net.compile()`, or "
                 "`self.net = torch.compile(net)`."
             )
-        if any(isinstance(callback.attack, TRADES) for callback in find_callbacks(self.trainer, AdversarialCallback)):
+        attacks = [callback.attack for callback in find_callbacks(self.trainer, AdversarialCallback)]
+        if any(isinstance(attack, PairedAscent) for attack in attacks):
             raise MisconfigurationException(
-                f"Expected another method of adversarial training with {names}: trades has a loss of its own, without "
-                "the terms of the mixins. Use method='pgd' or 'fgsm_rs'."
+                f"Expected another method of adversarial training with {names}: trades and mart have a loss of their "
+                "own, without the terms of the mixins. Use method='pgd' or 'fgsm_rs'."
             )
 
     @override

@@ -131,8 +131,9 @@ def test_what_cannot_work_is_refused(tmp_path):
         MisconfigurationException, match="automatic optimisation with PreprocessingMixin and RegMixupMixin and Rotation"
     ):
         fit(tmp_path, Manual(regmixup_weight=1.0))
-    with pytest.raises(MisconfigurationException, match="trades has a loss of its own"):
-        fit(tmp_path, Robust(regmixup_weight=1.0), [AdversarialCallback("trades", eps=0.1)])
+    for method in ("trades", "mart"):
+        with pytest.raises(MisconfigurationException, match="trades and mart have a loss of their own"):
+            fit(tmp_path, Robust(regmixup_weight=1.0), [AdversarialCallback(method, eps=0.1)])
     with pytest.raises(TypeError, match="regmixup_wait"):
         Robust(regmixup_wait=1.0)
 

@@ -69,9 +69,10 @@ class AdversarialCallback(ValidatesRobustly):
     Args:
         method: ``"fgsm"``, ``"fgsm_rs"`` (random start, step 1.25 eps), ``"nfgsm"`` (noise of 2 eps, no projection),
             ``"pgd"``, ``"free"`` (each batch is trained on ``steps`` times in a row), ``"trades"`` (for classifiers:
-            cross entropy of the clean inputs and ``beta`` times the divergence between the predictions on both); for
-            text ``"fgm"``, ``"pgd"`` and ``"freelb"`` on ``embedding``. Or one of the classes FGSM, FGSMRS, NFGSM, PGD,
-            Free, TRADES, FGM, EmbeddingPGD, FreeLB.
+            cross entropy of the clean inputs and ``beta`` times the divergence between the predictions on both),
+            ``"mart"`` (for classifiers: looks hardest at what is misclassified), ``"awp"`` (pgd, at weights that are
+            perturbed too); for text ``"fgm"``, ``"pgd"`` and ``"freelb"`` on ``embedding``. Or one of the classes FGSM,
+            FGSMRS, NFGSM, PGD, Free, TRADES, MART, AWP, FGM, EmbeddingPGD, FreeLB.
         eps: Radius: a number or ``"8/255"``; or one for each of several inputs.
         ratio: Share :math:`r` of the adversarial loss; below 1 the clean loss is computed too.
         every_n_steps: Attack only every n-th batch.
@@ -160,6 +161,7 @@ class AdversarialCallback(ValidatesRobustly):
                 "Expected a method `attack_loss(batch)` on a module with manual optimisation, since its "
                 "`training_step` cannot be run without training. Define it; it returns the loss that the attack climbs."
             )
+        self.attack.check_module(pl_module)
         self.attack.begin(self._inputs)
         if max(self._radii) == 0:
             self._guard.warn("eps is 0: training is as without this callback.", NoEffectWarning, key="no effect")
@@ -264,6 +266,7 @@ class AdversarialCallback(ValidatesRobustly):
         self._replaced = Replacement(pl_module, "training_step", training_step)
 
     def _unwrap(self, pl_module: pl.LightningModule) -> None:
+        self.attack.end()
         if self._replaced is not None:
             self._replaced.restore(pl_module)
         self._replaced = None

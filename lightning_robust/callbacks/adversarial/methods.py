@@ -153,8 +153,14 @@ class Attack:
         """The inputs that are perturbed, with their keys in this batch."""
         return inputs.in_batch(module, batch)
 
+    def check_module(self, module: pl.LightningModule) -> None:
+        """Refuse a module that the method cannot train."""
+
     def begin(self, inputs: AttackInputs) -> None:
         """Start a fit without the state of an earlier one."""
+
+    def end(self) -> None:
+        """Leave the module as it was, also in the middle of a step that failed."""
 
     def after_backward(self, radii: list[float], bill: EpochBill) -> None:
         """Use the gradients of the step."""
@@ -204,7 +210,7 @@ class InputAttack(Attack):
 
 @dataclass
 class ProjectedAscent(InputAttack):
-    """What PGD and TRADES share: several projected steps from a random start."""
+    """What PGD, TRADES and MART share: several projected steps from a random start."""
 
     steps: int = 7
     step_size: float | str | None = None

@@ -10,19 +10,20 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypedDict
 
+from lightning_robust.callbacks.adversarial.awp import AWP
 from lightning_robust.callbacks.adversarial.embedding_methods import FGM, EmbeddingAttack, EmbeddingPGD, FreeLB
 from lightning_robust.callbacks.adversarial.free import Free
 from lightning_robust.callbacks.adversarial.guard import OnCollapse
 from lightning_robust.callbacks.adversarial.methods import PGD, Attack
 from lightning_robust.callbacks.adversarial.single_step import FGSM, FGSMRS, NFGSM
-from lightning_robust.callbacks.adversarial.trades import TRADES
+from lightning_robust.callbacks.adversarial.trades import MART, TRADES
 from lightning_robust.callbacks.attacked_batches import AttackPrecision
 from lightning_robust.callbacks.robust_validation.callback import RobustValidationCallback
 from lightning_robust.functional.norm_ball import Norm
 from lightning_robust.harness.arguments import parse_fraction
 from lightning_robust.suggest import did_you_mean
 
-MethodName = Literal["fgsm", "fgsm_rs", "nfgsm", "pgd", "free", "trades", "fgm", "freelb"]
+MethodName = Literal["fgsm", "fgsm_rs", "nfgsm", "pgd", "free", "trades", "mart", "awp", "fgm", "freelb"]
 METHODS: dict[str, type[Attack]] = {
     "fgsm": FGSM,
     "fgsm_rs": FGSMRS,
@@ -30,6 +31,8 @@ METHODS: dict[str, type[Attack]] = {
     "pgd": PGD,
     "free": Free,
     "trades": TRADES,
+    "mart": MART,
+    "awp": AWP,
     "fgm": FGM,
     "freelb": FreeLB,
 }
@@ -40,13 +43,14 @@ class ShortForm(TypedDict, total=False):
     """Arguments of the method and of its robust validation; those not given have the defaults of their class.
 
     Args:
-        steps: Of pgd, trades and freelb; replays of a batch for free. 7 by default.
-        step_size: Of fgsm, fgsm_rs, pgd, trades, fgm and freelb; by default the method's own.
-        norm: ``"linf"`` (default) or ``"l2"``; of fgsm, fgsm_rs, pgd and trades, and of their validation.
+        steps: Of pgd, trades, mart, awp and freelb; replays of a batch for free. 7 by default.
+        step_size: Of fgsm, fgsm_rs, pgd, trades, mart, awp, fgm and freelb; by default the method's own.
+        norm: ``"linf"`` (default) or ``"l2"``; of fgsm, fgsm_rs, pgd, trades, mart and awp, and of their validation.
         attack_precision: ``"bf16"`` where the device computes in it (default), ``"32"``, or ``"same"`` as training. Not
-            of free, trades and freelb.
-        beta: Weight of the divergence in trades, 6 by default.
-        target_key: Where trades and ``val_drop_solved`` find the classes in a batch, 1 by default.
+            of free, trades, mart and freelb.
+        beta: Weight of the divergence in trades, 6 by default, and in mart, 5 by default.
+        gamma: Of awp: how far each weight tensor is perturbed, as a share of its norm; 0.01 by default.
+        target_key: Where trades, mart and ``val_drop_solved`` find the classes in a batch, 1 by default.
         embedding: Path of the embedding module that fgm, freelb and pgd perturb instead of the inputs, e.g.
             ``"encoder.embeddings"``.
         guard_every_n_steps: How often fgsm, fgsm_rs and nfgsm are probed for catastrophic overfitting with PGD on a
@@ -67,7 +71,6 @@ class ShortForm(TypedDict, total=False):
             default ``input_key``.
         val_under: Corruptions and perturbations to validate under too, such as ``["fog", "snow@3"]``; none by default.
         val_baseline: ``corruptions.json`` of another run that the mean corruption error is relative to, or its content.
-        val_baseline: ``corruptions.json`` of another run that the mean corruption error is relative to, or its content.
     """
 
     steps: int
@@ -75,6 +78,7 @@ class ShortForm(TypedDict, total=False):
     norm: Norm
     attack_precision: AttackPrecision
     beta: float
+    gamma: float
     target_key: int | str
     embedding: str | None
     guard_every_n_steps: int
@@ -108,9 +112,13 @@ def split_arguments(method: MethodName | Attack, given: Mapping[str, Any]) -> tu
     of_method = {name: value for name, value in given.items() if name not in of_validation}
     if "target_key" in of_method and given.get("val_drop_solved"):
         of_validation["target_key"] = of_method["target_key"]
-        if method != "trades":
+        if not _takes_target_key(method):
             del of_method["target_key"]
     return of_method, of_validation
+
+
+def _takes_target_key(method: MethodName | Attack) -> bool:
+    return isinstance(method, str) and method in methods_with("target_key")
 
 
 def make_method(method: MethodName | Attack, arguments: dict[str, Any]) -> Attack:
@@ -150,7 +158,7 @@ def methods_with(argument: str) -> list[str]:
 
     Example:
         >>> methods_with("beta")
-        ['trades']
+        ['trades', 'mart']
     """
     return list(dict.fromkeys(name for name, cls in _KINDS if argument in argument_names(cls)))
 

@@ -1,4 +1,4 @@
-"""TRADES: train a classifier on clean inputs and on the divergence to perturbed ones."""
+"""Methods that train a classifier on clean and perturbed inputs together, instead of by its own step: TRADES, MART."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
 from lightning_robust.callbacks.adversarial.methods import AttackedStep, ProjectedAscent
-from lightning_robust.callbacks.attacked_batches import ModuleLoss
+from lightning_robust.callbacks.attacked_batches import BatchLoss, ModuleLoss
+from lightning_robust.functional.mart import mart_losses
 from lightning_robust.harness.batches import count_samples
 from lightning_robust.harness.inputs import call_forward, forward_arguments
 from lightning_robust.harness.quiet import quietly
@@ -18,7 +19,32 @@ from lightning_robust.structures import get_item, rebuild, tensors_in
 
 
 @dataclass
-class TRADES(ProjectedAscent):
+class PairedAscent(ProjectedAscent):
+    """What TRADES and MART share: one forward pass of clean and perturbed inputs together."""
+
+    refuses: ClassVar[tuple[str, ...]] = ("ratio",)
+
+    beta: float = 6.0
+    target_key: int | str = 1
+
+    def classes(self, step: AttackedStep) -> Tensor:
+        """The right classes."""
+        classes: Tensor = get_item(step.batch, self.target_key)
+        return classes
+
+    def logits(self, step: AttackedStep, raised: BatchLoss) -> tuple[Tensor, Tensor]:
+        """Logits of the clean inputs, and of those that raise a loss."""
+        keys = step.inputs.given
+        # the loss is computed in the precision of the training; this one only says how weights lie in memory
+        batch = step.perturbed(self.attack_in(step), ModuleLoss(step.module, step.run, "bf16"), raised=raised)
+        one, other = (forward_arguments(step.module, each, keys) for each in (step.batch, batch))
+        args, named = _joined(one, other, len(self.classes(step)))
+        clean, perturbed = step.module(*args, **named).chunk(2)
+        return clean, perturbed
+
+
+@dataclass
+class TRADES(PairedAscent):
     r"""The trade-off between accuracy and robustness, for classifiers.
 
     .. math:: L = \mathrm{CE}(f(x), y) + \beta \max_{\|\delta\| \le \epsilon} \mathrm{KL}(f(x) \,\|\, f(x + \delta))
@@ -39,14 +65,9 @@ class TRADES(ProjectedAscent):
         ValueError: For arguments out of range.
     """
 
-    refuses: ClassVar[tuple[str, ...]] = ("ratio",)
-
-    beta: float = 6.0
-    target_key: int | str = 1
-
     def train(self, step: AttackedStep) -> Any:
         """Cross entropy on clean inputs and the divergence to perturbed ones."""
-        keys, classes = step.inputs.given, get_item(step.batch, self.target_key)
+        keys = step.inputs.given
         with step.bill.timed(), quietly(step.trainer, step.module, "training", runs="forward"), torch.no_grad():
             target = call_forward(step.module, step.batch, keys).log_softmax(1)
 
@@ -54,16 +75,49 @@ class TRADES(ProjectedAscent):
             predicted = call_forward(step.module, batch, keys).log_softmax(1)
             return kl_div(predicted, target, reduction="none", log_target=True).flatten(1).sum(1)
 
-        # the divergence is computed in the precision of the training; the loss only says how weights lie in memory
-        batch = step.perturbed(self.attack_in(step), ModuleLoss(step.module, step.run, "bf16"), raised=divergence)
-        one, other = (forward_arguments(step.module, each, keys) for each in (step.batch, batch))
-        args, named = _joined(one, other, len(classes))
-        clean, perturbed = step.module(*args, **named).chunk(2)
-        natural = cross_entropy(clean, classes)
+        clean, perturbed = self.logits(step, divergence)
+        natural = cross_entropy(clean, self.classes(step))
         robust = kl_div(perturbed.log_softmax(1), clean.log_softmax(1), reduction="batchmean", log_target=True)
         losses = {"adversarial/natural_loss": natural, "adversarial/divergence": robust}
         step.module.log_dict(losses, batch_size=count_samples(step.batch))
         return natural + self.beta * robust
+
+
+@dataclass
+class MART(PairedAscent):
+    r"""Adversarial training that looks hardest at what is misclassified, for classifiers.
+
+    .. math:: L = \mathrm{BCE}(f(x'), y) + \beta\, \mathrm{KL}(f(x) \,\|\, f(x')) \,(1 - f_y(x))
+
+    with the boosted cross entropy of :func:`~lightning_robust.functional.mart_losses`, and :math:`x'` by PGD on the
+    cross entropy. `Wang et al. 2020 <https://openreview.net/forum?id=rklOg6EFwS>`_. One forward pass of clean and
+    perturbed inputs together, instead of the module's ``training_step``; the attack runs in the precision of the
+    training. Logs ``adversarial/boosted_loss`` and ``adversarial/divergence``, the weighted one.
+
+    Args:
+        steps: Number of steps of the attack.
+        step_size: In pixels, as ``eps``; None is 2.5 eps / steps. It warms up with ``eps``.
+        norm: ``"linf"`` or ``"l2"``.
+        beta: Weight of the divergence, lambda in the paper.
+        target_key: Where the classes are in a batch.
+
+    Raises:
+        ValueError: For arguments out of range.
+    """
+
+    beta: float = 5.0
+
+    def train(self, step: AttackedStep) -> Any:
+        """The boosted cross entropy of perturbed inputs, and the weighted divergence from clean ones."""
+        classes = self.classes(step)
+
+        def error(batch: Any, size: int) -> Tensor:
+            return cross_entropy(call_forward(step.module, batch, step.inputs.given), classes, reduction="none")
+
+        boosted, divergence = (each.mean() for each in mart_losses(*self.logits(step, error), classes))
+        losses = {"adversarial/boosted_loss": boosted, "adversarial/divergence": divergence}
+        step.module.log_dict(losses, batch_size=count_samples(step.batch))
+        return boosted + self.beta * divergence
 
 
 def _joined(one: Any, other: Any, size: int) -> Any:

@@ -13,7 +13,19 @@ import yaml
 from torch import nn
 
 from lightning_robust import AdversarialCallback, RobustValidationCallback
-from lightning_robust.callbacks.adversarial import FGM, FGSM, FGSMRS, NFGSM, PGD, TRADES, EmbeddingPGD, Free, FreeLB
+from lightning_robust.callbacks.adversarial import (
+    AWP,
+    FGM,
+    FGSM,
+    FGSMRS,
+    MART,
+    NFGSM,
+    PGD,
+    TRADES,
+    EmbeddingPGD,
+    Free,
+    FreeLB,
+)
 from lightning_robust.callbacks.adversarial.guard import OverfittingGuard
 from lightning_robust.callbacks.adversarial.short_form import METHODS, ShortForm, argument_names
 from lightning_robust.cli import RobustCLI
@@ -26,6 +38,7 @@ ARGUMENTS = {
     "norm": "l2",
     "attack_precision": "32",
     "beta": 3.0,
+    "gamma": 0.05,
     "target_key": 2,
     "embedding": "embedding",
     "guard_every_n_steps": 5,
@@ -40,6 +53,8 @@ TAKES = {
     "pgd": {"steps", "step_size", "norm", "attack_precision", "embedding"},
     "free": {"steps"},
     "trades": {"steps", "step_size", "norm", "beta", "target_key"},
+    "mart": {"steps", "step_size", "norm", "beta", "target_key"},
+    "awp": {"steps", "step_size", "norm", "attack_precision", "gamma"},
     "fgm": {"step_size", "attack_precision", "embedding"},
     "freelb": {"steps", "step_size", "embedding"},
 }
@@ -127,6 +142,8 @@ def test_rejects_arguments_beside_an_object_and_unknown_ones():
         ("pgd", {"steps": 3, "embedding": "e"}, EmbeddingPGD("e", steps=3)),
         ("free", {"steps": 4}, Free(steps=4)),
         ("trades", {"beta": 3.0, "target_key": 2}, TRADES(beta=3.0, target_key=2)),
+        ("mart", {"beta": 3.0, "steps": 4}, MART(beta=3.0, steps=4)),
+        ("awp", {"gamma": 0.02, "norm": "l2"}, AWP(gamma=0.02, norm="l2")),
         ("fgm", {"embedding": "e"}, FGM("e")),
         ("freelb", {"embedding": "e", "step_size": 0.2}, FreeLB("e", step_size=0.2)),
     ],
@@ -236,6 +253,8 @@ def test_vectors_and_signals_are_perturbed_by_channel(tmp_path, method, settings
         ("pgd", {"steps": 3}, 3),
         ("free", {"steps": 2}, 0),
         ("trades", {"steps": 3}, 3),
+        ("mart", {"steps": 3}, 3),
+        ("awp", {"steps": 3}, 3),
         ("fgm", {"embedding": "embedding"}, 1),
         ("pgd", {"embedding": "embedding", "steps": 3}, 3),
         ("freelb", {"embedding": "embedding", "steps": 3}, 2),
