@@ -61,15 +61,26 @@ class KeepRaw(pl.Callback):
         self.state = state_on_cpu(pl_module)
 
 
-def data_of(archive: Path, out: Path) -> tuple[CifarData, Batch]:
-    """Pictures to train on and to test on, and the held-out ones, normalised, with their labels."""
+def data_of(
+    archive: Path, out: Path, per_class: int | None = None, held_out: int | None = None
+) -> tuple[CifarData, Batch]:
+    """Pictures to train on and to test on, and the held-out ones, normalised, with their labels.
+
+    Args:
+        archive: Of the pictures.
+        out: Where decoded ones are kept.
+        per_class: Training pictures of a class.
+        held_out: How many of them are not trained on, the last ones.
+    """
+    per_class = PER_CLASS if per_class is None else per_class
+    held_out = HELD_OUT if held_out is None else held_out
 
     def decoded(part: str, limit: int | None) -> np.ndarray:
         files = read_files(archive, part, limit)[0]
         return np.stack([RESIZERS["Pillow BILINEAR"](by_pillow(content), (SIZE, SIZE)) for content in files])
 
     sets = {}
-    for part, limit in (("train", PER_CLASS), ("test", None)):
+    for part, limit in (("train", per_class), ("test", None)):
         name = f"{part}_{limit or 'all'}"
         pictures = kept_array(out / "sets" / f"{name}.npy", lambda part=part, limit=limit: decoded(part, limit))
         labels = kept_array(
@@ -78,7 +89,7 @@ def data_of(archive: Path, out: Path) -> tuple[CifarData, Batch]:
         sets[part] = pictures, labels
     pictures, labels = sets["train"]
     place = np.arange(len(labels)) - np.searchsorted(labels, labels)
-    held = place >= np.bincount(labels)[labels] - HELD_OUT
+    held = place >= np.bincount(labels)[labels] - held_out
     data = CifarData((pictures[~held], labels[~held]), sets["test"])
     return data, tensors(data, pictures[held], labels[held])
 
@@ -129,7 +140,7 @@ def _of_run(run: str, seed: int, archive: Path, out: Path) -> dict[str, Any]:
 def _trained(run: str, seed: int, begin: State | None, data: CifarData, held_out: Batch) -> list[State]:
     """The states of a run."""
     if begin is None:
-        return [_fitted(seed, None, data, EPOCHS, 0.15)[0]]
+        return [fitted(seed, None, data, EPOCHS, 0.15)[0]]
     if run == "soup":
         return [_soup(seed, begin, data, held_out)]
     techniques: dict[str, pl.Callback] = {
@@ -138,10 +149,10 @@ def _trained(run: str, seed: int, begin: State | None, data: CifarData, held_out
         "8 bits": SWACallback(word_length=8, **CONSTANT),
         "adversarial": AdversarialCallback(method="fgsm_rs", eps=EPS, val_eps=[]),
     }
-    return list(_fitted(seed, begin, data, MORE, PEAK, techniques[run]))[: len(RUNS[run])]
+    return list(fitted(seed, begin, data, MORE, PEAK, techniques[run]))[: len(RUNS[run])]
 
 
-def _fitted(
+def fitted(
     seed: int, begin: State | None, data: CifarData, epochs: int, rate: float, *techniques: pl.Callback
 ) -> tuple[State, State]:
     """Raw weights and those that the fit returns."""
@@ -156,7 +167,7 @@ def _fitted(
 
 def _soup(seed: int, begin: State, data: CifarData, held_out: Batch) -> State:
     """Greedy, with statistics from training pictures for each mixture, as they are judged and returned."""
-    ingredients = [_fitted(100 * (seed + 1) + n, begin, data, 2, rate)[0] for n, rate in enumerate(RATES)]
+    ingredients = [fitted(100 * (seed + 1) + n, begin, data, 2, rate)[0] for n, rate in enumerate(RATES)]
     module, some = SmallResNet().eval(), data.train
     numbers = np.random.default_rng(seed).permutation(len(some))[:5_000]
     batches = [data.normalise(some[list(chunk)][0]) for chunk in np.array_split(numbers, 10)]

@@ -183,14 +183,20 @@ def spread(values: Sequence[float]) -> str:
 
 
 def options(
-    description: str | None, folder: str, rows: Iterable[str] = (), files: Sequence[str] = ()
+    description: str | None,
+    folder: str,
+    rows: Iterable[str] = (),
+    files: Sequence[str] = (),
+    *,
+    parallel: bool = True,
 ) -> argparse.Namespace:
-    """Seeds, folder, rows of these and files from the command line; see :func:`quiet`."""
+    """Seeds, folder, rows of these, how many at once, and files from the command line; see :func:`quiet`."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path(folder))
     if rows:
         parser.add_argument("--only", nargs="+", choices=rows, default=list(rows))
+    if rows and parallel:
         parser.add_argument("--jobs", type=int, default=2)
     for name in files:
         parser.add_argument(f"--{name}", type=Path, required=True)

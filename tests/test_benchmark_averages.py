@@ -60,7 +60,7 @@ def test_raw_weights_are_those_of_a_training_without_an_average(averages, archiv
     start = averages.weights_of(averages.START, 3, archive, tmp_path)
     raw, average = (averages.weights_of(name, 3, archive, tmp_path) for name in averages.RUNS["falling rate"])
     data, _ = averages.data_of(archive, tmp_path)
-    plain, returned = averages._fitted(3, start, data, averages.MORE, averages.PEAK)
+    plain, returned = averages.fitted(3, start, data, averages.MORE, averages.PEAK)
     assert all(torch.equal(tensor, plain[name]) for name, tensor in raw.items())
     assert all(torch.equal(tensor, plain[name]) for name, tensor in returned.items())
     assert not torch.equal(average["head.weight"], raw["head.weight"])
