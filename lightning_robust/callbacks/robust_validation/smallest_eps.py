@@ -68,7 +68,8 @@ class SmallestEpsEvaluator(BatchEvaluator):
 
     def begin(self) -> None:
         """Forget an earlier validation."""
-        self.counts = {}
+        # a rank without batches adds to the counts of others too
+        self.counts = {name: torch.zeros(2**self.halvings + 2, dtype=torch.int64) for name in self.moves}
 
     def perturb(self, asked: AskedBatch) -> Tensor:
         """The pixels at the smallest radius, of the last of the values; what is not moved ends at the largest."""
@@ -84,7 +85,7 @@ class SmallestEpsEvaluator(BatchEvaluator):
             ends, needed = self._search(asked, displaced, there)
             steps = torch.where(needed.isinf(), 2.0**self.halvings + 1, needed * 2**self.halvings)
             counts = steps.round().long().bincount(minlength=2**self.halvings + 2).cpu()
-            self.counts[name] = self.counts[name] + counts if name in self.counts else counts
+            self.counts[name] = self.counts[name] + counts
         return ends
 
     def scalars(self, metrics: Mapping[str, float], eps: float, reduce: Reduce) -> dict[str, float]:
