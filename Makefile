@@ -2,6 +2,7 @@
 # make test    the whole test suite
 # make bindings  the Python bindings of TensorRT 10 and 11, which tests run on over a stand-in for library and GPU
 # make lint    format, lint and types
+# make docs    the site in docs/_build/index.html; a warning is an error
 # make bench   the suite and speed side by side, an hour; RECORDING=solidWhiteRight.mp4 tests lanes on that, an hour more
 # make headlines  what the papers state, on small data, and the other tables of benchmarks/RESULTS.md; hours;
 #                 ARCHIVE=cifar10-jpeg.tar.gz measures real decoders and resizers on that, some hours more
@@ -13,7 +14,7 @@ DEMO_ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/installed-$(EXTRAS)
 
-.PHONY: demo test bindings lint bench headlines clean
+.PHONY: demo test bindings lint docs bench headlines clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -37,6 +38,11 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: $(STAMP)
+	test -x $(BIN)/sphinx-build || \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -b html docs docs/_build
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/suite.py
@@ -75,4 +81,4 @@ headlines: $(STAMP)
 	$(BIN)/python benchmarks/wild.py
 
 clean:
-	rm -rf .venv build dist *.egg-info runs
+	rm -rf .venv build dist docs/_build *.egg-info runs

@@ -112,7 +112,8 @@ def test_no_run_left_a_file_beside_the_package():
     if not kept:
         pytest.skip("not a checkout")
     files = {name for name in kept if "/" not in name}
-    expected = {".gitignore", "CHANGELOG.md", "LICENSE", "Makefile", "README.md"}
+    expected = {".gitignore", ".pre-commit-config.yaml", "LICENSE", "Makefile", "CITATION.cff"}
+    expected |= {f"{name}.md" for name in ("CHANGELOG", "CONTRIBUTING", "README", "SECURITY")}
     assert files == expected | {"constraints.txt", "pyproject.toml", "setup.cfg"}
 
 
@@ -170,7 +171,7 @@ def test_no_key_is_defined_twice():
     setup.read(ROOT / "setup.cfg")
     assert setup.sections() == ["sdist"]
     assert "version" in project["project"]
-    extras = {"tensorrt", "rtx", "openvino", "autocast", "video", "sweep", "attacks", "foreign", "dev"}
+    extras = {"tensorrt", "rtx", "openvino", "autocast", "video", "sweep", "attacks", "foreign", "docs", "dev"}
     assert set(project["project"]["optional-dependencies"]) == extras
 
 

@@ -36,8 +36,9 @@ from lightning_robust.harness.trainers import NoEffectWarning, find_callbacks, r
 class AdversarialCallback(ValidatesRobustly):
     r"""Adversarial training for any LightningModule, without a change to it.
 
-    .. math:: \min_\theta \mathbb{E}\left[(1 - r)\,L_\theta(x) + r \max_{\|\delta\| \le \epsilon} L_\theta(x +
-    \delta)\right]
+    .. math::
+
+        \min_\theta \mathbb{E}\left[(1 - r)\,L_\theta(x) + r \max_{\|\delta\| \le \epsilon} L_\theta(x + \delta)\right]
 
     ``training_step`` is wrapped on the instance and called with a batch whose inputs are perturbed. So it runs inside
     autocast and inside DDP's forward, and the loss is the module's own, whatever the task; a batch that it skips by
