@@ -33,6 +33,7 @@ ROOMS = {  # room -> the rooms it may use, beside itself
         name: set()
         for name in (
             "complaints",
+            "extensions",
             "figures",
             "json_values",
             "lazy_names",
@@ -171,7 +172,7 @@ def test_no_key_is_defined_twice():
     setup.read(ROOT / "setup.cfg")
     assert setup.sections() == ["sdist"]
     assert "version" in project["project"]
-    extras = {"tensorrt", "rtx", "openvino", "autocast", "video", "sweep", "attacks", "foreign", "docs", "dev"}
+    extras = {"tensorrt", "rtx", "openvino", "autocast", "video", "sweep", "hydra", "attacks", "foreign", "docs", "dev"}
     assert set(project["project"]["optional-dependencies"]) == extras
 
 

@@ -30,6 +30,7 @@ from lightning_robust.deployment.pixels.corruptions.names import (
 )
 from lightning_robust.deployment.pixels.names import FAMILIES, Names
 from lightning_robust.deployment.pixels.perturb import perturb
+from lightning_robust.extensions import extension_names
 from lightning_robust.functional.attacks import fgsm, pgd
 from lightning_robust.harness.evaluate import Transform
 from lightning_robust.harness.steps import call_step
@@ -87,7 +88,7 @@ def _entries_of(name: str, severity: int | None) -> Sequence[Entry]:
     alike = [e for key, e in CATALOGUE.items() if key.startswith(f"{name}_") and e.severity == "typical"]
     if alike and name not in CATALOGUE:
         return alike
-    check_known("corruptions or perturbations", [name], _KNOWN)
+    check_known("corruptions or perturbations", [name], [*_KNOWN, *extension_names("perturbations")])
     return perturbations(_WHOLE.get(name, [name]))
 
 

@@ -12,7 +12,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from lightning_robust.cli.messages import one_complaint
 from lightning_robust.cli.parser import OneLineParser
-from lightning_robust.cli.techniques import TECHNIQUES
+from lightning_robust.cli.techniques import slots
 from lightning_robust.cli.trainer import RobustTrainer
 from lightning_robust.cli.training_parser import RobustParser, expand_switches
 from lightning_robust.complaints import reads_weights, sentence
@@ -51,7 +51,7 @@ class RobustCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add one key for each technique."""
-        for slot in TECHNIQUES:
+        for slot in slots():
             methods = ", a method" if slot.words else ""
             parser.add_argument(
                 f"--{slot.key}",
@@ -68,9 +68,9 @@ class RobustCLI(LightningCLI):
         else:
             self.config = parser.parse_args(args)
         section = self._section(self.config)
-        for key in (slot.key for slot in TECHNIQUES if section.get(slot.key) is None):
+        for key in (slot.key for slot in slots() if section.get(slot.key) is None):
             parser.error(f"Expected `{key}` to be true, false or a mapping, but its value is empty.")
-        for slot in TECHNIQUES:
+        for slot in slots():
             if section[slot.key] is True and slot.needs_arguments:
                 parser.error(f"Expected `{slot.key}` to be one of {', '.join(slot.words)}, but it is true.")
         expand_switches(section)
@@ -86,7 +86,7 @@ class RobustCLI(LightningCLI):
                 raise ValueError(f"Expected a checkpoint of Lightning at {path}, but it has no {sorted(missing)[0]!r}.")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Build the Trainer with the techniques after its own callbacks, in the order of :data:`TECHNIQUES`.
+        """Build the Trainer with the techniques after its own callbacks, in the order of :func:`~.techniques.slots`.
 
         Raises:
             MisconfigurationException: If a technique is both a key and an entry of ``trainer.callbacks``.
@@ -94,7 +94,7 @@ class RobustCLI(LightningCLI):
         section = self._section(self.config_init)
         listed = section["trainer"].get("callbacks") or []
         listed = listed if isinstance(listed, list) else [listed]
-        switched_on = [(slot, section[slot.key]) for slot in TECHNIQUES if isinstance(section.get(slot.key), Callback)]
+        switched_on = [(slot, section[slot.key]) for slot in slots() if isinstance(section.get(slot.key), Callback)]
         for slot, technique in switched_on:
             if any(isinstance(callback, slot.cls) for callback in listed):
                 raise MisconfigurationException(
@@ -119,7 +119,7 @@ def training_complaint(error: Exception) -> str:
     if "Union subtypes" not in message:
         return sentence(error)
     kinds, reason = message.split("Errors:")[0], one_complaint(message)
-    keys = [slot.key for slot in TECHNIQUES if f".{slot.cls.__name__}'" in kinds]
+    keys = [slot.key for slot in slots() if f".{slot.cls.__name__}'" in kinds]
     return "".join(f"`{_as_written(key, reason)}`: " for key in keys) + reason
 
 

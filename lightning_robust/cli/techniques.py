@@ -1,4 +1,4 @@
-"""The techniques as keys of the command line. A new one joins by one line of :data:`TECHNIQUES`."""
+"""The techniques as keys of the command line: a line of :data:`TECHNIQUES`, or an installed package's entry point."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from lightning_robust.callbacks import (
     SWACallback,
     WiSEFTCallback,
 )
+from lightning_robust.extensions import load_extensions
 
 
 class Slot(NamedTuple):
@@ -60,3 +61,20 @@ TECHNIQUES: tuple[Slot, ...] = (
     Slot("deployment_parity", DeploymentParityCallback),
 )
 """The keys in the order in which they are instantiated."""
+_TAKEN = {"model", "data", "trainer", "optimizer", "lr_scheduler", "seed_everything", "config", "ckpt_path"}
+
+
+def slots() -> tuple[Slot, ...]:
+    """All keys: :data:`TECHNIQUES`, then those of installed packages (entry points ``lightning_robust.techniques``).
+
+    Example:
+        >>> slots()[0].key
+        'initialise'
+    """
+    found = load_extensions("techniques", _is_callback, "a subclass of lightning.pytorch.Callback")
+    taken = {slot.key for slot in TECHNIQUES} | _TAKEN
+    return (*TECHNIQUES, *(Slot(key, cls) for key, cls in found.items() if key not in taken))
+
+
+def _is_callback(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, Callback)

@@ -13,7 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_robust import mixins
 from lightning_robust.cli.parser import OneLineParser
-from lightning_robust.cli.techniques import TECHNIQUES
+from lightning_robust.cli.techniques import slots
 
 _REFUSED = re.compile(r"(.*Option '(?:model\.)?(\w+)[\w.]*' is not accepted\.)")
 
@@ -32,7 +32,7 @@ class RobustParser(OneLineParser, LightningArgumentParser):
             "seed_everything",
             *inspect.signature(Trainer).parameters,
         }
-        for slot in TECHNIQUES:
+        for slot in slots():
             known |= {slot.key, *jsonargparse.ArgumentParser().add_class_arguments(slot.cls)}
         return sorted(known | {*_arguments_of_mixins()})
 
@@ -80,7 +80,7 @@ def _arguments_of_mixins() -> dict[str, str]:
 
 def expand_switches(section: Any) -> None:
     """Put all arguments of a technique in place of ``true`` or of a method, so that a file outlives later defaults."""
-    for slot in TECHNIQUES:
+    for slot in slots():
         value = section.get(slot.key)
         if value is True or value in slot.words:
             parser = jsonargparse.ArgumentParser()

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from lightning_robust.deployment.engines.names import TARGET_NAMES
+from lightning_robust.deployment.engines.names import target_names
 from lightning_robust.deployment.replay.limits import replay_key
 from lightning_robust.gate.budget import Rules, check_subject, read_budget, read_limits
 from lightning_robust.gate.options import Gate
@@ -44,7 +44,7 @@ def parity_key(key: str, decoded: bool = True) -> str:
         ('emulated-fp16/rel_l2', 'emulated-fp16/lateral_px_p99')
     """
     target, _, metric = key.partition("/")
-    check_subject(target, TARGET_NAMES)
+    check_subject(target, target_names())
     return f"{target}/{_metric(metric or 'rel_l2', decoded)}"
 
 
@@ -94,7 +94,7 @@ def read_parity_limits(budget: str | Path | Mapping[str, float]) -> tuple[dict[s
 
 def _golden_key(key: str) -> str:
     part, _, metric = key.partition("/")
-    check_subject(part, [*GOLDEN_PARTS, *TARGET_NAMES], "whole, input, engine or a target")
+    check_subject(part, [*GOLDEN_PARTS, *target_names()], "whole, input, engine or a target")
     return f"{part}/{_metric(metric or 'rel_l2')}"
 
 
@@ -118,7 +118,7 @@ def _metric(metric: str, decoded: bool = True) -> str:
 
 
 RULES = Rules(
-    TARGET_NAMES,
+    target_names(),
     {
         "parity": parity_key,
         "golden": _golden_key,

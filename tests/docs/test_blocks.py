@@ -7,8 +7,8 @@ import pytest
 from .pages import DOCS, FENCE, PAGES, ROOT, blocks, pages_with
 
 TESTED = {"python", "yaml", "sh"}  # here, and in test_commands.py
-SHOWN = {"text"}
-OF_THE_SITE = {"{include}", "{toctree}", "{eval-rst}"}
+SHOWN = {"text", "toml"}
+OF_THE_SITE = {"{include}", "{literalinclude}", "{toctree}", "{eval-rst}"}
 
 
 def test_all_are_found():

@@ -29,6 +29,7 @@ from lightning_robust.deployment.engines import available
 from lightning_robust.deployment.engines.execution import STATUS_CODES
 from lightning_robust.deployment.parity.background import LateResults
 from lightning_robust.deployment.parity.result import ParityReport
+from lightning_robust.deployment.parity.scale import decoder_of
 from lightning_robust.deployment.pixels import catalogue
 from lightning_robust.deployment.pixels.names import Names
 from lightning_robust.harness.logging import add_layout
@@ -77,7 +78,7 @@ class DeploymentParityCallback(CalibratedDiagnostic):
             ``mean`` of the Trainer's data module if it has one, else 0.
         std: Standard deviation that the pixels were normalised with; None takes the data module's, else 1.
         input_key: Which part of a batch goes into ``forward``: position, name or list; None infers it by signature.
-        decode: Method of the LightningModule that turns outputs into named values; None for no task units.
+        decode: Method of the module, or an installed decoder, that names the values in outputs; None for no task units.
         tolerance: ``"<target>"`` or ``"<target>/<metric>"`` -> largest allowed value; or a budget file. None takes
             the defaults of ``lightning_robust.deployment.parity.verdict.DEFAULT_TOLERANCES``.
         on_violation: What to do beyond a tolerance: ``"log"``, ``"warn"``, ``"stop"`` the training, or ``"raise"``.
@@ -155,7 +156,7 @@ class DeploymentParityCallback(CalibratedDiagnostic):
         """Refuse what cannot work and say at once which targets are missing here."""
         super().setup(trainer, pl_module, stage)
         named = self.targets if isinstance(self.targets, list) else []
-        add_layout(trainer, "deployment parity", charts(hasattr(pl_module, self.decode or ""), named))
+        add_layout(trainer, "deployment parity", charts(decoder_of(pl_module, self.decode) is not None, named))
         self._told = missing_targets(trainer, self.guard, available(named, self.engines), self.engines)
         for name, reason in self._told.items():
             error = TargetError(f"{name} cannot be measured here: {reason}")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_robust.decoding.alignment import Decoded
 from lightning_robust.deployment.parity.readout import Values
-from lightning_robust.deployment.parity.scale import Known, Task, Truth, masks
+from lightning_robust.deployment.parity.scale import Known, Task, Truth, decoder_of, masks
 from lightning_robust.harness.samples import FirstInputs
 
 _ON_BATCHES = ("known", "truth")
@@ -27,10 +27,11 @@ def task_of(module: nn.Module, decode: str | None, inputs: FirstInputs) -> Task:
 
     Args:
         module: The module, or a copy of it.
-        decode: Name of the method that turns outputs into named values; None, or one that it has not, for none.
+        decode: Name of the method that turns outputs into named values, or of an installed decoder; None, or one that
+            there is not, for none.
         inputs: The samples, with their whole batches if :func:`needs_whole_batches`.
     """
-    reads = getattr(module, decode, None) if decode else None
+    reads = decoder_of(module, decode)
     if reads is None:
         return Task()
     judge, label, moved = (getattr(module, name, None) for name in (*_ON_BATCHES, "moved"))

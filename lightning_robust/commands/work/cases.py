@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lightning_robust.commands.work.replay import Replayer
-from lightning_robust.deployment.engines.names import TARGET_NAMES
+from lightning_robust.deployment.engines.names import target_names
 from lightning_robust.deployment.pixels.names import Names
 from lightning_robust.deployment.replay.case_book import (
     Measure,
@@ -63,7 +63,7 @@ def measuring(replayer: Replayer, perturbed: Names | None) -> Measure:
 def limited_targets(limits: Iterable[str]) -> list[str]:
     """The targets that limits name."""
     subjects = {name.rpartition("/")[0] for name in limits}
-    return [name for name in TARGET_NAMES if name in subjects and name != PYTORCH]
+    return [name for name in target_names() if name in subjects and name != PYTORCH]
 
 
 def limit_case(case: Case, budget: Budget) -> Case:

@@ -21,6 +21,7 @@ from lightning_robust.deployment.golden import (
     write_golden,
 )
 from lightning_robust.deployment.graph.export import frozen_copy
+from lightning_robust.deployment.parity.scale import decoder_of
 from lightning_robust.harness.runs import InputCollector, load_data, load_module, validate_once
 from lightning_robust.json_values import jsonable
 from lightning_robust.tables import plain_table
@@ -38,7 +39,7 @@ class Exact(NamedTuple):
 def read_exact(ckpt: str, config: str | None, output: str, decode: str | None) -> Exact:
     """Read the golden file and the module of its checkpoint."""
     module = frozen_copy(load_module(ckpt, config))
-    return Exact(read_golden(output), module, getattr(module, decode, None) if decode else None)
+    return Exact(read_golden(output), module, decoder_of(module, decode))
 
 
 def check_dump(exact: Exact, check: str) -> GoldenReport:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from lightning_robust.checks import check_known
+from lightning_robust.extensions import extension_names
 
 TARGET_NAMES = (
     *("torch-fp32", "torch-fp16", "torch-bf16"),
@@ -17,6 +18,16 @@ TARGET_NAMES = (
 """``"<runtime>-<precision>"``, in the order of reports."""
 
 
+def target_names() -> tuple[str, ...]:
+    """The targets of this package, and those of installed packages (entry points ``lightning_robust.runtimes``).
+
+    Example:
+        >>> target_names()[:2]
+        ('torch-fp32', 'torch-fp16')
+    """
+    return (*TARGET_NAMES, *(name for name in extension_names("runtimes") if name not in TARGET_NAMES))
+
+
 def check_target_names(targets: Literal["auto"] | list[str]) -> None:
     """Refuse a name that is no target's.
 
@@ -27,4 +38,4 @@ def check_target_names(targets: Literal["auto"] | list[str]) -> None:
         >>> check_target_names(["emulated-fp16"])
     """
     if targets != "auto":
-        check_known("a target", targets, sorted(TARGET_NAMES))
+        check_known("a target", targets, sorted(target_names()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -11,12 +11,13 @@ from lightning_robust.deployment.engines.base import Runtime
 from lightning_robust.deployment.engines.deployed import DeployedRuntime, deployed_files
 from lightning_robust.deployment.engines.emulated import EmulatedInt8, EmulatedRuntime
 from lightning_robust.deployment.engines.graph_file import GraphFileRuntime
-from lightning_robust.deployment.engines.names import TARGET_NAMES
+from lightning_robust.deployment.engines.names import TARGET_NAMES, target_names
 from lightning_robust.deployment.engines.onnxruntime import OnnxRuntime, OnnxRuntimeInt8
 from lightning_robust.deployment.engines.openvino import OpenVINORuntime
 from lightning_robust.deployment.engines.settings import DEFAULTS, BuildSettings
 from lightning_robust.deployment.engines.tensorrt import EngineFileRuntime, TensorRTRuntime
 from lightning_robust.deployment.engines.torch import TorchRuntime
+from lightning_robust.extensions import require_extension
 
 _KINDS: dict[str, type[Runtime]] = {
     "torch": TorchRuntime,
@@ -42,18 +43,25 @@ def runtime(target: str) -> Runtime:
     """The runtime of a target's name.
 
     Args:
-        target: ``"<runtime>-<precision>"``, one of :data:`TARGETS`.
+        target: ``"<runtime>-<precision>"``, one of :data:`TARGETS` or of an installed package's.
 
     Raises:
         ValueError: For an unknown name; the message names the nearest.
+        ImportError: For a package's that cannot be imported.
 
     Example:
         >>> runtime("emulated-fp16").precision
         'fp16'
     """
-    check_known("a target", [target], sorted(TARGETS))
-    name, precision = target.rsplit("-", 1)
-    return TARGETS[target](name, precision)
+    check_known("a target", [target], sorted(target_names()))
+    name, _, precision = target.rpartition("-")
+    kind = TARGETS.get(target) or require_extension("runtimes", target, _is_runtime, "a subclass of Runtime")
+    made: Runtime = kind(name, precision)
+    return made
+
+
+def _is_runtime(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, Runtime)
 
 
 def available(targets: Literal["auto"] | list[str], settings: BuildSettings = DEFAULTS) -> list[Runtime]:
@@ -61,7 +69,7 @@ def available(targets: Literal["auto"] | list[str], settings: BuildSettings = DE
 
     ``"auto"`` leaves out torch in half precision on a CPU, which the emulation covers at a lower cost, and
     ``emulated-fp16acc``, which takes ten times as long as ``emulated-fp16`` and more. It leaves out ``tensorrt-tf32``,
-    one more build for what ``emulated-tf32`` tells, and int8, which has to be calibrated.
+    one more build for what ``emulated-tf32`` tells, int8, which has to be calibrated, and runtimes of other packages.
 
     Args:
         targets: ``"auto"`` or names. A file that is deployed is measured whether it is named or not.

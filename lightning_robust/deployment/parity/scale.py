@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_robust.decoding.alignment import Decoded
 from lightning_robust.deployment.parity.distance import compare_outputs
 from lightning_robust.deployment.parity.readout import PLAIN_UNIT, Readout, Values
+from lightning_robust.extensions import extension_names, require_extension
 from lightning_robust.structures import rebuild
 
 Decode = Callable[[Any], Values]
@@ -28,6 +29,22 @@ Truth = Callable[[slice], Values]
 CONFIDENCE = "confidence"
 """The decoded value that is no value of the task but the probability of the others, each point's or each sample's."""
 _SURE = 0.5
+
+
+def decoder_of(module: nn.Module, name: str | None) -> Any:
+    """The method of a module that decodes its outputs, else the installed package's of that name, else None.
+
+    Args:
+        module: The module.
+        name: Of the method, or of an entry point ``lightning_robust.decoders``: a function of what ``forward`` returns.
+
+    Raises:
+        ImportError: For an installed one that cannot be imported.
+    """
+    method = getattr(module, name, None) if name else None
+    if method is None and name in extension_names("decoders"):
+        return require_extension("decoders", str(name), callable, "a function")
+    return method
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ result does not depend on its batch.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ from lightning_robust.deployment.pixels.operations import (
     wrong_matrix,
     wrong_range,
 )
+from lightning_robust.extensions import load_extensions
 
 Pixels = Callable[[Tensor], Tensor]
 Severity = Literal["mild", "typical", "severe"]
@@ -81,7 +82,7 @@ class Perturbation:
 
 
 def perturbations(names: Names = "typical") -> tuple[Perturbation, ...]:
-    """Entries of the catalogue, in its order.
+    """Entries of the catalogue, in its order, then those of installed packages.
 
     Args:
         names: ``"typical"`` (one or a few of each kind), ``"all"``, ``"none"``, or names of entries and of families.
@@ -97,16 +98,27 @@ def perturbations(names: Names = "typical") -> tuple[Perturbation, ...]:
     if names == "none":
         return ()
     if names == "all":
-        return tuple(CATALOGUE.values())
+        return tuple(_with_packages().values())
     if names == "typical":
-        return tuple(entry for entry in CATALOGUE.values() if entry.severity == "typical")
+        return tuple(entry for entry in _with_packages().values() if entry.severity == "typical")
     return _select([names] if isinstance(names, str) else names)
 
 
 def _select(names: list[str]) -> tuple[Perturbation, ...]:
     check_perturbation_names(names)
-    families = {name for name in names if name not in CATALOGUE}
-    return tuple(entry for name, entry in CATALOGUE.items() if name in names or entry.family in families)
+    known = _with_packages()
+    families = {name for name in names if name not in known}
+    return tuple(entry for name, entry in known.items() if name in names or entry.family in families)
+
+
+def _with_packages() -> dict[str, Perturbation]:
+    """The catalogue, and the entry points ``lightning_robust.perturbations``, which replace none of its entries."""
+    found = load_extensions("perturbations", _is_perturbation, "a Perturbation")
+    return CATALOGUE | {name: replace(entry, name=name) for name, entry in found.items() if name not in CATALOGUE}
+
+
+def _is_perturbation(value: Any) -> bool:
+    return isinstance(value, Perturbation)
 
 
 _TRAINED_RESIZE = partial(resize, filter="antialias")

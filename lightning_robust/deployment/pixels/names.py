@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from lightning_robust.checks import check_known
+from lightning_robust.extensions import extension_names
 
 Names = Literal["typical", "all", "none"] | list[str]
 FAMILIES: dict[str, tuple[str, ...]] = {
@@ -27,7 +28,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 
 
 def check_perturbation_names(names: Names) -> None:
-    """Refuse a name that is neither a perturbation's nor a family's.
+    """Refuse a name that is neither a perturbation's, an installed package's included, nor a family's.
 
     Raises:
         ValueError: For an unknown name, of which the message names the nearest, or none at all.
@@ -39,7 +40,8 @@ def check_perturbation_names(names: Names) -> None:
     if not names:
         raise ValueError(f"Expected perturbations, or 'none' to say so, but got {names!r}.")
     if names not in ("typical", "all", "none"):
-        known = [*(name for family in FAMILIES.values() for name in family), *FAMILIES]
+        own = (name for family in FAMILIES.values() for name in family)
+        known = [*own, *FAMILIES, *extension_names("perturbations")]
         check_known(
             "perturbations 'typical', 'all', 'none' or names", [names] if isinstance(names, str) else names, known
         )

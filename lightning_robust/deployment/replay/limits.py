@@ -10,8 +10,9 @@ import reprlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lightning_robust.deployment.engines.names import TARGET_NAMES
+from lightning_robust.deployment.engines.names import target_names
 from lightning_robust.deployment.pixels.names import FAMILIES
+from lightning_robust.extensions import extension_names
 from lightning_robust.gate.budget import read_limit
 from lightning_robust.suggest import did_you_mean
 
@@ -66,7 +67,7 @@ def replay_key(key: str) -> str:
     """
     subject, slash, metric = key.rpartition("/")
     metric = f"{metric}_px" if metric in _PIXELS else metric
-    subjects = [*TARGET_NAMES, *PERTURBATION_NAMES]
+    subjects = [*target_names(), *PERTURBATION_NAMES, *extension_names("perturbations")]
     if slash and subject not in subjects:
         raise ValueError(f"expected a target or a perturbation, but got {subject!r}.{did_you_mean(subject, subjects)}")
     if metric not in METRICS:

@@ -13,7 +13,7 @@ from lightning_robust.complaints import one_line
 from lightning_robust.deployment.engines import run_module
 from lightning_robust.deployment.graph.export import frozen_copy
 from lightning_robust.deployment.parity.readout import Readout, Values
-from lightning_robust.deployment.parity.scale import Scale
+from lightning_robust.deployment.parity.scale import Scale, decoder_of
 from lightning_robust.structures import flatten
 
 
@@ -79,7 +79,7 @@ class LineFinder:
 
     def __init__(self, module: nn.Module, value: str | None, decode: str = "decode") -> None:
         for method, template in (("preprocess", _PREPROCESS), (decode, _DECODE.format(decode))):
-            if not callable(getattr(module, method, None)):
+            if not callable(decoder_of(module, method) if method == decode else getattr(module, method, None)):
                 raise TypeError(
                     f"Expected {type(module).__name__} to have a method `{method}`, but it has none. Write `{template}`"
                 )
@@ -105,7 +105,7 @@ class LineFinder:
     def run(self, args: tuple[Any, ...]) -> list[Tensor]:
         """Flattened outputs of PyTorch in fp32."""
         if self._scale is None:
-            self._scale = Scale(self.module, args, getattr(self.module, self.decode))
+            self._scale = Scale(self.module, args, decoder_of(self.module, self.decode))
         return run_module(self.module, args)
 
     def lines(self, outputs: list[Tensor]) -> Lines:
