@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -130,31 +128,17 @@ class ResNet18(ImageClassifier):
         return x.mean((2, 3))
 
 
-class Initialised(RobustImageClassifier):
-    """The demo's classifier from another start than PyTorch's.
+class PretrainedByRotation(RobustImageClassifier):
+    """The demo's classifier whose trunk first learns to tell four rotations of the training pictures apart.
 
-    Args:
-        init: ``"kaiming"``: normal, by fan in, no bias (He et al. 2015). ``"orthogonal"``: with the gain of a rectifier
-            (Saxe et al. 2014). ``"small"``: PyTorch's, a tenth as large. ``"rotation"``: the trunk trained for three
-            epochs to tell four rotations of the training pictures apart, without labels (Gidaris et al. 2018).
-        **kwargs: As of :class:`RobustImageClassifier`.
+    Three epochs, without labels (Gidaris et al. 2018); arguments as of :class:`RobustImageClassifier`.
     """
-
-    def __init__(self, *, init: Literal["kaiming", "orthogonal", "small", "rotation"], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.init = init
-        for part in self.modules():
-            if isinstance(part, nn.Conv2d | nn.Linear) and init != "rotation":
-                _STARTS[init](part.weight)
-                if part.bias is not None:
-                    nn.init.zeros_(part.bias)
 
     def on_fit_start(self) -> None:
         """Train the trunk on rotations."""
         super().on_fit_start()
-        if self.init == "rotation":
-            data = FashionMNISTData(num_train=self.trainer.datamodule.num_train)
-            quiet_trainer([], max_epochs=3).fit(Rotations(self.trunk, self.head.in_features), data)
+        data = FashionMNISTData(num_train=self.trainer.datamodule.num_train)
+        quiet_trainer([], max_epochs=3).fit(Rotations(self.trunk, self.head.in_features), data)
 
 
 class Rotations(pl.LightningModule):
@@ -172,10 +156,3 @@ class Rotations(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW."""
         return torch.optim.AdamW(self.parameters(), 1e-3)
-
-
-_STARTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "kaiming": functools.partial(nn.init.kaiming_normal_, nonlinearity="relu"),
-    "orthogonal": functools.partial(nn.init.orthogonal_, gain=2**0.5),
-    "small": lambda weight: weight.data.mul_(0.1),
-}

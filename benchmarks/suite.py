@@ -55,15 +55,11 @@ ROWS = {
     "FGSM-RS, EMA": [*FGSM, *EMA],
     "FGSM-RS, RegMixup": [*FGSM, *REGMIXUP],
     "RegMixup, EMA": [*REGMIXUP, *EMA],
-    **{
-        f"start: {told}": ["--model=models.Initialised", f"--model.init={init}"]
-        for init, told in {
-            "kaiming": "Kaiming",
-            "orthogonal": "orthogonal",
-            "small": "a tenth of PyTorch's",
-            "rotation": "pretrained by rotation",
-        }.items()
-    },
+    "start: Kaiming": ["--initialise=kaiming"],
+    "start: orthogonal": ["--initialise=orthogonal"],
+    "start: a tenth of PyTorch's": ["--initialise=small"],
+    "start: LSUV": ["--initialise=lsuv"],
+    "start: pretrained by rotation": ["--model=models.PretrainedByRotation"],
     "ambient layers rewound": [f"--layer_criticality.{setting}" for setting in REWIND],
 }
 COLUMNS: Columns = {
