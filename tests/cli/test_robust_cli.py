@@ -8,8 +8,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 
 from lightning_robust import DeploymentParityCallback
-from lightning_robust.cli import RobustCLI, Slot, main, training_parser
+from lightning_robust.cli import RobustCLI, Slot, main
 from lightning_robust.cli import robust_cli as cli_module
+from lightning_robust.cli import techniques as techniques_module
 
 MODEL = ["--seed_everything=0", "--model=tests.boring.Boring"]
 
@@ -23,8 +24,7 @@ def techniques(cli):
 
 
 def set_techniques(monkeypatch, *slots):
-    for module in (cli_module, training_parser):
-        monkeypatch.setattr(module, "TECHNIQUES", slots)
+    monkeypatch.setattr(techniques_module, "TECHNIQUES", slots)
 
 
 class Alpha(Callback):
