@@ -4,7 +4,7 @@
 # make lint    format, lint and types
 # make docs    the site in docs/_build/index.html; a warning is an error
 # make bench   the suite and speed side by side, an hour; RECORDING=solidWhiteRight.mp4 tests lanes on that, an hour more
-# make headlines  what the papers state, on small data, and the other tables of benchmarks/RESULTS.md; hours;
+# make headlines  what the papers state, on small data, and the other tables of docs/results; hours;
 #                 ARCHIVE=cifar10-jpeg.tar.gz measures real decoders and resizers on that, some hours more
 # Each makes .venv at the first use. EXTRAS adds to what is installed, e.g. EXTRAS=dev,rtx,sweep,foreign.
 

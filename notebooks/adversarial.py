@@ -204,7 +204,7 @@ plt.show()
 # %% [markdown]
 # ## What it buys when measured in earnest
 #
-# From benchmarks/RESULTS.md, median of three seeds, Fashion-MNIST, per cent. Attacked at eps 0.1 (a larger radius than here):
+# From docs/results/adversarial.md, median of three seeds, Fashion-MNIST, per cent. Attacked at eps 0.1 (a larger radius than here):
 #
 # | training (epochs, all pictures) | clean | FGSM | PGD-40 |
 # | --- | --- | --- | --- |

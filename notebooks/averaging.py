@@ -163,7 +163,7 @@ plt.show()
 # %% [markdown]
 # ## What it buys when measured in earnest
 #
-# From benchmarks/RESULTS.md: 10,000 pictures of Fashion-MNIST, 15 epochs, three seeds, accuracy on the test pictures.
+# From docs/results/averaging.md: 10,000 pictures of Fashion-MNIST, 15 epochs, three seeds, accuracy on the test pictures.
 #
 # | | % |
 # | --- | --- |

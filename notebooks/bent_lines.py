@@ -242,7 +242,7 @@ for title, checked in (("as trained", report), ("with the list", repaired)):
 # The numbers here are those of a detector that was trained for seconds and then spoiled. The demo model, sound and trained
 # for four epochs on 6,000 pictures, moves by 0.63 px in fp16 (99th percentile of 16 rendered pictures), by 12 to 41 px
 # with another resize filter and by 49 px with BGR; on it seven nodes of the soft-argmax take 0.55 px to 0.05
-# (benchmarks/RESULTS.md).
+# (docs/results/lanes.md).
 
 # %%
 assert torch.equal(before, after)

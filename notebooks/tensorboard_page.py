@@ -179,7 +179,7 @@ show("val/lanes", width=6.0)
 # ## Which tag to monitor
 #
 # `ModelCheckpoint(monitor="parity/emulated-fp16/lateral_px_known_p99", auto_insert_metric_name=False)` keeps the epoch that deploys
-# best. The demo model after four epochs on 6,000 pictures (benchmarks/RESULTS.md): onnxruntime-fp32 8.3e-5, emulated-tf32
+# best. The demo model after four epochs on 6,000 pictures (docs/results/lanes.md): onnxruntime-fp32 8.3e-5, emulated-tf32
 # 0.033, emulated-fp16 0.63 px; resize_bilinear 12, resize_nearest 41, BGR 49 px.
 
 # %%
