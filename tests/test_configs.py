@@ -151,7 +151,7 @@ def test_lazy_sweep_runs(tmp_path, monkeypatch):
     if not DEBIAN.is_dir():
         pytest.skip("Fashion-MNIST is not installed (apt-get install dataset-fashion-mnist)")
     monkeypatch.chdir(tmp_path)
-    trials = plan(read_settings(ROOT / "sweeps" / "lazy.yaml"), Sweep)
+    trials = plan(read_settings(ROOT / "sweeps" / "lazy.yaml", Sweep))
     assert len({trial.config for trial in trials}) == 24
     (tmp_path / "trial.yaml").write_text(trials[-1].config)
     few = ["--data.num_train=256", "--trainer.max_epochs=1", "--lazy_training.every_n_epochs=1"]
@@ -168,7 +168,7 @@ def test_sweep_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     few = ["--data.num_train=64", "--data.batch_size=16"]
     RobustCLI(args=["fit", f"--config={ROOT / 'fashion_mnist_sgd.yaml'}", *few, "--trainer.max_epochs=1"])
-    trials = plan(read_settings(ROOT / "sweeps" / "soup.yaml"), Sweep)
+    trials = plan(read_settings(ROOT / "sweeps" / "soup.yaml", Sweep))
     assert len({trial.config for trial in trials}) == 8
     (tmp_path / "trial.yaml").write_text(trials[-1].config)
     cli = RobustCLI(args=["fit", "--config=trial.yaml", *few, "--trainer.fast_dev_run=true"])

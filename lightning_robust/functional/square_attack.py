@@ -62,8 +62,9 @@ def square_attack(
             than one query, or inputs outside ``bounds``.
 
     Example:
-        >>> x = torch.zeros(1, 1, 4, 4)
-        >>> bool((square_attack(lambda z: z.sum((1, 2, 3)), x, 0.5, queries=100) == 0.5).float().mean() > 0.9)
+        >>> x, draws = torch.zeros(1, 1, 4, 4), torch.Generator().manual_seed(0)
+        >>> found = square_attack(lambda z: z.sum((1, 2, 3)), x, 0.5, queries=200, generator=draws)
+        >>> bool((found == 0.5).float().mean() > 0.9)
         True
     """
     require_attackable(inputs, queries, 1)

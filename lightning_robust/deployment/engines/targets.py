@@ -53,7 +53,7 @@ def runtime(target: str) -> Runtime:
         >>> runtime("emulated-fp16").precision
         'fp16'
     """
-    check_known("a target", [target], sorted(target_names()))
+    check_known("a target", [target], sorted({*target_names(), *TARGETS}))
     name, _, precision = target.rpartition("-")
     kind = TARGETS.get(target) or require_extension("runtimes", target, _is_runtime, "a subclass of Runtime")
     made: Runtime = kind(name, precision)
