@@ -100,6 +100,21 @@ def check_file(what: str, path: str | Path | None) -> None:
         raise PermissionError(f"Expected {what} at {path}, but this user may not read it.")
 
 
+def check_new_folder(folder: Path) -> None:
+    """Refuse a folder that holds something, or a file in its place.
+
+    Raises:
+        ValueError: If it is neither missing nor empty.
+
+    Example:
+        >>> check_new_folder(Path(__file__))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: Expected a new or an empty folder, but got ... Name another with --output.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"Expected a new or an empty folder, but got {folder}. Name another with --output.")
+
+
 def check_output_folder(path: str | Path) -> None:
     """Refuse a folder that results could not be written into, before the work for them begins; makes nothing.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lightning_robust.checks import check_positive
+from lightning_robust.checks import check_new_folder, check_positive
 from lightning_robust.sweeps.file import Sweep, read_settings
 
 
@@ -32,8 +32,7 @@ def sweep(
     settings = read_settings(file, Sweep)
     check_positive(cpus=cpus)
     folder = Path(output or Path("sweeps") / Path(file).stem).resolve()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"Expected a new or an empty folder, but got {folder}. Name another with --output.")
+    check_new_folder(folder)
 
     from lightning_robust.commands.work.sweep import cook, report, soup_arguments
     from lightning_robust.sweeps.ray import require_ray, run_trials

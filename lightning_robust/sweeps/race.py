@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 
+from lightning_robust.checks import check_new_folder
 from lightning_robust.json_values import jsonable
 from lightning_robust.sweeps.choice import Choice
 from lightning_robust.sweeps.halving import Lead, Round, leads, plan_rounds, survivors
@@ -85,8 +86,9 @@ class Race:
         epochs = _epochs_of(choice)
         self.rounds = plan_rounds(len(choice.candidates), epochs, choice.seeds, choice.budget, choice.reduction)
         self.whole = Round(len(choice.candidates), epochs, choice.seeds)
+        self._configs: dict[tuple[str, int, int], str] = {}
         for name in choice.candidates:
-            self._config(name, 0, 1)
+            self._config(name, 0, self.rounds[0].epochs)
         _open(folder, choice)
 
     def run(self) -> Outcome:
@@ -164,8 +166,12 @@ class Race:
         return f"has no finite number for {', '.join(missing)} with seed {trial.values['seed']}" if missing else ""
 
     def _config(self, name: str, seed: int, epochs: int) -> str:
-        values = self.choice.candidates[name] | {"trainer.max_epochs": epochs, "seed_everything": seed}
-        return complete(self.choice.configs, values, f"Candidate {name}")
+        """The whole configuration of a training; parsed once, though it is asked for to be checked and to be run."""
+        key = name, seed, epochs
+        if key not in self._configs:
+            values = self.choice.candidates[name] | {"trainer.max_epochs": epochs, "seed_everything": seed}
+            self._configs[key] = complete(self.choice.configs, values, f"Candidate {name}")
+        return self._configs[key]
 
 
 def _epochs_of(choice: Choice) -> int:
@@ -188,8 +194,7 @@ def _open(folder: Path, choice: Choice) -> None:
             )
         print(f"Going on with the race in {folder}")
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"Expected a new or an empty folder, but got {folder}. Name another with --output.")
+    check_new_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(asked, indent=2), encoding="utf-8")
 
