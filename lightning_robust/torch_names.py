@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +14,10 @@ from torch.nn.modules.conv import _ConvNd as AnyConvolution
 __all__ = [
     "AnyBatchNorm",
     "AnyConvolution",
+    "hook_dicts",
     "is_compiled",
+    "is_hook_of_sharding",
+    "is_state_of_sharding",
     "lerp_all_",
     "original_of_compiled",
     "version_of",
@@ -79,3 +84,39 @@ def is_compiled(module: nn.Module) -> bool:
         original_of_compiled(part) is not None or getattr(part, "_compiled_call_impl", None) is not None
         for part in module.modules()
     )
+
+
+def is_state_of_sharding(thing: object) -> bool:
+    """Whether this is what ``fully_shard`` keeps of a module, whose methods are its hooks.
+
+    Example:
+        >>> is_state_of_sharding(nn.Linear(2, 2))
+        False
+    """
+    home = sys.modules.get("torch.distributed.fsdp._fully_shard._fsdp_state")
+    return home is not None and isinstance(thing, home.FSDPState)
+
+
+def is_hook_of_sharding(hook: Any) -> bool:
+    """Whether a module has this hook from ``fully_shard``.
+
+    Example:
+        >>> is_hook_of_sharding(print)
+        False
+    """
+    call = getattr(hook, "hook", hook)  # a hook for loading stands in an object
+    owner = getattr(call, "__self__", None)
+    return getattr(call if owner is None else type(owner), "__module__", "").startswith("torch.distributed.fsdp.")
+
+
+def hook_dicts(module: nn.Module) -> list[dict[int, Any]]:
+    """All that a module calls around ``forward`` and its state dict, in the dicts that it keeps them in.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> _ = layer.register_forward_hook(print)
+        >>> [len(hooks) for hooks in hook_dicts(layer)]
+        [0, 1, 0, 0, 0, 0]
+    """
+    around = [module._forward_pre_hooks, module._forward_hooks, module._state_dict_pre_hooks, module._state_dict_hooks]
+    return [*around, module._load_state_dict_pre_hooks, module._load_state_dict_post_hooks]

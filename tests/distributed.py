@@ -2,12 +2,17 @@
 
 import os
 import signal
+import socket
+import traceback
 from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.utils.data import DataLoader, TensorDataset
+
+from tests.boring import quick_context
 
 
 class Deterministic(pl.LightningModule):
@@ -69,3 +74,76 @@ class Fragile(Deterministic):
         log.write_text(" ".join([*begun, str(self.current_epoch)]))
         if self.current_epoch == 1 and (self.dies == "always" or (self.dies == "once" and "1" not in begun)):
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Sharded(pl.LightningModule):
+    """A classifier whose layers FSDP2 shards where there are several ranks; their sizes fit no number of them."""
+
+    def __init__(self, lr: float = 0.1, *, batchnorm: bool = True):
+        super().__init__()
+        torch.manual_seed(0)
+        middle = [nn.BatchNorm1d(7)] if batchnorm else []
+        self.net = nn.Sequential(nn.Linear(5, 7), *middle, nn.Tanh(), nn.Linear(7, 7), nn.Tanh(), nn.Linear(7, 3))
+        self.lr = lr
+
+    def configure_model(self):
+        if self.device_mesh is not None and not isinstance(self.net, FSDPModule):
+            mesh = self.device_mesh["data_parallel"]
+            fully_shard(self.net[0], mesh=mesh)
+            # with the layers that are left, whose weights FSDP2 keeps whole after a validation
+            fully_shard(self.net, mesh=mesh)
+
+    def forward(self, inputs):
+        return self.net(inputs)
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/loss", nn.functional.cross_entropy(self(batch[0]), batch[1]), sync_dist=True)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), self.lr, momentum=0.9)
+
+    def train_dataloader(self):
+        """48 samples in two steps; ranks take every second or third, so that their mean is that of all."""
+        generator = torch.Generator().manual_seed(1)
+        inputs, labels = torch.randn(48, 5, generator=generator), torch.randint(0, 3, (48,), generator=generator)
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        return DataLoader(TensorDataset(inputs[rank::world], labels[rank::world]), 24 // world)
+
+    val_dataloader = train_dataloader
+
+
+def _on_rank(rank: int, world: int, port: int, folder: str, work, args) -> None:
+    given = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": world}
+    os.environ.update({name: str(value) for name, value in given.items()})
+    torch.set_num_threads(1)
+    try:
+        result = work(*args)
+    except Exception as error:
+        result = f"{type(error).__name__}: {error}"
+        traceback.print_exc()
+    torch.save(result, Path(folder) / f"result{rank}.pt")
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def on_ranks(world: int, folder: Path, work, *args) -> list:
+    """What a function returns on each of several ranks that find each other over gloo; errors as text."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = quick_context()
+    ranks = [
+        context.Process(target=_on_rank, args=(rank, world, port, str(folder), work, args)) for rank in range(world)
+    ]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(120)
+        if rank.is_alive():
+            rank.kill()
+    codes = [rank.exitcode for rank in ranks]
+    assert codes == [0] * world, f"the ranks ended with {codes}"
+    return [torch.load(folder / f"result{rank}.pt", weights_only=False) for rank in range(world)]

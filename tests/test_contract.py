@@ -581,7 +581,7 @@ def test_rejects_sharded_strategies(technique, tmp_path, monkeypatch):
     monkeypatch.setattr(type(trainer), "strategy", FSDPStrategy())
     (callbacks, module) = technique.parts()
     module.trainer = trainer
-    with pytest.raises(MisconfigurationException, match=r"Use strategy='ddp'"):
+    with pytest.raises(MisconfigurationException, match=r"strategy='ddp'"):
         callbacks[0].setup(trainer, module, "fit") if callbacks else module.setup("fit")
 
 

@@ -23,13 +23,13 @@ from lightning_robust.functional.averaging import State
 from lightning_robust.functional.batchnorm import batchnorm_layers
 from lightning_robust.functional.weights import Weights
 from lightning_robust.harness.bn_refresh import refresh_statistics
-from lightning_robust.harness.checkpoints import save_weights
 from lightning_robust.harness.closing import warn
 from lightning_robust.harness.evaluate import Evaluator, pick
 from lightning_robust.harness.inputs import require_inputs
 from lightning_robust.harness.load_hook import StartKeeper
 from lightning_robust.harness.memory import require_reversible
 from lightning_robust.harness.ranks import Guard, agreed, describe_error
+from lightning_robust.harness.saving import save_weights
 from lightning_robust.harness.trainers import find_callbacks, is_fast_dev_run
 from lightning_robust.progress import Progress
 from lightning_robust.structures import Key

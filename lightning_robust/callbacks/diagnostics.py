@@ -103,13 +103,15 @@ class DiagnosticCallback(pl.Callback):
 
     Args:
         on_failure: ``"warn"``, or ``"raise"``.
+        gathers: Whether it gathers the whole weights of a module that FSDP2 has sharded.
 
     Raises:
         MisconfigurationException: In ``setup``, under strategies in which no rank holds the whole model.
     """
 
-    def __init__(self, on_failure: Literal["warn", "raise"] = "warn") -> None:
+    def __init__(self, on_failure: Literal["warn", "raise"] = "warn", *, gathers: bool = False) -> None:
         super().__init__()
+        self._gathers = gathers
         self.on_failure = on_failure
         self.guard = Guard(type(self).__name__, on_failure)
 
@@ -118,7 +120,7 @@ class DiagnosticCallback(pl.Callback):
         """Refuse strategies that shard the weights, and forget the warnings of an earlier fit."""
         super().setup(trainer, pl_module, stage)
         join_summary(trainer)
-        refuse_sharded(trainer, type(self).__name__)
+        refuse_sharded(trainer, type(self).__name__, by_dtensors=self._gathers)
         self.guard.reset()
 
     @override

@@ -112,6 +112,13 @@ from lightning_robust.functional.rotation import rotate_each as rotate_each
 from lightning_robust.functional.rotation import rotate_quadrants as rotate_quadrants
 from lightning_robust.functional.rotation import rotation_anomaly as rotation_anomaly
 from lightning_robust.functional.rotation import square as square
+from lightning_robust.functional.shards import as_part as as_part
+from lightning_robust.functional.shards import gathered as gathered
+from lightning_robust.functional.shards import is_distributed as is_distributed
+from lightning_robust.functional.shards import own_part as own_part
+from lightning_robust.functional.shards import part_of as part_of
+from lightning_robust.functional.shards import reshard as reshard
+from lightning_robust.functional.shards import sharded_modules as sharded_modules
 from lightning_robust.functional.sharpness import Curvature as Curvature
 from lightning_robust.functional.sharpness import hessian_product as hessian_product
 from lightning_robust.functional.sharpness import largest_curvature as largest_curvature

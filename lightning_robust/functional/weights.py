@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_robust.functional.averaging import require_same
+from lightning_robust.functional.shards import gathered, is_distributed, own_part, reshard
 from lightning_robust.torch_names import is_compiled
 
 
@@ -19,7 +20,8 @@ class Weights:
 
     Tied tensors appear once, under their first name. Exchanging moves no data: parameters and buffers are pointed at
     the other tensors and back. Where that would be wrong (subclasses of tensors; compiled modules, whose graphs may
-    hold addresses) or impossible (another type or device), values are copied instead.
+    hold addresses) or impossible (another type or device), values are copied instead. Of a tensor that lies on several
+    ranks (FSDP2) it is the part of this rank that is averaged and exchanged, without communication.
 
     Args:
         module: The module. Buffers that are not saved in its ``state_dict`` are left alone.
@@ -40,22 +42,34 @@ class Weights:
 
     def __init__(self, module: nn.Module, only: Collection[str] | None = None) -> None:
         self._module = module
+        reshard(module)
         chosen = set(module.state_dict() if only is None else only)
         parameters = {name: tensor for name, tensor in module.named_parameters() if name in chosen}
         buffers = [name for name, _ in module.named_buffers() if name in chosen]
         self.names = [*parameters, *buffers]
         self._parameters: list[Tensor] = list(parameters.values())
         self._owners = [_owner(module, name) for name in buffers]
-        if not any(map(torch.is_floating_point, self.tensors())):
+        if not any(map(torch.is_floating_point, self.live())):
             raise ValueError(
                 f"Expected floating-point parameters or buffers in {type(module).__name__}, but it has none: there is "
                 "nothing to average. Take weight averaging out of its callbacks."
             )
-        self._plain = not is_compiled(module) and set(map(type, self.tensors())) <= {Tensor, nn.Parameter}
+        self._plain = not is_compiled(module) and set(map(type, self.live())) <= {Tensor, nn.Parameter}
+        self._sharded = any(map(is_distributed, self.live()))
+
+    def live(self) -> list[Tensor]:
+        """The module's own tensors; buffers are looked up at every call, since modules may replace them."""
+        return [*self._parameters, *(getattr(owner, name) for owner, name in self._owners)]
 
     def tensors(self) -> list[Tensor]:
-        """The live tensors; buffers are looked up at every call, since modules may replace them."""
-        return [*self._parameters, *(getattr(owner, name) for owner, name in self._owners)]
+        """What this rank holds of :meth:`live`: the same tensors, unless they are sharded."""
+        return list(map(own_part, self.live())) if self._sharded else self.live()
+
+    def by_every_name(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Values in the order of :meth:`tensors` by the names of the module's ``state_dict``, tied ones by each."""
+        first = {id(live): value for live, value in zip(self.live(), values, strict=True)}
+        named = [f(remove_duplicate=False) for f in (self._module.named_parameters, self._module.named_buffers)]
+        return {name: first[id(live)] for name, live in (*named[0], *named[1]) if id(live) in first}
 
     @contextmanager
     def exchanged(self, values: Sequence[Tensor]) -> Iterator[None]:
@@ -77,6 +91,8 @@ class Weights:
             else:
                 held.append(live.detach().clone())
                 live.copy_(value)
+        if self._sharded:
+            reshard(self._module)
         return held
 
     @torch.no_grad()
@@ -87,6 +103,8 @@ class Weights:
                 live.data = tensor
             else:
                 live.copy_(tensor)
+        if self._sharded:
+            reshard(self._module)
 
     @torch.no_grad()
     def read_buffers(self, values: Sequence[Tensor]) -> None:
@@ -98,10 +116,17 @@ class Weights:
             elif live.data_ptr() != value.data_ptr():
                 value.copy_(live)
 
-    def state_dict(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The module's ``state_dict`` as it would be with ``values``; shares memory with them where it can."""
+    def state_dict(
+        self, values: Sequence[Tensor], read: Callable[[], dict[str, Tensor]] | None = None
+    ) -> dict[str, Tensor]:
+        """The module's ``state_dict`` as it would be with ``values``; shares memory with them where it can.
+
+        Args:
+            values: In the order of :meth:`tensors`.
+            read: Reads the state; ``state_dict`` of the module by default.
+        """
         with self.exchanged(values):
-            state = self._module.state_dict()
+            state = (read or self._module.state_dict)()
             if self._plain:
                 return state
             return {key: item.detach().clone() if isinstance(item, Tensor) else item for key, item in state.items()}
@@ -121,8 +146,14 @@ def awaits_first_pass(module: nn.Module) -> bool:
     return any(is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers()))
 
 
-def state_on_cpu(module: nn.Module) -> dict[str, Tensor]:
+def state_on_cpu(module: nn.Module, *, keep: bool = True) -> dict[str, Tensor]:
     """A copy of the module's ``state_dict`` in the memory of the CPU.
+
+    Of sharded weights it is the whole tensors, gathered one by one.
+
+    Args:
+        module: The module.
+        keep: Whether this rank wants it. Where weights are sharded the others have to call it too, and get nothing.
 
     Example:
         >>> layer = nn.Linear(1, 1, bias=False)
@@ -131,7 +162,12 @@ def state_on_cpu(module: nn.Module) -> dict[str, Tensor]:
         >>> round((layer.weight - state["weight"]).item(), 4)
         1.0
     """
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in module.state_dict().items()}
+    state = {}
+    for name, tensor in module.state_dict().items():
+        whole = gathered(tensor)
+        if keep:
+            state[name] = whole.to("cpu", copy=True)
+    return state
 
 
 def load_same(module: nn.Module, state: Mapping[str, Tensor], name: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import io
 import pickle
 import re
 import zipfile
@@ -12,14 +11,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
 from lightning_robust.functional.averaging import State
-from lightning_robust.harness.ranks import agreed
-from lightning_robust.harness.replacement import replaced
-from lightning_robust.harness.trainers import data_module
+from lightning_robust.harness.kept_checkpoints import is_checkpoint
+from lightning_robust.harness.sharded_checkpoints import (
+    AVERAGES,
+    META,
+    digest_of_folder,
+    is_sharded_checkpoint,
+    names_of_averages,
+    read_whole,
+)
 
 RAW_KEY = "raw_state_dict"
 """Key of the weights that training continues from, in a full checkpoint of SWACallback."""
@@ -49,13 +53,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """All that a file of weights holds, memory-mapped; what the file is is read off its content, not its name.
 
     Args:
-        path: What ``torch.save`` wrote, or safetensors. Read with ``weights_only=True``: nothing in it is run.
+        path: What ``torch.save`` wrote, or safetensors; or a folder that sharded training wrote, whose weights are
+            read into memory. Read with ``weights_only=True``: nothing in it is run.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is a folder, damaged, or holds other Python objects than tensors and plain values.
     """
     path = Path(path)
+    if is_sharded_checkpoint(path):
+        return {**_read_torch(path / META), "state_dict": read_whole(path)}
     if path.is_dir():
         raise ValueError(f"Expected a checkpoint at {path}, but it is a folder. Name a file in it.")
     if not path.is_file():
@@ -124,6 +131,8 @@ def load_averaged(path: str | Path, which: str = "averaged") -> State:
     """
     if which == "averaged":
         return read_state(path)
+    if is_sharded_checkpoint(path):
+        return _read_average_of_parts(Path(path), which)
     content = read_checkpoint(path)
     saved = content.get("callbacks", {}).get("SWACallback", {})
     known = {"averaged", *(["raw"] if RAW_KEY in content else []), *saved.get("averages", {})}
@@ -144,43 +153,22 @@ def load_averaged(path: str | Path, which: str = "averaged") -> State:
     return averaged
 
 
+def _read_average_of_parts(path: Path, which: str) -> State:
+    known = names_of_averages(path)
+    if which not in known:
+        raise ValueError(
+            f"Expected {which!r} in {path}, but it holds {['averaged', *known]}. Raw weights and further averages are "
+            "in full checkpoints of runs with SWACallback, from its first snapshot on."
+        )
+    return read_whole(path) | read_whole(path / AVERAGES, f"{which}/tensors/")
+
+
 def read_callback(path: str | Path, callback: str) -> dict[str, Any] | None:
     """The state of a callback in a full checkpoint; None in other files."""
-    if not Path(path).is_file():
+    if not is_checkpoint(Path(path)):
         return None
     state: dict[str, Any] | None = read_checkpoint(path).get("callbacks", {}).get(callback)
     return state
-
-
-def save_weights(trainer: pl.Trainer, path: str | Path) -> list[str]:
-    """Save the weights that the module holds, in a file that loads with ``weights_only=True`` and in Lightning.
-
-    Hyperparameters, and whatever else Lightning or the module adds, go along where they are plain values.
-
-    Returns:
-        The names of hyperparameters that were left out; ``load_from_checkpoint`` wants them as arguments.
-    """
-    module, left_out = trainer.lightning_module, []
-    original = module.on_save_checkpoint
-
-    def on_save_checkpoint(checkpoint: dict[str, Any]) -> None:
-        original(checkpoint)
-        left_out.extend(_leave_out_objects(checkpoint))
-
-    def save() -> None:
-        # the ranks meet in `agreed`, since one that cannot write would not come to Lightning's own barrier
-        alone = replaced(trainer.strategy, barrier=lambda *_, **__: None)
-        with alone, replaced(module, on_save_checkpoint=on_save_checkpoint):
-            trainer.save_checkpoint(path, weights_only=True)
-
-    agreed(trainer, save, "Writing weights")
-    return left_out
-
-
-def object_hyperparameters(trainer: pl.Trainer) -> list[str]:
-    """The hyperparameters of the module and the data module for which checkpoints do not load as weights only."""
-    owners = (trainer.lightning_module, data_module(trainer))
-    return [name for owner in owners if owner is not None for name in _objects_in(owner.hparams)]
 
 
 def expand(patterns: Sequence[str]) -> list[Path]:
@@ -191,7 +179,8 @@ def expand(patterns: Sequence[str]) -> list[Path]:
     """
     paths: dict[Path, None] = {}
     for pattern in patterns:
-        matches = [pattern] if Path(pattern).is_file() else glob.glob(pattern, recursive=True)
+        whole = Path(pattern).is_file() or is_sharded_checkpoint(pattern)
+        matches = [pattern] if whole else glob.glob(pattern, recursive=True)
         if not matches:
             raise ValueError(f"Expected files at {pattern!r}, but nothing matches. Quote globs in the shell.")
         paths |= dict.fromkeys(Path(match) for match in sorted(matches, key=_natural_order))
@@ -199,40 +188,11 @@ def expand(patterns: Sequence[str]) -> list[Path]:
 
 
 def sha256(path: Path) -> str:
-    """Checksum of a file."""
+    """Checksum of a file, or of all files of a sharded checkpoint."""
+    if path.is_dir():
+        return digest_of_folder(path)
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _leave_out_objects(checkpoint: dict[str, Any]) -> list[str]:
-    """Take everything but the weights and plain values out of a checkpoint; returns names of hyperparameters."""
-    left_out = []
-    for key in list(checkpoint):
-        if key == "state_dict" or _is_plain(checkpoint[key]):
-            continue
-        if key.endswith("hyper_parameters"):
-            objects = _objects_in(checkpoint[key])
-            checkpoint[key] = {name: value for name, value in checkpoint[key].items() if name not in objects}
-            left_out += objects
-        else:
-            del checkpoint[key]
-    return left_out
-
-
-def _objects_in(hyperparameters: Mapping[str, Any]) -> list[str]:
-    return [str(name) for name, value in hyperparameters.items() if not _is_plain(value)]
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether it survives ``torch.save`` and ``torch.load(weights_only=True)``."""
-    stream = io.BytesIO()
-    try:
-        torch.save(value, stream)
-        stream.seek(0)
-        torch.load(stream, weights_only=True)
-    except Exception:
-        return False
-    return True
 
 
 def _read_torch(path: Path) -> dict[str, Any]:

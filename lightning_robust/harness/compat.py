@@ -22,7 +22,10 @@ from torch.utils.data import DataLoader
 
 from lightning_robust.torch_names import AnyBatchNorm as AnyBatchNorm
 from lightning_robust.torch_names import AnyConvolution as AnyConvolution
+from lightning_robust.torch_names import hook_dicts as hook_dicts
 from lightning_robust.torch_names import is_compiled as is_compiled
+from lightning_robust.torch_names import is_hook_of_sharding as is_hook_of_sharding
+from lightning_robust.torch_names import is_state_of_sharding as is_state_of_sharding
 from lightning_robust.torch_names import lerp_all_ as lerp_all_
 from lightning_robust.torch_names import original_of_compiled as original_of_compiled
 from lightning_robust.torch_names import version_of as version_of
@@ -138,6 +141,11 @@ def forget_workers(loader: DataLoader[Any]) -> None:
 def compiler_is_loaded() -> bool:
     """Whether ``torch.compile`` was used in this process; importing the compiler to ask takes seconds."""
     return "torch._dynamo" in sys.modules
+
+
+def writes_parts(strategy: object) -> bool:
+    """Whether a strategy's checkpoints are folders, in which each rank writes its own part of the weights."""
+    return bool(getattr(strategy, "_save_distributed_checkpoint", False))
 
 
 def default_store() -> Store | None:

@@ -28,6 +28,16 @@ class _Keeper(NamedTuple):
         return f"best {self.monitor}{score}" if self.monitor else "the newest, no metric is monitored"
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether this is a file, or a folder with the parts of a sharded checkpoint.
+
+    Example:
+        >>> is_checkpoint(Path("/nowhere"))
+        False
+    """
+    return path.is_file() or (path / ".metadata").is_file()
+
+
 def checkpoints_of(folder: Path) -> list[Path]:
     """The checkpoints of a run: in its folder ``checkpoints``, else in the folder itself.
 
@@ -36,7 +46,7 @@ def checkpoints_of(folder: Path) -> list[Path]:
         []
     """
     places = (folder / CHECKPOINTS, folder)
-    found = ([path for path in sorted(place.glob("*.ckpt")) if path.is_file()] for place in places)
+    found = ([path for path in sorted(place.glob("*.ckpt")) if is_checkpoint(path)] for place in places)
     return next(filter(None, found), [])
 
 
@@ -57,7 +67,7 @@ def choose_checkpoint(folder: Path, name: str) -> tuple[Path, str]:
     if name == "last":
         return _last(files)
     places = (folder / name, files[0].parent / name, files[0].parent / f"{name}.ckpt", Path(name))
-    if (path := next(filter(Path.is_file, places), None)) is not None:
+    if (path := next(filter(is_checkpoint, places), None)) is not None:
         return path, ""
     names = [path.name for path in files]
     hint = did_you_mean(name, names, 1)

@@ -91,6 +91,9 @@ class _LoadHook:
 
     def __call__(self, checkpoint: dict[str, Any]) -> None:
         object.__delattr__(self._module, _NAME)
+        if "state_dict" not in checkpoint:  # sharded training has loaded the weights itself
+            self._hook(checkpoint)
+            return
         before = _shallow_copy(checkpoint)
         state: State = before["state_dict"]
         marks = _marks(state)

@@ -109,8 +109,10 @@ def log_table(trainer: pl.Trainer, tag: str, columns: Sequence[str], rows: Seque
     _to_all(trainer, tag, send)
 
 
-def log_files(trainer: pl.Trainer, folder: Path) -> None:
+def log_files(trainer: pl.Trainer, folder: Path | None) -> None:
     """Send pages and JSON files of a folder to loggers that keep files: MLflow's artifacts, W&B's files and panels."""
+    if folder is None:
+        return
     files = sorted(path for path in folder.iterdir() if path.suffix in (".html", ".json"))
 
     def send(logger: Logger, step: int) -> None:

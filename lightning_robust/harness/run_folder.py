@@ -11,7 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning_robust.harness.kept_checkpoints import CHECKPOINTS, checkpoints_of, choose_checkpoint, first_names
+from lightning_robust.harness.kept_checkpoints import (
+    CHECKPOINTS,
+    checkpoints_of,
+    choose_checkpoint,
+    first_names,
+    is_checkpoint,
+)
 from lightning_robust.reading import read_yaml
 
 AUTO = "auto"
@@ -144,11 +150,11 @@ def _parity_callbacks(content: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def _existing(path: Path) -> Path:
+    if is_checkpoint(path):
+        return path
     if path.is_dir():
         raise ValueError(f"Expected a checkpoint at {path}, but it is a folder. For the folder of a run give --run.")
-    if not path.is_file():
-        raise FileNotFoundError(f"Expected a checkpoint at {path}, but there is no such file.")
-    return path
+    raise FileNotFoundError(f"Expected a checkpoint at {path}, but there is no such file.")
 
 
 def _run_folder(path: Path) -> Path:

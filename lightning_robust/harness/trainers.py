@@ -18,12 +18,26 @@ def is_sharded(trainer: pl.Trainer) -> bool:
     return isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy)
 
 
-def refuse_sharded(trainer: pl.Trainer, technique: str) -> None:
+def refuse_sharded(trainer: pl.Trainer, technique: str, *, by_dtensors: bool = False) -> None:
     """Refuse strategies in which no rank holds whole weights.
+
+    Args:
+        trainer: The Trainer.
+        technique: Its name, for the message.
+        by_dtensors: Whether the technique works where parameters are DTensors, as under FSDP2, which torch's
+            ``fully_shard`` makes in the module's ``configure_model`` under ModelParallelStrategy.
 
     Raises:
         MisconfigurationException: Under FSDP, DeepSpeed and model parallelism.
     """
+    if by_dtensors and isinstance(trainer.strategy, ModelParallelStrategy):
+        return
+    if by_dtensors and is_sharded(trainer):
+        raise MisconfigurationException(
+            f"Expected a strategy that shards weights as DTensors, or none that shards, but got "
+            f"{type(trainer.strategy).__name__}, which {technique} cannot work with. Use ModelParallelStrategy and "
+            f"`fully_shard` in `configure_model` (FSDP2), strategy='ddp', or take {technique} out."
+        )
     if is_sharded(trainer):
         raise MisconfigurationException(
             f"Expected a strategy in which each rank holds the whole model, but got "

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lightning_robust.functional.shards import is_distributed, own_part, reshard
+
 _moving: WeakKeyDictionary[nn.Module, tuple[set[Hashable], set[str]]] = WeakKeyDictionary()
 """For each module the periods in which its weights were compared, and the names of those that its steps move."""
 
@@ -16,7 +18,8 @@ _moving: WeakKeyDictionary[nn.Module, tuple[set[Hashable], set[str]]] = WeakKeyD
 class WatchedWeights:
     """The weights that steps of a module are known to move; in a new period, all of them.
 
-    A copy of them all is made on the CPU, once a period; of those that move, each time.
+    Of sharded weights it is this rank's parts. A copy of them all is made on the CPU, once a period; of those that
+    move, each time.
 
     Args:
         module: The module.
@@ -34,9 +37,10 @@ class WatchedWeights:
 
     def __init__(self, module: nn.Module, period: Hashable) -> None:
         periods, self._names = _moving.setdefault(module, (set(), set()))
+        reshard(module)  # or FSDP2's whole weights would be watched, which it drops
         self._before = [
             # on the CPU, where there is room for them
-            (name, parameter, parameter.data, parameter.detach().to("cpu", copy=True))
+            (name, parameter, (part := own_part(parameter).detach()), part.to("cpu", copy=True))
             for name, parameter in module.named_parameters()
             if (period not in periods or name in self._names) and not is_lazy(parameter)
         ]
@@ -45,9 +49,10 @@ class WatchedWeights:
     def restore(self) -> None:
         """Put back those that have moved."""
         for name, parameter, data, before in self._before:
-            if _differs(parameter.data, data, before):
+            if _differs(own_part(parameter).detach(), data, before):
                 self._names.add(name)
-                parameter.data = data
+                if not is_distributed(parameter):
+                    parameter.data = data
                 data.copy_(before)
 
 

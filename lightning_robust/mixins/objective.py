@@ -14,12 +14,13 @@ from typing_extensions import override
 
 from lightning_robust.callbacks.adversarial import AdversarialCallback
 from lightning_robust.callbacks.adversarial.trades import PairedAscent
+from lightning_robust.functional.shards import is_distributed
 from lightning_robust.harness.batches import count_samples
 from lightning_robust.harness.closing import warn
 from lightning_robust.harness.compat import batches_before, is_attached, is_compiled_as_lightning_module
 from lightning_robust.harness.memory import require_reversible
 from lightning_robust.harness.steps import call_step, loss_in
-from lightning_robust.harness.trainers import find_callbacks, refuse_sharded
+from lightning_robust.harness.trainers import find_callbacks, is_sharded, refuse_sharded
 from lightning_robust.mixins.host_step import HostStep
 
 _LARGE = 1_000_003
@@ -121,7 +122,7 @@ class ObjectiveMixin(pl.LightningModule):
         if stage != "fit" or not self._is_on():
             return
         names = " and ".join(_mixins_of(type(self)))
-        refuse_sharded(self.trainer, names)
+        refuse_sharded(self.trainer, names, by_dtensors=True)
         self._seed = None
         if not self.automatic_optimization:
             raise MisconfigurationException(
@@ -147,8 +148,23 @@ class ObjectiveMixin(pl.LightningModule):
         super().on_fit_start()
         if self._is_on():
             require_reversible(self)
+            self._require_all_sharded()
         if self._seed is None:
             self._seed = self.trainer.strategy.broadcast(torch.initial_seed() % 2**62, 0)
+
+    def _require_all_sharded(self) -> None:
+        """Refuse parameters, such as those of a mixin's head, that FSDP2 leaves each rank to train by itself.
+
+        Raises:
+            MisconfigurationException: Naming them.
+        """
+        trained = {name: tensor for name, tensor in self.named_parameters() if tensor.requires_grad}
+        loose = [name for name, tensor in trained.items() if not is_distributed(tensor)]
+        if is_sharded(self.trainer) and loose:
+            raise MisconfigurationException(
+                f"Expected every parameter that is trained to be sharded, but {', '.join(loose)} are not, and FSDP2 "
+                "would leave each rank with its own. Give their modules to `fully_shard` in `configure_model` too."
+            )
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

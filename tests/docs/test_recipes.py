@@ -58,3 +58,11 @@ def test_torchrun(tmp_path):
     sums = dict(re.findall(r"rank (\d): (-?[\d.]+)", output))
     assert set(sums) == {"0", "1"}
     assert sums["0"] == sums["1"]
+
+
+def test_sharded(tmp_path):
+    """FSDP2 trains what DDP trains, and one process reads the average out of the parts."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    (average,) = re.findall(r"average: (-?[\d.]+)", run(tmp_path, *launcher, str(RECIPES / "sharded.py")))
+    output = run(tmp_path, *launcher, str(RECIPES / "several_processes.py"))
+    assert float(average) == pytest.approx(float(re.findall(r"rank 0: (-?[\d.]+)", output)[0]), abs=1e-4)

@@ -8,15 +8,19 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
 
 import lightning_robust
 from lightning_robust import torch_names
+from lightning_robust.deployment.graph.frozen import frozen_copy
 from lightning_robust.harness import compat
 
 from ..boring import Boring, Pictures, make_trainer
+from ..distributed import on_ranks
 
 PACKAGE = Path(lightning_robust.__file__).parent
 HOLDERS = {PACKAGE / "harness/compat.py", PACKAGE / "torch_names.py"}
@@ -223,6 +227,37 @@ def test_classes_of_layers():
     assert all(issubclass(each, torch_names.AnyConvolution) for each in convolutions)
     assert not issubclass(nn.GroupNorm, torch_names.AnyBatchNorm)
     assert not issubclass(nn.Linear, torch_names.AnyConvolution)
+
+
+def sharded():
+    """What the names say of a module before and after ``fully_shard``."""
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1)
+    layer = nn.Linear(2, 2)
+    before = [len(hooks) for hooks in torch_names.hook_dicts(layer)]
+    fully_shard(layer)
+    hooks = [hook for hooks in torch_names.hook_dicts(layer) for hook in hooks.values()]
+    states = {id(hook.__self__) for hook in hooks if torch_names.is_state_of_sharding(getattr(hook, "__self__", None))}
+    frozen = frozen_copy(layer, {"weight": torch.eye(2), "bias": torch.ones(2)})
+    left = [len(hooks) for hooks in torch_names.hook_dicts(frozen)]
+    result = frozen(torch.tensor([[1.0, 2.0]])).tolist()
+    return before, list(map(torch_names.is_hook_of_sharding, hooks)), len(states), left, type(frozen), result
+
+
+def test_names_of_fully_shard(tmp_path):
+    """All hooks of a sharded layer are known as its own, and a copy has none of them."""
+    ((before, owned, states, left, cls, result),) = on_ranks(1, tmp_path, sharded)
+    assert before == left == [0] * 6
+    assert owned
+    assert all(owned)
+    assert states == 1
+    assert cls is nn.Linear
+    assert result == [[2.0, 3.0]]
+
+
+def test_writes_parts():
+    assert compat.writes_parts(ModelParallelStrategy())
+    assert not compat.writes_parts(ModelParallelStrategy(save_distributed_checkpoint=False))
+    assert not compat.writes_parts(DDPStrategy())
 
 
 def test_compat_names_what_the_rooms_below_need():

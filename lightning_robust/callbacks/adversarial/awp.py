@@ -56,6 +56,11 @@ class AWP(PGD):
         if not 0 < self.gamma < 1:
             raise ValueError(f"Expected `gamma` between 0 and 1, but got {self.gamma}.")
 
+    @property
+    def needs_whole_weights(self) -> str:
+        """Each rank perturbs all weights in its own way."""
+        return "method='awp'"
+
     def check_module(self, module: pl.LightningModule) -> None:
         """Refuse manual optimisation."""
         if not module.automatic_optimization:

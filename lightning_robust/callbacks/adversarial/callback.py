@@ -146,7 +146,8 @@ class AdversarialCallback(ValidatesRobustly):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse what cannot work, and wrap the training step."""
         join_summary(trainer)
-        refuse_sharded(trainer, "AdversarialCallback")
+        unfit = self.attack.needs_whole_weights
+        refuse_sharded(trainer, unfit or "AdversarialCallback", by_dtensors=not unfit)
         self._inputs.find_normalisation(trainer)
         if self._of_validation and find_callbacks(trainer, RobustValidationCallback):
             raise MisconfigurationException(

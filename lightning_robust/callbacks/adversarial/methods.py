@@ -142,6 +142,11 @@ class Attack:
     refuses: ClassVar[tuple[str, ...]] = ()
     """Arguments of AdversarialCallback that have no meaning with this method."""
 
+    @property
+    def needs_whole_weights(self) -> str:
+        """The argument that cannot work where each rank holds a part of the weights; none if that is empty."""
+        return ""
+
     def train(self, step: AttackedStep) -> Any:
         """The output of the training step; its loss trains the weights."""
         raise NotImplementedError

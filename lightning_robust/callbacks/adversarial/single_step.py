@@ -41,6 +41,11 @@ class SingleStep(InputAttack):
     attack_precision: AttackPrecision = "bf16"
     guard: OverfittingGuard = field(init=False, compare=False, repr=False)
 
+    @property
+    def needs_whole_weights(self) -> str:
+        """To put weights back it keeps them whole."""
+        return "on_collapse='rollback'" if self.on_collapse == "rollback" else ""
+
     def __post_init__(self) -> None:
         """Check the arguments."""
         self.guard = OverfittingGuard(self.guard_limit, self.on_collapse)

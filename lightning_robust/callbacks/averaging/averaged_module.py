@@ -9,15 +9,18 @@ import lightning.pytorch as pl
 from torch import Tensor, nn
 
 from lightning_robust.callbacks.averaging.averages import MAIN, ScheduledAverage
+from lightning_robust.callbacks.averaging.parts import beside, pack
 from lightning_robust.functional.batchnorm import batchnorm_layers
 from lightning_robust.functional.weights import Weights
 from lightning_robust.harness.bn_refresh import refresh_statistics
+from lightning_robust.harness.checkpoints import RAW_KEY
+from lightning_robust.harness.compat import writes_parts
 from lightning_robust.harness.evaluate import Evaluator
 from lightning_robust.harness.inputs import require_inputs
 from lightning_robust.harness.memory import require_reversible
 from lightning_robust.harness.ranks import Guard
 from lightning_robust.harness.replacement import Replacement
-from lightning_robust.harness.trainers import NoEffectWarning
+from lightning_robust.harness.trainers import NoEffectWarning, is_sharded
 from lightning_robust.structures import Key
 
 
@@ -72,7 +75,11 @@ class AveragedModule:
                 NoEffectWarning,
                 key="bn_refresh",
             )
-        self._saving: Replacement | None = Replacement(pl_module, "on_save_checkpoint", self._with_average(trainer))
+        self._saving: list[tuple[object, Replacement]]
+        self._saving = [(pl_module, Replacement(pl_module, "on_save_checkpoint", self._with_average(trainer)))]
+        if writes_parts(trainer.strategy):
+            strategy = trainer.strategy
+            self._saving.append((strategy, Replacement(strategy, "save_checkpoint", beside(trainer))))
 
     @property
     def names(self) -> list[str]:
@@ -140,17 +147,34 @@ class AveragedModule:
         if self._raw is not None or not self._main.exists:
             return present
         self._refresh(trainer, self._main)
-        return self._weights.state_dict(self._main.values)
+        return self._weights.state_dict(self._main.values, trainer.strategy.lightning_module_state_dict)
 
-    def raw_state(self, present: dict[str, Any]) -> dict[str, Any]:
+    def raw_state(self, trainer: pl.Trainer, present: dict[str, Any]) -> dict[str, Any]:
         """The module's state dict with the raw weights, ``present`` being its state dict now."""
-        return present if self._raw is None else self._weights.state_dict(self._raw)
+        if self._raw is None:
+            return present
+        return self._weights.state_dict(self._raw, trainer.strategy.lightning_module_state_dict)
+
+    def add_to(self, trainer: pl.Trainer, checkpoint: dict[str, Any], saved: Mapping[str, Any]) -> None:
+        """Put the average into a checkpoint as ``state_dict``, and the raw weights beside it.
+
+        Args:
+            trainer: The Trainer.
+            checkpoint: Holds the module as it is now.
+            saved: What the callback has put into it.
+        """
+        if self._main.exists:
+            present = checkpoint["state_dict"]
+            checkpoint["state_dict"] = self.averaged_state(trainer, present)
+            checkpoint[RAW_KEY] = self.raw_state(trainer, present)
+        if is_sharded(trainer):
+            pack(trainer, self._weights, saved, checkpoint)
 
     def close(self) -> None:
         """Leave the module without hooks; it holds the weights that it holds."""
-        if self._saving is not None:
-            self._saving.restore(self._module)
-            self._saving = None
+        while self._saving:
+            thing, replacement = self._saving.pop()
+            replacement.restore(thing)
 
     def _validate(self, trainer: pl.Trainer, name: str) -> dict[str, float]:
         """Metrics of the weights that the module holds."""

@@ -17,12 +17,11 @@ from lightning_robust.callbacks.averaging.complete_run import HoldsAverageOfComp
 from lightning_robust.callbacks.averaging.learning_rate import CyclicRate
 from lightning_robust.callbacks.averaging.swalp.low_precision import LowPrecision
 from lightning_robust.functional.averaging import Kind
-from lightning_robust.harness.checkpoints import RAW_KEY
 from lightning_robust.harness.closing import note_weights
 from lightning_robust.harness.compat import batches_before
 from lightning_robust.harness.load_hook import EditWeights
 from lightning_robust.harness.ranks import Guard
-from lightning_robust.harness.trainers import NoEffectWarning, find_callbacks, refuse_sharded
+from lightning_robust.harness.trainers import NoEffectWarning, find_callbacks, is_sharded, refuse_sharded
 
 
 class SWACallback(HoldsAverageOfCompleteRun):
@@ -123,7 +122,12 @@ class SWACallback(HoldsAverageOfCompleteRun):
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        refuse_sharded(trainer, "SWACallback")
+        refuse_sharded(trainer, "SWACallback", by_dtensors=True)
+        if is_sharded(trainer) and self.bn_refresh == "layerwise":
+            raise MisconfigurationException(
+                "Expected bn_refresh=true or false under a strategy that shards weights, but got 'layerwise', whose "
+                "forward passes end at a layer, while FSDP2 waits for their end. Use true: one pass for all layers."
+            )
         _refuse_others(trainer)
         self._averages, self._averaged, self._resumed = _planned(self), None, False
         self._rate = None if self.lr is None else CyclicRate(self.lr)
@@ -221,6 +225,7 @@ class SWACallback(HoldsAverageOfCompleteRun):
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave the module without hooks."""
+        super().teardown(trainer, pl_module, stage)
         if stage == "fit" and self._averaged is not None:
             self._averaged.close()
 
@@ -254,10 +259,8 @@ class SWACallback(HoldsAverageOfCompleteRun):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Save the average as ``state_dict`` and the raw weights beside it."""
-        if self.main.exists and self._averaged is not None:
-            present = checkpoint["state_dict"]
-            checkpoint["state_dict"] = self._averaged.averaged_state(trainer, present)
-            checkpoint[RAW_KEY] = self._averaged.raw_state(present)
+        if self._averaged is not None:
+            self._averaged.add_to(trainer, checkpoint, checkpoint["callbacks"][self.state_key])
 
     @override
     def edit_weights(self, pl_module: pl.LightningModule, checkpoint: dict[str, Any], edit: EditWeights) -> None:

@@ -119,7 +119,7 @@ class DeploymentParityCallback(CalibratedDiagnostic):
         keep_tolerance: float | None = None,
         **engines: Any,
     ) -> None:
-        super().__init__(on_failure)
+        super().__init__(on_failure, gathers=True)
         check_positive(every_n_epochs=every_n_epochs, num_samples=num_samples, pass_samples=pass_samples)
         check_positive(time_limit=time_limit, keep_tolerance=1.0 if keep_tolerance is None else keep_tolerance)
         self.targets, self.every_n_epochs, self.num_samples = targets, every_n_epochs, num_samples
@@ -166,7 +166,7 @@ class DeploymentParityCallback(CalibratedDiagnostic):
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Decide whether this validation is measured."""
         self._due = self._record.is_due(trainer, self.every_n_epochs)
-        self._snapshot = self._counts.snapshot(trainer) if self._due and trainer.is_global_zero else None
+        self._snapshot = self._counts.snapshot(trainer) if self._due else None
 
     @override
     def on_validation_batch_end(
@@ -180,7 +180,7 @@ class DeploymentParityCallback(CalibratedDiagnostic):
     ) -> None:
         """Copy the weights as validated (averages are swapped back later), and the first inputs."""
         if self._snapshot is not None and dataloader_idx == 0:
-            self._snapshot.add(pl_module, batch)
+            self._snapshot.add(pl_module, batch, keep=trainer.is_global_zero)
 
     @override
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

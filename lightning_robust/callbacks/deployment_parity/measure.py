@@ -68,14 +68,21 @@ class Snapshot:
             raise ValueError("no validation batch was seen")
         return self._weights
 
-    def add(self, pl_module: pl.LightningModule, batch: Any) -> None:
-        """Copy what is still missing: averaged weights are swapped back before the validation ends."""
-        self._copies.attempt(lambda: self._add(pl_module, batch))
+    def add(self, pl_module: pl.LightningModule, batch: Any, *, keep: bool = True) -> None:
+        """Copy what is still missing: averaged weights are swapped back before the validation ends.
 
-    def _add(self, pl_module: pl.LightningModule, batch: Any) -> None:
+        Args:
+            pl_module: The module.
+            batch: What it is validated on.
+            keep: Whether this rank measures; sharded weights are gathered by the others too.
+        """
+        self._copies.attempt(lambda: self._add(pl_module, batch, keep))
+
+    def _add(self, pl_module: pl.LightningModule, batch: Any, keep: bool) -> None:
         if self._weights is None:
-            self._weights = state_on_cpu(pl_module)
-        self.inputs.add(pl_module, batch, whole=needs_whole_batches(pl_module))
+            self._weights = state_on_cpu(pl_module, keep=keep)
+        if keep:
+            self.inputs.add(pl_module, batch, whole=needs_whole_batches(pl_module))
 
     def fill(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Copy the weights that the module holds, and inputs of the validation loaders."""
@@ -183,14 +190,15 @@ class ParityMeter:
             report = replace(report, weights=weights, about=about_run(trainer, pl_module))
             return Examined(subject, task, report, snapshot.inputs)
 
-    def measure_again(self, trainer: pl.Trainer, pl_module: pl.LightningModule, last: Examined) -> Examined:
-        """Measure the weights that the module holds after the fit, on all samples that the last pass had gathered.
+    def measure_again(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, last: Examined, state: Mapping[str, Tensor]
+    ) -> Examined:
+        """Measure the weights that the fit returned, on all samples that the last pass had gathered.
 
         Slow runtimes keep their numbers of the last pass where the weights are the same. Where that pass was of these
         weights and took all samples, it is given back, and nothing is measured.
         """
         with _isolated():
-            state = state_on_cpu(pl_module)
             same = are_equal(state, last.subject.module.state_dict())
             if same and last.subject.samples >= last.inputs.count:
                 last.report = replace(last.report, weights=replace(last.report.weights, digest=digest(state)))

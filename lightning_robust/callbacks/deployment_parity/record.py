@@ -24,6 +24,7 @@ from lightning_robust.deployment.parity.readout import PLAIN_UNIT
 from lightning_robust.deployment.parity.result import ParityReport
 from lightning_robust.deployment.report.page import write_report
 from lightning_robust.deployment.report.tables import summary
+from lightning_robust.functional.weights import state_on_cpu
 from lightning_robust.harness.closing import note_step, note_text, note_warning
 from lightning_robust.harness.folders import own_folder
 from lightning_robust.harness.logging import log_files, require_room
@@ -148,9 +149,9 @@ class ParityRecord:
         show_all = functools.partial(self._show, trainer, again)
         guard.attempt(trainer, show_all, "a figure or a table could not be logged", once=True)
         page = guard.attempt(trainer, write, "the report could not be written")
-        if page is not None:
-            send = functools.partial(log_files, trainer, page.parent)
-            guard.attempt(trainer, send, "a logger did not take the report")
+        # on every rank, though rank 0 alone has a page: the ranks meet at each attempt
+        send = functools.partial(log_files, trainer, None if page is None else page.parent)
+        guard.attempt(trainer, send, "a logger did not take the report")
         announce = functools.partial(self._announce, trainer, pl_module, page)
         guard.attempt(trainer, announce, "the report could not be printed")
 
@@ -168,11 +169,12 @@ class ParityRecord:
 
     def _measure_again(self, trainer: pl.Trainer, pl_module: pl.LightningModule, meter: ParityMeter) -> bool:
         """Measure the weights that the fit returned, on all samples, where the last pass was of others or of fewer."""
+        state = state_on_cpu(pl_module, keep=trainer.is_global_zero)  # by all ranks, for some shard it
         last = self._examined
         if last is None or self.report is None:
             return False
         last.report = self.report  # with the numbers of engines that were late
-        self._examined = meter.measure_again(trainer, pl_module, last)
+        self._examined = meter.measure_again(trainer, pl_module, last, state)
         self.report = self._examined.report
         return self._examined is not last
 

@@ -158,7 +158,7 @@ class RobustValidationCallback(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse strategies that cannot work, and find out how batches are normalised."""
         join_summary(trainer)
-        refuse_sharded(trainer, self.owner)
+        refuse_sharded(trainer, self.owner, by_dtensors=True)
         self._inputs.find_normalisation(trainer)
         if stage == "fit":
             self._curves, self._attacks.found = MetricCurves(), []

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_robust.deployment.graph.sharded_copy import drop_sharding, plain_classes
 from lightning_robust.structures import flatten, map_tensors, rebuild, tensors_in
 from lightning_robust.torch_names import original_of_compiled
 
@@ -45,15 +46,18 @@ def frozen_copy(module: nn.Module, state: Mapping[str, Tensor] | None = None) ->
     """A copy in fp32 on the CPU, in evaluation mode, without ``torch.compile``; the module itself is not touched.
 
     Args:
-        module: Any module, also one in the middle of a fit.
-        state: Weights to put into the copy, as from ``module.state_dict()``; its own if None.
+        module: Any module, also one in the middle of a fit. One whose weights FSDP2 has sharded becomes whole.
+        state: Weights to put into the copy, as from ``module.state_dict()``; its own if None. Those of a sharded
+            module have to be given, whole.
 
     Example:
         >>> live = nn.Dropout()
         >>> frozen_copy(live).training, live.training
         (False, True)
     """
-    duplicate = copy.deepcopy(module, _without_graphs(module))
+    with plain_classes(module) as memo:
+        duplicate = copy.deepcopy(module, _without_graphs(module) | memo)
+    drop_sharding(duplicate)
     if state is not None:
         duplicate.load_state_dict(state)
     duplicate.__dict__.pop("forward", None)  # Lightning puts a compiled forward on the instance

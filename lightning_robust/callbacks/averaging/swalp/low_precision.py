@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_robust.callbacks.averaging.swalp.layer_graph import LayerGraph
 from lightning_robust.functional.quantization import quantize_block
+from lightning_robust.functional.shards import gathered, is_distributed, own_part, part_of
 from lightning_robust.harness.compat import AnyConvolution
 
 _FIRST_MOMENTS = ("momentum_buffer", "exp_avg")
@@ -32,7 +33,8 @@ class LowPrecision:
     become 0, and the step infinite.
 
     The dither depends on the seed, the step and the rank alone, so that runs can resume. That of weights, gradients and
-    momentum is the same on all ranks, so that replicas stay equal.
+    momentum is the same on all ranks, so that replicas stay equal. Sharded weights are gathered for it, one tensor at a
+    time, three times a step.
 
     Args:
         word_length: Number of bits, 2 to 24.
@@ -118,10 +120,15 @@ class LowPrecision:
         states = (optimizer.state.get(parameter, {}) for parameter in parameters)
         self._round_all(state[key] for state in states for key in _FIRST_MOMENTS if state.get(key) is not None)
 
+    @torch.no_grad()
     def _round_all(self, tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:
             block = 0 if tensor.ndim > 1 else None
-            quantize_block(tensor, self.word_length, block_dim=block, generator=self._of_all_ranks, out=tensor)
+            # as a whole, for the exponent of a vector and a dither that does not depend on the number of ranks
+            held = gathered(tensor)
+            quantize_block(held, self.word_length, block_dim=block, generator=self._of_all_ranks, out=held)
+            if is_distributed(tensor):
+                own_part(tensor).copy_(part_of(held, tensor))
 
     def _round_output(self, layer: nn.Module, _: Any, output: Tensor) -> Tensor | None:
         if not layer.training:

@@ -40,11 +40,12 @@ from lightning_robust.functional.averaging import State, require_same
 from lightning_robust.functional.low_rank import refuse_trained_pairs, require_one_basis
 from lightning_robust.functional.soups import Soup
 from lightning_robust.functional.weights import state_on_cpu
-from lightning_robust.harness.checkpoints import expand, object_hyperparameters, read_state
+from lightning_robust.harness.checkpoints import expand, read_state
 from lightning_robust.harness.closing import note_weights
 from lightning_robust.harness.folders import output_folder
 from lightning_robust.harness.load_hook import EditWeights
 from lightning_robust.harness.ranks import Guard, agreed
+from lightning_robust.harness.saving import object_hyperparameters
 from lightning_robust.harness.trainers import find_callbacks, is_fast_dev_run, refuse_sharded
 
 

@@ -14,9 +14,10 @@ from torch import nn
 from lightning_robust.callbacks.candidates import Candidates
 from lightning_robust.functional.averaging import State, require_same
 from lightning_robust.functional.low_rank import require_one_basis
-from lightning_robust.harness.checkpoints import read_state, save_weights
+from lightning_robust.harness.checkpoints import read_state
 from lightning_robust.harness.closing import warn
 from lightning_robust.harness.ranks import agreed
+from lightning_robust.harness.saving import save_weights
 from lightning_robust.harness.trainers import find_callbacks
 
 
