@@ -1,5 +1,6 @@
 """What distributed runs load: a module without randomness, and a callback that keeps what each rank ends with."""
 
+import faulthandler
 import os
 import signal
 import socket
@@ -119,18 +120,23 @@ def _on_rank(rank: int, world: int, port: int, folder: str, work, args) -> None:
     given = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": world}
     os.environ.update({name: str(value) for name, value in given.items()})
     torch.set_num_threads(1)
+    faulthandler.dump_traceback_later(100)  # where it hangs, if it does
     try:
         result = work(*args)
     except Exception as error:
         result = f"{type(error).__name__}: {error}"
         traceback.print_exc()
+    faulthandler.cancel_dump_traceback_later()
     torch.save(result, Path(folder) / f"result{rank}.pt")
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
-def on_ranks(world: int, folder: Path, work, *args) -> list:
-    """What a function returns on each of several ranks that find each other over gloo; errors as text."""
+def on_ranks(world: int, folder: Path, work, *args, dies: int | None = None) -> list:
+    """What a function returns on each of several ranks that find each other over gloo; errors as text.
+
+    One of them may be said to be killed; it returns nothing.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -145,5 +151,6 @@ def on_ranks(world: int, folder: Path, work, *args) -> list:
         if rank.is_alive():
             rank.kill()
     codes = [rank.exitcode for rank in ranks]
-    assert codes == [0] * world, f"the ranks ended with {codes}"
-    return [torch.load(folder / f"result{rank}.pt", weights_only=False) for rank in range(world)]
+    assert codes == [-signal.SIGKILL if rank == dies else 0 for rank in range(world)], f"the ranks ended with {codes}"
+    results = (folder / f"result{rank}.pt" for rank in range(world))
+    return [torch.load(file, weights_only=False) if file.exists() else None for file in results]

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
 from lightning_robust.harness.digest import digest
+from lightning_robust.harness.pulse import Pulse
 from lightning_robust.harness.trainers import find_callbacks, is_sharded, shows_progress
 from lightning_robust.progress import hidden_progress
 
@@ -33,10 +34,12 @@ class ClosingSummary(pl.Callback):
         self._epoch: int | None = None
         self._known: tuple[str, int, str] = ("", 0, "")
         self._hidden = contextlib.ExitStack()
+        self._pulse: Pulse | None = None
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Show no progress in a fit that shows none of its own."""
+        """Show no progress in a fit that shows none of its own, and give the other ranks signs of life."""
+        self._pulse = self._pulse or Pulse(trainer)
         self._hidden.enter_context(hidden_progress(stage == "fit" and not shows_progress(trainer)))
 
     @override
@@ -80,6 +83,8 @@ class ClosingSummary(pl.Callback):
 
     def _leave(self, trainer: pl.Trainer) -> None:
         self._hidden.close()
+        if self._pulse is not None:
+            self._pulse.stop()
         # another list, since Lightning goes through the present one
         trainer.callbacks = [each for each in find_callbacks(trainer, pl.Callback) if each is not self]  # type: ignore[attr-defined]
 

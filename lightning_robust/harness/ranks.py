@@ -9,8 +9,10 @@ from typing import Any, Literal, TypeVar, cast
 
 import lightning.pytorch as pl
 
+from lightning_robust.harness import pulse
 from lightning_robust.harness.closing import warn
 from lightning_robust.harness.compat import default_store
+from lightning_robust.harness.pulse import Listener
 
 T = TypeVar("T")
 Default = TypeVar("Default")
@@ -98,7 +100,7 @@ def _meeting(trainer: pl.Trainer) -> Iterator[None]:
     minutes with NCCL, and the training with it.
 
     Raises:
-        RankError: If a rank was interrupted and does not come.
+        RankError: If a rank was interrupted, or has died, and does not come.
     """
     store = default_store()
     if store is None:
@@ -114,8 +116,13 @@ def _meeting(trainer: pl.Trainer) -> Iterator[None]:
         raise
     if store.add(key, 1) == trainer.world_size:
         store.set(f"{key} ends", "")
-    start = time.monotonic()
+    start, listener = time.monotonic(), Listener(trainer, store)
     while not store.check([f"{key} ends"]):
+        if dead := listener.dead():
+            raise RankError(
+                f"Rank {', '.join(map(str, dead))} has given no sign of life for {pulse.SILENCE:.0f} s while rank "
+                f"{trainer.global_rank} waited for it: its process was killed, as for want of memory, or it hangs."
+            )
         time.sleep(min(max(0.1 * (time.monotonic() - start), 0.001), _LONGEST_PAUSE))
     if reason := store.get(f"{key} ends").decode():
         raise RankError(reason)

@@ -21,6 +21,7 @@ from lightning_robust.harness.compat import batches_before, is_attached, is_comp
 from lightning_robust.harness.memory import require_reversible
 from lightning_robust.harness.steps import call_step, loss_in
 from lightning_robust.harness.trainers import find_callbacks, is_sharded, refuse_sharded
+from lightning_robust.mixins.epoch_means import EpochMeans
 from lightning_robust.mixins.host_step import HostStep
 
 _LARGE = 1_000_003
@@ -95,6 +96,7 @@ class ObjectiveMixin(pl.LightningModule):
         """The objective beside the host's loss, one term for each mixin, in the reverse order of the bases."""
         self._seed: int | None = None
         self._objective_samples = 1
+        self._means = EpochMeans()
         self._warned: set[str] = set()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -180,6 +182,12 @@ class ObjectiveMixin(pl.LightningModule):
         self._seed = checkpoint.get("objective_seed", self._seed)
 
     @override
+    def on_train_epoch_end(self) -> None:
+        """Log the means of the epoch."""
+        super().on_train_epoch_end()
+        self._means.log(self)
+
+    @override
     def training_step(self, batch: Any, batch_idx: int = 0) -> Any:
         """The host's, with terms added to its loss."""
         terms = [term for term in self._terms if term.is_on()]
@@ -221,7 +229,7 @@ class ObjectiveMixin(pl.LightningModule):
 
     def _log_means(self, values: dict[str, Tensor]) -> None:
         """Log means over the epoch and all ranks, once an epoch."""
-        self.log_dict(values, on_step=False, on_epoch=True, sync_dist=True, batch_size=self._objective_samples)
+        self._means.add(values, self._objective_samples)
 
     def _is_on(self) -> bool:
         """Whether any term has a weight."""
