@@ -1,11 +1,13 @@
 """Techniques on weights that lie in parts on two ranks (FSDP2): the same training as on two replicas (DDP)."""
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_robust import AdversarialCallback, DeploymentParityCallback, RobustValidationCallback
 
@@ -49,13 +51,40 @@ class Parts(RobustBoring):
                 fully_shard(layer, mesh=self.device_mesh["data_parallel"])
 
 
-def fit(folder, strategy, callback=None, options=None, module=None):
+class Words(pl.LightningModule):
+    """A classifier of eight words each."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(11, 6), nn.Linear(6, 3)
+
+    def configure_model(self):
+        if self.device_mesh is not None and not isinstance(self.head, FSDPModule):
+            for layer in (self.embedding, self.head):
+                fully_shard(layer, mesh=self.device_mesh["data_parallel"])
+
+    def forward(self, words):
+        return self.head(self.embedding(words).tanh().mean(1))
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+    def train_dataloader(self):
+        draw = torch.Generator().manual_seed(self.global_rank)
+        words, labels = torch.randint(11, (32, 8), generator=draw), torch.randint(3, (32,), generator=draw)
+        return DataLoader(TensorDataset(words, labels), 8)
+
+
+def fit(folder, strategy, callback=None, options=None, module=None, host=Parts):
     """Weights and metrics after two epochs on two ranks."""
     torch.manual_seed(0)
     chosen = ModelParallelStrategy(2, 1) if strategy == "parts" else DDPStrategy(process_group_backend="gloo")
     callbacks = [] if callback is None else [callback(**options)]
-    trainer = make_trainer(folder, callbacks, strategy=chosen, devices=2)
-    model = Parts(**(module or {}))
+    trainer = make_trainer(folder, callbacks, strategy=chosen, devices=2, use_distributed_sampler=host is Parts)
+    model = host(**(module or {}))
     trainer.fit(model)
     state = {n: (t.full_tensor() if isinstance(t, DTensor) else t).detach() for n, t in model.state_dict().items()}
     metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
@@ -74,6 +103,12 @@ def check_same_as_replicas(folder, *given):
 def test_adversarial_training(tmp_path, method):
     settings = {"eps": 0.1, "method": method, "val_eps": [0.1], "val_steps": 2, **ADVERSARIAL[method]}
     check_same_as_replicas(tmp_path, AdversarialCallback, settings)
+
+
+@pytest.mark.parametrize("method", [{"method": "fgm"}, {"method": "freelb", "steps": 2}], ids=["fgm", "freelb"])
+def test_adversarial_training_on_words(tmp_path, method):
+    settings = {"eps": 0.1, "embedding": "embedding", "val_eps": [], **method}
+    check_same_as_replicas(tmp_path, AdversarialCallback, settings, None, Words)
 
 
 def test_robust_validation(tmp_path):
