@@ -161,7 +161,7 @@ def _climb(loss: AttackedLoss, ball: NormBall, start: Tensor, rows: Tensor, step
             gradient = walk.gradient
             with torch.no_grad():
                 losses, solved = loss.values(point, walk.rows)
-        walk.arrive(point, _each(losses, solved), gradient)
+        walk.arrive(point, AttackedLoss.ranked(losses, solved), gradient)
         if step + 1 in checks:
             walk.check(checks[step + 1])
     _note_best(best, best_loss, walk)
@@ -172,7 +172,7 @@ def _begin(loss: AttackedLoss, ball: NormBall, start: Tensor, rows: Tensor) -> t
     """All samples at the start, with steps of 2 eps."""
     with torch.enable_grad():
         losses, gradient, solved = loss.gradients(start, rows)
-    losses = _each(losses, solved)
+    losses = AttackedLoss.ranked(losses, solved)
     size = (2 * ball.radius).expand(len(start), *ball.radius.shape[1:])
     zeros = torch.zeros_like(solved)
     walk = _Walk(
@@ -190,12 +190,6 @@ def _next_point(walk: _Walk, ball: NormBall, momentum: float) -> Tensor:
 
 def _note_best(best: Tensor, best_loss: Tensor, walk: _Walk) -> None:
     best[walk.rows], best_loss[walk.rows] = walk.best, walk.best_loss.to(best_loss)
-
-
-def _each(losses: Tensor, solved: Tensor) -> Tensor:
-    """The losses to compare: infinite where solved, lowest where they are no number."""
-    losses = losses.flatten().masked_fill(solved, math.inf)
-    return torch.where(losses.isnan(), -math.inf, losses)
 
 
 def _checkpoints(steps: int) -> dict[int, int]:

@@ -129,6 +129,13 @@ class AttackedLoss:
         losses = losses.detach().expand(len(samples)) if losses.ndim == 0 else losses.detach().flatten()
         return losses.masked_fill(solved, math.inf), gradient, solved
 
+    @staticmethod
+    def ranked(losses: Tensor, solved: Tensor) -> Tensor:
+        """One loss for each sample to compare by: infinite where solved, lowest where it is no number."""
+        wide = losses if losses.is_floating_point() else losses.float()
+        losses = wide.flatten().masked_fill(solved, math.inf)
+        return torch.where(losses.isnan(), -math.inf, losses)
+
     def settle(self) -> None:
         """Write the counts of gradients into the record; waits for their device."""
         if self._counts:

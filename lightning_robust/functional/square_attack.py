@@ -75,7 +75,7 @@ def square_attack(
     with torch.no_grad():
         best = ball.project(first(ball, draw))
         rows = torch.arange(len(inputs), device=inputs.device)
-        best_loss, around = _asked(loss, best, rows), ball
+        best_loss, around = AttackedLoss.ranked(*loss.values(best, rows)), ball
         for query in range(1, queries):
             if drop_solved and bool((best_loss[rows] == math.inf).any()):
                 rows = rows[best_loss[rows] < math.inf]
@@ -83,7 +83,7 @@ def square_attack(
             if len(rows) == 0:
                 break
             point = around.project(change(around, best[rows], draw, _covered_share(query, queries)))
-            losses = _asked(loss, point, rows)
+            losses = AttackedLoss.ranked(*loss.values(point, rows))
             better = losses > best_loss[rows]
             best[rows] = torch.where(per_sample(better, point), point, best[rows])
             best_loss[rows] = torch.where(better, losses, best_loss[rows])
@@ -140,13 +140,6 @@ class _Draws:
     def _from(self, count: int, length: int, side: int) -> Tensor:
         corner = torch.randint(length - side + 1, (count, 1), generator=self.generator, device=self.device)
         return torch.arange(length, device=self.device) - corner
-
-
-def _asked(loss: AttackedLoss, point: Tensor, rows: Tensor) -> Tensor:
-    """The losses of some samples, infinite where solved, lowest where they are no number."""
-    losses, solved = loss.values(point, rows)
-    losses = losses.flatten().float().masked_fill(solved, math.inf)
-    return torch.where(losses.isnan(), -math.inf, losses)
 
 
 def _covered_share(query: int, queries: int) -> float:
