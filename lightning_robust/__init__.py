@@ -3,6 +3,10 @@
 from typing import TYPE_CHECKING
 
 from lightning_robust.lazy_names import lazy_names
+from lightning_robust.version import package_version, require_versions
+
+require_versions()
+__version__ = package_version()
 
 if TYPE_CHECKING:
     from lightning_robust.callbacks import AdversarialCallback as AdversarialCallback

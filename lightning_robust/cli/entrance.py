@@ -10,6 +10,7 @@ from lightning_robust.cli.parser import refuse
 from lightning_robust.commands import COMMANDS, run_command
 from lightning_robust.complaints import is_about_arguments
 from lightning_robust.suggest import did_you_mean
+from lightning_robust.version import package_version
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import ArgsType
@@ -40,6 +41,8 @@ def main(args: ArgsType = None) -> None:
     elif name in ("-h", "--help"):
         sys.stdout.write(list_commands())
         raise SystemExit(0 if line else 2)
+    elif name == "--version":
+        sys.stdout.write(f"lightning-robust {package_version()}\n")
     elif name in TRAINING or name.startswith("-"):
         _train(args)
     else:
@@ -62,7 +65,7 @@ def list_commands() -> str:
     return (
         "usage: lightning-robust <command> [options]\n\n"
         f"Train robustly, and measure how far the deployed model is from the trained one.\n\n{''.join(lines)}\n"
-        "lightning-robust <command> --help lists the options of one of them.\n"
+        "lightning-robust <command> --help lists the options of one of them, --version says which version this is.\n"
     )
 
 
