@@ -1,7 +1,7 @@
 """Modules whose weights come into being late, and one with a low-rank adapter."""
 
 import lightning.pytorch as pl
-import peft
+import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -54,6 +54,7 @@ class Adapted(pl.LightningModule):
 
     def __init__(self, **settings):
         super().__init__()
+        peft = pytest.importorskip("peft")
         torch.manual_seed(0)
         settings = {"r": 2, "target_modules": ["0"]} | settings
         self.net = peft.get_peft_model(nn.Sequential(nn.Linear(6, 5)), peft.LoraConfig(**settings))
