@@ -1,5 +1,7 @@
 # make demo    train the lane detector with parity measured at every validation, print the table
 # make test    the whole test suite
+# make test-versions  the fast part of the suite on the oldest and on the newest of every dependency, each in an
+#              environment of its own; PYTHON=python3.13 TORCH=2.15.0 for others, PART=tests/gate for less of it
 # make bindings  the Python bindings of TensorRT 10 and 11, which tests run on over a stand-in for library and GPU
 # make lint    format, lint and types
 # make docs    the site in docs/_build/index.html; a warning is an error
@@ -10,11 +12,13 @@
 
 PYTHON ?= python3
 EXTRAS ?= dev
+TORCH ?= 2.13.0
+PART ?=
 DEMO_ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/installed-$(EXTRAS)
 
-.PHONY: demo test bindings lint docs bench headlines clean
+.PHONY: demo test test-versions test-oldest test-newest bindings lint docs bench headlines clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -27,6 +31,18 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses=4 --dist worksteal
+
+test-versions: test-oldest test-newest
+
+# uv resolves to the oldest, which pip cannot; pip brings torch, of which it may know a smaller build than the index has
+test-oldest: RESOLUTION := lowest-direct
+test-newest: RESOLUTION := highest
+test-oldest test-newest:
+	$(PYTHON) -m venv --clear .venv/$@
+	.venv/$@/bin/python -m pip install --no-compile --quiet --disable-pip-version-check uv torch==$(TORCH)
+	.venv/$@/bin/uv pip install --quiet --python .venv/$@ --resolution $(RESOLUTION) --only-binary :all: \
+		-e ".[dev]" torch==$(TORCH)
+	OMP_NUM_THREADS=1 .venv/$@/bin/python -m pytest --fast -n logical --maxprocesses=4 --dist worksteal $(PART)
 
 bindings: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --upgrade \

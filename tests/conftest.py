@@ -9,6 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 
+SLOW = (
+    "tests/docs/",
+    "tests/foreign/",
+    "tests/reliability/",
+    "tests/sweeps/",
+    "tests/commands/test_choose.py",
+    "tests/commands/test_sweep.py",
+    "tests/test_benchmark",
+    "tests/test_every_figure.py",
+    "tests/test_distributed.py",
+    "tests/test_notebooks.py",
+)
+
 
 @dataclass
 class Expected:
@@ -37,6 +50,10 @@ EXPECTED = {
 }
 
 
+def pytest_addoption(parser):
+    parser.addoption("--fast", action="store_true", help="one case of each test, and none of the files in SLOW")
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
@@ -53,6 +70,22 @@ def benchmark():
 def pytest_configure(config):
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or 1))
+
+
+def pytest_collection_modifyitems(config, items):
+    """The fast part: of each test function the first of its cases, without the files that take most of the time."""
+    if not config.getoption("--fast"):
+        return
+    kept, left = {}, []
+    for item in items:
+        path, _, name = item.nodeid.partition("::")
+        function = (path, name.partition("[")[0])
+        if path.startswith(SLOW) or function in kept:
+            left.append(item)
+        else:
+            kept[function] = item
+    config.hook.pytest_deselected(items=left)
+    items[:] = kept.values()
 
 
 def pytest_runtest_logreport(report):

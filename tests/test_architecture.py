@@ -113,7 +113,7 @@ def test_no_run_left_a_file_beside_the_package():
     if not kept:
         pytest.skip("not a checkout")
     files = {name for name in kept if "/" not in name}
-    expected = {".gitignore", ".pre-commit-config.yaml", "LICENSE", "Makefile", "CITATION.cff"}
+    expected = {".gitignore", ".pre-commit-config.yaml", "LICENSE", "MANIFEST.in", "Makefile", "CITATION.cff"}
     expected |= {f"{name}.md" for name in ("CHANGELOG", "CONTRIBUTING", "README", "SECURITY")}
     assert files == expected | {"constraints.txt", "pyproject.toml", "setup.cfg"}
 

@@ -150,7 +150,7 @@ def name_configurations(runs: Sequence[FinishedRun]) -> list[str]:
         columns=["row", "technique", "settings"],
     )
     switched_on["label"] = _add_labels(switched_on["technique"].tolist(), switched_on["settings"].tolist(), "{} ({})")
-    joined = switched_on.groupby("row")["label"].agg(" + ".join)
+    joined = switched_on.groupby("row")["label"].agg(" + ".join).to_dict()
     names = [joined.get(row, "plain" if run.config else run.folder.name) for row, run in enumerate(runs)]
     return _add_labels(names, [identity(run) for run in runs], "{} [{}]")
 

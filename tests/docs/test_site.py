@@ -1,6 +1,5 @@
 """What pages say of the code is so, and the files of the project say one thing."""
 
-import configparser
 import re
 import tomllib
 
@@ -92,6 +91,15 @@ def test_every_extra_is_in_the_table():
     assert {*extras} == {*PROJECT["optional-dependencies"]}
 
 
+def test_bounds_are_those_of_the_project():
+    bounds = dict(re.findall(r"^\| (\w+) \| (\d+\.\d+)", PAGES["docs/versions.md"].partition("\n## ")[0], re.MULTILINE))
+    least = dict(re.findall(r"^(torch|lightning)>=([\d.]+)", "\n".join(PROJECT["dependencies"]), re.MULTILINE))
+    assert {name.lower(): bound for name, bound in bounds.items()} == {
+        "python": PROJECT["requires-python"].removeprefix(">="),
+        **least,
+    }
+
+
 def test_lint_and_hooks_run_the_same():
     lint = re.search(r"^lint:.*\n((?:\t.*\n)+)", MAKEFILE, re.MULTILINE)[1]
     commands = [line.strip().replace("$(BIN)", ".venv/bin") for line in lint.splitlines()]
@@ -122,9 +130,15 @@ def test_templates_are_forms():
 
 
 def test_changelog_keeps_its_form():
-    """Keep a Changelog: versions as second headings, kinds of change as third ones."""
+    """Keep a Changelog: versions with their day as second headings, kinds of change as third ones, in its order."""
     text = (ROOT / "CHANGELOG.md").read_text()
-    assert re.findall(r"^## (.*)$", text, re.MULTILINE)[0] == "[Unreleased]"
-    kinds = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
-    assert {*re.findall(r"^### (.*)$", text, re.MULTILINE)} <= kinds
-    assert configparser.ConfigParser().read(ROOT / "setup.cfg")
+    unreleased, *versions = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
+    assert unreleased.startswith("[Unreleased]\n")
+    days = [re.match(r"\[(\d+\.\d+\.\d+)\] - (\d{4}-\d\d-\d\d)\n", version).groups() for version in versions]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert days[0] == (PROJECT["version"], str(citation["date-released"]))
+    kinds = ["Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"]
+    for version in [unreleased, *versions]:
+        headings = re.findall(r"^### (.*)$", version, re.MULTILINE)
+        assert headings == [kind for kind in kinds if kind in headings]
+    assert all(line.startswith(("#", "- ", "  ")) for line in text.partition("## [")[2].splitlines()[1:] if line)
