@@ -32,7 +32,7 @@ from lightning_robust.torch_names import version_of as version_of
 from lightning_robust.torch_names import without_compiled_prefix as without_compiled_prefix
 
 if TYPE_CHECKING:  # a torch without torch.distributed lacks it
-    from torch._C._distributed_c10d import Store
+    from torch._C._distributed_c10d import Store as Store
 
 
 def takes_batch_index(step: Callable[..., Any]) -> bool:

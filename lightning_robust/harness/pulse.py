@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 from lightning_robust.harness.compat import default_store
 
 if TYPE_CHECKING:  # a torch without torch.distributed lacks it
-    from torch._C._distributed_c10d import Store
+    from lightning_robust.harness.compat import Store
 
 BEAT = 2.0
 """Seconds from one sign of life to the next."""

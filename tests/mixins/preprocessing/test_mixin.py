@@ -74,7 +74,7 @@ def step(module, given):
     logged = {}
     module.train()
     module.log = lambda *_, **__: None
-    module.log_dict = lambda values, **_: logged.update(values)
+    module._log_means = logged.update
     return module.training_step(given, 0), logged
 
 

@@ -50,7 +50,7 @@ def prepared(tmp_path, cls=Turned, **settings):
     fit(tmp_path, module, max_epochs=0, limit_val_batches=0)
     module.train()
     module._trainer = None
-    module.log = module.log_dict = lambda *_, **__: None
+    module.log = lambda *_, **__: None
     return module
 
 

@@ -52,7 +52,7 @@ def fit(tmp_path, module, loader=None, **settings):
 
 def alone(module):
     module.train()
-    module.log = module.log_dict = lambda *_, **__: None
+    module.log = lambda *_, **__: None
     return module
 
 
