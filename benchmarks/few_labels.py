@@ -4,7 +4,7 @@
 
 The claim is that of "Explaining and harnessing adversarial examples" (Goodfellow et al. 2015): adversarial training is
 a regulariser. 250, 1,000 and 5,000 pictures of Fashion-MNIST, drawn anew for each seed, the same ones for every radius;
-1,500 steps of 50 pictures each, whatever the number of labels; the network and the recipe of fast adversarial training's
+1,500 steps of 50 pictures, whatever the number of labels; the network and the recipe of fast adversarial training's
 MNIST code, attacked by ``fgsm_rs``. Every row is a command of ``lightning-robust``; finished ones are kept in
 ``results.json``. Clean accuracy is on the 10,000 test pictures, that under PGD with 20 steps at eps 0.02 on the first
 1,000; gained is what clean accuracy has more than plain training on the same pictures from the same weights.

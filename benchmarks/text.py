@@ -13,7 +13,7 @@ import time
 
 import lightning.pytorch as pl
 import torch
-from rows import options, summary
+from rows import options, quiet_trainer, summary
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
@@ -46,18 +46,24 @@ def sentences(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 class Reader(pl.LightningModule):
-    """Two transformer layers and the mean over words."""
+    """Two transformer layers and the mean over words.
 
-    def __init__(self) -> None:
+    Args:
+        words: Of the vocabulary; 0 is no word.
+        length: The most words of a text.
+        classes: Number of classes.
+    """
+
+    def __init__(self, words: int = WORDS, length: int = LENGTH, classes: int = 2) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(WORDS + 1, 64, padding_idx=0)
-        self.places = nn.Parameter(0.02 * torch.randn(LENGTH, 64))
+        self.embedding = nn.Embedding(words + 1, 64, padding_idx=0)
+        self.places = nn.Parameter(0.02 * torch.randn(length, 64))
         layer = nn.TransformerEncoderLayer(64, 4, 128, dropout=0.1, batch_first=True, norm_first=True)
         self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-        self.head = nn.Linear(64, 2)
+        self.head = nn.Linear(64, classes)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens ``(N, 16)`` to logits ``(N, 2)``."""
+        """Tokens ``(N, length)`` to logits ``(N, classes)``."""
         words = (tokens > 0).unsqueeze(2)
         read = self.layers(self.embedding(tokens) + self.places, src_key_padding_mask=tokens == 0)
         logits: Tensor = self.head((read * words).sum(1) / words.sum(1))
@@ -75,22 +81,32 @@ class Reader(pl.LightningModule):
 def measure(settings: dict[str, object] | None, seed: int) -> dict[str, float]:
     """Train, then test clean and attacked."""
     pl.seed_everything(seed, verbose=False)
-    module = Reader()
-    loader = DataLoader(TensorDataset(*sentences(2000, 1 + seed)), 50, shuffle=True)
+    return train_and_test(Reader(), settings, sentences(2000, 1 + seed), sentences(4000, 1000), epochs=15)
+
+
+def train_and_test(
+    module: Reader,
+    settings: dict[str, object] | None,
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+    epochs: int,
+) -> dict[str, float]:
+    """Seconds of training, and accuracy by radius of the attack.
+
+    Args:
+        module: To train.
+        settings: Of AdversarialCallback on the embedding; None trains plainly.
+        train: Tokens ``(N, length)``, padded with 0, and classes.
+        test: The same, to test on.
+        epochs: How long to train.
+    """
+    loader = DataLoader(TensorDataset(*train), 50, shuffle=True)
     callbacks = [] if settings is None else [AdversarialCallback(embedding="embedding", **settings)]  # type: ignore[arg-type]
     start = time.perf_counter()
-    pl.Trainer(
-        max_epochs=15,
-        callbacks=callbacks,  # type: ignore[arg-type]
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    ).fit(module, loader)
+    quiet_trainer(callbacks, max_epochs=epochs).fit(module, loader)  # type: ignore[arg-type]
     numbers = {"seconds": time.perf_counter() - start}
     module.eval()
-    tokens, classes = sentences(4000, 1000)
+    tokens, classes = test
     for radius in (0.0, RADIUS / 2, RADIUS):
         deltas = perturb_embedding(lambda: cross_entropy(module(tokens), classes), module.embedding, radius, steps=10)
         with torch.no_grad(), deltas.applied():
