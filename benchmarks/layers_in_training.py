@@ -29,7 +29,7 @@ from torch import nn
 
 from lightning_robust import LayerCriticalityCallback, LazyTrainingCallback
 from lightning_robust.demo.fashion_mnist import FashionMNISTData
-from lightning_robust.figures import add_legend, name_axes, panel
+from lightning_robust.figures import add_legend, name_axes, panel, use_plain_log_ticks
 from lightning_robust.tables import markdown
 
 if TYPE_CHECKING:
@@ -134,7 +134,8 @@ def draw(runs: Sequence[dict[str, float]], name: str) -> Figure:
         values = [statistics.median(numbers[f"{layer} | moved@{epoch}"] for numbers in runs) for epoch in epochs]
         colour = colormaps["viridis"](0.92 * place / max(1, len(layers) - 1))
         axes.plot(epochs, values, color=colour, marker="os^Dv<>p"[place % 8], markersize=4, label=layer)
-    name_axes(axes, "epoch", "moved, of the length at the start")
+    use_plain_log_ticks(axes, "y")
+    name_axes(axes, "epoch", "moved, of its length")
     add_legend(axes, 4)
     return figure
 
