@@ -119,6 +119,7 @@ class Sharded(pl.LightningModule):
 def _on_rank(rank: int, world: int, port: int, folder: str, work, args) -> None:
     given = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": world}
     os.environ.update({name: str(value) for name, value in given.items()})
+    os.environ.pop("PL_GLOBAL_SEED", None)  # of another test, by which Lightning would seed anew
     torch.set_num_threads(1)
     faulthandler.dump_traceback_later(100)  # where it hangs, if it does
     try:

@@ -48,6 +48,10 @@ def as_part(part: Tensor, like: Tensor) -> Tensor:
 
     Returns:
         A DTensor around ``part``, or ``part`` itself.
+
+    Example:
+        >>> as_part(torch.ones(2), torch.zeros(2))
+        tensor([1., 1.])
     """
     if not is_distributed(like):
         return part
@@ -79,7 +83,12 @@ def part_of(whole: Tensor, like: Tensor) -> Tensor:
 
 
 def gathered(tensor: Tensor) -> Tensor:
-    """The whole of a tensor, on every rank; all ranks have to call it."""
+    """The whole of a tensor, on every rank; all ranks have to call it.
+
+    Example:
+        >>> gathered(torch.ones(2, requires_grad=True))
+        tensor([1., 1.])
+    """
     return tensor.full_tensor().detach() if is_distributed(tensor) else tensor.detach()
 
 
@@ -89,6 +98,9 @@ def reshard(module: nn.Module) -> None:
     Its outermost module keeps them until the backward pass; where weights are changed in between, as after a
     validation, the next forward pass would compute with those from before. All ranks have to call it, or some would
     gather in their next pass and others not.
+
+    Example:
+        >>> reshard(nn.Linear(2, 2))  # nothing to let go of
     """
     for part in sharded_modules(module):
         part.reshard()

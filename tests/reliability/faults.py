@@ -431,7 +431,8 @@ def children():
     for beside in (False, True):
         where = " in the background" if beside else ""
         for name, (body, says) in BODIES.items():
-            yield Fault(f"a child{where} {name}", child(body), engines(background=beside), says=says)
+            limit = {} if says == HANGS else {"time_limit": 10.0}  # a busy machine starts a child late
+            yield Fault(f"a child{where} {name}", child(body), engines(background=beside, **limit), says=says)
     busy = raises(BlockingIOError(errno.EAGAIN, f"Resource temporarily unavailable ({WORDS})"))
     no_process = all_of(child(builds.GOOD), lambda patch, folder: patch.setattr(subprocess, "Popen", busy))
     yield Fault("no process can be started", no_process, engines())
