@@ -95,7 +95,8 @@ def _quantise_copies(model: onnx.ModelProto, nodes: list[str], limits: Ranges, w
         limits: Computed tensor -> range.
         whole: The weights with one scale.
     """
-    from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorData, TensorsData
+    from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType
+    from onnxruntime.quantization.calibrate import TensorData, TensorsData  # ONNX Runtime 1.23 names them here alone
 
     known = model.metadata_props.add(key="onnx.infer", value="onnxruntime.quant")  # else it is saved and read again
     data = {name: TensorData(lowest=np.float32(-top), highest=np.float32(top)) for name, top in limits.items()}
