@@ -98,13 +98,20 @@ def reader_of(folder: Path) -> FileSystemReader:
 class _IndexUnpickler(pickle.Unpickler):
     """Builds what torch describes checkpoints with, and nothing else: a pickle can run code."""
 
-    _PLAIN = ("torch.Size", "torch.serialization._get_layout", "pathlib.PosixPath", "pathlib.WindowsPath")
-    _ROOMS = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
+    _PLAIN = (
+        *("torch.Size", "torch.serialization._get_layout", "pathlib.PosixPath", "pathlib.WindowsPath"),
+        *(f"torch.distributed.checkpoint.filesystem.{name}" for name in ("_StorageInfo", "_StoragePrefix")),
+    )
+    _ROOM = "torch.distributed.checkpoint.metadata"
 
     def find_class(self, module: str, name: str) -> Any:
-        is_type = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if is_type or module in self._ROOMS or f"{module}.{name}" in self._PLAIN:
-            return super().find_class(module, name)
+        if "." not in name:  # with which a name leads through what a module has imported, such as `os`
+            found = super().find_class(module, name) if module in ("torch", self._ROOM) else None
+            own = isinstance(found, type) and found.__module__ == self._ROOM
+            if own or isinstance(found, torch.dtype):
+                return found
+            if f"{module}.{name}" in self._PLAIN:
+                return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it names {module}.{name}, which is never loaded, since that can run code")
 
 
