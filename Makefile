@@ -84,6 +84,7 @@ headlines: $(STAMP)
 	$(BIN)/python benchmarks/rendering_speed.py
 	$(BIN)/python benchmarks/traffic.py
 	$(BIN)/python benchmarks/few_labels.py
+	$(BIN)/python benchmarks/unlabelled.py
 	$(BIN)/python benchmarks/width.py
 	$(BIN)/python benchmarks/fortunes.py
 	$(if $(MNIST),$(BIN)/python benchmarks/layers_in_training.py --mnist $(MNIST))

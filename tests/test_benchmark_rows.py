@@ -1,6 +1,7 @@
 """The benchmarks of few labels, layers, sayings and width: their data, rows at the smallest size, and tables."""
 
 import argparse
+import itertools
 import json
 import os
 from pathlib import Path
@@ -55,6 +56,40 @@ def test_gains_are_over_plain_training_of_the_same_seed(benchmark, tmp_path):
     assert len(lines) == 2, "a radius without plain training beside it has no row"
     assert "+0.50 (+2.00, -1.00)" in lines[1]
     assert lines[0].split("|")[5].strip() == "-"
+
+
+def test_rows_without_labels_take_as_many_steps_and_pictures_as_they_say(benchmark, tmp_path, monkeypatch):
+    curve = benchmark("unlabelled")
+    monkeypatch.chdir(ROOT)
+    assert len(curve.ROWS) == 2 + 2 * 3 * 3 + 1
+    for row in [row for row in curve.ROWS if "OT" not in row and "FT" not in row]:
+        switches = curve.ROWS[row]
+        args = ["-c", curve.CONFIG, f"--trainer.logger.save_dir={tmp_path}", *curve.FAST, *curve.ATTACK, *switches]
+        cli = RobustCLI(args=args, run=False)
+        cli.datamodule.setup("fit")
+        parts = cli.datamodule._parts
+        numbers = [len(parts[part]) for part in ("train", "unlabelled") if part in parts]
+        assert numbers == [int(word.replace(",", "")) for word in row.split() if word[0].isdigit()], row
+        steps = cli.trainer.max_epochs * (numbers[-1] // curve.BATCH)
+        at_most = cli.trainer.max_steps
+        assert (min(steps, at_most) if at_most > 0 else steps) == curve.STEPS, row
+
+
+def test_the_curve_of_pictures_without_labels_is_trained_and_drawn(benchmark, tmp_path, monkeypatch):
+    curve = benchmark("unlabelled")
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(curve, "STEPS", 4)
+    results = curve.Results(tmp_path)
+    monkeypatch.setattr(curve, "ROWS", {"small": curve.unsupervised(100, 100) + curve.METHODS["UAT++"]})
+    numbers = curve.trained("small", 0, tmp_path / "run")
+    assert 0 <= numbers["0.15"] <= numbers["0.05"] <= numbers["clean"] <= 1
+    names = [curve.name_of(*which) for which in itertools.product(curve.LABELS, curve.UNLABELLED, curve.METHODS)]
+    for place, row in enumerate(names):
+        results.put(row, 0, {"0.1": place / 100})
+    results.put(curve.EVERY_LABEL, 0, {"0.1": 0.5})
+    figure = curve.draw(results, [0, 1])
+    check_figure(figure)
+    assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [4] * 6 + [2]
 
 
 def package(folder, count=30):
