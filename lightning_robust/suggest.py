@@ -1,9 +1,25 @@
-"""What a misspelt name may have meant."""
+"""Names in messages: what a misspelt one may have meant, and the first of many."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+
+
+def first_of(names: Iterable[object], most: int = 3, none: str = "nothing") -> str:
+    """The first of some names in a sentence, and how many more there are.
+
+    Args:
+        names: In the order in which they are told.
+        most: How many are told.
+        none: What is said where there are none.
+
+    Example:
+        >>> first_of(["fog", "noise", "blur"], 2), first_of(["fog"]), first_of([])
+        ('fog, noise and 1 more', 'fog', 'nothing')
+    """
+    told = [*map(str, names)]
+    return (", ".join(told[:most]) or none) + (f" and {len(told) - most} more" if len(told) > most else "")
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:

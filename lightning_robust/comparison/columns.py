@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from lightning_robust.comparison.finished_runs import FAMILY, SECONDS, WORST
 from lightning_robust.harness.directions import Mode, named_direction, words_of
-from lightning_robust.suggest import did_you_mean
+from lightning_robust.suggest import did_you_mean, first_of
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def _parts(text: str) -> Iterator[str]:
 def _refuse_unlogged(tag: str, part: str, form: str, tags: Sequence[str]) -> None:
     if tag not in tags:
         hint = did_you_mean(tag, tags, 1)
-        names = ", ".join(tags[:_TOLD]) + (f" and {len(tags) - _TOLD} others" if len(tags) > _TOLD else "")
         raise ValueError(
-            f"Expected metrics that the runs logged, {form}, but got {part!r}. There are: {names or 'none'}.{hint}"
+            f"Expected metrics that the runs logged, {form}, but got {part!r}. There are: "
+            f"{first_of(tags, _TOLD, 'none')}.{hint}"
         )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import compress
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from lightning_robust.suggest import first_of
 from lightning_robust.torch_names import lerp_all_
 
 State = dict[str, Tensor]
@@ -207,7 +208,8 @@ def require_same(
         ValueError: Expected the same tensors in late.ckpt, but it lacks w and has v besides. ...
     """
     if first.keys() != other.keys():
-        missing, additional = _listed(first, other), _listed(other, first)
+        missing = first_of(name for name in first if name not in other)
+        additional = first_of(name for name in other if name not in first)
         raise ValueError(
             f"Expected the same tensors in {name}, but it lacks {missing} and has {additional} besides. {advice}"
         )
@@ -243,9 +245,3 @@ def _lerp(average: Sequence[Tensor], tensors: Sequence[Tensor], weight: float, f
 
 def _shadow(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.detach().to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
-
-
-def _listed(names: Iterable[str], without: Container[str]) -> str:
-    """The first three of the names that ``without`` lacks, and how many more there are."""
-    rest = [name for name in names if name not in without]
-    return (", ".join(rest[:3]) or "nothing") + (f" and {len(rest) - 3} more" if rest[3:] else "")

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from lightning_robust.suggest import first_of
+
 Outcome = Literal["within", "beyond", "unmeasured"]
 EXIT_CODES: dict[Outcome, int] = {"within": 0, "beyond": 1, "unmeasured": 2}
 """The exit status that a pipeline reads."""
@@ -198,7 +200,7 @@ class Judgement:
             return f"could not measure {_decisive(lost, self.judged) or 'anything'}"
         if self.judged:
             return f"within {self.budget or 'its budget'}: {_decisive(self.judged[:1], self.judged)}"
-        return f"no budget was set, nothing was judged: {_first_of(self._measured)}"
+        return f"no budget was set, nothing was judged: {first_of(self._measured, 2)}"
 
     @property
     def _measured(self) -> list[Check]:
@@ -218,20 +220,13 @@ def _decisive(named: Sequence[Check], judged: Sequence[Check]) -> str:
     if not named:
         return ""
     first = named[0]
-    parts = [_first_of(named)]
+    parts = [first_of(named, 2)]
     if first.place:
         parts.append(f"worst at {first.place}" if first.status == "beyond" else f"most of it at {first.place}")
     within = sum(check.status == "within" for check in judged)
     if len(judged) > 1:
         parts.append(f"{within} of {len(judged)} within" if within < len(judged) else f"all {within} within")
     return "; ".join(parts)
-
-
-def _first_of(checks: Sequence[Check], most: int = 2) -> str:
-    """The first of these checks, and how many more there are."""
-    named = [str(check) for check in checks[:most]]
-    more = len(checks) - len(named)
-    return ", ".join([*named, *([f"and {more} more"] if more else [])])
 
 
 def _three_digits(value: float) -> str:

@@ -7,7 +7,7 @@ import hashlib
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,11 @@ from lightning_robust.harness.sharded_checkpoints import (
     names_of_averages,
     read_whole,
 )
+from lightning_robust.suggest import first_of
 
 RAW_KEY = "raw_state_dict"
 """Key of the weights that training continues from, in a full checkpoint of SWACallback."""
+_TOLD = 6
 _ADVICE = "Give Lightning checkpoints (.ckpt), state dicts (.pt) or .safetensors that hold tensors."
 
 
@@ -45,7 +47,8 @@ def read_state(path: str | Path, key: str = "state_dict") -> State:
     content = read_checkpoint(path)
     state = content.get(key, content if key == "state_dict" else None)
     if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"Expected {key!r} with tensors in {path}, but it holds {_told_names(content)}. {_ADVICE}")
+        held = first_of(sorted(map(str, content)), _TOLD)
+        raise ValueError(f"Expected {key!r} with tensors in {path}, but it holds {held}. {_ADVICE}")
     return dict(state)
 
 
@@ -99,19 +102,13 @@ def _difference_of(own: Mapping[str, Any], state: State) -> str:
         "it has besides": [name for name in state if name not in own],
         "of another shape are": _other_shapes(own, state),
     }
-    return "; ".join(f"{words} {_told_names(names)}" for words, names in found.items() if names)
+    return "; ".join(f"{words} {first_of(sorted(names), _TOLD)}" for words, names in found.items() if names)
 
 
 def _other_shapes(own: Mapping[str, Any], state: State) -> list[str]:
     shapes = {name: tuple(getattr(value, "shape", ())) for name, value in own.items()}
     theirs = {name: tuple(value.shape) for name, value in state.items()}
     return [f"{name} {theirs[name]} for {shape}" for name, shape in shapes.items() if theirs.get(name, shape) != shape]
-
-
-def _told_names(names: Iterable[Any], most: int = 6) -> str:
-    """The first of some names, in order, and how many more there are."""
-    told = sorted(map(str, names))
-    return (", ".join(told[:most]) or "nothing") + (f" and {len(told) - most} others" if len(told) > most else "")
 
 
 def load_averaged(path: str | Path, which: str = "averaged") -> State:
@@ -227,7 +224,7 @@ def _foreign(path: Path, error: Exception) -> str:
         names = list(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except Exception:  # a pickle that torch did not write
         names = re.findall(r"GLOBAL ([\w.]+)", str(error))
-    return _told_names(names) if names else "a pickle of other objects"
+    return first_of(sorted(names), _TOLD) if names else "a pickle of other objects"
 
 
 def _damage(path: Path, error: Exception) -> str:

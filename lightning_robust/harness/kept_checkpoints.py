@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning_robust.suggest import did_you_mean
+from lightning_robust.suggest import did_you_mean, first_of
 
 CHECKPOINTS = "checkpoints"
 """The folder of a run that Lightning keeps them in."""
@@ -84,8 +84,7 @@ def first_names(paths: Sequence[Path], folder: Path) -> str:
         >>> first_names([Path("runs/a"), Path("runs/b")], Path("runs"))
         'a, b'
     """
-    names = [str(path.relative_to(folder)) for path in paths]
-    return ", ".join(names[:_TOLD]) + (f" and {len(names) - _TOLD} others" if len(names) > _TOLD else "")
+    return first_of((path.relative_to(folder) for path in paths), _TOLD)
 
 
 def _last(files: Sequence[Path]) -> tuple[Path, str]:

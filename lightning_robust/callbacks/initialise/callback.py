@@ -27,6 +27,7 @@ from lightning_robust.harness.quiet import quietly
 from lightning_robust.harness.ranks import describe_error, on_rank_zero
 from lightning_robust.harness.trainers import NoEffectWarning, find_callbacks, refuse_sharded
 from lightning_robust.layers import match_modules
+from lightning_robust.suggest import first_of
 
 Method = Literal["kaiming", "orthogonal", "small", "lsuv", "pretrained"]
 _DEFAULTS: dict[str, tuple[Any, tuple[Method, ...]]] = {
@@ -155,7 +156,7 @@ class InitialiseCallback(pl.Callback):
             )
         if self.method == "pretrained":
             left = load_fitting(module, read_state(str(self.checkpoint)), str(self.checkpoint))
-            return f"{self.checkpoint}, {_some_names('stay as they were built', left)}"
+            return f"{self.checkpoint}, {first_of(left, none='none')} stay as they were built"
         excluded = {*match_modules(module, self.exclude)} if self.exclude else set()
         layers = {name: layer for name, layer in drawn_layers(module).items() if name not in excluded}
         if not layers:
@@ -191,7 +192,7 @@ class InitialiseCallback(pl.Callback):
                 f"needs, but got {describe_error(error)}. Set `input_key`, or choose method='orthogonal'."
             ) from error
         far = [name for name in layers if abs(found.get(name, 0.0) - 1) >= self._settings["tolerance"]]
-        return f"{len(layers)} layers, {_some_names('have no unit variance', far)}"
+        return f"{len(layers)} layers, {first_of(far, none='none')} have no unit variance"
 
 
 def _settings_of(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -219,11 +220,3 @@ def _require_taken(method: Method, name: str, value: Any) -> None:
         )
     if name in ("gain", "scale", "tolerance") and not value > 0:
         raise ValueError(f"Expected `{name}` above 0, but got {value}.")
-
-
-def _some_names(what: str, names: list[str], most: int = 4) -> str:
-    """Some names and how many more there are."""
-    if not names:
-        return f"none {what}"
-    more = f" and {len(names) - most} others" if len(names) > most else ""
-    return f"{', '.join(names[:most])}{more} {what}"

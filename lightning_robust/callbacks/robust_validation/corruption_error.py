@@ -8,13 +8,13 @@ from typing import Any
 from lightning_robust.checks import check_file
 from lightning_robust.harness.directions import Mode
 from lightning_robust.reading import read_json
+from lightning_robust.suggest import first_of
 
 CLEAN_NAME = "clean"
 Metrics = Mapping[str, float]
 """Metric -> value."""
 UnderEach = Mapping[str, Metrics]
 """Condition, ``"clean"`` or ``"fog@3"``, -> its metrics."""
-_TOLD = 3
 
 
 def by_corruption(conditions: Sequence[str]) -> dict[str, list[str]]:
@@ -110,10 +110,9 @@ def read_baseline(baseline: str | Mapping[str, Any], conditions: Sequence[str], 
         )
     missing = [name for name in conditions if name not in content]
     if missing:
-        more = f" and {len(missing) - _TOLD} others" if len(missing) > _TOLD else ""
         raise ValueError(
-            f"Expected `{argument}` to have all that `under` names, but {source} lacks {', '.join(missing[:_TOLD])}"
-            f"{more}. Measure it with the same `under`."
+            f"Expected `{argument}` to have all that `under` names, but {source} lacks {first_of(missing)}. Measure "
+            "it with the same `under`."
         )
     return {str(name): metrics for name, metrics in content.items()}
 

@@ -20,6 +20,7 @@ from lightning_robust.deployment.numerics.layers import LayeredGraph, nodes_with
 from lightning_robust.deployment.numerics.operators import QDQ, TENSOR_CORE
 from lightning_robust.deployment.numerics.pairs import insert_pairs, two_operands
 from lightning_robust.deployment.numerics.prepare import prepare, raise_opset
+from lightning_robust.suggest import first_of
 
 _OPSET = 13  # the first in which weights have a scale for each channel
 _INTEGER = frozenset({
@@ -53,13 +54,8 @@ class Quantised:
         """Lines for a report."""
         taken = ["quantised already, taken as it is"] * self.given
         reasons = {reason: [name for name in self.left if self.left[name] == reason] for reason in self.left.values()}
-        kept = [f"left in fp32, for {reason}: {_few(names)}" for reason, names in reasons.items()]
+        kept = [f"left in fp32, for {reason}: {first_of(names, _LINE)}" for reason, names in reasons.items()]
         return (f"{len(self.nodes)} of {self.of} products in int8", *taken, *kept)
-
-
-def _few(names: list[str]) -> str:
-    rest = len(names) - _LINE
-    return ", ".join(names[:_LINE]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def is_quantised(model: onnx.ModelProto) -> bool:

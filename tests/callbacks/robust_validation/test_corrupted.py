@@ -141,7 +141,7 @@ def test_baselines_that_say_nothing_of_the_metric(tmp_path):
         ({"under": "none"}, "corruptions or perturbations out of"),
         ({"eps": []}, "at least one radius in `eps`"),
         ({"baseline": {"fog@1": {"val/acc": 0.5}}}, "`under` beside `baseline`"),
-        ({"under": "fog", "baseline": {"fog@1": {"val/acc": 0.5}}}, "lacks fog@2, fog@3, fog@4 and 1 others"),
+        ({"under": "fog", "baseline": {"fog@1": {"val/acc": 0.5}}}, "lacks fog@2, fog@3, fog@4 and 1 more"),
         ({"under": "fog@1", "baseline": {"fog@1": 0.5}}, "`baseline` as numbers by condition and metric"),
         ({"under": "fog@1", "baseline": {}}, "`baseline` as numbers by condition and metric"),
     ],
