@@ -149,7 +149,7 @@ class AdversarialCallback(ValidatesRobustly):
         unfit = self.attack.needs_whole_weights
         refuse_sharded(trainer, unfit or "AdversarialCallback", by_dtensors=not unfit)
         self._inputs.find_normalisation(trainer)
-        if self._of_validation and find_callbacks(trainer, RobustValidationCallback):
+        if self.validation and self._of_validation and find_callbacks(trainer, RobustValidationCallback):
             raise MisconfigurationException(
                 f"Expected robust validation once, but got `{next(iter(self._of_validation))}` of AdversarialCallback "
                 "beside a RobustValidationCallback. Give the arguments to that one, without `val_`."

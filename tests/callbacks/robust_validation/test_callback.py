@@ -85,7 +85,8 @@ def test_training_is_as_without_it(tmp_path):
     assert torch.equal(*weights)
 
 
-def test_it_takes_over_beside_adversarial_training(tmp_path):
+@pytest.mark.parametrize("arguments", [{}, {"val_eps": []}])
+def test_it_takes_over_beside_adversarial_training(tmp_path, arguments):
     """The radii are those of RobustValidationCallback alone, each attack is run once, and both places are refused."""
     calls = []
 
@@ -96,7 +97,7 @@ def test_it_takes_over_beside_adversarial_training(tmp_path):
             return self._loss(batch)
 
     robust = RobustValidationCallback(0.2, steps=3, batches=1)
-    adversarial = AdversarialCallback("fgsm", eps=0.1)
+    adversarial = AdversarialCallback("fgsm", eps=0.1, **arguments)
     pl.seed_everything(1)
     trainer = make_trainer(tmp_path, [adversarial, robust], max_epochs=1)
     trainer.fit(Counted())
