@@ -1,4 +1,4 @@
-"""The techniques and three combinations on lanes: trained on rendered roads, tested on a real recording.
+"""The techniques, three combinations and five starts on lanes: trained on rendered roads, tested on a real recording.
 
     python benchmarks/suite_lanes.py --recording solidWhiteRight.mp4 [--seeds 0 1 2] [--out runs/suite_lanes] [--jobs 2]
 
@@ -44,6 +44,11 @@ ROWS: dict[str, list[str]] = {
     "FGSM-RS, EMA": [*FGSM, *EMA],
     "FGSM-RS, RegMixup": [*FGSM, *REGMIXUP],
     "RegMixup, EMA": [*REGMIXUP, *EMA],
+    "start: Kaiming": ["--initialise=kaiming"],
+    "start: orthogonal": ["--initialise=orthogonal"],
+    "start: a tenth of PyTorch's": ["--initialise=small"],
+    "start: LSUV": ["--initialise=lsuv"],
+    "start: pretrained by rotation": ["--model=models.LanesPretrainedByRotation"],
 }
 COLUMNS: Columns = {
     "clean": ("val/lateral_px", 1, ".1f"),
