@@ -9,12 +9,15 @@ from torch.optim import AdamW
 
 from lightning_robust.cli import RobustCLI
 from lightning_robust.demo.fashion_mnist.idx_files import DEBIAN
+from lightning_robust.sweeps.choice import Choice
 from lightning_robust.sweeps.file import Sweep, read_settings
+from lightning_robust.sweeps.race import Race
 from lightning_robust.sweeps.trials import plan
 
 ROOT = Path(__file__).parents[1] / "configs"
 SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
-CONFIGS = sorted(set(ROOT.rglob("*.yaml")) - set(SWEEPS))
+CHOICES = sorted((ROOT / "choices").glob("*.yaml"))
+CONFIGS = sorted(set(ROOT.rglob("*.yaml")) - {*SWEEPS, *CHOICES})
 BASES = {"lanes.yaml", "traffic.yaml", "fashion_mnist.yaml", "fashion_mnist_sgd.yaml"}
 TECHNIQUES = sorted((ROOT / "techniques").glob("*.yaml"))
 SMALL = {
@@ -76,9 +79,10 @@ def test_all_are_found():
     assert {path.name for path in ROOT.glob("*.yaml")} == BASES
     assert len(TECHNIQUES) == 16
     assert [path.name for path in SWEEPS] == ["lazy.yaml", "soup.yaml"]
+    assert [path.name for path in CHOICES] == ["fashion_mnist.yaml"]
 
 
-@pytest.mark.parametrize("path", [*CONFIGS, *SWEEPS], ids=lambda path: f"{path.parent.name}/{path.name}")
+@pytest.mark.parametrize("path", [*CONFIGS, *SWEEPS, *CHOICES], ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_header_says_command_purpose_number_hardware_time(path):
     lines = path.read_text().splitlines()
     for line, word in zip(lines, ("Command:", "Purpose:", "Measured:", "Hardware:", "Time:"), strict=False):
@@ -158,6 +162,19 @@ def test_lazy_sweep_runs(tmp_path, monkeypatch):
     cli = RobustCLI(args=["fit", "--config=trial.yaml", *few])
     assert (cli.model.scale, cli.model.hidden.out_features) == (1 / 4096, 4096)
     assert 0 <= cli.trainer.callback_metrics["lazy/single_step@1"] <= 1
+
+
+def test_choice_is_planned(tmp_path):
+    """Two rounds, whose schedules end where they end; every candidate is one that the command line takes."""
+    choice = read_settings(ROOT / "choices" / "fashion_mnist.yaml", Choice)
+    race = Race(choice, tmp_path / "race")
+    assert [(each.candidates, each.epochs, each.seeds) for each in race.rounds] == [(8, 5, 1), (2, 15, 3)]
+    for name in choice.candidates:
+        ends = [
+            yaml.safe_load(race._config(name, 0, each.epochs))["lr_scheduler"]["init_args"]["T_max"]
+            for each in race.rounds
+        ]
+        assert ends == [5, 15]
 
 
 @pytest.mark.filterwarnings("ignore:.*will be overridden by")

@@ -26,7 +26,8 @@ def choose(
     interval over seeds, and with the chance that it is the better one.
 
     Args:
-        file: The choice: `configs`, `candidates`, `criteria`, `budget`, `seeds`, `reduction`, `resources`, `retries`.
+        file: The choice: `configs`, `candidates`, `criteria`, `budget`, `seeds`, `reduction`, `scaled`, `resources`,
+            `retries`.
         output: Folder for the results; by default choices/ and the name of the file. One with the same choice goes on.
             On a cluster, one that all machines share.
         address: Address of a running Ray cluster, such as auto or ray-head:6379; by default this machine alone.

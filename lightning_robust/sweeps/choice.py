@@ -25,6 +25,8 @@ class Choice(RunSettings):
         budget: What the race may cost, as a share of training all candidates with all seeds to the end.
         seeds: With how many seeds the finalists are trained, 0, 1, ...
         reduction: One of so many candidates goes on from a round.
+        scaled: Keys that hold lengths in epochs, such as ``lr_scheduler.T_max`` or ``swa.start``, which are brought
+            down with ``trainer.max_epochs`` where a round is shorter than the whole training.
     """
 
     candidates: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -32,6 +34,7 @@ class Choice(RunSettings):
     budget: float = 1 / 3
     seeds: int = 3
     reduction: int = 3
+    scaled: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Refuse a choice between nothing, or by nothing."""

@@ -10,6 +10,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from scipy.special import stdtr
 
@@ -78,7 +79,9 @@ def plan_rounds(candidates: int, epochs: int, seeds: int, budget: float, reducti
 def _rounds(candidates: int, epochs: int, halvings: int, reduction: int) -> list[Round]:
     lengths = [round(epochs / reduction ** (halvings - number)) for number in range(halvings + 1)]
     counts = [max(2, candidates // reduction**number) for number in range(halvings + 1)]
-    return [Round(min(count, candidates), max(1, length)) for count, length in zip(counts, lengths, strict=True)]
+    plan = [Round(min(count, candidates), max(1, length)) for count, length in zip(counts, lengths, strict=True)]
+    # a round that nobody leaves tells nothing
+    return [each for each, later in pairwise(plan) if each.candidates > later.candidates] + plan[-1:]
 
 
 def survivors(scores: Mapping[str, float], count: int) -> list[str]:

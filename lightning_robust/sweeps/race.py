@@ -8,6 +8,7 @@ import math
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -15,6 +16,7 @@ from lightning_robust.checks import check_new_folder
 from lightning_robust.json_values import jsonable
 from lightning_robust.sweeps.choice import Choice
 from lightning_robust.sweeps.halving import Lead, Round, leads, plan_rounds, survivors
+from lightning_robust.sweeps.lengths import beyond, brought_down, value_at
 from lightning_robust.sweeps.ray import RESULT, run_trials
 from lightning_robust.sweeps.trials import SweepTrial, complete
 
@@ -77,7 +79,8 @@ class Race:
 
     Raises:
         ValueError: For a folder with another race, a candidate that ``lightning-robust fit`` would refuse, a
-            configuration without ``trainer.max_epochs``, or a budget too small.
+            configuration without ``trainer.max_epochs``, one whose schedule is longer than the first round and not in
+            ``scaled``, or a budget too small.
     """
 
     def __init__(self, choice: Choice, folder: Path, address: str | None = None, cpus: int | None = None) -> None:
@@ -88,6 +91,7 @@ class Race:
         self.whole = Round(len(choice.candidates), epochs, choice.seeds)
         self._configs: dict[tuple[str, int, int], str] = {}
         for name in choice.candidates:
+            self._check_lengths(name, yaml.safe_load(self._config(name, 0, self.whole.epochs)))
             self._config(name, 0, self.rounds[0].epochs)
         _open(folder, choice)
 
@@ -170,8 +174,31 @@ class Race:
         key = name, seed, epochs
         if key not in self._configs:
             values = self.choice.candidates[name] | {"trainer.max_epochs": epochs, "seed_everything": seed}
+            if epochs < self.whole.epochs and self.choice.scaled:
+                values |= self._lengths(name, epochs / self.whole.epochs)
             self._configs[key] = complete(self.choice.configs, values, f"Candidate {name}")
         return self._configs[key]
+
+    def _lengths(self, name: str, share: float) -> dict[str, Any]:
+        """The lengths in epochs that a candidate has, in a training of which only a share is left."""
+        whole = yaml.safe_load(self._config(name, 0, self.whole.epochs))
+        found = {key: value for key in self.choice.scaled if (value := value_at(whole, key)) is not None}
+        return {key: brought_down(value, share) for key, value in found.items()}
+
+    def _check_lengths(self, name: str, config: dict[str, Any]) -> None:
+        """Refuse a training whose schedule a shorter round would cut off."""
+        for key in self.choice.scaled:
+            value = value_at(config, key)
+            try:
+                brought_down([] if value is None else value, 1.0)
+            except ValueError as error:
+                raise ValueError(f"`scaled`, {key} of candidate {name!r}: {error}") from error
+        shortest = self.rounds[0].epochs
+        for key in beyond(config, shortest, self.choice.scaled):
+            raise ValueError(
+                f"Expected `{key}` in `scaled`: in candidate {name!r} it is {value_at(config, key)} epochs, and the "
+                f"first round has {shortest}. Give `scaled: [{key}]` to bring it down with the rounds."
+            )
 
 
 def _epochs_of(choice: Choice) -> int:

@@ -40,9 +40,15 @@ def test_plans_keep_the_budget_and_shrink(candidates, epochs, seeds, budget, red
         return
     assert sum(each.cost for each in plan) <= budget * whole * (1 + 1e-12)
     assert (plan[0].candidates, plan[-1].epochs, plan[-1].seeds) == (candidates, epochs, seeds)
-    assert all(two.candidates <= one.candidates for one, two in itertools.pairwise(plan))
+    assert all(two.candidates < one.candidates for one, two in itertools.pairwise(plan))
     assert all(two.epochs > one.epochs for one, two in itertools.pairwise(plan))
     assert plan[-1].candidates >= 2
+
+
+def test_a_round_that_nobody_leaves_is_left_out():
+    """Eight, two, two candidates for 2, 5 and 15 epochs: the second round would send on both."""
+    assert plan_rounds(8, 15, 3, 0.34) == [Round(8, 2), Round(2, 15, 3)]
+    assert plan_rounds(2, 9, 1, 1.0) == [Round(2, 9)]
 
 
 def test_survivors_keep_the_order_of_equals():

@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+import yaml
 
 from lightning_robust.sweeps import race as race_module
 from lightning_robust.sweeps.choice import Choice
@@ -41,15 +42,16 @@ def started(monkeypatch):
 
     def complete(configs, values, name):
         epochs = values.get("trainer.max_epochs", EPOCHS)
-        return f"trainer:\n  max_epochs: {epochs}\n"
+        schedule = {key.partition(".")[2]: value for key, value in values.items() if key.startswith("lr_scheduler.")}
+        return f"lr_scheduler: {json.dumps({'init_args': schedule})}\ntrainer:\n  max_epochs: {epochs}\n"
 
     monkeypatch.setattr(race_module, "complete", complete)
 
     def start(folder, curves, stop_after=None, **settings):
         track = Track(curves, stop_after)
         monkeypatch.setattr(race_module, "run_trials", track)
-        chosen = {"criteria": {"acc": 1.0}, "budget": 0.5, "seeds": 3} | settings
-        choice = Choice(["base.yaml"], candidates={name: {} for name in curves}, **chosen)
+        plain = {"candidates": {name: {} for name in curves}, "criteria": {"acc": 1.0}, "budget": 0.5, "seeds": 3}
+        choice = Choice(["base.yaml"], **plain | settings)
         return Race(choice, folder), track
 
     return start
@@ -124,6 +126,51 @@ def test_a_killed_race_goes_on_and_ends_the_same(started, tmp_path, after):
     outcome = race.run()
     assert killed.ran + rest.ran == whole.ran
     assert (outcome.winner, outcome.leads, outcome.share) == (expected.winner, expected.leads, expected.share)
+
+
+def test_lengths_in_epochs_come_down_with_the_rounds(started, tmp_path):
+    """Nine candidates for a third of nine epochs, then three for all of them."""
+    schedules = [{"lr_scheduler.T_max": EPOCHS}, {"lr_scheduler.milestones": [6, 8]}, {}]
+    candidates = {f"c{number}": schedules[number % 3] for number in range(9)}
+    curves = {name: curve(0.1) for name in candidates}
+    scaled = ["lr_scheduler.T_max", "lr_scheduler.milestones"]
+    race, _ = started(tmp_path, curves, candidates=candidates, scaled=scaled)
+    first, last = (
+        {trial.values["candidate"]: yaml.safe_load(trial.config)["lr_scheduler"]["init_args"] for trial in lap.trials}
+        for lap in race.run().laps
+    )
+    assert [first[name] for name in ("c0", "c1", "c2")] == [{"T_max": 3}, {"milestones": [2, 3]}, {}]
+    assert [last[name] for name in ("c0", "c1", "c2")] == [{"T_max": 9}, {"milestones": [6, 8]}, {}]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "scaled", "message"),
+    [
+        (
+            {"lr_scheduler.T_max": 9},
+            [],
+            r"`lr_scheduler\.T_max` in `scaled`: in candidate 'b' it is 9 epochs, and the ",
+        ),
+        ({"lr_scheduler.milestones": [2, 4]}, [], r"is \[2, 4\] epochs, and the first round has 3\. Give `scaled:"),
+        ({"lr_scheduler.mode": "min"}, ["lr_scheduler.mode"], r"mode of candidate 'b': Expected a number .* got 'min'"),
+    ],
+)
+def test_rejects_a_schedule_that_a_round_would_cut_off(started, tmp_path, schedule, scaled, message):
+    curves = {name: curve(0.1) for name in "abcdefghi"}
+    candidates = {name: schedule if name == "b" else {} for name in curves}
+    with pytest.raises(ValueError, match=message):
+        started(tmp_path, curves, candidates=candidates, scaled=scaled)
+    assert not any(tmp_path.iterdir())
+    one_round = {"candidates": candidates, "budget": 1.0, "reduction": 2}
+    assert scaled or len(started(tmp_path, curves, **one_round)[0].rounds) == 1
+
+
+def test_a_schedule_that_the_first_round_holds_stays(started, tmp_path):
+    curves = {name: curve(0.1) for name in "abcdefghi"}
+    race, _ = started(tmp_path, curves, candidates={name: {"lr_scheduler.step_size": 3} for name in curves})
+    assert [lap.trials[0].config for lap in race.run().laps] == [
+        f'lr_scheduler: {{"init_args": {{"step_size": 3}}}}\ntrainer:\n  max_epochs: {epochs}\n' for epochs in (3, 9)
+    ]
 
 
 def test_a_missing_criterion_ends_the_race_after_the_first_training(started, tmp_path):

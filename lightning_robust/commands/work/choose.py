@@ -85,16 +85,21 @@ def _mean_of(trials: list[Any], tag: str) -> str:
 
 def _write_page(outcome: Outcome, choice: Choice, folder: Path, lines: list[str]) -> list[Path]:
     """The comparison of each candidate's longest trainings, with what was chosen above it."""
-    runs = []
+    runs, names, last = [], {}, outcome.laps[-1]
     for name in choice.candidates:
         lap = _last_lap(outcome.laps, name)
-        for trial in [] if lap is None else _trials_of(lap, name):
-            place = folder / f"round-{outcome.laps.index(lap) + 1}" / trial.name  # type: ignore[arg-type]
+        if lap is None:
+            continue
+        for trial in _trials_of(lap, name):
+            place = folder / f"round-{outcome.laps.index(lap) + 1}" / trial.name
             config = yaml.safe_load(trial.config)
             runs.append(FinishedRun(place, config, {**trial.metrics, SECONDS: trial.seconds}))
+            names[place] = name if lap is last else f"{name}, {lap.plan.epochs} epochs"
     metrics = ",".join(f"{tag}:{'max' if weight > 0 else 'min'}" for tag, weight in choice.criteria.items())
     comparison = compare_runs(runs, metrics)
-    return write_comparison(dataclasses.replace(comparison, cautions=(*lines, *comparison.cautions)), folder)
+    rows = tuple(dataclasses.replace(row, name=names[row.runs[0].folder]) for row in comparison.rows)
+    cautions = (*lines, *comparison.cautions)
+    return write_comparison(dataclasses.replace(comparison, rows=rows, cautions=cautions), folder)
 
 
 def _last_lap(laps: list[Lap], name: str) -> Lap | None:
