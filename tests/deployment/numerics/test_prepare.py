@@ -58,7 +58,8 @@ def test_large_weights_survive_raising_the_operator_set():
     assert [value.name for value in prepared.graph.inputs] == ["x"]
     assert np.array_equal(prepared.graph.initializers["w"].const_value.numpy(), w)
     got, expected = (Session(graph).run(feeds)[0].numpy() for graph in (to_model(prepared.model), model))
-    assert np.array_equal(got, expected)
+    # ONNX Runtime may choose another kernel for another operator set
+    assert np.abs(got - expected).max() <= 1e-6 * np.abs(expected).max()
 
 
 def test_functions_are_inlined():

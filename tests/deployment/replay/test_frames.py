@@ -120,21 +120,23 @@ def test_broken_pictures_are_counted_and_leave_a_gap(folder):
     assert len(recording.skipped) == 3
 
 
-def test_broken_frames_of_a_video_are_counted_and_leave_a_gap(video):
-    import av
-
+@pytest.mark.parametrize("broken", [(4, 9), (4, 11)])
+def test_broken_frames_of_a_video_are_counted_and_leave_a_gap(video, broken):
+    av = pytest.importorskip("av")
+    if 11 in broken and int(av.__version__.split(".")[0]) < 18:
+        pytest.skip("PyAV before 18 loses the frames that it has when the last one cannot be decoded")
     with av.open(str(video)) as container:
         places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
     content = bytearray(video.read_bytes())
-    for number in (4, 11):
+    for number in broken:
         start, size = places[number]
         content[start : start + size] = bytes(size)
     video.write_bytes(content)
     recording = open_recording(video)
     numbers, columns = everything(recording)
-    assert numbers == [0, 1, 2, 3, 5, 6, 7, 8, 9, 10]
+    assert numbers == [number for number in range(12) if number not in broken]
     assert columns == [LEFT[number] for number in numbers]
-    assert list(recording.skipped) == ["frame 4", "frame 11"]
+    assert list(recording.skipped) == [f"frame {number}" for number in broken]
     strided = open_recording(video, stride=2)
     assert everything(strided)[0] == [0, 2, 6, 8, 10]
     assert list(strided.skipped) == ["frame 4"]
