@@ -68,6 +68,8 @@ def benchmark():
 
 
 def pytest_configure(config):
+    # else Ray's workers give way to all other tests, and those that wait for them take minutes
+    os.environ.setdefault("RAY_worker_niceness", "0")
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or 1))
 

@@ -190,11 +190,10 @@ def _no_checkpoints(path: Path) -> str:
             f"Expected checkpoints in {path / CHECKPOINTS}, but there are none: the run ended before the first one, or "
             "it keeps them elsewhere. Give a file with --ckpt."
         )
-    held = first_names(sorted(path.iterdir()), path)
-    return (
-        f"Expected the folder of a run, with checkpoints, but {path} {f'holds {held}' if held else 'is empty'}. Give "
-        "another folder, or a file with --ckpt."
-    )
+    files = sorted(path.iterdir())
+    held = f"holds {first_names(files, path)}" if files else "is empty"
+    advice = "Give another folder, or a file with --ckpt."
+    return f"Expected the folder of a run, with checkpoints, but {path} {held}. {advice}"
 
 
 def _folders_below(folder: Path, levels: int) -> Iterator[Path]:
