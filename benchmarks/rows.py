@@ -53,18 +53,28 @@ class Results:
         self.path.write_text(json.dumps(self.content, indent=1))
         print(f"{row} | {seed}", numbers, flush=True)
 
+    def of(self, row: str, seeds: Sequence[int]) -> list[dict[str, float]]:
+        """The numbers of a row, for the seeds that are there."""
+        return [self.content[f"{row} | {seed}"] for seed in seeds if f"{row} | {seed}" in self.content]
+
+    def median(self, row: str, seeds: Sequence[int], tag: str) -> float | None:
+        """The median of a number over the seeds that are there; None without one."""
+        found = [numbers[tag] for numbers in self.of(row, seeds)]
+        return statistics.median(found) if found else None
+
     def table(self, rows: Iterable[str], seeds: Sequence[int], columns: Columns) -> str:
         """Medians over the seeds that are there, with smallest and largest where there are several."""
 
-        def runs(row: str) -> list[dict[str, float]]:
-            return [self.content[f"{row} | {seed}"] for seed in seeds if f"{row} | {seed}" in self.content]
-
         def cell(row: str, tag: str, factor: float, form: str) -> str:
-            values = [factor * numbers[tag] for numbers in runs(row)]
+            values = [factor * numbers[tag] for numbers in self.of(row, seeds)]
             spread = f" ({min(values):{form}} to {max(values):{form}})" if len(values) > 1 else ""
             return f"{statistics.median(values):{form}}{spread}"
 
-        lines = [[row, len(runs(row)), *(cell(row, *how) for how in columns.values())] for row in rows if runs(row)]
+        lines = [
+            [row, len(runs), *(cell(row, *how) for how in columns.values())]
+            for row in rows
+            if (runs := self.of(row, seeds))
+        ]
         return markdown(["training", "seeds", *columns], lines)
 
 

@@ -14,7 +14,6 @@ that under PGD with 20 steps on the first 2,000.
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,23 +93,18 @@ def trained(name: str, seed: int, folder: Path) -> dict[str, float]:
 
 def draw(results: Results, seeds: Sequence[int]) -> Figure:
     """Accuracy under attack by pictures without labels, medians over the seeds that are there."""
-
-    def robust(row: str) -> float | None:
-        found = [results.content[f"{row} | {seed}"]["0.1"] for seed in seeds if f"{row} | {seed}" in results.content]
-        return 100 * statistics.median(found) if found else None
-
     figure, axes = panel(5.2, "What pictures without labels buy")
     for labels, line, marker in zip(LABELS, ("--", "-"), "so", strict=True):
         for method, colour in zip(METHODS, COLOURS, strict=False):
-            values = [robust(name_of(labels, unlabelled, method)) for unlabelled in UNLABELLED]
-            points = [(place, value) for place, value in enumerate(values) if value is not None]
+            values = [results.median(name_of(labels, unlabelled, method), seeds, "0.1") for unlabelled in UNLABELLED]
+            points = [(place, 100 * value) for place, value in enumerate(values) if value is not None]
             if points:
                 axes.plot(
                     *zip(*points, strict=True), line, color=colour, marker=marker, label=f"{method}, {labels:,} labels"
                 )
-    limit = robust(EVERY_LABEL)
+    limit = results.median(EVERY_LABEL, seeds, "0.1")
     if limit is not None:
-        axes.axhline(limit, color=GREY, label=EVERY_LABEL)
+        axes.axhline(100 * limit, color=GREY, label=EVERY_LABEL)
     axes.set_xticks(range(len(UNLABELLED)), [f"{count:,}" for count in UNLABELLED])
     name_axes(axes, "pictures without labels", "right under PGD-20, %")
     add_legend(axes, 1)

@@ -12,7 +12,6 @@ far the weights moved, of their length, and which share of the rectifiers change
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,14 +68,11 @@ def draw(results: Results, seeds: Sequence[int]) -> Figure:
     figure, axes = panel(5.2, "Does width help under attack?")
     for (training, _), colour in zip(TRAININGS.items(), COLOURS, strict=False):
         for regime, line, marker in zip(REGIMES, ("-", "--"), "os", strict=True):
-            points = {}
-            for width in WIDTHS:
-                keys = [f"{regime}, {width}, {training} | {seed}" for seed in seeds]
-                values = [results.content[key]["attacked"] for key in keys if key in results.content]
-                points |= {width: 100 * statistics.median(values)} if values else {}
+            values = [results.median(f"{regime}, {width}, {training}", seeds, "attacked") for width in WIDTHS]
+            points = [(width, 100 * value) for width, value in zip(WIDTHS, values, strict=True) if value is not None]
             if points:
                 name = f"{training}, {regime.partition(',')[0]}"
-                axes.plot([*points], [*points.values()], line, color=colour, marker=marker, label=name)
+                axes.plot(*zip(*points, strict=True), line, color=colour, marker=marker, label=name)
     use_plain_log_ticks(axes, "x", (1,))
     name_axes(axes, "width", "right under PGD-20, %")
     add_legend(axes, 1)

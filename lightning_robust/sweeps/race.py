@@ -91,8 +91,7 @@ class Race:
         self.whole = Round(len(choice.candidates), epochs, choice.seeds)
         self._configs: dict[tuple[str, int, int], str] = {}
         for name in choice.candidates:
-            self._check_lengths(name, yaml.safe_load(self._config(name, 0, self.whole.epochs)))
-            self._config(name, 0, self.rounds[0].epochs)
+            self._check_lengths(name)
         _open(folder, choice)
 
     def run(self) -> Outcome:
@@ -181,19 +180,19 @@ class Race:
 
     def _lengths(self, name: str, share: float) -> dict[str, Any]:
         """The lengths in epochs that a candidate has, in a training of which only a share is left."""
-        whole = yaml.safe_load(self._config(name, 0, self.whole.epochs))
-        found = {key: value for key in self.choice.scaled if (value := value_at(whole, key)) is not None}
-        return {key: brought_down(value, share) for key, value in found.items()}
-
-    def _check_lengths(self, name: str, config: dict[str, Any]) -> None:
-        """Refuse a training whose schedule a shorter round would cut off."""
+        whole, lengths = yaml.safe_load(self._config(name, 0, self.whole.epochs)), {}
         for key in self.choice.scaled:
-            value = value_at(config, key)
-            try:
-                brought_down([] if value is None else value, 1.0)
-            except ValueError as error:
-                raise ValueError(f"`scaled`, {key} of candidate {name!r}: {error}") from error
+            if (value := value_at(whole, key)) is not None:
+                try:
+                    lengths[key] = brought_down(value, share)
+                except ValueError as error:
+                    raise ValueError(f"`scaled`, {key} of candidate {name!r}: {error}") from error
+        return lengths
+
+    def _check_lengths(self, name: str) -> None:
+        """Refuse a training whose schedule a shorter round would cut off."""
         shortest = self.rounds[0].epochs
+        config = yaml.safe_load(self._config(name, 0, shortest))
         for key in beyond(config, shortest, self.choice.scaled):
             raise ValueError(
                 f"Expected `{key}` in `scaled`: in candidate {name!r} it is {value_at(config, key)} epochs, and the "
