@@ -14,7 +14,7 @@ from typing import Any
 from lightning_robust.cli.parser import OneLineParser
 from lightning_robust.complaints import can_be_mended, sentence
 from lightning_robust.deployment.budget_keys import RULES
-from lightning_robust.gate.options import OPTIONS, add_gate_options, open_gate
+from lightning_robust.gate.options import OPTIONS, add_gate_options, open_gate, report_failure
 
 COMMANDS: dict[str, str] = {
     "choose": "the best of several initialisations and trainings, for a part of the cost of all",
@@ -60,13 +60,17 @@ def run_command(name: str, args: Sequence[str]) -> None:
 
 
 def _carry_out(name: str, function: Callable[..., Any], values: dict[str, Any], args: Sequence[str]) -> int | None:
-    """Run a command; one that judges is given a gate, and its judgement goes through it."""
+    """Run a command; one that judges is given a gate, through which its judgement goes, or that there is none."""
     if not _judges(function):
         return function(**values)
     line = shlex.join(["lightning-robust", name, *args])
     given = {option: values.pop(option) for option in OPTIONS}
-    gate = open_gate(name, given, RULES, number=name in _NUMBERS, line=line)
-    judgement = function(**values, gate=gate)
+    try:
+        gate = open_gate(name, given, RULES, number=name in _NUMBERS, line=line)
+        judgement = function(**values, gate=gate)
+    except Exception as error:
+        report_failure(name, given, sentence(error))
+        raise
     return None if judgement is None else gate.close(judgement)
 
 

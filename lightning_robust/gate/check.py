@@ -13,6 +13,8 @@ from lightning_robust.suggest import first_of
 Outcome = Literal["within", "beyond", "unmeasured"]
 EXIT_CODES: dict[Outcome, int] = {"within": 0, "beyond": 1, "unmeasured": 2}
 """The exit status that a pipeline reads."""
+ANYTHING = "anything"
+"""What could not be measured where there is no number at all."""
 _UNITS = {"px", "ms", "levels"}
 
 
@@ -197,7 +199,7 @@ class Judgement:
             return f"beyond {self.budget or 'its budget'}: {_decisive(self.beyond, self.judged)}"
         if self.status == "unmeasured":
             lost = self.unmeasured or list(self.checks)
-            return f"could not measure {_decisive(lost, self.judged) or 'anything'}"
+            return f"could not measure {_decisive(lost, self.judged) or ANYTHING}"
         if self.judged:
             return f"within {self.budget or 'its budget'}: {_decisive(self.judged[:1], self.judged)}"
         return f"no budget was set, nothing was judged: {first_of(self._measured, 2)}"

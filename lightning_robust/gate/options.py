@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -12,7 +14,7 @@ from typing import Any
 import jsonargparse
 
 from lightning_robust.gate.budget import DEFAULT_BUDGET, Budget, Rules, read_budget
-from lightning_robust.gate.check import Judgement
+from lightning_robust.gate.check import ANYTHING, Check, Judgement
 from lightning_robust.gate.junit import write_junit
 from lightning_robust.gate.summary import write_summary
 from lightning_robust.gate.written import write_budget
@@ -161,6 +163,22 @@ def open_gate(command: str, options: Mapping[str, Any], rules: Rules, *, number:
     if number and (value := _as_number(given)) is not None:
         return Gate(command, Budget(), value, rules, options, line, start)
     return Gate(command, _find_budget(given, rules), None, rules, options, line, start)
+
+
+def report_failure(command: str, options: Mapping[str, Any], message: str) -> None:
+    """Write that nothing was measured where the verdict was to be written, over that of an earlier run.
+
+    Args:
+        command: The name of the command that failed.
+        options: The values of :data:`OPTIONS`.
+        message: Why. A file that cannot be written is left: the error that is told is the one before it.
+    """
+    judgement = Judgement(command, (Check("", ANYTHING, math.nan, note=message, demanded=True),))
+    with contextlib.suppress(OSError):
+        if options["junit"]:
+            write_junit(judgement, options["junit"])
+    with contextlib.suppress(OSError):
+        write_summary(judgement, options["summary"])
 
 
 def _find_budget(given: str | None, rules: Rules) -> Budget:

@@ -125,6 +125,29 @@ def test_a_broken_budget_ends_before_the_work(repository, monkeypatch, capsys, t
     assert not (repository / "never").exists()
 
 
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (["--budget=much.yaml"], "much.yaml: emulated-fp16/rel_l2: expected a number of at least 0, but got 'much'."),
+        (["--inputs=other.npz"], "Expected an .npz file at other.npz"),
+    ],
+)
+def test_an_error_is_in_the_files_that_a_pipeline_reads(repository, monkeypatch, capsys, line, reason):
+    """Files of an earlier run that passed are not left to speak for this one."""
+    monkeypatch.chdir(repository)
+    (repository / "much.yaml").write_text("emulated-fp16/rel_l2: much\n")
+    for name in ("last.xml", "last.md"):
+        (repository / name).write_text("all within")
+    with pytest.raises(SystemExit) as stop:
+        main([*PARITY, *line, "--junit=last.xml", "--summary=last.md"])
+    assert stop.value.code == 2
+    assert reason in capsys.readouterr().err
+    (suite,) = ElementTree.parse(repository / "last.xml").getroot()
+    assert (suite.get("tests"), suite.get("errors"), suite.get("failures")) == ("1", "1", "0")
+    assert reason in next(suite.iter("error")).get("message")
+    assert (repository / "last.md").read_text().startswith("### ⚠️ lightning-robust parity\n\ncould not measure anything")
+
+
 def test_a_broken_budget_in_its_own_process(repository):
     (repository / "broken.yaml").write_text("emulated-fp16/rel_l2: much\n")
     code, told, errors = pipeline(repository, "--budget=broken.yaml")
