@@ -145,7 +145,8 @@ def test_an_error_is_in_the_files_that_a_pipeline_reads(repository, monkeypatch,
     (suite,) = ElementTree.parse(repository / "last.xml").getroot()
     assert (suite.get("tests"), suite.get("errors"), suite.get("failures")) == ("1", "1", "0")
     assert reason in next(suite.iter("error")).get("message")
-    assert (repository / "last.md").read_text().startswith("### ⚠️ lightning-robust parity\n\ncould not measure anything")
+    told = (repository / "last.md").read_text()
+    assert told.startswith("### ⚠️ lightning-robust parity\n\ncould not measure anything")
 
 
 def test_a_broken_budget_in_its_own_process(repository):
