@@ -1,5 +1,7 @@
 """Shared by all tests: quiet torch threads; what CI expects to have run is counted."""
 
+import copy
+import functools
 import importlib
 import os
 import sys
@@ -57,6 +59,23 @@ def pytest_addoption(parser):
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _translations_are_read_once():
+    """torch reads the sources of its translations to ONNX in every export, half of the time of a small one."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    read = functools.cache(ONNXRegistry.from_torchlib)
+
+    def from_torchlib(*args, **settings):
+        registry = copy.copy(read(*args, **settings))
+        registry.functions = {name: [*found] for name, found in registry.functions.items()}
+        return registry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(from_torchlib))
+        yield
 
 
 @pytest.fixture(scope="module")
