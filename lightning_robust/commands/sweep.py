@@ -35,14 +35,15 @@ def sweep(
     check_new_folder(folder)
 
     from lightning_robust.commands.work.sweep import cook, report, soup_arguments
-    from lightning_robust.sweeps.ray import require_ray, run_trials
+    from lightning_robust.sweeps.ray import cluster, require_ray, run_trials
     from lightning_robust.sweeps.trials import plan
 
     require_ray()
     trials = plan(settings)
     recipe = None if settings.soup is None else soup_arguments(settings)
     print(f"{len(trials)} trials in {folder}")
-    run_trials(trials, settings, folder, address, cpus)
+    with cluster(address, cpus):
+        run_trials(trials, settings, folder)
     best = report(trials, settings, folder)
     if recipe is not None:
         cook([trial for trial in trials if trial.status == "finished"], best, recipe, folder)

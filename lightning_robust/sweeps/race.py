@@ -17,7 +17,7 @@ from lightning_robust.json_values import jsonable
 from lightning_robust.sweeps.choice import Choice
 from lightning_robust.sweeps.halving import Lead, Round, leads, plan_rounds, survivors
 from lightning_robust.sweeps.lengths import beyond, brought_down, value_at
-from lightning_robust.sweeps.ray import RESULT, run_trials
+from lightning_robust.sweeps.ray import RESULT, cluster, run_trials
 from lightning_robust.sweeps.trials import SweepTrial, complete
 
 SETTINGS = "choice.json"
@@ -95,12 +95,17 @@ class Race:
         _open(folder, choice)
 
     def run(self) -> Outcome:
-        """All rounds.
+        """All rounds, on one cluster.
 
         Raises:
+            ImportError: If Ray is not installed.
             RuntimeError: If fewer than one candidate is left.
             ValueError: If no candidate has numbers for all criteria.
         """
+        with cluster(self.address, self.cpus):
+            return self._run()
+
+    def _run(self) -> Outcome:
         names, laps = [*self.choice.candidates], []
         for number, plan in enumerate(self.rounds):
             names = names[: plan.candidates]
@@ -150,7 +155,7 @@ class Race:
         for trial in trials:
             _take_result(trial, folder)
         if missing := [trial for trial in trials if trial.status == "unfinished"]:
-            run_trials(missing, self.choice, folder, self.address, self.cpus)
+            run_trials(missing, self.choice, folder)
 
     def _judge(self, lap: Lap, name: str) -> None:
         """The scores of a candidate, or why it is out."""

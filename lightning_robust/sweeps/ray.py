@@ -37,26 +37,51 @@ _METRICS = "metrics"
 _INSTALL = "pip install 'lightning_robust[sweep]'"
 
 
-def run_trials(
-    trials: Sequence[SweepTrial], settings: RunSettings, folder: Path, address: str | None, cpus: int | None
-) -> None:
-    """Run all trials and fill in their results; one that fails leaves the others alone.
+@contextmanager
+def cluster(address: str | None, cpus: int | None) -> Iterator[None]:
+    """A Ray cluster that ends with the block, unless this process was connected to one before.
+
+    Args:
+        address: Address of a running Ray cluster, or None for this machine.
+        cpus: How many cores of this machine to use; None is all.
+
+    Raises:
+        ImportError: If Ray is not installed.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Tune keeps one checkpoint, therefore saves its state at every epoch, and warns of that
+    os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+    # selects the reporter that `verbose=0` silences
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # trials exchange nothing, so that little memory is enough
+    local = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": 100_000_000}
+    settings: dict[str, Any] = local if address is None else {}
+    ray.init(address=address or "local", log_to_driver=False, logging_level=logging.WARNING, **settings)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def run_trials(trials: Sequence[SweepTrial], settings: RunSettings, folder: Path) -> None:
+    """Run all trials and fill in their results, in a block of :func:`cluster`; one that fails leaves the others alone.
 
     Args:
         trials: From :func:`~lightning_robust.sweeps.trials.plan`.
         settings: Resources, retries, and what is told of a trial.
         folder: Gets one folder for each trial; on a cluster, one that all machines share. A trial whose folder has
             checkpoints goes on from the last.
-        address: Address of a running Ray cluster, or None for this machine.
-        cpus: How many cores of this machine to use; None is all.
 
     Raises:
-        ImportError: If Ray is not installed.
         ValueError: If a trial takes more than there is.
     """
-    with _cluster(address, cpus):
-        _require_room(settings.resources)
-        _fill_in(trials, _tuner(trials, settings, folder).fit(), folder)
+    _require_room(settings.resources)
+    _fill_in(trials, _tuner(trials, settings, folder).fit(), folder)
 
 
 def require_ray() -> None:
@@ -140,37 +165,14 @@ def _logged(path: Path) -> Iterator[None]:
             raise
 
 
-@contextmanager
-def _cluster(address: str | None, cpus: int | None) -> Iterator[None]:
-    """A Ray cluster that ends with the block, unless this process was connected to one before."""
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Tune keeps one checkpoint, therefore saves its state at every epoch, and warns of that
-    os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
-    # selects the reporter that `verbose=0` silences
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    # trials exchange nothing, so that little memory is enough
-    local = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": 100_000_000}
-    settings: dict[str, Any] = local if address is None else {}
-    ray.init(address=address or "local", log_to_driver=False, logging_level=logging.WARNING, **settings)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
 def _require_room(resources: Resources) -> None:
     import ray
 
-    cluster: dict[str, float] = ray.cluster_resources()
+    room: dict[str, float] = ray.cluster_resources()
     for name, amount in (("CPU", resources.cpus), ("GPU", resources.gpus)):
-        if amount > cluster.get(name, 0):
+        if amount > room.get(name, 0):
             raise ValueError(
-                f"Expected room for a trial that takes {amount:g} {name}, but Ray has {cluster.get(name, 0):g}. "
+                f"Expected room for a trial that takes {amount:g} {name}, but Ray has {room.get(name, 0):g}. "
                 "Take less in `resources`, or name a cluster with --address."
             )
 
