@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from lightning_robust.functional.averaging import State, require_same
@@ -170,7 +171,7 @@ class _Mixture:
         self.ingredients = [index]
         self._dtypes = {name: tensor.dtype for name, tensor in state.items()}
         self._sums = {
-            name: tensor.detach().double() if tensor.is_floating_point() else tensor.detach().clone()
+            name: tensor.detach().to(torch.float64 if tensor.is_floating_point() else tensor.dtype, copy=True)
             for name, tensor in state.items()
         }
 

@@ -105,6 +105,13 @@ def test_a_sum_in_fp64_does_not_drift():
     assert not torch.equal(drifted, exact)
 
 
+def test_ingredients_in_fp64_stay_as_they_are():
+    states = [{"w": torch.tensor([value], dtype=torch.float64)} for value in (1.0, 5.0, 9.0)]
+    assert uniform_soup(states).state["w"].item() == 5
+    greedy_soup(states, lambda state: -((state["w"].item() - 5) ** 2), drop=True)
+    assert [state["w"].item() for state in states] == [1, 5, 9]
+
+
 def test_integers_come_from_the_best():
     problem = Problem(0)
     soup = greedy_soup(problem.states, problem.accuracy)
