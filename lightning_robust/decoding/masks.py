@@ -90,9 +90,9 @@ class Masks(Decoded):
             )
         counts = confusion(self, other)
         before, after, common = counts.sum(2), counts.sum(1), counts.diagonal(dim1=1, dim2=2)
-        gone = (before + after) == 0
         changed, length = (before + after - 2 * common).double(), _boundary(self)
         length = torch.where(length > 0, length, _boundary(other)).double()
+        gone = ((before + after) == 0) | ((changed > 0) & (length == 0))  # all of another class: nothing to count it in
         moved = changed / torch.where(length > 0, length, 1.0)
         exact = torch.zeros_like(moved).masked_fill(gone, torch.nan)
         return Alignment(

@@ -44,6 +44,9 @@ def test_classes_that_are_on_one_side_or_on_none():
     same = Masks(ground, 4).compare(Masks(ground, 4))
     assert same.parts["boundary_px"][1][0, 0] == 0
     assert same.metrics() == {"flips": 0.0, "iou_loss": 0.0}
+    turned = Masks(ground, 2).compare(Masks(ground + 1, 2))
+    assert turned.parts["boundary_px"][1].isnan().all()
+    assert turned.metrics() == {"flips": 1.0, "iou_loss": 1.0}
     assert Masks(ground, 4).remarks("mask") == [
         "All pixels of mask are of one class on these samples: there is no boundary that could move."
     ]
