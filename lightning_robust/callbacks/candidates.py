@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
@@ -70,7 +71,7 @@ class Candidates:
         self._guard = guard or Guard("Candidates")
         self.evaluator = Evaluator(trainer, pl_module)
         self._weights = Weights(pl_module)
-        self._refreshes = bn_refresh and bool(batchnorm_layers(pl_module))
+        self._layers = batchnorm_layers(pl_module) if bn_refresh else []
         self._bn_samples, self._input_key = bn_samples, input_key
         self._progress = Progress("Candidates")
 
@@ -84,6 +85,21 @@ class Candidates:
         """
         with Progress(what, total) as self._progress:
             yield
+
+    def mixing(self, states: Iterable[Mapping[str, Tensor]]) -> None:
+        """Mixtures will be made of these: a BatchNorm layer whose statistics they all share was frozen, and keeps them.
+
+        Args:
+            states: By the names of the module's state dict.
+        """
+        first, *others = states
+
+        def differs(layer: str) -> bool:
+            names = [name for name in (f"{layer}.running_mean", f"{layer}.running_var") if name in first]
+            return any(not torch.equal(first[name].cpu(), other[name].cpu()) for name in names for other in others)
+
+        found = {name: layer for name, layer in self.module.named_modules() if layer in self._layers}
+        self._layers = [layer for name, layer in found.items() if differs(name)]
 
     def present(self) -> State:
         """A copy of the state dict that the module has now."""
@@ -141,8 +157,9 @@ class Candidates:
             self._refresh()
 
     def _refresh(self) -> None:
-        if self._refreshes:
-            refresh_or_keep(self.trainer, self.module, self._guard, input_key=self._input_key, samples=self._bn_samples)
+        if self._layers:
+            settings: dict[str, Any] = {"input_key": self._input_key, "samples": self._bn_samples}
+            refresh_or_keep(self.trainer, self.module, self._guard, layers=self._layers, **settings)
 
     def _parity(self) -> DeploymentParityCallback:
         callbacks: list[DeploymentParityCallback] = find_callbacks(self.trainer, DeploymentParityCallback)

@@ -47,6 +47,40 @@ def test_best_means_the_chosen_weights_where_the_metric_is_the_same(tmp_path):
     assert [keeper.best_model_score.item() for keeper in keepers] == [0.25, 1.0]
 
 
+def test_layers_that_were_frozen_keep_their_statistics(tmp_path):
+    """Of two BatchNorm layers the first has the same statistics in all states that are mixed, the second has others."""
+    results = {}
+
+    class Mixes(Callback):
+        def on_train_end(self, trainer, pl_module):
+            candidates = Candidates(trainer, pl_module, "val/loss", "min")
+            one, other = candidates.present(), candidates.present()
+            other["second.running_mean"] = other["second.running_mean"] + 1
+            candidates.mixing([one, other])
+            middle = {name: (tensor + other[name]) / 2 for name, tensor in one.items()}
+            results["frozen"] = middle["first.running_mean"]
+            candidates.install(middle, mixed=True)
+            results["mean"] = middle["second.running_mean"]
+
+    class Two(Boring):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = torch.nn.BatchNorm2d(3), torch.nn.BatchNorm2d(3)
+            self.first.running_mean += 0.3
+
+        def forward(self, images):
+            return super().forward(self.second(self.first(images)))
+
+        def on_train_batch_start(self, *_):
+            self.first.eval()
+
+    module = Two()
+    make_trainer(tmp_path, [Mixes()], max_epochs=1).fit(module)
+    assert torch.equal(module.first.running_mean, results["frozen"])
+    assert torch.equal(module.first.running_mean, torch.full((3,), 0.3))
+    assert (module.second.running_mean - results["mean"]).abs().min() > 0.3
+
+
 def test_states_are_judged_in_the_module_and_leave_no_trace(tmp_path):
     """The weights of another module are scored as validating that module does."""
     results = {}

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ModelCheckpoint
 from typing_extensions import override
 
 from lightning_robust.callbacks.averaging.callback import SWACallback
@@ -26,6 +25,7 @@ from lightning_robust.callbacks.merging.greedy_soup.pantry import (
     check_files,
     from_checkpoints,
     scored,
+    source_of,
 )
 from lightning_robust.callbacks.merging.greedy_soup.recipes import (
     AS_TRAINED,
@@ -45,8 +45,7 @@ from lightning_robust.harness.closing import note_weights
 from lightning_robust.harness.folders import output_folder
 from lightning_robust.harness.load_hook import EditWeights
 from lightning_robust.harness.ranks import Guard, agreed
-from lightning_robust.harness.saving import object_hyperparameters
-from lightning_robust.harness.trainers import find_callbacks, is_fast_dev_run, refuse_sharded
+from lightning_robust.harness.trainers import is_fast_dev_run, refuse_sharded
 
 
 class GreedySoupCallback(MixingCallback):
@@ -84,7 +83,8 @@ class GreedySoupCallback(MixingCallback):
             the fit.
         ingredients: Paths and globs of ``.ckpt``, ``.pt`` or ``.safetensors`` files; ``"checkpoints"`` for the best
             ones of this run's ModelCheckpoint; ``"epochs"`` for the ``top_k`` best epochs of this run, kept by this
-            callback. None is ``"checkpoints"`` where a ModelCheckpoint keeps more than one, else ``"epochs"``.
+            callback. None is ``"checkpoints"`` where a ModelCheckpoint with a ``monitor`` keeps more than one, else
+            ``"epochs"``.
         top_k: How many epochs to keep.
         monitor: Metric to judge by; None takes that of a ModelCheckpoint or EarlyStopping callback.
         mode: ``"max"`` or ``"min"``; None takes that callback's.
@@ -167,7 +167,7 @@ class GreedySoupCallback(MixingCallback):
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the initial weights, if the recipe needs them, and refuse ingredients that cannot become a soup."""
-        self._source = self._find_source(trainer)
+        self._source = "files" if self._files() else source_of(trainer, self.ingredients)
         super().on_fit_start(trainer, pl_module)
 
     @override
@@ -233,6 +233,7 @@ class GreedySoupCallback(MixingCallback):
         with candidates.watched("Soup", unknown + mixed + 1):  # the weights as trained are the last
             pantry = scored(gathered, candidates)
             require_one_basis([ingredient() for ingredient in pantry])
+            candidates.mixing(ingredient() for ingredient in pantry)
             barriers = measure_barriers(pantry, candidates, self._base) if self.report_barriers else []
             if self.recipe == "greedy":
                 soup = cook_greedy(pantry, candidates, self.strict, self.drop, self.best_possible)
@@ -255,25 +256,6 @@ class GreedySoupCallback(MixingCallback):
 
     def _judged_by(self, trainer: pl.Trainer) -> tuple[str, Literal["max", "min"]]:
         return judged_by(trainer, self.monitor, self.mode)
-
-    def _find_source(self, trainer: pl.Trainer) -> str:
-        """Where ingredients come from: ``"checkpoints"``, ``"epochs"`` or ``"files"``.
-
-        Raises:
-            ValueError: If this run's checkpoints are asked for, which could not be read.
-        """
-        objects = object_hyperparameters(trainer)
-        if self.ingredients == "checkpoints" and objects:
-            raise ValueError(
-                "Expected checkpoints of this run that can be read as weights, but their `hyper_parameters` would hold "
-                f"objects: {objects}. Leave these out with save_hyperparameters(ignore={objects}), or set ingredients="
-                "'epochs', for which this callback keeps the weights alone."
-            )
-        if self.ingredients is not None:
-            return "files" if self._files() else str(self.ingredients)
-        keepers = find_callbacks(trainer, ModelCheckpoint)
-        several = any(keeper.save_top_k not in (0, 1) for keeper in keepers)
-        return "checkpoints" if several and not objects else "epochs"
 
     @override
     def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

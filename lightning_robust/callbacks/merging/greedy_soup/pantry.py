@@ -17,7 +17,7 @@ from lightning_robust.functional.low_rank import require_one_basis
 from lightning_robust.harness.checkpoints import read_state
 from lightning_robust.harness.closing import warn
 from lightning_robust.harness.ranks import agreed
-from lightning_robust.harness.saving import save_weights
+from lightning_robust.harness.saving import object_hyperparameters, save_weights
 from lightning_robust.harness.trainers import find_callbacks
 
 
@@ -93,6 +93,33 @@ def check_files(paths: Sequence[Path], module: nn.Module) -> None:
     for path, state in states.items():
         require_same(module.state_dict(), state, str(path))
     require_one_basis(list(states.values()))
+
+
+def source_of(trainer: pl.Trainer, asked: object) -> str:
+    """Where the ingredients of this run come from, ``"checkpoints"`` or ``"epochs"``.
+
+    Args:
+        trainer: Of the run.
+        asked: One of these; None is ``"checkpoints"`` where there are several that can be read.
+
+    Raises:
+        ValueError: If checkpoints are asked for, which could not be read, or of which Lightning keeps no list.
+    """
+    objects = object_hyperparameters(trainer)
+    keepers = [keeper for keeper in find_callbacks(trainer, ModelCheckpoint) if keeper.monitor is not None]
+    if asked == "checkpoints" and objects:
+        raise ValueError(
+            "Expected checkpoints of this run that can be read as weights, but their `hyper_parameters` would hold "
+            f"objects: {objects}. Leave these out with save_hyperparameters(ignore={objects}), or set ingredients="
+            "'epochs', for which this callback keeps the weights alone."
+        )
+    if asked == "checkpoints" and not keepers:
+        raise ValueError(
+            "Expected a ModelCheckpoint with a `monitor` for ingredients='checkpoints', but there is none, and without "
+            "a metric Lightning keeps no list of what it saves. Give it one, or set ingredients='epochs'."
+        )
+    several = any(keeper.save_top_k not in (0, 1) for keeper in keepers)
+    return str(asked) if asked is not None else "checkpoints" if several and not objects else "epochs"
 
 
 def from_checkpoints(trainer: pl.Trainer, monitor: str) -> list[NamedIngredient]:

@@ -205,6 +205,7 @@ class WiSEFTCallback(MixingCallback):
         )
         fine_tuned = candidates.present()
         zero_shot = agreed(trainer, lambda: self._zero_shot_state(fine_tuned), "Reading the zero-shot weights")
+        candidates.mixing([zero_shot, fine_tuned])
         curve = self._measure(candidates, zero_shot, fine_tuned)
         self.chosen = choose_alpha(self._grid, curve.values, epsilon=self.epsilon, mode=mode)
         if self.chosen < 1:

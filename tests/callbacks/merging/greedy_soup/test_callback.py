@@ -232,6 +232,17 @@ def test_checkpoints_of_the_run_are_not_measured_again_and_read_once(tmp_path, m
     assert keeper.best_model_path == soup.path
 
 
+def test_a_checkpoint_callback_without_a_metric_has_no_ingredients(tmp_path):
+    """It keeps every epoch, and no list of them: this callback keeps its own, or says what is missing."""
+    keeper = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    soup = judged()
+    _, module = run(tmp_path, soup, keeper)
+    assert len(soup.soup.scores) == 4
+    assert module.w.item() == pytest.approx(1.15)
+    with pytest.raises(ValueError, match=r"Expected a ModelCheckpoint with a `monitor` .* ingredients='epochs'"):
+        run(tmp_path, judged(ingredients="checkpoints"), ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1))
+
+
 def test_top_k_epochs_are_kept(tmp_path):
     soup = judged(ingredients="epochs", top_k=2, dirpath=str(tmp_path / "soup"))
     run(tmp_path, soup)
