@@ -98,8 +98,8 @@ class AveragedModule:
             average.begin_batch(trainer, batch_idx)
 
     def end_batch(self, trainer: pl.Trainer) -> None:
-        """Update the averages that are due, if the optimizer has stepped."""
-        if trainer.global_step == self._step:
+        """Update the averages that are due: where the optimizer has stepped, and where an epoch ends."""
+        if trainer.global_step == self._step and not trainer.is_last_batch:
             return
         self._step = trainer.global_step
         for average in self._averages.values():

@@ -91,7 +91,7 @@ class ScheduledAverage:
             self._updated_at_batch = self._batches(trainer)
 
     def is_due(self, trainer: pl.Trainer) -> bool:
-        """Whether to update after the optimizer step that has just been taken."""
+        """Whether to update after this batch: the weights have changed, and an epoch or so many steps have ended."""
         if self.started is None or trainer.global_step == self.updated:
             return False
         return trainer.is_last_batch if self.every == "epoch" else trainer.global_step - self.updated >= self.every

@@ -219,6 +219,16 @@ def test_a_half_life_in_epochs_is_one_whatever_the_number_of_optimizers(tmp_path
     torch.testing.assert_close(module.net[5].weight.detach(), expected.float())
 
 
+def test_an_epoch_whose_last_batch_does_not_step_has_its_snapshot(tmp_path):
+    """Four batches an epoch, steps in the third and in every third after: 1, 1, 1 and 1 more by the ends of epochs."""
+    swa = SWACallback(start=0, bn_refresh=False)
+    trainer, module, snapshots = train(tmp_path, swa, module=Several(1, 3), max_epochs=3)
+    assert trainer.global_step == 3
+    assert swa.main.running.count == 3
+    ends = [snapshots.after[place]["net.5.weight"].double() for place in (3, 7, 11)]
+    torch.testing.assert_close(module.net[5].weight.detach(), (sum(ends) / 3).float())
+
+
 @pytest.mark.parametrize(("optimizers", "every"), [(1, 1), (2, 1), (3, 1), (2, 2)])
 def test_a_cycle_of_an_epoch_is_one_whatever_the_number_of_optimizers(tmp_path, optimizers, every):
     rates = []
