@@ -21,7 +21,8 @@ from lightning_robust.harness.trainers import NoEffectWarning
 from lightning_robust.mixins.host_step import HostStep, find_inputs, find_targets, require_inputs_alone
 from lightning_robust.mixins.objective import ObjectiveMixin, Term, WeightedLoss
 from lightning_robust.mixins.uat.target_model import TargetModel
-from lightning_robust.structures import Key, get_item, split_path, take_rows
+from lightning_robust.mixins.uat.unlabelled import require_pictures, rows_without_label
+from lightning_robust.structures import get_item, split_path, take_rows
 
 _SAVED = "uat"
 
@@ -119,7 +120,7 @@ class UATMixin(ObjectiveMixin):
         self._pixels: PixelSpace | None = None
         self._target = TargetModel(self, uat_target, parse_period(uat_half_life), self._classify)
         self._unlabelled_seen = 0
-        self._terms.append(Term(self._uses_uat, self._unlabelled_losses, needs_labels=False))
+        self._terms.append(Term(self._uses_uat, self._unlabelled_losses, self._find_unlabelled, needs_labels=False))
 
     @override
     def setup(self, stage: str) -> None:
@@ -164,6 +165,17 @@ class UATMixin(ObjectiveMixin):
             )
 
     @override
+    def on_train_end(self) -> None:
+        """Say so, if there never was a target model."""
+        super().on_train_end()
+        if self.uat_ft_weight > 0 and self.uat_target == "first" and self._target.weights is None:
+            self._warn_once(
+                f"fixed targets have done nothing: the target model of uat_target='first' is that after "
+                f"uat_target_epochs={self.uat_target_epochs}, and training ended before. Train longer, or lower it.",
+                NoEffectWarning,
+            )
+
+    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the target model and its answers."""
         super().on_save_checkpoint(checkpoint)
@@ -194,25 +206,30 @@ class UATMixin(ObjectiveMixin):
                     raise
                 return batch
         key = find_targets(self, batch)
-        unlabelled = _rows_without_label(get_item(batch, key), key)
+        unlabelled = rows_without_label(get_item(batch, key), key)
         if not bool(unlabelled.any()):
             return batch
         return None if bool(unlabelled.all()) else take_rows(batch, ~unlabelled, len(unlabelled))
 
-    def _unlabelled_losses(self, step: HostStep, _: None) -> list[WeightedLoss]:
+    def _find_unlabelled(self, step: HostStep) -> tuple[Tensor, Tensor | None] | None:
+        """The pictures, and what the target model says; its weights lie in the module only before the host's pass."""
         pictures, indices = self._unlabelled(step.whole)
         if pictures is None or len(pictures) == 0:
-            return []
-        _require_pictures(pictures)
+            return None
+        require_pictures(pictures)
         self._unlabelled_seen += len(pictures)
         (self._pixels or PixelSpace()).check(pictures)
-        losses, dim = [], self.uat_class_dim
+        return pictures, self._target.classes(pictures, indices) if self.uat_ft_weight > 0 else None
+
+    def _unlabelled_losses(self, _: HostStep, found: tuple[Tensor, Tensor | None] | None) -> list[WeightedLoss]:
+        if found is None:
+            return []
+        (pictures, classes), losses, dim = found, [], self.uat_class_dim
         if self.uat_ot_weight > 0:
             with torch.no_grad(), in_evaluation_mode(self):
                 goal = self._predict(pictures)
             loss = self._worst_loss(pictures, lambda logits: divergence(logits, goal, dim), goal.argmax(dim), stream=3)
             losses.append(WeightedLoss("uat/ot", loss, self.uat_ot_weight))
-        classes = self._target.classes(pictures, indices) if self.uat_ft_weight > 0 else None
         if classes is not None:
             labels: Tensor = classes
             loss = self._worst_loss(pictures, lambda logits: pseudo_label_loss(logits, labels, dim), labels, stream=4)
@@ -258,7 +275,7 @@ class UATMixin(ObjectiveMixin):
                 )
             return pictures, indices
         key = find_targets(self, batch)
-        rows = _rows_without_label(get_item(batch, key), key)
+        rows = rows_without_label(get_item(batch, key), key)
         pictures = get_item(batch, find_inputs(self, batch))
         return pictures[rows], None if indices is None else indices[rows]
 
@@ -273,22 +290,3 @@ class UATMixin(ObjectiveMixin):
 
     def _classify(self, pictures: Tensor) -> Tensor:
         return self._predict(pictures).argmax(self.uat_class_dim)
-
-
-def _require_pictures(inputs: Tensor) -> None:
-    """Refuse tokens and other integers."""
-    if not inputs.is_floating_point():
-        raise TypeError(
-            "Expected unlabelled pictures in floating point for unsupervised adversarial training, but got "
-            f"{inputs.dtype}. Scale 8-bit pictures with / 255; tokens have no neighbours within a radius."
-        )
-
-
-def _rows_without_label(targets: Any, key: Key) -> Tensor:
-    """Which samples have a target of -1 everywhere."""
-    if not isinstance(targets, Tensor) or targets.ndim == 0:
-        raise TypeError(
-            f"Expected one target tensor with a row for each sample at target_key={key!r}, but got "
-            f"{type(targets).__name__}. Give unlabelled samples by a second loader and set `uat_unlabelled_key`."
-        )
-    return (targets == -1).reshape(len(targets), -1).all(1)

@@ -187,6 +187,19 @@ def test_the_target_trained_first_is_fixed_then(tmp_path):
     assert trainer.callback_metrics["uat/ft"] > 0
 
 
+def test_a_target_that_never_comes_is_said(tmp_path):
+    with pytest.warns(NoEffectWarning, match="that after uat_target_epochs=5, and training ended before"):
+        fit(tmp_path, Unsupervised(uat_ft_weight=1.0))
+
+
+def test_the_target_is_asked_before_the_pass_of_a_compiled_network(tmp_path):
+    """Its weights are copied into those of a compiled network, which autograd would find changed behind a pass."""
+    module = Unsupervised(uat_ft_weight=1.0, uat_target_epochs=1)
+    module.net.compile(backend="aot_eager")
+    _, module = fit(tmp_path, module)
+    assert module._target.weights is not None
+
+
 def test_the_average_is_the_target(tmp_path):
     module = Unsupervised(uat_ft_weight=1.0, uat_target="ema", uat_half_life=2)
     fit(tmp_path, module, max_epochs=3)
