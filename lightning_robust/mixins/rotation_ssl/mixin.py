@@ -6,6 +6,7 @@ import math
 from typing import Any, Literal
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics import Metric
@@ -97,6 +98,24 @@ class RotationSSLMixin(ObjectiveMixin):
             self._make_head(size)
 
     @override
+    def on_train_start(self) -> None:
+        """Refuse a head that no optimizer trains.
+
+        Raises:
+            MisconfigurationException: If there is one.
+        """
+        super().on_train_start()
+        if self.rotation_weight == 0 or not self.rotation_head.weight.requires_grad:
+            return
+        trained = (group["params"] for optimizer in self.trainer.optimizers for group in optimizer.param_groups)
+        if not any(tensor is self.rotation_head.weight for tensors in trained for tensor in tensors):
+            raise MisconfigurationException(
+                "Expected an optimizer that trains the head for rotations, but none has its weights: features would be "
+                "trained for a random head. Give the optimizer self.parameters(), or self.rotation_head.parameters() "
+                "besides."
+            )
+
+    @override
     def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
         """Load as the host does; a saved head is made first."""
         weight = state_dict.get(f"{HEAD}.weight")
@@ -167,10 +186,11 @@ class RotationSSLMixin(ObjectiveMixin):
 
     def _turn_loss(self, step: HostStep, upright: list[Tensor]) -> list[WeightedLoss]:
         turned, turns = self._turned(step.inputs)
-        if upright:
-            features, turns = self._complete(upright[0][: len(step.inputs)], turned, turns)
-        else:
+        known = _of_inputs(upright, step)
+        if known is None:
             features = self._features.of(turned)
+        else:
+            features, turns = self._complete(known, turned, turns)
         turns, logits = turns.to(self.device), self.rotation_head(features)
         self._log_means({"rotation/acc": (logits.argmax(1) == turns).float().mean()})
         return [WeightedLoss("rotation/loss", cross_entropy(logits, turns), self.rotation_weight)]
@@ -179,6 +199,8 @@ class RotationSSLMixin(ObjectiveMixin):
         """Features and turns of all pictures, where those that are not turned have been passed through already."""
         # on the CPU, so that no device waits
         still, rest = (turns == 0).nonzero().flatten(), turns.nonzero().flatten()
+        if len(rest) == 1:  # alone it has no BatchNorm statistics
+            return self._features.of(turned), turns
         features = upright[still.to(upright.device) % len(upright)]
         if len(rest) > 0:
             features = torch.cat([features, self._features.of(turned[rest.to(turned.device)])])
@@ -208,6 +230,20 @@ class RotationSSLMixin(ObjectiveMixin):
     def _place(self) -> torch.device:
         """Where the weights lie; in ``setup`` Lightning already names the device that it moves them to afterwards."""
         return next((weight.device for weight in self.parameters()), self.device)
+
+
+def _of_inputs(kept: list[Tensor], step: HostStep) -> Tensor | None:
+    """The features of a step's own inputs, out of those of its passes, in which extra inputs come behind them.
+
+    None where they cannot be told: the features were not kept, or not of one row for each picture.
+    """
+    if not kept or len(kept) % step.passes:
+        return None
+    parts = step.inputs.chunk(step.passes)
+    found = kept[:: len(kept) // step.passes]
+    if any(len(features) < len(part) for features, part in zip(found, parts, strict=True)):
+        return None
+    return torch.cat([features[: len(part)] for features, part in zip(found, parts, strict=True)])
 
 
 def pictures_in(module: ObjectiveMixin, batch: Any) -> Any:

@@ -7,7 +7,7 @@ from lightning.pytorch import seed_everything
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_robust import AdversarialCallback, RegMixupMixin, RotationSSLMixin
+from lightning_robust import AdversarialCallback, PreprocessingMixin, RegMixupMixin, RotationSSLMixin
 from lightning_robust.demo.lanes import RobustLaneDetector
 from lightning_robust.deployment.graph.export import export, frozen_copy
 from lightning_robust.functional.rotation import rotate_each, rotate_quadrants
@@ -88,6 +88,46 @@ def test_the_upright_copy_is_passed_through_once(tmp_path, turns, mixin, expecte
     turned = torch.randint(4, (8,), generator=module._generator(2)).count_nonzero().item()
     assert 0 < turned < 8
     assert sum(passed) == (8 + turned if expected is None else expected * 8)
+
+
+def test_the_upright_pictures_are_the_clean_ones_where_a_pass_is_split(tmp_path):
+    """From 32 pictures on PreprocessingMixin shares two passes, each with a half of the clean and of the other ones."""
+
+    class Both(PreprocessingMixin, Turned):
+        pass
+
+    settings = {"preprocessing_weight": 1.0, "preprocessing_entries": ["bgr", "gamma"]}
+    module = prepared(tmp_path, Both, rotation_weight=0.5, **settings)
+    logged, x = {}, Pictures(32).images
+    module._log_means = logged.update
+    module.training_step((x, Pictures(32).labels), 0)
+    labels = torch.randint(4, (32,), generator=module._generator(2))
+    logits = module.rotation_head(module.features(rotate_each(x, labels)))
+    assert logged["rotation/loss"].item() == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), abs=1e-6)
+
+
+def test_one_turned_picture_is_not_passed_alone(tmp_path, monkeypatch):
+    """BatchNorm takes no batch of one vector."""
+
+    class Normalised(Turned):
+        def __init__(self, **settings):
+            super().__init__(**settings)
+            self.net.append(nn.BatchNorm1d(24))
+
+    module = prepared(tmp_path, Normalised, rotation_weight=0.5)
+    x, turns = Pictures(3).images, torch.tensor([0, 2, 0])
+    monkeypatch.setattr(module, "_turned", lambda images: (rotate_each(images, turns), turns))
+    assert module.training_step((x, Pictures(3).labels), 0).isfinite()
+
+
+def test_a_head_that_no_optimizer_trains_is_refused(tmp_path):
+    class OfTheNet(Turned):
+        def configure_optimizers(self):
+            return torch.optim.SGD([*self.net.parameters(), *self.classes.parameters()], 0.1)
+
+    with pytest.raises(MisconfigurationException, match=r"optimizer that trains the head .* self\.parameters\(\)"):
+        fit(tmp_path, OfTheNet(rotation_weight=0.5))
+    fit(tmp_path, OfTheNet(rotation_weight=0.0))
 
 
 def test_the_head_is_sized_trained_saved_and_loaded(tmp_path):
