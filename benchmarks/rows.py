@@ -92,7 +92,7 @@ def run_rows(given: argparse.Namespace, work: Callable[..., dict[str, float]], *
     results, failed = Results(given.out), []
     missing = [(name, seed) for seed in given.seeds for name in given.only if f"{name} | {seed}" not in results.content]
     os.environ["OMP_NUM_THREADS"] = "1"
-    with ProcessPoolExecutor(given.jobs, get_context("spawn"), _strict, max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(given.jobs, get_context("spawn"), quiet, max_tasks_per_child=1) as pool:
         futures = {
             pool.submit(work, name, seed, results.folder / slug(name) / str(seed), *arguments): (name, seed)
             for name, seed in missing
@@ -109,15 +109,37 @@ def run_rows(given: argparse.Namespace, work: Callable[..., dict[str, float]], *
 
 
 def measured_run(
-    config: str, seed: int, folder: Path, arguments: Sequence[str], measure: Callable[[RobustCLI], dict[str, float]]
+    config: str,
+    seed: int,
+    folder: Path,
+    arguments: Sequence[str],
+    measure: Callable[[RobustCLI], dict[str, float]],
+    *,
+    idle: bool = False,
 ) -> dict[str, float]:
     """Train by one command, measure, and leave the numbers in the run's folder, where ``compare`` finds them.
 
+    Args:
+        config: The configuration.
+        seed: Of everything.
+        folder: Of the run.
+        arguments: Further ones of the command.
+        measure: Gives the numbers.
+        idle: Whether a technique may turn out to change nothing, such as a soup that no ingredient improves.
+
     Returns:
         What ``measure`` gives, and :data:`COST`: processor seconds and peak memory of the training.
+
+    Raises:
+        RuntimeError: If a technique warns that it had no effect: the table would say that it did nothing.
     """
     began = time.process_time()
-    cli = run("fit", config, seed, folder, *arguments)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", NoEffectWarning)
+        cli = run("fit", config, seed, folder, *arguments)
+    if caught and not idle:
+        raise RuntimeError(f"Expected techniques that have an effect, but: {caught[0].message}")
     seconds = time.process_time() - began
     memory = {"memory/peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
     numbers = memory | measure(cli)
@@ -125,12 +147,6 @@ def measured_run(
     logger.log_metrics(numbers, cli.trainer.global_step)
     logger.finalize("success")
     return numbers | {"cpu_seconds": seconds}
-
-
-def _strict() -> None:
-    """Quiet, but a technique without effect ends its row: the table would say that it did nothing."""
-    quiet()
-    warnings.simplefilter("error", NoEffectWarning)
 
 
 def slug(name: str) -> str:

@@ -104,7 +104,7 @@ def measured(cli: RobustCLI) -> dict[str, float]:
 
 def trained(name: str, seed: int, folder: Path) -> dict[str, float]:
     """One row: train by its command, then measure."""
-    return measured_run(CONFIG, seed, folder, [*RECIPE, *ROWS[name]], measured)
+    return measured_run(CONFIG, seed, folder, [*RECIPE, *ROWS[name]], measured, idle="soup" in name)
 
 
 def main() -> None:

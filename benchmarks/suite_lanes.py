@@ -86,7 +86,7 @@ def measured(cli: RobustCLI, weights: Path, recording: Path, lines: Reference) -
 def trained(name: str, seed: int, folder: Path, recording: Path, lines: Reference) -> dict[str, float]:
     """One row: train by its command, then measure."""
     measure_it = functools.partial(measured, weights=folder / "final.ckpt", recording=recording, lines=lines)
-    return measured_run(CONFIG, seed, folder, [*RECIPE, *ROWS[name]], measure_it)
+    return measured_run(CONFIG, seed, folder, [*RECIPE, *ROWS[name]], measure_it, idle="soup" in name)
 
 
 def main() -> None:

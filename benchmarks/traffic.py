@@ -103,7 +103,8 @@ def measured(cli: RobustCLI) -> dict[str, float]:
 
 def trained(name: str, seed: int, folder: Path) -> dict[str, float]:
     """One row: train by its command, then measure."""
-    return measured_run(CONFIG, seed, folder, ["--trainer.precision=bf16-mixed", *ROWS[name]], measured)
+    arguments = ["--trainer.precision=bf16-mixed", *ROWS[name]]
+    return measured_run(CONFIG, seed, folder, arguments, measured, idle="soup" in name)
 
 
 def main() -> None:
