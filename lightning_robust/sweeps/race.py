@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from lightning_robust.json_values import jsonable
 from lightning_robust.sweeps.choice import Choice
 from lightning_robust.sweeps.halving import Lead, Round, leads, plan_rounds, survivors
 from lightning_robust.sweeps.lengths import beyond, brought_down, value_at
-from lightning_robust.sweeps.ray import RESULT, cluster, run_trials
+from lightning_robust.sweeps.ray import CONFIG, RESULT, cluster, run_trials
 from lightning_robust.sweeps.trials import SweepTrial, complete
 
 SETTINGS = "choice.json"
@@ -99,6 +100,7 @@ class Race:
 
         Raises:
             ImportError: If Ray is not installed.
+            KeyboardInterrupt: If Ray was interrupted; the same race goes on from there.
             RuntimeError: If fewer than one candidate is left.
             ValueError: If no candidate has numbers for all criteria.
         """
@@ -156,6 +158,10 @@ class Race:
             _take_result(trial, folder)
         if missing := [trial for trial in trials if trial.status == "unfinished"]:
             run_trials(missing, self.choice, folder)
+        if any(trial.status == "unfinished" for trial in trials):
+            # Ray takes a Ctrl-C to itself and returns
+            print("The race was interrupted. The same command goes on from here.", flush=True)
+            raise KeyboardInterrupt
 
     def _judge(self, lap: Lap, name: str) -> None:
         """The scores of a candidate, or why it is out."""
@@ -231,8 +237,11 @@ def _open(folder: Path, choice: Choice) -> None:
 
 
 def _take_result(trial: SweepTrial, folder: Path) -> None:
-    """Take what a trial left in its folder when it ended, if it has."""
-    path = folder / trial.name / RESULT
+    """Take what a trial left in its folder when it ended, if it has; another training in its place goes."""
+    path, of = folder / trial.name / RESULT, folder / trial.name / CONFIG
+    if of.is_file() and of.read_text(encoding="utf-8") != trial.config:
+        print(f"{folder.name}/{trial.name} held another training, which is thrown away", flush=True)
+        shutil.rmtree(of.parent)
     if trial.status == "unfinished" and path.is_file():
         told = json.loads(path.read_text(encoding="utf-8"))
         trial.metrics = {name: math.nan if value is None else value for name, value in told["metrics"].items()}

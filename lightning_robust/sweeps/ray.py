@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from ray.tune.integration.pytorch_lightning import TuneReportCheckpointCallback
 
 _CHECKPOINT = "last.ckpt"
+CONFIG = "config.yaml"
+"""The configuration of a trial, in its folder from its start on."""
 RESULT = "ended.json"
 """What a trial that has ended leaves in its folder: its metrics, and its seconds. Ray writes a result.json there."""
 _METRICS = "metrics"
@@ -126,16 +128,16 @@ def train(config: dict[str, Any], *, configs: Mapping[int, str], folder: str) ->
     place = Path(folder) / f"{config['trial']:03d}"
     place.mkdir(parents=True, exist_ok=True)
     os.chdir(place)
-    Path("config.yaml").write_text(configs[config["trial"]], encoding="utf-8")
-    arguments = ["fit", "--config=config.yaml"]
+    Path(CONFIG).write_text(configs[config["trial"]], encoding="utf-8")
     with _logged(Path("log.txt")), others_warnings_hidden(), tempfile.TemporaryDirectory() as copy:
         checkpoint = tune.get_checkpoint()
         last = Path(checkpoint.to_directory(copy)) / _CHECKPOINT if checkpoint is not None else _last_whole(Path.cwd())
-        if last is not None:
-            arguments.append(f"--ckpt_path={last}")
         report, start = report_callback(), time.monotonic()
-        # the configuration stays as planned, without the path of a temporary checkpoint
-        cli = RobustCLI(args=arguments, trainer_defaults={"callbacks": [report]}, save_config_callback=None)
+        cli = _fit_here(report, last)
+        if last is not None and not cli.trainer.callback_metrics:
+            # it died behind its last epoch: what callbacks do at the end needs the whole training
+            report = report_callback()
+            cli = _fit_here(report, None)
         # once more, with the weights and metrics that callbacks left after the fit
         report.on_train_epoch_end(cli.trainer, pl_module=cli.model)
         metrics = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
@@ -143,6 +145,13 @@ def train(config: dict[str, Any], *, configs: Mapping[int, str], folder: str) ->
         unfinished = Path(f"{RESULT}.unfinished")
         unfinished.write_text(json.dumps(result, allow_nan=False), encoding="utf-8")
         unfinished.rename(RESULT)
+
+
+def _fit_here(report: pl.Callback, last: Path | None) -> RobustCLI:
+    """The command ``fit`` in the working folder, from a checkpoint or from the start."""
+    arguments = ["fit", f"--config={CONFIG}", *([] if last is None else [f"--ckpt_path={last}"])]
+    # the configuration stays as planned, without the path of a temporary checkpoint
+    return RobustCLI(args=arguments, trainer_defaults={"callbacks": [report]}, save_config_callback=None)
 
 
 def _last_whole(folder: Path) -> Path | None:
@@ -236,6 +245,8 @@ def _progress(trials: Sequence[SweepTrial], settings: RunSettings) -> Any:
 def _fill_in(trials: Sequence[SweepTrial], results: ResultGrid, folder: Path) -> None:
     by_number = {trial.number: trial for trial in trials}
     for result in results:
+        if result.config is None:  # of a trial that was interrupted before its first epoch
+            continue
         trial = by_number[result.config["trial"]]
         if (told := folder / trial.name / RESULT).is_file():
             trial.seconds = json.loads(told.read_text(encoding="utf-8"))["seconds"]

@@ -19,10 +19,13 @@ class Track:
 
     def __init__(self, curves, stop_after=None):
         self.curves, self.stop_after, self.ran = curves, stop_after, []
+        self.interrupted = False
 
     def __call__(self, trials, settings, folder):
         for trial in trials:
             if self.stop_after is not None and len(self.ran) >= self.stop_after:
+                if self.interrupted:
+                    return  # as Ray does
                 raise KeyboardInterrupt
             name, seed, epochs = trial.values["candidate"], trial.values["seed"], int(trial.config.split()[-1])
             self.ran.append((name, seed, epochs))
@@ -32,6 +35,7 @@ class Track:
                 continue
             place = folder / trial.name
             place.mkdir(exist_ok=True)
+            (place / "config.yaml").write_text(trial.config)
             told = {key: value if math.isfinite(value) else None for key, value in found.items()}
             (place / "ended.json").write_text(json.dumps({"metrics": told, "seconds": 1.0}))
             trial.status, trial.metrics, trial.seconds = "finished", found, 1.0
@@ -44,7 +48,8 @@ def started(monkeypatch):
     def complete(configs, values, name):
         epochs = values.get("trainer.max_epochs", EPOCHS)
         schedule = {key.partition(".")[2]: value for key, value in values.items() if key.startswith("lr_scheduler.")}
-        return f"lr_scheduler: {json.dumps({'init_args': schedule})}\ntrainer:\n  max_epochs: {epochs}\n"
+        head = f"# {start.base}, {name}, seed {values.get('seed_everything')}\n"
+        return f"{head}lr_scheduler: {json.dumps({'init_args': schedule})}\ntrainer:\n  max_epochs: {epochs}\n"
 
     monkeypatch.setattr(race_module, "complete", complete)
     monkeypatch.setattr(race_module, "cluster", lambda address, cpus: contextlib.nullcontext())
@@ -56,6 +61,7 @@ def started(monkeypatch):
         choice = Choice(["base.yaml"], **plain | settings)
         return Race(choice, folder), track
 
+    start.base = "as it was"
     return start
 
 
@@ -130,6 +136,48 @@ def test_a_killed_race_goes_on_and_ends_the_same(started, tmp_path, after):
     assert (outcome.winner, outcome.leads, outcome.share) == (expected.winner, expected.leads, expected.share)
 
 
+def test_an_interrupt_that_ray_swallows_ends_the_race(started, tmp_path, capsys):
+    """What was running is no failure: the same race goes on, with all of its candidates."""
+    curves = {f"c{number}": curve(0.1 * number, noise=0.02) for number in range(9)}
+    race, whole = started(tmp_path / "whole", curves)
+    expected = race.run()
+    race, killed = started(tmp_path / "killed", curves, stop_after=12)
+    killed.interrupted = True
+    with pytest.raises(KeyboardInterrupt):
+        race.run()
+    assert "interrupted. The same command goes on" in capsys.readouterr().out
+    race, rest = started(tmp_path / "killed", curves)
+    assert race.run().leads == expected.leads
+    assert killed.ran + rest.ran == whole.ran
+
+
+def test_results_are_those_of_their_own_candidate(started, tmp_path):
+    """One that failed and then does not changes who goes on: what lies in its folder is of another."""
+    curves = {f"c{number}": curve(0.1 * number) for number in range(9)}
+    race, _ = started(tmp_path, curves | {"c0": lambda epochs, seed: "out of memory"}, stop_after=10)
+    with pytest.raises(KeyboardInterrupt):
+        race.run()
+    race, rest = started(tmp_path, curves | {"c0": curve(0.95)})
+    outcome = race.run()
+    assert outcome.winner == "c0"
+    assert outcome.laps[1].scores["c0"] == pytest.approx([0.95 * outcome.laps[1].plan.epochs / EPOCHS] * 3)
+    assert ("c0", 0, outcome.laps[1].plan.epochs) in rest.ran
+
+
+def test_what_was_trained_with_another_base_is_trained_again(started, tmp_path, capsys):
+    curves = {f"c{number}": curve(0.1 * number) for number in range(9)}
+    race, before = started(tmp_path, curves)
+    race.run()
+    race, again = started(tmp_path, curves)
+    race.run()
+    assert again.ran == []
+    started.base = "edited"
+    race, after = started(tmp_path, curves)
+    assert "edited" in race.run().config
+    assert after.ran == before.ran
+    assert "held another training, which is thrown away" in capsys.readouterr().out
+
+
 def test_lengths_in_epochs_come_down_with_the_rounds(started, tmp_path):
     """Nine candidates for a third of nine epochs, then three for all of them."""
     schedules = [{"lr_scheduler.T_max": EPOCHS}, {"lr_scheduler.milestones": [6, 8]}, {}]
@@ -170,7 +218,7 @@ def test_rejects_a_schedule_that_a_round_would_cut_off(started, tmp_path, schedu
 def test_a_schedule_that_the_first_round_holds_stays(started, tmp_path):
     curves = {name: curve(0.1) for name in "abcdefghi"}
     race, _ = started(tmp_path, curves, candidates={name: {"lr_scheduler.step_size": 3} for name in curves})
-    assert [lap.trials[0].config for lap in race.run().laps] == [
+    assert [lap.trials[0].config.partition("\n")[2] for lap in race.run().laps] == [
         f'lr_scheduler: {{"init_args": {{"step_size": 3}}}}\ntrainer:\n  max_epochs: {epochs}\n' for epochs in (3, 9)
     ]
 
