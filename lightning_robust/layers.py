@@ -31,6 +31,16 @@ class Layer:
         return self.parameters + self.buffers
 
 
+def is_layer_norm(module: nn.Module) -> bool:
+    """Whether a module normalises over several dimensions, and has a scale of their shape that is no layer's weight.
+
+    Example:
+        >>> is_layer_norm(nn.LayerNorm([3, 8, 8])), is_layer_norm(nn.Linear(2, 2))
+        (True, False)
+    """
+    return hasattr(module, "normalized_shape")
+
+
 def find_layers(module: nn.Module, groups: Sequence[str] | Mapping[str, str] | None = None) -> list[Layer]:
     r"""The layers of a network: modules with parameters of their own, or groups of them.
 

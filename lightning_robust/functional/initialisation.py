@@ -10,6 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_robust.layers import is_layer_norm
+
 Draw = Literal["kaiming", "orthogonal"]
 _RELU_GAIN = math.sqrt(2)
 
@@ -18,8 +20,8 @@ def drawn_layers(module: nn.Module) -> dict[str, nn.Module]:
     """The layers whose weights an initialisation may draw, by name, each weight once.
 
     Linear layers and convolutions of torch, and layers of others whose ``weight`` has two dimensions or more, outputs
-    first; no embeddings. Not those that are frozen, for they were trained elsewhere, and not those of zeros alone,
-    which their author chose: the last layer of a residual branch, a head that begins at its bias.
+    first; no embeddings and no normalisation. Not those that are frozen, for they were trained elsewhere, and not those
+    of zeros alone, which their author chose: the last layer of a residual branch, a head that begins at its bias.
 
     Example:
         >>> head = nn.Linear(2, 1)
@@ -30,7 +32,7 @@ def drawn_layers(module: nn.Module) -> dict[str, nn.Module]:
     found: dict[int, tuple[str, nn.Module]] = {}
     for name, layer in module.named_modules():
         weight = dict(layer.named_parameters(recurse=False)).get("weight")
-        if weight is None or isinstance(layer, nn.Embedding | nn.EmbeddingBag):
+        if weight is None or isinstance(layer, nn.Embedding | nn.EmbeddingBag) or is_layer_norm(layer):
             continue
         if weight.ndim > 1 and weight.requires_grad and weight.detach().any():
             found.setdefault(id(weight), (name, layer))

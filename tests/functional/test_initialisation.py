@@ -70,6 +70,7 @@ def test_drawn_layers_leave_what_others_chose():
     frozen.requires_grad_(False)
     nn.init.zeros_(zero.weight)
     network = nn.ModuleDict({"a": frozen, "b": zero, "c": tied, "d": nn.Linear(2, 2), "e": embedding})
+    network["f"] = nn.LayerNorm([3, 8, 8])  # whose scale has three dimensions
     network["d"].weight = tied.weight
     assert list(drawn_layers(network)) == ["c"]
 

@@ -17,6 +17,7 @@ from lightning_robust.functional.input_gradients import input_gradients
 from lightning_robust.functional.weight_perturbation import perturbed_weights
 from lightning_robust.harness.quiet import quietly
 from lightning_robust.harness.steps import loss_in
+from lightning_robust.layers import is_layer_norm
 
 
 @dataclass
@@ -97,7 +98,7 @@ class AWP(PGD):
 
     def _climb(self, step: AttackedStep, batch: Any) -> None:
         """Move the weights up the loss of the perturbed batch."""
-        weights = [each for each in step.module.parameters() if each.requires_grad and each.ndim > 1]
+        weights = _perturbable(step.module)
         normalising = [layer for layer in batchnorm_layers(step.module) if layer.training]
         with quietly(step.trainer, step.module, "training"), evaluating(step.module, normalising), torch.enable_grad():
             gradients = input_gradients(require_loss(step.run(batch)), weights)
@@ -106,3 +107,10 @@ class AWP(PGD):
         with torch.no_grad():
             for weight, value in zip(weights, moved, strict=True):
                 weight.copy_(value)
+
+
+def _perturbable(module: pl.LightningModule) -> list[Tensor]:
+    """The tensors of two and more dimensions that take a gradient, without the scales of a normalisation."""
+    scales = {id(each) for part in module.modules() if is_layer_norm(part) for each in part.parameters()}
+    found = (each for each in module.parameters() if each.requires_grad and each.ndim > 1)
+    return [each for each in found if id(each) not in scales]

@@ -146,6 +146,28 @@ def test_awp_weights_are_put_back_after_an_exception(tmp_path, place):
     assert all(torch.equal(own, each) for own, each in zip(before, module.parameters(), strict=True))
 
 
+def test_awp_leaves_the_scales_of_a_normalisation(tmp_path):
+    """That of a LayerNorm over channels and places has three dimensions, as a weight may have."""
+    callback, moved = AdversarialCallback("awp", eps=EPS, steps=1, gamma=0.1, val_eps=[]), set()
+
+    class Normalised(Boring):
+        def __init__(self):
+            super().__init__()
+            self.norm = torch.nn.LayerNorm([3, 8, 8])
+
+        def forward(self, images):
+            return super().forward(self.norm(images))
+
+        def training_step(self, batch, batch_idx):
+            if callback.attack.kept:
+                kept = {id(weight) for weight, _ in callback.attack.kept}
+                moved.update(name for name, each in self.named_parameters() if id(each) in kept)
+            return super().training_step(batch, batch_idx)
+
+    make_trainer(tmp_path, [callback], max_epochs=1).fit(Normalised())
+    assert moved == {"net.0.weight", "net.5.weight"}
+
+
 def test_awp_keeps_no_batchnorm_statistics_of_its_own_pass(tmp_path):
     """They are those of as many training steps as there are."""
     module = Boring()
