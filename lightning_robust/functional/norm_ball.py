@@ -27,7 +27,7 @@ class NormBall:
         mask: Broadcasts to ``center``; where it is 0 (False) points stay at the centre.
 
     Raises:
-        ValueError: For an unknown norm, or a centre outside ``bounds``.
+        ValueError: For an unknown norm, radii of single elements with ``"l2"``, or a centre outside ``bounds``.
 
     Example:
         >>> ball = NormBall(torch.zeros(1, 2), torch.ones(1, 1), "l2")
@@ -45,6 +45,11 @@ class NormBall:
     ) -> None:
         if norm not in ("linf", "l2"):
             raise ValueError(f"Expected `norm` to be 'linf' or 'l2', but got {norm!r}.")
+        if norm == "l2" and radius[0].numel() > 1:
+            raise ValueError(
+                "Expected one radius for each sample with norm='l2', the length of its perturbation, but got one for "
+                f"each of {radius[0].numel()} elements. Use norm='linf'."
+            )
         if bounds is not None:
             require_inside(center, bounds)
         self.center, self.radius, self.norm, self.bounds = center, radius, norm, bounds

@@ -26,6 +26,11 @@ def test_nothing_moves_further_than_asked_in_half_precision(dtype, eps):
     assert 0.5 * eps < moved.max() <= eps
 
 
+def test_elements_have_no_radius_of_their_own_in_l2():
+    with pytest.raises(ValueError, match=r"one radius for each sample with norm='l2'.* each of 3 elements"):
+        NormBall(torch.zeros(2, 3), torch.ones(1, 3), "l2")
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("eps", [0.2, [0.1, 0.2, 0.3, 0.4]])
 def test_the_ball_of_some_samples_projects_as_that_of_all(norm, eps):

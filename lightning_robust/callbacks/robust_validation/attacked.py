@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -65,6 +66,21 @@ class AttackedValidation:
         """The radius of each input, for each of the given ones."""
         proportions = self._proportions or [1.0] * len(self.evaluation.inputs.keys)
         return [[radius * each / proportions[0] for each in proportions] for radius in self._given]
+
+
+def check_proportions(proportions: Sequence[float] | None, inputs: int) -> None:
+    """Refuse radii of several inputs that are none, or that there is no first one to count from.
+
+    Raises:
+        ValueError: With what was given.
+    """
+    if proportions is None:
+        return
+    if len(proportions) != inputs or proportions[0] == 0 or not all(0 <= each < math.inf for each in proportions):
+        raise ValueError(
+            f"Expected `proportions` for each of {inputs} inputs, of at least 0 and the first above 0, but got "
+            f"{proportions}."
+        )
 
 
 def sorted_radii(

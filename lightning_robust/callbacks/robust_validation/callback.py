@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 import lightning.pytorch as pl
 from typing_extensions import Unpack, override
 
-from lightning_robust.callbacks.attacked_batches import AttackInputs, PixelBounds
+from lightning_robust.callbacks.attacked_batches import AttackInputs, PixelBounds, refuse_several_in_l2
 from lightning_robust.callbacks.diagnostics import Report, show
 from lightning_robust.callbacks.metric_curves import MetricCurves, epochs_so_far
-from lightning_robust.callbacks.robust_validation.attacked import AttackedValidation, sorted_radii
+from lightning_robust.callbacks.robust_validation.attacked import AttackedValidation, check_proportions, sorted_radii
 from lightning_robust.callbacks.robust_validation.corrupted import CorruptedValidation
 from lightning_robust.callbacks.robust_validation.corruption_error import UnderEach
 from lightning_robust.callbacks.robust_validation.evaluators import (
@@ -130,8 +130,8 @@ class RobustValidationCallback(pl.Callback):
             raise ValueError(f"Expected `norm` to be 'linf' or 'l2', but got {norm!r}.")
         attack = make_evaluator(evaluator, arguments, self.prefix)
         keys = as_keys(input_key)
-        if proportions is not None and len(proportions) != len(keys or [0]):
-            raise ValueError(f"Expected `proportions` for each of {len(keys or [0])} inputs, but got {proportions}.")
+        refuse_several_in_l2(norm, keys)
+        check_proportions(proportions, len(keys or [0]))
         self.eps, self.evaluator, self.norm, self.batches = eps, evaluator, norm, batches
         self.proportions, self.seed = proportions, seed
         self.mean, self.std, self.bounds, self.input_key = mean, std, bounds, input_key

@@ -697,6 +697,7 @@ def test_manual_optimisation_needs_an_attack_loss(tmp_path):
         ({"val_steps": -1}, "`val_steps`"),
         ({"val_input_key": [0, 1]}, "`val_input_key`"),
         ({"bounds": [1.0, 0.0]}, "`bounds`"),
+        ({"method": "pgd", "norm": "l2", "input_key": [0, 1]}, r"one `input_key` with norm='l2', but got \[0, 1\]"),
     ],
 )
 def test_rejects_bad_settings(settings, complaint):

@@ -227,6 +227,8 @@ def test_a_failure_is_a_warning_that_names_the_callback(tmp_path):
         ({"restarts": 0}, "`restarts` of at least 1"),
         ({"steps": 0, "drop_solved": True}, "`drop_solved`"),
         ({"proportions": [1.0, 2.0]}, "`proportions` for each of 1 inputs"),
+        ({"input_key": ["a", "b"], "proportions": [0.0, 1.0]}, "the first above 0, but got"),
+        ({"input_key": ["a", "b"], "norm": "l2"}, "one `input_key` with norm='l2', but got"),
         ({"bounds": [1.0, 0.0]}, "`bounds`"),
     ],
 )
