@@ -29,7 +29,8 @@ def validation_batches(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Ge
 
 def first_training_batch(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
     """The first batch that training would get, before transfer; also before the loop has begun."""
-    loaders = training_loaders(trainer, pl_module)
+    with isolated_rng():
+        loaders = training_loaders(trainer, pl_module)
     with isolated_rng(loaders), in_stage(trainer, "training"):
         batch, *_ = next(iter(combined(loaders)))
         return batch
@@ -48,7 +49,8 @@ def training_loaders(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
         return loaders
     data = data_module(trainer)
     if data is not None and overrides(data, "train_dataloader"):
-        data.setup("fit")
+        if trainer.state.fn != "fit":  # else Lightning has called it, and what it draws would be drawn anew
+            data.setup("fit")
         return data.train_dataloader()
     if overrides(pl_module, "train_dataloader"):
         return pl_module.train_dataloader()

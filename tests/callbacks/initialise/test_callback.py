@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_robust import InitialiseCallback, LazyTrainingCallback, NoEffectWarning
 from lightning_robust.functional import drawn_layers
-from tests.boring import Boring, make_trainer
+from tests.boring import Boring, Pictures, make_trainer
 
 
 class Start(pl.Callback):
@@ -44,6 +44,36 @@ def test_the_run_draws_as_without_it(tmp_path):
     _, _, plain = start_of(tmp_path, Start())
     _, _, scaled = start_of(tmp_path, InitialiseCallback("small", scale=1.0))
     assert all(torch.equal(value, scaled.state_dict()[name]) for name, value in plain.state_dict().items())
+
+
+class Split(pl.LightningDataModule):
+    """Splits its data by the global random numbers, as many do."""
+
+    def __init__(self):
+        super().__init__()
+        self.setups = []
+
+    def setup(self, stage):
+        self.setups.append(stage)
+        self.parts = torch.utils.data.random_split(Pictures(32), [24, 8])
+
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader(self.parts[0], 8)
+
+    def val_dataloader(self):
+        return torch.utils.data.DataLoader(self.parts[1], 8)
+
+
+def test_data_is_set_up_once(tmp_path):
+    """LSUV looks at a batch before training; the split is that of a run without it."""
+    splits = []
+    for method in ("kaiming", "lsuv"):
+        pl.seed_everything(5)
+        data = Split()
+        make_trainer(tmp_path, [InitialiseCallback(method)], max_epochs=1).fit(Boring(), data)
+        assert data.setups == ["fit"]
+        splits.append(data.parts[1].indices)
+    assert splits[0] == splits[1]
 
 
 def test_seed_of_the_run_decides(tmp_path):
