@@ -85,7 +85,7 @@ def apgd(
     loss = AttackedLoss(loss_fn, drop_solved, record or AttackRecord(), each=True)
     best, best_loss = ball.center, torch.full((len(inputs),), -math.inf, device=inputs.device)
     for index in range(restarts):
-        rows = torch.nonzero(best_loss < math.inf).flatten()
+        rows = torch.nonzero((best_loss < math.inf) | (not drop_solved)).flatten()
         if len(rows) == 0:
             break
         begin = ball.start(random_start or index > 0, generator)

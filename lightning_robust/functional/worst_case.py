@@ -195,6 +195,7 @@ def worst_loss(
             losses, solved = loss_fn(points, rows)
             return losses, solved
         losses = loss_fn(points)
+        losses = losses.clamp(max=torch.finfo(losses.dtype).max)  # an infinite one is large, and not solved
         return losses, torch.zeros(len(points), dtype=torch.bool, device=points.device)
 
     union.look(_MISTAKEN, judged, start)

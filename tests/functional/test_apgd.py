@@ -9,6 +9,7 @@ from torch import nn
 from lightning_robust.functional.apgd import apgd
 from lightning_robust.functional.ascent import AttackRecord
 from lightning_robust.functional.attacks import pgd
+from lightning_robust.functional.worst_case import worst_loss
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
@@ -195,6 +196,20 @@ def test_losses_and_gradients_that_are_no_numbers_stay_behind():
     assert torch.equal(found[0], x[0])
     torch.testing.assert_close(found[1], x[1] + 0.1)
     assert record.nonfinite == 4
+
+
+@pytest.mark.parametrize("attack", [apgd, lambda *args, **settings: worst_loss(*args, queries=10, **settings).inputs])
+def test_an_infinite_loss_is_no_solved_sample(attack):
+    """The loss sees the whole batch in every call, and all of the others are attacked."""
+    x, sizes = torch.rand(4, 3), []
+
+    def loss(z):
+        sizes.append(len(z))
+        return torch.where(torch.arange(4) == 1, math.inf, z.sum(1))
+
+    found = attack(loss, x, 0.1, steps=3, restarts=2)
+    assert set(sizes) == {4}
+    torch.testing.assert_close((found - x)[[0, 2, 3]], torch.full((3, 3), 0.1))
 
 
 def test_rejects_what_cannot_be_attacked():
