@@ -51,6 +51,7 @@ def race(folder: Path, seeds: int, budget: float) -> dict[str, Any]:
         "configs": [str(Path(CONFIG).resolve()), "base.yaml"],
         "candidates": {name: as_values(switches) for name, switches in ROWS.items() if name != LEFT_OUT},
         "criteria": CRITERIA,
+        "scaled": ["swa.start"],
         "budget": budget,
         "seeds": seeds,
     }

@@ -55,8 +55,8 @@ def supervised(labels: int) -> list[str]:
 
 
 def unsupervised(labels: int, unlabelled: int) -> list[str]:
-    """Switches of a row that has both."""
-    epochs = STEPS * BATCH // unlabelled
+    """Switches of a row that has both; an epoch ends with the longer loader."""
+    epochs = STEPS * BATCH // max(labels, unlabelled)
     return [
         f"--trainer.max_epochs={epochs}",
         f"--trainer.check_val_every_n_epoch={epochs}",

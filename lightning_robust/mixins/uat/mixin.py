@@ -21,7 +21,7 @@ from lightning_robust.harness.trainers import NoEffectWarning
 from lightning_robust.mixins.host_step import HostStep, find_inputs, find_targets, require_inputs_alone
 from lightning_robust.mixins.objective import ObjectiveMixin, Term, WeightedLoss
 from lightning_robust.mixins.uat.target_model import TargetModel
-from lightning_robust.mixins.uat.unlabelled import require_pictures, rows_without_label
+from lightning_robust.mixins.uat.unlabelled import require_floating, rows_without_label
 from lightning_robust.structures import get_item, split_path, take_rows
 
 _SAVED = "uat"
@@ -216,7 +216,7 @@ class UATMixin(ObjectiveMixin):
         pictures, indices = self._unlabelled(step.whole)
         if pictures is None or len(pictures) == 0:
             return None
-        require_pictures(pictures)
+        require_floating(pictures)
         self._unlabelled_seen += len(pictures)
         (self._pixels or PixelSpace()).check(pictures)
         return pictures, self._target.classes(pictures, indices) if self.uat_ft_weight > 0 else None

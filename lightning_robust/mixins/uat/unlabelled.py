@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_robust.structures import Key
 
 
-def require_pictures(inputs: Tensor) -> None:
+def require_floating(inputs: Tensor) -> None:
     """Refuse tokens and other integers.
 
     Raises:
