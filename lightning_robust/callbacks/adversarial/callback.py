@@ -20,7 +20,7 @@ from lightning_robust.callbacks.adversarial.short_form import (
     refuse_arguments,
     split_arguments,
 )
-from lightning_robust.callbacks.attacked_batches import AttackInputs, NoLossError, PixelBounds, refuse_several_in_l2
+from lightning_robust.callbacks.attacked_batches import AttackInputs, NoLossError, PixelBounds
 from lightning_robust.callbacks.robust_validation.callback import RobustValidationCallback
 from lightning_robust.callbacks.robust_validation.companion import ValidatesRobustly
 from lightning_robust.harness.closing import join_summary, note_step
@@ -135,7 +135,6 @@ class AdversarialCallback(ValidatesRobustly):
         self._inputs = AttackInputs(keys, mean, std, bounds)
         refuse_arguments(method, self, self.attack.refuses)
         self.attack.check_inputs(keys or [0], eps)
-        refuse_several_in_l2(getattr(self.attack, "norm", None), keys)
         self._of_validation = of_validation
         common: dict[str, Any] = {"mean": mean, "std": std, "bounds": bounds, "seed": seed}
         self.validation = make_validation(self.attack, of_validation, self._radii, input_key, common)

@@ -21,6 +21,7 @@ from lightning_robust.callbacks.attacked_batches import (
     ModuleLoss,
     Perturb,
     attack_batch,
+    refuse_several_in_l2,
 )
 from lightning_robust.functional.ascent import AttackRecord
 from lightning_robust.functional.attacks import pgd
@@ -153,6 +154,7 @@ class Attack:
 
     def check_inputs(self, keys: list[Key], eps: float | str | list[float | str]) -> None:
         """Refuse inputs that the method cannot perturb, or radii that it would not use."""
+        refuse_several_in_l2(getattr(self, "norm", None), keys)
 
     def inputs_in(self, inputs: AttackInputs, module: pl.LightningModule, batch: Any) -> AttackInputs:
         """The inputs that are perturbed, with their keys in this batch."""
