@@ -143,18 +143,6 @@ class AttackInputs:
             raise ValueError(f"{error} {hint}") from error
 
 
-def refuse_several_in_l2(norm: str | None, keys: list[Key] | None) -> None:
-    """Refuse several inputs with the norm of all elements together, of which each input would have its own radius.
-
-    Raises:
-        ValueError: Naming the inputs.
-    """
-    if norm == "l2" and keys is not None and len(keys) > 1:
-        raise ValueError(
-            f"Expected one `input_key` with norm='l2', but got {keys}. Use norm='linf', or perturb one of them."
-        )
-
-
 class BatchPixels:
     """The attacked inputs of one batch as one tensor; the batch itself is never changed.
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import lightning.pytorch as pl
 from typing_extensions import Unpack, override
 
-from lightning_robust.callbacks.attacked_batches import AttackInputs, PixelBounds, refuse_several_in_l2
+from lightning_robust.callbacks.attacked_batches import AttackInputs, PixelBounds
 from lightning_robust.callbacks.diagnostics import Report, show
 from lightning_robust.callbacks.metric_curves import MetricCurves, epochs_so_far
 from lightning_robust.callbacks.robust_validation.attacked import AttackedValidation, check_proportions, sorted_radii
@@ -20,7 +20,7 @@ from lightning_robust.callbacks.robust_validation.evaluators import (
 )
 from lightning_robust.callbacks.robust_validation.figure import CLEAN_SERIES, robust_figures
 from lightning_robust.callbacks.robust_validation.measure import AttackedEvaluation
-from lightning_robust.functional.norm_ball import Norm
+from lightning_robust.functional.norm_ball import Norm, refuse_several_in_l2
 from lightning_robust.harness.closing import join_summary, note_step
 from lightning_robust.harness.evaluate import Evaluator
 from lightning_robust.harness.inputs import as_keys
