@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -104,18 +103,6 @@ class NormBall:
         beyond = (point.to(delta) - self.center.to(delta)).abs() > delta.abs()
         point = torch.where(beyond, _next_value(point, self.center), point)
         return point if self.bounds is None else point.clamp(*self.bounds)
-
-
-def refuse_several_in_l2(norm: str | None, keys: Sequence[object] | None) -> None:
-    """Refuse several inputs with the norm of all elements together, of which each input would have its own radius.
-
-    Raises:
-        ValueError: Naming the inputs.
-    """
-    if norm == "l2" and keys is not None and len(keys) > 1:
-        raise ValueError(
-            f"Expected one `input_key` with norm='l2', but got {keys}. Use norm='linf', or perturb one of them."
-        )
 
 
 def as_radius(value: float | Tensor, inputs: Tensor, name: str) -> Tensor:

@@ -191,6 +191,18 @@ def as_keys(input_key: Key | Sequence[Key] | None) -> list[Key] | None:
     return [input_key] if isinstance(input_key, int | str) else list(input_key)
 
 
+def refuse_several_in_l2(norm: str | None, keys: Sequence[Key] | None) -> None:
+    """Refuse several inputs with the norm of all elements together, of which each input would have its own radius.
+
+    Raises:
+        ValueError: Naming the inputs.
+    """
+    if norm == "l2" and keys is not None and len(keys) > 1:
+        raise ValueError(
+            f"Expected one `input_key` with norm='l2', but got {keys}. Use norm='linf', or perturb one of them."
+        )
+
+
 def first_input(module: nn.Module, batch: Any, method: str = "forward") -> Key:
     """Where the first argument of ``forward``, or of another method, is in a batch.
 

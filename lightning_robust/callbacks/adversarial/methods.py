@@ -24,9 +24,10 @@ from lightning_robust.callbacks.attacked_batches import (
 )
 from lightning_robust.functional.ascent import AttackRecord
 from lightning_robust.functional.attacks import pgd
-from lightning_robust.functional.norm_ball import Bounds, Norm, refuse_several_in_l2
+from lightning_robust.functional.norm_ball import Bounds, Norm
 from lightning_robust.harness.arguments import parse_fraction
 from lightning_robust.harness.compat import batches_before
+from lightning_robust.harness.inputs import refuse_several_in_l2
 from lightning_robust.harness.quiet import muted
 from lightning_robust.harness.steps import call_step, loss_in
 from lightning_robust.structures import Key

@@ -20,10 +20,10 @@ from lightning_robust.callbacks.robust_validation.evaluators import (
 )
 from lightning_robust.callbacks.robust_validation.figure import CLEAN_SERIES, robust_figures
 from lightning_robust.callbacks.robust_validation.measure import AttackedEvaluation
-from lightning_robust.functional.norm_ball import Norm, refuse_several_in_l2
+from lightning_robust.functional.norm_ball import Norm
 from lightning_robust.harness.closing import join_summary, note_step
 from lightning_robust.harness.evaluate import Evaluator
-from lightning_robust.harness.inputs import as_keys
+from lightning_robust.harness.inputs import as_keys, refuse_several_in_l2
 from lightning_robust.harness.memory import ModuleMemory, require_reversible
 from lightning_robust.harness.ranks import Guard
 from lightning_robust.harness.trainers import refuse_sharded

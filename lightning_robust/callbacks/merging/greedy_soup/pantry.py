@@ -106,20 +106,21 @@ def source_of(trainer: pl.Trainer, asked: object) -> str:
         ValueError: If checkpoints are asked for, which could not be read, or of which Lightning keeps no list.
     """
     objects = object_hyperparameters(trainer)
-    keepers = [keeper for keeper in find_callbacks(trainer, ModelCheckpoint) if keeper.monitor is not None]
+    kept = [keeper.save_top_k for keeper in find_callbacks(trainer, ModelCheckpoint) if keeper.monitor is not None]
+    if asked is None:
+        return "checkpoints" if {*kept} - {0, 1} and not objects else "epochs"
     if asked == "checkpoints" and objects:
         raise ValueError(
             "Expected checkpoints of this run that can be read as weights, but their `hyper_parameters` would hold "
             f"objects: {objects}. Leave these out with save_hyperparameters(ignore={objects}), or set ingredients="
             "'epochs', for which this callback keeps the weights alone."
         )
-    if asked == "checkpoints" and not keepers:
+    if asked == "checkpoints" and not kept:
         raise ValueError(
             "Expected a ModelCheckpoint with a `monitor` for ingredients='checkpoints', but there is none, and without "
             "a metric Lightning keeps no list of what it saves. Give it one, or set ingredients='epochs'."
         )
-    several = any(keeper.save_top_k not in (0, 1) for keeper in keepers)
-    return str(asked) if asked is not None else "checkpoints" if several and not objects else "epochs"
+    return str(asked)
 
 
 def from_checkpoints(trainer: pl.Trainer, monitor: str) -> list[NamedIngredient]:
