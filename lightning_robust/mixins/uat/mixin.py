@@ -21,8 +21,14 @@ from lightning_robust.harness.trainers import NoEffectWarning
 from lightning_robust.mixins.host_step import HostStep, find_inputs, find_targets, require_inputs_alone
 from lightning_robust.mixins.objective import ObjectiveMixin, Term, WeightedLoss
 from lightning_robust.mixins.uat.target_model import TargetModel
-from lightning_robust.mixins.uat.unlabelled import require_floating, rows_without_label
-from lightning_robust.structures import get_item, split_path, take_rows
+from lightning_robust.mixins.uat.unlabelled import (
+    ALL_LABELLED,
+    LOADER_ENDED,
+    of_second_loader,
+    require_floating,
+    rows_without_label,
+)
+from lightning_robust.structures import get_item, take_rows
 
 _SAVED = "uat"
 
@@ -158,11 +164,7 @@ class UATMixin(ObjectiveMixin):
         """Say so, if nothing was without a label."""
         super().on_train_epoch_end()
         if self._uses_uat() and self._unlabelled_seen == 0:
-            self._warn_once(
-                "no sample without a label was seen in an epoch: unsupervised adversarial training has done nothing. "
-                "Mark such samples by targets of -1, or give them by a second loader and set `uat_unlabelled_key`.",
-                NoEffectWarning,
-            )
+            self._warn_once(ALL_LABELLED, NoEffectWarning)
 
     @override
     def on_train_end(self) -> None:
@@ -260,20 +262,10 @@ class UATMixin(ObjectiveMixin):
         """The unlabelled pictures of a batch, and their indices in the data set."""
         indices = None if self.uat_index_key is None else get_item(batch, self.uat_index_key)
         if self.uat_unlabelled_key is not None:
-            part = self.uat_unlabelled_key
-            if get_item(batch, split_path(part)[0] if isinstance(part, str) else part) is None:
-                self._warn_once(
-                    "the loader of unlabelled samples has ended before the other one; the rest of the epoch is trained "
-                    "on labels alone. CombinedLoader(..., 'max_size_cycle') begins it again."
-                )
-                return None, None
-            pictures = get_item(batch, part)
-            if not isinstance(pictures, Tensor):
-                raise TypeError(
-                    f"Expected pictures at uat_unlabelled_key={part!r}, but got {type(pictures).__name__}. Name their "
-                    f"place in it, as '{part}.0'."
-                )
-            return pictures, indices
+            pictures = of_second_loader(batch, self.uat_unlabelled_key)
+            if pictures is None:
+                self._warn_once(LOADER_ENDED)
+            return pictures, None if pictures is None else indices
         key = find_targets(self, batch)
         rows = rows_without_label(get_item(batch, key), key)
         pictures = get_item(batch, find_inputs(self, batch))

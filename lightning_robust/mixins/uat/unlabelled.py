@@ -6,7 +6,16 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_robust.structures import Key
+from lightning_robust.structures import Key, get_item, split_path
+
+ALL_LABELLED = (
+    "no sample without a label was seen in an epoch: unsupervised adversarial training has done nothing. Mark such "
+    "samples by targets of -1, or give them by a second loader and set `uat_unlabelled_key`."
+)
+LOADER_ENDED = (
+    "the loader of unlabelled samples has ended before the other one; the rest of the epoch is trained on labels "
+    "alone. CombinedLoader(..., 'max_size_cycle') begins it again."
+)
 
 
 def require_floating(inputs: Tensor) -> None:
@@ -38,3 +47,24 @@ def rows_without_label(targets: Any, key: Key) -> Tensor:
             f"{type(targets).__name__}. Give unlabelled samples by a second loader and set `uat_unlabelled_key`."
         )
     return (targets == -1).reshape(len(targets), -1).all(1)
+
+
+def of_second_loader(batch: Any, key: Key) -> Tensor | None:
+    """The pictures that a second loader gives; None where it has ended.
+
+    Args:
+        batch: Of several loaders.
+        key: Where the pictures are in it; its first part names the loader.
+
+    Raises:
+        TypeError: If there is anything else.
+    """
+    if get_item(batch, split_path(key)[0] if isinstance(key, str) else key) is None:
+        return None
+    pictures = get_item(batch, key)
+    if not isinstance(pictures, Tensor):
+        raise TypeError(
+            f"Expected pictures at uat_unlabelled_key={key!r}, but got {type(pictures).__name__}. Name their place in "
+            f"it, as '{key}.0'."
+        )
+    return pictures
