@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from lightning_robust.cli import main
+from lightning_robust.commands.choose import choose
 from lightning_robust.commands.sweep import sweep
 from lightning_robust.demo.fashion_mnist.idx_files import DEBIAN
 from lightning_robust.deployment.graph.export import export
@@ -41,6 +42,7 @@ QUICK = {
     "replay": ["--targets=[torch-bf16]", "--perturbations=[bgr]"],
     "soup": ["--trainer.limit_val_batches=1", "--trainer.accelerator=cpu", "--bn_samples=64"],
 }
+ON_RAY = {"choose": choose, "sweep": sweep}
 VERDICTS = {"fingerprint": 1}  # pictures that differ
 OWN_DATA = """
 class Frames(pl.LightningDataModule):
@@ -94,9 +96,12 @@ def with_own_module(page):
 
 def lightning_robust(page, name, *arguments):
     """Run one command in this process; its status, None where it only returned."""
-    if name == "sweep":  # for a cluster, and run in test_sweep.py
+    if (
+        name in ON_RAY
+    ):  # many trainings; their files are built in test_configs.py, others run beside the commands' tests
         given = {word[2:].split("=")[0] for word in arguments if word.startswith("--")}
-        assert given <= set(inspect.signature(sweep).parameters)
+        assert given <= set(inspect.signature(ON_RAY[name]).parameters)
+        assert Path(arguments[0]).is_file()
         return None
     if name == "soup" and not DEBIAN.is_dir():
         return None
