@@ -25,6 +25,8 @@ _EXECUTED = {
     **dict.fromkeys(("FusedConv", "FusedGemm", "FusedMatMul", "NhwcFusedConv", *TENSOR_CORE), "fp32"),
 }
 _MIDDLE = 128  # between int8 and uint8
+_ZEROS = {ir.DataType.UINT8: 0, ir.DataType.INT8: _MIDDLE}
+"""The zero point that is left out, as of uint8."""
 
 
 def in_integers(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -126,13 +128,26 @@ def _shared_zero(graph: LayeredGraph, zero: int) -> ir.Value:
 
 
 def _zero_point(graph: LayeredGraph, node: ir.Node) -> int | None:
-    """The zero point of a Q or a DQ as of uint8; None where it is not known, not of 8 bits, or not one."""
+    """The zero point of a Q or a DQ as of uint8; None where it is not known, not of 8 bits, or not one.
+
+    One that is left out is 0 in the type of what is quantised.
+    """
     if len(node.inputs) < 3 or node.inputs[2] is None:
-        return 0
+        quantised = node.outputs[0] if node.op_type == QDQ[0] else node.inputs[0]
+        kind = None if quantised is None else _type_of(graph, quantised)
+        return None if kind is None else _ZEROS.get(kind)
     zero = graph.constant(node.inputs[2])
     if zero is None or zero.dtype not in (np.int8, np.uint8) or (zero != zero.flat[0]).any():
         return None
     return int(zero.flat[0]) + _MIDDLE * (zero.dtype == np.int8)
+
+
+def _type_of(graph: LayeredGraph, value: ir.Value) -> ir.DataType | None:
+    weight = graph.constant(value)
+    if weight is not None:
+        return ir.DataType.from_numpy(weight.dtype)
+    found = graph.types.get(value.name or "")
+    return None if found is None else ir.DataType(found)
 
 
 def _unsigned(graph: LayeredGraph, source: ir.Value) -> ir.Value | None:

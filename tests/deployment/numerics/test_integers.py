@@ -2,6 +2,7 @@
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from onnx import numpy_helper
 
@@ -42,6 +43,31 @@ def test_convolution_is_exact_until_the_scale(groups, stride):
     exact = total * (scale * scales).reshape(-1, 1, 1) + draw(8).reshape(-1, 1, 1)
     np.testing.assert_array_equal(y, exact)
     assert layers == {"int8": 1}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        """<ir_version: 10, opset_import: ["" : 20]>
+        g (float[n,2] x) => (float[n,1] y) <float s = {0.1}, int8 z = {0}, int8[2,1] w = {3, -4}> {
+            q = QuantizeLinear(x, s, z)  d = DequantizeLinear(q, s, z)
+            v = DequantizeLinear(w, s)  y = MatMul(d, v) }""",
+        """<ir_version: 10, opset_import: ["" : 21]>
+        g (float[n,2] x) => (float[n,1] y) <float s = {0.1}, int8 z = {0}, int8[2,1] w = {3, -4}> {
+            q = QuantizeLinear<output_dtype = 3>(x, s)  d = DequantizeLinear(q, s)
+            v = DequantizeLinear(w, s, z)  y = MatMul(d, v) }""",
+        """<ir_version: 10, opset_import: ["" : 20]>
+        g (float[n,2] x) => (float[n,1] y) <float s = {0.1}, uint8[2,1] w = {3, 4}> {
+            q = QuantizeLinear(x, s)  d = DequantizeLinear(q, s)  v = DequantizeLinear(w, s)  y = MatMul(d, v) }""",
+    ],
+    ids=["signed weights", "signed activations", "unsigned"],
+)
+def test_a_zero_point_that_is_left_out_is_zero_in_its_own_type(text):
+    model = onnx.parser.parse_model(text)
+    feeds = {"x": np.array([[1, 2], [3, -1]], np.float32)}
+    (y,), layers = executed(model, feeds)
+    assert layers == {"int8": 1}
+    np.testing.assert_allclose(y, Session(model).run(feeds)[0].numpy(), rtol=1e-6)
 
 
 @pytest.mark.parametrize("flips", [(0, 0), (0, 1), (1, 0), (1, 1)])
