@@ -26,7 +26,7 @@ CAUSES = (
 """The names of what a fingerprint finds."""
 FINGERPRINT_NUMBERS = ("causes", "distance", "unexplained")
 PRECISIONS = ("fp16", "bf16", "int8")
-_DECODED = re.compile(r"\w.*_(mean|p99|max|bias|lost|flips|new|ap_loss|iou_loss)")
+_DECODED = re.compile(r"\w.*_(mean|p99|max|bias|lost|flips|new|ap_loss|iou_loss|error|worse)")
 
 
 def parity_key(key: str, decoded: bool = True) -> str:

@@ -23,7 +23,7 @@ class Check:
     """One number, and the limit that it is held against.
 
     The value decides. Where the limit lies in the interval of the value, more samples could decide otherwise: that is
-    said in words, and changes nothing. Metrics that have a sign (``bias``) are held to their size.
+    said in words, and changes nothing. Metrics that have a sign are held to their :func:`size`.
 
     Args:
         subject: Whose number it is: a target such as ``"emulated-fp16"``, a perturbation; empty for that of the whole.
@@ -75,7 +75,7 @@ class Check:
         """Whether the value keeps the limit; without a limit, whether there is a value."""
         if math.isnan(self.value):
             return "unmeasured"
-        return "within" if self.limit is None or _keeps(self.value, self.limit) else "beyond"
+        return "within" if self.limit is None or self._keeps(self.value, self.limit) else "beyond"
 
     @property
     def is_demanded(self) -> bool:
@@ -88,7 +88,7 @@ class Check:
         if self.limit is None or math.isnan(self.value) or math.isnan(self.low) or math.isnan(self.high):
             return False
         limit = self.limit
-        sides = {_keeps(end, limit) for end in (self.low, self.value, self.high)}
+        sides = {self._keeps(end, limit) for end in (self.low, self.value, self.high)}
         return len(sides) == 2
 
     @property
@@ -101,9 +101,13 @@ class Check:
         """
         if self.limit is None or math.isnan(self.value):
             return -1.0
+        taken = max(size(self.metric, self.value), 0.0)
         if self.limit == 0:
-            return math.inf if self.value else 0.0
-        return abs(self.value) / self.limit
+            return math.inf if taken else 0.0
+        return taken / self.limit
+
+    def _keeps(self, value: float, limit: float) -> bool:
+        return size(self.metric, value) <= limit
 
     def told(self) -> str:
         """The number with its unit and its interval.
@@ -213,8 +217,18 @@ class Judgement:
         return f"verdict: {on_one_line('; '.join([self.headline, *self.remarks]))}"
 
 
-def _keeps(value: float, limit: float) -> bool:
-    return abs(value) <= limit
+def size(metric: str, value: float) -> float:
+    """What is held against a limit: the size of a number, but of how much worse something is, whether it is at all.
+
+    Args:
+        metric: Its name, or a tag that ends with it.
+        value: The number.
+
+    Example:
+        >>> size("lateral_px_bias", -0.5), size("boxes_map_worse", -0.5)
+        (0.5, -0.5)
+    """
+    return value if metric.endswith("_worse") else abs(value)
 
 
 def _decisive(named: Sequence[Check], judged: Sequence[Check]) -> str:

@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 
 from lightning_robust.callbacks.deployment_parity.pass_settings import Log
 from lightning_robust.deployment.engines.base import HALF
-from lightning_robust.deployment.parity.verdict import limits_by_tag
+from lightning_robust.deployment.parity.tolerances import limits_by_tag
 from lightning_robust.harness.trainers import monitored_metrics
 
 STATUS = "parity/status"

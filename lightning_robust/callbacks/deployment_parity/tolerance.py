@@ -13,7 +13,7 @@ from lightning_robust.checks import check_choices
 from lightning_robust.deployment.engines import BuildSettings, Runtime
 from lightning_robust.deployment.engines.abilities import Ability
 from lightning_robust.deployment.engines.targets import TARGETS, runtime
-from lightning_robust.deployment.parity.verdict import check_tolerances, violations, without_metric
+from lightning_robust.deployment.parity.tolerances import check_tolerances, violations, without_metric
 from lightning_robust.harness.closing import warn
 from lightning_robust.harness.ranks import Guard, on_rank_zero
 

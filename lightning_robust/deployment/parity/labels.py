@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from lightning_robust.decoding.alignment import Decoded
@@ -15,8 +17,9 @@ WORSE = "worse"
 def label_metrics(reference: Values, deployed: Values, truth: Values) -> dict[str, float]:
     """The deployed side's metrics by labels, and by how much each is worse than the reference's.
 
-    Of boxes ``map``, of masks ``miou``, of other values the mean absolute ``error`` of the points that are there on
-    both sides, or the ``accuracy`` of integers and bools.
+    Of boxes ``map``, of masks ``miou``, of other values the mean absolute ``error`` of the points that are there and
+    have labels, or the ``accuracy`` of integers and bools. How much worse an error is, is said of the points that both
+    sides have.
 
     Args:
         reference: Decoded values of the reference.
@@ -37,9 +40,10 @@ def label_metrics(reference: Values, deployed: Values, truth: Values) -> dict[st
     metrics: dict[str, float] = {}
     for name, right in truth.items():
         ours, theirs = (_score(side[name], right, name) for side in (reference, deployed))
-        is_error = isinstance(right, Tensor) and right.is_floating_point()  # which is better if small
-        good, bad = (theirs, ours) if is_error else (ours, theirs)
-        worse = {f"{metric}_{WORSE}": good[metric] - bad[metric] for metric in theirs}
+        if isinstance(right, Tensor) and right.is_floating_point():
+            worse = _error_beyond(reference[name], deployed[name], right)
+        else:
+            worse = {f"{metric}_{WORSE}": ours[metric] - theirs[metric] for metric in theirs}
         metrics |= named(name, theirs | worse)
     return metrics
 
@@ -56,6 +60,15 @@ def _score(value: Tensor | Decoded, right: Tensor | Decoded, name: str) -> dict[
         return {"accuracy": share_true(value.cpu() == right.cpu())}
     error = (value.double().cpu() - right.double().cpu()).abs()
     return {"error": float(error[~error.isnan()].mean())}
+
+
+def _error_beyond(ours: Any, theirs: Any, right: Tensor) -> dict[str, float]:
+    """By how much the deployed side's mean error is larger on the points that all have; nothing without one."""
+    errors = [(side.double().cpu() - right.double().cpu()).abs() for side in (ours, theirs)]
+    both = ~(errors[0] + errors[1]).isnan()
+    if not both.any():
+        return {}
+    return {f"error_{WORSE}": float(errors[1][both].mean() - errors[0][both].mean())}
 
 
 def _describe_kind(value: Tensor | Decoded) -> str:

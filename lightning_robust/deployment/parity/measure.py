@@ -24,7 +24,7 @@ from lightning_robust.deployment.parity.samples import Outputs
 from lightning_robust.deployment.parity.scale import Decode, Known, Moved, Task, Truth
 from lightning_robust.deployment.parity.scenes import WorstPicture, worst_scenes
 from lightning_robust.deployment.parity.storage import storage_metrics
-from lightning_robust.deployment.parity.verdict import check_tolerances
+from lightning_robust.deployment.parity.tolerances import check_tolerances
 from lightning_robust.deployment.pixels.catalogue import Perturbation
 from lightning_robust.deployment.pixels.perturb import perturb as perturb_images
 from lightning_robust.functional.pixels import PixelSpace

@@ -1,48 +1,20 @@
-"""The verdict on a parity pass: tolerances, what violates them, and whether the model may be deployed."""
+"""The verdict on a parity pass: whether the model may be deployed, and what that rests on."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from lightning_robust.deployment.engines.base import HALF
 from lightning_robust.deployment.numerics.sensitivity import overflow_sentence
 from lightning_robust.deployment.parity.links import Basis
 from lightning_robust.deployment.parity.result import BEYOND, ParityReport
 from lightning_robust.deployment.parity.scale import unit_label
+from lightning_robust.deployment.parity.tolerances import Violation, limits_by_tag, violations, without_metric
 from lightning_robust.deployment.pixels.catalogue import CATALOGUE, Perturbation
 
-DEFAULT_TOLERANCES: dict[str, float] = {
-    "torch-fp32": 1e-5,
-    "torch-fp16": 5e-3,
-    "torch-bf16": 4e-2,
-    "onnxruntime-fp32": 1e-5,
-    "openvino-fp32": 1e-5,
-    "openvino-bf16": 4e-2,
-    "openvino-int8": 5e-2,
-    "onnxruntime-int8": 5e-2,
-    "emulated-tf32": 3e-3,
-    "emulated-fp16": 5e-3,
-    "emulated-fp16acc": 5e-2,
-    "emulated-bf16": 4e-2,
-    "deployed-fp32": 1e-4,
-    "deployed-fp16": 5e-3,
-    "deployed-bf16": 4e-2,
-    "deployed-int8": 5e-2,
-    "emulated-int8": 5e-2,
-    "tensorrt-fp32": 1e-4,
-    "tensorrt-tf32": 3e-3,
-    "tensorrt-fp16": 5e-3,
-    "tensorrt-bf16": 4e-2,
-    "tensorrt-int8": 5e-2,
-    "tensorrt_rtx-fp32": 1e-4,
-    "tensorrt_rtx-fp16": 5e-3,
-    "tensorrt_rtx-int8": 5e-2,
-}
-"""Largest ``rel_l2`` of a sound model: about three times what small untrained networks show. Those of TensorRT are set
-by the arithmetic, not by measurement. Set your own in the task's units."""
 Level = Literal["good", "mind", "bad"]
 _WHAT_IFS = 3
 _LOW = (*HALF, "int8")
@@ -73,25 +45,13 @@ class Verdict:
     what_ifs: tuple[str, ...] = ()
 
 
-class Violation(NamedTuple):
-    """A number beyond its tolerance."""
-
-    tag: str
-    value: float
-    limit: float
-
-    def __str__(self) -> str:
-        """One clause for a message."""
-        return f"{self.tag} is {self.value:.3g}, allowed is {self.limit:.3g}"
-
-
 def judge_parity(report: ParityReport, tolerance: Mapping[str, float] | None = None) -> Verdict:
     """Say whether the model may be deployed, at what distance, and what that rests on.
 
     Args:
         report: A parity pass.
         tolerance: ``"<target>"`` (meaning ``rel_l2``) or ``"<target>/<metric>"`` -> largest allowed value; None takes
-            :data:`DEFAULT_TOLERANCES`, which can find a model unsound, but none fit to deploy.
+            :data:`~.tolerances.DEFAULT_TOLERANCES`, which can find a model unsound, but none fit to deploy.
     """
     broken = violations(report.scalars(), tolerance)
     failed = [f"{name} failed: {t.note}" for name, t in report.targets.items() if t.status == "failed"]
@@ -105,7 +65,7 @@ def judge_parity(report: ParityReport, tolerance: Mapping[str, float] | None = N
     if failed or _concerns(name.rsplit("-", 1)[1], broken):
         judged: tuple[Level, str] = "bad", f"Do not deploy as it is: {name} is {distance} away."
     else:
-        judged = _judge_sound(report, tolerance, name, distance)
+        judged = _judge_sound(report, tolerance, broken, name, distance)
     return Verdict(*judged, exceptions, _measured_sentences(report), what_if_sentences(report))
 
 
@@ -121,69 +81,18 @@ def what_if_sentences(report: ParityReport) -> tuple[str, ...]:
     return (*lines, _FINGERPRINT) if lines else ()
 
 
-def check_tolerances(tolerance: Mapping[str, float] | None) -> None:
-    """Refuse limits that no distance can be held against.
-
-    Raises:
-        ValueError: For one that is no number from 0; the message names it.
-
-    Example:
-        >>> check_tolerances({"emulated-fp16": 0.01, "emulated-fp16/max_abs": 0})
-    """
-    for name, limit in (tolerance or {}).items():
-        if isinstance(limit, bool) or not isinstance(limit, int | float) or not limit >= 0:
-            raise ValueError(f"Expected the tolerance of {name!r} to be a number from 0, but got {limit!r}.")
-
-
-def without_metric(scalars: Mapping[str, float], tolerance: Mapping[str, float] | None) -> list[str]:
-    """The tags of tolerances that hold nothing: their target was measured and has no such metric.
-
-    Example:
-        >>> without_metric({"parity/torch-bf16/rel_l2": 0.1}, {"torch-bf16": 1, "torch-bf16/lateral_p99": 1})
-        ['parity/torch-bf16/lateral_p99']
-    """
-    measured = {tag.rpartition("/")[0] for tag in scalars if tag.endswith("/rel_l2")}
-    return [tag for tag in limits_by_tag(tolerance or {}) if tag not in scalars and tag.rpartition("/")[0] in measured]
-
-
-def violations(scalars: Mapping[str, float], tolerance: Mapping[str, float] | None = None) -> list[Violation]:
-    """The numbers beyond their tolerance, NaN included; those with a sign (``bias``) by their size.
-
-    Args:
-        scalars: Values by tag, from :meth:`~.result.ParityReport.scalars`.
-        tolerance: As for :func:`judge_parity`.
-
-    Example:
-        >>> [str(violation) for violation in violations({"parity/emulated-fp16/rel_l2": 0.1})]
-        ['parity/emulated-fp16/rel_l2 is 0.1, allowed is 0.005']
-    """
-    tags = limits_by_tag(DEFAULT_TOLERANCES if tolerance is None else tolerance)
-    return [
-        Violation(tag, scalars[tag], limit)
-        for tag, limit in tags.items()
-        if tag in scalars and not abs(scalars[tag]) <= limit
-    ]
-
-
-def limits_by_tag(tolerance: Mapping[str, float]) -> dict[str, float]:
-    """Tag -> limit, of tolerances by target or by target and metric.
-
-    Example:
-        >>> limits_by_tag({"emulated-fp16": 5e-3, "tensorrt-fp16/x_px_max": 0.5})
-        {'parity/emulated-fp16/rel_l2': 0.005, 'parity/tensorrt-fp16/x_px_max': 0.5}
-    """
-    return {f"parity/{key}" if "/" in key else f"parity/{key}/rel_l2": limit for key, limit in tolerance.items()}
-
-
 def _concerns(precision: str, broken: list[Violation]) -> bool:
     """Whether a violation concerns this precision or fp32; another half precision is another deployment."""
     return any(violation.tag.split("/")[1].endswith((f"-{precision}", "-fp32")) for violation in broken)
 
 
 def _judge_sound(
-    report: ParityReport, tolerance: Mapping[str, float] | None, name: str, distance: str
+    report: ParityReport, tolerance: Mapping[str, float] | None, broken: list[Violation], name: str, distance: str
 ) -> tuple[Level, str]:
-    """Level and headline where no tolerance is broken: good by a tolerance of the user's and an executed engine."""
+    """Level and headline where the worst target is sound: good by the user's tolerances, all kept, and an engine."""
+    unkept = _unkept(report, tolerance, broken)
+    if unkept:
+        return "mind", f"{name} is {distance} away; {unkept}."
     executed = _executed_limits(report, tolerance or {})
     uncertain = [tag for tag, limit in executed.items() if not _is_certain(report, tag, limit)]
     told = [f"{tag} is {_told(report, tag)}, allowed is {executed[tag]:.3g}" for tag in uncertain or executed]
@@ -191,19 +100,30 @@ def _judge_sound(
         return "mind", f"{name} is {distance} away; {told[0]}: more samples are needed to be sure."
     if any(tag.split("/")[1].endswith(_LOW) for tag in executed):
         return "good", f"Within your tolerance, executed: {'; '.join(told)}."
-    missing = "no engine in low precision with a tolerance was executed" if tolerance else "no tolerance was set"
-    return "mind", f"{name} is {distance} away; {missing}."
+    return "mind", f"{name} is {distance} away; no engine in low precision with a tolerance was executed."
+
+
+def _unkept(report: ParityReport, tolerance: Mapping[str, float] | None, broken: list[Violation]) -> str:
+    """Why the user's tolerances are not all kept, in a clause; empty where they are."""
+    if not tolerance:
+        return "no tolerance was set"
+    if broken:
+        return str(broken[0])
+    lost = without_metric(report.scalars(), tolerance)
+    return f"{lost[0]} was not measured" if lost else ""
 
 
 def _executed_limits(report: ParityReport, tolerance: Mapping[str, float]) -> dict[str, float]:
-    """Tag -> limit, of the engines that were executed."""
-    return {tag: limit for tag, limit in limits_by_tag(tolerance).items() if _executed(report, tag.split("/")[1])}
+    """Tag -> limit, of the numbers of engines that were executed."""
+    scalars = report.scalars()
+    limits = {tag: limit for tag, limit in limits_by_tag(tolerance).items() if tag in scalars}
+    return {tag: limit for tag, limit in limits.items() if _executed(report, tag.split("/")[1])}
 
 
 def _is_certain(report: ParityReport, tag: str, limit: float) -> bool:
     """Whether a number lies within its limit with its whole interval; one that has no interval counts by itself."""
     basis = report.basis.get(tag)
-    return basis is None or math.isnan(basis.high) or basis.high <= limit
+    return basis is None or math.isnan(basis.high) or max(abs(basis.low), abs(basis.high)) <= limit
 
 
 def _executed(report: ParityReport, target: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lightning_robust.deployment.parity.links import Link
 from lightning_robust.deployment.parity.readout import PLAIN_UNIT
 from lightning_robust.deployment.parity.result import ParityReport
-from lightning_robust.deployment.parity.verdict import DEFAULT_TOLERANCES
+from lightning_robust.deployment.parity.tolerances import DEFAULT_TOLERANCES
 
 _NAMES = {
     "export": "export to ONNX",

@@ -41,6 +41,14 @@ def test_closed_forms():
     assert label_metrics(ours, theirs, {}) == {}
 
 
+def test_an_error_is_worse_on_the_points_that_both_sides_have():
+    """A deployed side that loses its hard point is not the better one for it."""
+    truth, ours, theirs = (torch.tensor(places) for places in ([1.0, 2.0], [1.0, 5.0], [1.5, math.nan]))
+    assert label_metrics({"x": ours}, {"x": theirs}, {"x": truth}) == {"x_error": 0.5, "x_error_worse": 0.5}
+    nowhere = torch.full((2,), math.nan)
+    assert "x_error_worse" not in label_metrics({"x": nowhere}, {"x": theirs}, {"x": truth})
+
+
 @pytest.mark.parametrize(
     ("value", "truth", "told"),
     [

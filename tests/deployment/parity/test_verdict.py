@@ -6,7 +6,8 @@ from lightning_robust.deployment.engines import TARGETS
 from lightning_robust.deployment.numerics.sensitivity import SOUND
 from lightning_robust.deployment.parity.links import Basis
 from lightning_robust.deployment.parity.result import BEYOND, MeasuredWeights, TargetResult
-from lightning_robust.deployment.parity.verdict import DEFAULT_TOLERANCES, judge_parity, violations
+from lightning_robust.deployment.parity.tolerances import DEFAULT_TOLERANCES, violations
+from lightning_robust.deployment.parity.verdict import judge_parity
 
 from ..reports import KEEP, layers, measured, node, report
 
@@ -102,6 +103,37 @@ def test_a_broken_tolerance_is_bad_only_for_its_own_precision():
     assert (bf16.level, len(bf16.exceptions)) == ("mind", 1)
     exported = judge_parity(report(targets=targets | {"onnxruntime-fp32": measured(3.0, 0.5)}))
     assert exported.level == "bad"
+
+
+def test_nothing_is_green_while_a_tolerance_is_broken_or_has_no_number():
+    targets = {"openvino-bf16": measured(0.9), "openvino-int8": measured(0.3)}
+    limits = {"openvino-bf16/x_px_p99": 0.5, "openvino-int8/x_px_p99": 0.2}
+    assert (
+        judge_parity(report(targets=targets), {"openvino-int8/x_px_p99": 0.5} | {"openvino-bf16/x_px_p99": 1.0}).level
+        == "good"
+    )
+    kept = judge_parity(report(targets=targets), limits | {"openvino-bf16/x_px_p99": 1.0})
+    assert (kept.level, len(kept.exceptions)) == ("mind", 1)
+    assert "openvino-int8/x_px_p99 is 0.3, allowed is 0.2" in kept.headline
+    lost = judge_parity(report(targets=targets), {"openvino-bf16/x_px_p99": 1.0, "openvino-int8/latency_ms": 5.0})
+    assert (lost.level, lost.exceptions) == ("mind", ())
+    assert lost.headline.endswith("away; parity/openvino-int8/latency_ms was not measured.")
+
+
+def test_a_bias_is_certain_where_both_ends_of_its_interval_are_within():
+    targets = {"openvino-bf16": TargetResult("measured", {"rel_l2": 0.001, "x_px_p99": 0.1, "x_px_bias": -0.9})}
+
+    def judged(low):
+        basis = {"parity/openvino-bf16/x_px_bias": Basis(16, low, -0.1)}
+        return judge_parity(report(targets=targets, basis=basis), {"openvino-bf16/x_px_bias": 1.0})
+
+    assert (judged(-0.95).level, judged(-1.9).level) == ("good", "mind")
+
+
+def test_what_is_better_is_within_any_tolerance_of_worse():
+    scalars = {"parity/a-fp16/x_error_worse": -3.0, "parity/a-fp16/x_bias": -3.0}
+    broken = violations(scalars, {"a-fp16/x_error_worse": 0.1, "a-fp16/x_bias": 0.1})
+    assert [violation.tag for violation in broken] == ["parity/a-fp16/x_bias"]
 
 
 def test_lost_values_are_bad_under_the_default_tolerances():
