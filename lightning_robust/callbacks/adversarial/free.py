@@ -11,7 +11,8 @@ from torch import Tensor
 from lightning_robust.callbacks.adversarial.methods import Attack, AttackedStep, EpochBill, require_steps
 from lightning_robust.callbacks.attacked_batches import AttackInputs
 from lightning_robust.functional.ascent import AttackRecord, count_useless
-from lightning_robust.structures import flatten, rebuild, replace_items
+from lightning_robust.harness.steps import loss_in
+from lightning_robust.structures import parts_of_batch, rebuild, replace_items, tensors_in
 
 
 @dataclass
@@ -48,7 +49,10 @@ class Free(Attack):
         self.training.inputs = step.inputs  # with their keys in this batch
         with step.bill.timed():
             batch = self.training.perturbed(step.batch)
-        return step.run(batch)
+        output = step.run(batch)
+        if not isinstance(loss_in(output), Tensor):
+            self.training.skip()
+        return output
 
     def after_backward(self, radii: list[float], bill: EpochBill) -> None:
         """Move the perturbation by the same gradient: no pass is the attack's own."""
@@ -74,7 +78,8 @@ class FreeTraining:
     `Shafahi et al. 2019 <https://arxiv.org/abs/1904.12843>`_. The perturbation is carried from batch to batch. The
     loader goes on giving batches; all but one of ``replays`` are passed over, so that an epoch costs what it costs
     without this and sees that part of the data. The state holds perturbation and batch: a run resumes exactly between
-    replays.
+    replays, unless its batches hold more than tensors, such as texts, which a checkpoint does not: then it goes on with
+    the next batch.
 
     Args:
         inputs: What of a batch is perturbed.
@@ -86,14 +91,16 @@ class FreeTraining:
         self.left = 0
         self._deltas: list[Tensor] = []
         self._leaves: list[Tensor] = []
-        self._tensors: list[Tensor] = []
+        self._held: Any = None
+        self._saved: list[Tensor] = []
 
     def perturbed(self, batch: Any) -> Any:
         """The batch to train on: the held one while it is replayed, else this one, with the perturbation."""
+        if self._saved:
+            self._resume(batch)
         if self.left == 0:
-            self._tensors, self.left = list(flatten(batch).values()), self.replays
-        device = next(iter(flatten(batch).values())).device
-        held = rebuild(batch, iter([tensor.to(device) for tensor in self._tensors]))
+            self._held, self.left = batch, self.replays
+        held = self._held
         parts = self.inputs.read(held)
         pixels = [self.inputs.to_pixels(part.detach()) for part in parts]
         carried = self._deltas or [torch.zeros_like(part) for part in pixels]
@@ -125,13 +132,34 @@ class FreeTraining:
         self._leaves = []
         self.left -= 1
 
+    def skip(self) -> None:
+        """Leave the rest of a batch that the module does not train on: no backward pass follows."""
+        self.left, self._leaves = 0, []
+
     def state_dict(self) -> dict[str, Any]:
-        """The perturbation, and the batch that is being replayed."""
-        return {"left": self.left, "deltas": list(self._deltas), "batch": list(self._tensors) if self.left else []}
+        """The perturbation, and the tensors of the batch that is being replayed."""
+        batch = (self._saved or tensors_in(self._held)) if self.left else []
+        return {"left": self.left, "deltas": list(self._deltas), "batch": batch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on replaying."""
-        self.left, self._deltas, self._tensors = state["left"], list(state["deltas"]), list(state["batch"])
+        self.left, self._deltas, self._saved = state["left"], list(state["deltas"]), list(state["batch"])
+
+    def _resume(self, batch: Any) -> None:
+        """Hold the saved tensors in the structure of a batch; one that holds more than tensors is not replayed on."""
+        tensors, self._saved = self._saved, []
+        here = tensors_in(batch)
+        if len(tensors) == len(here) and _holds_tensors_alone(batch):
+            self._held = rebuild(batch, iter([tensor.to(here[0].device) for tensor in tensors]))
+        else:
+            self.left = 0
+
+
+def _holds_tensors_alone(batch: Any) -> bool:
+    if batch is None or isinstance(batch, Tensor):
+        return True
+    parts = parts_of_batch(batch)
+    return bool(parts) and all(map(_holds_tensors_alone, parts.values()))
 
 
 def _fitted(delta: Tensor, part: Tensor) -> Tensor:
