@@ -117,7 +117,11 @@ class CriticalityMapper:
         merged = [{**start, **{n: t for draw in draws for n, t in draw.items()}} for draws in zip(*drawn, strict=True)]
         places = list(zip((*self._layers, everything), (*drawn, merged), strict=True))
         what = f"Layer criticality, {condition.name}"
-        *rows, network = [self._row(reader, layer, draws) for layer, draws in track(places, what)]
+        begun = [(self._values(everything, start), reader.initial)]
+        *rows, network = [
+            self._row(reader, layer, draws, begun if layer is everything else ())
+            for layer, draws in track(places, what)
+        ]
         limits = self._limits([*rows, network])
         return CriticalityMap(
             condition.name,
@@ -135,10 +139,13 @@ class CriticalityMapper:
         values = [cell.value for row in rows for cell in (*row.cells, *row.random)]
         return self._criterion.value_range or range_of(values, mode=self._criterion.mode)
 
-    def _row(self, reader: MetricReader, layer: Layer, draws: Sequence[State]) -> CriticalityRow:
+    def _row(
+        self, reader: MetricReader, layer: Layer, draws: Sequence[State], read: Sequence[tuple[State, MetricReading]]
+    ) -> CriticalityRow:
+        """One layer, with values of it whose metric has been read."""
         weights = Weights(self._module, layer.tensors)
         present = {n: t.detach().to("cpu", copy=True) for n, t in zip(weights.names, weights.tensors(), strict=True)}
-        known = [(present, reader.trained)]
+        known = [(present, reader.trained), *read]
         cells = [self._cell(reader, layer, state, known) for state in self._states]
         random = [self._cell(reader, layer, state, known) for state in draws]
         trained = CriticalityCell(reader.trained.value, reader.share(reader.trained))

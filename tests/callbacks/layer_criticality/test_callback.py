@@ -87,8 +87,8 @@ def test_equal_weights_are_evaluated_once(tmp_path):
     criticality, *_ = of_sum(tmp_path, draws=5)
     (found,) = criticality.maps
     # a permuted single number is itself: as trained; start and two epochs of two layers and of the whole, whose start
-    # is also what shares are counted from
-    assert found.evaluations == 1 + 1 + 3 * 3
+    # is also what shares are counted from, and read once for both
+    assert found.evaluations == 1 + 3 * 3
     assert found.rows[1].randomised.value == 1
 
 
@@ -302,6 +302,8 @@ def test_cells_end_early_once_the_rest_cannot_change_their_side(tmp_path):
     # half is kept of each batch: after two of six batches at most (1 + 4) / 6 could be, which is below 0.9
     assert in_part.rows[0].cells[0].seen == pytest.approx(2 / 6)
     assert in_full.rows[0].cells[0].seen == 1
+    # of the whole network at the start the value itself is told
+    assert in_part.whole.cells[0].seen == in_full.whole.cells[0].seen == 1
 
 
 def test_weights_from_a_checkpoint_give_the_same_map_in_validate(tmp_path):
