@@ -74,17 +74,17 @@ def _row_check(
     name = comparison.rows[row].name
     note = _why_not_comparable(comparison, row, plain, column, tag)
     if note or column is None:
-        return Check("", tag, math.nan, limit, note=note, case=name)
+        return Check("", tag, math.nan, limit, note=note, case=name, demanded=True)
     ours, theirs = (_mean(comparison, index, tag) for index in (row, plain))
     worse = (ours - theirs) * (1 if column.mode == "min" else -1)
     spread = math.hypot(*(_half_width(comparison, index, tag) for index in (row, plain)))
-    ends = (math.nan, math.nan)
-    if math.isfinite(spread):
-        limit = spread if limit is None else limit
-        ends = (max(worse - spread, 0.0), max(worse + spread, 0.0))
+    known = math.isfinite(spread)
+    ends = (max(worse - spread, 0.0), max(worse + spread, 0.0)) if known else (math.nan, math.nan)
+    if limit is None and (known or worse == math.inf):
+        limit = spread if known else 0.0  # what has diverged is beyond any spread
     how = f"{abs(worse):.3g} {'worse' if worse > 0 else 'better'} than the baseline's {theirs:.4g}"
-    allowed = "" if limit is None else f", allowed {limit:.3g}"
-    return Check("", tag, max(worse, 0.0), limit, *ends, case=name, sentence=f"{tag} is {ours:.4g}, {how}{allowed}")
+    told = f"{tag} is {ours:.4g}, {how}{'' if limit is None else f', allowed {limit:.3g}'}"
+    return Check("", tag, max(worse, 0.0), limit, *ends, case=name, sentence=told, demanded=math.isnan(worse))
 
 
 def _why_not_comparable(comparison: Comparison, row: int, plain: int, column: Column | None, tag: str) -> str:

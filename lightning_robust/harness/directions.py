@@ -18,7 +18,10 @@ _HIGHER_IS_BETTER = re.compile(
 )
 _NEGATIONS = {"no", "not", "non", "without", "less"}
 # before such a word a name says the opposite, or another thing: loss_reduction, time_to_collision, loss_scale
-_TURNS = re.compile(r"to|free|reduction|improvement|gain|drop|decrease|increase|gap|margin|saved|weight|scale|count")
+_TURNS = re.compile(
+    r"to|free|reduction|improvement|gain|drop|decrease|increase|gap|margin|saved|weight|scale|count|std|var|variance|"
+    r"sem|ratio"
+)
 _NUMBERED = re.compile(r"f1|r2|l2|hd95|p\d\d")
 
 
@@ -47,8 +50,9 @@ def words_of(tag: str) -> list[str]:
     """The words of a tag in lower case, without the number behind one: ``acc5`` is an ``acc``.
 
     Example:
-        >>> words_of("val/top5Acc_lossless@0.1"), words_of("rel_l2/F1")
-        (['val', 'top', 'acc', 'lossless'], ['rel', 'l2', 'f1'])
+        >>> words_of("val/top5Acc_lossless@0.1"), words_of("rel_l2/F1"), words_of("mIoU/MSELoss")
+        (['val', 'top', 'acc', 'lossless'], ['rel', 'l2', 'f1'], ['miou', 'mse', 'loss'])
     """
-    words = re.findall(r"[a-z]+\d*", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", tag).lower())
+    parted = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", tag.replace("IoU", "iou"))
+    words = re.findall(r"[a-z]+\d*", parted.lower())
     return [word if _NUMBERED.fullmatch(word) else word.rstrip("0123456789") for word in words]

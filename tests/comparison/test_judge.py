@@ -62,6 +62,17 @@ def test_without_a_budget_the_spread_is_one():
     assert single.text().startswith("verdict: no budget was set, nothing was judged: ")
 
 
+@pytest.mark.parametrize(("px", "code"), [([math.inf, 1.1, 1.2], 1), ([math.nan, 1.1, 1.2], 2), ([1.0, 1.1, 1.2], 0)])
+def test_what_diverged_or_has_no_number_is_not_passed_over(px, code):
+    """Beside another metric that is fine, and without a limit that anybody set."""
+    swa = [(acc, each) for (acc, _), each in zip(PLAIN, px, strict=True)]
+    assert judged({"plain": PLAIN, "swa": swa}, asked=["val/acc", "val/px"]).exit_code == code
+
+
+def test_a_metric_that_was_asked_for_and_not_logged_is_not_passed_over():
+    assert judged({"plain": PLAIN, "swa": PLAIN}, asked=["val/acc", "val/f1"]).exit_code == 2
+
+
 def test_without_a_baseline_nothing_is_judged():
     values = {"swa": PLAIN}
     assert judged(values).exit_code == 0

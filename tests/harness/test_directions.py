@@ -9,6 +9,10 @@ def test_the_last_known_word_decides():
     assert named_direction("val/lateral_px") == "min"
     assert named_direction("val/no_error") is None
     assert named_direction("") is None
+    assert [named_direction(name) for name in ("val/mIoU", "val/IoU", "val/MSELoss", "BCEWithLogitsLoss")] == [
+        *("max", "max", "min", "min")
+    ]
+    assert named_direction("val/acc_std") is named_direction("val/loss_ratio") is None
 
 
 def test_words():
