@@ -7,12 +7,14 @@ such a name. Those of torch that rooms below this one need live in ``lightning_r
 from __future__ import annotations
 
 import functools
+import math
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -81,7 +83,16 @@ def batch_in_epoch(trainer: pl.Trainer) -> int:
 
 
 def epochs_at(trainer: pl.Trainer) -> float:
-    """How many epochs have passed at the end of the present training batch."""
+    """How many epochs have passed at the end of the present training batch.
+
+    Raises:
+        MisconfigurationException: Where the batches of an epoch are not counted, so that no share of one has passed.
+    """
+    if trainer.num_training_batches == math.inf:
+        raise MisconfigurationException(
+            "Expected a training loader of a known length for a warm-up over epochs, but it does not say how many "
+            "batches it has. Set the Trainer's `limit_train_batches` to a number, or the warm-up to 0."
+        )
     return trainer.current_epoch + (batch_in_epoch(trainer) + 1) / max(trainer.num_training_batches, 1)
 
 

@@ -140,11 +140,13 @@ class FreeLB(EmbeddingAttack):
 
     def train(self, step: AttackedStep) -> Any:
         """The mean of the losses; only the last pass logs, and leaves what the module gathers."""
-        passes = itertools.count(1)
+        passes, output = itertools.count(1), None
 
         def loss() -> Tensor:
+            nonlocal output
             with nullcontext() if next(passes) == self.steps else muted(step.module):
-                return require_loss(step.run_attacked(step.batch))
+                output = step.run_attacked(step.batch)
+                return require_loss(output)
 
         # each pass trains, and all but the last also move the perturbation
         with step.bill.timed((self.steps - 1) / self.steps):
@@ -157,7 +159,8 @@ class FreeLB(EmbeddingAttack):
                 generator=step.generator(),
                 record=step.bill.record,
             )
-        return step.mixed(step.clean(), adversarial)
+        last = {**output, "loss": adversarial} if isinstance(output, dict) else adversarial
+        return step.mixed(step.clean(), last)
 
 
 def _train_on_embedding(step: AttackedStep, method: EmbeddingPGD | FGM, steps: int) -> Any:

@@ -37,7 +37,20 @@ class OverfittingGuard:
         self.use_pgd = False
         self.step_scale = 1.0
         self.collapses = 0
+        self._next = 0
         self._good: dict[str, Tensor] = {}
+
+    def is_due(self, index: int, every: int) -> bool:
+        """Whether to probe in this batch: the first that is attacked in each ``every`` ones.
+
+        Args:
+            index: Of the batch, over all epochs.
+            every: How often; 0 never.
+        """
+        if every == 0 or self.use_pgd or index < self._next:  # PGD beside PGD tells nothing
+            return False
+        self._next = (index // every + 1) * every
+        return True
 
     def judge(self, trainer: pl.Trainer, pl_module: pl.LightningModule, losses: list[Tensor] | None) -> None:
         """Take in the losses of a probe under the training attack and under PGD; all ranks decide alike.
@@ -89,6 +102,7 @@ class OverfittingGuard:
             "use_pgd": self.use_pgd,
             "step_scale": self.step_scale,
             "collapses": self.collapses,
+            "next": self._next,
             "good": dict(self._good),
         }
 
@@ -96,3 +110,4 @@ class OverfittingGuard:
         """Go on with it."""
         self.ratio, self._first, self.use_pgd = state["ratio"], state["first"], state["use_pgd"]
         self.step_scale, self.collapses, self._good = state["step_scale"], state["collapses"], dict(state["good"])
+        self._next = state.get("next", 0)

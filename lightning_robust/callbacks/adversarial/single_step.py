@@ -64,9 +64,7 @@ class SingleStep(InputAttack):
 
     def train(self, step: AttackedStep) -> Any:
         """The module's own step on perturbed inputs, after a probe where one is due."""
-        due = self.guard_every_n_steps > 0 and step.index % self.guard_every_n_steps == 0
-        # PGD beside PGD tells nothing
-        if due and not self.guard.use_pgd:
+        if self.guard.is_due(step.index, self.guard_every_n_steps):
             self._probe(step)
         return super().train(step)
 

@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from lightning_robust import AdversarialCallback, RobustValidationCallback
@@ -397,6 +398,71 @@ def test_free_moves_each_input_by_its_own_eps(tmp_path):
     assert moved == [pytest.approx(0.1, abs=1e-6), pytest.approx(0.03, abs=1e-6)]
 
 
+class Captioned(Vectors):
+    """Batches of vectors and texts, the last one smaller; notes which it was trained on."""
+
+    def __init__(self, count=28, skips=()):
+        super().__init__()
+        self.count, self.skips, self.seen = count, skips, []
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append((len(batch[0]), batch[1][0]["text"]))
+        if self.seen[-1][1] in self.skips:
+            return None
+        return nn.functional.cross_entropy(self(batch[0]), torch.stack([each["y"] for each in batch[1]]))
+
+    def train_dataloader(self):
+        rows = [(value, {"y": torch.tensor(place % 2), "text": str(place)}) for place, value in enumerate(self.values)]
+        join = lambda rows: (torch.stack([row[0] for row in rows]), [row[1] for row in rows])  # noqa: E731
+        return torch.utils.data.DataLoader(rows[: self.count], 8, collate_fn=join)
+
+
+def free(tmp_path, module, epochs):
+    callback = AdversarialCallback("free", eps=0.1, steps=2, bounds="none", val_eps=[])
+    trainer = make_trainer(tmp_path, [callback], max_epochs=epochs, limit_val_batches=0)
+    trainer.fit(module)
+    return trainer
+
+
+def test_free_holds_the_batch_with_its_texts_and_numbers_of_tensors(tmp_path):
+    """Over the end of an epoch too, whose last batch has fewer tensors than the first one of the next."""
+    module = Captioned(20)
+    assert free(tmp_path, module, 3).global_step == 9
+    whole, rest = [(8, "0")] * 2, [(4, "16")]
+    assert module.seen == [*whole, *rest, *rest, (8, "8"), (8, "8"), *whole, *rest]
+
+
+@pytest.mark.filterwarnings("ignore:.training_step. returned .None.")
+def test_free_goes_on_behind_a_batch_that_is_skipped(tmp_path):
+    module = Captioned(skips=["8"])
+    free(tmp_path, module, 2)
+    assert [text for _, text in module.seen] == ["0", "0", "16", "16", "0", "0", "16", "16"]
+    module = Captioned(skips=["16"])
+    free(tmp_path, module, 2)
+    assert [text for _, text in module.seen] == ["0", "0", "16", "24", "24", "8", "8", "24"]
+
+
+def test_the_guard_probes_in_every_so_many_batches_where_few_are_attacked():
+    guard = OverfittingGuard(2.0, "warn")
+    assert [index for index in range(0, 200, 7) if guard.is_due(index, 50)] == [0, 56, 105, 154]
+    again = OverfittingGuard(2.0, "warn")
+    again.load_state_dict(guard.state_dict())
+    assert not again.is_due(196, 50)
+    assert [index for index in range(200) if OverfittingGuard(2.0, "warn").is_due(index, 0)] == []
+
+
+def test_a_warm_up_over_epochs_of_unknown_length_is_refused(tmp_path):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter([(torch.rand(4), 1) for _ in range(64)])
+
+    module = Vectors()
+    module.train_dataloader = lambda: torch.utils.data.DataLoader(Stream(), 16)
+    callback = AdversarialCallback("pgd", eps=0.1, steps=1, warmup_epochs=1, bounds="none", val_eps=[])
+    with pytest.raises(MisconfigurationException, match="loader of a known length for a warm-up"):
+        make_trainer(tmp_path, [callback], max_epochs=1, limit_val_batches=0).fit(module)
+
+
 @pytest.mark.filterwarnings("ignore:.training_step. returned .None.")
 def test_freelb_logs_and_gathers_once_a_step(tmp_path):
     """Three passes a step; what the module counts and gathers is that of one, and a skipped batch is skipped."""
@@ -416,7 +482,10 @@ def test_freelb_logs_and_gathers_once_a_step(tmp_path):
                 self(batch[0]) + self.embedding(torch.arange(16)[:, None] % 5).mean(1), batch[1]
             )
             self.gathered.append(loss.detach())
-            return {"loss": loss}
+            return {"loss": loss, "place": batch_idx}
+
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            assert batch_idx == 1 or outputs["place"] == batch_idx
 
     PASSES = []
     module = Gathers()
