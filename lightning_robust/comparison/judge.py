@@ -76,15 +76,25 @@ def _row_check(
     if note or column is None:
         return Check("", tag, math.nan, limit, note=note, case=name, demanded=True)
     ours, theirs = (_mean(comparison, index, tag) for index in (row, plain))
-    worse = (ours - theirs) * (1 if column.mode == "min" else -1)
+    worse = _worse(column, ours, theirs)
     spread = math.hypot(*(_half_width(comparison, index, tag) for index in (row, plain)))
-    known = math.isfinite(spread)
-    ends = (max(worse - spread, 0.0), max(worse + spread, 0.0)) if known else (math.nan, math.nan)
-    if limit is None and (known or worse == math.inf):
-        limit = spread if known else 0.0  # what has diverged is beyond any spread
+    ends = [max(worse + side, 0.0) if math.isfinite(spread) else math.nan for side in (-spread, spread)]
+    limit = _limit_by_spread(spread, worse) if limit is None else limit
     how = f"{abs(worse):.3g} {'worse' if worse > 0 else 'better'} than the baseline's {theirs:.4g}"
     told = f"{tag} is {ours:.4g}, {how}{'' if limit is None else f', allowed {limit:.3g}'}"
     return Check("", tag, max(worse, 0.0), limit, *ends, case=name, sentence=told, demanded=math.isnan(worse))
+
+
+def _limit_by_spread(spread: float, worse: float) -> float | None:
+    """The spread, where there is one; what has diverged is beyond any."""
+    if math.isfinite(spread):
+        return spread
+    return 0.0 if worse == math.inf else None
+
+
+def _worse(column: Column, ours: float, theirs: float) -> float:
+    """By how much a mean is worse than the baseline's; below 0 where it is better."""
+    return ours - theirs if column.mode == "min" else theirs - ours
 
 
 def _why_not_comparable(comparison: Comparison, row: int, plain: int, column: Column | None, tag: str) -> str:
