@@ -145,19 +145,13 @@ def flatten(value: Any, name: str = "output") -> dict[str, Tensor]:
 def rebuild(value: Any, tensors: Iterator[Tensor]) -> Any:
     """The same structure with its tensors replaced, in the order of :func:`flatten`. The original is left alone.
 
-    Raises:
-        ValueError: If there are fewer tensors.
-
     Example:
         >>> import torch
         >>> rebuild({"a": torch.zeros(1), "n": 3}, iter([torch.ones(1)]))
         {'a': tensor([1.]), 'n': 3}
     """
     if isinstance(value, Tensor):
-        tensor = next(tensors, None)
-        if tensor is None:
-            raise ValueError("Expected a tensor for each one of the structure, but there are fewer.")
-        return tensor
+        return next(tensors)
     parts = parts_of_batch(value)
     return _with_parts(value, {name: rebuild(part, tensors) for name, part in parts.items()}) if parts else value
 

@@ -78,11 +78,11 @@ def _row_check(
     ours, theirs = (_mean(comparison, index, tag) for index in (row, plain))
     worse = _worse(column, ours, theirs)
     spread = math.hypot(*(_half_width(comparison, index, tag) for index in (row, plain)))
-    ends = [max(worse + side, 0.0) if math.isfinite(spread) else math.nan for side in (-spread, spread)]
+    low, high = (max(worse + side, 0.0) if math.isfinite(spread) else math.nan for side in (-spread, spread))
     limit = _limit_by_spread(spread, worse) if limit is None else limit
     how = f"{abs(worse):.3g} {'worse' if worse > 0 else 'better'} than the baseline's {theirs:.4g}"
     told = f"{tag} is {ours:.4g}, {how}{'' if limit is None else f', allowed {limit:.3g}'}"
-    return Check("", tag, max(worse, 0.0), limit, *ends, case=name, sentence=told, demanded=math.isnan(worse))
+    return Check("", tag, max(worse, 0.0), limit, low, high, case=name, sentence=told, demanded=math.isnan(worse))
 
 
 def _limit_by_spread(spread: float, worse: float) -> float | None:
