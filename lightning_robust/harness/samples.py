@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -80,7 +80,8 @@ class FirstInputs:
         """The positional arguments of ``forward``, at most as many samples as wanted, in the loader's order.
 
         Raises:
-            ValueError: If no batch was usable; the message says why.
+            ValueError: If no batch was usable; the message says why. For tensors without a row for each sample that are
+                not the same in all batches.
         """
         return self._joined(torch.arange(self.count))
 
@@ -91,7 +92,7 @@ class FirstInputs:
             count: How many; with more, those of fewer come first.
 
         Raises:
-            ValueError: If no batch was usable; the message says why.
+            ValueError: As :meth:`args`.
         """
         return self._joined(self._order()[:count])
 
@@ -117,8 +118,9 @@ class FirstInputs:
     def _joined(self, rows: Tensor) -> tuple[Any, ...]:
         if not self._batches:
             raise ValueError(self._unusable or "no validation batch was seen")
-        columns = [list(flatten(args).values()) for args in self._batches]
-        joined = [torch.cat(parts)[rows] if parts[0].ndim else parts[0] for parts in zip(*columns, strict=True)]
+        columns = zip(*(flatten(args).values() for args in self._batches), strict=True)
+        sizes = [count_rows(args) for args in self._batches]
+        joined = [_common(parts) if _are_whole(parts, sizes) else torch.cat(parts)[rows] for parts in columns]
         tensors = iter(joined)
         merged: tuple[Any, ...] = map_tensors(lambda _: next(tensors), self._batches[0])
         return merged
@@ -136,4 +138,25 @@ def _require_rows(batch: Any) -> None:
 
 
 def _shapes(args: tuple[Any, ...]) -> list[torch.Size]:
-    return [tensor.shape[1:] for tensor in flatten(args).values()]
+    """What has to agree between batches: the shape of a row, of tensors without one for each sample all of it."""
+    rows = count_rows(args)
+    return [each.shape[1:] if each.ndim and len(each) == rows else each.shape for each in flatten(args).values()]
+
+
+def _are_whole(parts: Sequence[Tensor], sizes: Sequence[int]) -> bool:
+    """Whether these tensors of several batches go in whole, as a grid does, without a row for each sample."""
+    return any(part.ndim == 0 or len(part) != size for part, size in zip(parts, sizes, strict=True))
+
+
+def _common(parts: Sequence[Tensor]) -> Tensor:
+    """The tensor of all batches.
+
+    Raises:
+        ValueError: If it is another one in some.
+    """
+    if parts[0].ndim and not all(torch.equal(parts[0], part) for part in parts):
+        raise ValueError(
+            f"Expected a tensor without a row for each sample to be the same in all batches, but one of shape "
+            f"{tuple(parts[0].shape)} is not. Give it a row for each sample."
+        )
+    return parts[0]

@@ -27,6 +27,27 @@ def test_several_arguments_and_fewer_samples_than_wanted():
     assert float(scale) == 4.0
 
 
+def test_what_has_no_row_for_each_sample_goes_in_whole():
+    """A grid that all batches share; one that differs has no place among joined samples."""
+
+    class Gridded(nn.Module):
+        def forward(self, image, grid):
+            return image
+
+    first, grid = FirstInputs(8), torch.arange(10.0)
+    for _ in range(2):
+        first.add(Gridded(), {"image": torch.rand(4, 3), "grid": grid})
+    image, found = first.spread(6)
+    assert image.shape == (6, 3)
+    assert torch.equal(found, grid)
+    first.add(Gridded(), {"image": torch.rand(4, 3), "grid": grid})
+    other = FirstInputs(8)
+    for place in range(2):
+        other.add(Gridded(), {"image": torch.rand(4, 3), "grid": grid + place})
+    with pytest.raises(ValueError, match=r"the same in all batches, but one of shape \(10,\) is not"):
+        other.args()
+
+
 def test_batches_are_copied_and_other_shapes_left_out():
     first, batch = FirstInputs(4), torch.zeros(2, 3)
     first.add(NETWORK, [batch])
