@@ -24,6 +24,7 @@ from lightning_robust.deployment.engines.execution import execute
 from lightning_robust.deployment.engines.settings import DEFAULTS
 from lightning_robust.deployment.fingerprint.search import fingerprint
 from lightning_robust.deployment.fingerprint.words import Fingerprint
+from lightning_robust.deployment.golden_arrays import ARGUMENTS, arguments_of, match_arrays, structure_of, to_tensor
 from lightning_robust.deployment.graph.frozen import to_args
 from lightning_robust.deployment.parity.distance import compare_outputs
 from lightning_robust.deployment.parity.readout import Readout
@@ -103,7 +104,9 @@ def make_golden(module: nn.Module, args: tuple[Any, ...], metadata: Mapping[str,
     with torch.no_grad():
         outputs = flatten(module(*args))
     inputs = flatten(args[0] if len(args) == 1 else args, "input")
-    return Golden(_to_arrays(inputs), _to_arrays(outputs), dict(metadata or {}))
+    # tensors alone are their own structure
+    nested = {} if all(isinstance(each, Tensor) for each in args) else {ARGUMENTS: structure_of(args)}
+    return Golden(_to_arrays(inputs), _to_arrays(outputs), {**(metadata or {}), **nested})
 
 
 def write_golden(golden: Golden, path: str | Path) -> None:
@@ -150,17 +153,17 @@ def check_golden(
         ValueError: If the dump has a name, shape or type that the golden file does not have.
     """
     notes: list[str] = []
-    inputs = _match_arrays(golden.inputs, dumped.inputs, "input", notes)
-    outputs = _match_arrays(golden.outputs, dumped.outputs, "output", notes)
-    samples = tuple(_to_tensor(array[:1] if array.ndim else array) for array in golden.inputs.values())
-    scale = Scale(module, samples, decode)
+    inputs = match_arrays(golden.inputs, dumped.inputs, "input", notes)
+    outputs = match_arrays(golden.outputs, dumped.outputs, "output", notes)
+    one = _arguments(golden, {name: array[:1] if array.ndim else array for name, array in golden.inputs.items()})
+    scale = Scale(module, one, decode)
     exact = _read(scale, golden.outputs)
     # an output that was not dumped counts as right, an input that was not dumped is the golden one
     deployed = _read(scale, {**golden.outputs, **outputs}) if outputs else None
-    predicted = _predict(scale, module, {**golden.inputs, **inputs}) if inputs else None
+    predicted = _predict(scale, module, _arguments(golden, {**golden.inputs, **inputs})) if inputs else None
     return GoldenReport(
         _fingerprints(golden, inputs, notes),
-        {name: compare_outputs([_to_tensor(golden.inputs[name])], [_to_tensor(a)]) for name, a in inputs.items()},
+        {name: compare_outputs([to_tensor(golden.inputs[name])], [to_tensor(a)]) for name, a in inputs.items()},
         _distance_between(exact, deployed),
         _distance_between(exact, predicted),
         _distance_between(predicted if inputs else exact, deployed),
@@ -190,7 +193,7 @@ def check_targets(
     Returns:
         Target -> the comparison, or why there is none.
     """
-    args = tuple(_to_tensor(array) for array in golden.inputs.values())
+    args = _arguments(golden, golden.inputs)
     count = count_rows(args)
     two = take_rows(args, torch.arange(max(count, 2)) % count, count)  # of a single sample no batch can be told
     subject = Subject(module, two, settings, calibration)
@@ -215,18 +218,22 @@ def _check_target(
 def _rows_like(golden: NDArray[Any], tensor: Tensor, count: int) -> NDArray[Any]:
     """The samples that the golden file has, floats in its type."""
     rows = tensor[:count] if tensor.ndim else tensor
-    return (rows.to(_to_tensor(golden).dtype) if rows.is_floating_point() else rows).numpy()
+    return (rows.to(to_tensor(golden).dtype) if rows.is_floating_point() else rows).numpy()
 
 
-def _predict(scale: Scale, module: nn.Module | None, inputs: Arrays) -> Readout | None:
+def _arguments(golden: Golden, inputs: Arrays) -> tuple[Any, ...]:
+    return arguments_of(golden.metadata.get(ARGUMENTS), [to_tensor(array) for array in inputs.values()])
+
+
+def _predict(scale: Scale, module: nn.Module | None, args: tuple[Any, ...]) -> Readout | None:
     """What PyTorch computes from the deployed inputs."""
     if module is None:
         return None
-    return scale.read(run_module(module, to_args(tuple(map(_to_tensor, inputs.values())), torch.float32)))
+    return scale.read(run_module(module, to_args(args, torch.float32)))
 
 
 def _read(scale: Scale, arrays: Arrays) -> Readout:
-    return scale.read([_to_tensor(array) for array in arrays.values()])
+    return scale.read([to_tensor(array) for array in arrays.values()])
 
 
 def _distance_between(reference: Readout | None, deployed: Readout | None) -> dict[str, float]:
@@ -250,49 +257,5 @@ def _fingerprints(golden: Golden, inputs: Arrays, notes: list[str]) -> dict[str,
     return found
 
 
-def _match_arrays(golden: Arrays, dumped: Arrays, side: str, notes: list[str]) -> dict[str, NDArray[Any]]:
-    """The dumped arrays in the golden order and type; refuses what does not fit."""
-    unknown = sorted(set(dumped) - set(golden))
-    if unknown:
-        raise ValueError(f"Expected {side}s named {sorted(golden)}, but got {unknown}. Rename them in the dump.")
-    matches = {}
-    for name, array in golden.items():
-        if name in dumped:
-            _require_shape(name, side, array.shape, dumped[name].shape)
-            matches[name] = _cast_like(array, dumped[name], f"{side} {name!r}", notes)
-    if dumped and len(matches) < len(golden):
-        notes.append(f"The deployed side did not dump the {side}s {sorted(set(golden) - set(matches))}.")
-    return matches
-
-
-def _require_shape(name: str, side: str, expected: tuple[int, ...], actual: tuple[int, ...]) -> None:
-    if expected == actual:
-        return
-    advice = "Dump the same samples, one for one."
-    if len(expected) == len(actual) == 4 and actual == (expected[0], expected[2], expected[3], expected[1]):
-        advice = "Its channels come last: transpose(0, 3, 1, 2)."
-    elif len(actual) == len(expected) - 1 and actual == expected[1:]:
-        advice = "The dimension of samples is missing: array[None], or stack all frames."
-    elif expected[1:] == actual[1:]:
-        advice = f"It holds {actual[0]} samples instead of {expected[0]}."
-    raise ValueError(f"Expected {side} {name!r} of shape {expected}, but got {actual}. {advice}")
-
-
-def _cast_like(golden: NDArray[Any], dumped: NDArray[Any], what: str, notes: list[str]) -> NDArray[Any]:
-    if dumped.dtype == golden.dtype:
-        return dumped
-    if np.issubdtype(golden.dtype, np.floating) and np.issubdtype(dumped.dtype, np.floating):
-        notes.append(f"The deployed side dumped {what} as {dumped.dtype}; it was compared as {golden.dtype}.")
-        return dumped.astype(golden.dtype)
-    raise ValueError(
-        f"Expected {what} as {golden.dtype}, but got {dumped.dtype}. Dump the tensor that the engine takes or gives, "
-        "after normalisation."
-    )
-
-
 def _to_arrays(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
     return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
-
-
-def _to_tensor(array: NDArray[Any]) -> Tensor:
-    return torch.from_numpy(np.require(array, requirements="C"))  # a scalar stays one

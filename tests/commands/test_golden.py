@@ -97,6 +97,18 @@ def test_runs_the_deployed_file_and_targets(checkpoint, tmp_path, capsys):
     assert "come from the engine" in capsys.readouterr().out
 
 
+def test_a_file_of_other_weights_is_refused(checkpoint, tmp_path, capsys):
+    """Else what differs between two trainings would be told as the engine's."""
+    path, module = checkpoint
+    common = [f"--output={tmp_path / 'golden.npz'}", "--samples=4"]
+    main(["golden", f"--ckpt={path}", *common])
+    state = {name: value + 0.1 if value.is_floating_point() else value for name, value in module.state_dict().items()}
+    torch.save({"state_dict": state, "pytorch-lightning_version": "2.6.0"}, tmp_path / "other.ckpt")
+    assert status("golden", f"--ckpt={path}", *common, "--targets=[torch-fp32]") == 0
+    assert status("golden", f"--ckpt={tmp_path / 'other.ckpt'}", *common, "--targets=[torch-fp32]") == 2
+    assert "golden.npz to be of the weights of" in capsys.readouterr().err
+
+
 def test_rejects(checkpoint, tmp_path, capsys):
     path, _ = checkpoint
     for arguments, message in (

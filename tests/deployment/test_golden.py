@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_robust.deployment.golden import Golden, check_golden, make_golden, read_golden, write_golden
+from lightning_robust.deployment.engines import available
+from lightning_robust.deployment.golden import (
+    Golden,
+    check_golden,
+    check_targets,
+    make_golden,
+    read_golden,
+    write_golden,
+)
 from lightning_robust.deployment.pixels.catalogue import CATALOGUE
 from lightning_robust.functional.pixels import PixelSpace
 
@@ -180,6 +188,23 @@ def test_rejects_other_files(tmp_path):
     np.savez(tmp_path / "objects.npz", **{"input/x": np.array([{}], dtype=object)})
     with pytest.raises(ValueError, match=r"Expected an \.npz file"):
         read_golden(tmp_path / "objects.npz")
+
+
+def test_arguments_keep_their_structure(tmp_path):
+    """A module that takes a dict is called with one, from the file as from memory."""
+
+    class Both(nn.Module):
+        def forward(self, batch, scale):
+            return scale * (batch["a"] + batch["b"][0])
+
+    args = ({"a": torch.ones(3, 2), "b": [torch.ones(3, 2)]}, torch.full((3, 1), 2.0))
+    write_golden(make_golden(Both(), args), tmp_path / "golden.npz")
+    golden = read_golden(tmp_path / "golden.npz")
+    name = next(iter(golden.inputs))
+    found = check_golden(golden, Golden({name: 1.5 * golden.inputs[name]}, {}), Both())
+    assert found.preprocessing["max_abs"] == 1.0
+    (report,) = check_targets(golden, Both(), available(["torch-fp32"])).values()
+    assert report.engine["max_abs"] == 0
 
 
 def test_scalars_stay_scalars(tmp_path):

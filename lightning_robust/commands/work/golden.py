@@ -22,10 +22,13 @@ from lightning_robust.deployment.golden import (
 )
 from lightning_robust.deployment.graph.export import frozen_copy
 from lightning_robust.deployment.parity.scale import decoder_of
+from lightning_robust.harness.digest import digest
 from lightning_robust.harness.runs import InputCollector, load_data, load_module, validate_once
 from lightning_robust.json_values import jsonable
 from lightning_robust.tables import plain_table
 from lightning_robust.version import package_version
+
+_WEIGHTS = "weights"
 
 
 class Exact(NamedTuple):
@@ -37,9 +40,20 @@ class Exact(NamedTuple):
 
 
 def read_exact(ckpt: str, config: str | None, output: str, decode: str | None) -> Exact:
-    """Read the golden file and the module of its checkpoint."""
-    module = frozen_copy(load_module(ckpt, config))
-    return Exact(read_golden(output), module, decoder_of(module, decode))
+    """Read the golden file and the module of its checkpoint.
+
+    Raises:
+        ValueError: If the file is of other weights, whose distance from these would be taken for that of an engine.
+    """
+    loaded, values = load_module(ckpt, config), read_golden(output)
+    here, there = digest(loaded.state_dict()), values.metadata.get(_WEIGHTS)
+    if there not in (None, here):
+        raise ValueError(
+            f"Expected {output} to be of the weights of {ckpt} ({here}), but it is of others ({there}, from "
+            f"{values.metadata.get('checkpoint')}). Name another file with --output, which is written then."
+        )
+    module = frozen_copy(loaded)
+    return Exact(values, module, decoder_of(module, decode))
 
 
 def check_dump(exact: Exact, check: str) -> GoldenReport:
@@ -74,14 +88,16 @@ def write_exact(
     """Write the golden file of a checkpoint."""
     collector = InputCollector(samples, input_key)
     validate_once(load_module(ckpt, config), load_data(ckpt, config), collector, samples)
+    module = load_module(ckpt, config)
     metadata = {
         "checkpoint": str(ckpt),
+        _WEIGHTS: digest(module.state_dict()),
         "mean": collector.pixels.mean,
         "std": collector.pixels.std,
         "torch": importlib.metadata.version("torch"),
         "lightning_robust": package_version(),
     }
-    tensors = make_golden(frozen_copy(load_module(ckpt, config)), collector.inputs.args(), metadata)
+    tensors = make_golden(frozen_copy(module), collector.inputs.args(), metadata)
     write_golden(tensors, output)
     shapes = [f"{name} {array.shape}" for name, array in {**tensors.inputs, **tensors.outputs}.items()]
     print(f"Wrote {output}: {', '.join(shapes)}")
