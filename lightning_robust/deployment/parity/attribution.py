@@ -95,7 +95,7 @@ def _link(readouts: Mapping[str, Readout], known: Readout, name: str, source: st
     precision = target.rsplit("-", 1)[-1]
     metrics = ours.distance(theirs, precision)
     interval = intervals(ours, theirs, precision).get(unit, Interval(math.nan, math.nan))
-    return Link(name, source, target, metrics[unit], metrics[bias_of(unit)], interval, samples)
+    return Link(name, source, target, metrics[unit], metrics.get(bias_of(unit), math.nan), interval, samples)
 
 
 def _samples(readout: Readout) -> int:

@@ -49,7 +49,7 @@ class Link:
         target: Whose outputs it arrives at.
         value: The distance between these two sets of outputs, in the report's unit. It is no difference of two
             distances to the reference, so that links do not add up, and one that leads back shows too.
-        bias: The signed mean of the deviations, of the same values as the unit.
+        bias: The signed mean of the deviations, of the same values as the unit; NaN for decisions, which have none.
         interval: Of ``value``, 95 %; NaN where it is not known.
         samples: Number of inputs.
     """

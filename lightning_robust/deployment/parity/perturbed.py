@@ -164,7 +164,7 @@ def preprocessing_link(moved: Mapping[str, Measured], runner: str, unit: str) ->
     name = sorted(moved, key=lambda name: moved[name].metrics[unit])[len(moved) // 2]
     found = moved[name]
     interval = found.intervals.get(unit, Interval(math.nan, math.nan))
-    value, bias = found.metrics[unit], found.metrics[bias_of(unit)]
+    value, bias = found.metrics[unit], found.metrics.get(bias_of(unit), math.nan)
     return (Link("preprocessing", runner, f"{runner} on {name}", value, bias, interval, found.samples),)
 
 

@@ -21,6 +21,8 @@ from lightning_robust.deployment.parity.distance import (
 Values = Mapping[str, Tensor | Decoded]
 """Decoded values by name."""
 PLAIN_UNIT = "rel_l2"
+DECISIONS = "flip_rate"
+"""The unit where outputs are decisions alone, integers or bools."""
 """The metric that stands for a distance where nothing is decoded."""
 
 
@@ -128,11 +130,11 @@ class Readout(NamedTuple):
         """The metric that stands for a distance.
 
         It is the p99 of the first floating value that has a point at all, of its known ones if it has any; else
-        ``"rel_l2"``, as of a detector that does not find a box yet.
+        ``"rel_l2"``, as of a detector that does not find a box yet, or ``"flip_rate"`` of decisions alone.
         """
         name = next((name for name, value in self.values.items() if _is_measurable(value)), None)
         if name is None:
-            return PLAIN_UNIT
+            return PLAIN_UNIT if any(output.is_floating_point() for output in self.outputs) else DECISIONS
         known = "_known" if name in self.known and bool(self.known[name].any()) else ""
         value = self.values[name]
         part = f"_{value.unit}" if isinstance(value, Decoded) else ""

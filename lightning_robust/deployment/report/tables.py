@@ -42,7 +42,7 @@ def chain_rows(report: ParityReport) -> Table:
         [
             link.name,
             with_interval(link.value, link.basis),
-            f"{link.bias:+.2g}",
+            "-" if math.isnan(link.bias) else f"{link.bias:+.2g}",
             str(link.samples),
             link.source,
             link.target,

@@ -17,6 +17,7 @@ from lightning_robust.deployment.parity.scale import Task
 from lightning_robust.deployment.parity.storage import examine_head
 from lightning_robust.deployment.pixels import geometry
 from lightning_robust.deployment.pixels.catalogue import CATALOGUE, perturbations
+from lightning_robust.deployment.report.page import write_report
 from lightning_robust.deployment.report.tables import finding_rows, summary
 from lightning_robust.functional import PixelSpace, move_columns
 
@@ -28,6 +29,30 @@ class Doubling(nn.Module):
 
     def forward(self, pictures):
         return pictures.mean((2, 3))
+
+
+def test_decisions_alone_are_counted(tmp_path):
+    """A classifier that returns classes has no distance, but a share of others; its page is written."""
+
+    class Decides(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 4)
+
+        def forward(self, x):
+            return self.linear(x).argmax(1)
+
+    torch.manual_seed(0)
+    subject = Subject(Decides().eval(), (torch.randn(64, 3),))
+    report = measure_parity(subject, available(["torch-bf16", "onnxruntime-fp32"]))
+    assert report.unit == "flip_rate"
+    (x,) = subject.rows(slice(64))
+    exact, coarse = subject.module(x), subject.module.bfloat16()(x.bfloat16())
+    assert {target.status for target in report.targets.values()} == {"measured"}
+    assert report.targets["onnxruntime-fp32"].metrics["flip_rate"] == 0
+    assert report.targets["torch-bf16"].metrics["flip_rate"] == (exact != coarse).float().mean()
+    assert "nan" not in summary(report)
+    assert write_report(report, tmp_path).is_file()
 
 
 def test_sensitivity_closed_form():
