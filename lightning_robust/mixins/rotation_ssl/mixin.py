@@ -6,7 +6,6 @@ import math
 from typing import Any, Literal
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics import Metric
@@ -33,8 +32,8 @@ class RotationSSLMixin(ObjectiveMixin):
     `Hendrycks et al. 2019 <https://arxiv.org/abs/1906.12340>`_: one linear layer :math:`h` on the features :math:`f`
     tells how pictures were turned. Features are those of the host's ``features(inputs)``, or the output of a named
     module, at which the pass then stops; maps ``(N, F, H, W)`` and tokens ``(N, T, F)`` are averaged over their places.
-    The layer is made before the optimizer, sized by the features of one picture, and saved with the weights; the graph
-    of ``forward`` does not hold it.
+    The layer is sized by the features of one picture, trained in the first group of the optimizer where that does not
+    have it, and saved with the weights; the graph of ``forward`` does not hold it.
 
     With AdversarialCallback the perturbation climbs both losses (``attack_loss``), as in the paper; every turn sees the
     same perturbed picture, whereas the authors' code perturbs each copy by itself. Validation attacks the host's loss
@@ -98,22 +97,14 @@ class RotationSSLMixin(ObjectiveMixin):
             self._make_head(size)
 
     @override
-    def on_train_start(self) -> None:
-        """Refuse a head that no optimizer trains.
-
-        Raises:
-            MisconfigurationException: If there is one.
-        """
-        super().on_train_start()
-        if self.rotation_weight == 0 or not self.rotation_head.weight.requires_grad:
+    def on_fit_start(self) -> None:
+        """Let the optimizer train the head, also one that was made before it or of some parameters alone."""
+        super().on_fit_start()
+        if self.rotation_weight == 0:
             return
-        trained = (group["params"] for optimizer in self.trainer.optimizers for group in optimizer.param_groups)
-        if not any(tensor is self.rotation_head.weight for tensors in trained for tensor in tensors):
-            raise MisconfigurationException(
-                "Expected an optimizer that trains the head for rotations, but none has its weights: features would be "
-                "trained for a random head. Give the optimizer self.parameters(), or self.rotation_head.parameters() "
-                "besides."
-            )
+        groups = [group["params"] for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
+        known = {id(tensor) for tensors in groups for tensor in tensors}
+        groups[0] += [tensor for tensor in self.rotation_head.parameters() if id(tensor) not in known]
 
     @override
     def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:

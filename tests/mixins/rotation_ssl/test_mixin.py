@@ -3,7 +3,7 @@
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Callback, seed_everything
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -120,14 +120,26 @@ def test_one_turned_picture_is_not_passed_alone(tmp_path, monkeypatch):
     assert module.training_step((x, Pictures(3).labels), 0).isfinite()
 
 
-def test_a_head_that_no_optimizer_trains_is_refused(tmp_path):
+def test_an_optimizer_without_the_head_trains_it_too(tmp_path):
+    """As that of a LightningCLI, which is made before the head; a run goes on with its state."""
+
     class OfTheNet(Turned):
         def configure_optimizers(self):
-            return torch.optim.SGD([*self.net.parameters(), *self.classes.parameters()], 0.1)
+            optimizer = torch.optim.SGD([*self.net.parameters(), *self.classes.parameters()], 0.1, momentum=0.9)
+            return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]
 
-    with pytest.raises(MisconfigurationException, match=r"optimizer that trains the head .* self\.parameters\(\)"):
-        fit(tmp_path, OfTheNet(rotation_weight=0.5))
-    fit(tmp_path, OfTheNet(rotation_weight=0.0))
+    class Looks(Callback):
+        def on_train_start(self, trainer, pl_module):
+            self.head = pl_module.rotation_head.weight.detach().clone()
+
+    looks = Looks()
+    trainer, module = fit(tmp_path, OfTheNet(rotation_weight=0.5), [looks], max_epochs=2)
+    assert not torch.equal(looks.head, module.rotation_head.weight)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    again = make_trainer(tmp_path, [looks], max_epochs=3)
+    again.fit(OfTheNet(rotation_weight=0.5), ckpt_path=tmp_path / "last.ckpt")
+    assert torch.equal(looks.head, module.rotation_head.weight)
+    assert len(again.optimizers[0].state) == 6
 
 
 def test_the_head_is_sized_trained_saved_and_loaded(tmp_path):
