@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_robust.decoding.alignment import Decoded
 from lightning_robust.deployment.parity.distance import compare_outputs
-from lightning_robust.deployment.parity.readout import PLAIN_UNIT, Readout, Values
+from lightning_robust.deployment.parity.readout import DECISIONS, PLAIN_UNIT, Readout, Values
 from lightning_robust.extensions import extension_names, require_extension
 from lightning_robust.structures import rebuild
 
@@ -138,7 +138,7 @@ class Scale:
         Raises:
             ValueError: If no output is in floating point, and the metric is of plain outputs.
         """
-        if unit == PLAIN_UNIT:
+        if unit in (PLAIN_UNIT, DECISIONS):  # single nodes seldom change a decision
             if not any(output.is_floating_point() for output in reference):
                 raise ValueError(
                     "Expected an output in floating point to measure a distance of, but all are integers or bools. "
