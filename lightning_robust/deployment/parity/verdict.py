@@ -12,7 +12,7 @@ from lightning_robust.deployment.numerics.sensitivity import overflow_sentence
 from lightning_robust.deployment.parity.links import Basis
 from lightning_robust.deployment.parity.result import BEYOND, ParityReport
 from lightning_robust.deployment.parity.scale import unit_label
-from lightning_robust.deployment.parity.tolerances import Violation, limits_by_tag, violations, without_metric
+from lightning_robust.deployment.parity.tolerances import Violation, limits_by_tag, violations
 from lightning_robust.deployment.pixels.catalogue import CATALOGUE, Perturbation
 
 Level = Literal["good", "mind", "bad"]
@@ -109,15 +109,14 @@ def _unkept(report: ParityReport, tolerance: Mapping[str, float] | None, broken:
         return "no tolerance was set"
     if broken:
         return str(broken[0])
-    lost = without_metric(report.scalars(), tolerance)
+    scalars = report.scalars()
+    lost = [tag for tag in limits_by_tag(tolerance) if tag not in scalars and _was_measured(report, tag.split("/")[1])]
     return f"{lost[0]} was not measured" if lost else ""
 
 
 def _executed_limits(report: ParityReport, tolerance: Mapping[str, float]) -> dict[str, float]:
-    """Tag -> limit, of the numbers of engines that were executed."""
-    scalars = report.scalars()
-    limits = {tag: limit for tag, limit in limits_by_tag(tolerance).items() if tag in scalars}
-    return {tag: limit for tag, limit in limits.items() if _executed(report, tag.split("/")[1])}
+    """Tag -> limit, of the engines that were executed."""
+    return {tag: limit for tag, limit in limits_by_tag(tolerance).items() if _executed(report, tag.split("/")[1])}
 
 
 def _is_certain(report: ParityReport, tag: str, limit: float) -> bool:
@@ -127,8 +126,12 @@ def _is_certain(report: ParityReport, tag: str, limit: float) -> bool:
 
 
 def _executed(report: ParityReport, target: str) -> bool:
+    return _was_measured(report, target) and not target.startswith(_NOT_EXECUTED)
+
+
+def _was_measured(report: ParityReport, target: str) -> bool:
     result = report.targets.get(target)
-    return result is not None and result.status == "measured" and not target.startswith(_NOT_EXECUTED)
+    return result is not None and result.status == "measured"
 
 
 def _told(report: ParityReport, tag: str) -> str:

@@ -118,6 +118,8 @@ def test_nothing_is_green_while_a_tolerance_is_broken_or_has_no_number():
     lost = judge_parity(report(targets=targets), {"openvino-bf16/x_px_p99": 1.0, "openvino-int8/latency_ms": 5.0})
     assert (lost.level, lost.exceptions) == ("mind", ())
     assert lost.headline.endswith("away; parity/openvino-int8/latency_ms was not measured.")
+    targets["openvino-int8"] = TargetResult("measured", {"flip_rate": 0.0})  # of decisions alone
+    assert judge_parity(report(targets=targets), {"openvino-bf16/x_px_p99": 1.0, "openvino-int8": 0.1}).level == "mind"
 
 
 def test_a_bias_is_certain_where_both_ends_of_its_interval_are_within():
