@@ -184,13 +184,15 @@ class Race:
         key = name, seed, epochs
         if key not in self._configs:
             values = self.choice.candidates[name] | {"trainer.max_epochs": epochs, "seed_everything": seed}
-            if epochs < self.whole.epochs and self.choice.scaled:
+            if epochs < self.whole.epochs:
                 values |= self._lengths(name, epochs / self.whole.epochs)
             self._configs[key] = complete(self.choice.configs, values, f"Candidate {name}")
         return self._configs[key]
 
     def _lengths(self, name: str, share: float) -> dict[str, Any]:
         """The lengths in epochs that a candidate has, in a training of which only a share is left."""
+        if not self.choice.scaled:
+            return {}
         whole, lengths = yaml.safe_load(self._config(name, 0, self.whole.epochs)), {}
         for key in self.choice.scaled:
             if (value := value_at(whole, key)) is not None:
@@ -202,6 +204,7 @@ class Race:
 
     def _check_lengths(self, name: str) -> None:
         """Refuse a training whose schedule a shorter round would cut off."""
+        self._lengths(name, 1.0)  # refuses what is no length, in a race of one round too
         shortest = self.rounds[0].epochs
         config = yaml.safe_load(self._config(name, 0, shortest))
         for key in beyond(config, shortest, self.choice.scaled):

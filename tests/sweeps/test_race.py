@@ -212,7 +212,11 @@ def test_rejects_a_schedule_that_a_round_would_cut_off(started, tmp_path, schedu
         started(tmp_path, curves, candidates=candidates, scaled=scaled)
     assert not any(tmp_path.iterdir())
     one_round = {"candidates": candidates, "budget": 1.0, "reduction": 2}
-    assert scaled or len(started(tmp_path, curves, **one_round)[0].rounds) == 1
+    if scaled:
+        with pytest.raises(ValueError, match=message):
+            started(tmp_path, curves, **one_round, scaled=scaled)
+    else:
+        assert len(started(tmp_path, curves, **one_round)[0].rounds) == 1
 
 
 def test_a_schedule_that_the_first_round_holds_stays(started, tmp_path):
