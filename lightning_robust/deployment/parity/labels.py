@@ -58,17 +58,19 @@ def _score(value: Tensor | Decoded, right: Tensor | Decoded, name: str) -> dict[
         raise ValueError(f"Expected labels of {name!r} of shape {tuple(value.shape)}, but got {tuple(right.shape)}.")
     if not right.is_floating_point():
         return {"accuracy": share_true(value.cpu() == right.cpu())}
-    error = (value.double().cpu() - right.double().cpu()).abs()
+    error = _errors(value, right)
     return {"error": float(error[~error.isnan()].mean())}
+
+
+def _errors(value: Tensor, right: Tensor) -> Tensor:
+    return (value.double().cpu() - right.double().cpu()).abs()
 
 
 def _error_beyond(ours: Any, theirs: Any, right: Tensor) -> dict[str, float]:
     """By how much the deployed side's mean error is larger on the points that all have; nothing without one."""
-    errors = [(side.double().cpu() - right.double().cpu()).abs() for side in (ours, theirs)]
-    both = ~(errors[0] + errors[1]).isnan()
-    if not both.any():
-        return {}
-    return {f"error_{WORSE}": float(errors[1][both].mean() - errors[0][both].mean())}
+    beyond = _errors(theirs, right) - _errors(ours, right)
+    both = ~beyond.isnan()
+    return {f"error_{WORSE}": float(beyond[both].mean())} if both.any() else {}
 
 
 def _describe_kind(value: Tensor | Decoded) -> str:

@@ -21,9 +21,9 @@ from lightning_robust.deployment.parity.distance import (
 Values = Mapping[str, Tensor | Decoded]
 """Decoded values by name."""
 PLAIN_UNIT = "rel_l2"
-DECISIONS = "flip_rate"
-"""The unit where outputs are decisions alone, integers or bools."""
 """The metric that stands for a distance where nothing is decoded."""
+DECISIONS = "flip_rate"
+"""The one where outputs are decisions alone, integers or bools."""
 
 
 class Points(NamedTuple):
