@@ -10,12 +10,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_robust import NoEffectWarning
 from lightning_robust.callbacks import GreedySoupCallback, SWACallback
 from lightning_robust.cli import RobustCLI
 from lightning_robust.harness.closing import warn
+from lightning_robust.sweeps.lengths import KNOWN
 
 from .boring import quick_context
 
@@ -83,6 +85,19 @@ def test_a_technique_without_effect_ends_its_row(benchmark, tmp_path, monkeypatc
     with pytest.raises(RuntimeError, match="Expected techniques that have an effect, but: the start never came"):
         rows.measured_run("a.yaml", 0, tmp_path, [], lambda cli: {"acc": 0.5})
     assert rows.measured_run("a.yaml", 0, tmp_path, [], lambda cli: {"acc": 0.5}, idle=True)["acc"] == 0.5
+
+
+def test_the_race_of_the_suite_brings_every_schedule_down(benchmark, tmp_path, monkeypatch):
+    """Else `choose` refuses the candidates whose averages start behind the first round."""
+    choose = benchmark("choose")
+    (tmp_path / "race").mkdir()
+    (tmp_path / "race" / "choose.json").write_text("{}")
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(choose, "command", lambda arguments: None)
+    choose.race(tmp_path / "race", 3, 1 / 3)
+    choice = yaml.safe_load((tmp_path / "race.files" / "choice.yaml").read_text())
+    lengths = {key for values in choice["candidates"].values() for key in values if key in KNOWN}
+    assert lengths == {*choice["scaled"]} == {"swa.start"}
 
 
 def test_all_import():
