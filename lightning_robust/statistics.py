@@ -93,7 +93,35 @@ def share_interval(share: float, count: int) -> Interval:
     return Interval(max(middle - half, 0.0), min(middle + half, 1.0))
 
 
-def student(freedom: int) -> float:
+def welch_half_width(first: Sequence[float], second: Sequence[float]) -> float:
+    """Half of the 95 % interval of a difference of two means whose spreads may differ (Welch 1947).
+
+    Args:
+        first: Independent values, at least two for an interval.
+        second: As many, more or fewer.
+
+    Returns:
+        It, infinite where one side has a single value, NaN where a value is not finite.
+
+    Example:
+        >>> round(welch_half_width([0.90, 0.91], [0.82, 0.83]), 4)
+        0.0304
+        >>> welch_half_width([1.0], [1.0, 2.0])
+        inf
+    """
+    if min(len(first), len(second)) < 2:
+        return math.inf
+    if not all(map(math.isfinite, (*first, *second))):
+        return math.nan
+    parts = [(statistics.variance(side) / len(side), len(side) - 1) for side in (first, second)]
+    total = sum(square for square, _ in parts)
+    if total == 0:
+        return 0.0
+    freedom = 1 / sum((square / total) ** 2 / free for square, free in parts)  # Welch and Satterthwaite
+    return student(freedom) * math.sqrt(total)
+
+
+def student(freedom: float) -> float:
     """The 97.5 % quantile of Student's t.
 
     Example:

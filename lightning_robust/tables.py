@@ -55,7 +55,17 @@ def number(value: float | None, digits: int = 3) -> str:
         >>> number(0.123456), number(1234.5, 4), number(None)
         ('0.123', '1234', '')
     """
-    return "" if value is None or math.isnan(value) else f"{value:.{digits}g}"
+    return "" if value is None or math.isnan(value) else short(value, digits)
+
+
+def short(value: float, digits: int = 3) -> str:
+    """A number in a few significant digits, and all of those before its point below a million million.
+
+    Example:
+        >>> short(0.123456), short(123456.0), short(2e12), short(math.nan)
+        ('0.123', '123456', '2e+12', 'nan')
+    """
+    return f"{value:.0f}" if 10**digits <= abs(value) < 1e12 else f"{value:.{digits}g}"
 
 
 def without_common(names: Sequence[str], separator: str, *, end: bool = False) -> list[str]:

@@ -85,6 +85,10 @@ class RobustTrainer(Trainer):
             self.validate(model, datamodule=datamodule)
         finally:
             self.callbacks.remove(cook)  # type: ignore[attr-defined]
+        if cook.cooked is None:
+            raise ValueError(
+                f"Expected validation batches to judge a soup by, but got limit_val_batches={self.limit_val_batches}."
+            )
         return cook.cooked
 
 
@@ -93,6 +97,7 @@ class _CookBeforeValidation(Callback):
 
     def __init__(self, soup: GreedySoupCallback) -> None:
         self.soup = soup
+        self.cooked: Soup | None = None
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.cooked = self.soup.cook(trainer, pl_module)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lightning_robust.checks import check_output_folder
 from lightning_robust.gate.check import Judgement
 from lightning_robust.gate.options import Gate
 
@@ -37,6 +38,8 @@ def compare(
     """
     if not any(Path(run).is_dir() for run in runs):
         raise ValueError(f"Expected folders of finished runs, but found none in {', '.join(runs)}.")
+
+    check_output_folder(output)
 
     from lightning_robust.commands.work.compare import write_page
 

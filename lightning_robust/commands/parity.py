@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Any, Literal
 
-from lightning_robust.checks import check_file, check_positive
+from lightning_robust.checks import check_file, check_output_folder, check_positive
 from lightning_robust.deployment.budget_keys import parity_limits
 from lightning_robust.deployment.engines.names import check_target_names
 from lightning_robust.deployment.engines.settings import BuildSettings
@@ -77,6 +77,7 @@ def parity(
     check_positive(samples=samples)
     check_target_names(targets)
     check_perturbation_names(perturbations)
+    check_output_folder(output)
     _check_source(run or ckpt, onnx, targets)
     limits, source = parity_limits(gate, tolerance, decoded=onnx is None)
     if onnx is not None:

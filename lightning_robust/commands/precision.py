@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning_robust.checks import check_budget, check_file, check_positive
+from lightning_robust.checks import check_budget, check_file, check_output_folder, check_positive
 from lightning_robust.deployment.engines.settings import BuildSettings, Calibration
 from lightning_robust.deployment.numerics.precisions import OutOfRange
 from lightning_robust.gate.check import Judgement
@@ -76,6 +76,7 @@ def precision(
     files = _files_of_run(model, run, config, given=not (inputs is None and shapes is None))
     check_file("an .npz file", inputs)
     check_file("an .npz file", calibration_data)
+    check_output_folder(output)
 
     from lightning_robust.commands.work.precision import describe, file_subject, run_subject
     from lightning_robust.deployment.mixed_judge import judge_mixed

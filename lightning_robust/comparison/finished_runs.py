@@ -210,9 +210,7 @@ def _read_parity(path: Path) -> dict[str, float]:
         for metric, value in target["metrics"].items()
     }
     scalars |= {f"attribution/{cause}": float(value) for cause, value in content["attribution"].items()}
-    unit = content["unit"]
-    deviations = [float(metrics[unit]) for metrics in content["sensitivity"].values() if unit in metrics]
-    return {**scalars, WORST: max(deviations)} if deviations else scalars
+    return scalars | {f"{FAMILY}{family}": float(value) for family, value in content.get("families", {}).items()}
 
 
 def _read_replay(path: Path) -> dict[str, float]:

@@ -9,7 +9,7 @@ from statistics import fmean
 from lightning_robust.comparison.columns import Column
 from lightning_robust.comparison.table import Comparison
 from lightning_robust.gate.check import Check, Judgement
-from lightning_robust.statistics import mean_interval
+from lightning_robust.statistics import welch_half_width
 
 SPREAD = "the spread over seeds"
 """The budget where nobody set one."""
@@ -77,7 +77,7 @@ def _row_check(
         return Check("", tag, math.nan, limit, note=note, case=name, demanded=True)
     ours, theirs = (_mean(comparison, index, tag) for index in (row, plain))
     worse = _worse(column, ours, theirs)
-    spread = math.hypot(*(_half_width(comparison, index, tag) for index in (row, plain)))
+    spread = welch_half_width(*(comparison.cell(index, tag) for index in (row, plain)))
     low, high = (max(worse + side, 0.0) if math.isfinite(spread) else math.nan for side in (-spread, spread))
     limit = _limit_by_spread(spread, worse) if limit is None else limit
     how = f"{abs(worse):.3g} {'worse' if worse > 0 else 'better'} than the baseline's {theirs:.4g}"
@@ -107,12 +107,3 @@ def _why_not_comparable(comparison: Comparison, row: int, plain: int, column: Co
     if comparison.rows[row].data != comparison.rows[plain].data:
         return "it was measured on other data than the baseline's"
     return ""
-
-
-def _half_width(comparison: Comparison, row: int, tag: str) -> float:
-    """Half of the 95 % interval of a row's mean; infinite for a single run."""
-    values = comparison.cell(row, tag)
-    if len(values) < 2:
-        return math.inf
-    estimate = mean_interval(values)
-    return estimate.high - estimate.value

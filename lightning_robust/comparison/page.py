@@ -45,6 +45,7 @@ def write_comparison(comparison: Comparison, folder: str | Path) -> list[Path]:
     for suffix, text in texts.items():
         paths.append(folder / f"comparison.{suffix}")
         paths[-1].write_text(text, encoding="utf-8")
+    (folder / _PICTURE).unlink(missing_ok=True)
     if figure is not None:
         paths.append(folder / _PICTURE)
         figure.savefig(paths[-1], dpi=120)

@@ -49,12 +49,18 @@ def doubts(rows: Sequence[ComparedRow], values: pd.DataFrame) -> list[str]:
     """What speaks against the numbers of a run or of a row."""
     notes = [f"{run.folder.name} ({row.name}): {note}" for row in rows for run in row.runs for note in run.notes]
     for index, row in enumerate(rows):
-        if len({str(seeds(run.config)) for run in row.runs}) < len(row.runs):
+        given = list(filter(None, map(_set_seeds, row.runs)))
+        if len(set(given)) < len(given):
             notes.append(f"{row.name}: several runs have the same seed, so that the interval is not one over seeds.")
         counts = values.loc[index].map(len).to_dict()
         partial = sorted(str(tag) for tag, count in counts.items() if 0 < count < len(row.runs))
         notes += [f"{row.name}: only some of its {len(row.runs)} runs have {tag}." for tag in partial]
     return notes
+
+
+def _set_seeds(run: FinishedRun) -> str:
+    """The seeds that somebody set, in words; not ``true``, which draws one, nor ``false``. Empty without any."""
+    return ", ".join(f"{path}={seed}" for path, seed in seeds(run.config) if type(seed) is int)
 
 
 def unknown_directions(columns: Sequence[Column]) -> list[str]:

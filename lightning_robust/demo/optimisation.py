@@ -1,8 +1,10 @@
-"""The optimiser of the demos on rendered roads."""
+"""The optimiser of the demos, and the length of its schedule."""
 
 from __future__ import annotations
 
+import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 
@@ -18,3 +20,18 @@ def adamw(module: nn.Module, learning_rate: float, weight_decay: float) -> torch
     others = [p for p in module.parameters() if p.ndim <= 1]
     groups = [{"params": weights, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=learning_rate)
+
+
+def known_steps(trainer: pl.Trainer) -> int:
+    """The steps of the run, which a one-cycle schedule is laid out over.
+
+    Raises:
+        MisconfigurationException: If they are not known beforehand.
+    """
+    steps = trainer.estimated_stepping_batches
+    if steps == float("inf"):
+        raise MisconfigurationException(
+            "Expected a run of known length for the one-cycle schedule, but got neither `max_epochs` nor "
+            "`max_steps`. Set one of them; `max_time` may stay as well."
+        )
+    return int(steps)

@@ -73,10 +73,6 @@ class LayerDivergence:
         """The fewest channels that hold this share of the squared difference, the largest first."""
         return _largest(self.moved, share)
 
-    def active(self, share: float) -> list[int]:
-        """The fewest channels that hold this share of the clean activations' squares, the largest first."""
-        return _largest(self.clean, share)
-
 
 def lasting(flags: Iterable[bool]) -> int | None:
     """The first place from which on all flags are true; None if the last is not.

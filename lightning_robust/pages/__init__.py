@@ -6,6 +6,7 @@ import importlib.metadata
 import io
 import platform
 import re
+import shlex
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -77,7 +78,7 @@ def environment_facts() -> dict[str, str]:
     """The time, the command, the machine and the versions of packages that a page was written with."""
     facts = {
         "written": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
-        "command": " ".join(sys.argv),
+        "command": shlex.join(sys.argv),
         "machine": platform.platform(),
     }
     facts |= {"python": platform.python_version(), "lightning-robust": package_version()}

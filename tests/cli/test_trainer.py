@@ -11,8 +11,9 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from torch import nn
 
 from lightning_robust.cli import main
+from lightning_robust.cli.trainer import RobustTrainer
 
-from ..boring import make_trainer
+from ..boring import Boring, make_trainer
 
 
 class Wide(BoringModel):
@@ -148,6 +149,12 @@ def test_soup_in_python_returns_the_soup_also_where_the_module_holds_a_better_on
     written = (tmp_path / "soup.json").stat().st_mtime_ns
     cli.trainer.validate(cli.model, verbose=False)
     assert (tmp_path / "soup.json").stat().st_mtime_ns == written
+
+
+def test_a_soup_without_validation_batches_is_refused(run, tmp_path):
+    trainer = RobustTrainer(limit_val_batches=0, logger=False, default_root_dir=tmp_path, accelerator="cpu")
+    with pytest.raises(ValueError, match="validation batches to judge a soup by, but got limit_val_batches=0"):
+        trainer.soup(Boring(), ingredients=[f"{run}/checkpoints/*.ckpt"], monitor="val/loss", mode="min")
 
 
 def test_a_checkpoint_of_a_model_that_was_built_in_python_is_validated(tmp_path, capsys):

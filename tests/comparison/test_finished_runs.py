@@ -11,9 +11,11 @@ import pytest
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
-from lightning_robust.comparison.finished_runs import SECONDS, WORST, find_runs, read_run
+from lightning_robust.comparison.finished_runs import FAMILY, SECONDS, WORST, find_runs, read_run
 from lightning_robust.comparison.page import html_page, markdown_page
 from lightning_robust.comparison.table import compare_runs
+from lightning_robust.deployment.parity.result import ParityReport
+from lightning_robust.deployment.report.page import write_report
 
 
 def write_run(folder, scalars, *, config=None, begun=1000.0):
@@ -77,7 +79,7 @@ def test_csv_parity_and_replay(tmp_path):
         "targets": {"emulated-fp16": {"metrics": {"px_p99": 0.5}}},
         "attribution": {"fp16": 0.5},
         "unit": "px_p99",
-        "sensitivity": {"bgr": {"px_p99": 4.0}, "nv12": {"px_p99": 1.0}},
+        "families": {"channel_order": 4.0, "chroma": 1.0},
     }
     (folder / "parity" / "parity.json").write_text(json.dumps(parity))
     line = {"swing": 1.5, "bend": 2.0, "p99": 0.25}
@@ -90,6 +92,8 @@ def test_csv_parity_and_replay(tmp_path):
         "train/loss": 2.0,
         "parity/emulated-fp16/px_p99": 0.5,
         "attribution/fp16": 0.5,
+        "sensitivity/family/channel_order": 4.0,
+        "sensitivity/family/chroma": 1.0,
         WORST: 4.0,
         "replay/torch-fp32/swing": 1.5,
         "replay/torch-fp32/bend": 2.0,
@@ -97,6 +101,24 @@ def test_csv_parity_and_replay(tmp_path):
         "replay/emulated-fp16/bend": 2.0,
         "replay/emulated-fp16/p99": 0.25,
     }
+
+
+@pytest.mark.parametrize("beyond", [0.5, math.nan])
+def test_the_worst_family_is_the_same_from_the_report_and_from_the_logger(tmp_path, beyond):
+    """On average and beyond the motion of the picture; not the 99th percentile with that motion."""
+    sensitivity = {
+        "bgr": {"px_p99": 4.0, "px_mean": 1.0, "beyond_geometry": beyond},
+        "nv12": {"px_p99": 3.0, "px_mean": 0.25},
+    }
+    report = ParityReport({}, sensitivity, (), "px_p99", "torch-fp32", samples=8, seconds=1.0)
+    write_report(report, tmp_path / "measured" / "parity")
+    measured = read_run(tmp_path / "measured").scalars
+    logged = read_run(write_run(tmp_path / "logged", report.scalars())).scalars
+    families = {tag: value for tag, value in measured.items() if tag == WORST or tag.startswith(FAMILY)}
+    assert families == pytest.approx({tag: logged[tag] for tag in families}, nan_ok=True)
+    assert families == pytest.approx(
+        {f"{FAMILY}channel_order": beyond, f"{FAMILY}compression": 0.25, WORST: beyond}, nan_ok=True
+    )
 
 
 def test_csv_tells_nan_from_an_empty_cell(tmp_path):
@@ -183,7 +205,7 @@ DAMAGE = {
     "json, targets is a list": ("parity.json", json.dumps(PARITY | {"targets": [1]})),
     "json, a metric is a list": ("parity.json", json.dumps(PARITY | {"targets": {"a": {"metrics": {"b": [1]}}}})),
     "json, a metric is huge": ("parity.json", json.dumps(PARITY | {"targets": {"a": {"metrics": {"b": 10**400}}}})),
-    "json, unit is a list": ("parity.json", json.dumps(PARITY | {"unit": [], "sensitivity": {"a": {}}})),
+    "json, families is a list": ("parity.json", json.dumps(PARITY | {"families": [1]})),
     "json, not UTF-8": ("parity.json", b"\xff"),
     "json, replay": ("replay.json", '{"torch-fp32": 1, "runtimes": []}'),
     "json, a pipe": ("parity.json", "PIPE"),

@@ -132,6 +132,12 @@ def test_chosen_metrics():
         compare_runs([])
 
 
+@pytest.mark.parametrize("seed", [False, True, None])
+def test_runs_without_a_seed_do_not_share_one(seed):
+    runs = [finished(name, {"val/acc": 0.5}, seed_everything=seed) for name in "ab"]
+    assert not [note for note in compare_runs(runs).notes if "the same seed" in note]
+
+
 def test_pareto_front_against_all_pairs():
     generator = random.Random(0)
     points = [(generator.randint(0, 5), generator.randint(0, 5)) for _ in range(40)]

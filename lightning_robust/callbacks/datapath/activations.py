@@ -93,6 +93,7 @@ class _PointFinder:
         self._paths, self._samples = paths, samples
         self._calls: Counter[str] = Counter()
         self._last: Tensor | None = None
+        self._version = 0
 
     def note(self, path: str, part: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """A forward hook, once its path is bound."""
@@ -106,11 +107,12 @@ class _PointFinder:
             by_sample = len(tensor) == self._samples
             point = ActivationPoint(name, path, self._calls[path], dim, tensor.shape[dim], by_sample)
             self.points.append(point)
-            self._last = tensor
+            self._last, self._version = tensor, tensor._version
 
     def _name(self, path: str, part: nn.Module, inputs: tuple[Any, ...]) -> str | None:
         """The layer's own name; that of the layer before for a normalisation of its output; None for other modules."""
-        if isinstance(part, _NORMS) and self.points and inputs and inputs[0] is self._last:
+        behind = inputs and inputs[0] is self._last and self._last._version == self._version  # nothing in place between
+        if isinstance(part, _NORMS) and self.points and behind:
             return self.points.pop().name
         return _name_call(path, self._calls[path]) if path in self._paths else None
 

@@ -41,11 +41,6 @@ class Paths:
         return self.clean.classes != self.perturbed.classes
 
     @property
-    def shown(self) -> int:
-        """The sample to draw: the first whose prediction changed."""
-        return int(self.changed.int().argmax())
-
-    @property
     def diverging(self) -> int | None:
         """The layer from which on a perturbed sample has less in common with itself than with others of its class.
 

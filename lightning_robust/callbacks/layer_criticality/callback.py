@@ -35,6 +35,7 @@ from lightning_robust.harness.load_hook import EditWeights, StartKeeper
 from lightning_robust.harness.logging import log_files
 from lightning_robust.harness.ranks import Postponed
 from lightning_robust.harness.trainers import NoEffectWarning, is_fast_dev_run
+from lightning_robust.json_values import jsonable
 from lightning_robust.layers import find_layers
 
 _FOLDER = "layer_criticality"
@@ -131,7 +132,7 @@ class LayerCriticalityCallback(DiagnosticCallback, StartKeeper):
     ) -> None:
         super().__init__(on_failure)
         check_at_least(1, draws=draws)
-        if not (0 < threshold <= 1 and 0 <= rewind <= 1):
+        if not (0 < threshold <= 1 and (rewind is True or 0 <= rewind < 1)):
             raise ValueError(
                 "Expected `threshold` in (0, 1] and `rewind` to be True, False or a share below 1, but got "
                 f"{threshold} and {rewind}."
@@ -277,6 +278,6 @@ class LayerCriticalityCallback(DiagnosticCallback, StartKeeper):
             folder.mkdir(parents=True, exist_ok=True)
             content = {"maps": [criticality_json(result) for result in self.maps]}
             if self.rewound is not None:
-                content["rewound"] = [vars(self.rewound)]
-            (folder / _FILE).write_text(json.dumps(content, indent=2))
+                content["rewound"] = [jsonable(vars(self.rewound))]
+            (folder / _FILE).write_text(json.dumps(content, indent=2, allow_nan=False))
             log_files(trainer, folder)

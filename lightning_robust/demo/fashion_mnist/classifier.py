@@ -6,10 +6,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from lightning_robust.demo.optimisation import known_steps
 from lightning_robust.functional.weights import load_same
 from lightning_robust.harness.checkpoints import read_state
 from lightning_robust.mixins import PreprocessingMixin, RegMixupMixin, RotationSSLMixin, UATMixin
@@ -97,14 +97,8 @@ class ImageClassifier(pl.LightningModule):
             MisconfigurationException: If the length of the run is not known beforehand.
         """
         optimizer = torch.optim.AdamW(self.parameters(), self.learning_rate, weight_decay=self.weight_decay)
-        steps = self.trainer.estimated_stepping_batches
-        if steps == float("inf"):
-            raise MisconfigurationException(
-                "Expected a run of known length for the one-cycle schedule, but got neither `max_epochs` nor "
-                "`max_steps`. Set one of them; `max_time` may stay as well."
-            )
         # with a rise of a quarter, OneCycleLR divides by zero at four steps
-        length = max(5, int(steps))
+        length = max(5, known_steps(self.trainer))
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, length, pct_start=0.25)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

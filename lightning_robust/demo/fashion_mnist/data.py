@@ -57,7 +57,8 @@ class FashionMNISTData(pl.LightningDataModule):
             labels), "unlabelled": (images, numbers)}``, as UATMixin takes it; the numbers identify the pictures.
         corruption: ``"rotated_noisy"`` turns every picture by up to 45 degrees either way and adds noise with a
             standard deviation of a tenth of the range. Validation and testing then have two loaders: corrupted
-            pictures, then clean ones.
+            pictures, then clean ones. Held-out pictures have the same angles and noise each time, drawn anew for each
+            batch from the same seed: an accuracy belongs to its ``eval_batch_size``.
         flip: Whether to flip.
         shift: By how many pixels to shift at most, in each direction; the margins are black.
         num_workers: Loader processes; the pictures are in memory, so 0 is fastest.
@@ -124,7 +125,7 @@ class FashionMNISTData(pl.LightningDataModule):
         self._parts["test"] = Clothes(*_read_pictures(files, "t10k"))
 
     def train_dataloader(self) -> DataLoader[Batch] | dict[str, DataLoader[Batch]]:
-        """Shuffled; the last, smaller batch is left out. The loader of few labels begins again where it ends."""
+        """Shuffled; a smaller batch behind others is left out. The loader of few labels begins again where it ends."""
         labelled = self._loader("train", shuffle=True)
         if self.num_labelled is None:
             return labelled
@@ -170,7 +171,7 @@ class FashionMNISTData(pl.LightningDataModule):
             self._parts[part],
             self.batch_size if shuffle else self.eval_batch_size or self.batch_size,
             shuffle=shuffle,
-            drop_last=shuffle,
+            drop_last=shuffle and len(self._parts[part]) >= self.batch_size,
             num_workers=self.num_workers,
             collate_fn=_keep_batch,
         )

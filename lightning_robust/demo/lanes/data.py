@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lightning_robust.checks import check_positive
 from lightning_robust.demo.lanes.anchors import rescale
 from lightning_robust.demo.lanes.loading import coin
 from lightning_robust.demo.lanes.rendered import MEAN as MEAN
@@ -113,6 +114,7 @@ class LaneData(RenderedData):
         render_workers: int = 2,
         num_labelled: int | None = None,
     ) -> None:
+        check_positive(num_train=num_train, sequence_length=sequence_length)
         super().__init__(batch_size, seed, num_workers, render_workers, sequence_length)
         if num_labelled is not None and not 1 <= num_labelled <= num_train:
             raise ValueError(f"Expected `num_labelled` from 1 to num_train={num_train}, but got {num_labelled}.")

@@ -14,7 +14,7 @@ from lightning_robust.demo.lanes.anchors import rescale, row_anchors
 from lightning_robust.demo.lanes.data import normalise
 from lightning_robust.demo.lanes.metrics import Bend, Found, LateralError, Swing
 from lightning_robust.demo.lanes.network import ColumnHead, LaneNetwork, LaneOutput, lane_loss
-from lightning_robust.demo.optimisation import adamw
+from lightning_robust.demo.optimisation import adamw, known_steps
 from lightning_robust.functional.picture_motion import move_columns, rescale_motion
 from lightning_robust.mixins import PreprocessingMixin, RegMixupMixin, RotationSSLMixin, UATMixin
 from lightning_robust.mixins.preprocessing.consistency import Distance
@@ -188,9 +188,13 @@ class LaneDetector(pl.LightningModule):
         return self.forward(batch[0] if isinstance(batch, (tuple, list)) else batch)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW without decay on biases and norms; one cycle over the estimated steps of the run."""
+        """AdamW without decay on biases and norms; one cycle over the estimated steps of the run.
+
+        Raises:
+            MisconfigurationException: If the length of the run is not known beforehand.
+        """
         optimizer = adamw(self, self.learning_rate, self.weight_decay)
-        steps = max(int(self.trainer.estimated_stepping_batches), 2)
+        steps = max(known_steps(self.trainer), 2)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, self.learning_rate, total_steps=steps, pct_start=self.warmup, final_div_factor=1e3
         )

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_robust.checks import check_positive
 from lightning_robust.demo.lanes.anchors import rescale
 from lightning_robust.demo.lanes.detector import LaneDetector, RobustLaneDetector
+from lightning_robust.harness.quiet import in_evaluation_mode
 
 
 class Lanes(NamedTuple):
@@ -37,16 +39,14 @@ def predict(checkpoint: str | Path | LaneDetector, frames: np.ndarray | Tensor, 
 
     Raises:
         TypeError: If the frames are no uint8 array or tensor.
-        ValueError: If their shape is not (N, H, W, 3).
+        ValueError: If their shape is not (N, H, W, 3), or ``batch_size`` is below 1.
     """
+    check_positive(batch_size=batch_size)
     pictures = _as_pictures(frames)
     model = checkpoint if isinstance(checkpoint, LaneDetector) else load_detector(checkpoint)
     height, width = pictures.shape[1:3]
-    training = model.training
-    model.eval()
-    with torch.inference_mode():
+    with torch.inference_mode(), in_evaluation_mode(model):
         parts = [_locate_lines(model, part) for part in torch.split(pictures, batch_size)]
-    model.train(training)
     empty = (0, 2, len(model.rows))
     columns = torch.cat([c for c, _ in parts]) if parts else torch.zeros(empty, dtype=torch.float64)
     present = torch.cat([p for _, p in parts]) if parts else torch.zeros(empty, dtype=torch.bool)

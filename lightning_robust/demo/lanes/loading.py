@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -58,11 +59,15 @@ class CountingLoader(DataLoader[Any]):
     Args:
         dataset: Map-style data set.
         skip: Batches the first iteration leaves out.
+        ends_after: Gives the number of batches after which an epoch is complete, where the loader has more.
         options: Options of DataLoader, by keyword; `sampler` is an `EpochSampler`.
     """
 
-    def __init__(self, dataset: Any, *, skip: int = 0, **options: Any) -> None:
+    def __init__(
+        self, dataset: Any, *, skip: int = 0, ends_after: Callable[[], float] = lambda: math.inf, **options: Any
+    ) -> None:
         super().__init__(dataset, **options)
+        self.ends_after = ends_after
         self.skip = self.delivered = skip
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -76,7 +81,7 @@ class CountingLoader(DataLoader[Any]):
 
     def state_dict(self) -> dict[str, int]:
         """Number of batches delivered in this epoch; 0 when it is complete."""
-        return {"given": self.delivered % max(len(self), 1)}
+        return {"given": self.delivered if self.delivered < min(len(self), self.ends_after()) else 0}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Lets the next iteration leave out the batches that were delivered before.

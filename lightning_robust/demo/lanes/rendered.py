@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import lightning.pytorch as pl
@@ -73,12 +74,17 @@ class RenderedData(pl.LightningDataModule):
             batch_size=self.batch_size,
             sampler=sampler,
             skip=self._skip,
+            ends_after=self._batches_in_epoch,
             drop_last=len(sampler) >= self.batch_size,
             num_workers=self.num_workers,
             collate_fn=_pass_batch_on,
         )
         self._skip = 0
         return self._loader
+
+    def _batches_in_epoch(self) -> float:
+        """Of which ``limit_train_batches`` may have left some out."""
+        return math.inf if self.trainer is None else self.trainer.num_training_batches
 
     def state_dict(self) -> dict[str, int]:
         """How many batches of the epoch were delivered; Lightning puts it into checkpoints."""

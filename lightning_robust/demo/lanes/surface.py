@@ -9,9 +9,6 @@ from lightning_robust.demo.lanes.camera import FAR, Camera, Ground
 from lightning_robust.demo.lanes.scene import LINES, Light, Paint, Scene, Surface
 from lightning_robust.demo.lanes.textures import blend, dashes, look_up, stripe, tint, wide
 
-_PERIOD = 1 / 64
-"""Tiles a metre at texture scale one."""
-
 
 def _of_line(table: Tensor, number: Tensor) -> Tensor:
     """The entry of each pixel's line: table (N, K), numbers (N, h, w) int64 into the flattened table."""

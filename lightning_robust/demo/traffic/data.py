@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lightning_robust.checks import check_positive
 from lightning_robust.demo.lanes.loading import coin
 from lightning_robust.demo.lanes.rendered import RenderedData
 from lightning_robust.demo.traffic.rendering import Traffic, render_traffic
@@ -101,6 +102,7 @@ class TrafficData(RenderedData):
         num_workers: int = 0,
         render_workers: int = 2,
     ) -> None:
+        check_positive(num_train=num_train, num_val=num_val)
         super().__init__(batch_size, seed, num_workers, render_workers)
         self.save_hyperparameters()
         self.num_train, self.num_val, self.height, self.width = num_train, num_val, height, width

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_robust.decoding import Boxes, Masks, segmentation_masks, yolo_boxes
 from lightning_robust.decoding.overlap import match_boxes
-from lightning_robust.demo.optimisation import adamw
+from lightning_robust.demo.optimisation import adamw, known_steps
 from lightning_robust.demo.traffic.data import TrafficBatch
 from lightning_robust.demo.traffic.metrics import AreaOverlap, BoxPrecision
 from lightning_robust.demo.traffic.network import DetectionHead, TrafficLogits, TrafficNetwork, TrafficOutput
@@ -178,9 +178,13 @@ class TrafficDetector(pl.LightningModule):
         return self.forward(batch[0] if isinstance(batch, (tuple, list)) else batch)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW without decay on biases and norms; one cycle over the estimated steps of the run."""
+        """AdamW without decay on biases and norms; one cycle over the estimated steps of the run.
+
+        Raises:
+            MisconfigurationException: If the length of the run is not known beforehand.
+        """
         optimizer = adamw(self, self.learning_rate, self.weight_decay)
-        steps = float(self.trainer.estimated_stepping_batches)
+        steps: float = known_steps(self.trainer)
         if self.schedule_epochs is not None and self.trainer.max_epochs:
             steps *= self.schedule_epochs / self.trainer.max_epochs
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step / steps, self.warmup))

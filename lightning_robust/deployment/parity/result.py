@@ -189,8 +189,8 @@ class ParityReport:
             value = self.moved(name) if metric is None else metrics.get(metric)
             if name in CATALOGUE and value is not None:
                 family = CATALOGUE[name].family
-                worst[family] = max(worst.get(family, 0.0), value)
-        return dict(sorted(worst.items(), key=lambda item: -item[1]))
+                worst[family] = max(worst.get(family, 0.0), value, key=lost_first)
+        return dict(sorted(worst.items(), key=lambda item: -lost_first(item[1])))
 
     def moved(self, perturbation: str) -> float:
         """How far a perturbation moves the outputs on average, beyond what it does to the picture if that is known."""
@@ -199,7 +199,17 @@ class ParityReport:
 
     def worst_perturbation(self) -> str | None:
         """The perturbation that moves the outputs most, as :meth:`moved` counts."""
-        return max(self.sensitivity, key=self.moved, default=None)
+        return max(self.sensitivity, key=lambda name: lost_first(self.moved(name)), default=None)
+
+
+def lost_first(value: float) -> float:
+    """A key that sorts a distance which is not a number above all others.
+
+    Example:
+        >>> max(1.0, math.nan, 2.0, key=lost_first)
+        nan
+    """
+    return math.inf if math.isnan(value) else value
 
 
 def interval_scalars(basis: Mapping[str, Basis], tag: str) -> dict[str, float]:

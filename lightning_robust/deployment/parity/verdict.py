@@ -14,6 +14,7 @@ from lightning_robust.deployment.parity.result import BEYOND, ParityReport
 from lightning_robust.deployment.parity.scale import unit_label
 from lightning_robust.deployment.parity.tolerances import Violation, limits_by_tag, violations
 from lightning_robust.deployment.pixels.catalogue import CATALOGUE, Perturbation
+from lightning_robust.tables import short
 
 Level = Literal["good", "mind", "bad"]
 _WHAT_IFS = 3
@@ -146,13 +147,8 @@ def with_interval(value: float, basis: Basis | None) -> str:
         ('0.628 (0.41 to 0.9)', '182 (105 to 217)')
     """
     if basis is None or math.isnan(basis.low):
-        return _short(value, 3)
-    return f"{_short(value, 3)} ({_short(basis.low, 2)} to {_short(basis.high, 2)})"
-
-
-def _short(value: float, digits: int) -> str:
-    """A number with so many digits, and all of them before the point."""
-    return f"{value:.0f}" if 10**digits <= abs(value) < 1e6 else f"{value:.{digits}g}"
+        return short(value, 3)
+    return f"{short(value, 3)} ({short(basis.low, 2)} to {short(basis.high, 2)})"
 
 
 def _worst_low(report: ParityReport) -> tuple[str, str] | None:

@@ -129,8 +129,8 @@ def _about(case: Case) -> str:
     window = case.window
     seconds = window.first_s is not None or window.last_s is not None
     first, last = (window.first_s or 0, window.last_s) if seconds else (window.first, window.last)
-    words = f"{'seconds' if seconds else 'frames'} {first:g} to {'the end' if last is None else format(last, 'g')}"
-    stride = f", every {window.stride}th" if window.stride > 1 else ""
+    words = f"{'seconds' if seconds else 'frames'} {first} to {'the end' if last is None else last}"
+    stride = f", one frame in {window.stride}" if window.stride > 1 else ""
     return f"{case.recording}, {words}{stride}" + (f", class {case.kind}" if case.kind else "")
 
 

@@ -72,9 +72,11 @@ def write_report(
     numbers = dataclasses.asdict(dataclasses.replace(report, scenes=()))
     content = {"verdict": dataclasses.asdict(verdict), **numbers, "provenance": facts}
     del content["scenes"]
-    content["attribution"] = report.attribution
+    content |= {"attribution": report.attribution, "families": report.families()}
     content["history"] = [{"epoch": epoch, "attribution": attribution} for epoch, attribution in history]
     (folder / "parity.json").write_text(json.dumps(jsonable(content), indent=1) + "\n", encoding="utf-8")
+    for of_before in ("keep_fp32.json", "exclude_int8.json"):
+        (folder / of_before).unlink(missing_ok=True)
     for keep in filter(None, (examined.keep for examined in report.examined)):
         keep.write(folder / f"{keep.setting}.json")
     path = folder / "parity.html"

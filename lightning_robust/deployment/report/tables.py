@@ -16,7 +16,7 @@ from lightning_robust.deployment.parity.scale import unit_label
 from lightning_robust.deployment.parity.verdict import what_if_sentences, with_interval
 from lightning_robust.deployment.pixels.catalogue import CATALOGUE
 from lightning_robust.deployment.report.layers import layer_sentences
-from lightning_robust.tables import plain_table
+from lightning_robust.tables import plain_table, short
 
 Table = tuple[list[str], list[list[str]]]
 """Header and rows."""
@@ -58,7 +58,7 @@ def engine_rows(report: ParityReport) -> Table:
     for name, target in report.targets.items():
         if target.latency or target.layers or target.size is not None:
             ran = ", ".join(f"{count} {precision}" for precision, count in target.layers.items())
-            size = "-" if target.size is None else f"{target.size / 1e6:.2g}"
+            size = "-" if target.size is None else short(target.size / 1e6, 2)
             rows.append([name, *_times_of(target.latency), size, ran or "-"])
     return ["engine", "ms", "p99 ms", "batch", "runs", "MB", "layers ran in"], rows
 
@@ -140,7 +140,7 @@ def _times_of(latency: Latency | None) -> list[str]:
     """The median and the p99 in milliseconds, the batch and the number of runs."""
     if latency is None:
         return ["-"] * 4
-    return [f"{1e3 * latency.median:.3g}", f"{1e3 * latency.p99:.3g}", str(latency.batch), str(latency.runs)]
+    return [short(1e3 * latency.median), short(1e3 * latency.p99), str(latency.batch), str(latency.runs)]
 
 
 def _times(factor: float) -> str:

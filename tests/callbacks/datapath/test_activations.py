@@ -73,8 +73,9 @@ def test_channels_are_where_the_kind_of_layer_has_them():
     ]
 
 
-def test_a_normalisation_that_does_not_follow_directly_is_left_out():
-    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4)).eval()
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_normalisation_that_does_not_follow_directly_is_left_out(inplace):
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(inplace), nn.BatchNorm2d(4)).eval()
     x = torch.randn(2, 3, 5, 5)
     assert [p.path for p in find_points(net, lambda: net(x), 2)] == ["0"]
     assert [p.path for p in find_points(net, lambda: net(x), 2, ["2"])] == ["2"]

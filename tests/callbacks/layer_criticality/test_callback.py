@@ -316,6 +316,12 @@ def test_weights_from_a_checkpoint_give_the_same_map_in_validate(tmp_path):
     assert [row.cells for row in again.maps[0].rows] == [row.cells for row in criticality.maps[0].rows]
 
 
+@pytest.mark.parametrize("rewind", [1, 1.0, 2, -0.1])
+def test_a_tolerance_of_the_whole_gain_is_refused(rewind):
+    with pytest.raises(ValueError, match=f"a share below 1, but got 0.9 and {rewind}"):
+        LayerCriticalityCallback(rewind=rewind)
+
+
 @pytest.mark.parametrize(
     ("checkpoints", "message"),
     [([1, "run.ckpt"], "moments of this fit or files"), (["5 stps"], "Expected a number with its unit")],

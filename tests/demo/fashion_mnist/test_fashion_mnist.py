@@ -12,6 +12,8 @@ from lightning_robust.demo.fashion_mnist import FashionMNISTData, ImageClassifie
 from lightning_robust.demo.fashion_mnist.data import shift_pictures
 from lightning_robust.demo.fashion_mnist.idx_files import DEBIAN, SHA256, find_files, read_idx
 from lightning_robust.demo.fashion_mnist.two_layers import TwoLayerClassifier, UnitFashionMNISTData
+from lightning_robust.demo.lanes import LaneDetector
+from lightning_robust.demo.traffic import TrafficDetector
 
 needs_files = pytest.mark.skipif(
     not DEBIAN.is_dir(), reason="Fashion-MNIST is not installed (apt-get install dataset-fashion-mnist)"
@@ -69,6 +71,13 @@ def test_every_training_picture_comes_once(folder):
     data.setup("fit")
     seen = torch.cat([images[:, 0, 0, 0] for images, _ in data.train_dataloader()])
     assert sorted(seen.tolist()) == list(range(10))
+
+
+def test_fewer_pictures_than_a_batch_are_one_batch(folder):
+    data = FashionMNISTData(str(folder), batch_size=4, num_train=9, num_labelled=3, flip=False)
+    data.setup("fit")
+    sizes = {name: [len(images) for images, _ in loader] for name, loader in data.train_dataloader().items()}
+    assert sizes == {"labelled": [3], "unlabelled": [4]}
 
 
 def test_few_labels_and_the_other_pictures_with_their_numbers(folder):
@@ -205,8 +214,9 @@ def test_schedule_of_any_length_peaks_once_and_ends_low(steps):
         assert rates[-1] == pytest.approx(0.1 / 25 / 1e4)
 
 
-def test_rejects_a_run_of_unknown_length():
-    model = ImageClassifier(width=2)
+@pytest.mark.parametrize("make", [lambda: ImageClassifier(width=2), LaneDetector, TrafficDetector])
+def test_rejects_a_run_of_unknown_length(make):
+    model = make()
     model.trainer = SimpleNamespace(estimated_stepping_batches=float("inf"))
     with pytest.raises(MisconfigurationException, match="max_steps"):
         model.configure_optimizers()

@@ -89,7 +89,7 @@ class SaveAt(pl.Callback):
             trainer.save_checkpoint(self.path)
 
 
-def fit(data, path=None, callbacks=()):
+def fit(data, path=None, callbacks=(), **options):
     pl.seed_everything(1)
     trainer = pl.Trainer(
         max_epochs=2,
@@ -101,6 +101,7 @@ def fit(data, path=None, callbacks=()):
         limit_val_batches=0,
         num_sanity_val_steps=0,
         callbacks=list(callbacks),
+        **options,
     )
     model = LaneDetector(height=64, width=64, channels=8, hidden=16)
     trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True if path else None)
@@ -117,6 +118,24 @@ def test_resume(tmp_path):
         assert resumed.global_step == 10
         for expected, got in zip(whole.parameters(), model.parameters(), strict=True):
             assert torch.equal(expected, got)
+
+
+def test_resume_where_the_trainer_ends_epochs_early(tmp_path):
+    """Three of five batches: taken up at the end of the first epoch, and in the middle of the second."""
+    data = LaneData(num_train=40, num_val=8, batch_size=8, height=64, width=64, render_workers=0)
+    saves = [SaveAt(step, tmp_path / f"{step}.ckpt") for step in (3, 4)]
+    _, whole = fit(data, callbacks=saves, limit_train_batches=3)
+    for save in saves:
+        resumed, model = fit(data, str(save.path), limit_train_batches=3)
+        assert resumed.global_step == 6
+        for expected, got in zip(whole.parameters(), model.parameters(), strict=True):
+            assert torch.equal(expected, got)
+
+
+@pytest.mark.parametrize("settings", [{"sequence_length": 0}, {"num_train": 0}])
+def test_rejects_numbers_below_one(settings):
+    with pytest.raises(ValueError, match=f"`{next(iter(settings))}` to be positive, but got 0"):
+        LaneData(**settings)
 
 
 def test_pictures_without_a_label_have_columns_of_minus_one():

@@ -86,9 +86,14 @@ def test_from_checkpoint(detector, frames, tmp_path):
 
 
 def test_mode_is_restored(detector, frames):
+    """Of each part: one that the user froze stays in evaluation mode; after an error too."""
     detector.train()
+    detector.network.fine.eval()
     predict(detector, frames)
+    with pytest.raises(ValueError, match="`batch_size` to be positive"):
+        predict(detector, frames, batch_size=0)
     assert detector.training
+    assert not detector.network.fine.training
 
 
 def test_rejects_wrong_frames(detector, frames):

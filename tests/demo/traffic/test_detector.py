@@ -202,3 +202,5 @@ def test_the_rate_is_that_of_one_cycle_and_stays():
 def test_rejects_bad_sizes():
     with pytest.raises(ValueError, match="multiples of 16"):
         TrafficDetector(height=100)
+    with pytest.raises(ValueError, match="`num_val` to be positive, but got 0"):
+        TrafficData(num_val=0)
