@@ -128,7 +128,7 @@ def test_inputs_that_were_not_dumped_are_told():
 @pytest.mark.parametrize(
     ("pictures", "change", "why"),
     [
-        (lambda x: x[..., :12, :12], lambda x: x + 0.02, r"at least 16 x 16 pixels, but got \(4, 3, 12, 12\)"),
+        (lambda x: x[..., :12, :12], lambda x: x + 0.02, r"at least 28 x 28 pixels, but got \(4, 3, 12, 12\)"),
         (lambda x: x, lambda x: np.where(x > 2.0, np.nan, x), "Expected finite deployed pictures"),
         (lambda x: (x * 50 + 100).astype(np.int32), lambda x: x + 1, "uint8 or floating, but got torch.int32"),
     ],

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lightning_robust.commands.work.replay import Replayer
 from lightning_robust.deployment.engines.names import target_names
+from lightning_robust.deployment.pixels.catalogue import perturbations
 from lightning_robust.deployment.pixels.names import Names
 from lightning_robust.deployment.replay.case_book import (
     Measure,
@@ -22,6 +23,7 @@ from lightning_robust.deployment.replay.cases import Case, check_windows
 from lightning_robust.deployment.replay.limits import PERTURBATION_NAMES, PYTORCH
 from lightning_robust.deployment.replay.recording import Recording
 from lightning_robust.deployment.replay.results import ReplayReport
+from lightning_robust.extensions import extension_names
 from lightning_robust.gate.budget import Budget
 from lightning_robust.gate.check import Judgement
 from lightning_robust.harness.run_folder import find_config
@@ -73,10 +75,12 @@ def limit_case(case: Case, budget: Budget) -> Case:
 
 def _perturbations_of(subjects: Sequence[str], given: Names | None) -> Names:
     """Those that bounds name, and those that were asked for."""
-    if given in ("typical", "all"):
+    if given == "all":
         return given
-    bounded = [name for name in PERTURBATION_NAMES if name in subjects]
-    return [*bounded, *(given if isinstance(given, list) else [])] or "none"
+    known = (*PERTURBATION_NAMES, *extension_names("perturbations"))
+    asked = [entry.name for entry in perturbations(given)] if given == "typical" else given or []
+    asked = [] if asked == "none" else asked
+    return list(dict.fromkeys([*(name for name in known if name in subjects), *asked])) or "none"
 
 
 @dataclass

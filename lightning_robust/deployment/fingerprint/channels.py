@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_robust.deployment.fingerprint.detectors import Evidence
+from lightning_robust.deployment.fingerprint.levels import units_of_both
 from lightning_robust.deployment.fingerprint.similarity import cross_correlations
 
 _EQUAL = 1e-3  # of the deviation
@@ -37,8 +38,17 @@ def _find_missing(before: Tensor, after: Tensor, trained: Tensor, deployed: Tens
     if not 0 < int(constant.sum()) < 3:
         return None
     order = "".join("0" if gone else name for gone, name in zip(constant.tolist(), "RGB", strict=True))
-    arranged = torch.where(constant[:, None, None], deployed.to(trained.dtype), trained)
+    arranged = torch.where(constant[:, None, None], _in_units_of(trained, deployed), trained)
     return Evidence("channel_order", {"kind": "missing", "order": order}, _STRENGTH), arranged
+
+
+def _in_units_of(trained: Tensor, deployed: Tensor) -> Tensor:
+    """The deployed side's pictures in training's units and type, where one side has bytes."""
+    if trained.is_floating_point() == deployed.is_floating_point():
+        return deployed.to(trained.dtype)
+    here, there = units_of_both(trained, deployed)
+    values = here.from_levels(there.to_levels(deployed))
+    return (values if trained.is_floating_point() else values.round().clamp(0, 255)).to(trained.dtype)
 
 
 def _find_twins(before: Tensor, after: Tensor, trained: Tensor) -> tuple[Evidence, Tensor] | None:

@@ -111,7 +111,7 @@ def write_transform(
 
 
 def _read_sides(trained: Tensor, deployed: Tensor, mean: Numbers, std: Numbers) -> _Sides:
-    plain, formats = undo_format(trained, deployed)
+    plain, formats = undo_format(trained, deployed, mean, std)
     arranged = undo_arrangement(trained, plain)
     here, there = units_of_both(arranged.trained, arranged.deployed, mean, std)
     few = slice(0, _PICTURES)
@@ -170,7 +170,8 @@ def _whole(lines: Sequence[str], causes: Sequence[Cause], sides: _Sides) -> list
 def _write_file(told: Sequence[str], lines: Sequence[str]) -> str:
     body = "".join(f"    {text}\n" for text in lines)
     imports = _OPERATIONS if "operations." in body else ""
-    return _FILE.format(told="\n".join(filter(None, told)), lines=body, imports=imports)
+    text = "\n".join(filter(None, told)).replace("\\", "\\\\").replace('"', '\\"')
+    return _FILE.format(told=text, lines=body, imports=imports)
 
 
 def _run_code(lines: Sequence[str], images: Tensor) -> Tensor:

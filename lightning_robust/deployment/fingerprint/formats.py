@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -71,7 +72,12 @@ def dump_of(units: Units, stored: Tensor, formats: list[Evidence]) -> Dump:
     return Dump(units, dtype, float(parameters.get("scale", 1.0)), float(parameters.get("zero_point", 0.0)))
 
 
-def undo_format(trained: Tensor, deployed: Tensor) -> tuple[Tensor, list[Evidence]]:
+def undo_format(
+    trained: Tensor,
+    deployed: Tensor,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+) -> tuple[Tensor, list[Evidence]]:
     """The deployed side's pictures as bytes or as training normalises them, and what was undone.
 
     Signed bytes are either bytes minus 128, or quantised with one scale and zero point for all channels, which follow
@@ -81,6 +87,8 @@ def undo_format(trained: Tensor, deployed: Tensor) -> tuple[Tensor, list[Evidenc
     Args:
         trained: Training's pictures ``(N, C, H, W)``.
         deployed: The deployed side's, of any axes.
+        mean: The mean that training's were normalised with, if known.
+        std: The standard deviation, if known.
 
     Raises:
         TypeError: For integers of other types.
@@ -90,12 +98,13 @@ def undo_format(trained: Tensor, deployed: Tensor) -> tuple[Tensor, list[Evidenc
         >>> undo_format(x, (x.int() - 128).to(torch.int8))[1][0].parameters
         {'kind': 'minus 128'}
     """
+    here = find_units(trained, mean, std)
     if deployed.dtype == torch.int8:
-        return _undo_signed(trained, deployed)
+        return _undo_signed(trained, deployed, here)
     if deployed.is_floating_point() and trained.is_floating_point():
-        return _undo_normalisation(trained, deployed)
+        return _undo_normalisation(trained, deployed, here)
     if deployed.is_floating_point() or deployed.dtype == torch.uint8:
-        normalised = trained.is_floating_point() and "normalised" in find_units(trained).description
+        normalised = trained.is_floating_point() and "normalised" in here.description
         as_bytes = normalised and deployed.dtype == torch.uint8
         return deployed, [Evidence("input_type", {"kind": "bytes"}, _STRENGTH)] if as_bytes else []
     raise TypeError(
@@ -103,8 +112,8 @@ def undo_format(trained: Tensor, deployed: Tensor) -> tuple[Tensor, list[Evidenc
     )
 
 
-def _undo_normalisation(trained: Tensor, deployed: Tensor) -> tuple[Tensor, list[Evidence]]:
-    here, there = find_units(trained), _usual_units(deployed)
+def _undo_normalisation(trained: Tensor, deployed: Tensor, here: Units) -> tuple[Tensor, list[Evidence]]:
+    there = _usual_units(deployed)
     same_axes = trained.shape[1] == deployed.shape[1]
     if here.guessed or there is None or not same_axes or _has_levels(deployed, here):
         return deployed, []
@@ -133,12 +142,12 @@ def _has_levels(images: Tensor, units: Units) -> bool:
     return low > -0.5 and high < 255.5 and float((levels - levels.round()).abs().max()) < _WHOLE
 
 
-def _undo_signed(trained: Tensor, deployed: Tensor) -> tuple[Tensor, list[Evidence]]:
+def _undo_signed(trained: Tensor, deployed: Tensor, here: Units) -> tuple[Tensor, list[Evidence]]:
     as_bytes = (deployed.short() + _HALF).to(torch.uint8)
     scale, black = _match_moments(trained, deployed)
     zero = round(-black / scale)
     real = scale * (deployed.double() - zero)
-    levels = find_units(trained).to_levels(trained)
+    levels = here.to_levels(trained)
     if _differ(levels, as_bytes) < _differ(trained, real) + _SIMILAR:
         return as_bytes, [Evidence("input_type", {"kind": "minus 128"}, _STRENGTH)]
     parameters: dict[str, float | str] = {"kind": "quantised", "scale": scale, "zero_point": float(zero)}

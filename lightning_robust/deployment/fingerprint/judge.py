@@ -20,6 +20,8 @@ def judge_fingerprint(found: Fingerprint, limits: Mapping[str, float], budget: s
         found: From :func:`~.search.fingerprint`.
         limits: ``"distance"`` and ``"unexplained"`` -> levels (root mean square of 255); ``"causes"`` -> how many
             may be found; the name of a cause -> 1 if it may be found, 0 if not. Without the first three, none may be.
+            Other units, which distances in levels do not show, may be found only where a limit names them or
+            ``"causes"``.
         budget: Where the limits are from.
 
     Example:
@@ -34,8 +36,15 @@ def judge_fingerprint(found: Fingerprint, limits: Mapping[str, float], budget: s
         lost = Check("", "distance", math.nan, limits.get("distance"), note=found.note, demanded=True)
         return Judgement("fingerprint", (lost,), budget)
     checks = [_check_of_number(found, name, limit) for name, limit in limits.items()]
+    if "causes" not in limits:
+        checks += [_check_of_number(found, name, 0.0) for name in _names_of_units(found) if name not in limits]
     checks += [] if "distance" in limits else [Check("", "distance", found.distance, unit="levels")]
     return Judgement("fingerprint", tuple(checks), budget)
+
+
+def _names_of_units(found: Fingerprint) -> list[str]:
+    """The causes that say that the network is fed values of another type or normalisation."""
+    return [cause.name for cause in found.causes if cause.name == "input_type" or "trained" in cause.parameters]
 
 
 def _check_of_number(found: Fingerprint, name: str, limit: float) -> Check:

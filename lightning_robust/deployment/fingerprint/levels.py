@@ -124,8 +124,9 @@ def _known_units(space: PixelSpace, channels: int) -> Units:
 
 def _guess_normalisation(images: Tensor) -> Units:
     darkest, steps = zip(*(_find_steps(channel.flatten()) for channel in images.unbind(1)), strict=True)
-    for name, (mean, std) in {"ImageNet's": _IMAGENET, "0.5 as": ((0.5,) * 3, (0.5,) * 3)}.items():
-        if len(steps) == 3 and all(abs(step * 255 * s - 1) < 5e-3 for step, s in zip(steps, std, strict=True)):
+    half = (0.5,) * len(steps)
+    for name, (mean, std) in {"ImageNet's": _IMAGENET, "0.5 as": (half, half)}.items():
+        if len(steps) == len(std) and all(abs(step * 255 * s - 1) < 5e-3 for step, s in zip(steps, std, strict=True)):
             black = tuple(-m / s for m, s in zip(mean, std, strict=True))
             return Units(black, tuple(1 / (255 * s) for s in std), f"normalised with {name} mean and std")
     return Units(darkest, steps, "normalised with an unknown mean and std", guessed=True)

@@ -19,7 +19,7 @@ from lightning_robust.deployment.fingerprint.words import UNEXPLAINED, Cause, Fi
 
 _EQUAL = 0.05  # levels; half precision of normalised pixels costs as much
 _PIXELS = 2**19
-_SMALLEST = 16
+_SMALLEST = 28  # below, no block of 8 pixels is left beside those at the edges
 
 
 def fingerprint(
@@ -32,11 +32,12 @@ def fingerprint(
     """Name what the deployed side's preprocessing does differently, from the same pictures of both sides.
 
     Pictures are registered and their colours fitted; the residual is searched for filters, missing levels, traces of
-    compression and noise. At most three causes are named. It takes a few seconds for eight pictures of 144 x 256 on one
-    core.
+    compression and noise. At most three causes are named. Of many or large pictures as many are searched as have half a
+    million pixels, evenly chosen, with the one that differs most among them. It takes a few seconds for eight pictures
+    of 144 x 256 on one core.
 
     Args:
-        trained: Training's pictures ``(N, C, H, W)``, one or three channels (RGB), at least 16 x 16 pixels: bytes, or
+        trained: Training's pictures ``(N, C, H, W)``, one or three channels (RGB), at least 28 x 28 pixels: bytes, or
             floating in [0, 1], [0, 255] or normalised.
         deployed: The deployed side's pictures of the same content, in the same shape.
         mean: The mean that floating pictures in [0, 1] were normalised with. Usual values are recognised, and so are
@@ -59,7 +60,7 @@ def fingerprint(
     """
     sides = _check_both(trained, deployed)
     with torch.no_grad():
-        plain, formats = undo_format(*sides)
+        plain, formats = undo_format(*sides, mean, std)
         sides = sides[0], plain
         arranged = undo_arrangement(*sides)
         (before, after), units, note = _bring_to_levels((arranged.trained, arranged.deployed), mean, std)
@@ -75,9 +76,9 @@ def fingerprint(
 
 
 def _name_causes(before: Tensor, after: Tensor, units: list[Evidence], distance: float, note: str) -> Fingerprint:
-    count = max(1, min(len(before), _PIXELS // (before.shape[2] * before.shape[3])))
+    chosen = _pictures_to_search(before, after)
     alike = _rms(after - before) < _EQUAL  # what was undone is all that differs
-    found = Findings((), 1.0) if alike else find_causes(before[:count], after[:count])
+    found = Findings((), 1.0) if alike else find_causes(before[chosen], after[chosen])
     if found.correlation < RELATED:
         unlike = "are each other's negatives" if found.correlation < -RELATED else "do not show the same content"
         reason = f"the pictures {unlike} (correlation {found.correlation:.2f}). Dump the same frames on both sides."
@@ -88,6 +89,16 @@ def _name_causes(before: Tensor, after: Tensor, units: list[Evidence], distance:
     named = [describe_cause(e.name, e.parameters, e.strength) for e in evidence.values()]
     causes = weigh_causes(named, distance, found.unexplained)
     return Fingerprint(causes, distance, found.unexplained, _join_notes(note, _remark(causes, found)))
+
+
+def _pictures_to_search(before: Tensor, after: Tensor) -> Tensor:
+    """Numbers of the pictures to search: evenly spread, and the one that differs most."""
+    count = max(1, min(len(before), _PIXELS // (before.shape[2] * before.shape[3])))
+    numbers = torch.linspace(0, len(before) - 1, count).round().long()
+    farthest = (after - before).square().mean((1, 2, 3)).argmax()
+    if farthest not in numbers:
+        numbers[(numbers - farthest).abs().argmin()] = farthest
+    return numbers
 
 
 def _remark(causes: Sequence[Cause], found: Findings) -> str:
@@ -155,7 +166,7 @@ def _check_shape(tensor: Tensor, side: str) -> None:
         hint = "Channels seem to come last: images.transpose(0, 3, 1, 2)." if last else "Leave other channels out."
         raise ValueError(f"Expected {side} pictures of 1 or 3 channels, but got {shape}. {hint}")
     if min(shape[2:]) < _SMALLEST:
-        raise ValueError(f"Expected {side} pictures of at least 16 x 16 pixels, but got {shape}.")
+        raise ValueError(f"Expected {side} pictures of at least {_SMALLEST} x {_SMALLEST} pixels, but got {shape}.")
 
 
 def _bring_to_levels(
@@ -165,16 +176,22 @@ def _bring_to_levels(
     trained, deployed = sides
     here, there = units_of_both(trained, deployed, mean, std)
     levels = here.to_levels(trained), there.to_levels(deployed)
-    note = f"Training's pictures are {here.description}; its darkest value is taken for black." if here.guessed else ""
+    note = _note_on_black("Training's", here)
     if trained.is_floating_point() != deployed.is_floating_point():
         units = f"Units differ: trained {here.description}, deployed {there.description}; compared as levels."
         return levels, [], _join_notes(note, units)
-    return levels, [] if there == here else [_units_evidence(here, there)], note
+    if there == here:
+        return levels, [], note
+    return levels, [_units_evidence(here, there)], _join_notes(note, _note_on_black("The deployed side's", there))
+
+
+def _note_on_black(whose: str, units: Units) -> str:
+    return f"{whose} pictures are {units.description}; its darkest value is taken for black." if units.guessed else ""
 
 
 def _units_evidence(here: Units, there: Units) -> Evidence:
-    gain = there.step[0] / here.step[0]
-    parameters: dict[str, float | str] = {"gain": gain, "offset": there.black[0] - here.black[0] * gain}
+    gain, offset = there.step[0] / here.step[0], (there.black[0] - here.black[0]) / here.step[0]
+    parameters: dict[str, float | str] = {"gain": gain, "offset": offset}
     parameters |= {"trained": here.description, "deployed": there.description}
     return Evidence("gain_offset", parameters, max(gain, 1 / gain))
 

@@ -103,9 +103,11 @@ def _usual_orders(sources: list[int]) -> Iterator[tuple[str, int, list[int]]]:
     """Kind, by how many, and the source of each picture; -1 where it lies outside the sequence."""
     count = len(sources)
     yield "reversed", 0, list(range(count))[::-1]
-    yield "doubled", 2, [at // 2 for at in range(count)]
+    if len({*sources} - {-1}) < count - sources.count(-1):  # some picture comes twice
+        yield "doubled", 2, [at // 2 for at in range(count)]
     if -1 not in sources:
         yield from (("rotated", by, [(at - by) % count for at in range(count)]) for by in range(1, count))
-    for by in sorted(set(range(1 - count // 2, count // 2)) - {0}, key=abs):
+    most = max(1, (count - 1) // 2)
+    for by in sorted(set(range(-most, most + 1)) - {0}, key=abs):
         within = [at - by if 0 <= at - by < count else -1 for at in range(count)]
         yield ("late" if by > 0 else "early"), abs(by), within

@@ -108,14 +108,14 @@ def _train_gain(found: Mapping[str, float | str]) -> Trained | None:
     )
     entries, ranges = [], {}
     if any(abs(gain - 1) > 1e-3 for gain in gains):
-        entries, ranges = ["brightness"], {"gain": _between(gains, 1.0)}
+        entries, ranges = ["brightness"], {"gain": _between("gain", gains, 1.0)}
     if any(abs(offset) > 0.5 for offset in offsets):
-        entries, ranges = [*entries, "offset_8"], ranges | {"offset": _between(offsets, 0.0)}
+        entries, ranges = [*entries, "offset_8"], ranges | {"offset": _between("offset", offsets, 0.0)}
     return entries or ["brightness"], ranges
 
 
 def _train_gamma(found: Mapping[str, float | str]) -> Trained:
-    return ["gamma_09"], {"gamma": _between([float(found["gamma"])], 1.0)}
+    return ["gamma_09"], {"gamma": _between("gamma", [float(found["gamma"])], 1.0)}
 
 
 def _train_noise(found: Mapping[str, float | str]) -> Trained:
@@ -142,10 +142,11 @@ def _up_to(name: str, value: float) -> list[float]:
     return [PARAMETERS[name].least, round(most, 3)]
 
 
-def _between(values: Sequence[float], neutral: float) -> list[float]:
-    """From nothing to a neighbourhood of values."""
+def _between(name: str, values: Sequence[float], neutral: float) -> list[float]:
+    """From nothing to a neighbourhood of values, within what the parameter may be."""
     reached = [neutral, *(neutral + _AROUND * (value - neutral) for value in values)]
-    return [round(min(reached), 3), round(max(reached), 3)]
+    least, most = PARAMETERS[name].least, PARAMETERS[name].most
+    return [round(min(max(end, least), most), 3) for end in (min(reached), max(reached))]
 
 
 def write_switch(found: Fingerprint, line: str = "") -> str:

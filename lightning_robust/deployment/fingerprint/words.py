@@ -50,7 +50,8 @@ class Fingerprint:
 
     Args:
         causes: Most likely first; empty where nothing differs, or where the pictures do not allow a conclusion.
-        distance: Root mean square difference in levels of 8 bits, as dumped.
+        distance: Root mean square difference in levels of 8 bits, as dumped, but for units: those of both sides are
+            brought to levels first, and where they differ that is a cause.
         unexplained: The part of it that the causes do not explain, in the same unit.
         note: Units that were guessed, or why the pictures do not allow a conclusion.
         conclusive: Whether they allow one.

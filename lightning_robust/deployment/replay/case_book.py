@@ -114,9 +114,16 @@ def measure_case(
     try:
         recording = case.open(batch_size)
         report = measure(case, recording)
+        return _with_picture(case, recording, report, subject)
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         problem = one_line(error)
         return ReplayedCase(problem=problem), tuple(_not_measured(case, problem))
+
+
+def _with_picture(
+    case: Case, recording: Recording, report: ReplayReport, subject: str
+) -> tuple[ReplayedCase, tuple[Check, ...]]:
+    """The numbers and checks of a case, and the frame in which the subject is farthest away."""
     checks = tuple(replay_checks(report, case.bounds, case.name))
     numbers = replay_numbers(report)
     drawn = subject if f"{subject}/p99_px" in numbers else _worst_subject(checks) or worst(report.runtimes) or ""

@@ -127,9 +127,9 @@ def _bound(result: CaseResult, check: Check) -> _Bound:
 def _about(case: Case) -> str:
     """The recording, the window and the class in one line."""
     window = case.window
-    seconds = window.first_s is not None or window.last_s is not None
-    first, last = (window.first_s or 0, window.last_s) if seconds else (window.first, window.last)
-    words = f"{'seconds' if seconds else 'frames'} {first} to {'the end' if last is None else last}"
+    first = f"frame {window.first}" if window.first_s is None else f"second {window.first_s}"
+    last = "the end" if window.last is None else f"frame {window.last}"
+    words = f"{first} to {last if window.last_s is None else f'second {window.last_s}'}"
     stride = f", one frame in {window.stride}" if window.stride > 1 else ""
     return f"{case.recording}, {words}{stride}" + (f", class {case.kind}" if case.kind else "")
 

@@ -77,9 +77,17 @@ def read_picture(path: Path) -> Picture:
     from PIL import Image
 
     with Image.open(path) as picture:
-        if picture.mode.startswith(_MORE_THAN_8_BITS):
-            raise ValueError(f"Expected 8 bits a channel, but got mode {picture.mode}. Convert it to 8 bits.")
+        stored = _raw_mode(picture)  # Pillow opens colours of 16 bits as RGB
+        if picture.mode.startswith(_MORE_THAN_8_BITS) or ";16" in stored:
+            raise ValueError(f"Expected 8 bits a channel, but got mode {stored or picture.mode}. Convert it to 8 bits.")
         return np.asarray(picture.convert("RGB"))
+
+
+def _raw_mode(picture: Any) -> str:
+    """How a file stores its pixels, e.g. ``"RGB;16B"``; empty where Pillow does not say."""
+    stored = picture.tile[0][3] if picture.tile else ""
+    first = stored[0] if isinstance(stored, tuple) and stored else stored
+    return first if isinstance(first, str) else ""
 
 
 def _by_frame_number(path: Path) -> list[tuple[bool, int, str]]:

@@ -16,12 +16,13 @@ _TOLD = ("p99_px", "swing_beyond_px", "bend_beyond_px", "lost")
 def replay_numbers(report: ReplayReport) -> dict[str, float]:
     """All numbers of a replay by name, each the largest of the lines that PyTorch finds, of what was measured.
 
-    Where PyTorch finds no line there is none to lose or to move: such a line has no numbers.
+    Where PyTorch finds no line there is none to lose or to move: such a line has ``gained`` alone.
     """
     numbers = {}
     for subject, result in {PYTORCH: report.reference, **report.runtimes, **report.perturbations}.items():
-        lines = [line for line, exact in zip(result.lines, report.reference.lines, strict=False) if exact["present"]]
+        present = [line for line, exact in zip(result.lines, report.reference.lines, strict=False) if exact["present"]]
         for metric in METRICS[:2] if result is report.reference else METRICS:
+            lines = result.lines if metric == "gained" else present
             values = [abs(line[key]) for line in lines if (key := metric.removesuffix("_px")) in line]
             if values:
                 numbers[f"{subject}/{metric}"] = max(values)
@@ -85,7 +86,7 @@ def _absence(report: ReplayReport, subject: str, metric: str) -> str:
         return "nothing was run" if subject == "any target" else "it was not run"
     if result.status != "measured":
         return f"{result.status}: {result.note}" if result.note else result.status
-    if not any(line["present"] for line in report.reference.lines):
+    if metric != "gained" and not any(line["present"] for line in report.reference.lines):
         return "PyTorch finds no line in these frames"
     if result is report.reference and metric not in METRICS[:2]:
         return "PyTorch is what others are measured against"

@@ -5,6 +5,8 @@ Columns are ``(frames, rows)`` in pixels for one line, NaN where there is none.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -32,7 +34,9 @@ def line_metrics(columns: Tensor, frames: Tensor | None = None) -> dict[str, flo
         >>> line_metrics(torch.tensor([[1.0], [-1.0], [1.0], [-1.0]]))
         {'swing': 2.0, 'present': 1.0}
     """
-    movement = _means({"swing": swings(_fill_gaps(columns, frames)), "bend": bends(columns)})
+    movement = _means(
+        {"swing": _overflowing(_fill_gaps(columns, frames), swings), "bend": _overflowing(columns, bends)}
+    )
     return movement | {"present": share_true(~columns.isnan())}
 
 
@@ -65,7 +69,12 @@ def deviation_metrics(reference: Tensor, columns: Tensor, frames: Tensor | None 
         {key: distance[f"d_{key}"] for key in ("mean", "p99", "max", "bias")}
         | {"lost": share_true(~there[here]), "gained": share_true(there[~here])}
         | {"frames_lost": share_true(~there[present].any(1))}
-        | _means({"swing_beyond": _fill_gaps(deviation, frames).diff(dim=0), "bend_beyond": bends(deviation)})
+        | _means(
+            {
+                "swing_beyond": _overflowing(_fill_gaps(deviation, frames), lambda each: each.diff(dim=0)),
+                "bend_beyond": _overflowing(deviation, bends),
+            }
+        )
     )
 
 
@@ -109,6 +118,12 @@ def _fill_gaps(columns: Tensor, frames: Tensor | None) -> Tensor:
     filled = columns.new_full((int(frames[-1] - frames[0]) + 1, *columns.shape[1:]), torch.nan)
     filled[frames - frames[0]] = columns
     return filled
+
+
+def _overflowing(columns: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
+    """What ``move`` makes of columns: infinite, not NaN, where all of its points are there and one is infinite."""
+    moved, lacking = move(columns), move(torch.where(columns.isnan(), columns, 0.0))
+    return torch.where(moved.isnan() & ~lacking.isnan(), torch.inf, moved)
 
 
 def _means(values: dict[str, Tensor]) -> dict[str, float]:

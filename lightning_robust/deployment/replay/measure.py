@@ -97,9 +97,8 @@ class _Replay:
         """Build the engines, and see which perturbations apply, on the first frames."""
         args = self._finder.inputs(chunk.pictures)
         count = len(chunk.frames)
-        self._finder.lines(
-            self._finder.run(take_rows(args, torch.arange(1), count))
-        )  # refused before anything is built
+        first = self._finder.lines(self._finder.run(take_rows(args, torch.arange(1), count)))
+        self._finder.check_geometry(first)  # both are refused before anything is built
         rows = take_rows(args, torch.arange(max(count, 2)) % count, count)  # of a single frame no batch can be told
         example = Subject(self._finder.module, rows, settings, calibration)
         for runtime, track in self._runtimes:

@@ -153,6 +153,19 @@ class LineFinder:
             return None
         return Geometry(torch.as_tensor(rows).double().cpu(), float(height), float(width))
 
+    def check_geometry(self, lines: Lines) -> None:
+        """Refuse rows that are not those of the columns, before anything is drawn on them.
+
+        Raises:
+            ValueError: Saying what ``rows`` should be.
+        """
+        geometry, count = self.geometry(), lines.columns.shape[2]
+        if geometry is not None and geometry.rows.shape != (count,):
+            raise ValueError(
+                f"Expected `rows` of {type(self.module).__name__} to be the {count} rows that the columns of "
+                f"{self.value!r} belong to, but got shape {tuple(geometry.rows.shape)}."
+            )
+
 
 def _are_lines(value: Tensor) -> bool:
     return value.is_floating_point() and value.ndim == 3

@@ -72,6 +72,28 @@ def test_symmetric_pictures_are_not_flipped():
         assert undo_arrangement(symmetric, CATALOGUE[entry].deployed(symmetric)).evidence == ()
 
 
+@pytest.mark.parametrize(("by", "kind"), [(1, "late"), (-1, "early")])
+def test_three_frames_are_enough_for_late_and_early(by, kind):
+    x = scenes()[:4]
+    found = undo_arrangement(x[1:], x[:3]) if by > 0 else undo_arrangement(x[:3], x[1:])
+    assert [(e.parameters["kind"], e.parameters["by"]) for e in found.evidence] == [(kind, 1.0)]
+
+
+@pytest.mark.parametrize("level", [0, 128])
+@pytest.mark.parametrize("trained", ["floats", "bytes"])
+def test_a_missing_channel_is_undone_in_units_of_its_own_side(trained, level):
+    """Training's pictures in [0, 1] and the deployed ones as bytes, and the other way round."""
+    levels = (255 * scenes()).round().clamp(0, 255).to(torch.uint8)
+    deployed = levels.clone()
+    deployed[:, 1] = level
+    sides = (levels / 255, deployed) if trained == "floats" else (levels, deployed / 255)
+    found = undo_arrangement(*sides)
+    assert [e.parameters for e in found.evidence] == [{"kind": "missing", "order": "R0B"}]
+    expected = deployed / 255 if trained == "floats" else deployed
+    torch.testing.assert_close(found.trained, expected.to(found.trained.dtype))
+    assert fingerprint(*sides).unexplained < 0.05
+
+
 def test_frames_that_hardly_differ_have_no_order():
     """Noise of one level decides which of two equal frames is nearer."""
     x = scenes()[:1].expand(6, -1, -1, -1)

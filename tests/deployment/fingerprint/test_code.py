@@ -29,6 +29,16 @@ def left_by(code, trained, deployed, step=1 / 255):
     return float((made.double() - deployed.double()).square().mean().sqrt()) / step
 
 
+@pytest.mark.parametrize("line", [r"fingerprint C:\Users\a.npy d.npy", 'fingerprint """a""" "b"', "fingerprint \\"])
+def test_any_command_line_stands_in_the_file(line):
+    x = scenes()[:1]
+    found = fingerprint(x, x**0.8)
+    code = write_transform(found, x, x**0.8, line=line)
+    scope = {}
+    exec(code, scope)
+    assert line in scope["__doc__"]
+
+
 def rounded(pixels):
     return (pixels.clamp(0, 1) * 255).round() / 255
 

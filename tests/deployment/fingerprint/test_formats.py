@@ -56,6 +56,15 @@ def test_another_usual_normalisation_is_undone():
     assert {cause.name for cause in fingerprint(training, deployed).causes} == {"gain_offset", "color_range"}
 
 
+def test_a_normalisation_that_was_told_tells_bytes_minus_128():
+    """With any mean and deviation, where training's darkest level is not black."""
+    levels = torch.randint(40, 220, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    trained = (levels / 255 - 0.4) / 0.27
+    plain, (evidence,) = undo_format(trained, (levels.short() - 128).to(torch.int8), 0.4, 0.27)
+    assert evidence.parameters == {"kind": "minus 128"}
+    assert torch.equal(plain, levels)
+
+
 def test_rejects_other_integers():
     with pytest.raises(TypeError, match="uint8, int8 or floating"):
         fingerprint(scenes(), scenes().int())

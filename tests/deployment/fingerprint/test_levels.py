@@ -18,6 +18,7 @@ LEVELS = torch.arange(256.0).repeat(3, 1).view(1, 3, 16, 16)
         (LEVELS / 255, {}, "[0, 1]"),
         (PixelSpace(*IMAGENET).from_pixels(LEVELS / 255), {}, "normalised with ImageNet's mean and std"),
         (PixelSpace(0.5, 0.5).from_pixels(LEVELS / 255), {}, "normalised with 0.5 as mean and std"),
+        (PixelSpace(0.5, 0.5).from_pixels(LEVELS[:, :1] / 255), {}, "normalised with 0.5 as mean and std"),
         (PixelSpace(0.4, 0.2).from_pixels(LEVELS / 255), {}, "normalised with an unknown mean and std"),
         (
             PixelSpace(0.4, 0.2).from_pixels(LEVELS / 255),

@@ -10,7 +10,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import affine_grid, grid_sample, interpolate
+from torch.nn.functional import affine_grid, avg_pool2d, grid_sample, interpolate
 
 from lightning_robust.demo.lanes import LaneData
 from lightning_robust.deployment.fingerprint.search import fingerprint
@@ -141,6 +141,41 @@ def test_a_forgotten_normalisation_is_told(roads):
     assert names(fingerprint(roads, roads * 255))[:1] == ["gain_offset"]
 
 
+def test_a_difference_in_the_last_of_many_pictures_is_seen():
+    """Half a million pixels are searched: of 40 pictures of 128 x 128 and of three of 736 x 736 not all."""
+    generator = torch.Generator().manual_seed(0)
+    for count, side in ((40, 128), (3, 736)):
+        trained = interpolate(torch.rand(count, 3, 24, 24, generator=generator), size=(side, side), mode="bilinear")
+        deployed = trained.clone()
+        deployed[-(count // 5 + 1) :] = deployed[-(count // 5 + 1) :] ** 0.6
+        assert fingerprint(trained, deployed).differs
+
+
+def test_units_of_the_deployed_side_are_told():
+    """Gain and offset are in training's levels, and a black that was guessed is said."""
+    trained = avg_pool2d(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)), 5, 1, 2)
+    found = fingerprint(trained, (trained - 0.4) / 0.1)
+    (cause,) = (cause for cause in found.causes if cause.name == "gain_offset")
+    assert "The deployed side's pictures are normalised with an unknown mean and std; its darkest" in found.note
+    black = float(((trained - 0.4) / 0.1).amin((0, 2, 3))[0])
+    assert cause.parameters["offset"] == pytest.approx(255 * black, rel=1e-3)
+
+
+@pytest.mark.parametrize("side", [28, 32])
+@pytest.mark.parametrize("change", ["flip", "noise", "gamma"])
+def test_the_smallest_pictures(side, change):
+    generator = torch.Generator().manual_seed(0)
+    trained = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8, generator=generator)
+    deployed = {
+        "flip": trained.flip(3),
+        "noise": (trained + 9 * torch.randn(trained.shape, generator=generator)).clamp(0, 255).to(torch.uint8),
+        "gamma": (255 * (trained / 255) ** 0.8).round().to(torch.uint8),
+    }[change]
+    assert fingerprint(trained, deployed).differs
+    with pytest.raises(ValueError, match="at least 28 x 28 pixels"):
+        fingerprint(trained[..., :27], deployed[..., :27])
+
+
 def test_constant_pictures_cannot_tell():
     flat = torch.full((2, 3, 32, 32), 0.5)
     found = fingerprint(flat, flat + 0.1)
@@ -259,7 +294,7 @@ def test_the_text_gives_sentence_and_line(roads):
         (torch.rand(3, 32, 32), torch.rand(3, 32, 32), ValueError, r"images\[None\]"),
         (torch.rand(1, 32, 32, 3), torch.rand(1, 32, 32, 3), ValueError, "Channels seem to come last"),
         (torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 48), ValueError, "of training's shape"),
-        (torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8), ValueError, "at least 16 x 16"),
+        (torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8), ValueError, "at least 28 x 28"),
         (torch.ones(1, 3, 32, 32).int(), torch.ones(1, 3, 32, 32).int(), TypeError, "uint8 or floating"),
         (torch.full((1, 3, 32, 32), torch.nan), torch.rand(1, 3, 32, 32), ValueError, "Expected finite"),
     ],

@@ -28,6 +28,8 @@ CASES = [
     ),
     ("gamma", {"gamma": 1.2}, ["gamma_09"], {"gamma": [1.0, 1.3]}),
     ("noise", {"std": 2.0}, ["noise_2"], {"noise": [0.0, 3.0]}),
+    ("gamma", {"gamma": 0.3}, ["gamma_09"], {"gamma": [0.01, 1.0]}),
+    ("gain_offset", {"gain": 1.0, "offset": -200.0}, ["offset_8"], {"offset": [-255.0, 0.0]}),
 ]
 
 

@@ -112,6 +112,19 @@ def test_what_is_beyond_comes_first_and_what_cannot_be_read_stops_nothing(case):
     assert results[2].now.picture == b""
 
 
+def test_a_picture_that_cannot_be_drawn_stops_nothing(case):
+    def measure(case, recording):
+        report = NOW(case, recording)
+        few = replace(report.geometry, rows=report.geometry.rows[1:])
+        return replace(report, geometry=few) if case.name == "bad" else report
+
+    results = {
+        each.case.name: each for each in run_cases([variant(case, n) for n in ("bad", "calm")], measure, nothing_before)
+    }
+    assert {name: each.status for name, each in results.items()} == {"bad": "unmeasured", "calm": "within"}
+    assert results["bad"].now.problem.startswith("ValueError: x and y must have same first dimension")
+
+
 def test_an_engine_that_fails_in_one_case_is_not_measured_there(case):
     def failing(case, recording):
         raise RuntimeError("CUDA error\nand a trace")

@@ -1,13 +1,15 @@
 """Recordings: order, strides, what cannot be decoded, what cannot be read at all."""
 
+import struct
 import sys
+import zlib
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from lightning_robust.deployment.replay.frames import Pictures, open_recording
+from lightning_robust.deployment.replay.frames import Pictures, open_recording, read_picture
 from lightning_robust.deployment.replay.video import Video
 
 from ..recordings import save_pictures, save_video, stripes
@@ -100,6 +102,20 @@ def test_grey_and_transparent_frames_are_rgb(tmp_path, mode):
     (chunk,) = open_recording(tmp_path)
     assert chunk.pictures.shape == (1, 32, 64, 3)
     assert brightest(chunk.pictures) == [20]
+
+
+@pytest.mark.parametrize(("kind", "channels"), [(2, 3), (6, 4), (0, 1), (4, 2)])
+def test_16_bits_a_channel_are_refused(tmp_path, kind, channels):
+    """RGB, RGBA, grey, and grey with transparency: Pillow would cut three of them to 8 bits."""
+    parts = {
+        b"IHDR": struct.pack(">IIBBBBB", 1, 1, 16, kind, 0, 0, 0),
+        b"IDAT": zlib.compress(b"\0" + bytes(2 * channels)),
+        b"IEND": b"",
+    }
+    chunks = [struct.pack(">I", len(v)) + k + v + struct.pack(">I", zlib.crc32(k + v)) for k, v in parts.items()]
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    with pytest.raises(ValueError, match="8 bits a channel, but got mode .*16"):
+        read_picture(tmp_path / "a.png")
 
 
 def test_one_picture(folder):

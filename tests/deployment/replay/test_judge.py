@@ -52,9 +52,19 @@ def test_a_line_that_pytorch_does_not_find_has_no_numbers(straight):
     assert numbers["emulated-fp16/mean_px"] == 0.25
     nothing = torch.full_like(straight, math.nan)
     empty = report(nothing, {"emulated-fp16": result(nothing, nothing)})
-    assert replay_numbers(empty) == {}
+    assert replay_numbers(empty) == {"emulated-fp16/gained": 0.0}
     (check,) = replay_checks(empty, {"emulated-fp16/p99_px": 5.0})
     assert (check.status, check.note) == ("unmeasured", "PyTorch finds no line in these frames")
+
+
+@pytest.mark.parametrize("found", [0, 1])
+def test_a_line_that_the_engine_alone_finds_is_gained(straight, found):
+    """Beside one that PyTorch finds too, and where it finds none."""
+    absent = straight.clone()
+    absent[:, found:] = math.nan
+    invented = report(absent, {"emulated-fp16": result(absent, straight)})
+    (check,) = replay_checks(invented, {"emulated-fp16/gained": 0.01})
+    assert (check.status, check.value) == ("beyond", 1.0)
 
 
 def test_a_limit_without_a_target_is_for_all_that_have_none_of_their_own(straight):

@@ -32,6 +32,18 @@ def test_undefined_is_absent():
     assert "swing_beyond" not in deviation_metrics(grid(1), grid(1))
 
 
+def test_what_overflows_moves_without_end():
+    """In all frames or in one; a point that is lost is still none."""
+    everywhere = torch.full_like(grid(), torch.inf)
+    once, lost = grid().clone(), everywhere.clone()
+    once[4, 2], lost[:] = -torch.inf, NAN
+    for overflown in (everywhere, once):
+        metrics = deviation_metrics(grid(), overflown)
+        assert (metrics["swing_beyond"], metrics["bend_beyond"]) == (torch.inf, torch.inf)
+        assert line_metrics(overflown) == {"swing": torch.inf, "bend": torch.inf, "present": 1.0}
+    assert "swing_beyond" not in deviation_metrics(grid(), lost)
+
+
 def test_no_movement_across_a_gap():
     # frames 3 to 7 are missing: the even movement seems to jump there, but nobody saw it
     places = torch.tensor([0, 1, 2, 8, 9])

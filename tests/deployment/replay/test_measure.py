@@ -349,6 +349,14 @@ def test_rejects_decode_without_lines(recording):
         replay(Stripes(), recording, [], value="present")
 
 
+def test_rejects_rows_of_another_number(recording):
+    """Before anything is built, not when the first picture is drawn."""
+    module = Bright()
+    module.rows = module.rows[:-1]
+    with pytest.raises(ValueError, match=r"Expected `rows` of Bright to be the \d+ rows that the columns of"):
+        replay(module, recording, [])
+
+
 def test_rejects_preprocess_of_another_number(recording):
     class Half(Stripes):
         def preprocess(self, frames):
