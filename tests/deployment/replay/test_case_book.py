@@ -176,7 +176,7 @@ def test_one_page_with_both_sides(case, tmp_path):
     assert text.index('href="#case-1">tight') < text.index('href="#case-2">calm')
     assert "2 cases: 1 beyond, 1 within." in text
     assert "It &lt;swung&gt;." in text
-    assert "frames 2 to 7, class shade" in text
+    assert "frame 2 to frame 7, class shade" in text
     cells = re.findall(r"<td>(?:<strong[^>]*>)?([^<]*)", text[text.index('id="case-1"') :])
     assert cells[:6] == ["emulated-fp16/", "beyond", "0.5", "0.4", "0.25", "frame 2"]
     assert text.count("data:image/jpeg;base64,") == 4
