@@ -31,7 +31,7 @@ def test_units_are_recognised(images, given, description):
     units = find_units(images, **given)
     assert units.description == description
     assert units.guessed == ("unknown" in description)
-    torch.testing.assert_close(units.to_levels(images), LEVELS.double(), rtol=0, atol=1e-3)
+    torch.testing.assert_close(units.to_levels(images), LEVELS[:, : images.shape[1]].double(), rtol=0, atol=1e-3)
 
 
 def test_half_precision_keeps_the_grid():

@@ -114,7 +114,7 @@ def test_16_bits_a_channel_are_refused(tmp_path, kind, channels):
     }
     chunks = [struct.pack(">I", len(v)) + k + v + struct.pack(">I", zlib.crc32(k + v)) for k, v in parts.items()]
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
-    with pytest.raises(ValueError, match="8 bits a channel, but got mode .*16"):
+    with pytest.raises(ValueError, match=r"8 bits a channel, but got mode .*16"):
         read_picture(tmp_path / "a.png")
 
 

@@ -351,9 +351,9 @@ def test_rejects_decode_without_lines(recording):
 
 def test_rejects_rows_of_another_number(recording):
     """Before anything is built, not when the first picture is drawn."""
-    module = Bright()
+    module = Stripes()
     module.rows = module.rows[:-1]
-    with pytest.raises(ValueError, match=r"Expected `rows` of Bright to be the \d+ rows that the columns of"):
+    with pytest.raises(ValueError, match=r"Expected `rows` of Stripes to be the \d+ rows that the columns of"):
         replay(module, recording, [])
 
 
