@@ -155,6 +155,8 @@ class DeploymentParityCallback(CalibratedDiagnostic):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse what cannot work and say at once which targets are missing here."""
         super().setup(trainer, pl_module, stage)
+        if stage == "fit" and trainer.current_epoch == 0:  # of an earlier fit nothing is left
+            self._record, self._attempted = ParityRecord(), False
         named = self.targets if isinstance(self.targets, list) else []
         add_layout(trainer, "deployment parity", charts(decoder_of(pl_module, self.decode) is not None, named))
         self._told = missing_targets(trainer, self.guard, available(named, self.engines), self.engines)

@@ -127,10 +127,25 @@ class Examined:
         task: What the task says of its outputs.
         report: The numbers.
         inputs: All samples that were gathered; a pass during the fit takes the first of them.
+        step: That of the weights, by which late results are marked.
     """
 
-    def __init__(self, subject: Subject, task: Task, report: ParityReport, inputs: FirstInputs) -> None:
-        self.subject, self.task, self.report, self.inputs = subject, task, report, inputs
+    def __init__(self, subject: Subject, task: Task, report: ParityReport, inputs: FirstInputs, step: int) -> None:
+        self.subject, self.task, self.report, self.inputs, self.step = subject, task, report, inputs, step
+
+    def lacks(self, made: Runtime) -> bool:
+        """Whether a slow runtime that is there has no numbers of these weights."""
+        return made.slow and not self.has_numbers(made) and bool(made.can_build(self.subject.settings))
+
+    def has_numbers(self, made: Runtime) -> bool:
+        """Whether a slow runtime has been measured with these weights, and not with those of an earlier step."""
+        target = self.report.targets.get(made.name)
+        return (
+            made.slow
+            and target is not None
+            and target.status in ("measured", "built")
+            and target.step in (None, self.step)
+        )
 
 
 class ParityMeter:
@@ -177,35 +192,41 @@ class ParityMeter:
             runtimes = available(self._targets, self._engines)
             what = runtimes, self._perturbations, pixel_space(trainer, self._mean, self._std)
             parity = self._pass(subject, task, timed=trainer.state.fn != "fit")
+            step, perturb = log_step(trainer), self._pictures.perturb
             if self._engines.background and trainer.state.fn == "fit":
-                step, epoch = log_step(trainer), trainer.current_epoch
-                perturb = self._pictures.perturb
+                epoch = trainer.current_epoch
                 report = self.background.measure(parity, *what, step=step, epoch=epoch, perturb=perturb)
             else:
-                report = parity.report(*what, perturb=self._pictures.perturb)
+                report = parity.report(*what, perturb=perturb)
             if trainer.state.fn == "fit":
                 weights = MeasuredWeights(trainer.current_epoch, trainer.global_step)
             else:
                 weights = MeasuredWeights(None, None, str(trainer.ckpt_path or ""), digest(snapshot.weights))
             report = replace(report, weights=weights, about=about_run(trainer, pl_module))
-            return Examined(subject, task, report, snapshot.inputs)
+            return Examined(subject, task, report, snapshot.inputs, step)
 
     def measure_again(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, last: Examined, state: Mapping[str, Tensor]
     ) -> Examined:
         """Measure the weights that the fit returned, on all samples that the last pass had gathered.
 
-        Slow runtimes keep their numbers of the last pass where the weights are the same. Where that pass was of these
-        weights and took all samples, it is given back, and nothing is measured.
+        Slow runtimes keep their numbers of the last pass where they are of the same weights. Where that pass was of
+        these weights, took all samples and every slow runtime has its numbers, it is given back, and nothing is
+        measured.
         """
         with _isolated():
             same = are_equal(state, last.subject.module.state_dict())
-            if same and last.subject.samples >= last.inputs.count:
+            runtimes = available(self._targets, self._engines)
+            waiting = [
+                made
+                for made in runtimes
+                if made.slow and not last.has_numbers(made) and made.can_build(last.subject.settings)
+            ]
+            if same and not waiting and last.subject.samples >= last.inputs.count:
                 last.report = replace(last.report, weights=replace(last.report.weights, digest=digest(state)))
                 return last
             subject, task = self._subject(pl_module, state, last.inputs, last.inputs.count)
-            runtimes = available(self._targets, self._engines)
-            runtimes = [made for made in runtimes if not (same and _has_numbers(made, last.report))]
+            runtimes = [made for made in runtimes if not (same and last.has_numbers(made))]
             report = self._pass(subject, task, timed=True).report(
                 runtimes, self._perturbations, pixel_space(trainer, self._mean, self._std), self._pictures.perturb
             )
@@ -213,7 +234,7 @@ class ParityMeter:
                 report = _with_slow_targets(report, last.report)
             weights = last.report.weights if same else MeasuredWeights(None, trainer.global_step)
             report = replace(report, weights=replace(weights, digest=digest(state)), about=last.report.about)
-            return Examined(subject, task, report, last.inputs)
+            return Examined(subject, task, report, last.inputs, log_step(trainer))
 
     def scalars(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, snapshot: Snapshot, samples: int, tag: str
@@ -265,10 +286,6 @@ def are_equal(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
     return ours.keys() == theirs.keys() and all(
         torch.equal(value.to(theirs[name]), theirs[name]) for name, value in ours.items()
     )
-
-
-def _has_numbers(made: Runtime, report: ParityReport) -> bool:
-    return made.slow and made.name in report.targets
 
 
 def _with_slow_targets(report: ParityReport, earlier: ParityReport) -> ParityReport:

@@ -122,7 +122,9 @@ class ParityRecord:
         """Results of engines that an earlier pass had started, if there are any."""
         if late is None:
             return Numbers()
-        self.report = late.merged_into(self.report) if self.report is not None else None
+        if self.report is not None:
+            self.report = late.merged_into(self.report)
+            self.history[-1:] = [(epoch, self.report.attribution) for epoch, _ in self.history[-1:]]
         return Numbers.of(late)
 
     def carry(self, trainer: pl.Trainer) -> None:

@@ -63,8 +63,8 @@ def execute(made: Runtime, subject: Subject, window: slice = slice(None), *, tim
         >>> import torch
         >>> from lightning_robust.deployment.engines import runtime
         >>> subject = Subject(torch.nn.Linear(3, 1).eval(), (torch.ones(4, 3),))
-        >>> execute(runtime("torch-bf16"), subject).outputs[0].dtype
-        torch.bfloat16
+        >>> execute(runtime("torch-bf16"), subject).status
+        'measured'
     """
     start = time.monotonic()
     try:
@@ -77,8 +77,9 @@ def execute(made: Runtime, subject: Subject, window: slice = slice(None), *, tim
         seconds = time.monotonic() - start
         status: Status = "built" if run is None else "measured"
         clock = built.clock if timed else None
-        latency = None if clock is None else _latency(clock, subject)
-        return Execution(status, outputs, run, built.note, built.warning, built.size, seconds, built.layers, latency)
+        latency, untimed = (None, "") if clock is None else _latency(clock, subject)
+        warning = "; ".join(filter(None, (built.warning, untimed)))
+        return Execution(status, outputs, run, built.note, warning, built.size, seconds, built.layers, latency)
     except Exception as error:
         return Execution(status_of(error), note=one_line(error), seconds=time.monotonic() - start)
 
@@ -88,11 +89,14 @@ def status_of(error: Exception) -> Status:
     return "unavailable" if isinstance(error, EngineError) and error.kind == "unavailable" else "failed"
 
 
-def _latency(clock: Clock, subject: Subject) -> Latency:
-    """On one batch as it is deployed; the samples are repeated where there are fewer."""
+def _latency(clock: Clock, subject: Subject) -> tuple[Latency | None, str]:
+    """On one batch as it is deployed, whose samples are repeated where there are fewer; else why there is none."""
     size, samples = subject.deployed_batch, subject.samples
     rows = torch.arange(size) % samples
-    return Latency.of(clock(take_rows(subject.example, rows, samples)), size)
+    try:
+        return Latency.of(clock(take_rows(subject.example, rows, samples)), size), ""
+    except Exception as error:  # what a module makes of this batch takes nothing from its outputs
+        return None, f"it could not be timed on a batch of {size}: {one_line(error)}"
 
 
 def run_in_batches(runner: Runner, args: tuple[Any, ...], size: int = CHUNK) -> list[Tensor]:

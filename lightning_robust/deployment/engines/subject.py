@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeVar
 from torch import nn
 
 from lightning_robust.deployment.engines.int8 import Calibrated, calibrate_graph, quantise_graph
-from lightning_robust.deployment.engines.settings import DEFAULTS, BuildSettings
+from lightning_robust.deployment.engines.settings import DEFAULTS, BuildSettings, read_names
 from lightning_robust.deployment.graph.export import Exported, export
 from lightning_robust.deployment.graph.lint import HALF_RULES, Finding, lint
 from lightning_robust.deployment.numerics.quantise import Quantised
@@ -178,7 +178,8 @@ class Subject:
     def _named(self, setting: str) -> tuple[str, ...]:
         """A list of the settings, or else of the module."""
         names = getattr(self.settings, setting)
-        return tuple((getattr(self.module, setting, None) or ()) if names is None else names)
+        given = read_names(setting, getattr(self.module, setting, None)) if names is None else names
+        return tuple(given or ())
 
     def findings(self) -> tuple[Finding, ...]:
         """What :func:`~.lint.lint` finds in the graph; nothing before a runtime has asked for the graph.

@@ -25,6 +25,8 @@ class TorchRuntime(Runtime):
         module = copy.deepcopy(subject.module).to(device, dtype)
 
         def run(args: tuple[Any, ...]) -> list[Tensor]:
-            return run_module(module, to_args(args, dtype, device))
+            outputs = run_module(module, to_args(args, dtype, device))
+            # a decoder computes in fp32 behind every engine
+            return [each.float() if each.dtype in (torch.float16, torch.bfloat16) else each for each in outputs]
 
         return Built(run, clock=host_clock(run))

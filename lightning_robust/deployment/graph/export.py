@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from lightning_robust.deployment.graph.explain import ExportError, explained
 from lightning_robust.deployment.graph.frozen import Flat, frozen_copy, named_inputs, to_args
 from lightning_robust.deployment.graph.origin import Origin, read_origins
-from lightning_robust.structures import flatten, take_rows
+from lightning_robust.structures import count_rows, flatten, take_rows
 
 __all__ = ["ExportError", "Exported", "Flat", "Template", "export", "frozen_copy", "quiet", "to_args"]
 _Shapes = tuple[dict[int, Any], ...]
@@ -100,7 +100,7 @@ class Template:
         self._batch: int | None = None
         self._notes: tuple[str, ...] = ()
         tensors = named_inputs(args)
-        batch = next(iter(tensors.values())).shape[0]
+        batch = count_rows(args)
         if batch < 2:
             raise ValueError(f"Expected a batch of at least 2 samples to export with a dynamic batch, but got {batch}.")
         dimension = torch.export.Dim("batch", min=1, max=max(batch, max_batch))

@@ -14,7 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from lightning_robust.deployment.graph.export import Exported, Flat, Template
 from lightning_robust.deployment.graph.session import Session
 from lightning_robust.functional.weights import call_with
-from lightning_robust.structures import flatten, take_rows
+from lightning_robust.structures import count_rows, flatten, take_rows
 
 _TOLERANCE = 1e-4  # of the largest output: a hundred times what ONNX Runtime and PyTorch differ by in fp32
 
@@ -54,7 +54,7 @@ class GraphKeeper:
             max_batch: The largest batch that the graph has to take.
         """
         start = time.monotonic()
-        samples = next(iter(flatten(args).values())).shape[0]
+        samples = count_rows(args)
         rows = take_rows(args, slice(2), samples)
         program = _program(module, rows, max_batch)
         if self._template is not None and program and program == self._program:

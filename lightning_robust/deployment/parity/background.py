@@ -63,7 +63,12 @@ class LateResults:
         return tags | chain_scalars(self.chain)
 
     def merged_into(self, report: ParityReport) -> ParityReport:
-        """A later pass's report with these results in it."""
+        """A later pass's report with these results in it.
+
+        Distances in another unit than the pass has, as before the first box is found, have no place on its scale.
+        """
+        if self.unit != report.unit:
+            return replace(report, targets=report.targets | self.targets, notes=report.notes + self.notes)
         late = {link.key for link in self.chain}
         return replace(
             report,

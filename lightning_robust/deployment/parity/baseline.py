@@ -154,7 +154,7 @@ class Baseline:
     def _read(self, outputs: list[Tensor], first: slice) -> tuple[Scale, Readout]:
         decode, known = self._task.decode, self._task.known
         example = self._subject.rows(slice(0, 2))  # for the structure alone
-        for attempt in (known, None):
+        for attempt in dict.fromkeys((known, None)):
             try:
                 scale = Scale(self._subject.module, example, decode, attempt)
                 return scale, scale.read(outputs, first)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 T = TypeVar("T")
 
-EPS = {"fp64": 2.0**-53, "fp32": 2.0**-24, "tf32": 2.0**-11, "fp16": 2.0**-11, "bf16": 2.0**-8, "int8": 2.0**-8}
+EPS = {"fp64": 2.0**-53, "fp32": 2.0**-24, "tf32": 2.0**-11, "bf16": 2.0**-8, "int8": 2.0**-8}
+EPS |= dict.fromkeys(("fp16", "fp16acc"), 2.0**-11)
 """Half a step of each precision, relative to the number: the largest error of one rounding."""
 _UNRESOLVED = 64  # an output that spreads over fewer steps is constant: rounding alone would be its whole distance
 
@@ -37,7 +38,7 @@ def compare_outputs(
     Args:
         reference: Tensors ``(batch, ...)``, usually fp64.
         deployed: As many, of the same shapes, any type.
-        precision: That of the deployed side, a key of :data:`EPS`.
+        precision: That of the deployed side, a key of :data:`EPS`; one of a package that is none counts as fp32.
 
     Raises:
         ValueError: If numbers of outputs or shapes differ, or an output is empty.
@@ -72,7 +73,7 @@ def is_constant(values: Tensor, precision: str = "fp32") -> bool:
         (True, False)
     """
     finite = values[values.isfinite()].double()
-    return bool(_centred_norm(finite) <= _UNRESOLVED * EPS[precision] * finite.norm())
+    return bool(_centred_norm(finite) <= _UNRESOLVED * EPS.get(precision, EPS["fp32"]) * finite.norm())
 
 
 def compare_decoded(reference: Mapping[str, Tensor], deployed: Mapping[str, Tensor]) -> dict[str, float]:

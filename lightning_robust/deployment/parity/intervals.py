@@ -56,10 +56,11 @@ def is_settled(value: float, interval: Interval | None, tolerance: float | None)
 
 
 def _worst_relative(reference: Readout, deployed: Readout, precision: str) -> Interval:
-    """Of the worst output."""
+    """Of the worst output; none where one has none, which may be the worst."""
     pairs = zip(reference.outputs, deployed.outputs, strict=True)
     each = [_relative_interval(r, d, precision) for r, d in pairs if r.is_floating_point()]
-    return max(each, key=lambda interval: interval.high, default=Interval(math.nan, math.nan))
+    none = Interval(math.nan, math.nan)
+    return none if any(math.isnan(one.high) for one in each) else max(each, key=lambda one: one.high, default=none)
 
 
 def _relative_interval(reference: Tensor, deployed: Tensor, precision: str) -> Interval:

@@ -10,6 +10,7 @@ from torch import nn
 
 from lightning_robust.deployment.engines import Subject, available
 from lightning_robust.deployment.engines.settings import DEFAULTS, BuildSettings
+from lightning_robust.deployment.graph.explain import ExportError
 from lightning_robust.deployment.graph.frozen import frozen_copy, to_args
 from lightning_robust.deployment.parity.judge import judge_report
 from lightning_robust.deployment.parity.localise import localise
@@ -64,5 +65,8 @@ def judge_module(
     try:
         found = localise(subject, report, decode=reads, known=known, limits=limits, time_limit=_TIME)
         return judge_report(found, limits, budget, targets or ())
-    except ValueError:  # a graph that cannot be emulated, or outputs that are not finite: there is no layer to name
+    except (
+        ExportError,
+        ValueError,
+    ):  # a graph that cannot be emulated, or outputs that are not finite: there is no layer to name
         return judgement

@@ -15,8 +15,8 @@ from lightning_robust.deployment.parity.attribution import bias_of
 from lightning_robust.deployment.parity.baseline import Baseline, Measured, measure_distance
 from lightning_robust.deployment.parity.links import Link
 from lightning_robust.deployment.parity.perturbed_inputs import PerturbedInputs
-from lightning_robust.deployment.parity.readout import Readout, Values
-from lightning_robust.deployment.parity.result import BEYOND
+from lightning_robust.deployment.parity.readout import DECISIONS, PLAIN_UNIT, Readout, Values
+from lightning_robust.deployment.parity.result import BEYOND, lost_first
 from lightning_robust.deployment.parity.scale import Moved, mean_of
 from lightning_robust.deployment.pixels.catalogue import Perturbation
 from lightning_robust.deployment.pixels.perturb import PerturbedImages
@@ -81,8 +81,9 @@ class PerturbationSweep:
             try:
                 batch = perturb(self._images(window), pixels, [each.entry for each in active])
             except ValueError as error:
-                self.notes.append(f"Preprocessing was not perturbed: {error}")
-                return {}
+                further = " on further samples" if any(each.found for each in everything) else ""
+                self.notes.append(f"Preprocessing was not perturbed{further}: {error}")
+                break
             made = {images.entry.name: images for images in track(batch, "Perturbing pictures", len(active))}
             active = self._add_all(active, made, window)
             if not active or self.is_late():
@@ -139,7 +140,7 @@ class PerturbationSweep:
         beyond = found
         if each.entry.motion is not None:
             values = self._expected(trained.values, each.entry.matrix(*self._images(window).shape[-2:]))
-            if not values:
+            if not values or self.baseline.unit in (PLAIN_UNIT, DECISIONS):  # of outputs nobody knows how they move
                 return found
             expected = Readout(trained.outputs, values, trained.known)
             beyond = measure_distance(expected, deployed, window.stop)
@@ -161,7 +162,7 @@ def preprocessing_link(moved: Mapping[str, Measured], runner: str, unit: str) ->
     """The last link: what the median perturbation does to the outputs of a runtime; none without perturbations."""
     if not moved:
         return ()
-    name = sorted(moved, key=lambda name: moved[name].metrics[unit])[len(moved) // 2]
+    name = sorted(moved, key=lambda name: lost_first(moved[name].metrics[unit]))[len(moved) // 2]
     found = moved[name]
     interval = found.intervals.get(unit, Interval(math.nan, math.nan))
     value, bias = found.metrics[unit], found.metrics.get(bias_of(unit), math.nan)

@@ -121,7 +121,8 @@ class Readout(NamedTuple):
         Where a value knows how to align itself, outputs may be of another number of boxes; elsewhere, and where it has
         nothing to align, another shape is a mistake that the comparison names.
         """
-        if not any(isinstance(value, Decoded) and not value.empty for value in self.values.values()):
+        both = (*self.values.values(), *deployed.values.values())
+        if not any(isinstance(value, Decoded) and not value.empty for value in both):
             return True
         return [each.shape for each in self.outputs] == [each.shape for each in deployed.outputs]
 
