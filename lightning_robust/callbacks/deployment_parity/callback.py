@@ -41,6 +41,9 @@ class TargetError(RuntimeError):
     """A target was asked for and has no numbers."""
 
 
+_UNSEEN = "nothing was measured: no validation batch was seen. Give the Trainer a loader that has one."
+
+
 class DeploymentParityCallback(CalibratedDiagnostic):
     r"""Measure at every validation how far the deployed model is from the trained one, and log the causes.
 
@@ -137,7 +140,7 @@ class DeploymentParityCallback(CalibratedDiagnostic):
         self._meter = ParityMeter(*meant, engines=self.engines, calibration=self.calibration)
         self._counts = SampleCounts(num_samples, pass_samples, input_key, examined=localise)
         self._record = ParityRecord()
-        self._due = self._attempted = False
+        self._due = False
         self._told: dict[str, str] = {}
         self._snapshot: Snapshot | None = None
 
@@ -155,8 +158,7 @@ class DeploymentParityCallback(CalibratedDiagnostic):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse what cannot work and say at once which targets are missing here."""
         super().setup(trainer, pl_module, stage)
-        if stage == "fit" and trainer.current_epoch == 0:  # of an earlier fit nothing is left
-            self._record, self._attempted = ParityRecord(), False
+        self._record = self._record.at_setup(trainer, stage)
         named = self.targets if isinstance(self.targets, list) else []
         add_layout(trainer, "deployment parity", charts(decoder_of(pl_module, self.decode) is not None, named))
         self._told = missing_targets(trainer, self.guard, available(named, self.engines), self.engines)
@@ -192,7 +194,7 @@ class DeploymentParityCallback(CalibratedDiagnostic):
         if not self._due:
             show(trainer, self._collect(trainer, self._meter.background.collect), pl_module)
             return
-        self._attempted = True
+        self._record.attempted = True
         measure = functools.partial(self._measure, trainer, pl_module)
         numbers = self.guard.attempt(trainer, lambda: on_rank_zero(trainer, measure, "It"), "the parity pass failed")
         self._snapshot = None
@@ -236,9 +238,8 @@ class DeploymentParityCallback(CalibratedDiagnostic):
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure and examine what the fit returned, and print it."""
-        if not self._attempted:
-            advice = "Give the Trainer a validation loader with at least one batch."
-            self.guard.warn(f"nothing was measured: no validation batch was seen. {advice}", NoEffectWarning)
+        if not self._record.attempted:
+            self.guard.warn(_UNSEEN, NoEffectWarning)
         self._close(trainer, pl_module)
 
     @override

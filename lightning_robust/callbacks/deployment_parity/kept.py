@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_robust.callbacks.deployment_parity.measure import Examined, are_equal
+from lightning_robust.callbacks.deployment_parity.examined import Examined
+from lightning_robust.callbacks.deployment_parity.measure import are_equal
 from lightning_robust.harness.checkpoints import read_checkpoint
 from lightning_robust.harness.trainers import find_callbacks
 

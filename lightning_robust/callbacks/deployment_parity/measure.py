@@ -13,9 +13,10 @@ from torch import Tensor
 
 from lightning_robust.callbacks.deployment_parity.about import about_run
 from lightning_robust.callbacks.deployment_parity.calibration import CalibrationInputs
+from lightning_robust.callbacks.deployment_parity.examined import Examined
 from lightning_robust.callbacks.deployment_parity.pass_settings import PassSettings
 from lightning_robust.callbacks.deployment_parity.task import needs_whole_batches, task_of
-from lightning_robust.deployment.engines import Runtime, Subject, available
+from lightning_robust.deployment.engines import Subject, available
 from lightning_robust.deployment.graph.export import frozen_copy, to_args
 from lightning_robust.deployment.graph.keeper import GraphKeeper
 from lightning_robust.deployment.parity.background import BackgroundParity
@@ -119,35 +120,6 @@ class SampleCounts:
         return Snapshot(self.most if self.examined and not is_fast_dev_run(trainer) else now, self.input_key, now)
 
 
-class Examined:
-    """One pass with all that a closer look at it needs.
-
-    Args:
-        subject: The model and the samples.
-        task: What the task says of its outputs.
-        report: The numbers.
-        inputs: All samples that were gathered; a pass during the fit takes the first of them.
-        step: That of the weights, by which late results are marked.
-    """
-
-    def __init__(self, subject: Subject, task: Task, report: ParityReport, inputs: FirstInputs, step: int) -> None:
-        self.subject, self.task, self.report, self.inputs, self.step = subject, task, report, inputs, step
-
-    def lacks(self, made: Runtime) -> bool:
-        """Whether a slow runtime that is there has no numbers of these weights."""
-        return made.slow and not self.has_numbers(made) and bool(made.can_build(self.subject.settings))
-
-    def has_numbers(self, made: Runtime) -> bool:
-        """Whether a slow runtime has been measured with these weights, and not with those of an earlier step."""
-        target = self.report.targets.get(made.name)
-        return (
-            made.slow
-            and target is not None
-            and target.status in ("measured", "built")
-            and target.step in (None, self.step)
-        )
-
-
 class ParityMeter:
     """Measures snapshots without a trace in the training: no random number is drawn, no gradient is recorded.
 
@@ -217,16 +189,12 @@ class ParityMeter:
         with _isolated():
             same = are_equal(state, last.subject.module.state_dict())
             runtimes = available(self._targets, self._engines)
-            waiting = [
-                made
-                for made in runtimes
-                if made.slow and not last.has_numbers(made) and made.can_build(last.subject.settings)
-            ]
+            waiting = any(last.lacks(made, self._engines.background) for made in runtimes)
             if same and not waiting and last.subject.samples >= last.inputs.count:
                 last.report = replace(last.report, weights=replace(last.report.weights, digest=digest(state)))
                 return last
             subject, task = self._subject(pl_module, state, last.inputs, last.inputs.count)
-            runtimes = [made for made in runtimes if not (same and last.has_numbers(made))]
+            runtimes = [made for made in runtimes if not (same and last.has_numbers(made, self._engines.background))]
             report = self._pass(subject, task, timed=True).report(
                 runtimes, self._perturbations, pixel_space(trainer, self._mean, self._std), self._pictures.perturb
             )

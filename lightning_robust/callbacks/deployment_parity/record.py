@@ -12,8 +12,9 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from lightning_robust.callbacks.deployment_parity.examined import Examined
 from lightning_robust.callbacks.deployment_parity.kept import kept_elsewhere
-from lightning_robust.callbacks.deployment_parity.measure import Examined, ParityMeter
+from lightning_robust.callbacks.deployment_parity.measure import ParityMeter
 from lightning_robust.callbacks.deployment_parity.pass_settings import Log
 from lightning_robust.callbacks.deployment_parity.report import layers_report, pass_report
 from lightning_robust.callbacks.deployment_parity.tags import STATUS, split_tags
@@ -84,6 +85,16 @@ class ParityRecord:
         self.sensitivity: dict[str, float] | None = None
         self._examined: Examined | None = None
         self._unit = ""
+        self.attempted = False
+        """Whether a pass was begun."""
+
+    def at_setup(self, trainer: pl.Trainer, stage: str) -> ParityRecord:
+        """A new one where a fit begins at its first epoch, which what a checkpoint holds is then loaded into."""
+        if stage != "fit" or trainer.current_epoch > 0:
+            return self
+        new = ParityRecord()
+        new.sensitivity = self.sensitivity  # of a `validate` before, which training may draw by
+        return new
 
     def is_due(self, trainer: pl.Trainer, every_n_epochs: int) -> bool:
         """Whether a validation is measured: every n-th epoch's, the first and the last of a fit, and each lone one."""

@@ -27,6 +27,8 @@ from lightning_robust.structures import flatten, join_rows, rebuild
 
 Perturb = Callable[[Tensor, PixelSpace | None, Sequence[Perturbation]], Sequence[PerturbedImages]]
 
+_FURTHER = " on further samples"
+
 
 @dataclass(frozen=True)
 class _Fed:
@@ -76,13 +78,12 @@ class PerturbationSweep:
             pixels: How the samples were normalised.
             perturb: :func:`~.perturb.perturb`, or something that keeps what it made.
         """
-        everything = active = [_Entry(entry) for entry in entries]
+        everything = active = list(map(_Entry, entries))
         for window in self.baseline.windows:
             try:
                 batch = perturb(self._images(window), pixels, [each.entry for each in active])
             except ValueError as error:
-                further = " on further samples" if any(each.found for each in everything) else ""
-                self.notes.append(f"Preprocessing was not perturbed{further}: {error}")
+                self.notes.append(f"Preprocessing was not perturbed{_FURTHER if window.start else ''}: {error}")
                 break
             made = {images.entry.name: images for images in track(batch, "Perturbing pictures", len(active))}
             active = self._add_all(active, made, window)
