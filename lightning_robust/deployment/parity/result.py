@@ -199,7 +199,11 @@ class ParityReport:
 
     def worst_perturbation(self) -> str | None:
         """The perturbation that moves the outputs most, as :meth:`moved` counts."""
-        return max(self.sensitivity, key=lambda name: lost_first(self.moved(name)), default=None)
+        return next(iter(self.worst_first()), None)
+
+    def worst_first(self) -> list[str]:
+        """The perturbations by how far they move the outputs, those whose distance is no number before all others."""
+        return sorted(self.sensitivity, key=lambda name: -lost_first(self.moved(name)))
 
 
 def lost_first(value: float) -> float:

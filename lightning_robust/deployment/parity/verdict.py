@@ -10,7 +10,7 @@ from typing import Literal
 from lightning_robust.deployment.engines.base import HALF
 from lightning_robust.deployment.numerics.sensitivity import overflow_sentence
 from lightning_robust.deployment.parity.links import Basis
-from lightning_robust.deployment.parity.result import BEYOND, ParityReport, lost_first
+from lightning_robust.deployment.parity.result import BEYOND, ParityReport
 from lightning_robust.deployment.parity.scale import unit_label
 from lightning_robust.deployment.parity.tolerances import Violation, limits_by_tag, violations
 from lightning_robust.deployment.pixels.catalogue import CATALOGUE, Perturbation
@@ -76,7 +76,7 @@ def what_if_sentences(report: ParityReport) -> tuple[str, ...]:
     The last line names the command that tells whether the deployed side has any of them; empty without perturbations.
     """
     worst: dict[str, str] = {}
-    for name in sorted(report.sensitivity, key=lambda name: -lost_first(report.moved(name))):
+    for name in report.worst_first():
         worst.setdefault(CATALOGUE[name].family if name in CATALOGUE else name, name)
     lines = tuple(_what_if(report, name) for name in list(worst.values())[:_WHAT_IFS])
     return (*lines, _FINGERPRINT) if lines else ()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lightning_robust.deployment.parity.attribution import fp16_metrics
 from lightning_robust.deployment.parity.links import LINKS, Basis, History
-from lightning_robust.deployment.parity.result import BEYOND, ParityReport, lost_first
+from lightning_robust.deployment.parity.result import BEYOND, ParityReport
 from lightning_robust.deployment.parity.scale import unit_label
 from lightning_robust.deployment.pixels.catalogue import CATALOGUE
 from lightning_robust.deployment.pixels.words import label_of
@@ -110,7 +110,7 @@ def draw_families(report: ParityReport) -> Figure:
 def worst_of_families(report: ParityReport) -> list[str]:
     """The perturbation of each family that moves the outputs most, the worst first; those of no family each."""
     worst: dict[str, str] = {}
-    for name in sorted(report.sensitivity, key=lambda name: -lost_first(report.moved(name))):
+    for name in report.worst_first():
         worst.setdefault(CATALOGUE[name].family if name in CATALOGUE else name, name)
     return list(worst.values())
 

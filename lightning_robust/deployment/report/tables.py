@@ -11,7 +11,7 @@ from lightning_robust.deployment.graph.origin import Origin
 from lightning_robust.deployment.parity.labels import WORSE
 from lightning_robust.deployment.parity.links import Basis
 from lightning_robust.deployment.parity.readout import PLAIN_UNIT
-from lightning_robust.deployment.parity.result import BEYOND, STORAGE, ParityReport, TargetResult, lost_first
+from lightning_robust.deployment.parity.result import BEYOND, STORAGE, ParityReport, TargetResult
 from lightning_robust.deployment.parity.scale import unit_label
 from lightning_robust.deployment.parity.verdict import what_if_sentences, with_interval
 from lightning_robust.deployment.pixels.catalogue import CATALOGUE
@@ -71,7 +71,7 @@ def perturbation_rows(report: ParityReport) -> Table:
     further |= {guessed: "where guessed"} if guessed != moved else {}
     further |= {report.unit: "p99"} if report.unit != moved else {}
     rows = []
-    for name in sorted(report.sensitivity, key=lambda name: -lost_first(report.moved(name))):
+    for name in report.worst_first():
         metrics, tag = report.sensitivity[name], f"sensitivity/{name}"
         family = CATALOGUE[name].family if name in CATALOGUE else "-"
         keys = [BEYOND if BEYOND in metrics else moved, *further]
