@@ -189,8 +189,8 @@ class ParityMeter:
         with _isolated():
             same = are_equal(state, last.subject.module.state_dict())
             runtimes = available(self._targets, self._engines)
-            waiting = any(last.lacks(made, self._engines.background) for made in runtimes)
-            if same and not waiting and last.subject.samples >= last.inputs.count:
+            whole = same and last.subject.samples >= last.inputs.count
+            if whole and not any(last.lacks(made, self._engines.background) for made in runtimes):
                 last.report = replace(last.report, weights=replace(last.report.weights, digest=digest(state)))
                 return last
             subject, task = self._subject(pl_module, state, last.inputs, last.inputs.count)
