@@ -48,7 +48,7 @@ def localise(
     Args:
         subject: The model and the samples of the report, or more of them.
         report: A pass of :func:`~.parity.measure_parity`: where a half precision is in its targets, the nodes are
-            examined in it, where int8 is, the products are, and without either nothing is added.
+            examined in it, where int8 is, the products are, and without either only refused nodes are added.
         decode: As in that pass.
         known: As in that pass.
         tolerance: Largest distance that is allowed, in ``report.unit``. If None, a fifth of what the whole graph
@@ -65,9 +65,9 @@ def localise(
             finite.
     """
     asked = {name.rsplit("-", 1)[1] for name in report.targets}
+    report = replace(report, findings=with_refusals(subject.exported, report.findings))
     if not asked & {*HALF, "int8"}:
         return report
-    report = replace(report, findings=with_refusals(subject.exported, report.findings))
     look = partial(
         examine,
         subject,
