@@ -259,8 +259,8 @@ def evaluating(module: nn.Module, layers: Collection[AnyBatchNorm] = ()) -> Iter
     """
     modes = [(part, part.training) for part in module.modules()]
     tracking = [(layer, layer.track_running_stats) for layer in layers]
-    module.eval()
     try:
+        module.eval()
         for layer in layers:
             layer.train()
             layer.track_running_stats = False

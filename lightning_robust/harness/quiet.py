@@ -9,8 +9,8 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import nn
 
+from lightning_robust.functional.batchnorm import evaluating
 from lightning_robust.harness.compat import is_attached, silent_logger
 from lightning_robust.harness.data_memory import each_loader, unread
 from lightning_robust.harness.memory import ModuleMemory, untouched
@@ -54,7 +54,7 @@ def quietly(
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(in_stage(trainer, stage))
         stack.enter_context(muted(module, recorder, since, runs))
-        stack.enter_context(in_evaluation_mode(module))
+        stack.enter_context(evaluating(module))
         trainer.loggers = [silent_logger() for _ in loggers]
         try:
             yield
@@ -77,18 +77,6 @@ def muted(
     period = (module.current_epoch, module.trainer.state.stage, runs) if is_attached(module) else None
     with untouched(module, period, since), replaced(module, log=log, log_dict=log_dict):
         yield
-
-
-@contextmanager
-def in_evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Every part of the module is in evaluation mode inside the block, and in its own mode afterwards."""
-    modes = [(part, part.training) for part in module.modules()]
-    try:
-        module.eval()
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_robust.checks import check_positive
 from lightning_robust.demo.lanes.anchors import rescale
 from lightning_robust.demo.lanes.detector import LaneDetector, RobustLaneDetector
-from lightning_robust.harness.quiet import in_evaluation_mode
+from lightning_robust.functional.batchnorm import evaluating
 
 
 class Lanes(NamedTuple):
@@ -45,7 +45,7 @@ def predict(checkpoint: str | Path | LaneDetector, frames: np.ndarray | Tensor, 
     pictures = _as_pictures(frames)
     model = checkpoint if isinstance(checkpoint, LaneDetector) else load_detector(checkpoint)
     height, width = pictures.shape[1:3]
-    with torch.inference_mode(), in_evaluation_mode(model):
+    with torch.inference_mode(), evaluating(model):
         parts = [_locate_lines(model, part) for part in torch.split(pictures, batch_size)]
     empty = (0, 2, len(model.rows))
     columns = torch.cat([c for c, _ in parts]) if parts else torch.zeros(empty, dtype=torch.float64)

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from lightning_robust.functional.batchnorm import evaluating
 from lightning_robust.functional.pixels import PixelSpace
-from lightning_robust.harness.quiet import in_evaluation_mode, isolated_rng
+from lightning_robust.harness.quiet import isolated_rng
 from lightning_robust.mixins.host_step import HostStep, find_inputs
 from lightning_robust.mixins.preprocessing.groups import Group, perturb_groups, take_samples
 from lightning_robust.structures import replace_items, take_rows
@@ -27,7 +28,7 @@ def choose_worst(
         candidates: Draws of all groups; the rows of a group are the same in each.
         objective: The loss of the pictures of one group, of their step, the perturbed pictures and the group.
     """
-    with torch.no_grad(), in_evaluation_mode(step.module), isolated_rng():
+    with torch.no_grad(), evaluating(step.module), isolated_rng():
         return [_worst(step, space, group, objective) for group in zip(*candidates, strict=True)]
 
 

@@ -11,9 +11,10 @@ from torch.nn.functional import cross_entropy
 from torchmetrics import Metric
 from typing_extensions import override
 
+from lightning_robust.functional.batchnorm import evaluating
 from lightning_robust.functional.rotation import TURNS, rotate_each, rotate_quadrants, rotation_anomaly, square
 from lightning_robust.harness.batches import first_training_batch
-from lightning_robust.harness.quiet import in_evaluation_mode, quietly
+from lightning_robust.harness.quiet import quietly
 from lightning_robust.harness.steps import call_step, loss_in
 from lightning_robust.mixins.host_step import HostStep, find_inputs
 from lightning_robust.mixins.objective import ObjectiveMixin, Term, WeightedLoss
@@ -138,7 +139,7 @@ class RotationSSLMixin(ObjectiveMixin):
         The loss of the rotation head over all turns, and for logits ``(N, classes)`` the confidence of the prediction;
         see :func:`~lightning_robust.functional.rotation.rotation_anomaly`.
         """
-        with in_evaluation_mode(self):
+        with evaluating(self):
             outputs = getattr(self, self.output_method)(images)
             logits = outputs if isinstance(outputs, Tensor) and outputs.ndim == 2 else None
             return rotation_anomaly(self._turnable(images), self.turn_logits, logits)

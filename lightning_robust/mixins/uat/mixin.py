@@ -11,11 +11,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_robust.functional.attacks import pgd
+from lightning_robust.functional.batchnorm import evaluating
 from lightning_robust.functional.consistency import divergence, pseudo_label_loss
 from lightning_robust.functional.pixels import PixelSpace
 from lightning_robust.harness.arguments import parse_fraction
 from lightning_robust.harness.normalisation import pixel_space
-from lightning_robust.harness.quiet import in_evaluation_mode
 from lightning_robust.harness.schedule import parse_period
 from lightning_robust.harness.trainers import NoEffectWarning
 from lightning_robust.mixins.host_step import HostStep, find_inputs, find_targets, require_inputs_alone
@@ -228,7 +228,7 @@ class UATMixin(ObjectiveMixin):
             return []
         (pictures, classes), losses, dim = found, [], self.uat_class_dim
         if self.uat_ot_weight > 0:
-            with torch.no_grad(), in_evaluation_mode(self):
+            with torch.no_grad(), evaluating(self):
                 goal = self._predict(pictures)
             loss = self._worst_loss(pictures, lambda logits: divergence(logits, goal, dim), goal.argmax(dim), stream=3)
             losses.append(WeightedLoss("uat/ot", loss, self.uat_ot_weight))
@@ -243,7 +243,7 @@ class UATMixin(ObjectiveMixin):
     ) -> Tensor:
         """The mean of the largest loss in the ball around each picture; logs how many classes that changes."""
         space = self._pixels or PixelSpace()
-        with in_evaluation_mode(self):
+        with evaluating(self):
             neighbours = pgd(
                 lambda pixels: loss_of(self._predict(space.from_pixels(pixels).to(pictures.dtype))),
                 space.to_pixels(pictures.detach()).clamp(0, 1),

@@ -12,9 +12,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_robust.functional.averaging import RunningAverage, require_same
+from lightning_robust.functional.batchnorm import evaluating
 from lightning_robust.functional.weights import Weights
 from lightning_robust.harness.checkpoints import read_state
-from lightning_robust.harness.quiet import in_evaluation_mode
 from lightning_robust.harness.schedule import Period
 
 
@@ -145,5 +145,5 @@ class TargetModel:
         module: nn.Module = self._module
         weights = Weights(module)
         target = [tensor.to(live) for tensor, live in zip(target, weights.tensors(), strict=True)]
-        with torch.no_grad(), weights.exchanged(target), in_evaluation_mode(module):
+        with torch.no_grad(), weights.exchanged(target), evaluating(module):
             return self._classify(pictures)
