@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
+
 from lightning_robust.deployment.engines import Runtime, Subject
+from lightning_robust.deployment.engines.execution import execute
 from lightning_robust.deployment.parity.result import ParityReport
 from lightning_robust.deployment.parity.scale import Task
 from lightning_robust.harness.samples import FirstInputs
@@ -38,3 +42,13 @@ class Examined:
             return False
         settled = ("measured", "built", "skipped") if waited else ("measured", "built")
         return target.status in settled and target.step in (None, self.step)
+
+    def time(self, runtimes: Iterable[Runtime]) -> None:
+        """Add the latency of each fast runtime that was measured and not timed; what cannot be timed has none."""
+        targets = dict(self.report.targets)
+        for made in runtimes:
+            target = targets.get(made.name)
+            if not made.slow and target is not None and target.status == "measured" and target.latency is None:
+                latency = execute(made, self.subject, slice(1), timed=True).latency
+                targets[made.name] = replace(target, latency=latency)
+        self.report = replace(self.report, targets=targets)

@@ -169,6 +169,16 @@ def test_weights_are_named_also_where_the_last_pass_was_enough(tmp_path):
     assert str(callback.report.weights) == f"weights of epoch 0, step 4 ({digest(module.state_dict())})"
 
 
+def test_engines_are_timed_after_the_fit_also_where_the_last_pass_was_enough(tmp_path):
+    """Not in a pass during the fit, and not what is emulated."""
+    callback = DeploymentParityCallback(["onnxruntime-fp32", "emulated-fp16"], perturbations="none", num_samples=4)
+    trainer, _ = fit(tmp_path, callback)
+    assert not [tag for tag in trainer.callback_metrics if "latency" in tag]
+    targets = callback.report.targets
+    assert 0 < targets["onnxruntime-fp32"].latency.median <= targets["onnxruntime-fp32"].latency.p99
+    assert targets["emulated-fp16"].latency is None
+
+
 def test_fast_dev_run_is_tiny(tmp_path):
     callback = DeploymentParityCallback(**(CHEAP | {"num_samples": 16}))
     fit(tmp_path, callback, fast_dev_run=True)
