@@ -171,9 +171,11 @@ def preprocessing_link(moved: Mapping[str, Measured], runner: str, unit: str) ->
 
 
 def with_times_fp16(moved: Mapping[str, Measured], fp16: Mapping[str, float], unit: str) -> dict[str, dict[str, float]]:
-    """The metrics of perturbations, with how many times the distance of fp16 each is."""
-    known = 0 < fp16.get(unit, 0.0) < math.inf
+    """The metrics of perturbations, with how many times what fp16 moves on average each moves beyond the motion."""
+    usual = mean_of(unit)
+    known = 0 < fp16.get(usual, 0.0) < math.inf
     return {
-        name: found.metrics | ({"times_fp16": found.metrics[unit] / fp16[unit]} if known else {})
+        name: found.metrics
+        | ({"times_fp16": found.metrics.get(BEYOND, found.metrics[usual]) / fp16[usual]} if known else {})
         for name, found in moved.items()
     }
