@@ -108,15 +108,38 @@ def take_rows(batch: Any, rows: Tensor | slice, size: int) -> Any:
     )
 
 
-def join_rows(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """The outputs of several batches, one after the other; of those without rows the first.
+def join_rows(parts: Sequence[Sequence[Tensor]], sizes: Sequence[int], samples: int | None = None) -> list[Tensor]:
+    """The outputs of several batches, one after the other; of those that no sample changes, as anchors are, the first.
+
+    Args:
+        parts: The outputs of each batch. One that holds several rows for a sample has them one sample after the other.
+        sizes: The samples of each batch.
+        samples: How many are wanted, where the last batch was filled up; else all.
 
     Example:
         >>> import torch
-        >>> join_rows([[torch.zeros(2), torch.tensor(1.0)], [torch.ones(1), torch.tensor(1.0)]])
-        [tensor([0., 0., 1.]), tensor(1.)]
+        >>> anchors = torch.tensor([0.5, 1.0, 2.0])
+        >>> join_rows([[torch.zeros(2), anchors], [torch.ones(1), anchors]], [2, 1])
+        [tensor([0., 0., 1.]), tensor([0.5000, 1.0000, 2.0000])]
     """
-    return [torch.cat(rows) if len(rows) > 1 and rows[0].ndim else rows[0] for rows in zip(*parts, strict=True)]
+    return [rows[0] if _are_shared(rows, sizes) else _join(rows, sizes, samples) for rows in zip(*parts, strict=True)]
+
+
+def _join(rows: Sequence[Tensor], sizes: Sequence[int], samples: int | None) -> Tensor:
+    joined, total = torch.cat(rows), sum(sizes)
+    each, rest = divmod(len(joined), total)
+    if samples is None or rest or (each > 1 and len(rows) == 1):  # several rows a sample, or none of any: who knows
+        return joined
+    return joined[: each * samples]
+
+
+def _are_shared(rows: Sequence[Tensor], sizes: Sequence[int]) -> bool:
+    """Whether an output has no rows of samples: a scalar, or of another length than the batches and the same in all."""
+    first, *others = rows
+    if not first.ndim:
+        return True
+    lengths = [len(each) for each in rows]
+    return lengths != list(sizes) and bool(others) and all(torch.equal(first, other) for other in others)
 
 
 def flatten(value: Any, name: str = "output") -> dict[str, Tensor]:

@@ -62,10 +62,21 @@ def short(value: float, digits: int = 3) -> str:
     """A number in a few significant digits, and all of those before its point below a million million.
 
     Example:
-        >>> short(0.123456), short(123456.0), short(2e12), short(math.nan)
-        ('0.123', '123456', '2e+12', 'nan')
+        >>> short(0.123456), short(123456.0), short(999.6), short(2e12), short(math.nan)
+        ('0.123', '123456', '1000', '2e+12', 'nan')
     """
-    return f"{value:.0f}" if 10**digits <= abs(value) < 1e12 else f"{value:.{digits}g}"
+    text = f"{value:.{digits}g}"
+    return f"{value:.0f}" if "e+" in text and abs(value) < 1e12 else text
+
+
+def percent(share: float) -> str:
+    """A share in two digits, in three from 99.5 % on, and from ten on as a multiple.
+
+    Example:
+        >>> percent(0.2149), percent(0.00038), percent(0.996), percent(8.4), percent(900.0)
+        ('21 %', '0.038 %', '99.6 %', '840 %', '900 times')
+    """
+    return f"{share:.0f} times" if share >= 10 else f"{short(100 * share, 3 if share >= 0.995 else 2)} %"
 
 
 def without_common(names: Sequence[str], separator: str, *, end: bool = False) -> list[str]:

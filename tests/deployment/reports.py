@@ -7,7 +7,9 @@ from lightning_robust.deployment.graph.origin import Origin
 from lightning_robust.deployment.numerics.keep_list import KeepList
 from lightning_robust.deployment.numerics.sensitivity import NodeSensitivity, Sensitivity
 from lightning_robust.deployment.numerics.trace import NodeTrace
+from lightning_robust.deployment.parity.attribution import Side, find_chain
 from lightning_robust.deployment.parity.links import Link
+from lightning_robust.deployment.parity.readout import Readout
 from lightning_robust.deployment.parity.result import ParityReport, TargetResult
 from lightning_robust.statistics import Interval
 
@@ -59,3 +61,16 @@ KEEP = KeepList(
     checked=12,
     complete=True,
 )
+
+
+def chain_between(readouts, reference, unit):
+    """The chain between readouts of all their samples."""
+    return find_chain({name: _side_of(whole) for name, whole in readouts.items()}, reference, unit)
+
+
+def _side_of(whole):
+    def read(samples):
+        values, known = ({k: v[:samples] for k, v in each.items()} for each in (whole.values, whole.known))
+        return Readout([output[:samples] for output in whole.outputs], values, known)
+
+    return Side(len(whole.outputs[0]), read)

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from lightning_robust.callbacks.datapath.figure import datapath_figures
 from lightning_robust.callbacks.datapath.measure import CARRIED_SHARE, Datapath
 from lightning_robust.callbacks.datapath.paths import Paths
-from lightning_robust.callbacks.datapath.words import as_percent, describe_datapath, noise_ratios
+from lightning_robust.callbacks.datapath.words import describe_datapath, noise_ratios
 from lightning_robust.callbacks.diagnostics import Report, Table, finite
 from lightning_robust.functional.datapath import LayerDivergence
-from lightning_robust.tables import number
+from lightning_robust.tables import number, percent
 
 
 def datapath_report(results: Sequence[Datapath]) -> Report:
@@ -64,10 +64,10 @@ def _paths_table(result: Datapath, paths: Paths) -> Table:
 
 def _layer_cells(layer: LayerDivergence, ratio: float) -> list[str]:
     top = layer.levels.nan_to_num(posinf=math.inf).argsort(descending=True)[:3].tolist()
-    noise = "" if layer.control is None else f"{as_percent(layer.control)} (1 / {number(ratio)})"
+    noise = "" if layer.control is None else f"{percent(layer.control)} (1 / {number(ratio)})"
     return [
         layer.name,
-        as_percent(layer.relative),
+        percent(layer.relative),
         noise,
         f"{len(layer.carriers(CARRIED_SHARE))} of {len(layer.clean)}",
         ", ".join(map(str, top)),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from lightning_robust.callbacks.conditions import ATTACK, PGD
 from lightning_robust.callbacks.datapath.measure import CARRIED_SHARE, Datapath
 from lightning_robust.callbacks.datapath.paths import Paths
-from lightning_robust.tables import number, shorten
+from lightning_robust.tables import number, percent, shorten
 
 _WORDS = {ATTACK: "the FGSM attack", PGD: "the PGD attack", "fp16": "fp16 rounding", "bf16": "bf16 rounding"}
 _HARMLESS = 0.01
@@ -24,18 +24,6 @@ def condition_words(name: str) -> str:
         ('the PGD attack', 'jpeg 90', 'motion blur of severity 3')
     """
     return _WORDS.get(name, name.replace("_", " ").replace("@", " of severity "))
-
-
-def as_percent(share: float) -> str:
-    """A share in two digits, from ten on as a multiple.
-
-    Example:
-        >>> as_percent(0.2149), as_percent(0.00038), as_percent(8.4), as_percent(900.0)
-        ('21 %', '0.038 %', '840 %', '900 times')
-    """
-    if share >= 10:
-        return f"{share:.0f} times"
-    return f"{100 * share:.0f} %" if share >= 0.995 else f"{number(100 * share, 2)} %"
 
 
 def judge(result: Datapath) -> str:
@@ -56,12 +44,12 @@ def _describe_course(result: Datapath) -> str:
     start, origin = (
         (result.values[0], "after the first layer") if result.start is None else (result.start, "of the input")
     )
-    course = f"from {as_percent(start)} {origin} to {as_percent(end)} at {last}"
+    course = f"from {percent(start)} {origin} to {percent(end)} at {last}"
     if end >= result.factor * start and end >= _HARMLESS:
         place, growth = steepest(result)
         return f"grows {course}: look at {_short_name(result, place)} ({number(growth, 2)} x)"
     if end < _HARMLESS:
-        return f"changes {last} by {as_percent(end)} only: good"
+        return f"changes {last} by {percent(end)} only: good"
     return f"fades {course}: good" if end * result.factor <= start else f"keeps its size, {course}"
 
 
@@ -89,7 +77,7 @@ def tell_channels(result: Datapath) -> str:
     if not tops[place]:
         return "No channel changes"
     channel = int(result.layers[place].levels.nan_to_num(posinf=math.inf).argmax())
-    size = "without bound" if math.isinf(tops[place]) else f"by {as_percent(tops[place])}"
+    size = "without bound" if math.isinf(tops[place]) else f"by {percent(tops[place])}"
     return f"Channel {channel} of {_short_name(result, place)} changes most, {size}"
 
 
@@ -113,7 +101,7 @@ def _describe_noise(result: Datapath) -> list[str]:
     if result.controls is None or not any(result.values):
         return []
     ratio = noise_ratios(result)[-1]
-    noise = f"Random noise of the same size changes the last layer by {as_percent(result.controls[-1])}"
+    noise = f"Random noise of the same size changes the last layer by {percent(result.controls[-1])}"
     if ratio >= result.factor:
         return [f"{noise}, {number(ratio, 2)} times less: the weakness is to this perturbation, not to any"]
     return [f"{noise}: about as much"]

@@ -107,5 +107,6 @@ def run_in_batches(runner: Runner, args: tuple[Any, ...], size: int = CHUNK) -> 
     if isinstance(runner, BulkRunner):
         return runner(args)
     samples = count_rows(args)
-    windows = (slice(start, start + size) for start in range(0, samples, size))
-    return join_rows([runner(take_rows(args, window, samples)) for window in windows])
+    windows = [slice(start, min(start + size, samples)) for start in range(0, samples, size)]
+    parts = [runner(take_rows(args, window, samples)) for window in windows]
+    return join_rows(parts, [window.stop - window.start for window in windows])

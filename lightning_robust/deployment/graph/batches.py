@@ -78,8 +78,8 @@ class Batches:
 
     def join(self, outputs: Sequence[Sequence[Tensor]]) -> list[Tensor]:
         """The outputs of the batches as those of all samples."""
-        joined, filled = join_rows(outputs), self._rows.size
-        return [tensor[: self._samples] if filled and tensor.shape[:1] == (filled,) else tensor for tensor in joined]
+        batches, size = self._rows.shape
+        return join_rows(outputs, [size] * batches, self._samples) if size else list(outputs[0])
 
 
 def run_in_fixed_batches(

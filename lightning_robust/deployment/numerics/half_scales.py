@@ -18,7 +18,7 @@ def with_half_scales(model: onnx.ModelProto) -> onnx.ModelProto:
     """Let Q/DQ read and write fp16 where :func:`~.convert.to_half` casts around them.
 
     It keeps scales fp32, so that a product reads a DequantizeLinear through a Cast. Engines fuse the two where nothing
-    is between them. A scale is rounded by 2e-4 of itself at most; one that fp16 holds with fewer bits stays fp32, with
+    is between them. A scale is rounded by 5e-4 of itself at most; one that fp16 holds with fewer bits stays fp32, with
     its Cast, and so do all in a graph below opset 19.
 
     Args:

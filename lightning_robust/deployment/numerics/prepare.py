@@ -12,8 +12,8 @@ import onnx
 import onnx.inliner
 import onnx.version_converter
 import onnx_ir as ir
-from numpy.typing import NDArray
 
+from lightning_robust.deployment.graph.constants import read_constant
 from lightning_robust.deployment.graph.types import ONNX_DOMAIN, element_types, without_large_weights
 from lightning_robust.deployment.numerics.batchnorm import find_folds, fold_batchnorms
 from lightning_robust.deployment.numerics.composites import write_out
@@ -105,20 +105,9 @@ def _lift_constants(graph: LayeredGraph) -> None:
             fill = node.attributes.get_tensor("value")
             value = np.zeros((), np.float32) if fill is None else fill.numpy().reshape(())
             graph.replace_node(node, "Expand", [graph.add_weight(f"{node.name}/value", value), node.inputs[0]])
-        values = _read_constant(node)
+        values = read_constant(node)
         if values is not None:
             graph.take_output(graph.add_weight(f"{node.name}/value", values), node)
-
-
-def _read_constant(node: ir.Node) -> NDArray[np.float32] | None:
-    """The numbers of a float Constant node, whichever attribute holds them; None for a sparse one."""
-    if node.op_type != "Constant":
-        return None
-    tensor = node.attributes.get_tensor("value")
-    if tensor is not None:
-        return tensor.numpy()
-    values = node.attributes.get("value_float", node.attributes.get("value_floats"))
-    return None if values is None else np.array(values.value, np.float32)
 
 
 def raise_opset(model: onnx.ModelProto, opset: int, wanted: int) -> onnx.ModelProto:

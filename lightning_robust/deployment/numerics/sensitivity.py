@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from lightning_robust.deployment.graph.origin import Origin
 from lightning_robust.deployment.numerics.precisions import Low
 from lightning_robust.deployment.numerics.trace import NodeTrace
+from lightning_robust.tables import percent
 
 SOUND: dict[Low, float] = {"fp16": 5e-3, "bf16": 4e-2, "tf32": 3e-3, "int8": 5e-2}
 """Relative L2 that values of a sound model stay within: about three times what small untrained networks show."""
@@ -97,14 +98,3 @@ def overflow_sentence(layers: Sensitivity) -> str:
     if node is None or node.trace.overflow <= 0:
         return ""
     return f"{node.place} is the first to overflow in {layers.precision}: {percent(node.trace.overflow)} of its values."
-
-
-def percent(share: float) -> str:
-    """A share in per cent with two digits, and never ``1e+02``.
-
-    Example:
-        >>> percent(1.0), percent(0.25), percent(0.000123), percent(0.996)
-        ('100 %', '25 %', '0.012 %', '99.6 %')
-    """
-    digits = 3 if share >= 0.995 else 2
-    return f"{100 * share:.{digits}g} %"

@@ -35,14 +35,19 @@ _SETTLED = 0.01  # share of the summed squared errors that may lie in blocks whi
 
 
 def relative_distance(reference: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
-    r""":math:`\|y - r\| / \|r\|` over all floating outputs together; infinite where a value is lost.
+    r""":math:`\|y - r\| / \|r\|` over all floating outputs together, where ``r`` is finite.
+
+    Infinite where ``y`` is not finite and ``r`` is, or ``r`` is finite nowhere.
 
     Example:
         >>> import torch
         >>> relative_distance([torch.tensor([3.0, 4.0])], [torch.tensor([3.0, 4.5])])
         0.1
     """
-    pairs = [(r.double(), o.double()) for r, o in zip(reference, outputs, strict=True) if r.is_floating_point()]
+    floating = [(r.double(), o.double()) for r, o in zip(reference, outputs, strict=True) if r.is_floating_point()]
+    pairs = [(r[r.isfinite()], o[r.isfinite()]) for r, o in floating]
+    if floating and not any(len(r) for r, _ in pairs):
+        return math.inf
     error = math.sqrt(sum(float((o - r).square().sum()) for r, o in pairs))
     size = math.sqrt(sum(float(r.square().sum()) for r, _ in pairs))
     if not math.isfinite(error):

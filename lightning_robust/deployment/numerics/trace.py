@@ -19,20 +19,23 @@ from lightning_robust.deployment.numerics.precisions import OutOfRange, Precisio
 from lightning_robust.deployment.numerics.prepare import prepare
 
 _STATISTICS = 5  # a node
-# One row: squared error, squared size, and the shares of overflowed, lost and flushed values. A finite value minus
-# itself is zero, infinity and NaN minus themselves are NaN.
+# One row: squared error and squared size where fp32 is finite, and the shares of overflowed, lost and flushed values. A
+# finite value minus itself is zero, infinity and NaN minus themselves are NaN.
 _FUNCTION = """
 <domain: "trace", opset_import: ["" : {opset}]>
 statistics (wide, narrow, unrounded) => (row) {{
     flat = Constant<value = int64[1] {{-1}}>()
-    error32 = Sub(narrow, wide)
-    error64 = Cast<to = 11>(error32)
-    error = ReduceSumSquare<keepdims = 0>(error64)
-    wide64 = Cast<to = 11>(wide)
-    size = ReduceSumSquare<keepdims = 0>(wide64)
+    zero = Constant<value = double {{0}}>()
     wide_rest = Sub(wide, wide)
     wide_lost = IsNaN(wide_rest)
     wide_finite = Not(wide_lost)
+    error32 = Sub(narrow, wide)
+    error64 = Cast<to = 11>(error32)
+    finite_error = Where(wide_finite, error64, zero)
+    error = ReduceSumSquare<keepdims = 0>(finite_error)
+    wide64 = Cast<to = 11>(wide)
+    finite_wide = Where(wide_finite, wide64, zero)
+    size = ReduceSumSquare<keepdims = 0>(finite_wide)
     narrow_rest = Sub(narrow, narrow)
     lost = IsNaN(narrow_rest)
     unrounded_rest = Sub(unrounded, unrounded)
@@ -55,7 +58,9 @@ statistics (wide, narrow, unrounded) => (row) {{
     overflow_row = Reshape(overflow, flat)
     nonfinite_row = Reshape(nonfinite, flat)
     flushed_row = Reshape(flushed, flat)
-    row = Concat<axis = 0>(error_row, size_row, overflow_row, nonfinite_row, flushed_row)
+    values = Concat<axis = 0>(error_row, size_row, overflow_row, nonfinite_row, flushed_row)
+    line = Constant<value = int64[2] {{1, -1}}>()
+    row = Reshape(values, line)
 }}
 """
 
@@ -65,8 +70,8 @@ class NodeTrace:
     r"""How far one node's values have drifted from fp32, everything before it and itself in low precision.
 
     Args:
-        drift: :math:`\|h - f\| / \|f\|` of its first output, ``h`` in low precision, ``f`` in fp32; infinite where
-            ``h`` is not finite and ``f`` is.
+        drift: :math:`\|h - f\| / \|f\|` of its first output, ``h`` in low precision, ``f`` in fp32, over all places
+            where ``f`` is finite; infinite where ``h`` is not finite there.
         overflow: Share of its values that were finite before they were rounded, and infinite after.
         nonfinite: Share of its values that are infinite or NaN, inherited ones included, and were not in fp32.
         flushed: Share of its values that rounding made zero.
@@ -129,7 +134,10 @@ def compare_nodes(
     Returns:
         As :func:`trace_rounding`.
     """
-    paired, names = _pair(wide, narrow, unrounded or {})
+    pairs = _same_values(wide, narrow)
+    if not pairs:
+        return {}
+    paired, names = _pair(wide, narrow, pairs, unrounded or {})
     # in a single run the optimiser loses more time on so many small nodes than it saves
     (statistics,) = Session(paired, optimise=False).run(feeds)
     rows = statistics.reshape(-1, len(names), _STATISTICS).mean(0).tolist()  # over batches of a fixed size
@@ -159,18 +167,21 @@ def _to_trace(error: float, size: float, overflow: float, nonfinite: float, flus
 
 
 def _pair(
-    wide: LayeredGraph, narrow: ir.Graph, unrounded: Mapping[ir.Value, ir.Value]
+    wide: LayeredGraph,
+    narrow: ir.Graph,
+    pairs: list[tuple[ir.Value, ir.Value]],
+    unrounded: Mapping[ir.Value, ir.Value],
 ) -> tuple[onnx.ModelProto, list[str]]:
-    """Both graphs on the same inputs, and the statistics of parts of these layers as the only output."""
-    graph, pairs = wide.graph, _same_values(wide, narrow)
+    """Both graphs on the same inputs, and a row with the statistics of parts of these layers as the only output."""
+    graph = wide.graph
     layers = [wide.layer(node) for value, _ in pairs if (node := value.producer()) is not None]
     _merge(narrow, graph)
     rows = [ir.Value(name=f"trace/{index}") for index in range(len(pairs))]
     for row, (value, low) in zip(rows, pairs, strict=True):
         versions = [value, low, unrounded.get(low, low)]
         graph.append(ir.node("statistics", versions, domain="trace", outputs=[row], name=row.name))
-    output = ir.Value(name="trace", type=ir.TensorType(ir.DataType.DOUBLE), shape=ir.Shape([None]))
-    graph.append(ir.node("Concat", rows, {"axis": 0}, outputs=[output], name="trace"))
+    output = ir.Value(name="trace", type=ir.TensorType(ir.DataType.DOUBLE), shape=ir.Shape([1, None]))
+    graph.append(ir.node("Concat", rows, {"axis": 1}, outputs=[output], name="trace"))
     graph.outputs.clear()
     graph.outputs.append(output)
     return _with_statistics(wide.model), layers

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 from lightning_robust.deployment.parity.intervals import intervals
 from lightning_robust.deployment.parity.links import EXPORTED, GRAPHS, Link, engine_names, first_engine
@@ -15,7 +16,19 @@ _FROM_FP32 = ("-fp32", "deployed-int8")  # the latter is quantised by others, an
 _FP16 = ("tensorrt-fp16", "tensorrt_rtx-fp16", "deployed-fp16", "torch-fp16", "emulated-fp16")
 
 
-def find_chain(readouts: Mapping[str, Readout], reference: str, unit: str) -> tuple[Link, ...]:
+class Side(NamedTuple):
+    """The outputs of the reference or of a target, on a scale.
+
+    Args:
+        samples: How many they are of.
+        read: From a number of samples to the readout of so many of them, the first.
+    """
+
+    samples: int
+    read: Callable[[int], Readout]
+
+
+def find_chain(sides: Mapping[str, Side], reference: str, unit: str) -> tuple[Link, ...]:
     """The links between neighbours that were measured: fp64, fp32 graph, emulated precision, executed engine.
 
     Each precision branches off the fp32 graph (int8 as its Q/DQ graph), and each engine off the emulation of its
@@ -23,21 +36,21 @@ def find_chain(readouts: Mapping[str, Readout], reference: str, unit: str) -> tu
     of its precision has no link.
 
     Args:
-        readouts: The outputs of the reference and of each target, on a scale, by name. Of two that hold different
-            numbers of samples the first are compared.
+        sides: The outputs of the reference and of each target by name. Of two that hold different numbers of samples
+            the first are compared.
         reference: The reference's name.
         unit: The metric that stands for a distance.
 
     Example:
         >>> import torch
-        >>> outputs = {"torch-fp64": [0.0, 2.0], "emulated-fp16": [0.0, 2.1], "tensorrt-fp16": [0.0, 1.9]}
-        >>> readouts = {name: Readout([torch.tensor(values)], {}) for name, values in outputs.items()}
-        >>> [(link.key, round(link.value, 3)) for link in find_chain(readouts, "torch-fp64", "rel_l2")]
+        >>> def side(*values):
+        ...     return Side(2, lambda samples: Readout([torch.tensor(values[:samples])], {}))
+        >>> sides = {"torch-fp64": side(0, 2.0), "emulated-fp16": side(0, 2.1), "tensorrt-fp16": side(0, 1.9)}
+        >>> [(link.key, round(link.value, 3)) for link in find_chain(sides, "torch-fp64", "rel_l2")]
         [('fp16', 0.071), ('engine/tensorrt-fp16', 0.135)]
     """
     return tuple(
-        _link(readouts, readouts[reference], name, source, target, unit)
-        for name, source, target in _steps(readouts, reference)
+        _link(sides, sides[reference], name, source, target, unit) for name, source, target in _steps(sides, reference)
     )
 
 
@@ -87,17 +100,13 @@ def _steps(names: Iterable[str], reference: str) -> Iterator[tuple[str, str, str
             yield "engine", source, target
 
 
-def _link(readouts: Mapping[str, Readout], known: Readout, name: str, source: str, target: str, unit: str) -> Link:
+def _link(sides: Mapping[str, Side], known: Side, name: str, source: str, target: str, unit: str) -> Link:
     """The distance between the outputs of two neighbours, of the points that the reference knows."""
-    samples = min(map(_samples, (readouts[source], readouts[target], known)))
-    ours, theirs, reference = (each.rows(slice(samples)) for each in (readouts[source], readouts[target], known))
+    both = sides[source], sides[target], known
+    samples = min(side.samples for side in both)
+    ours, theirs, reference = (side.read(samples) for side in both)
     ours = ours.knowing(reference)
     precision = target.rsplit("-", 1)[-1]
     metrics = ours.distance(theirs, precision)
     interval = intervals(ours, theirs, precision).get(unit, Interval(math.nan, math.nan))
     return Link(name, source, target, metrics[unit], metrics.get(bias_of(unit), math.nan), interval, samples)
-
-
-def _samples(readout: Readout) -> int:
-    first = readout.outputs[0]
-    return len(first) if first.ndim else 1

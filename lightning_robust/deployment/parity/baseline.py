@@ -101,6 +101,19 @@ class Baseline:
             self._readouts[window.stop] = self._with_truth(readout, rows)
         return self._readouts[window.stop]
 
+    def can_read(self, window: slice) -> bool:
+        """Whether the reference can be read up to the end of a window; where it cannot, there is no such window."""
+        try:
+            self.readout(window)
+        except Exception as error:
+            self.windows = [each for each in self.windows if each.stop in self._readouts]
+            self.notes.append(
+                f"Numbers rest on the first {self.windows[-1].stop} samples at most: `known` or `decode` failed on the "
+                f"next ones ({one_line(error)})."
+            )
+            return False
+        return True
+
     def widest(self) -> slice:
         """The last window that the reference has been asked for."""
         return next(window for window in reversed(self.windows) if window.stop in self._readouts)
@@ -127,7 +140,9 @@ class Baseline:
             is_late: Whether the time is up.
             slow: Whether the first window has to do.
         """
-        for window in self.windows:
+        for window in tuple(self.windows):
+            if not self.can_read(window):
+                break
             deployed = self.scale.read(outputs.up_to(window))
             found = measure_distance(self.readout(window), deployed, window.stop, precision)
             if slow or is_late() or found.is_settled(self.unit, tolerance):

@@ -119,8 +119,9 @@ def compare_points(reference: Tensor, deployed: Tensor) -> dict[str, float]:
 
 
 def deviation(reference: Tensor, deployed: Tensor) -> Tensor:
-    """Signed deviations in fp64 of values that are there on both sides; infinite where one side is."""
-    return (deployed.double() - reference.double()).nan_to_num(math.inf, math.inf, -math.inf)
+    """Signed deviations in fp64 of values that are there on both sides; infinite where one side alone is."""
+    error = (deployed.double() - reference.double()).masked_fill(deployed == reference, 0.0)
+    return error.nan_to_num(math.inf, math.inf, -math.inf)
 
 
 def named(name: str, metrics: Mapping[str, T]) -> dict[str, T]:

@@ -40,7 +40,7 @@ def intervals(reference: Readout, deployed: Readout, precision: str = "fp32") ->
         found |= _of_points(points)
     for name, alignment in aligned.items():
         found |= named(name, {ratio: _of_ratio(*sums) for ratio, sums in alignment.ratios.items()})
-    return {metric: interval for metric, interval in found.items() if not math.isnan(interval.low)}
+    return {metric: interval for metric, interval in found.items() if all(map(math.isfinite, interval))}
 
 
 def is_settled(value: float, interval: Interval | None, tolerance: float | None) -> bool:

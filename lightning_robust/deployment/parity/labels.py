@@ -40,7 +40,7 @@ def label_metrics(reference: Values, deployed: Values, truth: Values) -> dict[st
     metrics: dict[str, float] = {}
     for name, right in truth.items():
         ours, theirs = (_score(side[name], right, name) for side in (reference, deployed))
-        if isinstance(right, Tensor) and right.is_floating_point():
+        if "error" in theirs and isinstance(right, Tensor):
             worse = _error_beyond(reference[name], deployed[name], right)
         else:
             worse = {f"{metric}_{WORSE}": ours[metric] - theirs[metric] for metric in theirs}
@@ -56,7 +56,7 @@ def _score(value: Tensor | Decoded, right: Tensor | Decoded, name: str) -> dict[
         return value.score(right)
     if not isinstance(value, Tensor) or not isinstance(right, Tensor) or value.shape != right.shape:
         raise ValueError(f"Expected labels of {name!r} of shape {tuple(value.shape)}, but got {tuple(right.shape)}.")
-    if not right.is_floating_point():
+    if not value.is_floating_point():
         return {"accuracy": share_true(value.cpu() == right.cpu())}
     error = _errors(value, right)
     return {"error": float(error[~error.isnan()].mean())}

@@ -125,17 +125,18 @@ def examine(
     found = min(_SEARCH * samples, max(count // 2, 1))
     few = min(samples, found)
     scale = Scale(subject.module, subject.rows(slice(few)), decode, known)
-    sweep = _open_sweep(subject, precision, slice(found), partial(scale.distance, unit), unit)
+    distance = partial(scale.distance, precision=precision)
+    sweep = _open_sweep(subject, precision, slice(found), partial(distance, unit), unit)
     first = _fed(subject, slice(few))
     layers = sweep.on(first).sensitivity(time_limit)
     if tolerance is None:
-        plain = sweep.on(first, measure=partial(scale.distance, PLAIN_UNIT)).cost_of_keeping(())
+        plain = sweep.on(first, measure=partial(distance, PLAIN_UNIT)).cost_of_keeping(())
         tolerance = _aim(layers, plain, limits or {})
     keep = find_keep_list(sweep, layers, tolerance, time_limit)
     last = min(count, found + _affordable(sweep, time_limit))
     if last > found:
         others = _fed(subject, slice(found, last))
-        keep = check_keep_list(keep, sweep.on(others, measure=partial(scale.distance, unit, start=found)))
+        keep = check_keep_list(keep, sweep.on(others, measure=partial(distance, unit, start=found)))
     return layers, keep
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from lightning_robust.deployment.engines import Runtime, Subject
 from lightning_robust.deployment.engines.base import HALF, Runner
 from lightning_robust.deployment.engines.execution import Execution, execute, run_in_batches
 from lightning_robust.deployment.graph.lint import Finding
-from lightning_robust.deployment.parity.attribution import find_chain, find_engine, fp16_metrics, neighbours
+from lightning_robust.deployment.parity.attribution import Side, find_chain, find_engine, fp16_metrics, neighbours
 from lightning_robust.deployment.parity.baseline import Baseline, Measured, measure_distance
 from lightning_robust.deployment.parity.links import Basis, Link, link_bases
 from lightning_robust.deployment.parity.perturbed import Perturb, PerturbationSweep, preprocessing_link, with_times_fp16
@@ -184,10 +185,11 @@ class ParityPass:
         measured = {name: each for name, each in self._outputs.items() if targets[name].status == "measured"}
         if not measured:
             return ()
-        widest, read = self.baseline.widest(), self.baseline.scale.read
+        widest = self.baseline.widest()
         names = [name for name in neighbours(measured, self.baseline.name) if name in measured]
-        readouts = {name: read(self._as_far_as(measured[name], name, widest)) for name in names}
-        return find_chain(readouts | {self.baseline.name: self.baseline.readout(widest)}, self.baseline.name, self.unit)
+        sides = {name: self._side(measured[name], name, widest) for name in names}
+        sides[self.baseline.name] = Side(widest.stop, lambda samples: self.baseline.readout(slice(0, samples)))
+        return find_chain(sides, self.baseline.name, self.unit)
 
     def target_sensitivity(self, outputs: Mapping[object, list[Tensor]]) -> dict[str, Measured]:
         """Perturbation -> how far it moves a runtime's outputs on the perturbed inputs."""
@@ -224,15 +226,17 @@ class ParityPass:
             return Measured(found.metrics | storage, found.intervals, found.samples)
         return found
 
-    def _as_far_as(self, outputs: Outputs, name: str, widest: slice) -> list[Tensor]:
-        """The outputs on as many samples as its neighbours in the chain have; a slow runtime has the first ones."""
+    def _side(self, outputs: Outputs, name: str, widest: slice) -> Side:
+        """Outputs on as many samples as their neighbours in the chain have; a slow runtime has the first ones."""
+        read = self.baseline.scale.read
         for window in self.baseline.windows:
             if window.stop > outputs.samples and (name in self._slow or self._is_late()):
                 break
-            found = outputs.up_to(window)
+            outputs.up_to(window)
+            reached = window.stop
             if window.stop >= widest.stop:
                 break
-        return found
+        return Side(reached, functools.cache(lambda samples: read(outputs.up_to(slice(0, samples)))))
 
     def _preprocessing(
         self,

@@ -79,7 +79,9 @@ class PerturbationSweep:
             perturb: :func:`~.perturb.perturb`, or something that keeps what it made.
         """
         everything = active = list(map(_Entry, entries))
-        for window in self.baseline.windows:
+        for window in tuple(self.baseline.windows):
+            if not self.baseline.can_read(window):
+                break
             try:
                 batch = perturb(self._images(window), pixels, [each.entry for each in active])
             except ValueError as error:
@@ -135,7 +137,9 @@ class PerturbationSweep:
         return _Fed(args, self.baseline.run_fp32(args))
 
     def _compare(self, each: _Entry, window: slice) -> Measured:
-        trained, deployed = (self.baseline.scale.read(join_rows(parts)) for parts in (each.trained, each.deployed))
+        sizes = [window.stop - window.start for window in self.baseline.windows[: len(each.trained)]]
+        joined = (join_rows(parts, sizes) for parts in (each.trained, each.deployed))
+        trained, deployed = map(self.baseline.scale.read, joined)
         trained = trained.knowing(self.baseline.readout(window))
         found = measure_distance(trained, deployed, window.stop)
         beyond = found

@@ -160,13 +160,6 @@ class Readout(NamedTuple):
             else:
                 yield from _aligned_points(name, aligned[name], self.known.get(name))
 
-    def rows(self, window: slice) -> Readout:
-        """Some of the samples."""
-        outputs = [output[window] if output.ndim else output for output in self.outputs]
-        values = {name: value[window] if len(value.shape) else value for name, value in self.values.items()}
-        known = {name: mask[window] if mask.ndim else mask for name, mask in self.known.items()}
-        return Readout(outputs, values, known)
-
 
 def _aligned_points(name: str, aligned: Alignment, known: Tensor | None) -> Iterator[Points]:
     """The points of the parts of a value; a place where neither side has one is none."""

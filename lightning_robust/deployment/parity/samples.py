@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -39,19 +40,20 @@ class Outputs:
     Example:
         >>> import torch
         >>> outputs = Outputs(lambda window: [torch.arange(window.start, window.stop)])
-        >>> outputs.up_to(slice(0, 2)), outputs.up_to(slice(2, 3))
-        ([tensor([0, 1])], [tensor([0, 1, 2])])
+        >>> outputs.up_to(slice(0, 2)), outputs.up_to(slice(2, 3)), outputs.up_to(slice(0, 2))
+        ([tensor([0, 1])], [tensor([0, 1, 2])], [tensor([0, 1])])
     """
 
     def __init__(self, run: Callable[[slice], Sequence[Tensor]]) -> None:
         self._run = run
         self.samples = 0
-        self._parts: list[list[Tensor]] = []
+        self._parts: dict[int, list[Tensor]] = {}  # by the end of their window
 
     def up_to(self, window: slice) -> list[Tensor]:
-        """All outputs up to the end of a window that begins where the last one ended, or lies before."""
+        """All outputs up to the end of a window that begins where the last one ended, or that was run before."""
         if window.stop > self.samples:
-            self._parts.append(list(self._run(slice(self.samples, window.stop))))
+            self._parts[window.stop] = list(self._run(slice(self.samples, window.stop)))
             self.samples = window.stop
-            self._parts = [join_rows(self._parts)]
-        return [tensor[: window.stop] if tensor.ndim else tensor for tensor in self._parts[0]]
+        stops = [stop for stop in self._parts if stop <= window.stop]
+        sizes = [stop - start for start, stop in pairwise((0, *stops))]
+        return join_rows([self._parts[stop] for stop in stops], sizes)

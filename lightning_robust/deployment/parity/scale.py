@@ -111,8 +111,7 @@ class Scale:
         if self.decode is None or self.module is None:
             return Readout(outputs, {})
         values = self.decode(rebuild(self._template, iter(outputs)))
-        if not isinstance(values, Mapping) or not all(isinstance(each, Tensor | Decoded) for each in values.values()):
-            raise TypeError(f"Expected `decode` to return a dict of tensors, but got {type(values).__name__}.")
+        _require_tensors(values)
         others = dict(values)
         confidence = others.pop(CONFIDENCE, None)
         if isinstance(confidence, Decoded):
@@ -126,7 +125,14 @@ class Scale:
             return masks(self.known(values, rows), values)
         return {} if confidence is None else masks(confidence >= _SURE, values)
 
-    def distance(self, unit: str, reference: Sequence[Tensor], deployed: Sequence[Tensor], start: int = 0) -> float:
+    def distance(
+        self,
+        unit: str,
+        reference: Sequence[Tensor],
+        deployed: Sequence[Tensor],
+        start: int = 0,
+        precision: str = "fp32",
+    ) -> float:
         """One metric of the distance between flattened outputs; they are decoded only if it needs that.
 
         Args:
@@ -134,6 +140,7 @@ class Scale:
             reference: Flattened outputs.
             deployed: Those of the deployed side.
             start: The first sample that they are of.
+            precision: As for :func:`~.distance.compare_outputs`.
 
         Raises:
             ValueError: If no output is in floating point, and the metric is of plain outputs.
@@ -144,9 +151,21 @@ class Scale:
                     "Expected an output in floating point to measure a distance of, but all are integers or bools. "
                     "Give the graph up to what they are chosen by, as before an ArgMax."
                 )
-            return compare_outputs(reference, deployed)[unit]
-        rows = slice(start, start + len(reference[0]) if reference[0].ndim else 1)
-        return self.read(reference, rows).distance(self.read(deployed))[unit]
+            return compare_outputs(reference, deployed, precision)[unit]
+        samples = next((len(output) for output in reference if output.ndim), 1)
+        exact = self.read(reference, slice(start, start + samples))
+        return exact.distance(self.read(deployed), precision)[unit]
+
+
+def _require_tensors(values: object) -> None:
+    """Refuse anything but a dict of tensors, boxes or masks, and name what it is."""
+    what = f"got {type(values).__name__}"
+    if isinstance(values, Mapping):
+        others = [(name, each) for name, each in values.items() if not isinstance(each, Tensor | Decoded)]
+        if not others:
+            return
+        what = f"got {type(others[0][1]).__name__} in {others[0][0]!r}"
+    raise TypeError(f"Expected `decode` to return a dict of tensors, but {what}.")
 
 
 def _require_all_pictures(values: Values, samples: int) -> None:

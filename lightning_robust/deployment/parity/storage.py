@@ -61,7 +61,7 @@ def examine_head(subject: Subject, report: ParityReport, task: Task) -> ParityRe
     names = _shortest_names(subject, head_nodes(subject.exported.model))
     baseline = Baseline(subject, task)
     before, after = (_distance_of(made, name, baseline) for made in (subject, subject.keeping(names)))
-    if not names or not after <= _WORTH * before:
+    if not names or not math.isfinite(after) or after > _WORTH * before:
         return report
     storage = report.targets[name].metrics.get(STORAGE, math.nan)
     finding = _head_finding(subject, names, name.removeprefix("emulated-"), baseline, (before, storage, after))
@@ -74,7 +74,7 @@ def _distance_of(subject: Subject, name: str, baseline: Baseline) -> float:
     if execution.status != "measured":
         return math.nan
     deployed = baseline.scale.read(execution.outputs)
-    return baseline.readout(baseline.first_window).distance(deployed)[baseline.unit]
+    return baseline.readout(baseline.first_window).distance(deployed, runtime(name).precision)[baseline.unit]
 
 
 def _distance(report: ParityReport, name: str) -> float:
@@ -87,7 +87,8 @@ def _head_finding(
     before, storage, after = costs
     unit = unit_label(baseline.unit)
     outputs = [output for output in baseline.readout(baseline.first_window).outputs if output.is_floating_point()]
-    largest = max(float(output[output.isfinite()].abs().max()) for output in outputs)
+    finite = (output[output.isfinite()].abs() for output in outputs)
+    largest = max((float(values.max()) for values in finite if len(values)), default=0.0)
     nodes = set(subject.keeping(names).fp32_nodes()) - set(subject.fp32_nodes())
     shown = [*names[:_NAMED], *["..."] * (len(names) > _NAMED)]
     return Finding(

@@ -68,10 +68,11 @@ def without_metric(scalars: Mapping[str, float], tolerance: Mapping[str, float] 
     """The tags of tolerances that hold nothing: their target was measured and has no such metric.
 
     Example:
-        >>> without_metric({"parity/torch-bf16/rel_l2": 0.1}, {"torch-bf16": 1, "torch-bf16/lateral_p99": 1})
+        >>> found = {"parity/torch-bf16/status": 0, "parity/torch-bf16/rel_l2": 0.1}
+        >>> without_metric(found, {"torch-bf16": 1, "torch-bf16/lateral_p99": 1})
         ['parity/torch-bf16/lateral_p99']
     """
-    measured = {tag.rpartition("/")[0] for tag in scalars if tag.endswith("/rel_l2")}
+    measured = {tag.removesuffix("/status") for tag, code in scalars.items() if tag.endswith("/status") and code == 0}
     return [tag for tag in limits_by_tag(tolerance or {}) if tag not in scalars and tag.rpartition("/")[0] in measured]
 
 

@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lightning_robust.deployment.numerics.sensitivity import NodeSensitivity, Sensitivity, percent
+from lightning_robust.deployment.numerics.sensitivity import NodeSensitivity, Sensitivity
 from lightning_robust.deployment.parity.scale import unit_label
 from lightning_robust.figures import FONT, add_legend, name_axes, panel, plain, use_plain_log_ticks
-from lightning_robust.tables import shorten
+from lightning_robust.tables import percent, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,14 +10,13 @@ from lightning_robust.deployment.numerics.sensitivity import (
     Sensitivity,
     first_divergence,
     overflow_sentence,
-    percent,
 )
 from lightning_robust.deployment.parity.result import Examination, ParityReport
 from lightning_robust.deployment.parity.scale import unit_label
+from lightning_robust.tables import percent
 
 Examined = ParityReport | Examination
 """What has layers and a list: of a report, those of half precision."""
-_MANY = 10.0  # a drift beyond is told as a multiple
 
 
 def layer_rows(layers: Sensitivity, count: int = 20) -> tuple[list[str], list[list[str]]]:
@@ -128,12 +127,13 @@ def _say_aim(keep: KeepList) -> str:
 
 def _say_samples(keep: KeepList) -> str:
     if not keep.checked:
-        return f" on the {_how_many(keep.samples)} that the list was found on, and was not checked on others"
+        return f" on the {count_samples(keep.samples)} that the list was found on, and was not checked on others"
     found = f"{keep.found_error:.3g} on the {keep.samples} it was"
-    return f" on {_how_many(keep.checked)} that the list was not found on ({found})"
+    return f" on {count_samples(keep.checked)} that the list was not found on ({found})"
 
 
-def _how_many(samples: int) -> str:
+def count_samples(samples: int) -> str:
+    """As in "1 sample" and "4 samples"."""
     return f"{samples} sample{'' if samples == 1 else 's'}"
 
 
@@ -141,8 +141,7 @@ def _layer_row(node: NodeSensitivity) -> list[str]:
     origin, trace = node.origin, node.trace
     where = f"{origin.source} {node.op}" if origin.source else node.op
     shares = ("0" if share == 0 else percent(share) for share in (trace.overflow, trace.flushed))
-    drift = percent(trace.drift) if trace.drift <= _MANY else f"{trace.drift:.2g}"
-    return [where, layer_cost(node), drift, origin.module or "-", origin.text or "-", *shares, node.name]
+    return [where, layer_cost(node), percent(trace.drift), origin.module or "-", origin.text or "-", *shares, node.name]
 
 
 def layer_cost(node: NodeSensitivity) -> str:
@@ -161,6 +160,5 @@ def _drift_sentence(layers: Sensitivity) -> str:
         return f"{first} are infinite or NaN in {layers.precision}: {percent(node.trace.nonfinite)} of them."
     if not math.isfinite(node.trace.drift):
         return f"{first} are 0 in fp32 and not in {layers.precision}."
-    drift = node.trace.drift
-    size = f"{drift:.2g} times their size" if drift > _MANY else percent(drift)
+    size = f"{percent(node.trace.drift)} {'of ' * (node.trace.drift < 10)}their size"
     return f"{first} drift in {layers.precision}, by {size}."

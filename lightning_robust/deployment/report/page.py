@@ -39,6 +39,7 @@ from lightning_robust.deployment.report.tables import (
 from lightning_robust.deployment.report.words import link_label, link_remedy
 from lightning_robust.json_values import jsonable
 from lightning_robust.pages import environment_facts, render, svg
+from lightning_robust.tables import short
 
 _NODES = 20  # in the table of the page
 _IDLE = ("overflow", "flushed")
@@ -95,7 +96,7 @@ def _facts(report: ParityReport) -> dict[str, str]:
         **report.about,
         "samples": f"up to {report.samples}",
         "reference": report.reference,
-        "pass": f"{report.seconds:.2g} s",
+        "pass": f"{short(report.seconds, 2)} s",
     }
     return {name: value for name, value in facts.items() if value}
 

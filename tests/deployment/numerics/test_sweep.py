@@ -1,5 +1,7 @@
 """Sweeps over nodes on many samples, on graphs of fixed batch, and on what cannot be swept."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -108,3 +110,12 @@ def test_what_is_kept_multiplies_in_tf32_where_that_is_allowed(kind, out_of_rang
     assert allowed.cost_of_keeping(allowed.names) > 10 * plain.cost_of_keeping(plain.names)
     assert allowed.cost(()) == 0
     assert allowed.cost(allowed.computing[:1]) == plain.cost(plain.computing[:1])
+
+
+def test_infinity_in_fp32_is_no_distance():
+    """As masked logits have it; what is finite counts."""
+    masked = [torch.tensor([3.0, 4.0, -math.inf])]
+    assert relative_distance(masked, masked) == 0
+    assert relative_distance(masked, [torch.tensor([3.0, 4.5, -6e4])]) == 0.1
+    assert relative_distance(masked, [torch.tensor([3.0, math.inf, -math.inf])]) == math.inf
+    assert relative_distance([torch.tensor([math.nan])], [torch.tensor([math.nan])]) == math.inf

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import onnx
 import pytest
 
 from lightning_robust.deployment.numerics.emulate import emulate
@@ -57,3 +58,32 @@ def test_weights_with_the_names_of_generated_values_do_not_clash():
     model.graph.initializer[0].name = "val_0"
     plain = trace_rounding(chain(("Mul", 0.1), ("Exp", None)), {"v0": np.ones((2, 4), np.float32)}, "fp16")
     assert list(trace_rounding(model, {"v0": np.ones((2, 4), np.float32)}, "fp16").values()) == list(plain.values())
+
+
+def test_infinity_that_is_meant_is_no_drift_and_does_not_hide_the_overflow_behind_it():
+    """A mask of -inf: both sides are infinite there. Exp then overflows where fp32 does not."""
+    graph = chain(("Add", np.array([0.0, -np.inf, 0.0, -np.inf], np.float32)), ("Exp", None))
+    traces = trace_rounding(graph, {"v0": np.array([[1, 1, 12, 1]], np.float32)}, "fp16")
+    assert traces["n0"] == type(traces["n0"])(0.0, 0.0, 0.0, 0.0)
+    assert (traces["n1"].drift, traces["n1"].overflow) == (math.inf, 0.25)
+
+
+@pytest.mark.parametrize(("batch", "samples"), [(5, 7), (10, 13), (4, 9)])
+def test_any_fixed_batch_and_any_number_of_samples(batch, samples):
+    """The statistics are no rows of samples, whatever their number: with one node there are five."""
+    model = chain(("Mul", 0.1))
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = batch
+    x = np.random.default_rng(0).normal(size=(samples, 4)).astype(np.float32)
+    (trace,) = trace_rounding(model, {"v0": x}, "fp16").values()
+    assert 0 < trace.drift < 1e-3
+
+
+def test_a_graph_without_floating_results_has_no_traces():
+    node = onnx.helper.make_node("Greater", ["x", "z"], ["y"], "g")
+    inputs = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None, 4]) for name in "xz"]
+    output = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.BOOL, [None, 4])
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph([node], "g", inputs, [output]), opset_imports=[onnx.helper.make_opsetid("", 20)]
+    )
+    x = np.ones((2, 4), np.float32)
+    assert trace_rounding(model, {"x": x, "z": x}, "fp16") == {}

@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 
-from lightning_robust.deployment.parity.attribution import find_chain, find_engine, fp16_metrics, neighbours
+from lightning_robust.deployment.parity.attribution import find_engine, fp16_metrics, neighbours
 from lightning_robust.deployment.parity.links import chain_scalars
 from lightning_robust.deployment.parity.readout import Readout
 from lightning_robust.deployment.parity.result import TargetResult
+
+from ..reports import chain_between
 
 SPREAD = 1.0
 
@@ -33,7 +35,7 @@ def outputs():
 
 def chain_of(exact, emulated, engine):
     readouts = {"torch-fp64": exact, "onnxruntime-fp32": exact, "emulated-fp16": emulated, "tensorrt-fp16": engine}
-    links = find_chain({name: readout(values) for name, values in readouts.items()}, "torch-fp64", "rel_l2")
+    links = chain_between({name: readout(values) for name, values in readouts.items()}, "torch-fp64", "rel_l2")
     return {link.name: link for link in links}
 
 
@@ -78,7 +80,7 @@ def test_in_the_task_s_unit_with_its_bias(outputs):
     exact, noise = outputs
     pixels = {"torch-fp64": exact, "emulated-fp16": exact + noise - 0.01}
     readouts = {name: Readout([values / 10], {"x_px": values}) for name, values in pixels.items()}
-    (link,) = find_chain(readouts, "torch-fp64", "x_px_p99")
+    (link,) = chain_between(readouts, "torch-fp64", "x_px_p99")
     assert link.value == readouts["torch-fp64"].distance(readouts["emulated-fp16"])["x_px_p99"]
     assert link.bias == pytest.approx(-0.01, rel=0.02)
 
@@ -89,7 +91,7 @@ def test_neighbours_that_were_not_measured_are_passed_over(outputs):
 
     def names(**readouts):
         named = {"torch-fp64": readout(exact)} | {n.replace("_", "-"): r for n, r in readouts.items()}
-        return [(link.name, link.source, link.target) for link in find_chain(named, "torch-fp64", "rel_l2")]
+        return [(link.name, link.source, link.target) for link in chain_between(named, "torch-fp64", "rel_l2")]
 
     assert names(emulated_bf16=half) == [("bf16", "torch-fp64", "emulated-bf16")]
     assert names(torch_fp16=half, tensorrt_fp16=half) == []
@@ -116,7 +118,7 @@ def test_each_precision_branches_off_the_graph_and_each_engine_off_its_precision
         "torch-bf16": 9.0,
     }
     readouts = {name: readout(exact + share * noise) for name, share in shares.items()}
-    links = find_chain({"torch-fp64": readout(exact)} | readouts, "torch-fp64", "rel_l2")
+    links = chain_between({"torch-fp64": readout(exact)} | readouts, "torch-fp64", "rel_l2")
     assert [(link.key, link.source, round(link.value / 3e-3, 2)) for link in links] == [
         ("export", "torch-fp64", 0.0),
         ("fp16", "onnxruntime-fp32", 1.0),
@@ -138,13 +140,13 @@ def test_each_precision_branches_off_the_graph_and_each_engine_off_its_precision
 def test_a_graph_without_pytorch_is_its_own_reference(outputs):
     exact, noise = outputs
     readouts = {"onnxruntime-fp32": readout(exact), "openvino-fp32": readout(exact + noise)}
-    (link,) = find_chain(readouts, "onnxruntime-fp32", "rel_l2")
+    (link,) = chain_between(readouts, "onnxruntime-fp32", "rel_l2")
     assert (link.key, link.source) == ("engine/openvino-fp32", "onnxruntime-fp32")
 
 
 def test_fewer_samples_on_one_side_are_compared_with_the_first_of_the_other(outputs):
     exact, noise = outputs
-    links = find_chain(
+    links = chain_between(
         {"torch-fp64": readout(exact), "emulated-fp16": readout((exact + noise)[:16])}, "torch-fp64", "rel_l2"
     )
     assert links[0].samples == 16

@@ -163,3 +163,11 @@ def test_a_constant_output_is_not_divided_by_its_rounding():
     assert metrics["rel_l2"] < 1e-6
     assert compare_outputs([reference], [reference.half()], "fp64")["rel_l2"] > 1
     assert not is_constant(torch.rand(16, 30), "fp16")
+
+
+def test_decoded_infinity_on_both_sides_is_no_deviation():
+    depth = torch.tensor([1.0, math.inf, -math.inf, 2.0])
+    metrics = compare_decoded({"depth_m": depth}, {"depth_m": depth + torch.tensor([0.0, 0.0, 0.0, 0.5])})
+    assert {key: metrics[f"depth_m_{key}"] for key in ("max", "lost", "bias")} == {"max": 0.5, "lost": 0, "bias": 0.125}
+    far = compare_decoded({"depth_m": depth}, {"depth_m": -depth})
+    assert far["depth_m_max"] == math.inf

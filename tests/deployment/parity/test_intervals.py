@@ -53,3 +53,9 @@ def test_what_is_lost_or_single_has_no_interval():
 def test_settled_within_a_tenth(value, width, tolerance, settled):
     assert is_settled(value, Interval(value - width / 2, value + width / 2), tolerance) == settled
     assert not is_settled(value, None, tolerance)
+
+
+def test_a_distance_that_is_infinite_has_no_interval():
+    zero, one = Readout([torch.zeros(4, 2)], {}), Readout([torch.ones(4, 2)], {})
+    assert zero.distance(one)["rel_l2"] == float("inf")
+    assert intervals(zero, one) == {}

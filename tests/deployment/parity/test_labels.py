@@ -101,3 +101,10 @@ def test_a_pass_counts_boxes_by_labels():
     assert failed.targets["engine-fp32"].metrics["boxes_lost"] == pytest.approx(0.5)
     assert "boxes_map" not in failed.targets["engine-fp32"].metrics
     assert any(note.startswith("`truth` failed and is left out: ValueError: Expected labels") for note in failed.notes)
+
+
+def test_labels_in_whole_numbers_of_values_that_are_not_decisions():
+    """Places in pixels: the error counts, and not that 1.2 is not 1."""
+    truth, ours, theirs = torch.tensor([1, 5]), torch.tensor([1.2, 5.1]), torch.tensor([1.3, 5.3])
+    found = label_metrics({"x_px": ours}, {"x_px": theirs}, {"x_px": truth})
+    assert found == pytest.approx({"x_px_error": 0.3, "x_px_error_worse": 0.15})

@@ -214,3 +214,27 @@ def test_int8_alone_and_int8_that_cannot_be_examined():
     report = localise(none, measured(none, precision="int8"))
     assert report.int8 is None
     assert "Layers in int8 were not measured: Expected products to quantise" in report.notes[-1]
+
+
+class Offset(nn.Module):
+    """Small numbers about one: to fp16 they are nearly constant."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+        with torch.no_grad():
+            self.layers[2].weight.mul_(1e-3)
+            self.layers[2].bias.fill_(1.0)
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def test_nodes_are_measured_on_the_scale_of_the_report():
+    """The whole graph costs in the sweep what it costs in the report, and keeping nothing is enough."""
+    made = Subject(Offset().eval(), (torch.randn(16, 8, generator=torch.Generator().manual_seed(1)),))
+    pass_ = measure_parity(made, available(["emulated-fp16"]))
+    found = localise(made, pass_, samples=16, limits={"emulated-fp16": 5e-3})
+    assert pass_.targets["emulated-fp16"].metrics["rel_l2"] < 1e-3
+    assert found.layers.total == pytest.approx(pass_.targets["emulated-fp16"].metrics["rel_l2"], rel=0.3)

@@ -407,3 +407,67 @@ def test_no_session_waits_for_the_garbage_collector(monkeypatch):
     finally:
         gc.enable()
     assert len(opened) >= 5
+
+
+class WithAnchors(nn.Module):
+    """Offsets for each sample, and the places that they are from, which are the same for all."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(8, 50)
+        self.register_buffer("anchors", torch.arange(50.0))
+
+    def forward(self, x):
+        return self.head(x), 1.0 * self.anchors
+
+
+class WithLoss(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head(x).square().mean(), self.head(x)
+
+
+@pytest.mark.parametrize(
+    ("module", "decode"),
+    [
+        (WithAnchors(), lambda outputs: {"x_px": outputs[0] + outputs[1]}),
+        (WithLoss(), lambda outputs: {"x_px": outputs[1]}),
+    ],
+)
+def test_outputs_that_are_of_no_sample_go_whole_to_decode(module, decode):
+    """On more samples than one window has; links rest on them all."""
+    x = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
+    report = measure_parity(
+        Subject(module.eval(), (x,)), available(["onnxruntime-fp32", "emulated-fp16"]), decode=decode
+    )
+    assert (report.unit, report.notes) == ("x_px_p99", ())
+    link = next(link for link in report.chain if link.key == "fp16")
+    assert link.samples >= 16
+    assert link.value == pytest.approx(report.targets["emulated-fp16"].metrics["x_px_p99"], rel=0.1)
+
+
+def test_what_fails_on_later_samples_takes_only_them():
+    """`known` has no file for them; the target is not to blame."""
+
+    def known(values, rows):
+        if rows.stop > 16:
+            raise OSError("no file for sample 17")
+        return torch.ones(rows.stop, 4, dtype=torch.bool)
+
+    x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    report = measure_parity(
+        Subject(nn.Linear(8, 4).eval(), (x,)),
+        available(["torch-fp16", "emulated-fp16"]),
+        decode=lambda outputs: {"x_px": outputs},
+        known=known,
+    )
+    assert [target.status for target in report.targets.values()] == ["measured", "measured"]
+    assert (report.unit, report.samples) == ("x_px_known_p99", 16)
+    (note,) = report.notes
+    assert note == (
+        "Numbers rest on the first 16 samples at most: `known` or `decode` failed on the next ones (OSError: no file "
+        "for sample 17)."
+    )

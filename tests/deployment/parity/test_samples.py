@@ -33,3 +33,19 @@ def test_nothing_is_computed_twice():
         assert constant == 7
     assert len(outputs.up_to(slice(0, 16))[0]) == 16
     assert asked == [slice(0, 16), slice(16, 32), slice(32, 40)]
+
+
+@pytest.mark.parametrize("length", [8, 20, 48])
+def test_what_no_sample_changes_is_given_whole(length):
+    """Anchors beside rows of samples, and three rows for each sample, as of lines."""
+    anchors = torch.arange(length) / 7
+
+    def run(window):
+        return [torch.arange(window.start, window.stop), anchors, torch.arange(3 * window.start, 3 * window.stop)]
+
+    outputs = Outputs(run)
+    for window in (*windows(40), slice(0, 16)):
+        rows, same, lines = outputs.up_to(window)
+        assert torch.equal(rows, torch.arange(window.stop))
+        assert torch.equal(same, anchors)
+        assert torch.equal(lines, torch.arange(3 * window.stop))

@@ -58,8 +58,11 @@ def test_a_distance_of_the_outputs_needs_no_decoding():
 
 
 def test_rejects_what_is_no_dict_of_tensors():
-    for wrong in (lambda outputs: outputs["column"], lambda outputs: {"x_px": 1.0}):
-        with pytest.raises(TypeError, match="`decode` to return a dict of tensors, but got"):
+    for wrong, what in (
+        (lambda outputs: outputs["column"], "Tensor"),
+        (lambda outputs: {"x_px": 1.0}, "float in 'x_px'"),
+    ):
+        with pytest.raises(TypeError, match=f"`decode` to return a dict of tensors, but got {what}"):
             Scale(Pair(), (torch.zeros(1),), wrong).read(EXACT)
 
 

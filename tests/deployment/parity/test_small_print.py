@@ -9,7 +9,6 @@ from torch import nn
 from lightning_robust.decoding import Boxes
 from lightning_robust.deployment.engines import BuildSettings, Subject, available
 from lightning_robust.deployment.engines.execution import execute
-from lightning_robust.deployment.parity.attribution import find_chain
 from lightning_robust.deployment.parity.background import LateResults
 from lightning_robust.deployment.parity.intervals import Interval, intervals
 from lightning_robust.deployment.parity.links import Link
@@ -20,6 +19,8 @@ from lightning_robust.deployment.parity.result import ParityReport, TargetResult
 from lightning_robust.deployment.pixels.catalogue import perturbations
 from lightning_robust.deployment.report.tables import perturbation_rows
 from lightning_robust.functional.pixels import PixelSpace
+
+from ..reports import chain_between
 
 LINEAR = nn.Linear(8, 20).eval()
 NAMES = ["emulated-tf32", "emulated-fp16", "emulated-fp16acc", "emulated-bf16", "emulated-int8", "torch-fp32"]
@@ -116,7 +117,7 @@ def test_a_link_from_no_box_to_some_has_no_plain_distance():
         return Readout([places], {"boxes": values})
 
     readouts = {"torch-fp64": boxes(2), "emulated-fp16": boxes(0), "tensorrt-fp16": boxes(2)}
-    links = {link.key: link.value for link in find_chain(readouts, "torch-fp64", "boxes_centre_px_p99")}
+    links = {link.key: link.value for link in chain_between(readouts, "torch-fp64", "boxes_centre_px_p99")}
     assert links["fp16"] == math.inf
     assert "engine/tensorrt-fp16" in links
 

@@ -88,3 +88,64 @@ def test_nodes_are_named_where_a_module_holds_others_too():
     examined = examine_head(subject, report, TASK)
     graph = subject.exported.model.graph
     assert [node.op_type for node in graph.node if node.name in examined.head] == ["Sigmoid", "Mul", "Add"]
+
+
+class Overflowing(nn.Module):
+    """The trunk leaves fp16's range; the head only adds one."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.trunk, self.layer = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        return torch.relu(self.layer((1e3 * self.trunk(x)) ** 2)) * 0.5 + 1
+
+
+@pytest.mark.parametrize("module", [Overflowing(), nn.Sequential(Overflowing(), nn.ReLU(), nn.LogSigmoid())])
+def test_a_head_behind_an_overflow_is_not_what_costs_it(module):
+    """Infinite with the head in fp32 as without it."""
+    subject = Subject(frozen_copy(module), (torch.rand(16, 8),))
+    report = measure_parity(subject, available(["emulated-fp16"]))
+    assert report.targets["emulated-fp16"].metrics["rel_l2"] == float("inf")
+    assert examine_head(subject, report, Task()) is report
+
+
+class NeverFinite(Places):
+    """Places, and an output that is infinite everywhere."""
+
+    def forward(self, x):
+        places = super().forward(x)
+        return places, torch.log(torch.relu(-places.abs()))
+
+
+def test_the_largest_output_is_of_those_that_are_finite():
+    task = Task(lambda outputs: {"x_px": outputs[0]})
+    subject = Subject(frozen_copy(NeverFinite(2000.0)), (torch.rand(16, 8),))
+    report = measure_parity(subject, available(["emulated-fp16"]), decode=task.decode)
+    (finding,) = [each for each in examine_head(subject, report, task).findings if each.rule == "B1"]
+    assert "where fp16 has steps of 1" in finding.what
+
+
+class Nearly(nn.Module):
+    """Outputs that are constant to what fp16 can tell apart, which the report measures by their size."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.trunk, self.layer = nn.Linear(8, 16), nn.Linear(16, 4)
+        with torch.no_grad():
+            self.layer.weight.mul_(1e-3)
+
+    def forward(self, x):
+        return 100 + self.layer(torch.tanh(self.trunk(x)))
+
+
+def test_the_head_is_measured_on_the_scale_of_the_report():
+    """All of the distance is what storing costs, and no head's."""
+    subject = Subject(frozen_copy(Nearly()), (torch.rand(16, 8),))
+    report = measure_parity(subject, available(["emulated-fp16"]))
+    assert report.targets["emulated-fp16"].metrics["rel_l2"] < 1e-3
+    found = examine_head(subject, report, Task())
+    sentences = [finding.what for finding in found.findings if finding.rule == "B1"]
+    assert not any(float(sentence.split()[0]) > 1e-3 for sentence in sentences), sentences

@@ -175,3 +175,10 @@ def test_every_target_has_a_default_tolerance():
 
 def test_values_may_drift_as_far_as_outputs():
     assert {f"emulated-{precision}": limit for precision, limit in SOUND.items()}.items() <= DEFAULT_TOLERANCES.items()
+
+
+def test_a_runtime_of_a_package_counts_as_executed_whatever_its_name_begins_with():
+    targets = {"torch_tensorrt-fp16": measured(1e-3, 1e-3)}
+    verdict = judge_parity(report(targets=targets, chain=(), sensitivity={}), {"torch_tensorrt-fp16": 5e-3})
+    assert verdict.level == "good"
+    assert any("Executed: torch_tensorrt-fp16" in line for line in verdict.measured)

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
+from lightning_robust.deployment.graph.constants import read_constant
 from lightning_robust.deployment.graph.origin import Origin
 
 _FOLDED = {
@@ -150,8 +151,7 @@ def constant(value: ir.Value | None) -> NDArray[np.generic] | None:
     tensor = None if value is None else value.const_value
     source = None if value is None else value.producer()
     if source is not None and source.op_type == "Constant":
-        # not ir.convenience.get_const_tensor, which writes a name into the caller's model
-        tensor = source.attributes.get_tensor("value")
+        return read_constant(source)
     return None if tensor is None or isinstance(tensor, ir.ExternalTensor) else tensor.numpy()
 
 

@@ -17,6 +17,7 @@ from lightning_robust.deployment.graph.lint.finding import (
     upstream,
 )
 from lightning_robust.deployment.numerics.operators import ALWAYS_FP32, FP32_INPUTS, MOVES
+from lightning_robust.tables import percent
 
 FP16_MAX, FP16_NORMAL = 65504.0, 6.1e-5
 """Largest fp16 number, and smallest normal one."""
@@ -52,7 +53,7 @@ def check_weights(graph: LintGraph) -> Iterator[Finding]:
                 "A3",
                 node,
                 f"numbers in {value.name} that are mostly below 6.1e-05, the smallest normal fp16 number",
-                f"Rounded to fp16 they change by {_percent(lost)} (relative L2 distance), or become zero.",
+                f"Rounded to fp16 they change by {percent(lost)} (relative L2 distance), or become zero.",
                 "Scale the layer up and its output down (a normalisation before it has the same effect).",
             )
 
@@ -139,10 +140,10 @@ def _largest_finite(values: NDArray[np.generic] | None) -> float:
 
 
 def _lost(weights: NDArray[np.generic] | None) -> float:
-    """The relative L2 distance to the rounded weights, where many are below the normal numbers; else 0."""
+    """The relative L2 distance to the rounded weights in range, where many are below the normal numbers; else 0."""
     if weights is None or not is_floating(weights):
         return 0.0
-    weights = weights[weights != 0].astype(np.float32)
+    weights = weights[(weights != 0) & (np.abs(weights) <= FP16_MAX)].astype(np.float32)
     if not weights.size or float((np.abs(weights) < FP16_NORMAL).mean()) <= _TINY_SHARE:
         return 0.0
     wide = weights.astype(np.float64)
@@ -156,8 +157,3 @@ def _folded(node: ir.Node, values: list[NDArray[np.generic] | None]) -> float:
     scale, bias, mean, variance = (value.astype(np.float64) for value in values if value is not None)
     factor = scale / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
     return max(_largest_finite(factor), _largest_finite(bias - mean * factor))
-
-
-def _percent(share: float) -> str:
-    """As in "0.3 %" and "100 %"."""
-    return f"{100 * share:.{0 if share >= 0.01 else 1}f} %"

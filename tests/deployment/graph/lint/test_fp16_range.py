@@ -152,3 +152,23 @@ def test_a3_and_a4_what_this_package_does():
         assert (normed.float() - exact).norm() / exact.norm() < 1e-3
         assert masked[0, 0] == 0
         assert masked[0, 1].item() == pytest.approx(-65504, rel=1e-3)
+
+
+ROW = ("x", TensorProto.FLOAT, [1, 4]), ("y", TensorProto.FLOAT, [1, 4])
+
+
+def test_a_factor_beyond_the_range_beside_small_ones():
+    """The small ones are lost, and the large one is clamped: two findings, none of them of infinity per cent."""
+    factors = np.array([1e5, 1e-9, 1e-9, 1e-9], np.float32)
+    nodes = [helper.make_node("Mul", ["x", "w"], ["y"], "m")]
+    found = {finding.rule: finding.consequence for finding in of_nodes(nodes, ROW[:1], ROW[1:], {"w": factors})}
+    assert sorted(found) == ["A3", "A4"]
+    assert "change by 100 %" in found["A3"]
+
+
+@pytest.mark.parametrize(
+    "value", [{"value_float": -1e9}, {"value_floats": [-1e9]}, {"value": helper.make_tensor("", 1, [1], [-1e9])}]
+)
+def test_a_constant_is_read_from_whichever_attribute_holds_it(value):
+    nodes = [helper.make_node("Constant", [], ["c"], "c", **value), helper.make_node("Add", ["x", "c"], ["y"], "a")]
+    assert rules(of_nodes(nodes, ROW[:1], ROW[1:])) == ["A4"]
