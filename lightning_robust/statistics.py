@@ -86,11 +86,13 @@ def share_interval(share: float, count: int) -> Interval:
         >>> low, high = share_interval(0.0, 20)
         >>> round(low, 3), round(high, 3)
         (0.0, 0.161)
+        >>> share_interval(1.0, 10).high
+        1.0
     """
     square = _NORMAL**2 / count
     middle = (share + square / 2) / (1 + square)
     half = math.sqrt(square * (share * (1 - share) + square / 4)) / (1 + square)
-    return Interval(max(middle - half, 0.0), min(middle + half, 1.0))
+    return Interval(min(max(middle - half, 0.0), share), max(min(middle + half, 1.0), share))
 
 
 def welch_half_width(first: Sequence[float], second: Sequence[float]) -> float:

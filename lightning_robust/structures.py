@@ -126,7 +126,7 @@ def join_rows(parts: Sequence[Sequence[Tensor]], sizes: Sequence[int], samples: 
 
 
 def _join(rows: Sequence[Tensor], sizes: Sequence[int], samples: int | None) -> Tensor:
-    joined, total = torch.cat(rows), sum(sizes)
+    joined, total = torch.cat(list(rows)), sum(sizes)
     each, rest = divmod(len(joined), total)
     if samples is None or rest or (each > 1 and len(rows) == 1):  # several rows a sample, or none of any: who knows
         return joined

@@ -80,9 +80,15 @@ def _row_check(
     spread = welch_half_width(*(comparison.cell(index, tag) for index in (row, plain)))
     low, high = (max(worse + side, 0.0) if math.isfinite(spread) else math.nan for side in (-spread, spread))
     limit = _limit_by_spread(spread, worse) if limit is None else limit
-    how = f"{abs(worse):.3g} {'worse' if worse > 0 else 'better'} than the baseline's {theirs:.4g}"
-    told = f"{tag} is {ours:.4g}, {how}{'' if limit is None else f', allowed {limit:.3g}'}"
+    allowed = "" if limit is None else f", allowed {limit:.3g}"
+    told = f"{tag} is {ours:.4g}, {_tell_difference(worse)} the baseline's {theirs:.4g}{allowed}"
     return Check("", tag, max(worse, 0.0), limit, low, high, case=name, sentence=told, demanded=math.isnan(worse))
+
+
+def _tell_difference(worse: float) -> str:
+    if math.isnan(worse):
+        return "which does not compare with"
+    return "as good as" if worse == 0 else f"{abs(worse):.3g} {'worse' if worse > 0 else 'better'} than"
 
 
 def _limit_by_spread(spread: float, worse: float) -> float | None:

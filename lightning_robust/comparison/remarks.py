@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from lightning_robust.callbacks.robust_validation.evaluators import DEFAULT_STEPS
 from lightning_robust.comparison.columns import Column
 from lightning_robust.comparison.finished_runs import FinishedRun
 from lightning_robust.comparison.names import class_arguments, data_of, distinguish, other_differences, seeds
@@ -76,8 +77,7 @@ def attacks(runs: Sequence[FinishedRun], columns: Sequence[Column]) -> list[str]
     """Which attack stands behind the attacked columns, from the configurations."""
     if not any(column.tag.startswith("adversarial/") for column in columns):
         return []
-    steps = {count for run in runs if isinstance(count := _validation_steps(run.config), int)}
-    names = ["FGSM" if count == 0 else f"PGD-{count}" for count in sorted(steps)]
+    names = sorted({name for run in runs if (name := _attack_of(run.config))})
     if not names:
         return []
     doubt = " Runs were attacked differently: do not compare those numbers." if len(names) > 1 else ""
@@ -101,7 +101,18 @@ def _validated_under(config: Mapping[str, Any]) -> str:
     return ", ".join([under] if isinstance(under, str) else under)
 
 
-def _validation_steps(config: Mapping[str, Any]) -> Any:
-    """Steps of the attack at validation; beside ``adversarial``, ``robust_validation`` is the one that attacks."""
-    training = class_arguments(config.get("adversarial")).get("val_steps")
-    return class_arguments(config.get("robust_validation")).get("steps", training)
+def _attack_of(config: Mapping[str, Any]) -> str:
+    """The attack at validation; where there are both, ``robust_validation`` is the one that attacks. Empty without."""
+    ours, training = (class_arguments(config.get(key)) for key in ("robust_validation", "adversarial"))
+    if config.get("robust_validation"):
+        return _name_attack(ours.get("evaluator") or "pgd", ours.get("steps"), ours.get("norm"))
+    if config.get("adversarial") and training.get("val_eps") != []:
+        return _name_attack("pgd", training.get("val_steps"), training.get("norm"))
+    return ""
+
+
+def _name_attack(evaluator: str, steps: int | None, norm: str | None) -> str:
+    steps = DEFAULT_STEPS.get(evaluator) if steps is None else steps
+    names = {"pgd": f"PGD-{steps}" if steps else "FGSM", "auto": f"APGD-{steps} and Square"}
+    name = names.get(evaluator, f"the smallest radius by APGD-{steps}")
+    return name if norm in (None, "linf") else f"{name} in {norm}"

@@ -35,3 +35,17 @@ def known_steps(trainer: pl.Trainer) -> int:
             "`max_steps`. Set one of them; `max_time` may stay as well."
         )
     return int(steps)
+
+
+def one_cycle_length(trainer: pl.Trainer, rise: float) -> int:
+    """The steps that torch's OneCycleLR can be laid out over; it divides by zero where the rise ends in its second one.
+
+    Args:
+        trainer: Of the run.
+        rise: Share of the steps in which the rate rises.
+
+    Raises:
+        MisconfigurationException: If the length of the run is not known beforehand.
+    """
+    steps = max(known_steps(trainer), 2)
+    return steps + (rise * steps == 1)

@@ -131,4 +131,6 @@ class PixelSpace:
 
 
 def _as_tuple(values: float | Sequence[float]) -> tuple[float, ...]:
-    return (float(values),) if isinstance(values, int | float) else tuple(float(value) for value in values)
+    if isinstance(values, int | float) or getattr(values, "ndim", 1) == 0:  # of NumPy and torch too
+        return (float(values),)  # type: ignore[arg-type]
+    return tuple(float(value) for value in values)

@@ -238,3 +238,21 @@ def test_what_was_not_asked_for_is_no_doubt():
         finished(str(i), {"val/loss": 0.5, **({"val/f1": 0.5, SECONDS: 1.0} if i else {})}, seed=i) for i in range(2)
     ]
     assert compare_runs(runs, "val/loss").notes == ()
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        (True, "PGD-10"),
+        ({"steps": 3}, "PGD-3"),
+        ({"evaluator": "auto"}, "APGD-50 and Square"),
+        ({"evaluator": "pgd", "norm": "l2", "steps": 20}, "PGD-20 in l2"),
+        ({"evaluator": "smallest_eps", "moves": {"x_px": 20}}, "the smallest radius by APGD-20"),
+    ],
+)
+def test_what_was_not_written_is_what_the_attack_has_by_default(given, name):
+    tag = "adversarial/val_acc@0.1"
+    runs = [finished("a", {tag: 0.5}, robust_validation=given, adversarial={"val_steps": 7})]
+    assert f"Attacked at validation by {name}; behind @ stands the radius." in compare_runs(runs).notes
+    clean = finished("b", {tag: 0.5}, adversarial={"val_steps": 7, "val_eps": []})
+    assert not any("Attacked" in note for note in compare_runs([clean]).notes)

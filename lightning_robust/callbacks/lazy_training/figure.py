@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ _DISTANCES = {
     "kernel_alignment": ("kernel, 1 - cosine", "#8a94a0", "D"),
 }
 _STEPS = ("#fdbe85", "#f58518", "#b45309", "#5c2a04")
+_NOT_FINITE = "The weights are not finite"
 _BLUE, _GREY = "#4c78a8", "#8a94a0"
 
 
@@ -83,6 +85,8 @@ def draw_distance(history: Sequence[Measurement], lazy_below: float) -> Figure:
     if movement is not None:
         verdict = "lazy" if movement < lazy_below else "not lazy"
         title = f"The weights moved by {number(100 * movement)} % of their length: {verdict}"
+    if movement is not None and not math.isfinite(movement):
+        title = _NOT_FINITE
     figure, axes = panel(4.3, title)
     for tag, (label, colour, marker) in _DISTANCES.items():
         _draw_history(axes, _distances(history, tag), label, colour, marker)
@@ -114,6 +118,8 @@ def draw_vulnerability(history: Sequence[Measurement]) -> Figure:
 def _tell_effect(last: tuple[float, float] | None, *, counted: bool) -> str:
     if last is None:
         return "How easily one gradient step fools the network"
+    if not math.isfinite(last[1]):
+        return _NOT_FINITE
     effect = "of the right predictions" if counted else "more loss"
     return f"One step of {last[0]:g} |x| / √d {'changes' if counted else 'makes'} {number(100 * last[1])} % {effect}"
 
@@ -147,6 +153,8 @@ def draw_both(history: Sequence[Measurement], lazy_below: float, vulnerable_abov
 
 
 def _tell_both(movement: float, effect: float, lazy_below: float, vulnerable_above: float, *, counted: bool) -> str:
+    if not math.isfinite(movement + effect):
+        return _NOT_FINITE
     if not counted:
         return f"The longest step makes {number(100 * effect)} % more loss"
     lazy, fooled = movement < lazy_below, effect > vulnerable_above

@@ -19,6 +19,13 @@ _EVALUATORS: dict[str, type[BatchEvaluator]] = {
     "smallest_eps": SmallestEpsEvaluator,
 }
 
+DEFAULT_STEPS = {
+    "pgd": PGDEvaluator.steps,
+    "auto": AutoEvaluator.steps,
+    "smallest_eps": SmallestEpsEvaluator.steps,
+}
+"""Steps of each evaluator's attacks where none are given."""
+
 
 class EvaluatorArguments(TypedDict, total=False):
     """Arguments of the evaluators; those not given have the defaults of theirs.

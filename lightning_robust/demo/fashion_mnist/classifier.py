@@ -9,12 +9,15 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from lightning_robust.demo.optimisation import known_steps
+from lightning_robust.demo.optimisation import one_cycle_length
 from lightning_robust.functional.weights import load_same
 from lightning_robust.harness.checkpoints import read_state
 from lightning_robust.mixins import PreprocessingMixin, RegMixupMixin, RotationSSLMixin, UATMixin
 
 Batch = tuple[Tensor, Tensor]
+
+_RISE = 0.25
+"""Share of the run in which the learning rate rises."""
 
 
 class ImageClassifier(pl.LightningModule):
@@ -97,9 +100,8 @@ class ImageClassifier(pl.LightningModule):
             MisconfigurationException: If the length of the run is not known beforehand.
         """
         optimizer = torch.optim.AdamW(self.parameters(), self.learning_rate, weight_decay=self.weight_decay)
-        # with a rise of a quarter, OneCycleLR divides by zero at four steps
-        length = max(5, known_steps(self.trainer))
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, length, pct_start=0.25)
+        length = one_cycle_length(self.trainer, _RISE)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, length, pct_start=_RISE)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

@@ -10,11 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_robust.demo.batches import keep_batch
 from lightning_robust.demo.fashion_mnist.idx_files import find_files, read_idx
 
 Batch = tuple[Tensor, Tensor]
 MEAN, STD = (0.2860,), (0.3530,)
 """Mean and standard deviation of the training pixels in [0, 1]."""
+
+_TRAINED, _HELD_OUT = 55_000, 5_000
+"""Pictures of the training files that are trained on, and the last ones, which are validated on."""
 
 
 class Clothes(Dataset[Batch]):
@@ -67,7 +71,7 @@ class FashionMNISTData(pl.LightningDataModule):
 
     Raises:
         FileNotFoundError: If the files are nowhere and cannot be fetched; the message names the three ways.
-        ValueError: If a file is damaged or of another kind, ``num_train`` is below 1 or ``shift`` below 0.
+        ValueError: If a file is damaged or of another kind, ``num_train`` is no number of them or ``shift`` below 0.
     """
 
     def __init__(
@@ -86,12 +90,13 @@ class FashionMNISTData(pl.LightningDataModule):
         std: tuple[float, ...] = STD,
     ) -> None:
         super().__init__()
-        if num_train is not None and num_train < 1:
-            raise ValueError(f"Expected `num_train` to be at least 1, or None for all, but got {num_train}.")
-        if num_labelled is not None and not 1 <= num_labelled < (num_train or 55_000):
+        if num_train is not None and not 1 <= num_train <= _TRAINED:
+            raise ValueError(f"Expected `num_train` from 1 to {_TRAINED}, or None for all, but got {num_train}.")
+        known = num_train or _TRAINED
+        if num_labelled is not None and not 1 <= num_labelled < known:
             raise ValueError(
-                f"Expected `num_labelled` from 1 to less than the {num_train or 55_000} training pictures, or None for "
-                f"all, but got {num_labelled}."
+                f"Expected `num_labelled` from 1 to less than the {known} training pictures, or None for all, but got "
+                f"{num_labelled}."
             )
         if shift < 0:
             raise ValueError(f"Expected `shift` to be at least 0, but got {shift}.")
@@ -117,11 +122,11 @@ class FashionMNISTData(pl.LightningDataModule):
         files = find_files(self.root)
         images, labels = _read_pictures(files, "train")
         known = self.num_train if self.num_labelled is None else self.num_labelled
-        self._parts["train"] = Clothes(images[:-5000][:known], labels[:-5000][:known])
+        self._parts["train"] = Clothes(images[:-_HELD_OUT][:known], labels[:-_HELD_OUT][:known])
         if self.num_labelled is not None:
-            rest = images[:-5000][self.num_labelled : self.num_train]
+            rest = images[:-_HELD_OUT][self.num_labelled : self.num_train]
             self._parts["unlabelled"] = Clothes(rest, torch.arange(len(rest)))
-        self._parts["val"] = Clothes(images[-5000:], labels[-5000:])
+        self._parts["val"] = Clothes(images[-_HELD_OUT:], labels[-_HELD_OUT:])
         self._parts["test"] = Clothes(*_read_pictures(files, "t10k"))
 
     def train_dataloader(self) -> DataLoader[Batch] | dict[str, DataLoader[Batch]]:
@@ -173,7 +178,7 @@ class FashionMNISTData(pl.LightningDataModule):
             shuffle=shuffle,
             drop_last=shuffle and len(self._parts[part]) >= self.batch_size,
             num_workers=self.num_workers,
-            collate_fn=_keep_batch,
+            collate_fn=keep_batch,
         )
 
 
@@ -214,11 +219,6 @@ def shift_pictures(pixels: Tensor, offsets: Tensor) -> Tensor:
     columns = torch.arange(width, device=pixels.device) + margin - offsets[:, 1:]
     picture = torch.arange(count, device=pixels.device).reshape(-1, 1, 1)
     return padded.movedim(1, 3)[picture, rows[:, :, None], columns[:, None, :]].movedim(3, 1)
-
-
-def _keep_batch(batch: Any) -> Any:
-    """The batch as ``__getitems__`` made it."""
-    return batch
 
 
 def _read_pictures(files: dict[str, bytes], part: str) -> Batch:

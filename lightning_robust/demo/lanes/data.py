@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 from lightning_robust.checks import check_positive
 from lightning_robust.demo.lanes.anchors import rescale
 from lightning_robust.demo.lanes.loading import coin
+from lightning_robust.demo.lanes.network import UNLABELLED
 from lightning_robust.demo.lanes.rendered import MEAN as MEAN
 from lightning_robust.demo.lanes.rendered import STD as STD
 from lightning_robust.demo.lanes.rendered import RenderedData
@@ -17,9 +18,6 @@ from lightning_robust.demo.lanes.rendering import Roads, render_roads
 
 _CHUNK = 64
 Batch = tuple[Tensor, Tensor]
-
-UNLABELLED = -1.0
-"""Stands for every column of a picture without a label."""
 
 
 class RoadDataset(Dataset[Batch]):

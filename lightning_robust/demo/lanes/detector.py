@@ -14,7 +14,7 @@ from lightning_robust.demo.lanes.anchors import rescale, row_anchors
 from lightning_robust.demo.lanes.data import normalise
 from lightning_robust.demo.lanes.metrics import Bend, Found, LateralError, Swing
 from lightning_robust.demo.lanes.network import ColumnHead, LaneNetwork, LaneOutput, lane_loss
-from lightning_robust.demo.optimisation import adamw, known_steps
+from lightning_robust.demo.optimisation import adamw, one_cycle_length
 from lightning_robust.functional.picture_motion import move_columns, rescale_motion
 from lightning_robust.mixins import PreprocessingMixin, RegMixupMixin, RotationSSLMixin, UATMixin
 from lightning_robust.mixins.preprocessing.consistency import Distance
@@ -194,7 +194,7 @@ class LaneDetector(pl.LightningModule):
             MisconfigurationException: If the length of the run is not known beforehand.
         """
         optimizer = adamw(self, self.learning_rate, self.weight_decay)
-        steps = max(known_steps(self.trainer), 2)
+        steps = one_cycle_length(self.trainer, self.warmup)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, self.learning_rate, total_steps=steps, pct_start=self.warmup, final_div_factor=1e3
         )

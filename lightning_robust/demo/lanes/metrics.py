@@ -144,6 +144,8 @@ class Swing(_MeanOver):
         _require_same_shape(columns, target)
         if len(sequence) != len(columns):
             raise ValueError(f"Expected one sequence number a frame ({len(columns)}), but got {len(sequence)}.")
+        if not len(columns):
+            return
         error = columns - target
         self._add((error[1:] - error[:-1])[(sequence[1:] == sequence[:-1]).to(error.device)].abs())
         if self._last is not None and self._last[1] == int(sequence[0]):

@@ -11,6 +11,8 @@ from torch.nn import functional
 from lightning_robust.demo.lanes.anchors import STRIDE, crop_top, first_anchor, rescale
 
 LINES = 2
+UNLABELLED = -1.0
+"""Stands for every column of a picture without a label."""
 _WINDOW = 3
 
 
@@ -139,11 +141,17 @@ def lane_loss(logits: Tensor, columns: Tensor, frame_width: int, spread: float =
 
     Args:
         logits: (N, 2, R, W + 1).
-        columns: True columns in pixels of the original frame, (N, 2, R), NaN where there is no line.
+        columns: True columns in pixels of the original frame, (N, 2, R), NaN where there is no line; -1 throughout a
+            picture that has no labels, which is left out.
         frame_width: Width of the original frame in pixels.
         spread: Deviation of the target in cells.
         weight: Weight of the second term.
     """
+    labelled = (columns != UNLABELLED).flatten(1).any(1)
+    if not bool(labelled.all()):
+        logits, columns = logits[labelled], columns[labelled]
+    if not len(columns):
+        return logits.sum()
     count = logits.shape[-1] - 1
     present = ~columns.isnan()
     cells = rescale(columns.nan_to_num(0.0), frame_width, count).to(logits.dtype)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_robust.demo.batches import keep_batch
 from lightning_robust.demo.lanes.loading import BlockSampler, CountingLoader, EpochSampler
 from lightning_robust.progress import track
 
@@ -18,10 +19,6 @@ _FEW = 4
 MEAN = (0.44, 0.48, 0.52)
 STD = (0.20, 0.21, 0.25)
 """Colour statistics of the rendered roads."""
-
-
-def _pass_batch_on(batch: Any) -> Any:
-    return batch
 
 
 class RenderedData(pl.LightningDataModule):
@@ -77,7 +74,7 @@ class RenderedData(pl.LightningDataModule):
             ends_after=self._batches_in_epoch,
             drop_last=len(sampler) >= self.batch_size,
             num_workers=self.num_workers,
-            collate_fn=_pass_batch_on,
+            collate_fn=keep_batch,
         )
         self._skip = 0
         return self._loader
@@ -99,7 +96,7 @@ class RenderedData(pl.LightningDataModule):
         data = self._require_rendered(self._val)
         sampler = BlockSampler(data, self.sequence_length, *self._ranks())
         return DataLoader(
-            data, batch_size=self.batch_size, sampler=sampler, num_workers=self.num_workers, collate_fn=_pass_batch_on
+            data, batch_size=self.batch_size, sampler=sampler, num_workers=self.num_workers, collate_fn=keep_batch
         )
 
     def test_dataloader(self) -> DataLoader[Any]:

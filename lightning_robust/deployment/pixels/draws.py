@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_robust.checks import check_known
 from lightning_robust.deployment.pixels import axis_weights, batched, motions
-from lightning_robust.deployment.pixels.catalogue import Perturbation, Pixels
+from lightning_robust.deployment.pixels.catalogue import CATALOGUE, Perturbation, Pixels
 from lightning_robust.deployment.pixels.geometry import crop_margin
 from lightning_robust.deployment.pixels.operations import from_levels
 
@@ -105,7 +105,7 @@ def draw(
         >>> drawn.pixels(torch.full((2, 1, 1, 1), 0.8)).flatten().tolist()
         [0.4000000059604645, 0.4000000059604645]
     """
-    name = PARAMETER_OF.get(entry.name)
+    name = PARAMETER_OF.get(entry.name) if _is_ours(entry) else None
     if name is None:
         return at(entry, torch.zeros(0), size)
     low, high = (ranges or {}).get(name, (PARAMETERS[name].low, PARAMETERS[name].high))
@@ -133,6 +133,8 @@ def at(entry: Perturbation, values: Tensor, size: Size, seed: int = 0) -> DrawnE
         >>> drawn.pixels(torch.tensor([[[[0.0, 1.0]]]])).tolist(), drawn.motion[0].tolist()
         ([[[[0.0, 0.0]]]], [1.0, 0.0, 1.0])
     """
+    if not _is_ours(entry):
+        return DrawnEntry(entry, entry.deployed, None if entry.motion is None else entry.matrix(*size[1:]))
     name = PARAMETER_OF.get(entry.name, entry.name)
     if name in _VALUES:
         return DrawnEntry(entry, partial(_with_values, change=_VALUES[name], values=values))
@@ -142,6 +144,11 @@ def at(entry: Perturbation, values: Tensor, size: Size, seed: int = 0) -> DrawnE
     if places is not None:
         return places(entry, values, *size[1:])
     return _resize(entry, *size[1:]) if entry.family == "resize_filter" else DrawnEntry(entry, entry.deployed)
+
+
+def _is_ours(entry: Perturbation) -> bool:
+    """Whether an entry is of the catalogue, and not of a package that adds one, which is taken as it is."""
+    return entry.name in CATALOGUE
 
 
 _VALUES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

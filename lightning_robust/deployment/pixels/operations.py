@@ -113,6 +113,8 @@ def jpeg(pixels: Tensor, quality: int, *, full_color: bool = False) -> Tensor:
 
 def through_pillow(pixels: Tensor, change: Callable[..., Any]) -> Tensor:
     """Apply a function of Pillow's images to each picture, in 8 bits."""
+    if not len(pixels):
+        return pixels.clone()
     from PIL import Image
 
     levels = (pixels * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
@@ -168,7 +170,7 @@ def other_normalisation(pixels: Tensor) -> Tensor:
 def noise(pixels: Tensor, deviation: float) -> Tensor:
     """Gaussian noise with a standard deviation in levels, seeded by the picture: equal pictures get equal noise."""
     noisy = [levels + deviation * _standard_normal(levels) for levels in whole_levels(pixels)]
-    return from_levels(torch.stack(noisy))
+    return from_levels(torch.stack(noisy)) if noisy else pixels.clone()
 
 
 def _standard_normal(picture: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import lightning.pytorch as pl
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_robust.demo.lanes import LaneData, LaneDetector, LanePictures
 from lightning_robust.demo.lanes.network import LaneOutput
@@ -121,3 +122,13 @@ def test_pictures_are_logged_once_a_validation(data, monkeypatch):
     assert logged[0][2].shape[:2] == (1, 3)
     assert logged[0][2].shape[3] == 2 * 128 + 3 * 6
     assert 0 <= logged[0][2].min() <= logged[0][2].max() <= 1
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0.1, 10), (0.2, 5), (0.25, 4), (0.5, 1), (0.15, 1)])
+def test_the_schedule_fits_any_length(warmup, steps):
+    """torch's divides by zero where the rise ends in the second step."""
+    trainer = pl.Trainer(max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False)
+    images, columns = torch.rand(8, 3, 64, 64), torch.full((8, 2, 8), torch.nan)
+    batches = DataLoader(TensorDataset(images, columns), batch_size=2)
+    trainer.fit(LaneDetector(height=64, width=64, channels=8, hidden=16, warmup=warmup), batches, batches)
+    assert trainer.global_step == steps

@@ -7,7 +7,7 @@ import torch
 
 from lightning_robust.demo.lanes import LaneDetector, LaneNetwork
 from lightning_robust.demo.lanes.anchors import row_anchors
-from lightning_robust.demo.lanes.network import lane_loss, soft_columns
+from lightning_robust.demo.lanes.network import UNLABELLED, lane_loss, soft_columns
 
 
 def peaked(cells, count=64, spread=0.7):
@@ -107,3 +107,16 @@ def test_exported_graph_agrees(tmp_path):
     # one cell is 15 px; float32 kernels differ in the last bits only
     np.testing.assert_allclose(columns, expected.columns.numpy(), atol=0.05)
     np.testing.assert_allclose(presence, expected.presence.numpy(), atol=1e-4)
+
+
+def test_pictures_without_labels_are_left_out_of_the_loss():
+    """-1 stands for every column of such a picture; a supervised loss is of the others, and of none it is 0."""
+    torch.manual_seed(0)
+    logits = torch.randn(4, 2, 17, 41, requires_grad=True)
+    columns = 960 * torch.rand(4, 2, 17)
+    columns[2:] = UNLABELLED
+    assert torch.equal(lane_loss(logits, columns, 960), lane_loss(logits[:2], columns[:2], 960))
+    alone = lane_loss(logits[2:], columns[2:], 960)
+    alone.backward()
+    assert alone == 0
+    assert not logits.grad.any()

@@ -5,6 +5,8 @@ import torch
 
 from lightning_robust.deployment.pixels.catalogue import CATALOGUE, perturbations
 from lightning_robust.deployment.pixels.names import FAMILIES
+from lightning_robust.deployment.pixels.perturb import perturb
+from lightning_robust.functional.pixels import PixelSpace
 
 from .pictures import levels, picture
 
@@ -151,3 +153,10 @@ def test_magnitudes():
     assert max(typical, key=typical.__getitem__) == "bgr"
     assert min(typical, key=typical.__getitem__) == "truncation"
     assert moved["resize_area"] < moved["resize_bilinear"] < moved["resize_nearest"]
+
+
+@pytest.mark.parametrize("name", list(CATALOGUE))
+def test_no_picture_in_gives_no_picture_out(name):
+    """As the last batch of a filter may have it."""
+    (changed,) = perturb(torch.rand(0, 3, 16, 16), PixelSpace(), perturbations([name]))
+    assert [len(side) for side in changed.through(lambda pictures: pictures)] == [0, 0]

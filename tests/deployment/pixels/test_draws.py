@@ -1,10 +1,13 @@
 """Draws: at the catalogue's points they are its entries; elsewhere what their parameters say."""
 
+import dataclasses
+import functools
+
 import pytest
 import torch
 
-from lightning_robust.deployment.pixels import draws
-from lightning_robust.deployment.pixels.catalogue import CATALOGUE
+from lightning_robust.deployment.pixels import draws, motions
+from lightning_robust.deployment.pixels.catalogue import CATALOGUE, Perturbation
 from lightning_robust.functional.picture_motion import move_points
 
 POINTS = {
@@ -154,3 +157,14 @@ def test_any_size_one_channel_and_double(name):
 def test_rejects_ranges(ranges, match):
     with pytest.raises(ValueError, match=match):
         draws.check_ranges(ranges)
+
+
+@pytest.mark.parametrize(("name", "family"), [("gain", "mine"), ("shift", "mine"), ("resize_mine", "resize_filter")])
+def test_what_a_package_adds_is_taken_as_it_is(name, family):
+    """Whatever it is called, and with the motion of its content."""
+    motion = functools.partial(motions.shifted, by=1.0)
+    entry = Perturbation(name, family, 1, "of a package", lambda pixels: pixels / 2, motion=motion)
+    drawn = draws.draw(entry, (2, 8, 8))
+    assert torch.equal(drawn.pixels(torch.ones(2, 3, 8, 8)), torch.full((2, 3, 8, 8), 0.5))
+    assert torch.equal(drawn.motion, motion(8, 8))
+    assert draws.at(dataclasses.replace(entry, motion=None), torch.zeros(0), (2, 8, 8)).motion is None

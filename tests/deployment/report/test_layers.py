@@ -22,7 +22,7 @@ def changed(**changes):
 def test_a_drift_beyond_the_tolerance_is_told_in_the_summary():
     lines = layer_sentences(report(layers=layers(node("a", 0.1), drifting()), keep=KEEP))
     assert lines == [
-        "neck.py:41 Pow in neck.b is the first whose values drift in fp16, by 2 %.",
+        "neck.py:41 Pow in neck.b is the first whose values drift in fp16, by 2 % of their size.",
         "What fp16 hurts most: neck.py:41 Pow in neck.b, 0.2 x px (99th percentile) alone.",
         (
             "With 2 of 12 nodes kept in fp32 the distance falls from 0.3 to 0.02 x px (99th percentile) on 12 samples "
@@ -39,7 +39,7 @@ def test_no_drift_is_told_as_infinite_per_cent():
     assert first == {
         "lost": "are infinite or NaN in fp16: 100 % of them.",
         "zero": "are 0 in fp32 and not in fp16.",
-        "much": "drift in fp16, by 1e+09 times their size.",
+        "much": "drift in fp16, by 1000000000 times their size.",
     }
 
 

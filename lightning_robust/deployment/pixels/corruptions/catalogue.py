@@ -123,7 +123,7 @@ def corruptions(names: str | Sequence[str] = ALL_CORRUPTIONS) -> tuple[Corruptio
     """
     if names == "none":
         return ()
-    given = [ALL_CORRUPTIONS if names == "all" else names] if isinstance(names, str) else list(names)
+    given = [ALL_CORRUPTIONS if each == "all" else each for each in ([names] if isinstance(names, str) else names)]
     if not given:
         raise ValueError("Expected at least one corruption, but got none. Name some, 'all' or 'none'.")
     chosen: set[tuple[str, int]] = set().union(*(itertools.product(*split_severity(each)) for each in given))
