@@ -4,41 +4,26 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from contextlib import nullcontext
 from typing import Any, Literal
-from weakref import WeakSet
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from lightning_robust.callbacks.attack_precision import computes_in_bf16
+from lightning_robust.callbacks.module_loss import BatchLoss, ModuleLoss
 from lightning_robust.functional.norm_ball import as_radius
 from lightning_robust.functional.pixels import PixelSpace
 from lightning_robust.functional.weights import channels_last
-from lightning_robust.harness.closing import warn
 from lightning_robust.harness.inputs import first_floating_input
 from lightning_robust.harness.normalisation import pixel_space
 from lightning_robust.harness.quiet import quietly
-from lightning_robust.harness.steps import loss_in
 from lightning_robust.structures import Key, get_item, map_tensors, replace_items, take_rows
 
-AttackPrecision = Literal["bf16", "32", "same"]
 PixelBounds = list[float] | Literal["pixels", "none"]
-BatchLoss = Callable[[Any, int], Tensor]
-"""``loss(batch, size)``: one value for each of ``size`` samples, or their sum."""
 Perturb = Callable[[Callable[..., Tensor], Tensor, Tensor], Tensor]
 """``perturb(loss, pixels, radius)`` gives perturbed pixels. ``loss(pixels)`` is the loss of the batch with other
 pixels, ``loss(some, rows)`` that of some of its samples."""
-
-
-_needs_its_own_precision: WeakSet[pl.LightningModule] = WeakSet()
-"""Modules whose own step fails in bf16, as one that writes activations into a buffer of fp32."""
-
-
-class NoLossError(ValueError):
-    """A batch for which the module has no loss, such as a training step that skips it by returning None."""
 
 
 class AttackInputs:
@@ -183,77 +168,6 @@ class BatchPixels:
         return [part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
-@dataclass
-class ModuleLoss:
-    """The loss of a batch that an attack on a module raises.
-
-    It is ``attack_loss(batch)`` where the module defines it (a scalar, or one value for each sample), else what the
-    step returns.
-
-    Args:
-        module: The module.
-        step: Its training step, as a function of a batch.
-        precision: Arithmetic of the pass: ``"bf16"`` where the device computes in it, ``"32"``, or ``"same"`` as the
-            training.
-    """
-
-    module: pl.LightningModule
-    step: Callable[[Any], Any]
-    precision: AttackPrecision = "same"
-
-    def __post_init__(self) -> None:
-        """Find out what the device can do."""
-        bf16 = self.precision == "bf16" and computes_in_bf16(self.module.device)
-        self.in_bf16 = bf16 and self.module not in _needs_its_own_precision
-
-    def __call__(self, batch: Any, size: int) -> Tensor:
-        """One value for each of ``size`` samples, or their sum, in fp32.
-
-        Raises:
-            NoLossError: If the module has no loss for this batch.
-        """
-        try:
-            output = self._run(batch)
-        except RuntimeError as error:
-            if not self.in_bf16 or isinstance(error, torch.OutOfMemoryError):
-                raise
-            _needs_its_own_precision.add(self.module)
-            self.in_bf16 = False
-            output = self._run(batch)
-            warn(
-                f"{type(self.module).__name__} does not run in bf16 ({str(error).splitlines()[0]}), so attacks take "
-                "the precision of the training. Set attack_precision='same' to say so."
-            )
-        loss = require_loss(output)
-        return loss.float() * size if loss.ndim == 0 else loss.float()
-
-    def _run(self, batch: Any) -> Any:
-        attack_loss = getattr(self.module, "attack_loss", None)
-        device = self.module.device.type
-        arithmetic: AbstractContextManager[Any] = nullcontext()
-        if self.precision == "32":
-            arithmetic = torch.autocast(device, enabled=False)
-        elif self.in_bf16:
-            arithmetic = torch.autocast(device, torch.bfloat16)
-        with arithmetic:
-            return self.step(batch) if attack_loss is None else attack_loss(batch)
-
-
-def require_loss(output: Any) -> Tensor:
-    """The loss in what a step returned.
-
-    Raises:
-        NoLossError: If there is none.
-    """
-    loss = loss_in(output)
-    if not isinstance(loss, Tensor):
-        raise NoLossError(
-            f"Expected `training_step` or `attack_loss` to return a loss, but got {type(loss).__name__}. Batches "
-            "without a loss cannot be attacked."
-        )
-    return loss
-
-
 def attack_batch(
     trainer: pl.Trainer,
     view: BatchPixels,
@@ -286,8 +200,3 @@ def attack_batch(
 def outside_inference(batch: Any) -> Any:
     """The batch with clones of its inference tensors, which cannot take part in autograd."""
     return map_tensors(lambda tensor: tensor.clone() if tensor.is_inference() else tensor, batch)
-
-
-def own_step(pl_module: pl.LightningModule) -> Callable[..., Any]:
-    """The training step of the module, without what AdversarialCallback puts on the instance."""
-    return getattr(vars(pl_module).get("training_step"), "__wrapped__", pl_module.training_step)

@@ -25,6 +25,7 @@ from lightning_robust.functional.batchnorm import batchnorm_layers
 from lightning_robust.functional.weights import Weights
 from lightning_robust.harness.bn_refresh import refresh_statistics
 from lightning_robust.harness.closing import warn
+from lightning_robust.harness.compat import has_validation_data, overrides
 from lightning_robust.harness.evaluate import Evaluator, pick
 from lightning_robust.harness.inputs import require_inputs
 from lightning_robust.harness.load_hook import StartKeeper
@@ -223,8 +224,9 @@ def judged_by(
     """The metric to judge by and its mode; a ModelCheckpoint or EarlyStopping callback fills in what is None.
 
     Raises:
-        MisconfigurationException: If no callback does.
+        MisconfigurationException: If no callback does, or a fit has no validation.
     """
+    _require_validation(trainer)
     watchers = [w for w in find_callbacks(trainer, ModelCheckpoint | EarlyStopping) if w.monitor is not None]
     name = monitor or next((watcher.monitor for watcher in watchers), None)
     mode = mode or next((watcher.mode for watcher in watchers if watcher.monitor == name), None)
@@ -234,6 +236,21 @@ def judged_by(
             "validation metric and `mode` to 'max' or 'min'."
         )
     return name, mode
+
+
+def _require_validation(trainer: pl.Trainer) -> None:
+    if trainer.state.fn != "fit":
+        return
+    module = type(trainer.lightning_module)
+    if not overrides(trainer.lightning_module, "validation_step"):
+        raise MisconfigurationException(
+            f"Expected {module.__name__} to have a `validation_step`, which weights are judged by, but it has none."
+        )
+    if not has_validation_data(trainer):
+        raise MisconfigurationException(
+            "Expected validation loaders, which weights are judged on, but got none. Give them to `fit`, or define "
+            f"`val_dataloader` in {module.__name__} or its data module."
+        )
 
 
 def require_last(trainer: pl.Trainer, callback: pl.Callback, others: Any) -> None:

@@ -13,12 +13,11 @@ from torch import Tensor
 from lightning_robust.callbacks.attacked_batches import (
     AttackInputs,
     BatchPixels,
-    ModuleLoss,
     Perturb,
     attack_batch,
     outside_inference,
-    own_step,
 )
+from lightning_robust.callbacks.module_loss import ModuleLoss, own_step
 from lightning_robust.checks import check_known
 from lightning_robust.deployment.pixels.catalogue import CATALOGUE, Perturbation, perturbations
 from lightning_robust.deployment.pixels.corruptions import Corruption, corruptions

@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from lightning_robust.callbacks.attacked_batches import AttackInputs
 from lightning_robust.callbacks.conditions import ATTACK, PGD, Condition, attacked, named_entries, pictured
+from lightning_robust.callbacks.module_loss import require_own_loss
 from lightning_robust.deployment.pixels.corruptions.names import MIDDLE
 from lightning_robust.harness.arguments import parse_fraction
 from lightning_robust.harness.closing import join_summary, note_step
@@ -180,6 +181,15 @@ class NamedConditions:
         self._inputs, self._eps, self._steps = inputs, parse_fraction(eps), steps
         self._attacks, self._others = attacks, others
         self._entries = {n: named_entries([n], MIDDLE) for n in self.names if n not in (*attacks, *others)}
+
+    def require_losses(self, pl_module: pl.LightningModule) -> None:
+        """Refuse attacks on a module that has no loss that can be asked for without training.
+
+        Raises:
+            MisconfigurationException: Naming what to define.
+        """
+        if any(name in self._attacks for name in self.names):
+            require_own_loss(pl_module)
 
     def build(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Condition]:
         """The conditions in the order of their names, each once."""

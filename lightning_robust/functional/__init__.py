@@ -62,6 +62,7 @@ from lightning_robust.functional.held_out import require_finite as require_finit
 from lightning_robust.functional.ingredients import require_ingredients as require_ingredients
 from lightning_robust.functional.ingredients import state_of as state_of
 from lightning_robust.functional.ingredients import states_of as states_of
+from lightning_robust.functional.initialisation import computed_weights as computed_weights
 from lightning_robust.functional.initialisation import draw_weights as draw_weights
 from lightning_robust.functional.initialisation import drawn_layers as drawn_layers
 from lightning_robust.functional.initialisation import load_fitting as load_fitting

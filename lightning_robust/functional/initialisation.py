@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from lightning_robust.layers import is_layer_norm
 
@@ -37,6 +38,23 @@ def drawn_layers(module: nn.Module) -> dict[str, nn.Module]:
         if weight.ndim > 1 and weight.requires_grad and weight.detach().any():
             found.setdefault(id(weight), (name, layer))
     return dict(found.values())
+
+
+def computed_weights(module: nn.Module) -> list[str]:
+    """The layers whose weight is computed from other parameters, so that no draw of it would stay, by name.
+
+    Example:
+        >>> layers = nn.Sequential(nn.Linear(1, 1), nn.utils.parametrizations.spectral_norm(nn.Linear(1, 1)))
+        >>> computed_weights(layers)
+        ['1']
+    """
+    return [name for name, layer in module.named_modules() if _computes_weight(layer)]
+
+
+def _computes_weight(layer: nn.Module) -> bool:
+    """By a parametrisation, or by the hooks of torch's earlier ``weight_norm`` and ``spectral_norm``."""
+    own = {name for name, _ in layer.named_parameters(recurse=False)}
+    return parametrize.is_parametrized(layer, "weight") or not own.isdisjoint(("weight_orig", "weight_v"))
 
 
 @torch.no_grad()

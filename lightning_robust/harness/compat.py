@@ -66,6 +66,11 @@ def loaders_given_to_fit(trainer: pl.Trainer) -> Any:
     return None if isinstance(source, (pl.LightningModule, pl.LightningDataModule)) else source
 
 
+def has_validation_data(trainer: pl.Trainer) -> bool:
+    """Whether the fit was given validation loaders, or its data module or module has them; also before it begins."""
+    return bool(trainer.fit_loop.epoch_loop.val_loop._data_source.is_defined())
+
+
 def load_validation_data(trainer: pl.Trainer) -> None:
     """Fill ``trainer.val_dataloaders``, which a fit without a sanity check leaves empty until its first validation."""
     if trainer.val_dataloaders is None:

@@ -20,6 +20,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
+from lightning_robust.functional.weights import awaits_first_pass
 from lightning_robust.harness.compat import (
     buffers_of,
     hooks_of,
@@ -212,6 +213,19 @@ def require_reversible(module: nn.Module) -> None:
         lightning.fabric.utilities.exceptions.MisconfigurationException: Expected `Module.stream` to be something ...
     """
     ModuleMemory(module)
+
+
+def require_weights(module: nn.Module, technique: str) -> None:
+    """Refuse lazy layers that no pass has built yet; techniques call it where they need the weights.
+
+    Raises:
+        MisconfigurationException: Naming the technique.
+    """
+    if awaits_first_pass(module):
+        raise MisconfigurationException(
+            f"{technique}: Expected a module with weights, but got lazy layers, which have none before their first "
+            "pass. Run one batch through the module when it is built."
+        )
 
 
 @contextmanager

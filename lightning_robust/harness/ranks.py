@@ -132,7 +132,8 @@ def describe_error(error: Exception | None) -> str:
     """An error as messages quote it, ``"ValueError: why"``; empty for None."""
     if error is None:
         return ""
-    return str(error) if isinstance(error, RankError) else f"{type(error).__name__}: {error}"
+    told = str(error) if isinstance(error, RankError) else f"{type(error).__name__}: {error}"
+    return " ".join([told, *getattr(error, "__notes__", ())])
 
 
 class Postponed:

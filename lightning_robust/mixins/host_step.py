@@ -73,7 +73,7 @@ class HostStep:
         self._passes: list[tuple[Tensor, Any]] = []
         self._used: set[int] = set()
         if batch is not None:
-            self.inputs = self._read_inputs()
+            self.inputs = read_inputs(self.module, self.batch)
 
     @property
     def targets(self) -> Any:
@@ -171,15 +171,21 @@ class HostStep:
         outputs = zip(*(_pass_together(compute, share) for share in shares), strict=True)
         return [(part, _join_outputs(each)) for part, each in zip(parts, outputs, strict=True)]
 
-    def _read_inputs(self) -> Tensor:
-        key = find_inputs(self.module, self.batch)
-        inputs = get_item(self.batch, key)
-        if not isinstance(inputs, Tensor):
-            raise TypeError(
-                f"Expected a tensor at input_key={key!r}, but got {type(inputs).__name__}. Set "
-                "`input_key` to the pictures of a batch."
-            )
-        return inputs
+
+def read_inputs(module: ObjectiveMixin, batch: Any) -> Tensor:
+    """The inputs of a batch.
+
+    Raises:
+        TypeError: If they are no tensor.
+    """
+    key = find_inputs(module, batch)
+    inputs = get_item(batch, key)
+    if not isinstance(inputs, Tensor):
+        raise TypeError(
+            f"Expected a tensor at input_key={key!r}, but got {type(inputs).__name__}. Set `input_key` to the pictures "
+            "of a batch."
+        )
+    return inputs
 
 
 def _pass_together(compute: Callable[[Tensor], Any], parts: Sequence[Tensor]) -> list[Any]:

@@ -11,7 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_robust.callbacks.adversarial.methods import PGD, AttackedStep, EpochBill
-from lightning_robust.callbacks.attacked_batches import ModuleLoss, require_loss
+from lightning_robust.callbacks.module_loss import ModuleLoss, require_loss
 from lightning_robust.functional.batchnorm import batchnorm_layers, evaluating
 from lightning_robust.functional.input_gradients import input_gradients
 from lightning_robust.functional.weight_perturbation import perturbed_weights

@@ -20,13 +20,14 @@ from lightning_robust.callbacks.adversarial.short_form import (
     refuse_arguments,
     split_arguments,
 )
-from lightning_robust.callbacks.attacked_batches import AttackInputs, NoLossError, PixelBounds
+from lightning_robust.callbacks.attacked_batches import AttackInputs, PixelBounds
+from lightning_robust.callbacks.module_loss import NoLossError, require_own_loss
 from lightning_robust.callbacks.robust_validation.callback import RobustValidationCallback
 from lightning_robust.callbacks.robust_validation.companion import ValidatesRobustly
 from lightning_robust.harness.closing import join_summary, note_step
 from lightning_robust.harness.compat import batches_before, epochs_at
 from lightning_robust.harness.inputs import as_keys
-from lightning_robust.harness.memory import require_reversible
+from lightning_robust.harness.memory import require_reversible, require_weights
 from lightning_robust.harness.ranks import Guard
 from lightning_robust.harness.replacement import Replacement
 from lightning_robust.harness.steps import call_step
@@ -158,11 +159,7 @@ class AdversarialCallback(ValidatesRobustly):
             self.validation.setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        if not pl_module.automatic_optimization and not hasattr(pl_module, "attack_loss"):
-            raise MisconfigurationException(
-                "Expected a method `attack_loss(batch)` on a module with manual optimisation, since its "
-                "`training_step` cannot be run without training. Define it; it returns the loss that the attack climbs."
-            )
+        require_own_loss(pl_module)
         self.attack.check_module(pl_module)
         self.attack.begin(self._inputs)
         if max(self._radii) == 0:
@@ -175,6 +172,11 @@ class AdversarialCallback(ValidatesRobustly):
         require_reversible(pl_module)
         if isinstance(self.attack, EmbeddingAttack):
             self.attack.find_embedding(pl_module)
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse lazy layers that the sanity check has not built."""
+        require_weights(pl_module, "AdversarialCallback")
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

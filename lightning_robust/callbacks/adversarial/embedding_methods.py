@@ -13,7 +13,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_robust.callbacks.adversarial.methods import Attack, AttackedStep, require_step_size, require_steps
-from lightning_robust.callbacks.attacked_batches import AttackInputs, AttackPrecision, ModuleLoss, require_loss
+from lightning_robust.callbacks.attacked_batches import AttackInputs
+from lightning_robust.callbacks.module_loss import AttackPrecision, ModuleLoss, require_loss
 from lightning_robust.functional.embeddings import freelb_loss, perturb_embedding
 from lightning_robust.harness.arguments import parse_fraction
 from lightning_robust.harness.batches import count_samples

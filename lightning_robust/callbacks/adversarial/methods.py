@@ -13,15 +13,8 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from lightning_robust.callbacks.attacked_batches import (
-    AttackInputs,
-    AttackPrecision,
-    BatchLoss,
-    BatchPixels,
-    ModuleLoss,
-    Perturb,
-    attack_batch,
-)
+from lightning_robust.callbacks.attacked_batches import AttackInputs, BatchPixels, Perturb, attack_batch
+from lightning_robust.callbacks.module_loss import AttackPrecision, BatchLoss, ModuleLoss
 from lightning_robust.functional.ascent import AttackRecord
 from lightning_robust.functional.attacks import pgd
 from lightning_robust.functional.norm_ball import Bounds, Norm

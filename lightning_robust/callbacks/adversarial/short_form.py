@@ -17,7 +17,7 @@ from lightning_robust.callbacks.adversarial.guard import OnCollapse
 from lightning_robust.callbacks.adversarial.methods import PGD, Attack
 from lightning_robust.callbacks.adversarial.single_step import FGSM, FGSMRS, NFGSM
 from lightning_robust.callbacks.adversarial.trades import MART, TRADES
-from lightning_robust.callbacks.attacked_batches import AttackPrecision
+from lightning_robust.callbacks.module_loss import AttackPrecision
 from lightning_robust.callbacks.robust_validation.callback import RobustValidationCallback
 from lightning_robust.functional.norm_ball import Norm
 from lightning_robust.harness.arguments import parse_fraction

@@ -19,7 +19,8 @@ from lightning_robust.callbacks.adversarial.methods import (
     require_step_size,
     require_steps,
 )
-from lightning_robust.callbacks.attacked_batches import AttackInputs, AttackPrecision, ModuleLoss, NoLossError
+from lightning_robust.callbacks.attacked_batches import AttackInputs
+from lightning_robust.callbacks.module_loss import AttackPrecision, ModuleLoss, NoLossError
 from lightning_robust.functional.ascent import AttackRecord
 from lightning_robust.functional.attacks import fgsm, nfgsm, pgd
 from lightning_robust.functional.norm_ball import Norm

@@ -5,17 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
 from lightning_robust.callbacks.adversarial.methods import AttackedStep, ProjectedAscent
-from lightning_robust.callbacks.attacked_batches import BatchLoss, ModuleLoss
+from lightning_robust.callbacks.module_loss import BatchLoss, ModuleLoss
 from lightning_robust.functional.mart import mart_losses
 from lightning_robust.harness.batches import count_samples
 from lightning_robust.harness.inputs import call_forward, forward_arguments
 from lightning_robust.harness.quiet import quietly
-from lightning_robust.structures import get_item, rebuild, tensors_in
+from lightning_robust.structures import Key, get_item, rebuild, tensors_in
 
 
 @dataclass
@@ -39,7 +41,7 @@ class PairedAscent(ProjectedAscent):
         batch = step.perturbed(self.attack_in(step), ModuleLoss(step.module, step.run, "bf16"), raised=raised)
         one, other = (forward_arguments(step.module, each, keys) for each in (step.batch, batch))
         args, named = _joined(one, other, len(self.classes(step)))
-        clean, perturbed = step.module(*args, **named).chunk(2)
+        clean, perturbed = _require_logits(step.module, step.module(*args, **named)).chunk(2)
         return clean, perturbed
 
 
@@ -69,10 +71,10 @@ class TRADES(PairedAscent):
         """Cross entropy on clean inputs and the divergence to perturbed ones."""
         keys = step.inputs.given
         with step.bill.timed(), quietly(step.trainer, step.module, "training", runs="forward"), torch.no_grad():
-            target = call_forward(step.module, step.batch, keys).log_softmax(1)
+            target = _logits_of(step.module, step.batch, keys).log_softmax(1)
 
         def divergence(batch: Any, size: int) -> Tensor:
-            predicted = call_forward(step.module, batch, keys).log_softmax(1)
+            predicted = _logits_of(step.module, batch, keys).log_softmax(1)
             return kl_div(predicted, target, reduction="none", log_target=True).flatten(1).sum(1)
 
         clean, perturbed = self.logits(step, divergence)
@@ -112,12 +114,27 @@ class MART(PairedAscent):
         classes = self.classes(step)
 
         def error(batch: Any, size: int) -> Tensor:
-            return cross_entropy(call_forward(step.module, batch, step.inputs.given), classes, reduction="none")
+            logits = _logits_of(step.module, batch, step.inputs.given)
+            return cross_entropy(logits, classes, reduction="none")
 
         boosted, divergence = (each.mean() for each in mart_losses(*self.logits(step, error), classes))
         losses = {"adversarial/boosted_loss": boosted, "adversarial/divergence": divergence}
         step.module.log_dict(losses, batch_size=count_samples(step.batch))
         return boosted + self.beta * divergence
+
+
+def _logits_of(module: pl.LightningModule, batch: Any, keys: list[Key] | None) -> Tensor:
+    return _require_logits(module, call_forward(module, batch, keys))
+
+
+def _require_logits(module: pl.LightningModule, outputs: Any) -> Tensor:
+    if not isinstance(outputs, Tensor) or outputs.ndim < 2:
+        what = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise MisconfigurationException(
+            f"Expected {type(module).__name__}.forward to return logits (N, classes), since TRADES and MART are for "
+            f"classifiers, but got {what}. Choose another method, such as pgd."
+        )
+    return outputs
 
 
 def _joined(one: Any, other: Any, size: int) -> Any:

@@ -14,10 +14,10 @@ from lightning_robust.functional.batchnorm import batchnorm_layers
 from lightning_robust.functional.weights import Weights
 from lightning_robust.harness.bn_refresh import refresh_statistics
 from lightning_robust.harness.checkpoints import RAW_KEY
-from lightning_robust.harness.compat import writes_parts
+from lightning_robust.harness.compat import batch_in_epoch, writes_parts
 from lightning_robust.harness.evaluate import Evaluator
 from lightning_robust.harness.inputs import require_inputs
-from lightning_robust.harness.memory import require_reversible
+from lightning_robust.harness.memory import require_reversible, require_weights
 from lightning_robust.harness.ranks import Guard
 from lightning_robust.harness.replacement import Replacement
 from lightning_robust.harness.trainers import NoEffectWarning, is_sharded
@@ -55,6 +55,7 @@ class AveragedModule:
         input_key: Key | list[Key] | None,
     ) -> None:
         require_reversible(pl_module)
+        require_weights(pl_module, "SWACallback")
         # the Trainer is not held, so that the callback can be copied and pickled
         self._module = pl_module
         self._averages, self._main, self._guard = averages, averages[MAIN], guard
@@ -63,15 +64,14 @@ class AveragedModule:
         self._step = trainer.global_step
         for average in averages.values():
             average.begin_training(trainer, self._weights.tensors())
-        self._layers: list[nn.Module] = []
-        if bn_refresh:
-            self._layers = [layer for layer in batchnorm_layers(pl_module) if layer.training]
+        self._all_layers = batchnorm_layers(pl_module) if bn_refresh else []
+        self._layers = self._trained_layers()
         layerwise = bn_refresh == "layerwise"
         self._settings: dict[str, Any] = {"input_key": input_key, "layerwise": layerwise, "samples": bn_samples}
-        if bn_refresh and not self._layers:
+        if bn_refresh and not self._all_layers:
             guard.warn(
-                f"bn_refresh={bn_refresh} has nothing to refresh: {type(pl_module).__name__} has no BatchNorm layer "
-                "that is being trained. Averaging goes on; set bn_refresh to false to say so.",
+                f"bn_refresh={bn_refresh} has nothing to refresh: {type(pl_module).__name__} has no BatchNorm "
+                "layer. Averaging goes on; set bn_refresh to false to say so.",
                 NoEffectWarning,
                 key="bn_refresh",
             )
@@ -99,6 +99,8 @@ class AveragedModule:
 
     def end_batch(self, trainer: pl.Trainer) -> None:
         """Update the averages that are due: where the optimizer has stepped, and where an epoch ends."""
+        if batch_in_epoch(trainer) == 0:  # hooks and steps of the module have set the modes by now
+            self._layers = self._trained_layers()
         if trainer.global_step == self._step and not trainer.is_last_batch:
             return
         self._step = trainer.global_step
@@ -175,6 +177,10 @@ class AveragedModule:
         while self._saving:
             thing, replacement = self._saving.pop()
             replacement.restore(thing)
+
+    def _trained_layers(self) -> list[nn.Module]:
+        """The BatchNorm layers whose statistics training changes, as hooks may freeze and unfreeze them by epoch."""
+        return [layer for layer in self._all_layers if layer.training]
 
     def _validate(self, trainer: pl.Trainer, name: str) -> dict[str, float]:
         """Metrics of the weights that the module holds."""

@@ -122,8 +122,9 @@ class DatapathCallback(InputDiagnostic):
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuse names that match no layer before any training is spent."""
+        """Refuse names that match no layer, and a module without a loss to attack, before any training is spent."""
         super().on_fit_start(trainer, pl_module)
+        self._conditions.require_losses(pl_module)
         if self.layers is not None:
             find_layers(pl_module, self.layers)
 

@@ -12,17 +12,19 @@ from torch import nn
 from typing_extensions import override
 
 from lightning_robust.functional.initialisation import (
+    computed_weights,
     draw_weights,
     drawn_layers,
     load_fitting,
     scale_weights,
     unit_variances,
 )
-from lightning_robust.functional.weights import awaits_first_pass, state_on_cpu
+from lightning_robust.functional.weights import state_on_cpu
 from lightning_robust.harness.batches import first_training_batch, transferred
 from lightning_robust.harness.checkpoints import read_state
 from lightning_robust.harness.closing import join_summary, note_step, warn
 from lightning_robust.harness.inputs import as_keys, call_forward
+from lightning_robust.harness.memory import require_weights
 from lightning_robust.harness.quiet import quietly
 from lightning_robust.harness.ranks import describe_error, on_rank_zero
 from lightning_robust.harness.trainers import NoEffectWarning, find_callbacks, refuse_sharded
@@ -149,17 +151,18 @@ class InitialiseCallback(pl.Callback):
 
     def _initialise(self, trainer: pl.Trainer, module: pl.LightningModule) -> str:
         """Change the weights, and say what was done in a few words."""
-        if awaits_first_pass(module):
-            raise MisconfigurationException(
-                "Expected weights to initialise, but got lazy layers, which have none before their first pass. Run one "
-                "batch through the module when it is built."
-            )
+        require_weights(module, "InitialiseCallback")
         if self.method == "pretrained":
             left = load_fitting(module, read_state(str(self.checkpoint)), str(self.checkpoint))
             return f"{self.checkpoint}, {first_of(left, none='none')} stay as they were built"
         excluded = {*match_modules(module, self.exclude)} if self.exclude else set()
         layers = {name: layer for name, layer in drawn_layers(module).items() if name not in excluded}
-        if not layers:
+        if computed := [name for name in computed_weights(module) if name not in excluded]:
+            warn(
+                f"InitialiseCallback leaves {first_of(computed)} as they are: their weights are computed from other "
+                "parameters (weight_norm, spectral_norm or another parametrisation). Name them in `exclude` to say so."
+            )
+        if not layers and not computed:
             warn(
                 f"InitialiseCallback found no linear layer or convolution in {type(module).__name__} whose weights it "
                 "may draw: they are excluded, frozen or zero.",

@@ -28,6 +28,7 @@ from lightning_robust.callbacks.layer_criticality.rewind import Rewound, rewind
 from lightning_robust.callbacks.layer_criticality.trajectory import Trajectory
 from lightning_robust.callbacks.merging.greedy_soup.callback import GreedySoupCallback
 from lightning_robust.callbacks.merging.wise_ft.callback import WiSEFTCallback
+from lightning_robust.callbacks.module_loss import require_own_loss
 from lightning_robust.harness.closing import note_weights
 from lightning_robust.harness.folders import output_folder
 from lightning_robust.harness.inputs import as_keys
@@ -165,6 +166,9 @@ class LayerCriticalityCallback(DiagnosticCallback, StartKeeper):
     @override
     def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the weights that training begins from, and find the layers before any training is spent."""
+        self._conditions.require_losses(pl_module)
+        if self.rewind is not False:
+            require_own_loss(pl_module)
         find_layers(pl_module, self.layers)
         self._trajectory.start(pl_module)
 

@@ -13,9 +13,10 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from lightning_robust.callbacks.attacked_batches import AttackInputs, ModuleLoss, own_step
+from lightning_robust.callbacks.attacked_batches import AttackInputs
 from lightning_robust.callbacks.conditions import Condition, attacked
 from lightning_robust.callbacks.diagnostics import finite
+from lightning_robust.callbacks.module_loss import ModuleLoss, own_step
 from lightning_robust.functional.activation_signs import Signs, activation_signs, changed_signs
 from lightning_robust.functional.averaging import State
 from lightning_robust.functional.linearization import (

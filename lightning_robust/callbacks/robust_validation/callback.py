@@ -10,6 +10,7 @@ from typing_extensions import Unpack, override
 from lightning_robust.callbacks.attacked_batches import AttackInputs, PixelBounds
 from lightning_robust.callbacks.diagnostics import Report, show
 from lightning_robust.callbacks.metric_curves import MetricCurves, epochs_so_far
+from lightning_robust.callbacks.module_loss import require_own_loss
 from lightning_robust.callbacks.robust_validation.attacked import AttackedValidation, check_proportions, sorted_radii
 from lightning_robust.callbacks.robust_validation.corrupted import CorruptedValidation
 from lightning_robust.callbacks.robust_validation.corruption_error import UnderEach
@@ -26,7 +27,7 @@ from lightning_robust.harness.evaluate import Evaluator
 from lightning_robust.harness.inputs import as_keys, refuse_several_in_l2
 from lightning_robust.harness.memory import ModuleMemory, require_reversible
 from lightning_robust.harness.ranks import Guard
-from lightning_robust.harness.trainers import refuse_sharded
+from lightning_robust.harness.trainers import NoEffectWarning, refuse_sharded
 
 
 class RobustValidationCallback(pl.Callback):
@@ -156,9 +157,11 @@ class RobustValidationCallback(pl.Callback):
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse strategies that cannot work, and find out how batches are normalised."""
+        """Refuse what cannot work, and find out how batches are normalised."""
         join_summary(trainer)
         refuse_sharded(trainer, self.owner, by_dtensors=True)
+        if self._radii:
+            require_own_loss(pl_module)
         self._inputs.find_normalisation(trainer)
         if stage == "fit":
             self._curves, self._attacks.found = MetricCurves(), []
@@ -184,7 +187,9 @@ class RobustValidationCallback(pl.Callback):
     ) -> None:
         """Refuse batches that cannot be perturbed, corrupted or ranked, at the sanity check already."""
         if batch_idx == 0:
-            self._inputs.in_batch(pl_module, batch)
+            inputs = self._inputs.in_batch(pl_module, batch)
+            if self._radii and trainer.sanity_checking:
+                inputs.read(batch)
             if self._radii:
                 self._attacks.check(trainer, pl_module, batch)
             if self._corrupted is not None:
@@ -225,7 +230,9 @@ class RobustValidationCallback(pl.Callback):
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draw clean against attacked metrics."""
+        """Draw clean against attacked metrics; say so where there was nothing to attack."""
+        if not trainer.enable_validation:
+            self._guard.warn("it measured nothing, since the fit has no validation.", NoEffectWarning)
         self._guard.attempt(trainer, lambda: self._draw(trainer), "the figures are not drawn")
 
     def _draw(self, trainer: pl.Trainer) -> None:

@@ -11,14 +11,8 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from lightning_robust.callbacks.attacked_batches import (
-    AttackInputs,
-    BatchPixels,
-    ModuleLoss,
-    attack_batch,
-    outside_inference,
-    own_step,
-)
+from lightning_robust.callbacks.attacked_batches import AttackInputs, BatchPixels, attack_batch, outside_inference
+from lightning_robust.callbacks.module_loss import ModuleLoss, own_step
 from lightning_robust.callbacks.robust_validation.batch_evaluator import AskedBatch, BatchEvaluator
 from lightning_robust.functional.ascent import AttackRecord
 from lightning_robust.functional.attacks import fgsm

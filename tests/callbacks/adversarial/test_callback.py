@@ -12,7 +12,8 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_robust import AdversarialCallback, NoEffectWarning
 from lightning_robust.callbacks.adversarial.free import FreeTraining
 from lightning_robust.callbacks.adversarial.guard import OverfittingGuard
-from lightning_robust.callbacks.attacked_batches import AttackInputs, BatchPixels, ModuleLoss, attack_batch
+from lightning_robust.callbacks.attacked_batches import AttackInputs, BatchPixels, attack_batch
+from lightning_robust.callbacks.module_loss import ModuleLoss
 from lightning_robust.demo.lanes import LaneData, LaneDetector
 from lightning_robust.functional.attacks import fgsm, pgd
 from lightning_robust.structures import get_item

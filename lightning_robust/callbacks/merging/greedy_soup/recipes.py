@@ -11,9 +11,9 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from lightning_robust.callbacks.attacked_batches import own_step
 from lightning_robust.callbacks.candidates import Candidates
 from lightning_robust.callbacks.merging.greedy_soup.pantry import NamedIngredient
+from lightning_robust.callbacks.module_loss import own_step
 from lightning_robust.functional.averaging import State
 from lightning_robust.functional.basins import Barrier, barriers, cosine, share_start
 from lightning_robust.functional.coefficients import learned_soup, stock_soup
