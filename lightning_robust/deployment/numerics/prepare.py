@@ -67,11 +67,11 @@ def _read_graph(model: onnx.ModelProto, precision: Precision, *, convert: bool) 
     """The model with its functions inlined, in an operator set that knows the precision if it is to hold it."""
     model = onnx.inliner.inline_local_functions(model) if model.functions else model
     opset = max((entry.version for entry in model.opset_import if entry.domain in ONNX_DOMAIN), default=1)
-    if precision == "fp16":
-        return LayeredGraph(ir.from_proto(model), element_types(model), opset)
-    if opset < (_BF16_OPSET if convert else _WHERE_OPSET):
-        model = raise_opset(model, opset, _BF16_OPSET)
-    return LayeredGraph(ir.from_proto(model), element_types(model), max(opset, _BF16_OPSET))
+    holding = opset if precision == "fp16" else _BF16_OPSET
+    if opset < (holding if convert else _WHERE_OPSET):
+        given, opset = opset, max(holding, _WHERE_OPSET)
+        model = raise_opset(model, given, opset)
+    return LayeredGraph(ir.from_proto(model), element_types(model), max(opset, holding))
 
 
 def _name_nodes(graph: LayeredGraph, named: Collection[str]) -> None:

@@ -87,3 +87,11 @@ def test_a_graph_without_floating_results_has_no_traces():
     )
     x = np.ones((2, 4), np.float32)
     assert trace_rounding(model, {"x": x, "z": x}, "fp16") == {}
+
+
+@pytest.mark.parametrize("opset", [7, 8, 9])
+def test_operator_sets_from_before_where(opset):
+    model = chain(("Mul", 300.0))
+    model.opset_import[0].version = opset
+    (trace,) = trace_rounding(model, {"v0": np.array([[1, 2, 300, 4]], np.float32)}, "fp16").values()
+    assert trace.overflow == 0.25
