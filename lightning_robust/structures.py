@@ -122,10 +122,13 @@ def join_rows(parts: Sequence[Sequence[Tensor]], sizes: Sequence[int], samples: 
         >>> join_rows([[torch.zeros(2), anchors], [torch.ones(1), anchors]], [2, 1])
         [tensor([0., 0., 1.]), tensor([0.5000, 1.0000, 2.0000])]
     """
-    return [rows[0] if _are_shared(rows, sizes) else _join(rows, sizes, samples) for rows in zip(*parts, strict=True)]
+    return [
+        rows[0] if _are_shared(rows, sizes) else _concatenated(rows, sizes, samples)
+        for rows in zip(*parts, strict=True)
+    ]
 
 
-def _join(rows: Sequence[Tensor], sizes: Sequence[int], samples: int | None) -> Tensor:
+def _concatenated(rows: Sequence[Tensor], sizes: Sequence[int], samples: int | None) -> Tensor:
     joined, total = torch.cat(list(rows)), sum(sizes)
     each, rest = divmod(len(joined), total)
     if samples is None or rest or (each > 1 and len(rows) == 1):  # several rows a sample, or none of any: who knows

@@ -73,7 +73,7 @@ class HostStep:
         self._passes: list[tuple[Tensor, Any]] = []
         self._used: set[int] = set()
         if batch is not None:
-            self.inputs = read_inputs(self.module, self.batch)
+            self.inputs = tensor_inputs(self.module, self.batch)
 
     @property
     def targets(self) -> Any:
@@ -172,7 +172,7 @@ class HostStep:
         return [(part, _join_outputs(each)) for part, each in zip(parts, outputs, strict=True)]
 
 
-def read_inputs(module: ObjectiveMixin, batch: Any) -> Tensor:
+def tensor_inputs(module: ObjectiveMixin, batch: Any) -> Tensor:
     """The inputs of a batch.
 
     Raises:

@@ -174,13 +174,9 @@ class AdversarialCallback(ValidatesRobustly):
             self.attack.find_embedding(pl_module)
 
     @override
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuse lazy layers that the sanity check has not built."""
-        require_weights(pl_module, "AdversarialCallback")
-
-    @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin to count."""
+        """Begin to count; refuse lazy layers that the sanity check has not built."""
+        require_weights(pl_module, "AdversarialCallback")
         self._bill = EpochBill()
         if max(self._radii) > 0:
             told = f"training on inputs attacked by {self.method} with eps {self._radii[0]:.4g}"

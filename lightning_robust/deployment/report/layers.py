@@ -127,12 +127,12 @@ def _say_aim(keep: KeepList) -> str:
 
 def _say_samples(keep: KeepList) -> str:
     if not keep.checked:
-        return f" on the {count_samples(keep.samples)} that the list was found on, and was not checked on others"
+        return f" on the {tell_samples(keep.samples)} that the list was found on, and was not checked on others"
     found = f"{keep.found_error:.3g} on the {keep.samples} it was"
-    return f" on {count_samples(keep.checked)} that the list was not found on ({found})"
+    return f" on {tell_samples(keep.checked)} that the list was not found on ({found})"
 
 
-def count_samples(samples: int) -> str:
+def tell_samples(samples: int) -> str:
     """As in "1 sample" and "4 samples"."""
     return f"{samples} sample{'' if samples == 1 else 's'}"
 

@@ -13,7 +13,7 @@ from lightning_robust.deployment.parity.result import Examination
 from lightning_robust.deployment.parity.scale import unit_label
 from lightning_robust.deployment.parity.verdict import with_interval
 from lightning_robust.deployment.report.layer_figure import draw_costs, draw_drift
-from lightning_robust.deployment.report.layers import count_samples, keep_sentence, layer_cost, unmeasured_sentence
+from lightning_robust.deployment.report.layers import keep_sentence, layer_cost, tell_samples, unmeasured_sentence
 from lightning_robust.pages import environment_facts, render, svg
 
 
@@ -87,7 +87,7 @@ def evidence_sentences(found: MixedModel) -> list[str]:
     keep = found.keep
     others = "which the list was not found on" if keep.checked else "the ones that the list was found on"
     agrees = "as the search said" if found.agrees else f"where the search said {keep.error:.3g}"
-    count = count_samples(found.measured.samples)
+    count = tell_samples(found.measured.samples)
     read = "rounded to int8 as it is written" if is_int8(found) else "what its types say was emulated"
     lines = [
         f"{found.path.name} was loaded again from disk, and {read}.",
@@ -121,7 +121,7 @@ def _why_not(found: MixedModel) -> str:
     keep = found.keep
     if keep.found_met:
         return (
-            f"The list met the budget where it was found, {keep.found_error:.3g} on {count_samples(keep.samples)}, "
+            f"The list met the budget where it was found, {keep.found_error:.3g} on {tell_samples(keep.samples)}, "
             "and does not on others. Give more samples, or a smaller budget to find the list with."
         )
     if not keep.complete:

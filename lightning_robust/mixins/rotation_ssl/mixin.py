@@ -16,7 +16,7 @@ from lightning_robust.functional.rotation import TURNS, rotate_each, rotate_quad
 from lightning_robust.harness.batches import first_training_batch
 from lightning_robust.harness.quiet import quietly
 from lightning_robust.harness.steps import call_step, loss_in
-from lightning_robust.mixins.host_step import HostStep, read_inputs
+from lightning_robust.mixins.host_step import HostStep, tensor_inputs
 from lightning_robust.mixins.objective import ObjectiveMixin, Term, WeightedLoss
 from lightning_robust.mixins.rotation_ssl.features import Features
 from lightning_robust.mixins.rotation_ssl.metric import OutOfDistributionAUROC
@@ -121,7 +121,7 @@ class RotationSSLMixin(ObjectiveMixin):
         loss: Tensor = host_loss(batch) if host_loss is not None else loss_in(call_step(super().training_step, batch))
         if self.rotation_weight == 0 or not isinstance(loss, Tensor) or not self.trainer.training:
             return loss
-        turned, turns = self._turned(read_inputs(self, self._labelled(batch)))
+        turned, turns = self._turned(tensor_inputs(self, self._labelled(batch)))
         each = cross_entropy(self.turn_logits(turned), turns.to(self.device), reduction="none")
         each = each.reshape(-1, len(turned) // self._copies)
         return loss + self.rotation_weight * (each.mean(0) if loss.ndim else each.mean())
@@ -148,7 +148,7 @@ class RotationSSLMixin(ObjectiveMixin):
         """Score the batch, if it is of one of the two loaders."""
         super().on_validation_batch_end(outputs, batch, batch_idx, dataloader_idx)
         if self._scores() and dataloader_idx in (0, self.rotation_ood_loader):
-            scores = self.anomaly(read_inputs(self, batch))
+            scores = self.anomaly(tensor_inputs(self, batch))
             self.rotation_ood.update(scores, dataloader_idx == self.rotation_ood_loader)
 
     @override
@@ -212,7 +212,7 @@ class RotationSSLMixin(ObjectiveMixin):
         """Two black pictures of the size that the module takes."""
         example = self.example_input_array
         if not isinstance(example, Tensor):
-            example = read_inputs(self, self._labelled(first_training_batch(self.trainer, self)))
+            example = tensor_inputs(self, self._labelled(first_training_batch(self.trainer, self)))
         return torch.zeros(2, *example.shape[1:], device=self._place()).to(self.dtype)
 
     def _make_head(self, size: int) -> None:
