@@ -52,6 +52,7 @@ ROOMS = {  # room -> the rooms it may use, beside itself
     "checks": {"suggest"},
     "gate": {"reading", "suggest", "tables", "version"},
     "layers": {"suggest"},
+    "rows": {"structures"},
     "functional": {"statistics", "layers", "suggest", "torch_names"},
     "decoding": {"functional"},
 }

@@ -5,15 +5,8 @@ from types import MappingProxyType
 import pytest
 import torch
 
-from lightning_robust.structures import (
-    flatten,
-    get_item,
-    map_tensors,
-    rebuild,
-    replace_items,
-    take_rows,
-    tensors_in,
-)
+from lightning_robust.rows import take_rows
+from lightning_robust.structures import flatten, get_item, map_tensors, rebuild, replace_items, tensors_in
 
 Pair = namedtuple("Pair", "image label")
 

@@ -18,7 +18,8 @@ from lightning_robust.functional.weights import channels_last
 from lightning_robust.harness.inputs import first_floating_input
 from lightning_robust.harness.normalisation import pixel_space
 from lightning_robust.harness.quiet import quietly
-from lightning_robust.structures import Key, get_item, map_tensors, replace_items, take_rows
+from lightning_robust.rows import take_rows
+from lightning_robust.structures import Key, get_item, map_tensors, replace_items
 
 PixelBounds = list[float] | Literal["pixels", "none"]
 Perturb = Callable[[Callable[..., Tensor], Tensor, Tensor], Tensor]

@@ -29,7 +29,8 @@ from lightning_robust.deployment.graph.frozen import to_args
 from lightning_robust.deployment.parity.distance import compare_outputs
 from lightning_robust.deployment.parity.readout import Readout
 from lightning_robust.deployment.parity.scale import Decode, Scale
-from lightning_robust.structures import count_rows, flatten, take_rows
+from lightning_robust.rows import count_rows, take_rows
+from lightning_robust.structures import flatten
 
 Arrays = Mapping[str, NDArray[Any]]
 _PREFIXES = ("input/", "output/")

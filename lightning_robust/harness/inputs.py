@@ -13,6 +13,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_robust.harness.compat import original_of_compiled
+from lightning_robust.harness.single_pictures import refuse_single_pictures
 from lightning_robust.structures import WHOLE, Key, get_args, get_item, is_batch_object, parts_of_batch, tensor_paths
 
 _BATCHES = {"batch", "data"}
@@ -227,9 +228,9 @@ def first_floating_input(module: nn.Module, batch: Any) -> Key:
     keys: Sequence[Key] = [WHOLE]
     with suppress(MisconfigurationException):
         keys = list(signature_of(module).keys_in(batch)[0].values())
-    _refuse_single_pictures(batch, batch)
+    refuse_single_pictures(batch, batch)
     for key in keys:
-        _refuse_single_pictures(batch, get_item(batch, key))
+        refuse_single_pictures(batch, get_item(batch, key))
         paths = _floating_paths(get_item(batch, key), beside=_TARGETS if keys == [WHOLE] else ())
         if keys == [WHOLE] and len(paths) > 1 and not isinstance(batch, list | tuple):
             break
@@ -240,21 +241,6 @@ def first_floating_input(module: nn.Module, batch: Any) -> Key:
         f"{list(tensor_paths(batch)) or 'no tensor'}. Set `input_key` to it; for token indices set `embedding` to the "
         "module that embeds them."
     )
-
-
-def _refuse_single_pictures(batch: Any, inputs: Any) -> None:
-    """Refuse pictures one by one in a list, as detectors take them: alone, or each beside its target."""
-    entries = inputs if isinstance(inputs, list | tuple) else []
-    firsts = [entry[0] if isinstance(entry, list | tuple) and entry else entry for entry in entries]
-    if len(firsts) < 2 or not all(isinstance(each, Tensor) and each.ndim == 3 for each in firsts):
-        return
-    beside = firsts is not entries and any(each is not entry for each, entry in zip(firsts, entries, strict=True))
-    others = [part for part in batch if part is not inputs] if isinstance(batch, list | tuple) else []
-    if beside or any(isinstance(part, list | tuple) and len(part) == len(entries) for part in others):
-        raise MisconfigurationException(
-            f"Expected the pictures of a batch in one tensor (N, C, H, W), but got a list of {len(entries)}. "
-            "Stack them in the loader's `collate_fn`, or in `on_after_batch_transfer` of the module."
-        )
 
 
 def _floating_paths(value: Any, beside: Sequence[str]) -> list[str]:

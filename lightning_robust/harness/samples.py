@@ -10,7 +10,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_robust.harness.inputs import positional_arguments
-from lightning_robust.structures import Key, count_rows, flatten, is_batch_object, map_tensors, take_rows, tensors_in
+from lightning_robust.rows import count_rows, take_rows
+from lightning_robust.structures import Key, flatten, is_batch_object, map_tensors, tensors_in
 
 _MOST_BYTES = 2**28
 

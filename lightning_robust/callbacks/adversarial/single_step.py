@@ -25,7 +25,7 @@ from lightning_robust.functional.ascent import AttackRecord
 from lightning_robust.functional.attacks import fgsm, nfgsm, pgd
 from lightning_robust.functional.norm_ball import Norm
 from lightning_robust.harness.quiet import quietly
-from lightning_robust.structures import take_rows
+from lightning_robust.rows import take_rows
 
 _PROBED = 64
 """Samples of a batch that the guard looks at."""

@@ -18,7 +18,8 @@ from lightning_robust.callbacks.datapath.quiet_network import PRECISIONS, QuietN
 from lightning_robust.functional.datapath import LayerDivergence, channel_energy, parting_point, same_norm_noise
 from lightning_robust.harness.batches import count_samples, validation_batches
 from lightning_robust.harness.compat import load_validation_data
-from lightning_robust.structures import Key, map_tensors, take_rows, tensors_in
+from lightning_robust.rows import take_rows
+from lightning_robust.structures import Key, map_tensors, tensors_in
 
 CARRIED_SHARE = 0.8
 """The share of a layer's squared difference that the channels to look at carry."""

@@ -157,17 +157,7 @@ class InitialiseCallback(pl.Callback):
             return f"{self.checkpoint}, {first_of(left, none='none')} stay as they were built"
         excluded = {*match_modules(module, self.exclude)} if self.exclude else set()
         layers = {name: layer for name, layer in drawn_layers(module).items() if name not in excluded}
-        if computed := [name for name in computed_weights(module) if name not in excluded]:
-            warn(
-                f"InitialiseCallback leaves {first_of(computed)} as they are: their weights are computed from other "
-                "parameters (weight_norm, spectral_norm or another parametrisation). Name them in `exclude` to say so."
-            )
-        if not layers and not computed:
-            warn(
-                f"InitialiseCallback found no linear layer or convolution in {type(module).__name__} whose weights it "
-                "may draw: they are excluded, frozen or zero.",
-                NoEffectWarning,
-            )
+        _tell_what_stays(module, layers, [name for name in computed_weights(module) if name not in excluded])
         generator = torch.Generator().manual_seed(torch.initial_seed())
         if self.method == "small":
             scale_weights(layers, self._settings["scale"])
@@ -196,6 +186,21 @@ class InitialiseCallback(pl.Callback):
             ) from error
         far = [name for name in layers if abs(found.get(name, 0.0) - 1) >= self._settings["tolerance"]]
         return f"{len(layers)} layers, {first_of(far, none='none')} have no unit variance"
+
+
+def _tell_what_stays(module: nn.Module, layers: Mapping[str, nn.Module], computed: list[str]) -> None:
+    """Warn of layers whose weights are computed, or else where there is none to draw."""
+    if computed:
+        warn(
+            f"InitialiseCallback leaves {first_of(computed)} as they are: their weights are computed from other "
+            "parameters (weight_norm, spectral_norm or another parametrisation). Name them in `exclude` to say so."
+        )
+    elif not layers:
+        warn(
+            f"InitialiseCallback found no linear layer or convolution in {type(module).__name__} whose weights it may "
+            "draw: they are excluded, frozen or zero.",
+            NoEffectWarning,
+        )
 
 
 def _settings_of(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:

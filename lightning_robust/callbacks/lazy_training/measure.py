@@ -36,15 +36,8 @@ from lightning_robust.harness.quiet import quietly
 from lightning_robust.harness.ranks import describe_error
 from lightning_robust.harness.steps import call_step
 from lightning_robust.layers import find_layers
-from lightning_robust.structures import (
-    Key,
-    get_args,
-    get_item,
-    map_tensors,
-    replace_items,
-    take_rows,
-    tensors_in,
-)
+from lightning_robust.rows import take_rows
+from lightning_robust.structures import Key, get_args, get_item, map_tensors, replace_items, tensors_in
 
 Numbers = dict[str, float]
 

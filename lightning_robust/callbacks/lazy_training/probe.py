@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from lightning_robust.harness.batches import count_samples
-from lightning_robust.structures import map_tensors, rebuild, take_rows, tensors_in
+from lightning_robust.rows import take_rows
+from lightning_robust.structures import map_tensors, rebuild, tensors_in
 
 
 class Probe:

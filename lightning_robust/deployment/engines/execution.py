@@ -15,7 +15,7 @@ from lightning_robust.deployment.engines.base import BulkRunner, Clock, Runner, 
 from lightning_robust.deployment.engines.child.errors import EngineError
 from lightning_robust.deployment.engines.latency import Latency
 from lightning_robust.deployment.engines.subject import CHUNK, Subject
-from lightning_robust.structures import count_rows, join_rows, take_rows
+from lightning_robust.rows import count_rows, join_rows, take_rows
 
 Status = Literal["measured", "built", "skipped", "unavailable", "failed"]
 STATUS_CODES: dict[str, int] = {"measured": 0, "built": 1, "skipped": 2, "unavailable": 3, "failed": 4}

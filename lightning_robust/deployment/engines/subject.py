@@ -14,7 +14,7 @@ from lightning_robust.deployment.engines.settings import DEFAULTS, BuildSettings
 from lightning_robust.deployment.graph.export import Exported, export
 from lightning_robust.deployment.graph.lint import HALF_RULES, Finding, lint
 from lightning_robust.deployment.numerics.quantise import Quantised
-from lightning_robust.structures import count_rows, take_rows
+from lightning_robust.rows import count_rows, take_rows
 from lightning_robust.suggest import did_you_mean
 
 _Made = TypeVar("_Made")

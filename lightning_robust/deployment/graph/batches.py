@@ -9,7 +9,7 @@ import onnx
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_robust.structures import join_rows
+from lightning_robust.rows import join_rows
 
 Arrays = Mapping[str, NDArray[np.generic]]
 

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from lightning_robust.deployment.graph.explain import ExportError, explained
 from lightning_robust.deployment.graph.frozen import Flat, frozen_copy, named_inputs, to_args
 from lightning_robust.deployment.graph.origin import Origin, read_origins
-from lightning_robust.structures import count_rows, flatten, take_rows
+from lightning_robust.rows import count_rows, take_rows
+from lightning_robust.structures import flatten
 
 __all__ = ["ExportError", "Exported", "Flat", "Template", "export", "frozen_copy", "quiet", "to_args"]
 _Shapes = tuple[dict[int, Any], ...]

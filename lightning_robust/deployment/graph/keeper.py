@@ -14,7 +14,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from lightning_robust.deployment.graph.export import Exported, Flat, Template
 from lightning_robust.deployment.graph.session import Session
 from lightning_robust.functional.weights import call_with
-from lightning_robust.structures import count_rows, flatten, take_rows
+from lightning_robust.rows import count_rows, take_rows
+from lightning_robust.structures import flatten
 
 _TOLERANCE = 1e-4  # of the largest output: a hundred times what ONNX Runtime and PyTorch differ by in fp32
 

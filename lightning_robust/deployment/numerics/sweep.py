@@ -44,15 +44,23 @@ def relative_distance(reference: Sequence[Tensor], outputs: Sequence[Tensor]) ->
         >>> relative_distance([torch.tensor([3.0, 4.0])], [torch.tensor([3.0, 4.5])])
         0.1
     """
-    floating = [(r.double(), o.double()) for r, o in zip(reference, outputs, strict=True) if r.is_floating_point()]
-    pairs = [(r[r.isfinite()], o[r.isfinite()]) for r, o in floating]
-    if floating and not any(len(r) for r, _ in pairs):
-        return math.inf
-    error = math.sqrt(sum(float((o - r).square().sum()) for r, o in pairs))
-    size = math.sqrt(sum(float(r.square().sum()) for r, _ in pairs))
-    if not math.isfinite(error):
+    pairs = [(r, o) for r, o in zip(reference, outputs, strict=True) if r.is_floating_point()]
+    exact, inexact = zip(*map(_where_finite, pairs), strict=True) if pairs else ((), ())
+    error, size = _norm(map(torch.sub, inexact, exact)), _norm(exact)
+    if not math.isfinite(error) or (pairs and not any(map(len, exact))):
         return math.inf
     return error / size if size > 0 else (0.0 if error == 0 else math.inf)
+
+
+def _where_finite(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Both sides in fp64, where the first is finite."""
+    reference, outputs = pair
+    finite = reference.isfinite()
+    return reference[finite].double(), outputs[finite].double()
+
+
+def _norm(parts: Iterable[Tensor]) -> float:
+    return math.sqrt(sum(float(part.square().sum()) for part in parts))
 
 
 class NodeSweep:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -101,7 +101,14 @@ class Baseline:
             self._readouts[window.stop] = self._with_truth(readout, rows)
         return self._readouts[window.stop]
 
-    def can_read(self, window: slice) -> bool:
+    def readable(self) -> Iterator[slice]:
+        """The windows one after the other, as long as the reference can be read up to their end."""
+        for window in tuple(self.windows):
+            if not self._can_read(window):
+                return
+            yield window
+
+    def _can_read(self, window: slice) -> bool:
         """Whether the reference can be read up to the end of a window; where it cannot, there is no such window."""
         try:
             self.readout(window)
@@ -140,9 +147,7 @@ class Baseline:
             is_late: Whether the time is up.
             slow: Whether the first window has to do.
         """
-        for window in tuple(self.windows):
-            if not self.can_read(window):
-                break
+        for window in self.readable():
             deployed = self.scale.read(outputs.up_to(window))
             found = measure_distance(self.readout(window), deployed, window.stop, precision)
             if slow or is_late() or found.is_settled(self.unit, tolerance):

@@ -22,8 +22,9 @@ from lightning_robust.deployment.pixels.catalogue import Perturbation
 from lightning_robust.deployment.pixels.perturb import PerturbedImages
 from lightning_robust.functional.pixels import PixelSpace
 from lightning_robust.progress import track
+from lightning_robust.rows import join_rows
 from lightning_robust.statistics import Interval
-from lightning_robust.structures import flatten, join_rows, rebuild
+from lightning_robust.structures import flatten, rebuild
 
 Perturb = Callable[[Tensor, PixelSpace | None, Sequence[Perturbation]], Sequence[PerturbedImages]]
 
@@ -79,9 +80,7 @@ class PerturbationSweep:
             perturb: :func:`~.perturb.perturb`, or something that keeps what it made.
         """
         everything = active = list(map(_Entry, entries))
-        for window in tuple(self.baseline.windows):
-            if not self.baseline.can_read(window):
-                break
+        for window in self.baseline.readable():
             try:
                 batch = perturb(self._images(window), pixels, [each.entry for each in active])
             except ValueError as error:

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from lightning_robust.structures import join_rows
+from lightning_robust.rows import join_rows
 
 _FIRST = 16
 _MOST_BYTES = 2**26  # of the outputs of one runtime that are held

@@ -20,7 +20,8 @@ from lightning_robust.deployment.replay.results import ReplayReport, ReplayResul
 from lightning_robust.deployment.replay.tracks import Pair, Track
 from lightning_robust.functional.pixels import PixelSpace
 from lightning_robust.progress import Progress
-from lightning_robust.structures import flatten, rebuild, take_rows
+from lightning_robust.rows import take_rows
+from lightning_robust.structures import flatten, rebuild
 
 _EXAMPLES = 3  # broken frames that a note names
 

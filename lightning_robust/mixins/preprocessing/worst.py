@@ -12,7 +12,8 @@ from lightning_robust.functional.pixels import PixelSpace
 from lightning_robust.harness.quiet import isolated_rng
 from lightning_robust.mixins.host_step import HostStep, find_inputs
 from lightning_robust.mixins.preprocessing.groups import Group, perturb_groups, take_samples
-from lightning_robust.structures import replace_items, take_rows
+from lightning_robust.rows import take_rows
+from lightning_robust.structures import replace_items
 
 Objective = Callable[[HostStep, Tensor, Sequence[Group]], Tensor]
 

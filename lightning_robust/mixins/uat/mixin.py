@@ -28,7 +28,8 @@ from lightning_robust.mixins.uat.unlabelled import (
     require_floating,
     rows_without_label,
 )
-from lightning_robust.structures import get_item, take_rows
+from lightning_robust.rows import take_rows
+from lightning_robust.structures import get_item
 
 _SAVED = "uat"
 
