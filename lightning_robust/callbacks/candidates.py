@@ -15,17 +15,17 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_robust.callbacks.deployment_parity.callback import DeploymentParityCallback
+from lightning_robust.callbacks.judging import JudgingCallback
 from lightning_robust.functional.averaging import State
 from lightning_robust.functional.batchnorm import batchnorm_layers
 from lightning_robust.functional.weights import Weights
 from lightning_robust.harness.bn_refresh import refresh_statistics
 from lightning_robust.harness.closing import warn
-from lightning_robust.harness.compat import has_validation_data, overrides
 from lightning_robust.harness.evaluate import Evaluator, pick
 from lightning_robust.harness.inputs import require_inputs
 from lightning_robust.harness.load_hook import StartKeeper
@@ -192,7 +192,7 @@ def refresh_or_keep(trainer: pl.Trainer, pl_module: pl.LightningModule, guard: G
         )
 
 
-class MixingCallback(StartKeeper):
+class MixingCallback(JudgingCallback, StartKeeper):
     """A callback that mixes weights, and recomputes the BatchNorm statistics of mixtures from training batches.
 
     Raises:
@@ -216,41 +216,6 @@ class MixingCallback(StartKeeper):
         """Refuse batches without inputs."""
         if batch_idx == 0 and self.bn_refresh and batchnorm_layers(pl_module):
             require_inputs(pl_module, batch, self.input_key, type(self).__name__)
-
-
-def judged_by(
-    trainer: pl.Trainer, monitor: str | None, mode: Literal["max", "min"] | None
-) -> tuple[str, Literal["max", "min"]]:
-    """The metric to judge by and its mode; a ModelCheckpoint or EarlyStopping callback fills in what is None.
-
-    Raises:
-        MisconfigurationException: If no callback does, or a fit has no validation.
-    """
-    _require_validation(trainer)
-    watchers = [w for w in find_callbacks(trainer, ModelCheckpoint | EarlyStopping) if w.monitor is not None]
-    name = monitor or next((watcher.monitor for watcher in watchers), None)
-    mode = mode or next((watcher.mode for watcher in watchers if watcher.monitor == name), None)
-    if name is None or mode not in ("max", "min"):
-        raise MisconfigurationException(
-            f"Expected a metric to judge weights by, but got monitor={name!r} with mode={mode!r}. Set `monitor` to a "
-            "validation metric and `mode` to 'max' or 'min'."
-        )
-    return name, mode
-
-
-def _require_validation(trainer: pl.Trainer) -> None:
-    if trainer.state.fn != "fit":
-        return
-    module = type(trainer.lightning_module)
-    if not overrides(trainer.lightning_module, "validation_step"):
-        raise MisconfigurationException(
-            f"Expected {module.__name__} to have a `validation_step`, which weights are judged by, but it has none."
-        )
-    if not has_validation_data(trainer):
-        raise MisconfigurationException(
-            "Expected validation loaders, which weights are judged on, but got none. Give them to `fit`, or define "
-            f"`val_dataloader` in {module.__name__} or its data module."
-        )
 
 
 def require_last(trainer: pl.Trainer, callback: pl.Callback, others: Any) -> None:

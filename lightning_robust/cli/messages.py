@@ -11,7 +11,7 @@ from pathlib import Path
 from lightning_robust.suggest import did_you_mean
 
 _KEY = re.compile(r'Parser key "([^"]+)":\s*')
-_VALUE = re.compile(r"(?:Given value|Got value): (.*)", re.DOTALL)
+_VALUE = re.compile(r"(?:.*Given value|Got value): (.*)", re.DOTALL)
 _TYPES = re.compile(r"Subtypes: \[(.*)\]")
 _ERRORS = re.compile(r"\n *Errors:\n(.*?)(?=\n *Given value type:|\Z)", re.DOTALL)
 _CLASS = re.compile(r"<class '(?:(.*)\.)?(\w+)'>")
@@ -100,9 +100,11 @@ def _class_reason(path: str, reason: str) -> str:
     if not re.match(r"No module named|module |cannot import|Expected a dot", reason):
         return f"{path}: {reason}"
     module = sys.modules.get(path.rsplit(".", 1)[0])
-    place = getattr(module, "__file__", None)
-    looked = f"{path.rsplit('.', 1)[0]} is {place}" if place else f"modules are looked for in {Path.cwd()}"
-    return f"{path} cannot be imported: {reason.rstrip('.')}; {looked} and where Python's packages are, see PYTHONPATH."
+    told = f"{path} cannot be imported: {reason.rstrip('.')}"
+    if module is not None and module.__file__:
+        name = path.rsplit(".", 1)[1]
+        return f"{told}; the module is {module.__file__}.{did_you_mean(name, sorted(vars(module)), 1)}"
+    return f"{told}; modules are looked for in {Path.cwd()} and where Python's packages are, see PYTHONPATH."
 
 
 def _kinds(body: str) -> list[str]:

@@ -78,8 +78,10 @@ class RobustCLI(LightningCLI):
 
     @staticmethod
     def _check_checkpoint(section: Any) -> None:
-        """Refuse a file that is no checkpoint before anything is built."""
+        """Refuse a file that is missing or no checkpoint before anything is built."""
         path = section.get("ckpt_path")
+        if path is not None and not Path(path).exists() and Path(path).suffix == ".ckpt" and "://" not in str(path):
+            raise ValueError(f"`ckpt_path`: Expected a checkpoint at {path}, but there is no such file.")
         if path is not None and Path(path).is_file() and section.get("weights_only") is not False:
             missing = {"state_dict", "pytorch-lightning_version"} - {*read_checkpoint(path)}
             if missing:

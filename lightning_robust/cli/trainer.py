@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_robust.callbacks import GreedySoupCallback
 from lightning_robust.functional.soups import Soup
@@ -89,6 +89,8 @@ class RobustTrainer(Trainer):
             raise ValueError(
                 f"Expected validation batches to judge a soup by, but got limit_val_batches={self.limit_val_batches}."
             )
+        if callback.path:
+            rank_zero_info(f"The soup: {callback.path}")
         return cook.cooked
 
 

@@ -77,7 +77,9 @@ def class_arguments(value: Any) -> dict[str, Any]:
 
 def identity(run: FinishedRun) -> dict[str, str]:
     """The settings that runs share when they repeat each other with another seed; without any, the folder."""
-    return flatten_settings(run.config or str(run.folder))
+    settings = flatten_settings(run.config or str(run.folder))
+    off = {key for key, value in settings.items() if value == "False" and "." not in key and _is_of_technique(key)}
+    return {key: value for key, value in settings.items() if key not in off}
 
 
 def flatten_settings(value: Any) -> dict[str, str]:

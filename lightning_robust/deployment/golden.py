@@ -30,7 +30,7 @@ from lightning_robust.deployment.parity.distance import compare_outputs
 from lightning_robust.deployment.parity.readout import Readout
 from lightning_robust.deployment.parity.scale import Decode, Scale
 from lightning_robust.rows import count_rows, take_rows
-from lightning_robust.structures import flatten
+from lightning_robust.structures import flatten, map_tensors
 
 Arrays = Mapping[str, NDArray[Any]]
 _PREFIXES = ("input/", "output/")
@@ -103,7 +103,7 @@ def make_golden(module: nn.Module, args: tuple[Any, ...], metadata: Mapping[str,
         ((3, 2), (3, 1))
     """
     with torch.no_grad():
-        outputs = flatten(module(*args))
+        outputs = flatten(module(*map_tensors(Tensor.clone, args)))
     inputs = flatten(args[0] if len(args) == 1 else args, "input")
     # tensors alone are their own structure
     nested = {} if all(isinstance(each, Tensor) for each in args) else {ARGUMENTS: structure_of(args)}

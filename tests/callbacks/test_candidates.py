@@ -1,5 +1,7 @@
 """What the callbacks that choose weights share."""
 
+import re
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -7,17 +9,43 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
-from lightning_robust.callbacks.candidates import Candidates, judged_by, require_last, save_chosen
+from lightning_robust.callbacks.candidates import Candidates, require_last, save_chosen
+from lightning_robust.callbacks.judging import JudgingCallback
 
 from ..boring import Boring, make_trainer
 
 
+def judging(monitor, mode):
+    callback = JudgingCallback()
+    callback.monitor, callback.mode = monitor, mode
+    return callback
+
+
 def test_metric_and_mode_come_from_what_watches_already(tmp_path):
-    trainer = make_trainer(tmp_path, [EarlyStopping("val/loss", mode="max")])
-    assert judged_by(trainer, None, None) == ("val/loss", "max")
-    assert judged_by(trainer, "val/loss", "min") == ("val/loss", "min")
-    with pytest.raises(MisconfigurationException, match="monitor='val/acc' with mode=None"):
-        judged_by(trainer, "val/acc", None)
+    first, second = EarlyStopping("val/loss", mode="max"), ModelCheckpoint(tmp_path, monitor="val/acc", mode="max")
+    trainer = make_trainer(tmp_path, [first, second], enable_checkpointing=True)
+    assert judging(None, None).judged_by(trainer) == ("val/loss", "max")
+    assert judging("val/loss", "min").judged_by(trainer) == ("val/loss", "min")
+    assert judging(["val/acc", "val/loss"], None).judged_by(trainer) == ("val/acc", "max")
+    with pytest.raises(MisconfigurationException, match=r"JudgingCallback: .*monitor='val/f1' with mode=None"):
+        judging("val/f1", None).judged_by(trainer)
+
+
+@pytest.mark.parametrize(
+    ("monitor", "told"),
+    [
+        ("val/los", r"'val/los' is not what the sanity check logged \(val/loss\).*Did you mean 'val/loss'"),
+        ("val/loss", ""),
+    ],
+)
+def test_a_metric_that_is_not_logged_is_told_before_training(tmp_path, monitor, told):
+    trainer = make_trainer(tmp_path, [judging(monitor, "min")], num_sanity_val_steps=1, max_steps=0)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        trainer.fit(Boring())
+    said = [str(each.message) for each in found if "sanity check" in str(each.message)]
+    assert len(said) == bool(told)
+    assert all(re.search(told, each) for each in said)
 
 
 def test_rejects_a_callback_that_comes_later(tmp_path):

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from lightning_robust.callbacks.attacked_batches import AttackInputs
 from lightning_robust.callbacks.averaging.callback import SWACallback
-from lightning_robust.callbacks.candidates import judged_by, require_last, save_chosen
+from lightning_robust.callbacks.candidates import require_last, save_chosen
 from lightning_robust.callbacks.conditions import ATTACK, CLEAN, Condition
 from lightning_robust.callbacks.diagnostics import (
     DiagnosticCallback,
@@ -21,6 +21,7 @@ from lightning_robust.callbacks.diagnostics import (
     check_at_least,
     show,
 )
+from lightning_robust.callbacks.judging import JudgingCallback
 from lightning_robust.callbacks.layer_criticality.measure import CriticalityMap, CriticalityMapper
 from lightning_robust.callbacks.layer_criticality.readings import Criterion
 from lightning_robust.callbacks.layer_criticality.report import criticality_json, criticality_report, rewind_report
@@ -44,7 +45,7 @@ _FILE = "criticality.json"
 _TOLERANCE = 0.02
 
 
-class LayerCriticalityCallback(DiagnosticCallback, StartKeeper):
+class LayerCriticalityCallback(DiagnosticCallback, JudgingCallback, StartKeeper):
     r"""Put one layer at a time back to its initial value, to a checkpoint, or to a fresh draw, and see what that costs.
 
     After the fit, the network :math:`\theta_T` is evaluated with the weights of one layer :math:`d` replaced, without
@@ -157,7 +158,7 @@ class LayerCriticalityCallback(DiagnosticCallback, StartKeeper):
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        judged_by(trainer, self.monitor, self.mode)
+        self.judged_by(trainer)
         if self.rewind is not False:
             require_last(trainer, self, SWACallback | GreedySoupCallback | WiSEFTCallback)
         self._trajectory, self.maps, self.rewound, self.path = Trajectory(self.checkpoints), [], None, ""
@@ -219,7 +220,7 @@ class LayerCriticalityCallback(DiagnosticCallback, StartKeeper):
         """
         self._kept.check()
         span = None if self.value_range is None else (self.value_range[0], self.value_range[1])
-        criterion = Criterion(*judged_by(trainer, self.monitor, self.mode), self.threshold, span)
+        criterion = Criterion(*self.judged_by(trainer), self.threshold, span)
         layers, states = find_layers(pl_module, self.layers), self._trajectory.states
         mapper = CriticalityMapper(trainer, pl_module, layers, self._trajectory.labels, states, self.draws, criterion)
         self.maps = [mapper.measure(CLEAN)]

@@ -116,7 +116,7 @@ class LazyTrainingCallback(InputDiagnostic):
     ) -> None:
         super().__init__(on_failure)
         chosen = [0.5, 1.0, 2.0] if betas is None else betas
-        if not chosen or not all(beta > 0 for beta in chosen):
+        if not isinstance(chosen, list | tuple) or not chosen or not all(map(_is_length, chosen)):
             raise ValueError(f"Expected `betas` above 0, at least one, but got {betas}.")
         check_at_least(1, num_samples=num_samples, every_n_epochs=every_n_epochs)
         check_at_least(0, kernel_samples=kernel_samples)
@@ -249,3 +249,7 @@ class LazyTrainingCallback(InputDiagnostic):
 
     def _fail(self, trainer: pl.Trainer, subject: str, reason: str) -> None:
         self.guard.fail(trainer, RankError(reason), f"could not measure {subject}", once=True)
+
+
+def _is_length(value: object) -> bool:
+    return isinstance(value, int | float) and value > 0

@@ -17,7 +17,7 @@ from lightning_robust.deployment.engines.settings import DEFAULTS, BuildSettings
 from lightning_robust.deployment.engines.subject import Subject
 from lightning_robust.deployment.graph.export import Exported
 from lightning_robust.deployment.graph.frozen import named_inputs
-from lightning_robust.structures import flatten
+from lightning_robust.structures import flatten, map_tensors
 
 Runner = Callable[[tuple[Any, ...]], list[Tensor]]
 Clock = Callable[[tuple[Any, ...]], list[float]]
@@ -109,9 +109,17 @@ class Runtime(abc.ABC):
 
 
 def run_module(module: nn.Module, args: tuple[Any, ...]) -> list[Tensor]:
-    """Call a module without gradients; the flattened outputs, on the CPU."""
+    """Call a module without gradients; the flattened outputs, on the CPU, complex ones as pairs of numbers.
+
+    The module gets copies, which it may change in place.
+    """
     with torch.no_grad():
-        return [tensor.cpu() for tensor in flatten(module(*args)).values()]
+        outputs = flatten(module(*map_tensors(Tensor.clone, args))).values()
+        return [_in_pairs(tensor).cpu() if tensor.is_complex() else tensor.cpu() for tensor in outputs]
+
+
+def _in_pairs(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor.resolve_conj())
 
 
 def host_clock(run: Runner) -> Clock:

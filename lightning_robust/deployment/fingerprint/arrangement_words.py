@@ -64,6 +64,10 @@ TEXTS = {
         "the deployed side's frames are {by:.0f} late, and begin with training's last" + _FRAMES,
         _QUEUE + "a ring buffer that is read one place away from where it is written",
     ),
+    "frame_sequence/rotated back": (
+        "the deployed side's frames are {by:.0f} early, and end with training's first" + _FRAMES,
+        _QUEUE + "a ring buffer that is read one place away from where it is written",
+    ),
     "frame_sequence/late": (
         "the deployed side's frames are {by:.0f} late" + _FRAMES,
         _QUEUE + "a buffer that holds the frame before, or outputs and inputs that are dumped at different times",

@@ -99,6 +99,13 @@ def _name_moves(sources: list[int], moved: list[int]) -> str:
     return "held" if all(sources[at] == at - 1 for at in moved) else "other"
 
 
+def _rotations(count: int) -> Iterator[tuple[str, int, list[int]]]:
+    """Late by any number of pictures, which more than half of them is early by the rest."""
+    for by in range(1, count):
+        order = [(at - by) % count for at in range(count)]
+        yield ("rotated", by, order) if 2 * by <= count else ("rotated back", count - by, order)
+
+
 def _usual_orders(sources: list[int]) -> Iterator[tuple[str, int, list[int]]]:
     """Kind, by how many, and the source of each picture; -1 where it lies outside the sequence."""
     count = len(sources)
@@ -106,7 +113,7 @@ def _usual_orders(sources: list[int]) -> Iterator[tuple[str, int, list[int]]]:
     if len({*sources} - {-1}) < count - sources.count(-1):  # some picture comes twice
         yield "doubled", 2, [at // 2 for at in range(count)]
     if -1 not in sources:
-        yield from (("rotated", by, [(at - by) % count for at in range(count)]) for by in range(1, count))
+        yield from _rotations(count)
     most = max(1, (count - 1) // 2)
     for by in sorted(set(range(-most, most + 1)) - {0}, key=abs):
         within = [at - by if 0 <= at - by < count else -1 for at in range(count)]

@@ -11,6 +11,7 @@ Parameters = Mapping[str, float | str]
 UNEXPLAINED = 0.35
 """Levels from which a difference that no cause explains is one."""
 _ROUNDED = 0.5  # levels that rounding on both sides leaves at most
+_SAME = 0.005  # levels that are told as 0.00
 _MOST = 1 / 3  # of the difference
 _UNSURE = 0.5  # the highest confidence where most is not explained
 _NAMED = 0.1  # causes below are not named
@@ -76,6 +77,8 @@ class Fingerprint:
     def __str__(self) -> str:
         """Sentences for a terminal."""
         lines = [f"The pictures differ by {self.distance:.2f} levels (root mean square of 255)."]
+        if self.causes and self.distance < _SAME:
+            lines = ["Brought to the same units the pictures are the same; as they are handed over they are not."]
         if self.mostly_unexplained:
             lines = [f"Most of it is not explained: {self.unexplained:.2f} levels are left.", *lines]
         lines += [f"{cause}\n    {cause.line}" for cause in self.causes]

@@ -23,7 +23,7 @@ from lightning_robust.deployment.graph.explain import ExportError, explained
 from lightning_robust.deployment.graph.frozen import Flat, frozen_copy, named_inputs, to_args
 from lightning_robust.deployment.graph.origin import Origin, read_origins
 from lightning_robust.rows import count_rows, take_rows
-from lightning_robust.structures import flatten
+from lightning_robust.structures import flatten, map_tensors
 
 __all__ = ["ExportError", "Exported", "Flat", "Template", "export", "frozen_copy", "quiet", "to_args"]
 _Shapes = tuple[dict[int, Any], ...]
@@ -58,18 +58,19 @@ def export(module: nn.Module, args: tuple[Any, ...], *, opset: int = 20, max_bat
 
     The graph is what PyTorch's dynamo exporter makes of the module in evaluation mode: BatchNorm folded into the
     convolutions, one file, no external data. Source paths are kept in :attr:`Exported.origins` and stripped from
-    the graph. A module that fixes its batch is exported for one sample, as it runs in a car, and a note says so.
+    the graph. A module that fixes its batch is exported for one sample, as it runs in a car, and so is one of which a
+    single sample is given; a note says so.
 
     Args:
         module: The module, on the CPU; :func:`frozen_copy` makes one from a live module.
-        args: Positional arguments of its ``forward`` with a batch of at least 2: tensors ``(batch, ...)`` or any
-            structure of them. Tensors whose first size is not the batch's stay fixed.
+        args: Positional arguments of its ``forward``, with a batch of at least 2 for a graph that takes any number of
+            samples: tensors ``(batch, ...)`` or any structure of them. Tensors whose first size is not the batch's stay fixed.
         opset: ONNX operator set.
         max_batch: The largest batch that the graph has to take.
 
     Raises:
         ExportError: If an operator is unknown to ONNX, or the graph fixes a batch size other than one.
-        ValueError: If the batch is smaller than 2, from which a dynamic batch cannot be told.
+        ValueError: If there is no sample.
 
     Example:
         >>> exported = export(nn.Linear(3, 1).eval(), (torch.zeros(2, 3),))
@@ -100,24 +101,37 @@ class Template:
         self._start: float | None = time.monotonic()
         self._batch: int | None = None
         self._notes: tuple[str, ...] = ()
-        tensors = named_inputs(args)
-        batch = count_rows(args)
-        if batch < 2:
-            raise ValueError(f"Expected a batch of at least 2 samples to export with a dynamic batch, but got {batch}.")
-        dimension = torch.export.Dim("batch", min=1, max=max(batch, max_batch))
-        shapes = tuple({0: dimension} if t.ndim and t.shape[0] == batch else {} for t in tensors.values())
-        self._inputs = tuple(tensors)
+        self._inputs, batch = tuple(named_inputs(args)), count_rows(args)
+        if batch < 1:
+            raise ValueError("Expected a sample to export with, but got none.")
+        if batch == 1:  # which torch takes for a constant
+            note = "Exported for one sample, since only one was given. Give two or more."
+            self._program = self._translate_one(module, args, opset, note)
+        else:
+            self._program = self._translate_any(module, args, opset, max(batch, max_batch))
+        self._graph = self._without_weights(module)
+
+    def _translate_any(
+        self, module: nn.Module, args: tuple[Any, ...], opset: int, max_batch: int
+    ) -> torch.onnx.ONNXProgram:
+        """For any number of samples, or for one where the module's operators ask for that."""
+        dimension, batch = torch.export.Dim("batch", min=1, max=max_batch), count_rows(args)
+        tensors = named_inputs(args).values()
+        shapes = tuple({0: dimension} if t.ndim and t.shape[0] == batch else {} for t in tensors)
         try:
-            self._program = _translate(module, args, shapes, opset)
+            return _translate(module, args, shapes, opset)
         except ExportError as error:
             if error.operator is not None:
                 raise
             try:
-                self._program = _translate(module, take_rows(args, slice(1), batch), tuple({} for _ in shapes), opset)
+                note = f"Exported for one sample, and run sample by sample. {error}"
+                return self._translate_one(module, take_rows(args, slice(1), batch), opset, note)
             except Exception:
                 raise error from error.__cause__
-            self._batch, self._notes = 1, (f"Exported for one sample, and run sample by sample. {error}",)
-        self._graph = self._without_weights(module)
+
+    def _translate_one(self, module: nn.Module, args: tuple[Any, ...], opset: int, note: str) -> torch.onnx.ONNXProgram:
+        self._batch, self._notes = 1, (note,)
+        return _translate(module, args, tuple({} for _ in self._inputs), opset)
 
     def filled(self, module: nn.Module) -> Exported:
         """The optimised graph with the weights of a module of the same program."""
@@ -173,7 +187,7 @@ def _translate(module: nn.Module, args: tuple[Any, ...], shapes: _Shapes, opset:
     inputs = named_inputs(args)
     tensors = tuple(inputs.values())
     with torch.no_grad():
-        names = tuple(flatten(module(*args)))
+        names = tuple(flatten(module(*map_tensors(Tensor.clone, args))))
     program = None
     with quiet():
         try:

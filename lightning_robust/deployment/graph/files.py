@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -27,6 +28,7 @@ from lightning_robust.deployment.graph.names import name_nodes
 from lightning_robust.deployment.graph.origin import read_origins
 from lightning_robust.deployment.graph.session import Session
 from lightning_robust.deployment.graph.types import declared_types
+from lightning_robust.suggest import first_of
 
 _WEIGHTS_ARE_NO_INPUTS = 4  # the IR version from which an initialiser need not be listed among the inputs
 _CONSTANTS = {
@@ -120,10 +122,21 @@ def load_graph(path: str | Path) -> onnx.ModelProto:
         tensor.ClearField("data_location")
     model = _in_order(model)
     try:
-        onnx.checker.check_model(model)
+        onnx.checker.check_model(_with_shapes(model))
     except onnx.checker.ValidationError as error:
-        raise ValueError(f"Expected a valid ONNX model at {path}, but {one_line(error)}.") from error
+        raise ValueError(f"Expected a valid ONNX model at {path}, but {one_line(error).rstrip('.')}.") from error
     return _tidy(onnx.inliner.inline_local_functions(model) if model.functions else model)
+
+
+def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model as the checker asks for it, every output with a shape, which runtimes do without; any shape will do."""
+    if all(value.type.tensor_type.HasField("shape") for value in model.graph.output):
+        return model
+    checked = onnx.ModelProto()
+    checked.CopyFrom(model)
+    for value in checked.graph.output:
+        value.type.tensor_type.shape.SetInParent()
+    return checked
 
 
 def _in_order(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -214,7 +227,9 @@ def remarks(model: onnx.ModelProto) -> list[str]:
 def make_inputs(
     model: onnx.ModelProto, samples: int, shapes: Mapping[str, Sequence[int]] | None = None, seed: int = 0
 ) -> dict[str, NDArray[np.generic]]:
-    """Uniform noise in [0, 1) for every floating input, zeros for integers: shapes fit, values mean nothing.
+    """Uniform noise in [0, 1) for every floating input, any bytes for bytes, zeros for wider integers and bools.
+
+    Shapes fit, values mean nothing.
 
     Args:
         model: The graph.
@@ -239,6 +254,20 @@ def make_inputs(
                 f"Give real inputs, or the shape: --shapes='{{\"{value.name}\": [1, 3, 224, 224]}}'."
             )
         dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-        noise = generator.random(shape) if np.issubdtype(dtype, np.floating) else np.zeros(shape)
-        made[value.name] = noise.astype(dtype)
+        made[value.name] = _noise(generator, shape, dtype)
     return made
+
+
+def say_made(arrays: Mapping[str, NDArray[np.generic]]) -> str:
+    """What a reader has to know of inputs that :func:`make_inputs` made."""
+    zeros = [name for name, array in arrays.items() if not array.any()]
+    told = f" ({first_of(zeros)} zeros)" if zeros else ""
+    return f"The inputs are noise{told}: distances on real inputs may be quite different. Give --inputs."
+
+
+def _noise(generator: np.random.Generator, shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[np.generic]:
+    if np.issubdtype(dtype, np.floating):
+        return generator.random(shape).astype(dtype)
+    if dtype in (np.uint8, np.int8):
+        return generator.integers(0, 256, shape).astype(np.uint8).view(dtype)
+    return np.zeros(shape, dtype)

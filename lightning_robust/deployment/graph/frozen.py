@@ -29,7 +29,9 @@ class Flat(nn.Module):
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Call the module with ``tensors`` put back into its arguments; shapes are the module's own."""
-        return tuple(flatten(self.module(*rebuild(self._args, iter(tensors)))).values())
+        outputs = flatten(self.module(*rebuild(self._args, iter(tensors)))).values()
+        # the exporter names an input that is handed on after the output
+        return tuple(out.clone() if any(out is given for given in tensors) else out for out in outputs)
 
 
 def named_inputs(args: tuple[Any, ...]) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from lightning_robust.deployment.graph.export import Exported, Flat, Template
 from lightning_robust.deployment.graph.session import Session
 from lightning_robust.functional.weights import call_with
 from lightning_robust.rows import count_rows, take_rows
-from lightning_robust.structures import flatten
+from lightning_robust.structures import flatten, map_tensors
 
 _TOLERANCE = 1e-4  # of the largest output: a hundred times what ONNX Runtime and PyTorch differ by in fp32
 
@@ -77,7 +77,7 @@ def _program(module: nn.Module, args: tuple[Any, ...], max_batch: int) -> bytes:
     inputs = flatten(args)
     try:
         traced = make_fx(lambda own, given: call_with(flat, own, given))(weights, tuple(inputs.values()))
-        outputs = list(flatten(module(*args)))
+        outputs = list(flatten(module(*map_tensors(Tensor.clone, args))))
     except Exception:  # what PyTorch cannot trace, it may still export
         return b""
     kinds = [(name, tensor.dtype, tensor.shape) for name, tensor in {**weights, **inputs}.items()]
@@ -94,7 +94,7 @@ def _bytes(tensor: Tensor) -> bytes:
 @torch.no_grad()
 def _agree(exported: Exported, module: nn.Module, args: tuple[Any, ...]) -> bool:
     """Whether ONNX Runtime computes what PyTorch does."""
-    expected = flatten(module(*args)).values()
+    expected = flatten(module(*map_tensors(Tensor.clone, args))).values()
     try:
         feeds = {name: tensor.numpy() for name, tensor in zip(exported.inputs, flatten(args).values(), strict=True)}
         results = Session(exported.model).run(feeds)

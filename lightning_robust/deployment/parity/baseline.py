@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from lightning_robust.complaints import one_line
@@ -155,7 +156,11 @@ class Baseline:
         return found
 
     def _start(self, first: slice) -> tuple[str, Outputs]:
-        """The reference's name, and its outputs, of which the first window is there."""
+        """The reference's name, and its outputs, of which the first window is there.
+
+        Raises:
+            ValueError: If the module does not run in fp32 either.
+        """
         if self._subject.reference is not None:
             return self._subject.reference, self._outputs_of(self._fp32)
         try:
@@ -164,8 +169,20 @@ class Baseline:
             outputs.up_to(first)
         except Exception as error:
             self.notes.append(f"The module does not run in fp64 ({one_line(error)}); the reference is PyTorch in fp32.")
-            return "torch-fp32", self._outputs_of(self._fp32)
+            outputs = self._outputs_of(self._fp32)
+            _require_fp32(outputs, first)
+            return "torch-fp32", outputs
+        self._note_if_it_changes(runner)
         return "torch-fp64", outputs
+
+    def _note_if_it_changes(self, runner: Runner) -> None:
+        """Two runs on the same samples, of which a module without memory and chance gives the same."""
+        one, other = (runner(self._subject.rows(slice(2))) for _ in range(2))
+        if not all(torch.allclose(a, b, equal_nan=True) for a, b in zip(one, other, strict=True)):
+            self.notes.append(
+                "Two runs on the same samples differ: `forward` draws random numbers, or keeps something from one run "
+                "to the next, and all distances are of that too."
+            )
 
     def _outputs_of(self, runner: Runner) -> Outputs:
         subject = self._subject  # and not this baseline, which holds the outputs
@@ -201,10 +218,22 @@ class Baseline:
             if output.is_floating_point() and is_constant(output.double(), HALF[0]):
                 self.remarks.append(
                     f"Output {index} is constant on these samples to what fp16 can tell apart: its relative distance "
-                    "is relative to its size, not to its spread."
+                    "is relative to its size, not to its spread, in every precision below fp32."
                 )
         for name, value in readout.values.items():
             self.remarks.extend(value.remarks(name) if isinstance(value, Decoded) else [])
         for name, known in readout.known.items():
             if not bool(known.any()):
                 self.remarks.append(f"No point of {name} is known yet: its distances are of guesses.")
+
+
+def _require_fp32(outputs: Outputs, first: slice) -> None:
+    """Refuse a module that does not run in fp32 either, and say what for."""
+    try:
+        outputs.up_to(first)
+    except Exception as error:
+        raise ValueError(
+            f"Expected a module that runs in fp32 on {first.stop} samples at once, but got {one_line(error)}. "
+            "Where `forward` casts to a type of its own, let it take that of its weights, as x.to(self.weight.dtype); "
+            "where it is written for one sample, give one."
+        ) from error

@@ -11,9 +11,10 @@ from torch import Tensor
 
 T = TypeVar("T")
 
-EPS = {"fp64": 2.0**-53, "fp32": 2.0**-24, "tf32": 2.0**-11, "bf16": 2.0**-8, "int8": 2.0**-8}
-EPS |= dict.fromkeys(("fp16", "fp16acc"), 2.0**-11)
-"""Half a step of each precision, relative to the number: the largest error of one rounding."""
+EPS = {"fp64": 2.0**-53, "fp32": 2.0**-24}
+EPS |= dict.fromkeys(("tf32", "fp16", "fp16acc", "bf16", "int8"), 2.0**-11)
+"""The rounding below which a spread is lost, relative to the number: half a step of fp64 and of fp32; whatever is lower
+has fp16's, so that the distances are of one scale."""
 _UNRESOLVED = 64  # an output that spreads over fewer steps is constant: rounding alone would be its whole distance
 
 
@@ -24,9 +25,9 @@ def compare_outputs(
 
     With :math:`e = d - r`, over all elements that are finite on both sides:
 
-    - ``rel_l2``: :math:`\|e\| / \|r - \bar r\|`, the centred relative distance. An output that is constant to what the
-      precision resolves (:func:`is_constant`) has no spread: there it is :math:`\|e\| / \|r\|`, and infinite if that
-      is zero and anything differs.
+    - ``rel_l2``: :math:`\|e\| / \|r - \bar r\|`, the centred relative distance. An output that is constant to what
+      fp32, or below it fp16, resolves (:func:`is_constant`) has no spread: there it is :math:`\|e\| / \|r\|`, and
+      infinite if that is zero and anything differs.
     - ``max_abs``, ``p99_abs``, ``rmse``: of :math:`|e|`; ``bias``: the mean of :math:`e`. A bias bends a line, noise
       does not.
     - ``nonfinite``: share of elements that are finite in the reference and not in the deployed outputs. Where there is
@@ -66,7 +67,9 @@ def per_output(
 
 
 def is_constant(values: Tensor, precision: str = "fp32") -> bool:
-    """Whether a floating output spreads over fewer than 64 steps of a precision, so that rounding hides its spread.
+    """Whether a floating output spreads over fewer than 64 steps of fp32, or of fp16 for what is lower.
+
+    Rounding would be its whole distance then.
 
     Example:
         >>> is_constant(torch.tensor([1.0, 1.001]), "fp16"), is_constant(torch.tensor([1.0, 1.001]), "fp32")

@@ -13,7 +13,7 @@ from lightning_robust.decoding.alignment import Decoded
 from lightning_robust.deployment.parity.distance import compare_outputs
 from lightning_robust.deployment.parity.readout import DECISIONS, PLAIN_UNIT, Readout, Values
 from lightning_robust.extensions import extension_names, require_extension
-from lightning_robust.structures import rebuild
+from lightning_robust.structures import map_tensors, rebuild
 
 Decode = Callable[[Any], Values]
 """Turns what ``forward`` returns into named values in the task's own units."""
@@ -95,7 +95,7 @@ class Scale:
         """Run the module once, if anything is decoded."""
         if self.module is not None and self.decode is not None:
             with torch.no_grad():
-                self._template = self.module(*self.args)
+                self._template = self.module(*map_tensors(Tensor.clone, self.args))
 
     def read(self, outputs: Sequence[Tensor], rows: slice | None = None) -> Readout:
         """Decode flattened outputs, whichever runtime computed them.

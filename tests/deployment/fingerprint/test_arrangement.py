@@ -33,6 +33,7 @@ KINDS = {
     "reversed": lambda x: x.flip(0),
     "late": lambda x: torch.cat([x[:1], x[:-1]]),
     "rotated": lambda x: x.roll(2, 0),
+    "rotated back": lambda x: x.roll(-1, 0),
     "exchanged frames": lambda x: x[[1, 0, *range(2, len(x))]],
     "doubled": lambda x: x[[i // 2 for i in range(len(x))]],
     "held": lambda x: x[[0, 1, 1, *range(3, len(x))]],

@@ -9,7 +9,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from lightning_robust.deployment.engines import available
 from lightning_robust.deployment.graph.export import export, frozen_copy
-from lightning_robust.deployment.graph.files import GraphSubject, check_inputs, load_graph, make_inputs, remarks
+from lightning_robust.deployment.graph.files import (
+    GraphSubject,
+    check_inputs,
+    load_graph,
+    make_inputs,
+    remarks,
+    say_made,
+)
 from lightning_robust.deployment.graph.session import Session
 from lightning_robust.deployment.numerics.convert import to_half
 from lightning_robust.deployment.parity.localise import localise
@@ -300,3 +307,22 @@ def test_rejects_a_circle(tmp_path):
     onnx.save(model, tmp_path / "circle.onnx")
     with pytest.raises(ValueError, match="topologically sorted"):
         load_graph(tmp_path / "circle.onnx")
+
+
+def test_bytes_are_noise_too_and_zeros_are_named():
+    inputs = "uint8[n, 3, 8, 8] x, int64[n] at, float[n, 2] v"
+    model = f'<ir_version: 10, opset_import: ["" : 20]> g ({inputs}) => (float[n, 2] y) {{ y = Add(v, v) }}'
+    arrays = make_inputs(onnx.parser.parse_model(model), 4)
+    assert len(np.unique(arrays["x"])) > 200
+    assert say_made(arrays).startswith("The inputs are noise (at zeros): ")
+    assert say_made({"x": arrays["x"]}).startswith("The inputs are noise: ")
+
+
+def test_an_output_without_a_shape_is_no_fault(tmp_path):
+    """ONNX Runtime runs it; the checker asks for a shape."""
+    text = '<ir_version: 10, opset_import: ["" : 20]> g (float[n, 3] x) => (float[n, 3] y) { y = Mul(x, x) }'
+    model = onnx.parser.parse_model(text)
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    onnx.save(model, tmp_path / "net.onnx")
+    graph = load_graph(tmp_path / "net.onnx")
+    assert Session(graph).run({"x": np.full((2, 3), 3, np.float32)})[0].tolist() == [[9.0] * 3] * 2

@@ -156,3 +156,106 @@ def test_a_module_may_name_one_part_to_keep():
     )
     assert kept.status == "measured", kept.note
     assert kept.metrics["rel_l2"] < whole.metrics["rel_l2"]
+
+
+class InPlace(nn.Module):
+    """Normalises its input in place, as many do."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x -= 0.5
+        x /= 0.25
+        return self.layer(x)
+
+
+class HandsOn(nn.Module):
+    """Returns one of its inputs beside what it computes."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 4)
+
+    def forward(self, x, speed):
+        return {"steer": self.layer(x), "speed": speed}
+
+
+class Spectrum(nn.Module):
+    """A complex output, which a graph has as pairs of numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return torch.fft.fft(self.layer(x))
+
+
+GRAPH = ["torch-fp32", "onnxruntime-fp32", "emulated-fp16"]
+
+
+@pytest.mark.parametrize("module", [InPlace(), HandsOn(), Spectrum()], ids=lambda module: type(module).__name__)
+def test_what_a_module_does_with_its_inputs_and_outputs_is_no_distance(module):
+    x = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
+    before = x.clone()
+    inputs = (x, torch.rand(16, 1)) if isinstance(module, HandsOn) else (x,)
+    report = measure_parity(subject(module, *inputs), available(GRAPH))
+    distances = {name: target.metrics.get("rel_l2", math.inf) for name, target in report.targets.items()}
+    assert distances["torch-fp32"] < 1e-5, report
+    assert distances["onnxruntime-fp32"] < 1e-5
+    assert 1e-5 < distances["emulated-fp16"] < 5e-3
+    assert torch.equal(x, before)
+
+
+class Noisy(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) + 0.1 * torch.randn_like(x[:, :20])
+
+
+class Counting(nn.Linear):
+    runs = 0
+
+    def forward(self, x):
+        self.runs += 1
+        return super().forward(x) * self.runs
+
+
+@pytest.mark.parametrize("module", [Noisy, Counting])
+def test_chance_and_memory_are_told(module):
+    report = measure_parity(subject(module(20, 20), torch.rand(16, 20)), available(["torch-fp32"]))
+    assert any("Two runs on the same samples differ" in note for note in report.notes)
+    calm = measure_parity(subject(nn.Linear(20, 20), torch.rand(16, 20)), available(["torch-fp32"]))
+    assert not any("Two runs" in note for note in calm.notes)
+
+
+class Half(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.layer(x.half()).float()
+
+
+def test_a_cast_to_a_type_of_its_own_is_told_with_a_remedy():
+    with pytest.raises(ValueError, match=r"runs in fp32 on 16 samples at once, but got .*x\.to\(self\.weight\.dtype\)"):
+        measure_parity(subject(Half()), available(["torch-fp32"]))
+
+
+def test_one_sample_is_measured_on_a_graph_for_one():
+    report = measure_parity(subject(samples=1), available(GRAPH))
+    assert [target.status for target in report.targets.values()] == ["measured"] * 3
+    assert any("Exported for one sample, since only one was given" in note for note in report.notes)
+
+
+def test_low_precisions_are_of_one_scale():
+    """Columns of 500 px that spread by 34: bf16 is eight times as far off as fp16, and not nearer."""
+    module = nn.Linear(8, 4)
+    with torch.no_grad():
+        module.weight.mul_(60)
+        module.bias.fill_(500)
+    report = measure_parity(subject(module), available(["torch-fp16", "torch-bf16"]))
+    fp16, bf16 = (report.targets[name].metrics["rel_l2"] for name in ("torch-fp16", "torch-bf16"))
+    assert 4 < bf16 / fp16 < 16

@@ -12,13 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from typing_extensions import override
 
 from lightning_robust.callbacks.averaging.callback import SWACallback
-from lightning_robust.callbacks.candidates import (
-    Candidates,
-    MixingCallback,
-    judged_by,
-    require_last,
-    save_chosen,
-)
+from lightning_robust.callbacks.candidates import Candidates, MixingCallback, require_last, save_chosen
 from lightning_robust.callbacks.merging.greedy_soup.pantry import (
     BestEpochs,
     NamedIngredient,
@@ -160,7 +154,7 @@ class GreedySoupCallback(MixingCallback):
             return
         refuse_sharded(trainer, "GreedySoupCallback")
         require_last(trainer, self, SWACallback)
-        self._judged_by(trainer)
+        self.judged_by(trainer)
         self.soup, self.path, self._epochs = None, "", BestEpochs(self.top_k)
         self._guard.reset()
 
@@ -175,7 +169,7 @@ class GreedySoupCallback(MixingCallback):
         """Save this epoch, if it is among the best."""
         if trainer.state.fn != "fit" or trainer.sanity_checking or is_fast_dev_run(trainer):
             return
-        monitor, mode = self._judged_by(trainer)
+        monitor, mode = self.judged_by(trainer)
         if monitor not in trainer.callback_metrics:
             raise MisconfigurationException(
                 f"Expected the metric {monitor!r} to judge a soup by, but validation logs "
@@ -223,7 +217,7 @@ class GreedySoupCallback(MixingCallback):
         Raises:
             ValueError: If there is no usable ingredient, or they differ in names or shapes.
         """
-        monitor, mode = self._judged_by(trainer)
+        monitor, mode = self.judged_by(trainer)
         candidates = Candidates(
             trainer, pl_module, monitor, mode, self.bn_refresh, self.bn_samples, self.input_key, self._guard
         )
@@ -253,9 +247,6 @@ class GreedySoupCallback(MixingCallback):
         report = functools.partial(report_soup, soup, pantry, barriers, candidates, folder, self.recipe, held)
         self._guard.attempt(trainer, report, "the module holds the soup, but not all of it is shown")
         return soup
-
-    def _judged_by(self, trainer: pl.Trainer) -> tuple[str, Literal["max", "min"]]:
-        return judged_by(trainer, self.monitor, self.mode)
 
     @override
     def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

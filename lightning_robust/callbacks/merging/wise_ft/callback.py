@@ -11,13 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_robust.callbacks.averaging.callback import SWACallback
-from lightning_robust.callbacks.candidates import (
-    Candidates,
-    MixingCallback,
-    judged_by,
-    require_last,
-    save_chosen,
-)
+from lightning_robust.callbacks.candidates import Candidates, MixingCallback, require_last, save_chosen
 from lightning_robust.callbacks.merging.greedy_soup.callback import GreedySoupCallback
 from lightning_robust.callbacks.merging.wise_ft.curve import AlphaCurve, choose_alpha
 from lightning_robust.callbacks.merging.wise_ft.report import report_wise_ft
@@ -128,7 +122,7 @@ class WiSEFTCallback(MixingCallback):
             return
         refuse_sharded(trainer, "WiSEFTCallback")
         require_last(trainer, self, SWACallback | GreedySoupCallback)
-        self._judged_by(trainer)
+        self.judged_by(trainer)
         self._start, self.chosen, self.path = {}, None, ""
         self._guard.reset()
 
@@ -190,16 +184,13 @@ class WiSEFTCallback(MixingCallback):
                 key="untrained",
             )
 
-    def _judged_by(self, trainer: pl.Trainer) -> tuple[str, Literal["max", "min"]]:
-        return judged_by(trainer, self.monitor[0] if isinstance(self.monitor, list) else self.monitor, self.mode)
-
     def _zero_shot_state(self, fine_tuned: Mapping[str, Tensor]) -> State:
         if self.zero_shot is None:
             return with_counterparts(self._start, fine_tuned, "the weights at the start")
         return with_counterparts(self._start or read_state(self.zero_shot), fine_tuned, self.zero_shot)
 
     def _interpolate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        monitor, mode = self._judged_by(trainer)
+        monitor, mode = self.judged_by(trainer)
         candidates = Candidates(
             trainer, pl_module, monitor, mode, self.bn_refresh, self.bn_samples, self.input_key, self._guard
         )
