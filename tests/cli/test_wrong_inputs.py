@@ -190,6 +190,14 @@ NAMES = [
     (["soup", *FIT[1:]], "ingredients"),
     (["soup", *FIT[1:], "--ingredients=run/good.ckpt", "--recipe=greed"], "Did you mean 'greedy'"),
 ]
+SAID = [
+    ([*FIT, "--swa={start: null}"], "swa.*Expected a start below 1.*got None"),
+    ([*FIT, "--datapath.under=[null]"], r"datapath.under.*but got \[None\]\.?$"),
+    ([*FIT, "--ckpt_path=run/nowhere.ckpt"], "ckpt_path.*Expected a checkpoint at run/nowhere.ckpt, but there is no"),
+    (["fit", f"--model={BORING}.BoringModl", *FIT[2:]], "Did you mean 'BoringModel'"),
+    ([*FIT, "--wise_ft=true"], "WiSEFTCallback: Expected a metric to judge weights by"),
+    ([*FIT, "--lazy_training={betas: [abc]}"], "betas"),
+]
 TECHNIQUES = [
     ([*FIT, f"--{key}={value}"], f"`{key}")
     for key in ("swa", "deployment_parity")
@@ -218,7 +226,7 @@ VALUES = [
         *[("trainer.val_check_interval", "7.5"), ("seed_everything", "abc"), ("trainer.logger", "TensorBord")],
     ]
 ]
-CASES = [*FILES, *DAMAGED_FOR_TRAINING, *NUMBERS, *NAMES, *TECHNIQUES, *VALUES]
+CASES = [*FILES, *DAMAGED_FOR_TRAINING, *NUMBERS, *NAMES, *SAID, *TECHNIQUES, *VALUES]
 
 
 def test_there_are_enough_of_them_over_all_commands():

@@ -256,3 +256,8 @@ def test_what_was_not_written_is_what_the_attack_has_by_default(given, name):
     assert f"Attacked at validation by {name}; behind @ stands the radius." in compare_runs(runs).notes
     clean = finished("b", {tag: 0.5}, adversarial={"val_steps": 7, "val_eps": []})
     assert not any("Attacked" in note for note in compare_runs([clean]).notes)
+
+
+def test_a_switch_that_is_off_tells_nothing_apart():
+    runs = [finished("a", {"val/acc": 0.5}), finished("b", {"val/acc": 0.25}, deployment_parity=False)]
+    assert [row.name for row in compare_runs(runs).rows] == ["plain"]

@@ -28,7 +28,7 @@ class Subject:
 
     Args:
         module: An fp32 copy on the CPU in evaluation mode, from :func:`~.export.frozen_copy`.
-        example: Positional arguments of its ``forward``, a batch of at least 2.
+        example: Positional arguments of its ``forward``, a batch of at least 2 for a graph of any number of samples.
         settings: How engines are built and run.
         calibration: Positional arguments of ``forward`` that int8 finds its ranges on, a training's inputs, unless the
             settings name a file; None takes the example.

@@ -132,6 +132,9 @@ def test_a_dynamic_batch_has_no_note():
     assert exported.seconds > 0
 
 
-def test_rejects_a_batch_of_one():
-    with pytest.raises(ValueError, match="at least 2"):
-        export(SmallCNN(), (images(1),))
+def test_one_sample_gives_a_graph_for_one_and_none_is_refused():
+    exported = export(frozen_copy(SmallCNN()), (images(1),))
+    assert exported.batch == 1
+    assert exported.notes == ("Exported for one sample, since only one was given. Give two or more.",)
+    with pytest.raises(ValueError, match="Expected a sample to export with, but got none"):
+        export(SmallCNN(), (images(2)[:0],))
