@@ -64,7 +64,8 @@ def export(module: nn.Module, args: tuple[Any, ...], *, opset: int = 20, max_bat
     Args:
         module: The module, on the CPU; :func:`frozen_copy` makes one from a live module.
         args: Positional arguments of its ``forward``, with a batch of at least 2 for a graph that takes any number of
-            samples: tensors ``(batch, ...)`` or any structure of them. Tensors whose first size is not the batch's stay fixed.
+            samples: tensors ``(batch, ...)`` or any structure of them. Tensors whose first size is not the batch's stay
+            fixed.
         opset: ONNX operator set.
         max_batch: The largest batch that the graph has to take.
 
