@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from lightning_robust.cli.trainer import RobustTrainer
 from lightning_robust.cli.training_parser import RobustParser, expand_switches
 from lightning_robust.complaints import reads_weights, sentence
 from lightning_robust.harness.checkpoints import read_checkpoint
+from lightning_robust.harness.closing import warn
 
 
 class RobustCLI(LightningCLI):
@@ -75,6 +77,14 @@ class RobustCLI(LightningCLI):
                 parser.error(f"Expected `{slot.key}` to be one of {', '.join(slot.words)}, but it is true.")
         expand_switches(section)
         self._check_checkpoint(section)
+        self._given = _model_arguments(section)
+
+    def before_instantiate_classes(self) -> None:
+        """Say which arguments of the model on the command line gave way to the checkpoint's, as Lightning has it."""
+        for name, value in _model_arguments(self._section(self.config)).items():
+            given = self._given.get(name)
+            if given != value and any(re.match(rf"--model\.(init_args\.)?{name}\b", arg) for arg in OneLineParser.line):
+                warn(f"`model.{name}`: {given!r} was given, but the checkpoint has {value!r}, which holds.")
 
     @staticmethod
     def _check_checkpoint(section: Any) -> None:
@@ -109,6 +119,12 @@ class RobustCLI(LightningCLI):
     def _section(config: Any) -> Any:
         """The part of the configuration that belongs to the subcommand, or all of it where there is none."""
         return config.get(str(config.get("subcommand")), config)
+
+
+def _model_arguments(section: Any) -> dict[str, Any]:
+    model = section.get("model")
+    arguments = None if model is None else model.get("init_args", model)
+    return {} if arguments is None else dict(vars(arguments))
 
 
 def training_complaint(error: Exception) -> str:

@@ -6,6 +6,7 @@ import pytest
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
+from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
 
 from lightning_robust import DeploymentParityCallback
 from lightning_robust.cli import RobustCLI, Slot, main
@@ -234,3 +235,32 @@ def test_a_method_stands_alone_for_its_mapping(tmp_path, capsys):
         with pytest.raises(SystemExit):
             parse(*arguments)
         assert said in capsys.readouterr().err
+
+
+class Sized(BoringModel):
+    """Keeps its size in the checkpoint."""
+
+    def __init__(self, width: int = 4, depth: int = 1):
+        super().__init__()
+        self.save_hyperparameters()
+
+
+def test_arguments_that_give_way_to_a_checkpoint_are_told(tmp_path):
+    """Lightning takes the model's from the checkpoint; what a command line says otherwise is named."""
+    line = [
+        "fit",
+        "--seed_everything=0",
+        f"--model={__name__}.Sized",
+        f"--data={BoringDataModule.__module__}.BoringDataModule",
+    ]
+    line += ["--trainer.max_steps=1", "--trainer.logger=false", "--trainer.accelerator=cpu"]
+    line += ["--trainer.limit_val_batches=0", f"--trainer.default_root_dir={tmp_path}"]
+    first = RobustCLI(args=[*line, "--model.depth=2"])
+    line.append(f"--ckpt_path={first.trainer.checkpoint_callback.best_model_path}")
+    warning = "`model.width`: 8 was given, but the checkpoint has 4, which holds."
+    for given, told in ((["--model.width=8"], [warning]), ([], [])):
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            cli = RobustCLI(args=[*line, *given])
+        assert (cli.model.hparams.width, cli.model.hparams.depth) == (4, 2)
+        assert [str(each.message) for each in found if "was given" in str(each.message)] == told
