@@ -50,6 +50,24 @@ def check_choices(**arguments: tuple[str, Any]) -> None:
             raise ValueError(f"Expected argument `{name}` to be one of {sorted(get_args(kind))}, but got {value!r}")
 
 
+def check_texts(**values: object) -> None:
+    """Refuse arguments that are neither text nor a list of it; None is an argument that was not given.
+
+    Raises:
+        TypeError: Naming the argument.
+
+    Example:
+        >>> check_texts(under=[None])
+        Traceback (most recent call last):
+            ...
+        TypeError: Expected `under` to be text or a list of it, but got [None].
+    """
+    for name, value in values.items():
+        given = value if isinstance(value, list | tuple) else [value]
+        if value is not None and not all(isinstance(each, str) for each in given):
+            raise TypeError(f"Expected `{name}` to be text or a list of it, but got {value!r}.")
+
+
 def check_known(kind: str, names: Iterable[str], known: Iterable[str]) -> None:
     """Refuse a name that is not known, and suggest the nearest ones.
 

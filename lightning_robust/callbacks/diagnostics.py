@@ -15,6 +15,7 @@ from typing_extensions import override
 from lightning_robust.callbacks.attacked_batches import AttackInputs
 from lightning_robust.callbacks.conditions import ATTACK, PGD, Condition, attacked, named_entries, pictured
 from lightning_robust.callbacks.module_loss import require_own_loss
+from lightning_robust.checks import check_texts
 from lightning_robust.deployment.pixels.corruptions.names import MIDDLE
 from lightning_robust.harness.arguments import parse_fraction
 from lightning_robust.harness.closing import join_summary, note_step
@@ -177,6 +178,7 @@ class NamedConditions:
         attacks: Sequence[str] = (ATTACK,),
         others: Sequence[str] = (),
     ) -> None:
+        check_texts(under=under)
         self.names = [under] if isinstance(under, str) else list(under or [])
         self._inputs, self._eps, self._steps = inputs, parse_fraction(eps), steps
         self._attacks, self._others = attacks, others

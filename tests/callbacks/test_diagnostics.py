@@ -5,6 +5,7 @@ import math
 import pytest
 from lightning.pytorch.loggers import CSVLogger
 
+from lightning_robust import DatapathCallback, DeploymentParityCallback, LayerCriticalityCallback
 from lightning_robust.callbacks.attacked_batches import AttackInputs
 from lightning_robust.callbacks.conditions import ATTACK, PGD
 from lightning_robust.callbacks.diagnostics import NamedConditions, Report, check_at_least, finite, show
@@ -51,3 +52,17 @@ def test_rejects_numbers_below_their_least():
     check_at_least(1, draws=1)
     with pytest.raises(ValueError, match="Expected `draws` of at least 1, but got 0"):
         check_at_least(1, draws=0)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: DatapathCallback([None]), "under"),
+        (lambda: DatapathCallback(-1), "under"),
+        (lambda: LayerCriticalityCallback("val/loss", "min", under=[3]), "under"),
+        (lambda: DeploymentParityCallback([None]), "targets"),
+    ],
+)
+def test_names_that_are_no_text_are_refused_by_the_argument(make, name):
+    with pytest.raises(TypeError, match=f"Expected `{name}` to be text or a list of it, but got"):
+        make()

@@ -9,7 +9,7 @@ from typing import Literal
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from lightning_robust.checks import check_choices
+from lightning_robust.checks import check_choices, check_texts
 from lightning_robust.deployment.engines import BuildSettings, Runtime
 from lightning_robust.deployment.engines.abilities import Ability
 from lightning_robust.deployment.engines.targets import TARGETS, runtime
@@ -67,6 +67,7 @@ def require_targets(
         ValueError: Naming the target or the argument.
     """
     check_choices(on_violation=(action, Action))
+    check_texts(targets=targets)
     check_tolerances(tolerance)
     if targets == "auto":
         targets = [*TARGETS]

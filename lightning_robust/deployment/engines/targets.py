@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 
-from lightning_robust.checks import check_known
+from lightning_robust.checks import check_known, check_texts
 from lightning_robust.deployment.engines.base import Runtime
 from lightning_robust.deployment.engines.deployed import DeployedRuntime, deployed_files
 from lightning_robust.deployment.engines.emulated import EmulatedInt8, EmulatedRuntime
@@ -84,6 +84,7 @@ def available(targets: Literal["auto"] | list[str], settings: BuildSettings = DE
         >>> [r.name for r in available([], BuildSettings(deployed="model_int8.onnx"))]
         ['deployed-int8']
     """
+    check_texts(targets=targets)
     files = deployed_files(settings.deployed)
     given = [_of_file(target, file) for target, file in files.items()]
     if targets != "auto":
