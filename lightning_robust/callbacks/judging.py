@@ -57,7 +57,8 @@ class JudgingCallback(pl.Callback):
         """
         monitor, _ = self.judged_by(trainer)
         logged = sorted(trainer.callback_metrics)
-        if logged and monitor not in logged and not monitor.startswith(_LATER):
+        there = any(name == monitor or name.startswith(f"{monitor}/dataloader_idx_") for name in logged)
+        if logged and not there and not monitor.startswith(_LATER):
             warn(
                 f"{type(self).__name__}: {monitor!r} is not what the sanity check logged ({', '.join(logged)}), and "
                 f"weights cannot be judged without it.{did_you_mean(monitor, logged, 1)}"

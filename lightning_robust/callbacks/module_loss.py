@@ -83,6 +83,11 @@ class ModuleLoss:
         loss = require_loss(output)
         return loss.float() * size if loss.ndim == 0 else loss.float()
 
+    def mean(self, batch: Any, size: int) -> Tensor:
+        """The mean over ``size`` samples."""
+        value = self(batch, size)
+        return value.mean() if value.ndim else value / size
+
     def _run(self, batch: Any) -> Any:
         attack_loss = getattr(self.module, "attack_loss", None)
         device = self.module.device.type
@@ -117,13 +122,24 @@ def require_loss(output: Any) -> Tensor:
     return loss
 
 
-def require_own_loss(pl_module: pl.LightningModule) -> None:
+def require_own_loss(pl_module: pl.LightningModule, ratio: float = 1.0) -> None:
     """Refuse a module whose training step trains by itself, and that has no loss beside it.
 
+    Args:
+        pl_module: The module.
+        ratio: The share of the attacked samples in the loss that is trained with.
+
     Raises:
-        MisconfigurationException: Naming what to define.
+        MisconfigurationException: Naming what to define, or where both a clean and an attacked step would train.
     """
-    if not pl_module.automatic_optimization and not hasattr(pl_module, "attack_loss"):
+    if pl_module.automatic_optimization:
+        return
+    if ratio < 1:
+        raise MisconfigurationException(
+            "Expected ratio=1 on a module with manual optimisation, whose clean and attacked steps would each train in "
+            f"full, but got {ratio}."
+        )
+    if not hasattr(pl_module, "attack_loss"):
         raise MisconfigurationException(
             "Expected a method `attack_loss(batch)` on a module with manual optimisation, since its "
             "`training_step` cannot be run without training. Define it; it returns the loss that the attack climbs."

@@ -11,6 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
+from lightning_robust.cli.config_saver import ConfigSaver
 from lightning_robust.cli.messages import one_complaint
 from lightning_robust.cli.parser import OneLineParser
 from lightning_robust.cli.techniques import slots
@@ -40,6 +41,7 @@ class RobustCLI(LightningCLI):
 
     def __init__(self, args: ArgsType = None, run: bool = True, **settings: Any) -> None:
         defaults: dict[str, Any] = {
+            "save_config_callback": ConfigSaver,
             "save_config_kwargs": {"overwrite": True},
             "parser_class": RobustParser,
             "trainer_class": RobustTrainer,

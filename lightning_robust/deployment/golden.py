@@ -129,7 +129,7 @@ def read_golden(path: str | Path) -> Golden:
     check_file("golden tensors", path)
     content = read_arrays(path, "an .npz file of arrays")
     arrays = content if isinstance(content, dict) else {}
-    metadata = json.loads(str(arrays.pop(_METADATA))) if _METADATA in arrays else {}
+    metadata = _read_metadata(str(arrays.pop(_METADATA)), path) if _METADATA in arrays else {}
     sides = [{n.removeprefix(p): a for n, a in arrays.items() if n.startswith(p)} for p in _PREFIXES]
     if not any(sides):
         raise ValueError(
@@ -137,6 +137,19 @@ def read_golden(path: str | Path) -> Golden:
             "Write them under the names of the golden file."
         )
     return Golden(sides[0], sides[1], metadata)
+
+
+def _read_metadata(text: str, path: str | Path) -> dict[str, Any]:
+    try:
+        metadata = json.loads(text)
+    except ValueError:
+        metadata = None
+    if not isinstance(metadata, dict):
+        raise ValueError(
+            f"Expected `{_METADATA}` in {path} to be a mapping in JSON, as the golden file has it, but got "
+            f"{text[:60]!r}. A dump needs none: leave it out."
+        )
+    return metadata
 
 
 def check_golden(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import compress
+from itertools import compress, repeat
 from typing import Any, Literal
 
 import torch
@@ -71,6 +71,7 @@ class RunningAverage:
         self._tensors: list[Tensor] = []
         self._snapshots: list[list[Tensor]] = []
         self._source: tuple[torch.dtype, torch.device] | None = None
+        self._infinite: list[bool] | None = None
 
     @torch.no_grad()
     def update(self, tensors: Sequence[Tensor], steps: int = 1) -> None:
@@ -85,6 +86,8 @@ class RunningAverage:
         elif len(tensors) != len(self._tensors):
             raise ValueError(f"Expected {len(self._tensors)} tensors as at the first update, but got {len(tensors)}.")
         self._follow_shapes(tensors)
+        if self._infinite is None:
+            self._infinite = list(map(_holds_infinity, tensors))
         if self.kind == "lawa":
             self._keep_snapshot(tensors)
         else:
@@ -123,8 +126,8 @@ class RunningAverage:
         # casting or moving a module changes all of its tensors, so that the first one tells
         source = (tensors[0].dtype, tensors[0].device)
         if source != self._source:
-            self._source, self._fusable = source, _fusable(self._tensors, tensors)
-        _lerp(self._tensors, tensors, weight, self._fusable)
+            self._source, self._fusable = source, _fusable(self._tensors, tensors, self._infinite)
+        _lerp(self._tensors, tensors, weight, self._fusable, self._infinite)
 
     def _follow_shapes(self, tensors: Sequence[Tensor]) -> None:
         """A buffer that has another shape than before, such as a cache, has no mean: the new one takes its place."""
@@ -143,16 +146,24 @@ class RunningAverage:
     def _keep_snapshot(self, tensors: Sequence[Tensor]) -> None:
         if len(self._snapshots) == self.window:
             self._snapshots.append(self._snapshots.pop(0))
-            lerp_into(self._snapshots[-1], tensors, 1.0)
+            lerp_into(self._snapshots[-1], tensors, 1.0, self._infinite)
         else:
             self._snapshots.append([_shadow(tensor, self.dtype) for tensor in tensors])
         for count, snapshot in enumerate(self._snapshots, 1):
-            lerp_into(self._tensors, snapshot, 1 / count)
+            lerp_into(self._tensors, snapshot, 1 / count, self._infinite)
 
 
 @torch.no_grad()
-def lerp_into(average: Sequence[Tensor], tensors: Sequence[Tensor], weight: float) -> None:
+def lerp_into(
+    average: Sequence[Tensor], tensors: Sequence[Tensor], weight: float, infinite: Sequence[bool] | None = None
+) -> None:
     """``average += weight * (tensors - average)`` in place; integers are copied, and weight 1 copies exactly.
+
+    Args:
+        average: What is changed.
+        tensors: What it moves to.
+        weight: How far.
+        infinite: Which tensors may hold infinity, as masks do, which stays where both sides have it; none if None.
 
     Example:
         >>> average = [torch.zeros(1)]
@@ -160,7 +171,7 @@ def lerp_into(average: Sequence[Tensor], tensors: Sequence[Tensor], weight: floa
         >>> average
         [tensor([0.2500])]
     """
-    _lerp(average, tensors, weight, _fusable(average, tensors))
+    _lerp(average, tensors, weight, _fusable(average, tensors, infinite), infinite)
 
 
 def interpolate(start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: float) -> State:
@@ -177,7 +188,7 @@ def interpolate(start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: f
     """
     require_same(start, end)
     return {
-        name: torch.lerp(first.detach(), end[name].detach().to(first), alpha)
+        name: _lerped(first.detach(), end[name].detach().to(first), alpha)
         if first.is_floating_point()
         else (first if alpha < 0.5 else end[name]).detach().clone()
         for name, first in start.items()
@@ -222,22 +233,44 @@ def require_same(
         )
 
 
-def _fusable(average: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[bool]:
+def _lerped(first: Tensor, other: Tensor, alpha: float) -> Tensor:
+    """The ends bit for bit, and what both have where they are alike, which infinities would make NaN."""
+    if alpha in (0, 1):
+        return (other if alpha else first).clone()
+    return torch.where(first == other, first, torch.lerp(first, other, alpha))
+
+
+def _holds_infinity(tensor: Tensor) -> bool:
+    """Whether a tensor, or this rank's part of it, holds infinity."""
+    local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return local.is_floating_point() and bool(local.isinf().any())
+
+
+def _fusable(average: Sequence[Tensor], tensors: Sequence[Tensor], infinite: Sequence[bool] | None) -> list[bool]:
     """Which pairs one kernel can update together."""
     return [
-        mine.dtype == other.dtype and mine.device == other.device and mine.is_floating_point()
-        for mine, other in zip(average, tensors, strict=True)
+        mine.dtype == other.dtype and mine.device == other.device and mine.is_floating_point() and not held
+        for mine, other, held in zip(average, tensors, infinite or repeat(False, len(average)), strict=True)
     ]
 
 
-def _lerp(average: Sequence[Tensor], tensors: Sequence[Tensor], weight: float, fusable: Sequence[bool]) -> None:
+def _lerp(
+    average: Sequence[Tensor],
+    tensors: Sequence[Tensor],
+    weight: float,
+    fusable: Sequence[bool],
+    infinite: Sequence[bool] | None,
+) -> None:
     fused = list(compress(average, fusable))
     if fused:
         lerp_all_(fused, list(compress(tensors, fusable)), weight)
     if len(fused) == len(average):
         return
-    for mine, other, done in zip(average, tensors, fusable, strict=True):
-        if not done and mine.is_floating_point():
+    flags = infinite or repeat(False, len(average))
+    for mine, other, done, held in zip(average, tensors, fusable, flags, strict=True):
+        if not done and held:
+            mine.copy_(_lerped(mine, other.to(mine), weight))
+        elif not done and mine.is_floating_point():
             mine.lerp_(other.to(mine), weight)
         elif not done:
             mine.copy_(other)

@@ -57,7 +57,7 @@ def barriers(
         One entry for each ingredient but the best, in the given order.
 
     Raises:
-        ValueError: If the ingredients differ, or a score in the middle is not finite.
+        ValueError: If the ingredients differ.
 
     Example:
         >>> import torch
@@ -72,8 +72,9 @@ def barriers(
     for index, ingredient in enumerate(states):
         if index != best:
             state = state_of(ingredient)
-            middle = scorer.score(interpolate(best_state, state, 0.5), f"the middle of {best} and {index}")
+            middle = scorer.measure(interpolate(best_state, state, 0.5))
             height = scorer.sign * ((scores[best] + scores[index]) / 2 - middle)
+            height = height if math.isfinite(middle) else math.inf
             measured.append(Barrier(index, cosine(best_state, state, base), height))
     return measured
 

@@ -23,6 +23,8 @@ class _Moments:
     squares: Tensor | float = 0.0
 
     def add(self, inputs: Tensor) -> None:
+        if inputs.numel() == 0:  # as of a head without proposals
+            return
         dims = [0, *range(2, inputs.ndim)]
         count = inputs.numel() / inputs.shape[1]
         # Apple's GPUs have no fp64
@@ -33,11 +35,14 @@ class _Moments:
         self.mean = self.mean + delta * (count / total)
         self.count = total
 
-    def reduced(self, reduce: Callable[[Tensor], Tensor] | None, channels: int) -> _Moments:
-        """The moments of all ranks together; ``reduce`` sums a tensor over them."""
+    def reduced(self, reduce: Callable[[Tensor], Tensor] | None, layer: AnyBatchNorm) -> _Moments:
+        """The moments of a layer of all ranks together; ``reduce`` sums a tensor over them."""
         if reduce is None:
             return self
-        mean, squares = (torch.as_tensor(part).expand(channels) for part in (self.mean, self.squares))
+        device = next(layer.buffers()).device  # also where no batch of this rank has reached the layer
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        parts = (torch.as_tensor(part, dtype=wide, device=device) for part in (self.mean, self.squares))
+        mean, squares = (part.expand(layer.num_features) for part in parts)
         count = mean.new_tensor([self.count])
         flat = reduce(torch.cat([count, mean * count, squares]))
         total, size = flat[0], mean.numel()
@@ -188,7 +193,7 @@ def _collect(
 
     ranks.attempt(read)
     # in the same order on every rank, whatever layers its own batches have reached
-    total = {layer: moments[layer].reduced(ranks.sum, layer.num_features) for layer in layers}
+    total = {layer: moments[layer].reduced(ranks.sum, layer) for layer in layers}
     seen = {layer: part for layer, part in total.items() if part.count}
     if not seen and not passes:
         raise ValueError(

@@ -61,10 +61,20 @@ class HeldOutScorer:
         Raises:
             ValueError: If the score is not finite or lies beyond ``best_possible``.
         """
-        return require_finite(self._follow(state, lambda score, share: False)[0], name)
+        return require_finite(self.measure(state), name)
+
+    def measure(self, state: State) -> float:
+        """The score of a state, which may not be finite.
+
+        Raises:
+            ValueError: If it lies beyond ``best_possible``.
+        """
+        return self._follow(state, lambda score, share: False)[0]
 
     def contest(self, state: State, best: float, *, strict: bool | None = None) -> tuple[float | None, float]:
         """The score of a state if it wins against ``best``, else None; and the share of the data that took.
+
+        One whose score is not finite does not win.
 
         Args:
             state: The candidate.
@@ -72,11 +82,11 @@ class HeldOutScorer:
             strict: Overrides that of the scorer.
 
         Raises:
-            ValueError: If the score is not finite or lies beyond ``best_possible``.
+            ValueError: If the score lies beyond ``best_possible``.
         """
         strict = self.strict if strict is None else strict
         score, share, stopped = self._follow(state, lambda score, share: self._is_lost(score, share, best, strict))
-        wins = not stopped and self._wins(require_finite(score, "a candidate"), best, strict)
+        wins = not stopped and math.isfinite(score) and self._wins(score, best, strict)
         return (score if wins else None), share
 
     def _follow(self, state: State, is_lost: Callable[[float, float], bool]) -> tuple[float, float, bool]:

@@ -21,8 +21,9 @@ def drawn_layers(module: nn.Module) -> dict[str, nn.Module]:
     """The layers whose weights an initialisation may draw, by name, each weight once.
 
     Linear layers and convolutions of torch, and layers of others whose ``weight`` has two dimensions or more, outputs
-    first; no embeddings and no normalisation. Not those that are frozen, for they were trained elsewhere, and not those
-    of zeros alone, which their author chose: the last layer of a residual branch, a head that begins at its bias.
+    first; no embeddings, tied ones included, and no normalisation. Not those that are frozen, for they were trained
+    elsewhere, and not those of zeros alone, which their author chose: the last layer of a residual branch, a head that
+    begins at its bias.
 
     Example:
         >>> head = nn.Linear(2, 1)
@@ -31,9 +32,10 @@ def drawn_layers(module: nn.Module) -> dict[str, nn.Module]:
         ['0']
     """
     found: dict[int, tuple[str, nn.Module]] = {}
+    embeddings = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding | nn.EmbeddingBag)}
     for name, layer in module.named_modules():
         weight = dict(layer.named_parameters(recurse=False)).get("weight")
-        if weight is None or isinstance(layer, nn.Embedding | nn.EmbeddingBag) or is_layer_norm(layer):
+        if weight is None or id(weight) in embeddings or is_layer_norm(layer):
             continue
         if weight.ndim > 1 and weight.requires_grad and weight.detach().any():
             found.setdefault(id(weight), (name, layer))

@@ -209,6 +209,9 @@ class _Mixture:
             if not self._dtypes[name].is_floating_point:
                 mean[name] = total.clone()
                 continue
-            changed = total if state is None else total.add(state[name].to(total.device), alpha=sign)
+            changed = total
+            if state is not None:  # infinity, as masks hold it, stays
+                added = total.add(state[name].to(total.device), alpha=sign)
+                changed = torch.where(total.isinf(), total, added)
             mean[name] = (changed / count).to(self._dtypes[name])
         return mean

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lightning_robust.gate.budget import Rules, parse_budget
-from lightning_robust.gate.check import Check, on_one_line
+from lightning_robust.gate.check import Check, on_one_line, size
 from lightning_robust.version import package_version
 
 _LEAST = 1e-6  # of a limit: another machine rounds fp32 differently
@@ -82,9 +82,13 @@ def _worst_of_each(checks: Iterable[Check]) -> dict[str, Check]:
     """Key -> the check of the largest value that is a number."""
     worst: dict[str, Check] = {}
     for check in filter(lambda check: math.isfinite(check.value), checks):
-        if check.key not in worst or abs(check.value) > abs(worst[check.key].value):
+        if check.key not in worst or _size_of(check) > _size_of(worst[check.key]):
             worst[check.key] = check
     return worst
+
+
+def _size_of(check: Check) -> float:
+    return size(check.metric, check.value)
 
 
 def _lines_of(command: str, ours: Mapping[str, tuple[float, str]]) -> list[str]:
@@ -135,7 +139,7 @@ def _limit_of(check: Check, margin: float) -> float:
         >>> _limit_of(Check("emulated-fp16", "bias", -0.12345), 0.25)
         0.155
     """
-    limit = max(abs(check.value) * (1 + margin), _LEAST)
+    limit = max(_size_of(check) * (1 + margin), _LEAST)
     step = 10.0 ** (math.floor(math.log10(limit)) - _DIGITS + 1)
     return float(f"{math.ceil(limit / step - 1e-9) * step:.{_DIGITS}g}")
 

@@ -22,8 +22,8 @@ def parse_fraction(value: float | str, name: str = "eps") -> float:
         0.0314
     """
     try:
-        numerator, _, denominator = str(value).partition("/")
-        number = float(numerator) / float(denominator or 1)
+        numerator, slash, denominator = str(value).partition("/")
+        number = float(numerator) / float(denominator if slash else 1)
     except (ValueError, ZeroDivisionError):
         number = math.nan
     if not (math.isfinite(number) and number >= 0):

@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader
 
-from lightning_robust.harness.compat import forget_workers, loaders_given_to_fit, overrides
+from lightning_robust.harness.compat import combined_in_fit, forget_workers, loaders_given_to_fit, mode_of, overrides
 from lightning_robust.harness.quiet import in_stage, isolated_rng
 from lightning_robust.harness.trainers import data_module
 from lightning_robust.structures import tensors_in
@@ -42,8 +42,9 @@ def training_loaders(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
     Raises:
         ValueError: If there are none.
     """
-    if trainer.train_dataloader is not None:
-        return trainer.train_dataloader
+    begun = combined_in_fit(trainer)
+    if begun is not None:
+        return begun
     loaders = loaders_given_to_fit(trainer)
     if loaders is not None:
         return loaders
@@ -86,9 +87,9 @@ def count_samples(batch: Any) -> int:
 
 
 def combined(loaders: Any) -> CombinedLoader:
-    """Copies of training loaders, combined as Lightning combines them: short ones begin again."""
+    """Copies of training loaders, combined as they are, or as Lightning combines them: short ones begin again."""
     if isinstance(loaders, CombinedLoader):
-        return copy.copy(loaders)
+        return CombinedLoader(copied(loaders.iterables), mode_of(loaders))
     return CombinedLoader(copied(loaders), "max_size_cycle")
 
 

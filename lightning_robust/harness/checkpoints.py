@@ -46,10 +46,15 @@ def read_state(path: str | Path, key: str = "state_dict") -> State:
     """
     content = read_checkpoint(path)
     state = content.get(key, content if key == "state_dict" else None)
-    if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, Mapping) or not state or not all(_is_weight(*entry) for entry in state.items()):
         held = first_of(sorted(map(str, content)), _TOLD)
         raise ValueError(f"Expected {key!r} with tensors in {path}, but it holds {held}. {_ADVICE}")
     return dict(state)
+
+
+def _is_weight(name: object, value: object) -> bool:
+    """Whether this is a tensor, or what a module's ``get_extra_state`` gave."""
+    return isinstance(value, Tensor) or str(name).endswith("_extra_state")
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

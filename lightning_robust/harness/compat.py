@@ -17,6 +17,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import nn
@@ -64,6 +65,16 @@ def loaders_given_to_fit(trainer: pl.Trainer) -> Any:
     """
     source = trainer.fit_loop._data_source.instance
     return None if isinstance(source, (pl.LightningModule, pl.LightningDataModule)) else source
+
+
+def mode_of(loaders: CombinedLoader) -> Any:
+    """How loaders are combined: ``"max_size_cycle"``, ``"min_size"``, ``"max_size"`` or ``"sequential"``."""
+    return loaders._mode
+
+
+def combined_in_fit(trainer: pl.Trainer) -> CombinedLoader | None:
+    """The training loaders as the present fit combines them; None before its loop has begun."""
+    return trainer.fit_loop._combined_loader
 
 
 def has_validation_data(trainer: pl.Trainer) -> bool:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from lightning_robust.harness.holders import Holder
@@ -43,6 +44,8 @@ def each_loader(loaders: Any) -> Iterator[Any]:
         >>> list(each_loader({"labelled": "first", "others": ["second", "third"]}))
         ['first', 'second', 'third']
     """
+    if isinstance(loaders, CombinedLoader):
+        loaders = loaders.flattened
     if isinstance(loaders, Mapping):
         loaders = list(loaders.values())
     if isinstance(loaders, list | tuple):
@@ -58,8 +61,12 @@ def _read_by(loader: Any) -> Iterator[Any]:
         yield from filter(_has_position, (loader.dataset, loader.sampler, loader.batch_sampler))
 
 
-def _positions(source: Any) -> Iterator[Holder]:
-    """The attributes of a data set or sampler, of those inside of it, and short containers among them."""
+def _positions(source: Any, seen: set[int] | None = None) -> Iterator[Holder]:
+    """The attributes of a data set or sampler, of those inside of it, and short containers among them; each once."""
+    seen = set() if seen is None else seen
+    if id(source) in seen:
+        return
+    seen.add(id(source))
     holder = Holder(source, type(source).__name__)
     yield holder
     for name, value in holder.contents.items():
@@ -67,9 +74,14 @@ def _positions(source: Any) -> Iterator[Holder]:
             _refuse_iterator(value, f"{holder.path}.{name}")
         if isinstance(value, _CONTAINERS) and len(value) <= _LONG:
             yield Holder(value, name)
-        for inner in value if isinstance(value, list) and len(value) <= _LONG else [value]:
-            if isinstance(inner, Dataset | Sampler):
-                yield from _positions(inner)
+        for inner in _sources_in(value):
+            yield from _positions(inner, seen)
+
+
+def _sources_in(value: Any) -> list[Any]:
+    """The data sets and samplers that an attribute is, or holds in a short list."""
+    parts = value if isinstance(value, list) and len(value) <= _LONG else [value]
+    return [part for part in parts if isinstance(part, Dataset | Sampler)]
 
 
 def _has_position(source: Any) -> bool:

@@ -19,5 +19,8 @@ def digest(state: Mapping[str, Tensor]) -> str:
     found = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         found.update(name.encode())
+        if not isinstance(tensor, Tensor):  # what a module's get_extra_state gives
+            found.update(repr(tensor).encode())
+            continue
         found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()[:8]

@@ -49,7 +49,8 @@ class LoggedValue:
             pair = torch.tensor([self.mean() * self.weight, self.weight], dtype=torch.float64)
             total = trainer.strategy.reduce(pair.to(_wide_device(trainer)), reduce_op="sum").cpu()
             return (total[0] / total[1]).item()
-        return _reduce(self.reduce_fx, self.values)
+        reduced = _reduce(self.reduce_fx, self.values)
+        return reduced if trainer.world_size == 1 else _over_ranks(trainer, self.reduce_fx, reduced)
 
     @property
     def is_mean_over_samples(self) -> bool:
@@ -58,6 +59,16 @@ class LoggedValue:
             return bool(self.reduce_fx == "mean")
         accuracy = isinstance(self.metric, (BinaryAccuracy, MulticlassAccuracy, MultilabelAccuracy))
         return accuracy and self.metric.average == "micro" and self.metric.ignore_index is None
+
+
+def _over_ranks(trainer: pl.Trainer, reduce_fx: Any, value: float) -> float:
+    """The sum, the largest or the smallest of all ranks; of another function that of the first one, as all have it."""
+    names = {torch.sum: "sum", torch.max: "max", torch.min: "min"}
+    operation = names.get(reduce_fx, reduce_fx)
+    if operation not in names.values():
+        return float(trainer.strategy.broadcast(value, 0))
+    tensor = torch.tensor(value, dtype=torch.float64).to(_wide_device(trainer))
+    return float(trainer.strategy.reduce(tensor, reduce_op=operation))
 
 
 class Recorder:

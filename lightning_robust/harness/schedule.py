@@ -68,7 +68,7 @@ def parse_moment(value: float | str) -> Moment:
     """
     if isinstance(value, str):
         return Moment(*parse_duration(value))
-    if not isinstance(value, int | float) or not (0 <= value < 1 or (value >= 1 and value == int(value))):
+    if not isinstance(value, int | float) or not (0 <= value < 1 or (value >= 1 and float(value).is_integer())):
         raise ValueError(
             f"Expected a start below 1 (a fraction of the run), a whole number of epochs, or '500 steps', got {value}."
         )

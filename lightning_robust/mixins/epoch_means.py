@@ -34,6 +34,7 @@ class EpochMeans:
             torch.distributed.all_gather_object(names, sorted(self._sums))
         nothing = torch.zeros(2, device=module.device)
         for name in sorted({name for each in names for name in each}):
-            total: Tensor = trainer.strategy.reduce(self._sums.get(name, nothing), reduce_op="sum")
+            mine = self._sums.get(name, nothing).clone()  # which is reduced in place
+            total: Tensor = trainer.strategy.reduce(mine, reduce_op="sum")
             module.log(name, total[0] / total[1], on_step=False, on_epoch=True)
         self._sums.clear()

@@ -125,7 +125,7 @@ class ObjectiveMixin(pl.LightningModule):
             return
         names = " and ".join(_mixins_of(type(self)))
         refuse_sharded(self.trainer, names, by_dtensors=True)
-        self._seed = None
+        self._seed, self._means, self._warned = None, EpochMeans(), set()
         if not self.automatic_optimization:
             raise MisconfigurationException(
                 f"Expected automatic optimisation with {names}, since the host's `training_step` has to return its "

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 
 import jsonargparse
 
+from lightning_robust.harness.kept_checkpoints import is_checkpoint
 from lightning_robust.reading import read_yaml
 from lightning_robust.suggest import did_you_mean
 
@@ -188,7 +189,7 @@ def as_argument(key: str, value: Any) -> str:
         ('--swa=true', '--optimizer=torch.optim.SGD')
     """
     if isinstance(value, str):
-        return f"--{key}={Path(value).resolve() if Path(value).is_file() else value}"
+        return f"--{key}={Path(value).resolve() if is_checkpoint(Path(value)) else value}"
     return f"--{key}={json.dumps(value)}"
 
 

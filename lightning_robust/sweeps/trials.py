@@ -15,6 +15,7 @@ import numpy as np
 from lightning_robust.cli.hidden_warnings import others_warnings_hidden
 from lightning_robust.cli.robust_cli import RobustCLI
 from lightning_robust.cli.training_parser import RobustParser
+from lightning_robust.harness.kept_checkpoints import is_checkpoint
 from lightning_robust.sweeps.file import Sweep, as_argument
 
 if TYPE_CHECKING:
@@ -168,7 +169,11 @@ def _complete(arguments: list[str]) -> str:
 
 def _require_weights(values: Mapping[str, Any]) -> None:
     for key, value in values.items():
-        if isinstance(value, str) and value.endswith((".ckpt", ".pt", ".safetensors")) and not Path(value).is_file():
+        if (
+            isinstance(value, str)
+            and value.endswith((".ckpt", ".pt", ".safetensors"))
+            and not is_checkpoint(Path(value))
+        ):
             raise FileNotFoundError(
                 f"Expected a file for `vary.{key}` at {Path(value).resolve()}, but there is none. Train it first, or "
                 "start the sweep from the folder that the path is relative to."

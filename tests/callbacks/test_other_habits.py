@@ -288,3 +288,56 @@ def test_a_step_that_fails_in_evaluation_mode_says_what_to_define(tmp_path):
     assert "define `attack_loss(batch)`" in note
     with pytest.warns(UserWarning, match="robust validation failed.*define `attack_loss"):
         trained(tmp_path, LossesWhileTraining, RobustValidationCallback("8/255", steps=1))
+
+
+@pytest.mark.parametrize("settings", [{"method": "mart"}, {"method": "trades"}, {"method": "awp"}, {"ratio": 0.5}])
+def test_what_has_to_be_optimised_is_refused_where_the_step_optimises(tmp_path, settings):
+    with pytest.raises(MisconfigurationException, match="manual optimisation"):
+        trained(tmp_path, ManualWithLoss, AdversarialCallback(eps="8/255", **settings))
+
+
+class Masked(Boring):
+    """Keeps a mask of -inf among its buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mask", torch.full((4, 4), -torch.inf).triu(1))
+
+
+def test_a_mask_is_averaged_to_itself(tmp_path):
+    _, module = trained(tmp_path, Masked, SWACallback(start=0))
+    assert torch.equal(module.mask, torch.full((4, 4), -torch.inf).triu(1))
+
+
+class TwoLoaders(Boring):
+    def val_dataloader(self):
+        return [super().val_dataloader(), super().val_dataloader()]
+
+    def validation_step(self, batch, batch_idx, dataloader_idx):
+        super().validation_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("monitor", ["val/loss", "val/loss/dataloader_idx_0"])
+def test_wise_ft_counts_all_loaders_whichever_is_named(tmp_path, monitor):
+    """And the sanity check finds the metric under the names of the loaders."""
+    callback = WiSEFTCallback(monitor=monitor, mode="min", dirpath=str(tmp_path))
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        trained(tmp_path, TwoLoaders, callback, num_sanity_val_steps=1)
+    assert not [each for each in found if "sanity check" in str(each.message)]
+    assert (tmp_path / "wise_ft.ckpt").is_file()
+
+
+class Remembering(Boring):
+    """A state dict with more than tensors."""
+
+    def get_extra_state(self):
+        return {"version": 2}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def test_extra_state_ends_no_fit(tmp_path):
+    trainer, _ = trained(tmp_path, Remembering, RobustValidationCallback("8/255", steps=1, batches=1))
+    assert trainer.state.finished

@@ -224,3 +224,11 @@ def test_scalars_stay_scalars(tmp_path):
     report = check_golden(golden, dumped, Scaled())
     assert report.whole["max_abs"] == 0
     assert report.preprocessing["max_abs"] == 0
+
+
+@pytest.mark.parametrize("text", ["engine 10.3", "[1]", '"x"'])
+def test_metadata_of_another_kind_are_named_with_their_file(tmp_path, text):
+    path = tmp_path / "dump.npz"
+    np.savez(path, **{"output/output": np.zeros(2), "metadata": np.array(text)})
+    with pytest.raises(ValueError, match=r"dump\.npz to be a mapping in JSON"):
+        read_golden(path)

@@ -151,3 +151,33 @@ def test_a_tensor_of_another_shape_is_copied_and_the_others_averaged(settings):
     assert torch.equal(average.values()[0], plain.values()[0])
     assert average.values()[1].shape == (2,)
     assert 5.0 < average.values()[1][0].item() <= 7.0
+
+
+MASK = torch.full((3, 3), -torch.inf).triu(1)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"kind": "uniform"}, {"kind": "ema", "half_life": 2}, {"kind": "lawa", "window": 2}]
+)
+def test_infinity_that_stays_is_no_nan(settings):
+    """As of a mask that is a buffer, beside weights that are averaged as ever."""
+    both, alone = RunningAverage(**settings), RunningAverage(**settings)
+    for value in (1.0, 2.0, 6.0, 11.0):
+        both.update([torch.tensor([value]), MASK])
+        alone.update([torch.tensor([value])])
+    assert torch.equal(both.values()[0], alone.values()[0])
+    assert torch.equal(both.values()[1], MASK)
+
+
+def test_a_snapshot_that_was_infinite_is_gone_with_its_window():
+    average = RunningAverage("lawa", window=2)
+    for value in (torch.inf, 1.0, 2.0, 4.0):
+        average.update([torch.tensor([value])])
+    assert average.values()[0] == 3
+
+
+def test_ends_of_an_interpolation_are_exact_where_one_is_infinite():
+    start, end = {"w": torch.tensor([-torch.inf, 1.0])}, {"w": torch.tensor([5.0, 3.0])}
+    assert torch.equal(interpolate(start, end, 0.0)["w"], start["w"])
+    assert torch.equal(interpolate(start, end, 1.0)["w"], end["w"])
+    assert torch.equal(interpolate({"m": MASK}, {"m": MASK}, 0.5)["m"], MASK)

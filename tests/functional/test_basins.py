@@ -38,3 +38,9 @@ def test_share_start_by_the_noise_between_two_models():
     assert share_start({"w": start + one}, {"w": start + two})
     assert not share_start({"w": start + 2 * one}, {"w": start + 2 * two})
     assert share_start({"b": torch.randn(9)}, {"b": torch.randn(9)})  # biases alone tell nothing
+
+
+def test_a_middle_that_overflows_is_a_barrier_without_end():
+    states = [{"w": torch.tensor([[1.0, 1.0]])}, {"w": torch.tensor([[1.0, -1.0]])}]
+    (barrier,) = barriers(states, lambda state: math.inf if state["w"][0, 1] == 0 else 1.0, [1.0, 2.0], mode="min")
+    assert (barrier.ingredient, barrier.height) == (1, math.inf)

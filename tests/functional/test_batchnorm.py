@@ -180,3 +180,14 @@ def test_layers_that_no_pass_uses_are_not_blamed_on_the_data():
         refresh_batchnorm(net, lambda: [torch.ones(4, 2)], forward=net["used"])
     assert "loader" not in str(caught.value)
     assert torch.equal(net["unused"].running_var, torch.ones(2))
+
+
+@pytest.mark.parametrize("empty", [0, 1, 2])
+def test_an_empty_batch_adds_nothing(empty):
+    """As a head without proposals has it, in whichever place."""
+    batches = [torch.rand(4, 3, 2, 2), torch.rand(2, 3, 2, 2)]
+    layer, other = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+    refresh_batchnorm(layer, lambda: batches)
+    refresh_batchnorm(other, lambda: [*batches[:empty], torch.rand(0, 3, 2, 2), *batches[empty:]])
+    assert torch.equal(layer.running_mean, other.running_mean)
+    assert torch.equal(layer.running_var, other.running_var)

@@ -1,6 +1,7 @@
 import math
 
 import pytest
+import torch
 
 from lightning_robust.functional.held_out import HeldOutScorer, require_finite
 
@@ -54,5 +55,12 @@ def test_rejects_bad_scores_and_modes():
         HeldOutScorer(running, best_possible=1.0).score([2.0], "x")
     with pytest.raises(ValueError, match="finite held-out score for ingredient 0"):
         require_finite(math.inf, "ingredient 0")
-    with pytest.raises(ValueError, match="finite held-out score for a candidate"):
-        HeldOutScorer(running).contest([math.nan], 0.0)
+
+
+@pytest.mark.parametrize("best_possible", [None, 0.0])
+def test_a_candidate_without_a_finite_score_loses(best_possible):
+    """Also where early stopping would have refused it."""
+    scorer = HeldOutScorer(lambda state: state["w"].item(), "min", best_possible=best_possible)
+    assert scorer.contest({"w": torch.tensor(math.inf)}, 1.0)[0] is None
+    assert scorer.contest({"w": torch.tensor(math.nan)}, 1.0)[0] is None
+    assert scorer.contest({"w": torch.tensor(0.5)}, 1.0)[0] == 0.5

@@ -139,3 +139,9 @@ def test_load_fitting_takes_what_fits():
         ValueError, match=r"by name and shape, but got none: it holds weight, bias, the module 0\.weight"
     ):
         load_fitting(network, nn.Linear(1, 1).state_dict(), "one.ckpt")
+
+
+def test_a_head_that_is_tied_to_an_embedding_is_no_layer_to_draw():
+    words, head, other = nn.Embedding(5, 3), nn.Linear(3, 5, bias=False), nn.Linear(3, 3)
+    head.weight = words.weight
+    assert list(drawn_layers(nn.ModuleList([words, other, head]))) == ["1"]

@@ -119,3 +119,12 @@ def test_rejects_a_file_that_is_no_budget_and_leaves_it(tmp_path):
     with pytest.raises(ValueError, match=r"parity.yaml: trainer: expected a number"):
         write_budget(path, "parity", checks(a=1.0), Rules())
     assert path.read_text() == "trainer: [max_epochs]\n"
+
+
+def test_what_is_better_than_before_leaves_no_room_to_be_worse(tmp_path):
+    """Of two cases the one that is worse counts, whatever its size."""
+    path = tmp_path / "budget.yaml"
+    checks = [Check("tensorrt-fp16", "boxes_map_worse", value) for value in (-0.5, 0.1)]
+    for given, limit in ((checks, "0.125"), (checks[:1], "1e-06")):
+        write_budget(path, "parity", given, Rules(), line="lightning-robust parity", origin="")
+        assert f"tensorrt-fp16/boxes_map_worse: {limit}  #" in path.read_text()

@@ -17,3 +17,9 @@ def test_durations():
     for bad in ("3", "3 weeks", "steps", "-1 steps"):
         with pytest.raises(ValueError, match="'500 steps' or '2 epochs'"):
             parse_duration(bad)
+
+
+@pytest.mark.parametrize("value", ["8/", "/255", "8//255"])
+def test_half_a_quotient_is_none(value):
+    with pytest.raises(ValueError, match="a quotient such as '8/255'"):
+        parse_fraction(value)

@@ -6,11 +6,13 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Sampler, Subset
+from lightning.pytorch.utilities import CombinedLoader
+from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Sampler, SequentialSampler, Subset
 
 from lightning_robust import SWACallback
 from lightning_robust.harness.batches import combined, copied, training_loaders
 from lightning_robust.harness.data_memory import unread
+from lightning_robust.harness.quiet import isolated_rng
 
 from ..boring import Boring, Pictures, make_trainer
 
@@ -182,3 +184,28 @@ def test_training_loaders_are_those_of_lightning(tmp_path):
     ask = Ask()
     make_trainer(tmp_path, [ask], max_epochs=1).fit(Boring())
     assert ask.batches == 4
+
+
+def test_loaders_that_are_combined_are_put_back_as_any_other():
+    """Their generators, and those of copies, which keep the mode."""
+    generator = torch.Generator().manual_seed(0)
+    loader = DataLoader(Pictures(8), 4, shuffle=True, generator=generator)
+    loaders = CombinedLoader({"a": loader, "b": DataLoader(Pictures(4), 4)}, "max_size")
+    before = generator.get_state()
+    with isolated_rng(loaders):
+        batches = [batch for batch, _, _ in combined(loaders)]
+    assert torch.equal(generator.get_state(), before)
+    assert [batch["b"] is None for batch in batches] == [False, True]
+
+
+class Knowing(Pictures):
+    """A data set and its sampler know each other."""
+
+    def __init__(self):
+        super().__init__(8)
+        self.sampler = SequentialSampler(self)
+
+
+def test_data_that_know_each_other_are_looked_at_once():
+    with unread(DataLoader(Knowing(), 4)):
+        pass

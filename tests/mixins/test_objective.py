@@ -19,7 +19,7 @@ from lightning_robust import (
 )
 from lightning_robust.demo.fashion_mnist import RobustImageClassifier
 
-from ..boring import Boring, Pictures, make_trainer
+from ..boring import Boring, Pictures, RobustBoring, make_trainer
 
 MIXINS = (PreprocessingMixin, RegMixupMixin, RotationSSLMixin, UATMixin)
 ALL_ON = {
@@ -283,3 +283,10 @@ def test_a_network_that_is_compiled_inside_trains_as_the_plain_one(tmp_path):
         trained.append(fit(tmp_path, module)[1].state_dict())
     for name, tensor in trained[0].items():
         torch.testing.assert_close(trained[1][name], tensor, msg=name)
+
+
+def test_means_of_an_interrupted_epoch_are_not_those_of_the_next_fit(tmp_path):
+    module = RobustBoring(regmixup_weight=1.0)
+    module._means.add({"regmixup/loss": torch.tensor(1e6)}, 1000)
+    make_trainer(tmp_path, max_epochs=1).fit(module)
+    assert module.trainer.callback_metrics["regmixup/loss"] < 100

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_robust.callbacks.adversarial.methods import PGD, AttackedStep, EpochBill
@@ -46,6 +45,7 @@ class AWP(PGD):
     """
 
     refuses: ClassVar[tuple[str, ...]] = ("ratio",)
+    returns_objective: ClassVar[bool] = True
 
     gamma: float = 0.01
     kept: list[tuple[Tensor, Tensor]] = field(default_factory=list, init=False, compare=False, repr=False)
@@ -61,14 +61,6 @@ class AWP(PGD):
     def needs_whole_weights(self) -> str:
         """Each rank perturbs all weights in its own way."""
         return "method='awp'"
-
-    def check_module(self, module: pl.LightningModule) -> None:
-        """Refuse manual optimisation."""
-        if not module.automatic_optimization:
-            raise MisconfigurationException(
-                "Expected automatic optimisation with method='awp', which puts the weights back between the backward "
-                "pass and the step, but got manual optimisation. Take method='pgd'."
-            )
 
     def train(self, step: AttackedStep) -> Any:
         """The module's own step on perturbed inputs, at perturbed weights."""

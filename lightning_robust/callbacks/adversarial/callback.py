@@ -53,7 +53,7 @@ class AdversarialCallback(ValidatesRobustly):
 
     ``eps`` is in units of pixels in [0, 1]: ``mean`` and ``std`` say how the batch was normalised. The ball and the
     range of pixels hold exactly, except that nfgsm moves pixels by as much as 3 eps by design (never out of their
-    range).
+    range), and that free adds its perturbation in the precision of the input, to a rounding.
 
     Robust validation comes along (:class:`~lightning_robust.RobustValidationCallback`, which also works alone):
     ``adversarial/<metric>@<eps>`` at validation and in ``trainer.validate`` and ``trainer.test``, for each of
@@ -159,7 +159,7 @@ class AdversarialCallback(ValidatesRobustly):
             self.validation.setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        require_own_loss(pl_module)
+        require_own_loss(pl_module, self.ratio)
         self.attack.check_module(pl_module)
         self.attack.begin(self._inputs)
         if max(self._radii) == 0:

@@ -131,6 +131,8 @@ class FreeLB(EmbeddingAttack):
         ValueError: For arguments out of range.
     """
 
+    returns_objective: ClassVar[bool] = True
+
     steps: int = 7
     step_size: float | str | None = None
 

@@ -67,6 +67,8 @@ class OverfittingGuard:
         if total[2] == 0:
             return
         both = total[:2] / total[2]
+        if not bool(both.isfinite().all()) or both[0] <= 0:  # of losses below zero no quotient tells anything
+            return
         self.ratio = (both[1] / both[0].clamp(min=1e-12)).item()
         strong = both[1].item()
         self._first = self._first or strong

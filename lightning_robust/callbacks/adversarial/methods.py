@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_robust.callbacks.attacked_batches import AttackInputs, BatchPixels, Perturb, attack_batch
@@ -135,6 +136,8 @@ class Attack:
 
     refuses: ClassVar[tuple[str, ...]] = ()
     """Arguments of AdversarialCallback that have no meaning with this method."""
+    returns_objective: ClassVar[bool] = False
+    """Whether training asks for what the method returns, or for its order of passes."""
 
     @property
     def needs_whole_weights(self) -> str:
@@ -154,7 +157,16 @@ class Attack:
         return inputs.in_batch(module, batch)
 
     def check_module(self, module: pl.LightningModule) -> None:
-        """Refuse a module that the method cannot train."""
+        """Refuse a module that the method cannot train.
+
+        Raises:
+            MisconfigurationException: For manual optimisation, where what the method returns has to be optimised.
+        """
+        if self.returns_objective and not module.automatic_optimization:
+            raise MisconfigurationException(
+                f"Expected automatic optimisation with {type(self).__name__}, whose own loss or order of passes has to "
+                "be optimised, but got manual optimisation, in which the step decides that. Take method='pgd'."
+            )
 
     def begin(self, inputs: AttackInputs) -> None:
         """Start a fit without the state of an earlier one."""

@@ -106,7 +106,7 @@ class SingleStep(InputAttack):
         attacks = (self.attack_in(step, AttackRecord()), strong)
         batches = [step.perturbed(attack, loss, batch=part) for attack in attacks]
         with step.bill.timed(), quietly(step.trainer, step.module, "training"), torch.no_grad():
-            return [loss(batch, min(size, _PROBED)).mean() for batch in batches]
+            return [loss.mean(batch, min(size, _PROBED)) for batch in batches]
 
     @property
     def _norm(self) -> Norm:

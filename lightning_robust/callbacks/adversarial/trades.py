@@ -25,6 +25,7 @@ class PairedAscent(ProjectedAscent):
     """What TRADES and MART share: one forward pass of clean and perturbed inputs together."""
 
     refuses: ClassVar[tuple[str, ...]] = ("ratio",)
+    returns_objective: ClassVar[bool] = True
 
     beta: float = 6.0
     target_key: int | str = 1
@@ -79,7 +80,8 @@ class TRADES(PairedAscent):
 
         clean, perturbed = self.logits(step, divergence)
         natural = cross_entropy(clean, self.classes(step))
-        robust = kl_div(perturbed.log_softmax(1), clean.log_softmax(1), reduction="batchmean", log_target=True)
+        divergences = kl_div(perturbed.log_softmax(1), clean.log_softmax(1), reduction="none", log_target=True)
+        robust = divergences.sum(1).mean()  # of all places, as the cross entropy
         losses = {"adversarial/natural_loss": natural, "adversarial/divergence": robust}
         step.module.log_dict(losses, batch_size=count_samples(step.batch))
         return natural + self.beta * robust

@@ -248,7 +248,7 @@ class _Attacks:
         step = own_step(self._module)
         loss = ModuleLoss(self._module, lambda part: call_step(step, part))
         with quietly(self._trainer, self._module, "validating"):
-            return loss(batch, len(self._inputs(batch)[0])).mean().item()
+            return loss.mean(batch, len(self._inputs(batch)[0])).item()
 
     def _targets(self) -> Tensor | None:
         """Classes, one for each sample, if that is what the batch holds."""

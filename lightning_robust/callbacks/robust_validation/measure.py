@@ -78,10 +78,12 @@ class AttackedEvaluation:
 
         def transform(batch: Any, index: int, loader: int) -> Any:
             def perturb(asked: AskedBatch) -> Tensor:
-                starts[loader, index] = self.attack.perturb(asked)
-                return starts[loader, index]
+                found = self.attack.perturb(asked)
+                if not last:  # the attack at the next radius begins there
+                    starts[loader, index] = found.cpu()
+                return found
 
-            start = starts.get((loader, index))
+            start = starts.pop((loader, index), None)
             attacked, view, loss = self._perturbed(trainer, pl_module, batch, index, radii, perturb, start)
             if last and (loader, index) == (0, 0):
                 self.doubts = self._doubts(trainer, view, loss, attacked)
@@ -123,7 +125,7 @@ class AttackedEvaluation:
         def loss_of(batch: Any) -> float:
             # each pass finds what the module remembers as it was, such as the queue of a momentum encoder
             with muted(loss.module):
-                return loss(batch, size).mean().item()
+                return loss.mean(batch, size).item()
 
         with quietly(trainer, loss.module, "validating"), torch.no_grad():
             first, again, by_step = (loss_of(batch) for batch in (attacked, attacked, stepped))

@@ -110,6 +110,8 @@ def write_folder(report: ReplayReport, recording: Recording, folder: Path) -> No
     (folder / "replay.json").write_text(json.dumps(replay_json(report), indent=2, allow_nan=False), encoding="utf-8")
     (folder / "replay.md").write_text(replay_markdown(report), encoding="utf-8")
     written = ["replay.json", "replay.md"]
+    for earlier in ("worst_frames.png", "replay.gif"):  # of another replay into the same folder
+        (folder / earlier).unlink(missing_ok=True)
     figure = draw_worst_frames(report, recording)
     if figure is not None:
         figure.savefig(folder / "worst_frames.png", dpi=110)

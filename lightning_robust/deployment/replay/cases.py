@@ -190,8 +190,8 @@ def _before(given: Any, file: Path) -> tuple[Mapping[str, float], Path | None]:
     if isinstance(given, Mapping):
         return read_numbers(given, f"{file}: before"), None
     checkpoint = file.parent / _text(given, f"{file}: before")
-    if not checkpoint.is_file():
-        raise ValueError(f"{file}: before: expected numbers, or a checkpoint, but there is no file {checkpoint}.")
+    if not checkpoint.is_file() and not (checkpoint / ".metadata").is_file():  # which sharded training writes
+        raise ValueError(f"{file}: before: expected numbers, or a checkpoint, but there is none at {checkpoint}.")
     return {}, checkpoint
 
 

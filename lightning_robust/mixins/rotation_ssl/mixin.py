@@ -159,7 +159,8 @@ class RotationSSLMixin(ObjectiveMixin):
             self.log("rotation/ood_auroc", self.rotation_ood)
 
     def _scores(self) -> bool:
-        return self.rotation_ood_loader is not None and self.rotation_weight > 0
+        has_head = hasattr(self, HEAD)  # which a validation before any fit has not
+        return self.rotation_ood_loader is not None and self.rotation_weight > 0 and has_head
 
     @property
     def _copies(self) -> int:

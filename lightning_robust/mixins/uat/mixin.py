@@ -261,16 +261,17 @@ class UATMixin(ObjectiveMixin):
 
     def _unlabelled(self, batch: Any) -> tuple[Tensor | None, Tensor | None]:
         """The unlabelled pictures of a batch, and their indices in the data set."""
-        indices = None if self.uat_index_key is None else get_item(batch, self.uat_index_key)
         if self.uat_unlabelled_key is not None:
+            rows: Any = slice(None)
             pictures = of_second_loader(batch, self.uat_unlabelled_key)
             if pictures is None:
                 self._warn_once(LOADER_ENDED)
-            return pictures, None if pictures is None else indices
-        key = find_targets(self, batch)
-        rows = rows_without_label(get_item(batch, key), key)
-        pictures = get_item(batch, find_inputs(self, batch))
-        return pictures[rows], None if indices is None else indices[rows]
+                return None, None
+        else:
+            key = find_targets(self, batch)
+            rows = rows_without_label(get_item(batch, key), key)
+            pictures = get_item(batch, find_inputs(self, batch))[rows]
+        return pictures, None if self.uat_index_key is None else get_item(batch, self.uat_index_key)[rows]
 
     def _predict(self, pictures: Tensor) -> Tensor:
         logits = getattr(self, self.output_method)(pictures)

@@ -192,7 +192,7 @@ def test_rejects_what_they_cannot_train(tmp_path):
         def attack_loss(self, batch):
             return self._loss(batch)
 
-    with pytest.raises(MisconfigurationException, match="automatic optimisation with method='awp'"):
+    with pytest.raises(MisconfigurationException, match="automatic optimisation with AWP"):
         make_trainer(tmp_path, [AdversarialCallback("awp", val_eps=[])]).fit(Manual())
     for method in ("awp", "mart"):
         with pytest.raises(ValueError, match=f"no `ratio` with method='{method}'"):

@@ -97,7 +97,7 @@ def test_an_earlier_checkpoint_stands_beside_the_file(folder):
         ({"bounds": {"swing": "much"}}, "bounds: swing: expected a number of at least 0, but got 'much'"),
         ({"bounds": {}}, "bounds: expected names"),
         ({"before": {"swing": -2}}, "before: swing: expected a number"),
-        ({"before": "old.ckpt"}, "before: expected numbers, or a checkpoint, but there is no file"),
+        ({"before": "old.ckpt"}, "before: expected numbers, or a checkpoint, but there is none at"),
         ({"window": 3}, "window: expected the keys first, last, .*, but got 3"),
         ({"window": {"frist": 3}}, "window: .* got 'frist'. Did you mean 'first'"),
         ({"window": {"first": 2.5}}, "window: first: expected a whole number of at least 0, but got 2.5"),

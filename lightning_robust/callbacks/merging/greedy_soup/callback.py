@@ -177,7 +177,7 @@ class GreedySoupCallback(MixingCallback):
             )
         if self._source != "epochs":
             return
-        score = float(trainer.callback_metrics[monitor])
+        score = trainer.strategy.broadcast(float(trainer.callback_metrics[monitor]), 0)  # ranks may log their own
         if math.isfinite(score):
             folder = output_folder(trainer, self.dirpath, "soup")
             offer = functools.partial(self._epochs.offer, trainer, folder, score if mode == "max" else -score)

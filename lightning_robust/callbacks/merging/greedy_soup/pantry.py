@@ -124,12 +124,16 @@ def source_of(trainer: pl.Trainer, asked: object) -> str:
 
 
 def from_checkpoints(trainer: pl.Trainer, monitor: str) -> list[NamedIngredient]:
-    """The best checkpoints of this run's ModelCheckpoint callbacks, with scores where they monitor the same metric."""
-    return [
-        NamedIngredient(Path(path).stem, Path(path), score=float(score) if keeper.monitor == monitor else None)
-        for keeper in find_callbacks(trainer, ModelCheckpoint)
-        for path, score in keeper.best_k_models.items()
-    ]
+    """The best checkpoints of this run's ModelCheckpoint callbacks, with scores where they monitor the same metric.
+
+    The files and scores are those of rank 0, for ranks may log their own; one that two callbacks kept counts once.
+    """
+    found: dict[str, float | None] = {}
+    for keeper in find_callbacks(trainer, ModelCheckpoint):
+        for path, score in keeper.best_k_models.items():
+            found[path] = float(score) if keeper.monitor == monitor else found.get(path)
+    found = trainer.strategy.broadcast(found, 0)
+    return [NamedIngredient(Path(path).stem, Path(path), score=score) for path, score in found.items()]
 
 
 def scored(ingredients: Sequence[NamedIngredient], candidates: Candidates) -> list[NamedIngredient]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -184,6 +185,12 @@ class WiSEFTCallback(MixingCallback):
                 key="untrained",
             )
 
+    @override
+    def judged_by(self, trainer: pl.Trainer) -> tuple[str, Literal["max", "min"]]:
+        """The metric without the loader that a ModelCheckpoint has to name: all loaders count here."""
+        name, mode = super().judged_by(trainer)
+        return (name if isinstance(self.monitor, list) else re.sub(r"/dataloader_idx_\d+$", "", name)), mode
+
     def _zero_shot_state(self, fine_tuned: Mapping[str, Tensor]) -> State:
         if self.zero_shot is None:
             return with_counterparts(self._start, fine_tuned, "the weights at the start")
@@ -204,7 +211,8 @@ class WiSEFTCallback(MixingCallback):
             note_weights(trainer, f"WiSE-FT's mixture at alpha {self.chosen:.3g}")
         folder = output_folder(trainer, self.dirpath, "wise_ft")
         if self.chosen < 1 or len(curve.names) > 1:
-            save = functools.partial(save_chosen, trainer, folder / "wise_ft.ckpt", monitor=monitor, score=None)
+            path = folder / "wise_ft.ckpt"
+            save = functools.partial(save_chosen, trainer, path, monitor=curve.names[0], score=None)
             self.path = self._guard.attempt(trainer, save, "the module holds the chosen weights, but no file does", "")
         start = self._name_start(candidates, zero_shot)
         report = functools.partial(report_wise_ft, curve, self.chosen, candidates, folder, start)
