@@ -19,6 +19,8 @@ _YAML_BYTES, _JSON_BYTES, _CSV_BYTES, _CSV_LINE = 4 * _MIB, 64 * _MIB, 1024 * _M
 _LEVELS = 64
 _VALUES = 50_000
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML brings it
+_OF_CONSTRUCTORS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""What PyYAML's constructors raise for values such as ``!!int ""``."""
 
 
 def read_yaml(path: str | Path) -> Any:
@@ -38,7 +40,7 @@ def read_yaml(path: str | Path) -> Any:
     except yaml.MarkedYAMLError as error:
         line = "" if error.problem_mark is None else f", in line {error.problem_mark.line + 1}"
         raise ValueError(f"Expected YAML in {path}, but {str(error.problem).removeprefix('but ')}{line}.") from error
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+    except (yaml.YAMLError, *_OF_CONSTRUCTORS) as error:
         raise ValueError(f"Expected YAML in {path}, but {_why(error)}.") from error
 
 

@@ -156,8 +156,9 @@ class Bootstrap:
 
     def ratio(self, totals: NDArray[np.float64], counts: NDArray[np.float64]) -> Interval:
         """The interval of a mean: the sum of ``totals`` over that of ``counts``, each ``(samples,)``."""
-        count = self._weights @ counts
-        return self._interval(np.divide(self._weights @ totals, count, out=np.zeros_like(count), where=count > 0))
+        total, count = self._weights @ totals, self._weights @ counts
+        some = count > 0  # a draw without any has no mean
+        return self._interval(total[some] / count[some])
 
     def root_ratio(
         self, squares: NDArray[np.float64], values: NDArray[np.float64], sizes: NDArray[np.float64], counts: float

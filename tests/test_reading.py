@@ -144,3 +144,11 @@ def test_what_is_no_file(tmp_path, reader):
         stream.truncate(2**40)  # sparse
     with pytest.raises(ValueError, match=r"Expected .* of at most \d+ MiB in .*huge, but it has 1048576"):
         reader(tmp_path / "huge")
+
+
+@pytest.mark.parametrize("text", ['a: !!int ""', "a: !!bool x", "a: !!timestamp x", "a: !!float x"])
+def test_a_value_that_is_not_of_its_tag_is_named_with_the_file(tmp_path, text):
+    path = tmp_path / "settings.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"Expected YAML in .*settings\.yaml"):
+        read_yaml(path)

@@ -104,3 +104,10 @@ def test_the_interval_of_a_share_holds_it(share):
     for count in range(2, 400, 2):
         low, high = share_interval(share, count)
         assert 0 <= low <= share <= high <= 1
+
+
+def test_draws_without_anything_have_no_mean():
+    """One of three samples has a point: its mean is 5 in every draw that holds it."""
+    low, high = Bootstrap(3).ratio(np.array([5.0, 0, 0]), np.array([1.0, 0, 0]))
+    assert (low, high) == (5, 5)
+    assert math.isnan(Bootstrap(3).ratio(np.zeros(3), np.zeros(3)).low)

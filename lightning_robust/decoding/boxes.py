@@ -219,5 +219,5 @@ class Boxes(Decoded):
 def _highest(xyxy: Tensor, scores: Tensor, labels: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:
     if len(scores) <= limit:
         return xyxy, scores, labels
-    best = scores.argsort(descending=True, stable=True)[:limit]
+    best = scores.nan_to_num(nan=-torch.inf).argsort(descending=True, stable=True)[:limit]
     return xyxy[best], scores[best], labels[best]

@@ -150,3 +150,10 @@ def test_rejects_what_does_not_fit():
         Boxes.stack([])
     with pytest.raises(ValueError, match="boxes of 6 pictures, but got those of 2"):
         scattered().compare(scattered()[:2])
+
+
+def test_an_empty_slot_takes_no_place_of_a_box():
+    """NaN is its mark, which torch sorts above every score."""
+    edges, scores = torch.tensor([[0.0, 0, 1, 1], [2, 2, 4, 4]]), torch.tensor([torch.nan, 0.9])
+    boxes = Boxes.stack([(edges, scores, torch.tensor([0, 1]))], limit=1)
+    assert boxes.xyxy.tolist() == [[[2, 2, 4, 4]]]

@@ -38,6 +38,7 @@ class Built:
         layers: Precision -> how many of the executed layers compute in it, as the engine itself says, e.g.
             ``{"bf16": 12, "fp32": 1}``; empty where it does not say.
         clock: Times the engine; None where the time would say nothing of a deployed engine, as that of an emulation.
+        batch: The samples in one inference, where the file fixes them; else as it is deployed.
     """
 
     run: Runner | None
@@ -46,6 +47,7 @@ class Built:
     warning: str = ""
     layers: Mapping[str, int] = field(default_factory=dict)
     clock: Clock | None = None
+    batch: int | None = None
 
 
 class BulkRunner:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, numpy_helper
 from torch import Tensor
 
@@ -24,7 +25,7 @@ from lightning_robust.deployment.numerics.emulate import emulate
 from lightning_robust.deployment.numerics.integers import count_products, in_integers
 from lightning_robust.deployment.numerics.quantise import is_quantised, take_quantised
 from lightning_robust.deployment.numerics.typed import emulate_typed, stated_halves, stated_precision
-from lightning_robust.structures import flatten
+from lightning_robust.structures import flatten, map_tensors
 
 _PRECISIONS = ("int8", "bf16", "fp16", "fp32")
 _ENGINES = (".engine", ".plan", ".trt")
@@ -66,7 +67,8 @@ class DeployedRuntime(Runtime):
         done = f"emulated, every tensor that is {' or '.join(halves)} rounded" if halves else "executed by ONNX Runtime"
         note = ", ".join([f"{Path(self.file).name} {done}", *place.notes, *_broken_weights(graph)])
         clock = None if halves else host_clock(place.run)
-        return Built(place.run, graph.ByteSize(), note, layers=place.layers, clock=clock)
+        batch = max(fixed_batches(graph.graph).values(), default=None)
+        return Built(place.run, graph.ByteSize(), note, layers=place.layers, clock=clock, batch=batch)
 
 
 class InPlace:
@@ -150,7 +152,9 @@ def outline(subject: Subject) -> Exported:
     try:
         return subject.exported
     except ExportError:
-        inputs, outputs = named_inputs(subject.example), flatten(subject.module(*subject.rows(slice(2))))
+        rows = map_tensors(Tensor.clone, subject.rows(slice(2)))  # which the module may change in place
+        with torch.no_grad():
+            inputs, outputs = named_inputs(subject.example), flatten(subject.module(*rows))
         return Exported(onnx.ModelProto(), {}, tuple(inputs), tuple(outputs))
 
 

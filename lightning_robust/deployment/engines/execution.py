@@ -77,7 +77,7 @@ def execute(made: Runtime, subject: Subject, window: slice = slice(None), *, tim
         seconds = time.monotonic() - start
         status: Status = "built" if run is None else "measured"
         clock = built.clock if timed else None
-        latency, untimed = (None, "") if clock is None else _latency(clock, subject)
+        latency, untimed = (None, "") if clock is None else _latency(clock, subject, built.batch)
         warning = "; ".join(filter(None, (built.warning, untimed)))
         return Execution(status, outputs, run, built.note, warning, built.size, seconds, built.layers, latency)
     except Exception as error:
@@ -89,9 +89,9 @@ def status_of(error: Exception) -> Status:
     return "unavailable" if isinstance(error, EngineError) and error.kind == "unavailable" else "failed"
 
 
-def _latency(clock: Clock, subject: Subject) -> tuple[Latency | None, str]:
+def _latency(clock: Clock, subject: Subject, batch: int | None) -> tuple[Latency | None, str]:
     """On one batch as it is deployed, whose samples are repeated where there are fewer; else why there is none."""
-    size, samples = subject.deployed_batch, subject.samples
+    size, samples = batch or subject.deployed_batch, subject.samples
     rows = torch.arange(size) % samples
     try:
         return Latency.of(clock(take_rows(subject.example, rows, samples)), size), ""

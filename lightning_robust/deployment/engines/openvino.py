@@ -17,7 +17,7 @@ from lightning_robust.deployment.engines.openvino_int8 import with_unsigned_acti
 from lightning_robust.deployment.engines.openvino_model import Hint, OpenVINOModel, openvino_core, run_parts
 from lightning_robust.deployment.engines.settings import DEFAULTS, BuildSettings
 from lightning_robust.deployment.engines.subject import Subject
-from lightning_robust.deployment.graph.batches import Arrays, run_in_fixed_batches
+from lightning_robust.deployment.graph.batches import Arrays, fixed_batches, run_in_fixed_batches
 from lightning_robust.deployment.numerics.pieces import cut
 
 _CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "int8": "INT8"}
@@ -56,12 +56,13 @@ class OpenVINORuntime(Runtime):
         model, note = _quantised(subject) if self.precision == "int8" else (exported.model, "")
         parts = self._compile(model, kept, subject.settings.batch)
         layers = self._check_layers(parts)
+        fixed = parts[0].fixed if len(parts) == 1 else fixed_batches(model.graph)
 
         def run_once(arrays: Arrays) -> list[Tensor]:
             return run_parts(parts, arrays, exported.outputs)
 
         def run(args: tuple[Any, ...]) -> list[Tensor]:
-            return run_in_fixed_batches(run_once, feed(args, exported), parts[0].fixed)
+            return run_in_fixed_batches(run_once, feed(args, exported), fixed)
 
         note = f"{len(kept)} nodes kept, in {len(parts)} pieces" if kept else note
         return Built(run, model.ByteSize(), note, layers=layers, clock=host_clock(run))

@@ -24,7 +24,7 @@ def make_profile(exported: Exported, subject: Subject) -> Profile:
         if dims and static_size(dims[0]) is None:
             fixed = (subject.settings.batch, *shape[1:])
         else:
-            fixed = tuple(dim.dim_value or size for dim, size in zip(dims, shape, strict=True))
+            fixed = tuple(static_size(dim) or size for dim, size in zip(dims, shape, strict=True))
         profile[value.name] = fixed, fixed, fixed
     return profile
 

@@ -122,10 +122,11 @@ def _jobs(batches: Iterable[Arrays]) -> Iterator[list[Arrays]]:
 def _run_job(engine: Engine, job: list[Arrays], time_limit: float, timed_runs: int) -> EngineRun:
     with scratch() as folder:
         reads, writes = {"engine": engine.path, "inputs": folder / "inputs.npz"}, {"outputs": folder / "outputs.npz"}
-        _write_arrays(reads["inputs"], (array for batch in job for array in batch.values()))
+        names = list(job[0])
+        _write_arrays(reads["inputs"], (batch[name] for batch in job for name in names))
         spec: dict[str, Any] = {"backend": engine.backend, "stand_in": False}
         spec |= {"device": visible_device(engine.device, engine.command)}
-        spec |= {"names": list(job[0]), "batches": len(job), "timed_runs": timed_runs}
+        spec |= {"names": names, "batches": len(job), "timed_runs": timed_runs}
         files: dict[str, Any] = {"reads": reads, "writes": writes, "command": engine.command}
         result, log = run_child(builder._CHILD, "run", spec, folder, time_limit, **files)
         try:

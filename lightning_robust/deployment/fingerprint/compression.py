@@ -46,6 +46,9 @@ class _Codec:
         return (self.compress(rolled) * 255).roll((by, by), (2, 3))
 
 
+_TWO_BLOCKS = 16  # pixels, below which a grid leaves no trace to see
+
+
 def _jpeg_codec(quality: int, *, full_color: bool = False) -> _Codec:
     parameters: dict[str, float | str] = {"kind": "jpeg", "quality": quality}
     if full_color:
@@ -127,6 +130,8 @@ def _grid_traces(view: View) -> tuple[float, str]:
     """The strength of the traces of a codec's grid in the deployed pictures, and the codec's kind."""
     rows, columns = (_whole_blocks(view.mask.any(axis)) for axis in (1, 0))
     shown = view.deployed[..., rows, columns]
+    if min(shown.shape[-2:]) < _TWO_BLOCKS:
+        return 0.0, "jpeg"
     expected = view.filtered.round()[..., rows, columns]  # training's pictures may have traces of their own
     blocks = blockiness(shown.mean(1)) - blockiness(expected.mean(1))
     halved = chroma_steps(shown) / max(chroma_steps(expected), _HALF_CHROMA / 2) if shown.shape[1] == 3 else 1.0
@@ -137,4 +142,6 @@ def _grid_traces(view: View) -> tuple[float, str]:
 def _whole_blocks(inside: Tensor) -> slice:
     """From the first to the last pixel inside, in whole blocks of 8: the edge of a letterbox lies on some grid."""
     places = inside.nonzero()[:, 0]
+    if not len(places):
+        return slice(0, 0)
     return slice(-(-int(places[0]) // 8) * 8, (int(places[-1]) + 1) // 8 * 8)

@@ -65,9 +65,16 @@ def _pair_up(ours: Sequence[str], theirs: Sequence[str], what: str, *, some: boo
             f"Expected the {what}s {list(theirs)}, but the file has {list(ours)}. Name them alike, or convert the file "
             f"with as many {what}s."
         )
-    pairs = dict(zip(ours, theirs, strict=True))
+    pairs = _by_order(ours, theirs)
     renamed = ", ".join(f"{name} is {other}" for name, other in pairs.items() if name != other)
     return pairs, [f"{what}s by their order: {renamed}"]
+
+
+def _by_order(ours: Sequence[str], theirs: Sequence[str]) -> dict[str, str]:
+    """Names that both have, and the others by their order."""
+    common = {*ours} & {*theirs}
+    others = iter([name for name in theirs if name not in common])
+    return {name: name if name in common else next(others) for name in ours}
 
 
 def cast_arrays(graph: onnx.GraphProto, arrays: Arrays) -> dict[str, NDArray[np.generic]]:

@@ -77,3 +77,9 @@ def test_outputs():
         check_outputs([torch.ones(5, 3), torch.ones(5, dtype=torch.bool)], GRAPH)
     with pytest.raises(ValueError, match="Expected output 'z' as BOOL, but the file gives torch"):
         check_outputs([torch.ones(5, 4), torch.ones(5)], GRAPH)
+
+
+def test_names_that_agree_are_paired_before_the_others():
+    found = match_graphs(["left", "right"], ["y"], ["right", "left_image"], ["y"])
+    assert found.inputs == {"left": "left_image", "right": "right"}
+    assert found.notes == ("inputs by their order: left is left_image",)

@@ -16,6 +16,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -69,6 +70,10 @@ def scratch(parent: str | os.PathLike[str] | None = None, prefix: str = PREFIX) 
 def remove_stale(place: Path, prefix: str = PREFIX) -> None:
     """Remove the folders of :func:`scratch` whose processes are dead, however they died."""
     for folder in place.glob(prefix + "*"):
+        if (
+            re.fullmatch(r"[a-z0-9_]{8}", folder.name[len(prefix) :]) is None
+        ):  # as mkdtemp makes it; others are not ours
+            continue
         lock = _lock(folder, wait=False)
         if lock is not None:
             shutil.rmtree(folder, ignore_errors=True)

@@ -187,3 +187,12 @@ def test_a_link_is_not_followed(tmp_path):
         pass
     assert (tmp_path / "mine" / "work").exists()
     assert Path(tmp_path / "tmp" / "lightning_robust-link").is_symlink()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders are locked by POSIX")
+def test_folders_of_others_stay(tmp_path):
+    """An archive of this package unpacks to a name that begins alike."""
+    for name in ("lightning_robust-0.2.0", "lightning_robust-review", "lightning_robust-abcd1234"):
+        (tmp_path / name).mkdir()
+    supervisor.remove_stale(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lightning_robust-0.2.0", "lightning_robust-review"]
