@@ -53,12 +53,14 @@ class JudgingCallback(pl.Callback):
     def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Warn where the sanity check logged numbers, and the metric is none of them.
 
-        A module may leave some of its metrics out of the sanity check, so that the training goes on.
+        A module may leave some of its metrics out of the sanity check, so that the training goes on; one that has names
+        of its own for that time is not judged.
         """
         monitor, _ = self.judged_by(trainer)
         logged = sorted(trainer.callback_metrics)
         there = any(name == monitor or name.startswith(f"{monitor}/dataloader_idx_") for name in logged)
-        if logged and not there and not monitor.startswith(_LATER):
+        renamed = any(name.startswith("sanity") for name in logged)
+        if logged and not there and not renamed and not monitor.startswith(_LATER):
             warn(
                 f"{type(self).__name__}: {monitor!r} is not what the sanity check logged ({', '.join(logged)}), and "
                 f"weights cannot be judged without it.{did_you_mean(monitor, logged, 1)}"

@@ -240,9 +240,9 @@ def check_parity(run):
 
 
 def _spread(reference):
-    """The distance from the mean; the length of a reference that spreads over fewer than 64 steps of bf16."""
+    """The distance from the mean; the length of a reference that spreads over fewer than 64 steps of fp16."""
     spread = (reference - reference.mean()).norm()
-    return spread if spread > 64 * 2.0**-8 * reference.norm() else reference.norm()
+    return spread if spread > 64 * 2.0**-11 * reference.norm() else reference.norm()
 
 
 def _outputs_in(dtype, run, batch):

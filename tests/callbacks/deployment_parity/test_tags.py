@@ -60,7 +60,7 @@ def run(request, tmp_path_factory):
 
 def test_few_are_logged_and_all_can_be_monitored(run):
     log, logged, known, _, report = run
-    assert known == report.scalars().keys()
+    assert known == {tag for tag in report.scalars() if "latency" not in tag}  # which is measured after the fit
     assert len(known) > 70
     if log == "full":
         assert logged == known
