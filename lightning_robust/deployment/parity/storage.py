@@ -61,7 +61,7 @@ def examine_head(subject: Subject, report: ParityReport, task: Task) -> ParityRe
     names = _shortest_names(subject, head_nodes(subject.exported.model))
     baseline = Baseline(subject, task)
     before, after = (_distance_of(made, name, baseline) for made in (subject, subject.keeping(names)))
-    if not names or not math.isfinite(after) or after > _WORTH * before:
+    if not names or not math.isfinite(after) or not after <= _WORTH * before:
         return report
     storage = report.targets[name].metrics.get(STORAGE, math.nan)
     finding = _head_finding(subject, names, name.removeprefix("emulated-"), baseline, (before, storage, after))

@@ -10,12 +10,14 @@ from lightning_robust.decoding import Boxes
 from lightning_robust.deployment.engines import BuildSettings, Subject, available
 from lightning_robust.deployment.engines.execution import execute
 from lightning_robust.deployment.parity.background import LateResults
+from lightning_robust.deployment.parity.baseline import Baseline
 from lightning_robust.deployment.parity.intervals import Interval, intervals
 from lightning_robust.deployment.parity.links import Link
 from lightning_robust.deployment.parity.measure import measure_parity
 from lightning_robust.deployment.parity.module import judge_module
 from lightning_robust.deployment.parity.readout import Readout
 from lightning_robust.deployment.parity.result import ParityReport, TargetResult
+from lightning_robust.deployment.parity.scale import Task
 from lightning_robust.deployment.pixels.catalogue import perturbations
 from lightning_robust.deployment.report.tables import perturbation_rows
 from lightning_robust.functional.pixels import PixelSpace
@@ -228,6 +230,32 @@ def test_chance_and_memory_are_told(module):
     assert any("Two runs on the same samples differ" in note for note in report.notes)
     calm = measure_parity(subject(nn.Linear(20, 20), torch.rand(16, 20)), available(["torch-fp32"]))
     assert not any("Two runs" in note for note in calm.notes)
+
+
+class Growing(Counting):
+    """One row more in each run, as a tracker's boxes."""
+
+    def forward(self, x):
+        outputs = super().forward(x)
+        return torch.cat([outputs, *[outputs[:1]] * self.runs])
+
+
+class Crowd(nn.Linear):
+    """Asks for more samples than a second look takes."""
+
+    def forward(self, x):
+        if len(x) < 16:
+            raise ValueError("not enough samples")
+        return super().forward(x)
+
+
+def test_a_second_look_ends_no_pass():
+    """Outputs of another shape are told as any others that change, and a module that refuses so few is measured."""
+    baseline = Baseline(subject(Growing(20, 20), torch.rand(16, 20)), Task())
+    assert any("Two runs on the same samples differ" in note for note in baseline.notes)
+    report = measure_parity(subject(Crowd(20, 20), torch.rand(16, 20)), available(["torch-fp32"]))
+    assert report.targets["torch-fp32"].status == "measured"
+    assert report.notes == ()
 
 
 class Half(nn.Module):

@@ -9,6 +9,7 @@ from torch import nn
 from lightning_robust import measure_parity
 from lightning_robust.deployment.engines import BuildSettings, Subject, available
 from lightning_robust.deployment.graph.export import frozen_copy
+from lightning_robust.deployment.parity import storage
 from lightning_robust.deployment.parity.scale import Task
 from lightning_robust.deployment.parity.storage import examine_head
 
@@ -149,3 +150,12 @@ def test_the_head_is_measured_on_the_scale_of_the_report():
     found = examine_head(subject, report, Task())
     sentences = [finding.what for finding in found.findings if finding.rule == "B1"]
     assert not any(float(sentence.split()[0]) > 1e-3 for sentence in sentences), sentences
+
+
+def test_a_distance_that_could_not_be_measured_is_no_finding(monkeypatch):
+    """As where the run with the head in half precision fails, and the one with it in fp32 does not."""
+    distances = iter([float("nan"), 0.1])
+    monkeypatch.setattr(storage, "_distance_of", lambda *given: next(distances))
+    subject = Subject(frozen_copy(Places(2000.0)), (torch.rand(16, 8),))
+    report = measure_parity(subject, available(["emulated-fp16"]), decode=TASK.decode)
+    assert examine_head(subject, report, TASK) is report
