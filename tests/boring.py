@@ -129,6 +129,34 @@ class Boring(pl.LightningModule):
         return self._loader(Pictures())
 
 
+class Manual(Boring):
+    """Optimises by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        loss = self._loss(batch)
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+        self.lr_schedulers().step()
+        return loss
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.Adam(self.parameters(), 0.01)
+        return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)]
+
+
+class ManualWithLoss(Manual):
+    """Optimises by itself, and has a loss beside that."""
+
+    def attack_loss(self, batch):
+        return self._loss(batch)
+
+
 class OnlyInSteps(Boring):
     """Its forward pass fails outside of its own steps, so that BatchNorm cannot be refreshed."""
 

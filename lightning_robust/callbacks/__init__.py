@@ -1,6 +1,7 @@
 """What a Trainer takes: a folder for each technique, with its card as README.md.
 
-``attacked_batches.py``, ``module_loss.py``, ``conditions.py`` and ``candidates.py`` hold what several of them share.
+``attacked_batches.py``, ``module_loss.py``, ``conditions.py``, ``judging.py`` and
+``candidates.py`` hold what several of them share.
 """
 
 from lightning_robust.callbacks.adversarial import AdversarialCallback as AdversarialCallback

@@ -20,7 +20,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_robust.callbacks.deployment_parity.callback import DeploymentParityCallback
-from lightning_robust.callbacks.judging import JudgingCallback
+from lightning_robust.callbacks.judging import PARITY, JudgingCallback
 from lightning_robust.functional.averaging import State
 from lightning_robust.functional.batchnorm import batchnorm_layers
 from lightning_robust.functional.weights import Weights
@@ -35,8 +35,6 @@ from lightning_robust.harness.saving import save_weights
 from lightning_robust.harness.trainers import find_callbacks, is_fast_dev_run
 from lightning_robust.progress import Progress
 from lightning_robust.structures import Key
-
-_PARITY = ("parity/", "sensitivity/", "attribution/")
 
 
 class Candidates:
@@ -137,7 +135,7 @@ class Candidates:
                 self._progress.advance(note=f"{self.monitor} {score:.4g}")
 
     def _measure(self) -> Iterator[tuple[float, float]]:
-        if self.monitor.startswith(_PARITY):
+        if self.monitor.startswith(PARITY):
             yield pick(self._parity().measure(self.trainer, self.module, self.monitor), self.monitor), 1.0
         else:
             yield from self.evaluator.running_score(self.monitor)

@@ -14,8 +14,8 @@ from lightning_robust.harness.compat import has_validation_data, overrides
 from lightning_robust.harness.trainers import find_callbacks
 from lightning_robust.suggest import did_you_mean
 
-_LATER = ("parity/", "sensitivity/", "attribution/")
-"""What the sanity check does not measure."""
+PARITY = ("parity/", "sensitivity/", "attribution/")
+"""How metrics begin that DeploymentParityCallback measures, and not at the sanity check."""
 
 
 class JudgingCallback(pl.Callback):
@@ -60,7 +60,7 @@ class JudgingCallback(pl.Callback):
         logged = sorted(trainer.callback_metrics)
         there = any(name == monitor or name.startswith(f"{monitor}/dataloader_idx_") for name in logged)
         renamed = any(name.startswith("sanity") for name in logged)
-        if logged and not there and not renamed and not monitor.startswith(_LATER):
+        if logged and not there and not renamed and not monitor.startswith(PARITY):
             warn(
                 f"{type(self).__name__}: {monitor!r} is not what the sanity check logged ({', '.join(logged)}), and "
                 f"weights cannot be judged without it.{did_you_mean(monitor, logged, 1)}"

@@ -169,11 +169,8 @@ def _complete(arguments: list[str]) -> str:
 
 def _require_weights(values: Mapping[str, Any]) -> None:
     for key, value in values.items():
-        if (
-            isinstance(value, str)
-            and value.endswith((".ckpt", ".pt", ".safetensors"))
-            and not is_checkpoint(Path(value))
-        ):
+        is_file = isinstance(value, str) and value.endswith((".ckpt", ".pt", ".safetensors"))
+        if is_file and not is_checkpoint(Path(value)):
             raise FileNotFoundError(
                 f"Expected a file for `vary.{key}` at {Path(value).resolve()}, but there is none. Train it first, or "
                 "start the sweep from the folder that the path is relative to."

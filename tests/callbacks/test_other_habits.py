@@ -22,7 +22,7 @@ from lightning_robust import (
 )
 from lightning_robust.harness.trainers import NoEffectWarning
 
-from ..boring import Boring, Pictures, make_trainer
+from ..boring import Boring, Manual, ManualWithLoss, Pictures, make_trainer
 
 ATTACKS = {
     "robust validation": lambda: RobustValidationCallback("8/255", steps=2),
@@ -30,32 +30,6 @@ ATTACKS = {
     "datapath": lambda: DatapathCallback(["pgd"]),
     "criticality": lambda: LayerCriticalityCallback("val/loss", "min", under=["fgsm"]),
 }
-
-
-class Manual(Boring):
-    """Optimises by itself."""
-
-    def __init__(self):
-        super().__init__()
-        self.automatic_optimization = False
-
-    def training_step(self, batch, batch_idx):
-        optimizer = self.optimizers()
-        loss = self._loss(batch)
-        optimizer.zero_grad()
-        self.manual_backward(loss)
-        optimizer.step()
-        self.lr_schedulers().step()
-        return loss
-
-    def configure_optimizers(self):
-        optimizer = torch.optim.Adam(self.parameters(), 0.01)
-        return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)]
-
-
-class ManualWithLoss(Manual):
-    def attack_loss(self, batch):
-        return self._loss(batch)
 
 
 def trained(folder, module, *callbacks, **settings):

@@ -65,8 +65,6 @@ def judge_module(
     try:
         found = localise(subject, report, decode=reads, known=known, limits=limits, time_limit=_TIME)
         return judge_report(found, limits, budget, targets or ())
-    except (
-        ExportError,
-        ValueError,
-    ):  # a graph that cannot be emulated, or outputs that are not finite: there is no layer to name
+    except (ExportError, ValueError):
+        # a graph that cannot be emulated, or outputs that are not finite: there is no layer to name
         return judgement

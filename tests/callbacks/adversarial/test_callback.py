@@ -18,7 +18,7 @@ from lightning_robust.demo.lanes import LaneData, LaneDetector
 from lightning_robust.functional.attacks import fgsm, pgd
 from lightning_robust.structures import get_item
 
-from ...boring import BATCH_FORMS, Boring, Pictures, make_trainer
+from ...boring import BATCH_FORMS, Boring, Manual, ManualWithLoss, Pictures, make_trainer
 
 
 def train(folder, callback, module=None, datamodule=None, **settings):
@@ -655,25 +655,10 @@ def test_attack_loss_of_the_module_is_climbed(tmp_path):
 
 
 def test_manual_optimisation_needs_an_attack_loss(tmp_path):
-    class Manual(Boring):
-        def __init__(self):
-            super().__init__()
-            self.automatic_optimization = False
-
-        def training_step(self, batch, batch_idx):
-            optimizer = self.optimizers()
-            optimizer.zero_grad()
-            self.manual_backward(self._loss(batch))
-            optimizer.step()
-
     with pytest.raises(MisconfigurationException, match="attack_loss"):
         train(tmp_path, AdversarialCallback("fgsm", eps=0.1), Manual())
 
-    class Ready(Manual):
-        def attack_loss(self, batch):
-            return self._loss(batch)
-
-    trainer, _ = train(tmp_path, AdversarialCallback("fgsm", eps=0.1, val_eps=[]), Ready())
+    trainer, _ = train(tmp_path, AdversarialCallback("fgsm", eps=0.1, val_eps=[]), ManualWithLoss())
     assert trainer.global_step == 8
 
 

@@ -37,6 +37,8 @@ BEGINS = b"lightning_robust begins\n"
 ANSWER = b"lightning_robust answer "
 """Begins the line that gives the length and the SHA-256 of the archive that follows it."""
 PREFIX = "lightning_robust-"
+_MADE = re.compile("[a-z0-9_]{8}")
+"""What mkdtemp puts behind a prefix."""
 _POLL = 0.1  # seconds between two looks at who is alive
 _MERCY = 3.0  # seconds for a command to end by itself, as a supervisor of its own does after it has cleaned up
 _GRACE = 10.0  # seconds after the training's own time limit when the target gives up
@@ -70,9 +72,7 @@ def scratch(parent: str | os.PathLike[str] | None = None, prefix: str = PREFIX) 
 def remove_stale(place: Path, prefix: str = PREFIX) -> None:
     """Remove the folders of :func:`scratch` whose processes are dead, however they died."""
     for folder in place.glob(prefix + "*"):
-        if (
-            re.fullmatch(r"[a-z0-9_]{8}", folder.name[len(prefix) :]) is None
-        ):  # as mkdtemp makes it; others are not ours
+        if _MADE.fullmatch(folder.name.removeprefix(prefix)) is None:  # of others, whose names begin alike
             continue
         lock = _lock(folder, wait=False)
         if lock is not None:
