@@ -72,7 +72,7 @@ def scratch(parent: str | os.PathLike[str] | None = None, prefix: str = PREFIX) 
 def remove_stale(place: Path, prefix: str = PREFIX) -> None:
     """Remove the folders of :func:`scratch` whose processes are dead, however they died."""
     for folder in place.glob(prefix + "*"):
-        if _MADE.fullmatch(folder.name.removeprefix(prefix)) is None:  # of others, whose names begin alike
+        if _MADE.fullmatch(folder.name[len(prefix) :]) is None:  # of others, whose names begin alike
             continue
         lock = _lock(folder, wait=False)
         if lock is not None:
