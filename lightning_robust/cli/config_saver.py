@@ -23,6 +23,8 @@ class ConfigSaver(SaveConfigCallback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Save, under another name where the usual one is somebody's."""
+        if self.already_saved:
+            return
         theirs = Path(str(trainer.log_dir), self.config_filename)
         if theirs.is_file() and not theirs.read_text(encoding="utf-8", errors="replace").startswith(_HEADER):
             self.config_filename = _BESIDE

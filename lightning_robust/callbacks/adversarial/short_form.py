@@ -239,11 +239,16 @@ def parse_radii(eps: float | str | list[float | str], inputs: int) -> list[float
     """One radius for each input.
 
     Raises:
-        ValueError: For another number of them.
+        ValueError: For another number of them, and for a first one of 0 before others, which count from it.
     """
     radii = [parse_fraction(value) for value in (eps if isinstance(eps, list) else [eps])]
     if len(radii) not in (1, inputs):
         raise ValueError(f"Expected `eps` as one value or one for each of {inputs} inputs, got {len(radii)}.")
+    if radii[0] == 0 < max(radii):
+        raise ValueError(
+            f"Expected `eps` of the first input above 0, since steps and `val_eps` are relative to it, but got {eps}. "
+            "Give an input with a radius above 0 first in `input_key`, and its radius first here."
+        )
     return radii if len(radii) == inputs else radii * inputs
 
 

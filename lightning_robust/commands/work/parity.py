@@ -10,8 +10,7 @@ from lightning_robust.callbacks import DeploymentParityCallback
 from lightning_robust.commands.parity import OTHER
 from lightning_robust.complaints import naming
 from lightning_robust.deployment.engines import BuildSettings, available
-from lightning_robust.deployment.graph.files import GraphSubject, load_graph, make_inputs, remarks, say_made
-from lightning_robust.deployment.graph.inputs import check_inputs, read_inputs
+from lightning_robust.deployment.graph.files import GraphSubject, load_graph, read_or_make_inputs, remarks
 from lightning_robust.deployment.parity.localise import localise
 from lightning_robust.deployment.parity.measure import measure_parity
 from lightning_robust.deployment.parity.result import MeasuredWeights, ParityReport
@@ -46,13 +45,9 @@ def read_subject(
 ) -> tuple[GraphSubject, list[str]]:
     """An ONNX file with what goes into it, and what a reader has to know of both."""
     graph = load_graph(path)
-    notes = remarks(graph)
-    with naming(inputs):
-        arrays = make_inputs(graph, samples, shapes) if inputs is None else read_inputs(inputs)
-        check_inputs(graph, arrays)
-    notes += [] if inputs else [say_made(arrays)]
+    arrays, notes = read_or_make_inputs(graph, inputs, samples, shapes)
     with naming(path):
-        return GraphSubject(graph, arrays, settings), notes
+        return GraphSubject(graph, arrays, settings), [*remarks(graph), *notes]
 
 
 def with_limited(

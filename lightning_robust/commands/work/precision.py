@@ -10,8 +10,7 @@ from lightning_robust.callbacks.deployment_parity.task import task_of
 from lightning_robust.complaints import naming
 from lightning_robust.deployment.engines import BuildSettings, Subject
 from lightning_robust.deployment.graph.export import frozen_copy, to_args
-from lightning_robust.deployment.graph.files import GraphSubject, load_graph, make_inputs, remarks, say_made
-from lightning_robust.deployment.graph.inputs import check_inputs, read_inputs
+from lightning_robust.deployment.graph.files import GraphSubject, load_graph, read_or_make_inputs, remarks
 from lightning_robust.deployment.mixed_precision import MixedModel
 from lightning_robust.deployment.numerics.typed import stated_halves
 from lightning_robust.deployment.parity.result import Examination
@@ -57,15 +56,11 @@ def file_subject(
     """An ONNX file, and what a reader has to know of it and its inputs."""
     graph = load_graph(path)
     _refuse_half(graph, path)
-    notes = [*remarks(graph), *_name_remarks(path, graph)]
-    with naming(inputs):
-        arrays = make_inputs(graph, samples or _NOISE, shapes) if inputs is None else read_inputs(inputs)
-        check_inputs(graph, arrays)
-    notes += [] if inputs else [say_made(arrays)]
+    arrays, notes = read_or_make_inputs(graph, inputs, samples or _NOISE, shapes)
     with naming(path):
         subject = GraphSubject(graph, arrays, settings)
     subject.example = subject.rows(slice(samples))
-    return subject, Task(), notes
+    return subject, Task(), [*remarks(graph), *_name_remarks(path, graph), *notes]
 
 
 def _refuse_half(graph: onnx.ModelProto, path: str) -> None:

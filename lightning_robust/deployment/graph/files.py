@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from lightning_robust.complaints import one_line
+from lightning_robust.complaints import naming, one_line
 from lightning_robust.deployment.engines import BuildSettings, Subject
 from lightning_robust.deployment.engines.settings import DEFAULTS
 from lightning_robust.deployment.graph.batches import Arrays, fixed_batches
 from lightning_robust.deployment.graph.export import Exported
-from lightning_robust.deployment.graph.inputs import check_inputs, input_shape
+from lightning_robust.deployment.graph.inputs import check_inputs, input_shape, read_inputs
 from lightning_robust.deployment.graph.names import name_nodes
 from lightning_robust.deployment.graph.origin import read_origins
 from lightning_robust.deployment.graph.session import Session
@@ -258,8 +258,27 @@ def make_inputs(
     return made
 
 
-def say_made(arrays: Mapping[str, NDArray[np.generic]]) -> str:
-    """What a reader has to know of inputs that :func:`make_inputs` made."""
+def read_or_make_inputs(
+    model: onnx.ModelProto, path: str | None, samples: int, shapes: Mapping[str, Sequence[int]] | None = None
+) -> tuple[dict[str, NDArray[np.generic]], list[str]]:
+    """Inputs from a file, or made ones without one, and what a reader has to know of them.
+
+    Args:
+        model: The graph.
+        path: Of the file; None makes them.
+        samples: How many are made.
+        shapes: Of :func:`make_inputs`.
+
+    Raises:
+        ValueError: If they do not fit the graph; names the file.
+    """
+    with naming(path):
+        arrays = make_inputs(model, samples, shapes) if path is None else read_inputs(path)
+        check_inputs(model, arrays)
+    return arrays, [_say_made(arrays)] if path is None else []
+
+
+def _say_made(arrays: Mapping[str, NDArray[np.generic]]) -> str:
     zeros = [name for name, array in arrays.items() if not array.any()]
     told = f" ({first_of(zeros)} zeros)" if zeros else ""
     return f"The inputs are noise{told}: distances on real inputs may be quite different. Give --inputs."

@@ -669,6 +669,7 @@ def test_manual_optimisation_needs_an_attack_loss(tmp_path):
         ({"eps": -0.1}, "8/255"),
         ({"eps": float("nan")}, "8/255"),
         ({"eps": [0.1, 0.2]}, "one for each of 1 inputs"),
+        ({"eps": [0, "8/255"], "input_key": [0, 1]}, "`eps` of the first input above 0"),
         ({"method": "fab"}, "`method`"),
         ({"method": "fgm"}, "`embedding`"),
         ({"ratio": 1.5}, "`ratio`"),

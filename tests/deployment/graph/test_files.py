@@ -14,8 +14,8 @@ from lightning_robust.deployment.graph.files import (
     check_inputs,
     load_graph,
     make_inputs,
+    read_or_make_inputs,
     remarks,
-    say_made,
 )
 from lightning_robust.deployment.graph.session import Session
 from lightning_robust.deployment.numerics.convert import to_half
@@ -309,13 +309,18 @@ def test_rejects_a_circle(tmp_path):
         load_graph(tmp_path / "circle.onnx")
 
 
-def test_bytes_are_noise_too_and_zeros_are_named():
+def test_bytes_are_noise_too_and_zeros_are_named(tmp_path):
     inputs = "uint8[n, 3, 8, 8] x, int64[n] at, float[n, 2] v"
     model = f'<ir_version: 10, opset_import: ["" : 20]> g ({inputs}) => (float[n, 2] y) {{ y = Add(v, v) }}'
-    arrays = make_inputs(onnx.parser.parse_model(model), 4)
+    graph = onnx.parser.parse_model(model)
+    arrays, (said,) = read_or_make_inputs(graph, None, 4)
     assert len(np.unique(arrays["x"])) > 200
-    assert say_made(arrays).startswith("The inputs are noise (at zeros): ")
-    assert say_made({"x": arrays["x"]}).startswith("The inputs are noise: ")
+    assert said.startswith("The inputs are noise (at zeros): ")
+
+    np.savez(tmp_path / "inputs.npz", **arrays)
+    read, notes = read_or_make_inputs(graph, str(tmp_path / "inputs.npz"), 4)
+    assert notes == []
+    np.testing.assert_array_equal(read["x"], arrays["x"])
 
 
 def test_an_output_without_a_shape_is_no_fault(tmp_path):
