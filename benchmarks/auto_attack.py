@@ -1,10 +1,10 @@
 """What `auto` leaves of five classifiers, beside the pieces of AutoAttack in torchattacks, and what both cost.
 
     pip install --no-deps torchattacks
-    python benchmarks/auto_attack.py --archive cifar10-jpeg.tar.gz [--seeds 0] [--out runs/auto_attack]
+    python benchmarks/auto_attack.py --archive cifar10-jpeg.tar.gz [--seeds 0] [--out runs/fastat]
 
 Three networks on Fashion-MNIST, trained plainly, by FGSM-RS and by PGD as ``input_space.py`` trains them, and two small
-ResNets of ``averages.py`` on CIFAR-10 from JPEG files, trained plainly and by FGSM-RS. Both sides attack the same test
+ResNets of ``fastat.py`` on CIFAR-10 from JPEG files, trained plainly and by PGD. Both sides attack the same test
 pictures, linf, inputs in [0, 1], fp32: 1,000 of Fashion-MNIST, and every twentieth of CIFAR-10's, which lie sorted by
 class. AutoAttack's pieces have the settings of its paper (APGD and FAB with 100 steps, nine targets, Square with 5,000
 queries) and, as there, each attacks what the ones before have left. A pass is one picture forward, or one back to the
@@ -21,8 +21,9 @@ from typing import Any
 
 import input_space
 import torch
-from averages import data_of, weights_of
+from averages import data_of
 from cifar import CifarData, SmallResNet
+from fastat import WIDTHS, weights_of
 from models import FastNet
 from rows import Results, options, run, slug
 from torch import Tensor, nn
@@ -45,9 +46,9 @@ class Row:
     """A network and the radius that it is attacked with.
 
     Args:
-        trained: Name of the training, in ``input_space.py`` or ``averages.py``.
+        trained: Name of the training, in ``input_space.py`` or ``fastat.py``.
         eps: The radius.
-        cifar: Whether it is one of ``averages.py``.
+        cifar: Whether it is one of ``fastat.py``.
     """
 
     trained: str
@@ -59,8 +60,8 @@ ROWS = {
     "Fashion-MNIST, plain": Row("plain", 0.02),
     "Fashion-MNIST, FGSM-RS": Row("fgsm_rs", 0.1),
     "Fashion-MNIST, PGD": Row("pgd, 7 steps", 0.1),
-    "CIFAR-10, plain": Row("SGD", 1 / 255, cifar=True),
-    "CIFAR-10, FGSM-RS": Row("FGSM-RS", 2 / 255, cifar=True),
+    "CIFAR-10, plain": Row("plain", 1 / 255, cifar=True),
+    "CIFAR-10, PGD": Row("PGD", 8 / 255, cifar=True),
 }
 
 
@@ -137,9 +138,10 @@ def attacked_task(name: str, seed: int, given: argparse.Namespace) -> tuple[Coun
     """A trained network, and the pictures in [0, 1] and labels that it is attacked on."""
     row = ROWS[name]
     if row.cifar:
-        data, _ = data_of(given.archive, given.out)
-        network = SmallResNet()
-        network.load_state_dict(weights_of(row.trained, seed, given.archive, given.out))
+        kept = weights_of(row.trained, seed, given.archive, given.out)
+        data, _ = data_of(given.archive, given.out, 1, 0)
+        network = SmallResNet(widths=WIDTHS)
+        network.load_state_dict(kept["states"][row.trained])
         pictures, labels = data.test[list(range(0, len(data.test), EVERY))]
         return Counted(network, PixelSpace(CifarData.mean, CifarData.std)), pictures.float() / 255, labels
     clothes = FashionMNISTData(eval_batch_size=CLOTHES)
@@ -193,7 +195,7 @@ def table(results: Results, names: list[str], seeds: list[int]) -> str:
 
 def main() -> None:
     """Do what is missing and print the table."""
-    given = options(__doc__, "runs/auto_attack", ROWS, files=["archive"], parallel=False)
+    given = options(__doc__, "runs/fastat", ROWS, files=["archive"], parallel=False)
     torch.set_num_threads(1)
     results = Results(given.out)
     for seed in given.seeds:

@@ -130,11 +130,16 @@ def _of_run(run: str, seed: int, archive: Path, out: Path) -> dict[str, Any]:
         data, held_out = data_of(archive, out)
         began = time.process_time()
         states = dict(zip(RUNS[run], _trained(run, seed, begin, data, held_out), strict=True))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"states": states, "cpu_seconds": time.process_time() - began}, path.with_suffix(".unfinished"))
-        path.with_suffix(".unfinished").rename(path)
+        keep(path, {"states": states, "cpu_seconds": time.process_time() - began})
     kept: dict[str, Any] = torch.load(path, weights_only=True)
     return kept
+
+
+def keep(path: Path, content: dict[str, Any]) -> None:
+    """Save under this name once it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(content, path.with_suffix(".unfinished"))
+    path.with_suffix(".unfinished").rename(path)
 
 
 def _trained(run: str, seed: int, begin: State | None, data: CifarData, held_out: Batch) -> list[State]:
@@ -153,14 +158,21 @@ def _trained(run: str, seed: int, begin: State | None, data: CifarData, held_out
 
 
 def fitted(
-    seed: int, begin: State | None, data: CifarData, epochs: int, rate: float, *techniques: pl.Callback
+    seed: int,
+    begin: State | None,
+    data: CifarData,
+    epochs: int,
+    rate: float,
+    *techniques: pl.Callback,
+    precision: str = "bf16-mixed",
+    **architecture: Any,
 ) -> tuple[State, State]:
-    """Raw weights and those that the fit returns."""
+    """Raw weights and those that the fit returns; ``architecture`` is of the network."""
     seed_everything(seed, verbose=False)
-    module, raw = SmallResNet(learning_rate=rate), KeepRaw()
+    module, raw = SmallResNet(learning_rate=rate, **architecture), KeepRaw()
     if begin is not None:
         module.load_state_dict(begin)
-    trainer = quiet_trainer([raw, *techniques], max_epochs=epochs, precision="bf16-mixed", limit_val_batches=0)
+    trainer = quiet_trainer([raw, *techniques], max_epochs=epochs, precision=precision, limit_val_batches=0)
     trainer.fit(module, data)
     return raw.state, state_on_cpu(module)
 

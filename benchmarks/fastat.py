@@ -3,30 +3,33 @@
     python benchmarks/fastat.py --archive cifar10-jpeg.tar.gz [--seeds 0 1 2] [--out runs/fastat] [--only PGD]
 
 FGSM-RS, N-FGSM, PGD and TRADES, four of the methods that the FastAT benchmark (arXiv 2604.22853) ranks, at its eps of
-8/255. Here: 10,000 JPEG pictures brought down to 24 x 24 (``cifar.py``), a ResNet of seven convolutions, 15 epochs, so
-the order of the methods compares, not their numbers. Each training has a second row, its exponential average
-(half of it within half an epoch), which it does not see. Clean accuracy is on the 10,000 test pictures, `auto` is
-``RobustValidationCallback(evaluator="auto")`` on every tenth of them. Finished rows are kept in ``results.json``.
+8/255, and plain training. Here: 10,000 JPEG pictures brought down to 24 x 24 (``cifar.py``), a ResNet of seven narrow
+convolutions, 15 epochs in fp32, so the order of the methods compares, not their numbers. Each training has a second
+row, its exponential average (half of it within half an epoch), which it does not see. Clean accuracy is on the 10,000
+test pictures, `auto` is ``RobustValidationCallback(evaluator="auto")`` on every tenth of them. Trained weights are
+kept, which ``auto_attack.py`` attacks, and finished rows in ``results.json``.
 """
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
-from averages import accuracy, data_of, fitted, tensors
+from averages import accuracy, data_of, fitted, keep, tensors
 from cifar import CifarData, SmallResNet
-from rows import Columns, Results, options, quiet_trainer
+from rows import Columns, Results, options, quiet_trainer, slug
 
 from lightning_robust import AdversarialCallback, RobustValidationCallback, SWACallback
-from lightning_robust.functional.averaging import State
 
 EPS = "8/255"
 PER_CLASS, EPOCHS, RATE, STEPS = 1_000, 15, 0.1, 7
+WIDTHS = (16, 32, 64, 128)
 EVERY = 10
 """One in so many test pictures is attacked; they lie sorted by class."""
-METHODS = {
+METHODS: dict[str, dict[str, Any]] = {
+    "plain": {},
     "FGSM-RS": {"method": "fgsm_rs"},
     "N-FGSM": {"method": "nfgsm"},
     "PGD": {"method": "pgd", "steps": STEPS},
@@ -45,31 +48,35 @@ def names_of(method: str) -> tuple[str, str]:
     return method, f"{method}, EMA"
 
 
-def trained(results: Results, method: str, seed: int, archive: Path) -> None:
-    """Both rows of a training, if one is missing."""
-    names = names_of(method)
-    if all(f"{name} | {seed}" in results.content for name in names):
-        return
-    data, _ = data_of(archive, results.folder, PER_CLASS, 0)
-    attack = AdversarialCallback(eps=EPS, val_eps=[], **METHODS[method])
-    began = time.process_time()
-    states = fitted(seed, None, data, EPOCHS, RATE, attack, SWACallback(**AVERAGE))
-    seconds = time.process_time() - began
-    for name, state in zip(names, states, strict=True):
-        results.put(name, seed, measured(state, data) | {"cpu_seconds": seconds})
+def weights_of(method: str, seed: int, archive: Path, out: Path) -> dict[str, Any]:
+    """The states of both rows of a training, by name, and its processor seconds; trained at the first call."""
+    path = out / "fastat" / slug(method) / f"{seed}.pt"
+    if not path.exists():
+        data, _ = data_of(archive, out, PER_CLASS, 0)
+        attack = [AdversarialCallback(eps=EPS, val_eps=[], **METHODS[method])] if METHODS[method] else []
+        began = time.process_time()
+        states = fitted(
+            seed, None, data, EPOCHS, RATE, *attack, SWACallback(**AVERAGE), precision="32-true", widths=WIDTHS
+        )
+        seconds = time.process_time() - began
+        keep(path, {"states": dict(zip(names_of(method), states, strict=True)), "cpu_seconds": seconds})
+    kept: dict[str, Any] = torch.load(path, weights_only=True)
+    return kept
 
 
-def measured(state: State, data: CifarData) -> dict[str, float]:
-    """Accuracy of weights, clean and under `auto`."""
-    module = SmallResNet()
-    module.load_state_dict(state)
+def measured(name: str, method: str, seed: int, archive: Path, out: Path) -> dict[str, float]:
+    """Accuracy of a row's weights, clean and under `auto`."""
+    kept = weights_of(method, seed, archive, out)
+    data, _ = data_of(archive, out, PER_CLASS, 0)
+    module = SmallResNet(widths=WIDTHS)
+    module.load_state_dict(kept["states"][name])
     pictures, labels = data.test.pictures.numpy(), data.test.labels.numpy()
     clean = accuracy(module.eval(), tensors(data, pictures, labels))
     few = CifarData((pictures[:1], labels[:1]), (pictures[::EVERY], labels[::EVERY]))
     robust = RobustValidationCallback(EPS, evaluator="auto", batches=None)
     (found,) = quiet_trainer([robust]).validate(module, few, verbose=False)
     (attacked,) = (value for tag, value in found.items() if tag.startswith("adversarial/val_acc@"))
-    return {"clean": clean, "auto": attacked}
+    return {"clean": clean, "auto": attacked, "cpu_seconds": kept["cpu_seconds"]}
 
 
 def main() -> None:
@@ -79,7 +86,12 @@ def main() -> None:
     results = Results(given.out)
     for seed in given.seeds:
         for method in given.only:
-            trained(results, method, seed, given.archive)
+            for name in names_of(method):
+                results.get(
+                    name,
+                    seed,
+                    lambda name=name, method=method, seed=seed: measured(name, method, seed, given.archive, given.out),
+                )
     rows = [name for method in given.only for name in names_of(method)]
     print("\n" + results.table(rows, given.seeds, COLUMNS))
     for seed in given.seeds:

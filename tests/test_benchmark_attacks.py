@@ -60,9 +60,8 @@ def test_the_table_has_the_difference_and_the_ratio(benchmark, tmp_path):
 
 def test_a_tiny_row_of_a_small_resnet(benchmark, archive, tmp_path, monkeypatch):
     """From the archive to the numbers of one side; the weights are kept."""
-    attacks, averages = benchmark("auto_attack"), benchmark("averages")
-    for name, value in {"PER_CLASS": 18, "HELD_OUT": 4, "EPOCHS": 1, "MORE": 1}.items():
-        monkeypatch.setattr(averages, name, value)
+    attacks, fastat = benchmark("auto_attack"), benchmark("fastat")
+    tiny(fastat, monkeypatch)
     monkeypatch.setattr(attacks, "EVERY", 5)
     given = argparse.Namespace(archive=archive, out=tmp_path)
     network, images, labels = attacks.attacked_task("CIFAR-10, plain", 0, given)
@@ -70,19 +69,24 @@ def test_a_tiny_row_of_a_small_resnet(benchmark, archive, tmp_path, monkeypatch)
     assert (images.shape, images.min() >= 0, images.max() <= 1) == ((4, 3, 24, 24), True, True)
     with torch.no_grad():
         assert network(images).shape == (4, 10)
-    assert (tmp_path / "weights" / "falling_rate" / "0.pt").exists()
+    assert (tmp_path / "fastat" / "plain" / "0.pt").exists()
+
+
+def tiny(fastat, monkeypatch):
+    """A training of a moment."""
+    settings = {"PER_CLASS": 18, "EPOCHS": 2, "STEPS": 1, "EVERY": 5, "AVERAGE": fastat.AVERAGE | {"bn_samples": 128}}
+    for name, value in settings.items():
+        monkeypatch.setattr(fastat, name, value)
 
 
 def test_a_tiny_table_of_fast_trainings(benchmark, archive, tmp_path, monkeypatch):
     """Two rows of one training; the average is another network, and neither is trained again."""
-    fastat, rows = benchmark("fastat"), benchmark("rows")
-    settings = {"PER_CLASS": 18, "EPOCHS": 1, "STEPS": 1, "EVERY": 5, "AVERAGE": fastat.AVERAGE | {"bn_samples": 128}}
-    for name, value in settings.items():
-        monkeypatch.setattr(fastat, name, value)
-    results = rows.Results(tmp_path)
-    fastat.trained(results, "FGSM-RS", 0, archive)
-    raw, averaged = (results.content[f"{name} | 0"] for name in fastat.names_of("FGSM-RS"))
+    fastat = benchmark("fastat")
+    tiny(fastat, monkeypatch)
+    raw_name, averaged_name = fastat.names_of("FGSM-RS")
+    raw, averaged = (fastat.measured(name, "FGSM-RS", 0, archive, tmp_path) for name in fastat.names_of("FGSM-RS"))
     assert raw.keys() == averaged.keys() == {"clean", "auto", "cpu_seconds"}
     assert all(0 <= each["auto"] <= 1 and 0 <= each["clean"] <= 1 for each in (raw, averaged))
     monkeypatch.setattr(fastat, "fitted", None)
-    fastat.trained(rows.Results(tmp_path), "FGSM-RS", 0, archive)
+    states = fastat.weights_of("FGSM-RS", 0, archive, tmp_path)["states"]
+    assert not torch.equal(states[raw_name]["head.weight"], states[averaged_name]["head.weight"])
