@@ -20,7 +20,7 @@ import torch
 from cifar import SIZE, Batch, CifarData, SmallResNet, kept_array, read_files
 from lightning.pytorch import seed_everything
 from pixel_paths import RESIZERS, by_pillow
-from rows import quiet_trainer, slug
+from rows import MIXED, quiet_trainer, slug
 
 from lightning_robust import AdversarialCallback, SWACallback
 from lightning_robust.functional.averaging import State
@@ -164,7 +164,7 @@ def fitted(
     epochs: int,
     rate: float,
     *techniques: pl.Callback,
-    precision: str = "bf16-mixed",
+    precision: str = MIXED,
     **architecture: Any,
 ) -> tuple[State, State]:
     """Raw weights and those that the fit returns; ``architecture`` is of the network."""

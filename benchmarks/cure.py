@@ -2,7 +2,7 @@
 
     python benchmarks/cure.py --recording solidWhiteRight.mp4 [--seeds 0 1 2] [--out runs/cure] [--jobs 2]
 
-Every row is a command of ``lightning-robust`` over 2,000 rendered pictures in bf16-mixed, twelve epochs unless its name
+Every row is a command of ``lightning-robust`` over 2,000 rendered pictures, twelve epochs unless its name
 says more; finished ones are kept in ``results.json`` and not run again, and the weights of each stand in its folder as
 ``final.ckpt``, for ``libraries.py``. ``lane_sensitivity.py`` says what is measured, on held-out rendered roads and on a
 real recording. The rows "without ..." leave one family out of training, for the third table. ``--only`` takes some of

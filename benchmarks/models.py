@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from rows import quiet_trainer
+from rows import MIXED, quiet_trainer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -145,7 +145,7 @@ class PretrainedByRotation(RobustImageClassifier):
 class LanesPretrainedByRotation(RobustLaneDetector):
     """The demo's lane detector whose convolutions first learn to tell four rotations of the pictures' middles apart.
 
-    Three epochs in bf16-mixed, without labels; arguments as of :class:`RobustLaneDetector`.
+    Three epochs without labels; arguments as of :class:`RobustLaneDetector`.
     """
 
     def on_fit_start(self) -> None:
@@ -155,7 +155,7 @@ class LanesPretrainedByRotation(RobustLaneDetector):
         trunk = nn.Sequential(network.fine, network.middle, network.coarse, nn.AdaptiveAvgPool2d(1))
         width = network.squeeze.in_channels
         data = LaneData(num_train=given.num_train, num_val=given.sequence_length, seed=given.seed)
-        quiet_trainer([], max_epochs=3, precision="bf16-mixed").fit(Rotations(trunk, width), data)
+        quiet_trainer([], max_epochs=3, precision=MIXED).fit(Rotations(trunk, width), data)
 
 
 class Rotations(pl.LightningModule):

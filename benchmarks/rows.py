@@ -20,11 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 
 from lightning_robust import NoEffectWarning
+from lightning_robust.callbacks.attack_precision import computes_in_bf16
 from lightning_robust.cli import RobustCLI
 from lightning_robust.tables import markdown
 
+MIXED = "bf16-mixed" if computes_in_bf16(torch.device("cpu")) else "32-true"
+"""Precision of trainings that need no more: a processor without bf16 instructions is many times slower in it."""
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 Columns = Mapping[str, tuple[str, float, str]]
 """Heading -> tag of the number, what it is multiplied by, how it is written."""

@@ -2,7 +2,7 @@
 
     python benchmarks/suite_lanes.py --recording solidWhiteRight.mp4 [--seeds 0 1 2] [--out runs/suite_lanes] [--jobs 2]
 
-Every row is a command of ``lightning-robust`` over 2,000 rendered pictures and four epochs in bf16-mixed; finished ones
+Every row is a command of ``lightning-robust`` over 2,000 rendered pictures and four epochs; finished ones
 are kept in ``results.json`` and not run again, and their numbers stand in their folders too, for ``lightning-robust
 compare runs/suite_lanes``. In pixels of 960: mean error on rendered pictures, clean and under PGD with 10 steps at eps
 2/255 (256 of them); the 99th percentile of what the median preprocessing difference, JPEG 90 and emulated fp16 and tf32
@@ -16,14 +16,14 @@ import functools
 from pathlib import Path
 
 from lanes_recording import Reference, at_rows, measure, read_frames, reference_lines
-from rows import COST, Columns, measured_run, options, quiet_trainer, run_rows
+from rows import COST, MIXED, Columns, measured_run, options, quiet_trainer, run_rows
 
 from lightning_robust import AdversarialCallback, DeploymentParityCallback
 from lightning_robust.cli import RobustCLI
 from lightning_robust.demo.lanes import predict
 
 CONFIG = "configs/lanes.yaml"
-RECIPE = ["--data.num_train=2000", "--trainer.precision=bf16-mixed"]
+RECIPE = ["--data.num_train=2000", f"--trainer.precision={MIXED}"]
 FGSM = ["--adversarial.method=fgsm_rs", "--adversarial.eps=2/255", "--adversarial.val_eps=[]"]
 EMA = ["--swa.kind=ema", "--swa.start=0", "--swa.every=1", "--swa.half_life=0.25 epochs", "--swa.bn_samples=1000"]
 SWA = ["--swa.start=2", "--swa.bn_samples=1000"]

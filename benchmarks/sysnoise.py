@@ -5,7 +5,7 @@
 In the manner of SysNoise (Wang et al., MLSys 2023), on CIFAR-10 as JPEG files of quality 75: not the original bytes, so
 these accuracies compare with each other and not with other tables. Pictures of 32 x 32 are really brought down, to
 24 x 24, as training's side does with Pillow (decode, BILINEAR); each row does one thing otherwise, with a real library.
-A ResNet of seven convolutions is trained for six epochs in bf16-mixed; the other trainings go on from its weights at
+A ResNet of seven convolutions is trained for six epochs; the other trainings go on from its weights at
 the cost of about six epochs more: plain, with augmentation alone, with :class:`~lightning_robust.PreprocessingMixin`.
 
 "Lost" is the accuracy on training's side less that of the row, of the same weights on the same 10,000 pictures, in
@@ -27,7 +27,7 @@ import torch
 from cifar import CALIBRATION, SIZE, CifarData, SmallResNet, engine, kept_array, read_files
 from lightning.pytorch import seed_everything
 from pixel_paths import DECODERS, RESIZERS, Picture, Resizer, by_pillow, through_nv12
-from rows import Results, options, quiet_trainer, run_rows, slug, spread
+from rows import MIXED, Results, options, quiet_trainer, run_rows, slug, spread
 from torch import Tensor, nn
 
 from lightning_robust.statistics import Bootstrap, Interval
@@ -110,7 +110,7 @@ def weights_of(name: str, seed: int, archive: Path, out: Path) -> dict[str, Any]
         module.load_state_dict(begin)
     data = CifarData(*(pictures(archive, out, part, "clean", _path) for part in ("train", "test")))
     began, epochs = time.process_time(), MORE if ROWS[name] else EPOCHS
-    quiet_trainer([], max_epochs=epochs, precision="bf16-mixed", limit_val_batches=0).fit(module, data)
+    quiet_trainer([], max_epochs=epochs, precision=MIXED, limit_val_batches=0).fit(module, data)
     found = {"state_dict": module.state_dict(), "cpu_seconds": time.process_time() - began}
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(found, path.with_suffix(".unfinished"))

@@ -2,7 +2,7 @@
 
     python benchmarks/traffic.py [--seeds 0 1 2] [--out runs/traffic] [--jobs 2]
 
-Every row is a command of ``lightning-robust`` over 2,000 rendered scenes in bf16-mixed, twelve epochs unless its name
+Every row is a command of ``lightning-robust`` over 2,000 rendered scenes, twelve epochs unless its name
 says more; finished ones are kept in ``results.json`` and not run again. SWA as Zhang et al. 2020 (arXiv:2012.12645)
 have it for object detection: after twelve epochs with the usual schedule twelve more, in each of which the rate falls
 from a quarter of its peak to a hundredth of that, and the mean of the weights at the end of these; 24 epochs with one
@@ -18,7 +18,7 @@ import statistics
 from pathlib import Path
 
 import torch
-from rows import COST, Columns, measured_run, options, quiet_trainer, run_rows
+from rows import COST, MIXED, Columns, measured_run, options, quiet_trainer, run_rows
 from torch import Tensor
 
 from lightning_robust import AdversarialCallback
@@ -103,7 +103,7 @@ def measured(cli: RobustCLI) -> dict[str, float]:
 
 def trained(name: str, seed: int, folder: Path) -> dict[str, float]:
     """One row: train by its command, then measure."""
-    arguments = ["--trainer.precision=bf16-mixed", *ROWS[name]]
+    arguments = [f"--trainer.precision={MIXED}", *ROWS[name]]
     return measured_run(CONFIG, seed, folder, arguments, measured, idle="soup" in name)
 
 
