@@ -43,8 +43,10 @@ class ForwardSignature:
         """Where the arguments are in a batch.
 
         Parameters whose names are keys of the batch are taken by name, else the leading parts of a sequence, as many as
-        are required. A batch object goes whole into a network of one argument, and so does any batch into a parameter
-        called ``batch`` or ``data``.
+        are required. Where the first part is a mapping with such names, or a network of one argument finds a list of
+        one tensor and what tells of it there, as in ``((image, meta), label)``, they are taken from that part. A batch
+        object goes whole into a network of one argument, and so does any batch into a parameter called ``batch`` or
+        ``data``.
 
         Returns:
             The key of each argument by the name of its parameter, and whether they are passed by name.
@@ -57,9 +59,12 @@ class ForwardSignature:
             return self._by_name(parts), True
         if self._takes_whole(batch):
             return {self.names[0]: WHOLE}, False
+        if isinstance(batch, list | tuple) and batch and isinstance(batch[0], Mapping) and self._finds_all_in(batch[0]):
+            return {name: f"0.{key}" for name, key in self._by_name(batch[0]).items()}, True
         names = self.names[: max(self.required, 1)] or ("inputs",)
         if isinstance(batch, list | tuple) and len(batch) >= len(names):
-            return {name: place for place, name in enumerate(names)}, False
+            place = _lone_tensor(batch[0]) if len(names) == 1 else None
+            return ({names[0]: f"0.{place}"} if place is not None else {n: i for i, n in enumerate(names)}), False
         raise MisconfigurationException(
             f"Expected the batch to hold what {self.network}.forward({', '.join(self.names)}) takes, but got "
             f"{type(batch).__name__} with {list(parts)}. Set `input_key` to the parts that are its arguments, or name "
@@ -81,6 +86,14 @@ class ForwardSignature:
         if not self.names or self.required > 1:
             return False
         return isinstance(batch, Tensor) or is_batch_object(batch) or self.names[0] in _BATCHES
+
+
+def _lone_tensor(part: Any) -> int | None:
+    """Where the only tensor of a list stands that holds other things beside it; None for any other part."""
+    if not isinstance(part, list | tuple) or len(part) < 2:
+        return None
+    places = [place for place, each in enumerate(part) if isinstance(each, Tensor)]
+    return places[0] if len(places) == 1 else None
 
 
 def signature_of(module: nn.Module, method: str = "forward") -> ForwardSignature:
@@ -265,8 +278,9 @@ def find_target(batch: Any, target_key: Key | None, inputs: Sequence[Key] = (0,)
     names = [name for name in _TARGETS if name in parts]
     if len(names) == 1:
         return names[0]
-    if isinstance(batch, list | tuple) and len(batch) > len(inputs):
-        return len(inputs)
+    leading = len({str(key).partition(".")[0] for key in inputs})
+    if isinstance(batch, list | tuple) and len(batch) > leading:
+        return leading
     raise MisconfigurationException(
         f"Expected targets in the batch under one of the names {list(_TARGETS)}, but got {type(batch).__name__} with "
         f"{list(parts)}. Set `target_key` to them."

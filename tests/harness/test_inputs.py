@@ -65,6 +65,10 @@ graph = network(lambda self, graphs: (graphs,))
         (optional, {"image": IMAGE, "speed": SPEED}, (IMAGE, None, SPEED)),
         (optional, (IMAGE, LABEL), (IMAGE, None, None)),
         (network(lambda self, x: (x,)), ({"a": IMAGE}, LABEL), ({"a": IMAGE},)),
+        (one, ((IMAGE, {"id": LABEL}), LABEL), (IMAGE,)),
+        (one, ([["a", "b"], IMAGE], LABEL), (IMAGE,)),
+        (one, ((IMAGE, SPEED), LABEL), ((IMAGE, SPEED),)),
+        (two, ({"speed": SPEED, "image": IMAGE, "id": LABEL}, LABEL), (IMAGE, SPEED)),
     ],
 )
 def test_arguments_are_found(module, batch, expected):
@@ -129,6 +133,7 @@ def test_compiled_modules_have_the_signature_of_their_original():
         (one, {"picture": IMAGE, "label": LABEL}, "picture"),
         (two, {"speed": SPEED, "image": IMAGE}, "image"),
         (network(lambda self, x: x), ({"ids": LABEL, "values": SPEED}, LABEL), "0.values"),
+        (one, ((IMAGE, {"speed": SPEED}), LABEL), "0.0"),
         (pl.LightningModule(), (IMAGE, LABEL), 0),
     ],
 )
@@ -145,6 +150,7 @@ def test_rejects_what_cannot_be_perturbed(batch):
 def test_targets():
     assert find_target((IMAGE, LABEL), None) == 1
     assert find_target((IMAGE, SPEED, LABEL), None, [0, 1]) == 2
+    assert find_target(({"image": IMAGE, "speed": SPEED}, LABEL), None, ["0.image", "0.speed"]) == 1
     assert find_target({"image": IMAGE, "target": LABEL}, None) == "target"
     assert find_target({"image": IMAGE}, "image") == "image"
     with pytest.raises(MisconfigurationException, match=r"Expected targets in the batch.*Set `target_key`"):
