@@ -81,8 +81,9 @@ class Counted(nn.Module):
         logits: Tensor = self.network(self.pixels.from_pixels(images))
         return logits
 
-    def _count(self, gradient: Tensor) -> None:
+    def _count(self, gradient: Tensor) -> Tensor:
         self.passes += len(gradient)
+        return gradient.contiguous()  # torchattacks' FAB views it, which channels last forbid
 
 
 def by_auto(network: Counted, images: Tensor, labels: Tensor, eps: float, seed: int) -> dict[str, float]:
