@@ -81,9 +81,8 @@ class Counted(nn.Module):
         logits: Tensor = self.network(self.pixels.from_pixels(images))
         return logits
 
-    def _count(self, gradient: Tensor) -> Tensor:
+    def _count(self, gradient: Tensor) -> None:
         self.passes += len(gradient)
-        return gradient.contiguous()  # torchattacks' FAB views it, which channels last forbid
 
 
 def by_auto(network: Counted, images: Tensor, labels: Tensor, eps: float, seed: int) -> dict[str, float]:
@@ -144,7 +143,8 @@ def attacked_task(name: str, seed: int, given: argparse.Namespace) -> tuple[Coun
         network = SmallResNet(widths=WIDTHS)
         network.load_state_dict(kept["states"][row.trained])
         pictures, labels = data.test[list(range(0, len(data.test), EVERY))]
-        return Counted(network, PixelSpace(CifarData.mean, CifarData.std)), pictures.float() / 255, labels
+        images = pictures.contiguous().float() / 255  # torchattacks' FAB views them, which channels last forbid
+        return Counted(network, PixelSpace(CifarData.mean, CifarData.std)), images, labels
     clothes = FashionMNISTData(eval_batch_size=CLOTHES)
     clothes.setup("test")
     images, labels = next(iter(clothes.test_dataloader()))
