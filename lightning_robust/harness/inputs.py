@@ -59,17 +59,24 @@ class ForwardSignature:
             return self._by_name(parts), True
         if self._takes_whole(batch):
             return {self.names[0]: WHOLE}, False
-        if isinstance(batch, list | tuple) and batch and isinstance(batch[0], Mapping) and self._finds_all_in(batch[0]):
-            return {name: f"0.{key}" for name, key in self._by_name(batch[0]).items()}, True
-        names = self.names[: max(self.required, 1)] or ("inputs",)
-        if isinstance(batch, list | tuple) and len(batch) >= len(names):
-            place = _lone_tensor(batch[0]) if len(names) == 1 else None
-            return ({names[0]: f"0.{place}"} if place is not None else {n: i for i, n in enumerate(names)}), False
+        found = self._in_sequence(batch) if isinstance(batch, list | tuple) and batch else None
+        if found is not None:
+            return found
         raise MisconfigurationException(
             f"Expected the batch to hold what {self.network}.forward({', '.join(self.names)}) takes, but got "
             f"{type(batch).__name__} with {list(parts)}. Set `input_key` to the parts that are its arguments, or name "
             "its parameters like them."
         )
+
+    def _in_sequence(self, batch: Sequence[Any]) -> tuple[dict[str, Key], bool] | None:
+        """In the first part by name or beside what tells of it, else the leading parts; None where they are too few."""
+        if isinstance(batch[0], Mapping) and self._finds_all_in(batch[0]):
+            return {name: f"0.{key}" for name, key in self._by_name(batch[0]).items()}, True
+        names = self.names[: max(self.required, 1)] or ("inputs",)
+        place = _lone_tensor(batch[0]) if len(names) == 1 else None
+        if place is not None:
+            return {names[0]: f"0.{place}"}, False
+        return ({name: place for place, name in enumerate(names)}, False) if len(batch) >= len(names) else None
 
     def _finds_all_in(self, parts: Mapping[Key, Any]) -> bool:
         """Whether the required parameters, at least one, are names of parts; or parts of any name are taken."""
