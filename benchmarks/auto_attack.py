@@ -70,7 +70,8 @@ class Counted(nn.Module):
 
     def __init__(self, network: nn.Module, pixels: PixelSpace) -> None:
         super().__init__()
-        self.network, self.pixels, self.passes = network.eval(), pixels, 0
+        self.network, self.pixels, self.passes = network, pixels, 0
+        self.eval()  # as a whole, for torchattacks puts the mode of the whole back behind each attack
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits."""

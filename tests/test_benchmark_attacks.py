@@ -42,7 +42,9 @@ def test_both_sides_leave_the_same_of_a_linear_classifier(benchmark, monkeypatch
     net, images, labels = linear_task()
     found = {}
     for side, attack in attacks.SIDES.items():
-        found[side] = attack(attacks.Counted(net, PixelSpace((0.5,), (0.5,))), images, labels, 0.05, 0)
+        network = attacks.Counted(net, PixelSpace((0.5,), (0.5,)))
+        found[side] = attack(network, images, labels, 0.05, 0)
+        assert not any(part.training for part in network.modules())
         assert found[side]["passes"] > 1
     assert found["auto"]["acc"] == pytest.approx(found["AutoAttack"]["acc"])
     assert 0 < found["auto"]["acc"] < 1 == found["AutoAttack"]["clean"]
