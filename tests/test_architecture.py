@@ -37,6 +37,7 @@ ROOMS = {  # room -> the rooms it may use, beside itself
             "figures",
             "json_values",
             "lazy_names",
+            "processor",
             "progress",
             "reading",
             "statistics",

@@ -19,7 +19,10 @@ from lightning_robust.deployment.engines.settings import DEFAULTS, BuildSettings
 from lightning_robust.deployment.engines.subject import Subject
 from lightning_robust.deployment.graph.batches import Arrays, fixed_batches, run_in_fixed_batches
 from lightning_robust.deployment.numerics.pieces import cut
+from lightning_robust.processor import processor_flags
 
+_SATURATES_WITHOUT = {"avx512_vnni", "avx_vnni", "asimddp"}
+"""Instructions that add int8 products in 32 bits: VNNI, and those of ARM."""
 _CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "int8": "INT8"}
 
 
@@ -89,4 +92,6 @@ def _quantised(subject: Subject) -> tuple[onnx.ModelProto, str]:
     model, joined = with_unsigned_activations(subject.quantised.model)
     if joined:
         note += f", {joined} joined activations given as unsigned, since OpenVINO loses the zero points of signed ones"
+    if _SATURATES_WITHOUT.isdisjoint(processor_flags()):
+        note += ", on a processor without VNNI, where sums of two products end at 16 bits: one with VNNI gives others"
     return model, note
