@@ -4,6 +4,10 @@ import numpy as np
 
 from lightning_robust.deployment.numerics.calibration import calibrate
 from lightning_robust.deployment.numerics.quantise import operands, quantise_products
+from lightning_robust.processor import processor_flags
+
+HAS_VNNI = any("vnni" in flag for flag in processor_flags())
+"""Whether the processor adds products of int8 in 32 bits; sums of two end at 16 bits without it, in some kernels."""
 
 
 def draw(*shape):

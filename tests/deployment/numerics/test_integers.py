@@ -10,7 +10,7 @@ from lightning_robust.deployment.graph.session import Session
 from lightning_robust.deployment.numerics.integers import count_products, in_integers
 
 from ..graphs import graph, make
-from .int8 import conv2d, draw, quantised, to_int8
+from .int8 import HAS_VNNI, conv2d, draw, quantised, to_int8
 
 
 def executed(model, feeds):
@@ -213,6 +213,8 @@ def test_what_the_tool_of_onnx_runtime_makes_by_its_defaults(kind, tmp_path):
     path, settings = tmp_path / "theirs.onnx", {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
     quantize_static(model, path, Once(), quant_format=QuantFormat[kind], per_channel=True, **settings)
     theirs = onnx.load(path)
+    if kind == "QOperator" and not HAS_VNNI:
+        pytest.skip("without VNNI the operators themselves saturate, which they are compared with")
     (y,), layers = executed(theirs, feeds)
     emulated, exact = Session(theirs, optimise=False).run(feeds)[0], Session(exported.model).run(feeds)[0]
     assert layers == {"int8": 2}
