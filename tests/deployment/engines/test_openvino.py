@@ -132,7 +132,8 @@ def test_integers_booleans_and_halves_come_out_as_they_are():
     exact = subject.example[2].exp()
     assert (c[0].tolist(), d.tolist()) == ([2, -(2**30)], [[False, True], [True, False]])
     assert (e.dtype, f.dtype) == (torch.bfloat16, torch.float16)
-    torch.testing.assert_close(e.float(), exact, rtol=2**-7, atol=0)  # cut off, not rounded, where the CPU has no bf16
+    cut_off = not runtime("openvino-bf16").can_build()  # where the CPU has no bf16 the cast does not round
+    torch.testing.assert_close(e.float(), exact, rtol=2**-7 if cut_off else 2**-8, atol=0)
     torch.testing.assert_close(f.float(), exact, rtol=2**-10, atol=0)
 
 

@@ -316,6 +316,9 @@ def test_bytes_are_noise_too_and_zeros_are_named(tmp_path):
     arrays, (said,) = read_or_make_inputs(graph, None, 4)
     assert len(np.unique(arrays["x"])) > 200
     assert said.startswith("The inputs are noise (at zeros): ")
+    floats = "g (float[n, 2] v) => (float[n, 2] y) { y = Neg(v) }"
+    floats = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]> {floats}')
+    assert read_or_make_inputs(floats, None, 4)[1][0].startswith("The inputs are noise: ")
 
     np.savez(tmp_path / "inputs.npz", **arrays)
     read, notes = read_or_make_inputs(graph, str(tmp_path / "inputs.npz"), 4)
