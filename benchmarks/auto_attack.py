@@ -21,7 +21,7 @@ from typing import Any
 
 import input_space
 import torch
-from averages import data_of
+from averages import data_of, keep
 from cifar import CifarData, SmallResNet
 from fastat import WIDTHS, weights_of
 from models import FastNet
@@ -162,8 +162,7 @@ def clothes_weights(trained: str, seed: int, out: Path) -> State:
         attack = [f"--adversarial.eps={input_space.EPS}", "--adversarial.val_eps=[]"] if switches else []
         arguments = [*input_space.RECIPE, f"--trainer.max_epochs={epochs}", *switches, *attack]
         cli = run("fit", input_space.CONFIG, seed, out / "trainings" / slug(trained) / str(seed), *arguments)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(state_on_cpu(cli.model), path)
+        keep(path, state_on_cpu(cli.model))
     state: State = torch.load(path, weights_only=True)
     return state
 

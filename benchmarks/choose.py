@@ -43,8 +43,8 @@ def as_values(switches: list[str]) -> dict[str, Any]:
     return {key: yaml.safe_load(value) for key, value in pairs}
 
 
-def race(folder: Path, seeds: int, jobs: int) -> dict[str, Any]:
-    """What ``choose`` finds, with so many cores."""
+def race(folder: Path, names: Sequence[str], seeds: int, jobs: int) -> dict[str, Any]:
+    """What ``choose`` finds among rows, with so many cores."""
     files = folder.with_suffix(".files")
     files.mkdir(parents=True, exist_ok=True)
     recipe = as_values([each for each in RECIPE if not each.startswith(EPOCHS)])
@@ -52,7 +52,7 @@ def race(folder: Path, seeds: int, jobs: int) -> dict[str, Any]:
     (files / "base.yaml").write_text(yaml.safe_dump(base), "utf-8")
     choice = {
         "configs": [str(Path(CONFIG).resolve()), "base.yaml"],
-        "candidates": {name: as_values(switches) for name, switches in CANDIDATES.items()},
+        "candidates": {name: as_values(CANDIDATES[name]) for name in names},
         "criteria": CRITERIA,
         "scaled": ["swa.start"],
         "seeds": seeds,
@@ -64,9 +64,9 @@ def race(folder: Path, seeds: int, jobs: int) -> dict[str, Any]:
     return told
 
 
-def place(chosen: str, results: Results, seeds: Sequence[int]) -> str:
-    """All rows by their score, and where the choice stands among them."""
-    scores = {name: [sum(row[tag] for tag in ON_TEST) for row in results.of(name, seeds)] for name in CANDIDATES}
+def place(chosen: str, results: Results, names: Sequence[str], seeds: Sequence[int]) -> str:
+    """Rows by their score, and where the choice stands among them."""
+    scores = {name: [sum(row[tag] for tag in ON_TEST) for row in results.of(name, seeds)] for name in names}
     means = {name: statistics.fmean(values) for name, values in scores.items()}
     order = sorted(means, key=means.__getitem__, reverse=True)
     rows = [
@@ -84,9 +84,9 @@ def place(chosen: str, results: Results, seeds: Sequence[int]) -> str:
 def main() -> None:
     """Race, train all, compare."""
     given = options(__doc__, "runs/suite", CANDIDATES)
-    found = race(given.out / "race", len(given.seeds), given.jobs)
+    found = race(given.out / "race", given.only, len(given.seeds), given.jobs)
     print(f"chosen: {found['winner']}, for {found['share']:.3f} of what all cost, in epochs", flush=True)
-    print("\n" + place(found["winner"], run_rows(given, trained), given.seeds))
+    print("\n" + place(found["winner"], run_rows(given, trained), given.only, given.seeds))
 
 
 if __name__ == "__main__":

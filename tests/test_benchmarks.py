@@ -94,7 +94,7 @@ def test_the_race_of_the_suite_brings_every_schedule_down(benchmark, tmp_path, m
     (tmp_path / "race" / "choose.json").write_text("{}")
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(choose, "command", lambda arguments: None)
-    choose.race(tmp_path / "race", 3, 2)
+    choose.race(tmp_path / "race", [*choose.CANDIDATES], 3, 2)
     choice = yaml.safe_load((tmp_path / "race.files" / "choice.yaml").read_text())
     lengths = {key for values in choice["candidates"].values() for key in values if key in KNOWN}
     assert lengths == {*choice["scaled"]} == {"swa.start"}
@@ -107,7 +107,7 @@ def test_the_place_of_a_choice_among_all_rows(benchmark, tmp_path):
         for seed in (0, 1):
             results.put(name, seed, {"test/acc": 0.8, "test/acc_pgd20": 0.5 - 0.01 * number + 0.004 * seed})
     best, second, *_ = choose.CANDIDATES
-    said = choose.place(second, results, [0, 1]).splitlines()
+    said = choose.place(second, results, [*choose.CANDIDATES], [0, 1]).splitlines()
     assert said[-1].startswith(f"chosen: {second}, place 2 of {len(choose.CANDIDATES)}, 1.00 points below {best}, ")
     assert said[-1].endswith("seeds spread over 0.40")
     assert " ".join(said[2].split()) == f"| {best} | 130.20 | 130.00 | 130.40 |"
