@@ -21,8 +21,8 @@ from typing import Any
 
 import input_space
 import torch
-from averages import data_of, keep
-from cifar import CifarData, SmallResNet
+from averages import data_of
+from cifar import CifarData, SmallResNet, kept_weights
 from fastat import WIDTHS, weights_of
 from models import FastNet
 from rows import Results, options, run, slug
@@ -156,15 +156,15 @@ def attacked_task(name: str, seed: int, given: argparse.Namespace) -> tuple[Coun
 
 def clothes_weights(trained: str, seed: int, out: Path) -> State:
     """Weights of a training of ``input_space.py``; trained at the first call."""
-    path = out / "weights" / slug(trained) / f"{seed}.pt"
-    if not path.exists():
+
+    def made() -> State:
         epochs, switches = input_space.ROWS[trained]
         attack = [f"--adversarial.eps={input_space.EPS}", "--adversarial.val_eps=[]"] if switches else []
         arguments = [*input_space.RECIPE, f"--trainer.max_epochs={epochs}", *switches, *attack]
         cli = run("fit", input_space.CONFIG, seed, out / "trainings" / slug(trained) / str(seed), *arguments)
-        keep(path, state_on_cpu(cli.model))
-    state: State = torch.load(path, weights_only=True)
-    return state
+        return state_on_cpu(cli.model)
+
+    return kept_weights(out / "weights" / slug(trained) / f"{seed}.pt", made)
 
 
 def measured(name: str, side: str, seed: int, given: argparse.Namespace) -> dict[str, float]:

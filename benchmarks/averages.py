@@ -17,7 +17,7 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from cifar import SIZE, Batch, CifarData, SmallResNet, kept_array, read_files
+from cifar import SIZE, Batch, CifarData, SmallResNet, kept_array, kept_weights, read_files
 from lightning.pytorch import seed_everything
 from pixel_paths import RESIZERS, by_pillow
 from rows import MIXED, quiet_trainer, slug
@@ -124,22 +124,14 @@ def seconds_of(name: str, seed: int, archive: Path, out: Path) -> float:
 
 
 def _of_run(run: str, seed: int, archive: Path, out: Path) -> dict[str, Any]:
-    path = out / "weights" / slug(run) / f"{seed}.pt"
-    if not path.exists():
+    def made() -> dict[str, Any]:
         begin = None if run == START else weights_of(START, seed, archive, out)
         data, held_out = data_of(archive, out)
         began = time.process_time()
         states = dict(zip(RUNS[run], _trained(run, seed, begin, data, held_out), strict=True))
-        keep(path, {"states": states, "cpu_seconds": time.process_time() - began})
-    kept: dict[str, Any] = torch.load(path, weights_only=True)
-    return kept
+        return {"states": states, "cpu_seconds": time.process_time() - began}
 
-
-def keep(path: Path, content: dict[str, Any]) -> None:
-    """Save under this name once it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(content, path.with_suffix(".unfinished"))
-    path.with_suffix(".unfinished").rename(path)
+    return kept_weights(out / "weights" / slug(run) / f"{seed}.pt", made)
 
 
 def _trained(run: str, seed: int, begin: State | None, data: CifarData, held_out: Batch) -> list[State]:

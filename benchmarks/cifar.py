@@ -5,11 +5,10 @@
 
 from __future__ import annotations
 
-import io
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -60,16 +59,30 @@ def read_files(archive: Path, part: str, limit: int | None = None) -> tuple[list
 
 
 def kept_array(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """An array from a file, made at the first call. It comes under its name only when it is whole."""
+    """An array from a file, made at the first call."""
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stream = io.BytesIO()
-        np.save(stream, make())
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_bytes(stream.getvalue())
-        unfinished.rename(path)
-    array: np.ndarray = np.load(path)
-    return array
+        array = make()
+        keep(path, lambda unfinished: np.save(unfinished, array))
+    kept: np.ndarray = np.load(path)
+    return kept
+
+
+def kept_weights(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Weights and what belongs to them from a file, made at the first call."""
+    if not path.exists():
+        content = make()
+        keep(path, lambda unfinished: torch.save(content, unfinished))
+    kept: dict[str, Any] = torch.load(path, weights_only=True)
+    return kept
+
+
+def keep(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+    """Write a file that comes under its name once it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
+    with unfinished.open("wb") as stream:
+        write(stream)
+    unfinished.rename(path)
 
 
 class Pictures(Dataset[Batch]):

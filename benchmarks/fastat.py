@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from averages import accuracy, data_of, fitted, keep, tensors
-from cifar import CifarData, SmallResNet
+from averages import accuracy, data_of, fitted, tensors
+from cifar import CifarData, SmallResNet, kept_weights
 from rows import Columns, Results, options, quiet_trainer, slug
 
 from lightning_robust import AdversarialCallback, RobustValidationCallback, SWACallback
@@ -50,8 +50,8 @@ def names_of(method: str) -> tuple[str, str]:
 
 def weights_of(method: str, seed: int, archive: Path, out: Path) -> dict[str, Any]:
     """The states of both rows of a training, by name, and its processor seconds; trained at the first call."""
-    path = out / "fastat" / slug(method) / f"{seed}.pt"
-    if not path.exists():
+
+    def made() -> dict[str, Any]:
         data, _ = data_of(archive, out, PER_CLASS, 0)
         attack = [AdversarialCallback(eps=EPS, val_eps=[], **METHODS[method])] if METHODS[method] else []
         began = time.process_time()
@@ -59,9 +59,9 @@ def weights_of(method: str, seed: int, archive: Path, out: Path) -> dict[str, An
             seed, None, data, EPOCHS, RATE, *attack, SWACallback(**AVERAGE), precision="32-true", widths=WIDTHS
         )
         seconds = time.process_time() - began
-        keep(path, {"states": dict(zip(names_of(method), states, strict=True)), "cpu_seconds": seconds})
-    kept: dict[str, Any] = torch.load(path, weights_only=True)
-    return kept
+        return {"states": dict(zip(names_of(method), states, strict=True)), "cpu_seconds": seconds}
+
+    return kept_weights(out / "fastat" / slug(method) / f"{seed}.pt", made)
 
 
 def measured(name: str, method: str, seed: int, archive: Path, out: Path) -> dict[str, float]:

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from cifar import CALIBRATION, SIZE, CifarData, SmallResNet, engine, kept_array, read_files
+from cifar import CALIBRATION, SIZE, CifarData, SmallResNet, engine, kept_array, kept_weights, read_files
 from lightning.pytorch import seed_everything
 from pixel_paths import DECODERS, RESIZERS, Picture, Resizer, by_pillow, through_nv12
 from rows import MIXED, Results, options, quiet_trainer, run_rows, slug, spread
@@ -99,23 +99,19 @@ def pictures(archive: Path, out: Path, part: str, name: str, made: Made) -> tupl
 
 def weights_of(name: str, seed: int, archive: Path, out: Path) -> dict[str, Any]:
     """The weights of a training, and the seconds that it took; trained at the first call."""
-    path = out / slug(name) / str(seed) / "weights.pt"
-    if path.exists():
-        kept: dict[str, Any] = torch.load(path, weights_only=True)
-        return kept
-    begin = None if name == BEFORE else weights_of(BEFORE, seed, archive, out)["state_dict"]
-    seed_everything(seed)
-    module = SmallResNet(**ROWS[name]) if begin is None else SmallResNet(learning_rate=PEAK, **ROWS[name])
-    if begin is not None:
-        module.load_state_dict(begin)
-    data = CifarData(*(pictures(archive, out, part, "clean", _path) for part in ("train", "test")))
-    began, epochs = time.process_time(), MORE if ROWS[name] else EPOCHS
-    quiet_trainer([], max_epochs=epochs, precision=MIXED, limit_val_batches=0).fit(module, data)
-    found = {"state_dict": module.state_dict(), "cpu_seconds": time.process_time() - began}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(found, path.with_suffix(".unfinished"))
-    path.with_suffix(".unfinished").rename(path)
-    return found
+
+    def made() -> dict[str, Any]:
+        begin = None if name == BEFORE else weights_of(BEFORE, seed, archive, out)["state_dict"]
+        seed_everything(seed)
+        module = SmallResNet(**ROWS[name]) if begin is None else SmallResNet(learning_rate=PEAK, **ROWS[name])
+        if begin is not None:
+            module.load_state_dict(begin)
+        data = CifarData(*(pictures(archive, out, part, "clean", _path) for part in ("train", "test")))
+        began, epochs = time.process_time(), MORE if ROWS[name] else EPOCHS
+        quiet_trainer([], max_epochs=epochs, precision=MIXED, limit_val_batches=0).fit(module, data)
+        return {"state_dict": module.state_dict(), "cpu_seconds": time.process_time() - began}
+
+    return kept_weights(out / slug(name) / str(seed) / "weights.pt", made)
 
 
 def trained(name: str, seed: int, folder: Path, archive: Path) -> dict[str, float]:
