@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from functools import partial
 from typing import Any
@@ -49,6 +50,20 @@ def get_args(batch: Any, keys: Key | list[Key]) -> tuple[Any, ...]:
         (1, 2)
     """
     return tuple(get_item(batch, key) for key in (keys if isinstance(keys, list) else [keys]))
+
+
+def keyword_only(function: Callable[..., Any]) -> list[str]:
+    """The arguments that a function takes by name alone, in order; none of one that takes any number by position.
+
+    Example:
+        >>> def forward(image, *, speed, scale=1.0): ...
+        >>> keyword_only(forward), keyword_only(lambda *images, scale=1.0: None)
+        (['speed', 'scale'], [])
+    """
+    parameters = inspect.signature(function).parameters.values()
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return []
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
 
 
 def replace_items(batch: Any, new: Mapping[Key, Any]) -> Any:

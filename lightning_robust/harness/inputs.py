@@ -14,7 +14,16 @@ from torch import Tensor, nn
 
 from lightning_robust.harness.compat import original_of_compiled
 from lightning_robust.harness.single_pictures import refuse_single_pictures
-from lightning_robust.structures import WHOLE, Key, get_args, get_item, is_batch_object, parts_of_batch, tensor_paths
+from lightning_robust.structures import (
+    WHOLE,
+    Key,
+    get_args,
+    get_item,
+    is_batch_object,
+    keyword_only,
+    parts_of_batch,
+    tensor_paths,
+)
 
 _BATCHES = {"batch", "data"}
 """Names of parameters that mean all of the batch."""
@@ -27,17 +36,29 @@ class ForwardSignature:
 
     Args:
         network: Its name in messages.
-        names: Names of the positional parameters, in order.
-        required: How many of them have no default.
+        names: Names of the parameters, in order; those that are taken by name alone come last.
+        by_position: How many of them are also taken by position.
         any_name: Whether it takes arguments of any name.
         defaults: The default of each parameter that has one.
     """
 
     network: str
     names: tuple[str, ...]
-    required: int
+    by_position: int
     any_name: bool
     defaults: dict[str, Any]
+
+    @property
+    def required(self) -> list[str]:
+        """The parameters without a default."""
+        return [name for name in self.names if name not in self.defaults]
+
+    def split(self, args: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments in the order of the parameters as those passed by position and those passed by name."""
+        if self.by_position == len(self.names):
+            return tuple(args), {}
+        named = zip(self.names[self.by_position :], args[self.by_position :], strict=False)
+        return tuple(args[: self.by_position]), dict(named)
 
     def keys_in(self, batch: Any) -> tuple[dict[str, Key], bool]:
         """Where the arguments are in a batch.
@@ -58,7 +79,8 @@ class ForwardSignature:
         if self._finds_all_in(parts):
             return self._by_name(parts), True
         if self._takes_whole(batch):
-            return {self.names[0]: WHOLE}, False
+            name = self._leading()[0]
+            return {name: WHOLE}, self._by_name_alone(name)
         found = self._in_sequence(batch) if isinstance(batch, list | tuple) and batch else None
         if found is not None:
             return found
@@ -72,16 +94,24 @@ class ForwardSignature:
         """In the first part by name or beside what tells of it, else the leading parts; None where they are too few."""
         if isinstance(batch[0], Mapping) and self._finds_all_in(batch[0]):
             return {name: f"0.{key}" for name, key in self._by_name(batch[0]).items()}, True
-        names = self.names[: max(self.required, 1)] or ("inputs",)
+        names = self._leading() or ["inputs"]
+        by_name = self._by_name_alone(names[-1])
         place = _lone_tensor(batch[0]) if len(names) == 1 else None
         if place is not None:
-            return {names[0]: f"0.{place}"}, False
-        return ({name: place for place, name in enumerate(names)}, False) if len(batch) >= len(names) else None
+            return {names[0]: f"0.{place}"}, by_name
+        return ({name: place for place, name in enumerate(names)}, by_name) if len(batch) >= len(names) else None
+
+    def _leading(self) -> list[str]:
+        """The parameters that a batch without names fills: those without a default, else the first."""
+        return self.required or [*self.names[:1]]
+
+    def _by_name_alone(self, name: str) -> bool:
+        return name in self.names[self.by_position :]
 
     def _finds_all_in(self, parts: Mapping[Key, Any]) -> bool:
         """Whether the required parameters, at least one, are names of parts; or parts of any name are taken."""
         if self.names:
-            return any(name in parts for name in self.names) and set(self.names[: self.required]) <= parts.keys()
+            return any(name in parts for name in self.names) and set(self.required) <= parts.keys()
         return self.any_name and bool(parts) and not any(isinstance(part, int) for part in parts)
 
     def _by_name(self, parts: Mapping[Key, Any]) -> dict[str, Key]:
@@ -90,9 +120,9 @@ class ForwardSignature:
 
     def _takes_whole(self, batch: Any) -> bool:
         """Whether all of the batch is the only argument that is required."""
-        if not self.names or self.required > 1:
+        if not self.names or len(self.required) > 1:
             return False
-        return isinstance(batch, Tensor) or is_batch_object(batch) or self.names[0] in _BATCHES
+        return isinstance(batch, Tensor) or is_batch_object(batch) or self._leading()[0] in _BATCHES
 
 
 def _lone_tensor(part: Any) -> int | None:
@@ -128,12 +158,13 @@ def signature_of(module: nn.Module, method: str = "forward") -> ForwardSignature
     parameters = list(inspect.signature(function).parameters.values())[1:]
     kinds = inspect.Parameter
     positional = [p for p in parameters if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)]
+    named = keyword_only(function)
     return ForwardSignature(
         type(network).__name__,
-        tuple(p.name for p in positional),
-        sum(p.default is kinds.empty for p in positional),
+        (*(p.name for p in positional), *named),
+        len(positional),
         any(p.kind is kinds.VAR_KEYWORD for p in parameters),
-        {p.name: p.default for p in positional if p.default is not kinds.empty},
+        {p.name: p.default for p in parameters if p.default is not kinds.empty},
     )
 
 
@@ -145,14 +176,14 @@ def forward_arguments(
     Args:
         module: The network.
         batch: The batch.
-        input_key: The parts that are its positional arguments; None infers them from the signature.
+        input_key: The parts that are its arguments, in the order of its parameters; None infers them.
 
     Raises:
         MisconfigurationException: If they cannot be inferred.
         KeyError: If the batch has no part of the given key.
     """
     if input_key is not None:
-        return get_args(batch, input_key), {}
+        return signature_of(module).split(get_args(batch, input_key))
     keys, by_name = signature_of(module).keys_in(batch)
     found = {name: get_item(batch, key) for name, key in keys.items()}
     return ((), found) if by_name else (tuple(found.values()), {})
@@ -171,12 +202,14 @@ def require_inputs(module: nn.Module, batch: Any, input_key: Key | list[Key] | N
 
 
 def positional_arguments(module: nn.Module, batch: Any, input_key: Key | list[Key] | None = None) -> tuple[Any, ...]:
-    """The arguments of ``forward`` in a batch, all of them by position, as an exported graph takes them.
+    """The arguments of ``forward`` in a batch in the order of its parameters, as an exported graph takes them.
 
     Raises:
         MisconfigurationException: If they cannot be inferred, or have no order.
     """
-    args, named = forward_arguments(module, batch, input_key)
+    if input_key is not None:
+        return get_args(batch, input_key)
+    args, named = forward_arguments(module, batch)
     if not named:
         return args
     signature = signature_of(module)
@@ -292,6 +325,26 @@ def find_target(batch: Any, target_key: Key | None, inputs: Sequence[Key] = (0,)
         f"Expected targets in the batch under one of the names {list(_TARGETS)}, but got {type(batch).__name__} with "
         f"{list(parts)}. Set `target_key` to them."
     )
+
+
+def targets_of(module: nn.Module, batch: Any, target_key: Key | None, input_key: Key | Sequence[Key] | None) -> Any:
+    """The targets in a batch; see :func:`find_target`.
+
+    Args:
+        module: The network, whose ``forward`` says how many inputs stand before them.
+        batch: The batch.
+        target_key: Where they are; None finds them.
+        input_key: Where the inputs are, if that was given.
+
+    Raises:
+        KeyError: If the batch has no part of the given key.
+        MisconfigurationException: If they are not found.
+    """
+    inputs = as_keys(input_key) or [0]
+    if target_key is None:
+        with suppress(MisconfigurationException):
+            inputs = [*signature_of(module).keys_in(batch)[0].values()]
+    return get_item(batch, find_target(batch, target_key, inputs))
 
 
 def _joined_path(key: Key, path: str) -> Key:

@@ -12,6 +12,7 @@ from torch.utils.data import ConcatDataset, DataLoader
 from lightning_robust import (
     AdversarialCallback,
     DatapathCallback,
+    DeploymentParityCallback,
     GreedySoupCallback,
     InitialiseCallback,
     LayerCriticalityCallback,
@@ -315,3 +316,56 @@ class Remembering(Boring):
 def test_extra_state_ends_no_fit(tmp_path):
     trainer, _ = trained(tmp_path, Remembering, RobustValidationCallback("8/255", steps=1, batches=1))
     assert trainer.state.finished
+
+
+class Named(Boring):
+    """Batches are dicts, and `forward` takes a part of them."""
+
+    def __init__(self):
+        super().__init__(batch_form="dict")
+
+    def forward(self, image):
+        return self.net(image)
+
+
+class ByNameAlone(Named):
+    def forward(self, *, image):
+        return self.net(image)
+
+    def _loss(self, batch):
+        return nn.functional.cross_entropy(self(image=batch["image"]), batch["label"])
+
+
+TIMES = {"adversarial/time_share", "parity/seconds"}
+
+
+@pytest.mark.parametrize(
+    ("make", "logged"),
+    [
+        (lambda: SWACallback(start=0), "val/loss"),
+        (lambda: AdversarialCallback("trades", eps="8/255", steps=1, val_eps=[]), "adversarial/divergence"),
+        (lambda: AdversarialCallback("mart", eps="8/255", steps=1, val_eps=[]), "adversarial/divergence"),
+        (lambda: RobustValidationCallback("8/255", drop_solved=True), "adversarial/val_loss@0.0313725"),
+        (
+            lambda: RobustValidationCallback("8/255", evaluator="auto", steps=2, targets=1, queries=3),
+            "adversarial/val_loss@0.0313725",
+        ),
+        (lambda: LazyTrainingCallback(num_samples=8), "lazy/fgsm"),
+        (lambda: DatapathCallback(["pgd"], num_samples=8), "datapath/pgd/critical"),
+        (lambda: InitialiseCallback("lsuv"), "val/loss"),
+        (lambda: GreedySoupCallback(monitor="val/loss", mode="min"), "val/loss"),
+        (
+            lambda: DeploymentParityCallback(["torch-bf16"], num_samples=8, perturbations=["gamma"]),
+            "parity/torch-bf16/rel_l2",
+        ),
+    ],
+)
+def test_inputs_by_name_alone_change_no_number(tmp_path, make, logged):
+    """The classes are found in the dict by their name."""
+    one, module = trained(tmp_path / "1", Named, make())
+    other, by_name = trained(tmp_path / "2", ByNameAlone, make())
+    assert equal(module, by_name)
+    assert logged in one.callback_metrics
+    assert one.callback_metrics.keys() == other.callback_metrics.keys()
+    for name, value in one.callback_metrics.items():
+        assert torch.equal(value, other.callback_metrics[name]) or name in TIMES, name

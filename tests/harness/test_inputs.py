@@ -14,6 +14,7 @@ from lightning_robust.harness.inputs import (
     forward_arguments,
     positional_arguments,
     signature_of,
+    targets_of,
 )
 
 
@@ -47,6 +48,8 @@ def network(forward):
 one = network(lambda self, image: (image,))
 two = network(lambda self, image, speed: (image, speed))
 optional = network(lambda self, image, mask=None, speed=None: (image, mask, speed))
+by_name = network(lambda self, *, image, speed=None: (image, speed))
+both = network(lambda self, image, *, speed, scale=1: (image, speed, scale))
 anything = network(lambda self, **inputs: inputs)
 whole = network(lambda self, batch: (batch,))
 graph = network(lambda self, graphs: (graphs,))
@@ -69,6 +72,15 @@ graph = network(lambda self, graphs: (graphs,))
         (one, ([["a", "b"], IMAGE], LABEL), (IMAGE,)),
         (one, ((IMAGE, SPEED), LABEL), ((IMAGE, SPEED),)),
         (two, ({"speed": SPEED, "image": IMAGE, "id": LABEL}, LABEL), (IMAGE, SPEED)),
+        (by_name, (IMAGE, LABEL), (IMAGE, None)),
+        (by_name, IMAGE, (IMAGE, None)),
+        (by_name, {"label": LABEL, "speed": SPEED, "image": IMAGE}, (IMAGE, SPEED)),
+        (by_name, ({"image": IMAGE, "id": LABEL}, LABEL), (IMAGE, None)),
+        (by_name, ((IMAGE, {"id": LABEL}), LABEL), (IMAGE, None)),
+        (both, [IMAGE, SPEED, LABEL], (IMAGE, SPEED, 1)),
+        (both, {"scale": LABEL, "speed": SPEED, "image": IMAGE}, (IMAGE, SPEED, LABEL)),
+        (network(lambda self, *, batch: (batch,)), {"image": IMAGE}, ({"image": IMAGE},)),
+        (network(lambda self, *images, scale=1: images), (IMAGE, LABEL), (IMAGE,)),
     ],
 )
 def test_arguments_are_found(module, batch, expected):
@@ -105,6 +117,9 @@ def test_by_any_name():
 def test_a_given_key_wins():
     assert forward_arguments(one, (IMAGE, SPEED), 1) == ((SPEED,), {})
     assert forward_arguments(one, (IMAGE, SPEED), [1, 0]) == ((SPEED, IMAGE), {})
+    assert forward_arguments(by_name, (IMAGE, SPEED), 1) == ((), {"image": SPEED})
+    assert forward_arguments(both, (IMAGE, SPEED), [1, 0]) == ((SPEED,), {"speed": IMAGE})
+    assert positional_arguments(both, (IMAGE, SPEED), [1, 0]) == (SPEED, IMAGE)
 
 
 @pytest.mark.parametrize(
@@ -155,3 +170,17 @@ def test_targets():
     assert find_target({"image": IMAGE}, "image") == "image"
     with pytest.raises(MisconfigurationException, match=r"Expected targets in the batch.*Set `target_key`"):
         find_target({"image": IMAGE, "y": LABEL, "label": LABEL}, None)
+
+
+@pytest.mark.parametrize(
+    ("batch", "target_key", "input_key"),
+    [
+        ((IMAGE, SPEED, LABEL), None, None),
+        ((IMAGE, LABEL), None, 0),
+        ({"image": IMAGE, "speed": SPEED, "labels": LABEL}, None, None),
+        ({"picture": IMAGE, "class": LABEL}, "class", "picture"),
+        (({"image": IMAGE, "speed": SPEED}, LABEL), None, None),
+    ],
+)
+def test_targets_stand_behind_what_forward_takes(batch, target_key, input_key):
+    assert targets_of(two, batch, target_key, input_key) is LABEL

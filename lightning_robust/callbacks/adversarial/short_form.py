@@ -50,7 +50,8 @@ class ShortForm(TypedDict, total=False):
             of free, trades, mart and freelb.
         beta: Weight of the divergence in trades, 6 by default, and in mart, 5 by default.
         gamma: Of awp: how far each weight tensor is perturbed, as a share of its norm; 0.01 by default.
-        target_key: Where trades, mart and ``val_drop_solved`` find the classes in a batch, 1 by default.
+        target_key: Where trades, mart and ``val_drop_solved`` find the classes in a batch; None, the default, is behind
+            the inputs of a sequence, or a usual name as ``"label"``.
         embedding: Path of the embedding module that fgm, freelb and pgd perturb instead of the inputs, e.g.
             ``"encoder.embeddings"``.
         guard_every_n_steps: How often fgsm, fgsm_rs and nfgsm are probed for catastrophic overfitting with PGD on a
@@ -79,7 +80,7 @@ class ShortForm(TypedDict, total=False):
     attack_precision: AttackPrecision
     beta: float
     gamma: float
-    target_key: int | str
+    target_key: int | str | None
     embedding: str | None
     guard_every_n_steps: int
     guard_limit: float

@@ -15,9 +15,9 @@ from lightning_robust.callbacks.adversarial.methods import AttackedStep, Project
 from lightning_robust.callbacks.module_loss import BatchLoss, ModuleLoss
 from lightning_robust.functional.mart import mart_losses
 from lightning_robust.harness.batches import count_samples
-from lightning_robust.harness.inputs import call_forward, forward_arguments
+from lightning_robust.harness.inputs import call_forward, forward_arguments, targets_of
 from lightning_robust.harness.quiet import quietly
-from lightning_robust.structures import Key, get_item, rebuild, tensors_in
+from lightning_robust.structures import Key, rebuild, tensors_in
 
 
 @dataclass
@@ -28,11 +28,11 @@ class PairedAscent(ProjectedAscent):
     returns_objective: ClassVar[bool] = True
 
     beta: float = 6.0
-    target_key: int | str = 1
+    target_key: int | str | None = None
 
     def classes(self, step: AttackedStep) -> Tensor:
         """The right classes."""
-        classes: Tensor = get_item(step.batch, self.target_key)
+        classes: Tensor = targets_of(step.module, step.batch, self.target_key, step.inputs.given)
         return classes
 
     def logits(self, step: AttackedStep, raised: BatchLoss) -> tuple[Tensor, Tensor]:
@@ -62,7 +62,7 @@ class TRADES(PairedAscent):
         step_size: In pixels, as ``eps``; None is 2.5 eps / steps. It warms up with ``eps``.
         norm: ``"linf"`` or ``"l2"``.
         beta: Weight of the divergence.
-        target_key: Where the classes are in a batch.
+        target_key: Where the classes are in a batch; None: behind the inputs of a sequence, or by a usual name.
 
     Raises:
         ValueError: For arguments out of range.
@@ -103,7 +103,7 @@ class MART(PairedAscent):
         step_size: In pixels, as ``eps``; None is 2.5 eps / steps. It warms up with ``eps``.
         norm: ``"linf"`` or ``"l2"``.
         beta: Weight of the divergence, lambda in the paper.
-        target_key: Where the classes are in a batch.
+        target_key: Where the classes are in a batch; None: behind the inputs of a sequence, or by a usual name.
 
     Raises:
         ValueError: For arguments out of range.

@@ -64,7 +64,7 @@ class DatapathCallback(InputDiagnostic):
         factor: Clean and perturbed part where the divergence is at least so many times that of noise and of the inputs.
         every_n_epochs: Also measure at the validation of every n-th epoch.
         input_key: Which part of a batch holds the inputs: position or name; a list for several.
-        target_key: Which part holds the classes.
+        target_key: Where the classes are in a batch; None: behind the inputs of a sequence, or by a usual name.
         mean: Mean that pixels were normalised with; None takes the data module's, else 0.
         std: Standard deviation that pixels were normalised with; None takes the data module's, else 1.
         on_failure: ``"warn"``, or ``"raise"``.
@@ -92,7 +92,7 @@ class DatapathCallback(InputDiagnostic):
         factor: float = 1.5,
         every_n_epochs: int | None = None,
         input_key: int | str | list[int | str] | None = None,
-        target_key: int | str = 1,
+        target_key: int | str | None = None,
         mean: float | list[float] | None = None,
         std: float | list[float] | None = None,
         on_failure: Literal["warn", "raise"] = "warn",

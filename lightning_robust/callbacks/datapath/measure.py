@@ -77,7 +77,7 @@ class ProbeSettings:
     gate_weight: float
     factor: float
     input_key: Key | list[Key] | None
-    target_key: Key
+    target_key: Key | None
 
 
 class DatapathProbe:

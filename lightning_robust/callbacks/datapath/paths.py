@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_robust.callbacks.datapath.activations import ActivationPoint, gated, visiting
@@ -14,7 +15,7 @@ from lightning_robust.callbacks.datapath.quiet_network import QuietNetwork
 from lightning_robust.functional.datapath import lasting
 from lightning_robust.functional.gates import CriticalChannels, Overlap, critical_channels, overlaps
 from lightning_robust.harness.batches import count_samples
-from lightning_robust.structures import Key, get_item
+from lightning_robust.structures import Key
 
 _DESCENT_STEPS = 20
 
@@ -63,7 +64,7 @@ def find_paths(
     pairs: Sequence[tuple[Any, Any]],
     condition: str,
     *,
-    target_key: Key,
+    target_key: Key | None,
     weight: float,
 ) -> Paths | None:
     """Critical channels of pairs of batches, clean and perturbed; None for other tasks.
@@ -75,7 +76,7 @@ def find_paths(
         points: Its activations.
         pairs: The batches.
         condition: Its arithmetic is that of the perturbed batches.
-        target_key: Which part of a batch holds the classes.
+        target_key: Where the classes are in a batch; None: behind the inputs of a sequence, or by a usual name.
         weight: As in :func:`~lightning_robust.functional.gates.critical_channels`.
     """
     if not pairs or not _classifies(network, pairs[0][0], target_key):
@@ -103,11 +104,11 @@ def find_paths(
     return Paths(places, clean, perturbed, overlaps(clean, perturbed))
 
 
-def _classifies(network: QuietNetwork, batch: Any, target_key: Key) -> bool:
+def _classifies(network: QuietNetwork, batch: Any, target_key: Key | None) -> bool:
     """Whether ``forward`` gives logits ``(N, classes)`` and the batch has classes ``(N,)``."""
     try:
-        target = get_item(batch, target_key)
-    except KeyError:
+        target = network.targets(batch, target_key)
+    except (KeyError, MisconfigurationException):
         return False
     with network.quiet():
         output = network.run(batch)

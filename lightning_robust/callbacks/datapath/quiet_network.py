@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_robust.callbacks.datapath.activations import eager, rounded
-from lightning_robust.harness.inputs import call_forward, forward_arguments
+from lightning_robust.harness.inputs import call_forward, forward_arguments, targets_of
 from lightning_robust.harness.quiet import quietly
 from lightning_robust.structures import Key, tensors_in
 
@@ -42,6 +42,10 @@ class QuietNetwork:
     def inputs(self, batch: Any) -> list[Tensor]:
         """The tensors that go into ``forward``."""
         return tensors_in(forward_arguments(self.module, batch, self._input_key))
+
+    def targets(self, batch: Any, target_key: Key | None) -> Any:
+        """What the outputs are to be; see :func:`~lightning_robust.harness.inputs.targets_of`."""
+        return targets_of(self.module, batch, target_key, self._input_key)
 
     @contextmanager
     def quiet(self) -> Iterator[None]:

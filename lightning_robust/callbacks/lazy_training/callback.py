@@ -79,7 +79,7 @@ class LazyTrainingCallback(InputDiagnostic):
             this share of the right predictions.
         input_key: Which part of a batch holds the inputs: position or name; a list for several. None
             infers it from the signature of ``forward``.
-        target_key: Which part holds the classes.
+        target_key: Where the classes are in a batch; None: behind the inputs of a sequence, or by a usual name.
         mean: Mean that pixels were normalised with; None takes the data module's, else 0.
         std: Standard deviation that pixels were normalised with; None takes the data module's, else 1.
         bounds: Smallest and largest pixel; ``"pixels"`` is [0, 1]; ``"none"`` takes inputs as they are, with ``eps`` in
@@ -107,7 +107,7 @@ class LazyTrainingCallback(InputDiagnostic):
         lazy_below: float = 0.1,
         vulnerable_above: float = 0.5,
         input_key: int | str | list[int | str] | None = None,
-        target_key: int | str = 1,
+        target_key: int | str | None = None,
         mean: float | list[float] | None = None,
         std: float | list[float] | None = None,
         bounds: list[float] | Literal["pixels", "none"] = "pixels",

@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_robust.callbacks.attacked_batches import AttackInputs
@@ -31,13 +32,13 @@ from lightning_robust.functional.linearization import (
 from lightning_robust.functional.weights import call_with
 from lightning_robust.harness.batches import count_samples
 from lightning_robust.harness.compat import without_compiled_prefix
-from lightning_robust.harness.inputs import call_forward, forward_arguments
+from lightning_robust.harness.inputs import call_forward, forward_arguments, targets_of
 from lightning_robust.harness.quiet import quietly
 from lightning_robust.harness.ranks import describe_error
 from lightning_robust.harness.steps import call_step
 from lightning_robust.layers import find_layers
 from lightning_robust.rows import take_rows
-from lightning_robust.structures import Key, get_args, get_item, map_tensors, replace_items, tensors_in
+from lightning_robust.structures import Key, get_args, map_tensors, replace_items, tensors_in
 
 Numbers = dict[str, float]
 
@@ -49,7 +50,7 @@ class LazinessSettings:
     betas: tuple[float, ...]
     eps: float
     kernel_samples: int
-    target_key: Key
+    target_key: Key | None
     seed: int
     pixels: AttackInputs
     """What FGSM perturbs, in pixels."""
@@ -253,8 +254,8 @@ class _Attacks:
     def _targets(self) -> Tensor | None:
         """Classes, one for each sample, if that is what the batch holds."""
         try:
-            targets = get_item(self._batch, self._settings.target_key)
-        except KeyError:
+            targets = targets_of(self._module, self._batch, self._settings.target_key, self._settings.pixels.given)
+        except (KeyError, MisconfigurationException):
             return None
         # as many as logits, not as inputs: a graph has several nodes and one class
         if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.ndim != 1:

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_robust.callbacks.robust_validation.batch_evaluator import AskedBatch, BatchEvaluator
 from lightning_robust.functional.worst_case import worst_loss, worst_prediction
-from lightning_robust.structures import get_item
+from lightning_robust.harness.inputs import targets_of
 
 _TARGETS, _MASKED = 9, 0.01
 
@@ -25,7 +26,7 @@ class AutoEvaluator(BatchEvaluator):
         steps: Of each APGD.
         targets: Wrong classes that are attacked one by one, at most; None is 9, for classifiers.
         queries: Of the Square attack; 0 leaves it out.
-        target_key: Where the classes are in a batch.
+        target_key: Where the classes are in a batch; None: behind the inputs of a sequence, or by a usual name.
 
     Raises:
         ValueError: For arguments out of range.
@@ -36,7 +37,7 @@ class AutoEvaluator(BatchEvaluator):
     steps: int = 50
     targets: int | None = None
     queries: int = 500
-    target_key: int | str = 1
+    target_key: int | str | None = None
     found: Counter[str] = field(default_factory=Counter, init=False, compare=False, repr=False)
     """How many samples each attack solved."""
 
@@ -87,7 +88,7 @@ class AutoEvaluator(BatchEvaluator):
             told = "which the module does not define" if losses is None else "but it gives one value for the batch"
             raise ValueError(
                 "Expected outputs that evaluator='auto' can rank sample by sample: logits (N, classes) with classes "
-                f"(N,), int64, at `target_key`={self.target_key!r}, or `attack_loss(batch)` with one value for each "
+                f"(N,), int64, in the batch, where `target_key` says, or `attack_loss(batch)` with one value for each "
                 f"sample, {told}. `forward` of {type(asked.module).__name__} gives {_kind_of_output(output)}. Define "
                 "`attack_loss`, or take evaluator='pgd', which climbs the loss of the batch."
             )
@@ -106,8 +107,8 @@ class AutoEvaluator(BatchEvaluator):
         return {"square": f"{share:.1%} of the samples fall to Square, which needs no gradient, and to no other attack"}
 
     def _classes(self, asked: AskedBatch) -> Any:
-        with suppress(LookupError, TypeError, AttributeError):
-            return get_item(asked.view.batch, self.target_key)
+        with suppress(LookupError, TypeError, AttributeError, MisconfigurationException):
+            return targets_of(asked.module, asked.view.batch, self.target_key, asked.inputs.given)
         return None
 
 

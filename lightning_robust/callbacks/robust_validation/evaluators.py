@@ -40,7 +40,8 @@ class EvaluatorArguments(TypedDict, total=False):
         drop_solved: Of pgd, for classifiers: attack samples no further once they are taken for another class.
             Accuracies are those of the worst iterate, so never higher; losses stop rising there; the fewer samples
             withstand, the less it costs. Auto always does so.
-        target_key: Where ``drop_solved`` and auto find the classes in a batch, 1 by default.
+        target_key: Where ``drop_solved`` and auto find the classes in a batch; None, the default, is behind the inputs
+            of a sequence, or a usual name as ``"label"``.
         targets: Of auto, for classifiers: wrong classes that are attacked one by one, the likeliest first; 9 by
             default.
         queries: Of auto: of the Square attack on what is left, 500 by default; 0 leaves it out.
@@ -51,7 +52,7 @@ class EvaluatorArguments(TypedDict, total=False):
     steps: int
     restarts: int
     drop_solved: bool
-    target_key: int | str
+    target_key: int | str | None
     targets: int | None
     queries: int
     moves: dict[str, float]
@@ -72,7 +73,7 @@ def make_evaluator(name: str, given: Mapping[str, Any], prefix: str = "") -> Bat
 
     Example:
         >>> make_evaluator("pgd", {"steps": 3})
-        PGDEvaluator(steps=3, restarts=1, drop_solved=False, target_key=1)
+        PGDEvaluator(steps=3, restarts=1, drop_solved=False, target_key=None)
     """
     if name not in _EVALUATORS:
         raise ValueError(f"Expected `{prefix}evaluator` to be one of {', '.join(_EVALUATORS)}, but got {name!r}.")

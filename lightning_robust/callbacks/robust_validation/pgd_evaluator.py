@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_robust.callbacks.robust_validation.batch_evaluator import AskedBatch, BatchEvaluator, PixelLoss
 from lightning_robust.functional.ascent import RowLosses
 from lightning_robust.functional.attacks import fgsm, pgd
-from lightning_robust.structures import get_item
+from lightning_robust.harness.inputs import targets_of
 
 
 @dataclass
@@ -24,7 +24,7 @@ class PGDEvaluator(BatchEvaluator):
         steps: Number of steps; 0 takes a single FGSM step.
         restarts: Attacks from random points.
         drop_solved: Whether samples that are taken for another class are attacked no further.
-        target_key: Where the classes are in a batch.
+        target_key: Where the classes are in a batch; None: behind the inputs of a sequence, or by a usual name.
 
     Raises:
         ValueError: For arguments out of range, or that make no sense together.
@@ -33,7 +33,7 @@ class PGDEvaluator(BatchEvaluator):
     steps: int = 10
     restarts: int = 1
     drop_solved: bool = False
-    target_key: int | str = 1
+    target_key: int | str | None = None
 
     def check(self, prefix: str) -> None:
         """Refuse arguments of the attack that make no sense, alone or together."""
@@ -57,7 +57,7 @@ class PGDEvaluator(BatchEvaluator):
 
     def _with_solved(self, asked: AskedBatch) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """The loss of some rows, and which of them are taken for another class."""
-        classes = get_item(asked.view.batch, self.target_key)
+        classes = targets_of(asked.module, asked.view.batch, self.target_key, asked.inputs.given)
 
         def loss_and_solved(pixels: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
             with _outputs_of(asked.module) as outputs:

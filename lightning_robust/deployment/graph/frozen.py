@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_robust.deployment.graph.sharded_copy import drop_sharding, plain_classes
-from lightning_robust.structures import flatten, map_tensors, rebuild, tensors_in
+from lightning_robust.structures import flatten, keyword_only, map_tensors, rebuild, tensors_in
 from lightning_robust.torch_names import original_of_compiled
 
 
@@ -47,6 +48,8 @@ def named_inputs(args: tuple[Any, ...]) -> dict[str, Tensor]:
 def frozen_copy(module: nn.Module, state: Mapping[str, Tensor] | None = None) -> nn.Module:
     """A copy in fp32 on the CPU, in evaluation mode, without ``torch.compile``; the module itself is not touched.
 
+    What its ``forward`` takes by name alone, the copy takes by position, as a graph does.
+
     Args:
         module: Any module, also one in the middle of a fit. One whose weights FSDP2 has sharded becomes whole.
         state: Weights to put into the copy, as from ``module.state_dict()``; its own if None. Those of a sharded
@@ -63,7 +66,23 @@ def frozen_copy(module: nn.Module, state: Mapping[str, Tensor] | None = None) ->
     if state is not None:
         duplicate.load_state_dict(state)
     duplicate.__dict__.pop("forward", None)  # Lightning puts a compiled forward on the instance
-    return _uncompiled(duplicate).cpu().float().eval().requires_grad_(False)
+    return _taking_by_position(_uncompiled(duplicate)).cpu().float().eval().requires_grad_(False)
+
+
+def _taking_by_position(module: nn.Module) -> nn.Module:
+    """Give a network whose ``forward`` takes arguments by name alone a class that takes them by position too."""
+    kind = type(module)
+    names = [] if isinstance(module, torch.jit.ScriptModule) else keyword_only(kind.forward)
+    if names:
+        by_position = list(inspect.signature(kind.forward).parameters).index(names[0]) - 1  # without self
+
+        def forward(self: nn.Module, *args: Any, **named: Any) -> Any:
+            taken = dict(zip(names, args[by_position:], strict=False))
+            return kind.forward(self, *args[:by_position], **taken, **named)
+
+        # a function on the instance would call this network from every further copy
+        module.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
+    return module
 
 
 def to_args(args: tuple[Any, ...], dtype: torch.dtype, device: torch.device | str = "cpu") -> tuple[Any, ...]:

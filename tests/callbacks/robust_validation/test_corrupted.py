@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_robust import AdversarialCallback, RobustValidationCallback
 from lightning_robust.callbacks.conditions import name_of, named_entries
-from lightning_robust.callbacks.robust_validation.corrupted import judged_metric
+from lightning_robust.callbacks.robust_validation.corrupted import CorruptedValidation, judged_metric
 from lightning_robust.callbacks.robust_validation.corruption_error import (
     errors,
     mean_corruption_error,
@@ -250,12 +250,11 @@ def test_batches_that_cut_sequences_are_warned_about(tmp_path, recwarn):
 
 def test_a_failure_leaves_the_attack_and_the_training(tmp_path, monkeypatch):
     """Neither half of the validation takes the other with it."""
-    path = "lightning_robust.callbacks.robust_validation.corrupted.CorruptedValidation.measure"
 
     def broken(self, evaluator):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(path, broken)
+    monkeypatch.setattr(CorruptedValidation, "measure", broken)
     with pytest.warns(UserWarning, match="robust validation failed, training continues.*out of memory"):
         metrics = validate(tmp_path, [RobustValidationCallback(0.1, steps=2, under="fog@3")], Scored())
     assert "adversarial/val_acc@0.1" in metrics

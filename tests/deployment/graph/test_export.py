@@ -25,6 +25,17 @@ def test_matches_reference_at_any_batch(batch):
     torch.testing.assert_close(run(exported, x.numpy())[0], module(x), rtol=0, atol=1e-5)
 
 
+class ByName(nn.Linear):
+    def forward(self, image, *, gain):
+        return super().forward(image) * gain
+
+
+def test_inputs_that_are_taken_by_name_alone():
+    module, image, gain = ByName(3, 2), torch.rand(4, 3), torch.rand(4, 1)
+    exported = export(frozen_copy(module), (image, gain))
+    torch.testing.assert_close(run(exported, image.numpy(), gain.numpy())[0], module(image, gain=gain))
+
+
 def test_live_module_is_not_touched():
     live = SmallCNN().train()
     live.stem[1].eval()
