@@ -16,6 +16,7 @@ from lightning_robust.deployment.pixels.operations import quantise, whole_levels
 from lightning_robust.functional.pixels import PixelSpace
 
 T = TypeVar("T")
+_BYTES = PixelSpace(high=255.0)
 _CALLS = 16  # more than the calls of one pass, in which each set of samples is perturbed once
 
 
@@ -33,7 +34,10 @@ class _Batch:
 
     def inputs(self, operation: Pixels) -> Tensor:
         pixels = self.compute(operation) if self.kept is None else self.kept.take(self, operation)
-        return self.space.from_pixels(pixels).to(self.images.dtype)
+        inputs = self.space.from_pixels(pixels)
+        if not self.images.is_floating_point():
+            inputs = inputs.round_().clamp_(0, 255)
+        return inputs.to(self.images.dtype)
 
     def compute(self, operation: Pixels) -> Tensor:
         with share_camera_frames(self.frames):
@@ -77,8 +81,8 @@ def perturb(images: Tensor, space: PixelSpace | None, entries: Iterable[Perturba
     Pixels are rounded to 256 levels first, as every entry of the catalogue expects.
 
     Args:
-        images: Network inputs ``(N, C, H, W)`` with one or three channels, floating.
-        space: How they were normalised.
+        images: Network inputs ``(N, C, H, W)`` with one or three channels, floating or uint8.
+        space: How they were normalised; nothing of uint8, which the network itself normalises.
         entries: From :func:`~.catalogue.perturbations`.
 
     Raises:
@@ -158,12 +162,15 @@ class KeptPixels:
 def _handles(
     images: Tensor, space: PixelSpace | None, entries: Iterable[Perturbation], kept: KeptPixels | None
 ) -> list[PerturbedImages]:
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.is_floating_point():
-        raise ValueError("the network's first input is no image batch (N, 1 or 3, H, W) in floating point.")
+    bytes_of_pixels = images.dtype == torch.uint8
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or not (images.is_floating_point() or bytes_of_pixels):
+        raise ValueError("the network's first input is no image batch (N, 1 or 3, H, W) in floating point or uint8.")
+    if bytes_of_pixels:
+        space = _BYTES
     if space is None:
         raise ValueError("it is not known how pixels are normalised. Give `mean` and `std`.")
-    space.check(images)
     wide = images if images.dtype == torch.float64 else images.float()
+    space.check(images if images.is_floating_point() else wide)
     pixels = quantise(space.to_pixels(wide))
     batch = _Batch(images, space, pixels, kept, b"" if kept is None else _digest(pixels))
     return [PerturbedImages(entry, batch) for entry in entries if entry.applies_to(images.shape[1])]

@@ -28,6 +28,19 @@ def test_matches_reference(dtype):
         assert sample.deployed().dtype == dtype
 
 
+@pytest.mark.parametrize("space", [SPACE, None])
+@pytest.mark.parametrize("perturbed", [perturb, KeptPixels().perturb])
+def test_bytes_are_levels(space, perturbed):
+    """Whatever normalisation is stated, they come as bytes: the levels of the same pictures in [0, 1]."""
+    levels = (picture() * 255).round()
+    entries = perturbations("all")
+    floats = perturb(levels / 255, PixelSpace(), entries)
+    for one, other in zip(perturbed(levels.byte(), space, entries), floats, strict=True):
+        for given, expected in ((one.trained(), other.trained()), (one.deployed(), other.deployed())):
+            assert given.dtype == torch.uint8
+            assert torch.equal(given, (expected * 255).round().clamp(0, 255).byte())
+
+
 def test_low_precision_is_computed_in_fp32():
     images = picture().half()
     (sample,) = perturb(images, PixelSpace(), [CATALOGUE["brightness"]])
@@ -76,7 +89,7 @@ def test_grey_pictures_leave_out_colour():
     [
         (torch.rand(2, 5), PixelSpace(), "no image batch"),
         (torch.rand(2, 4, 8, 8), PixelSpace(), "no image batch"),
-        (torch.ones(2, 3, 8, 8).byte(), PixelSpace(), "no image batch"),
+        (torch.ones(2, 3, 8, 8).int(), PixelSpace(), "no image batch"),
         (torch.rand(2, 3, 8, 8), None, "not known how pixels are normalised"),
         (torch.rand(2, 3, 8, 8) * 9, PixelSpace(), r"Expected pixels in \[0, 1\]"),
     ],
