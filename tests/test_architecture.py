@@ -37,6 +37,7 @@ ROOMS = {  # room -> the rooms it may use, beside itself
             "figures",
             "json_values",
             "lazy_names",
+            "number_types",
             "processor",
             "progress",
             "reading",
@@ -54,7 +55,7 @@ ROOMS = {  # room -> the rooms it may use, beside itself
     "gate": {"reading", "suggest", "tables", "version"},
     "layers": {"suggest"},
     "rows": {"structures"},
-    "functional": {"statistics", "layers", "suggest", "torch_names"},
+    "functional": {"statistics", "layers", "number_types", "suggest", "torch_names"},
     "decoding": {"functional"},
 }
 GROUND = {*ROOMS}

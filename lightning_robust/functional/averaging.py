@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lightning_robust.number_types import has_mean, type_of_mean
 from lightning_robust.suggest import first_of
 from lightning_robust.torch_names import lerp_all_
 
@@ -189,7 +190,7 @@ def interpolate(start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: f
     require_same(start, end)
     return {
         name: _lerped(first.detach(), end[name].detach().to(first), alpha)
-        if first.is_floating_point()
+        if has_mean(first)
         else (first if alpha < 0.5 else end[name]).detach().clone()
         for name, first in start.items()
     }
@@ -243,13 +244,13 @@ def _lerped(first: Tensor, other: Tensor, alpha: float) -> Tensor:
 def _holds_infinity(tensor: Tensor) -> bool:
     """Whether a tensor, or this rank's part of it, holds infinity."""
     local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return local.is_floating_point() and bool(local.isinf().any())
+    return has_mean(local) and bool(local.isinf().any())
 
 
 def _fusable(average: Sequence[Tensor], tensors: Sequence[Tensor], infinite: Sequence[bool] | None) -> list[bool]:
     """Which pairs one kernel can update together."""
     return [
-        mine.dtype == other.dtype and mine.device == other.device and mine.is_floating_point() and not held
+        mine.dtype == other.dtype and mine.device == other.device and has_mean(mine) and not held
         for mine, other, held in zip(average, tensors, infinite or repeat(False, len(average)), strict=True)
     ]
 
@@ -270,11 +271,11 @@ def _lerp(
     for mine, other, done, held in zip(average, tensors, fusable, flags, strict=True):
         if not done and held:
             mine.copy_(_lerped(mine, other.to(mine), weight))
-        elif not done and mine.is_floating_point():
+        elif not done and has_mean(mine):
             mine.lerp_(other.to(mine), weight)
         elif not done:
             mine.copy_(other)
 
 
 def _shadow(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.detach().to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+    return tensor.detach().to(type_of_mean(tensor.dtype, dtype), copy=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_robust.functional.averaging import interpolate
 from lightning_robust.functional.held_out import Evaluate, HeldOutScorer
 from lightning_robust.functional.ingredients import Ingredient, state_of
+from lightning_robust.number_types import has_mean, real_parts
 
 _UNRELATED = 0.3
 
@@ -91,10 +92,10 @@ def cosine(first: Mapping[str, Tensor], other: Mapping[str, Tensor], base: Mappi
     """
     dot = one = two = 0.0
     for name, mine in first.items():
-        if not mine.is_floating_point() or (base is None and mine.ndim < 2):
+        if not has_mean(mine) or (base is None and mine.ndim < 2):
             continue
-        start = 0.0 if base is None else base[name].double()
-        a, b = (mine.double() - start).flatten(), (other[name].double() - start).flatten()
+        start = 0.0 if base is None else real_parts(base[name]).double()
+        a, b = ((real_parts(weights).double() - start).flatten() for weights in (mine, other[name]))
         dot, one, two = dot + (a @ b).item(), one + (a @ a).item(), two + (b @ b).item()
     return dot / math.sqrt(one * two) if one * two > 0 else math.nan
 

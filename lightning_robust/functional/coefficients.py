@@ -12,6 +12,7 @@ from lightning_robust.functional.averaging import State, require_same
 from lightning_robust.functional.held_out import require_finite
 from lightning_robust.functional.ingredients import Ingredient, states_of
 from lightning_robust.functional.soups import Soup
+from lightning_robust.number_types import has_mean, real_parts, type_of_mean
 
 
 def stock_soup(states: Sequence[Ingredient], base: Mapping[str, Tensor]) -> Soup:
@@ -44,12 +45,13 @@ def stock_soup(states: Sequence[Ingredient], base: Mapping[str, Tensor]) -> Soup
     require_same(base, fine_tuned[0], "ingredient 0")
     state, ratios = {}, {}
     for name, start in base.items():
-        if not start.is_floating_point():
+        if not has_mean(start):
             state[name] = fine_tuned[0][name].detach().clone()
             continue
-        deltas = torch.stack([(tensors[name].double() - start.double()).flatten() for tensors in fine_tuned])
-        ratios[name] = _stock_ratio(deltas)
-        state[name] = (start.double() + ratios[name] * deltas.mean(0).view_as(start)).to(start.dtype)
+        wide = start.to(type_of_mean(start.dtype, torch.float64))
+        deltas = torch.stack([tensors[name].to(wide.dtype) - wide for tensors in fine_tuned])
+        ratios[name] = _stock_ratio(real_parts(deltas).flatten(1))
+        state[name] = (wide + ratios[name] * deltas.mean(0)).to(start.dtype)
     return Soup(state, list(range(len(states))), coefficients=ratios)
 
 
@@ -109,14 +111,14 @@ def learned_soup(
 
 
 class _LearnedMixture:
-    """A state as a differentiable mixture of others; tensors that are not floating point come from the first."""
+    """A state as a differentiable mixture of others; integers and bools come from the first."""
 
     def __init__(self, states: Sequence[Mapping[str, Tensor]], per: Literal["model", "tensor"]) -> None:
         self._first = states[0]
         self._stacks = {
             name: torch.stack([state[name].detach() for state in states])
             for name, tensor in states[0].items()
-            if tensor.is_floating_point()
+            if has_mean(tensor)
         }
         self._per_tensor = per == "tensor"
         groups = list(self._stacks) if self._per_tensor else ["model"]

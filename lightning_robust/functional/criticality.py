@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_robust.functional.averaging import State
+from lightning_robust.number_types import real_parts
 from lightning_robust.statistics import Estimate, student
 
 Verdict = Literal["ambient", "critical", "undecided", "unchanged"]
@@ -52,7 +53,7 @@ def weight_distance(
         >>> weight_distance({"w": torch.zeros(2)}, {"w": torch.tensor([1.0, -7.0])}, ["w"])
         (5.0, 7.0)
     """
-    changes = [state[name].double() - initial[name].double() for name in names]
+    changes = [real_parts(state[name]).double() - real_parts(initial[name]).double() for name in names]
     count = sum(change.numel() for change in changes)
     squares = sum(change.square().sum().item() for change in changes)
     largest = max((change.abs().max().item() for change in changes if change.numel()), default=0.0)

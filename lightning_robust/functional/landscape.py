@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lightning_robust.functional.averaging import State, interpolate, require_same
 from lightning_robust.functional.state_loss import StateLoss, mean_loss, require_finite_weights
+from lightning_robust.number_types import has_mean, real_parts, type_of_mean
 
 
 def inner_product(first: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
@@ -27,7 +28,9 @@ def inner_product(first: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> f
         >>> inner_product({"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([3.0, 4.0])})
         11.0
     """
-    return sum(float((tensor.double() * other[name].double()).sum()) for name, tensor in first.items())
+    return sum(
+        float((real_parts(tensor).double() * real_parts(other[name]).double()).sum()) for name, tensor in first.items()
+    )
 
 
 def filter_norms(state: Mapping[str, Tensor]) -> State:
@@ -44,7 +47,7 @@ def filter_norms(state: Mapping[str, Tensor]) -> State:
     return {
         name: (
             torch.linalg.vector_norm(tensor.detach(), dim=list(range(1, tensor.ndim)), keepdim=True).expand_as(tensor)
-            if tensor.is_floating_point() and tensor.ndim > 1
+            if has_mean(tensor) and tensor.ndim > 1
             else torch.zeros_like(tensor)
         )
         for name, tensor in state.items()
@@ -78,8 +81,10 @@ def random_direction(state: Mapping[str, Tensor], generator: torch.Generator | N
     norms = filter_norms(state)
     direction = {}
     for name, tensor in norms.items():
-        if tensor.is_floating_point() and tensor.ndim > 1:
-            drawn = torch.randn(tensor.shape, generator=generator).to(tensor)
+        if has_mean(tensor) and tensor.ndim > 1:
+            kind = state[name].dtype
+            drawn = torch.randn(tensor.shape, generator=generator, dtype=type_of_mean(kind, torch.float32))
+            drawn = drawn.to(tensor.device, kind)
             own = filter_norms({name: drawn})[name].clamp(min=torch.finfo(drawn.dtype).tiny)
             direction[name] = drawn / own * tensor
         else:
@@ -205,7 +210,7 @@ class WeightPlane:
         """The weights at a place; integers are those of the origin."""
         return {
             name: tensor.detach() + x * self.across[name].detach() + y * self.up[name].detach()
-            if tensor.is_floating_point()
+            if has_mean(tensor)
             else tensor
             for name, tensor in self.origin.items()
         }
@@ -259,10 +264,10 @@ def _require_places(argument: str, places: Sequence[float]) -> None:
 def _way_to(first: State, other: State) -> State:
     """Integers do not move."""
     return {
-        name: tensor.detach() - other[name].detach() if tensor.is_floating_point() else torch.zeros_like(tensor)
+        name: tensor.detach() - other[name].detach() if has_mean(tensor) else torch.zeros_like(tensor)
         for name, tensor in first.items()
     }
 
 
 def _multiplied(state: State, factor: float) -> State:
-    return {name: factor * tensor if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    return {name: factor * tensor if has_mean(tensor) else tensor for name, tensor in state.items()}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from lightning_robust.number_types import real_parts
 
 _LARGEST, _SMALLEST_STEP = 127, -126
 """Exponents of fp32: of the largest number, and of the smallest whose inverse is finite too."""
@@ -33,7 +35,7 @@ def quantize_block(
     `SWALP, Yang et al. 2019 <https://arxiv.org/abs/1904.11943>`_. The dither has 24 bits.
 
     Args:
-        tensor: Floating point, any shape and device.
+        tensor: Floating point or complex, any shape and device; of complex numbers both parts are rounded.
         word_length: Bits of an integer, sign included; 2 to 24.
         block_dim: Each index along this dimension has its own exponent; None gives the whole tensor one.
         rounding: How to round.
@@ -45,13 +47,19 @@ def quantize_block(
         not finite stay as they are, so that a divergence is not hidden.
 
     Raises:
-        TypeError: For tensors that are not floating point.
+        TypeError: For integers and bools.
         ValueError: For a word length out of range.
 
     Example:
         >>> quantize_block(torch.tensor([1.0, 0.3, -0.6]), 4, rounding="nearest")
         tensor([ 1.0000,  0.2500, -0.5000])
     """
+    if tensor.is_complex():
+        result = torch.empty_like(tensor) if out is None else out
+        block_dim = None if block_dim is None else block_dim % tensor.ndim
+        settings: dict[str, Any] = {"block_dim": block_dim, "rounding": rounding, "generator": generator}
+        quantize_block(real_parts(tensor), word_length, out=real_parts(result), **settings)
+        return result
     if not tensor.is_floating_point():
         raise TypeError(f"Expected a floating-point tensor, but got {tensor.dtype}. Integers need no quantising.")
     if not 2 <= word_length <= 24:
@@ -84,7 +92,7 @@ def quantize_channels(tensor: Tensor, bits: int, *, dim: int = 0) -> Tensor:
     this package. No scale is a power of two, unlike those of :func:`quantize_block`, and the largest weight is exact.
 
     Args:
-        tensor: Floating point, any shape and device.
+        tensor: Floating point or complex, any shape and device; of complex numbers both parts are rounded.
         bits: Of an integer, sign included; 2 to 16.
         dim: The dimension of the channels: 0, the outputs, in linear and convolutional layers.
 
@@ -93,7 +101,7 @@ def quantize_channels(tensor: Tensor, bits: int, *, dim: int = 0) -> Tensor:
         becomes NaN.
 
     Raises:
-        TypeError: For tensors that are not floating point.
+        TypeError: For integers and bools.
         ValueError: For bits out of range, or a tensor without channels or without values.
 
     Example:
@@ -101,6 +109,8 @@ def quantize_channels(tensor: Tensor, bits: int, *, dim: int = 0) -> Tensor:
         tensor([[7.0000, 3.0000],
                 [0.0000, 0.7000]])
     """
+    if tensor.is_complex() and tensor.ndim:
+        return torch.view_as_complex(quantize_channels(real_parts(tensor), bits, dim=dim % tensor.ndim))
     if not tensor.is_floating_point():
         raise TypeError(f"Expected a floating-point tensor, but got {tensor.dtype}. Integers need no quantising.")
     if not 2 <= bits <= 16:

@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_robust.functional.averaging import State, require_same
 from lightning_robust.functional.held_out import Evaluate, HeldOutScorer, require_finite
 from lightning_robust.functional.ingredients import Ingredient, require_ingredients, state_of
+from lightning_robust.number_types import has_mean, type_of_mean
 
 
 @dataclass(frozen=True)
@@ -165,13 +166,13 @@ def _drop_harmful(
 
 
 class _Mixture:
-    """The running sum of the ingredients in fp64; tensors that are not floating point come from the first."""
+    """The running sum of the ingredients in fp64; integers and bools come from the first."""
 
     def __init__(self, state: Mapping[str, Tensor], index: int) -> None:
         self.ingredients = [index]
         self._dtypes = {name: tensor.dtype for name, tensor in state.items()}
         self._sums = {
-            name: tensor.detach().to(torch.float64 if tensor.is_floating_point() else tensor.dtype, copy=True)
+            name: tensor.detach().to(type_of_mean(tensor.dtype, torch.float64), copy=True)
             for name, tensor in state.items()
         }
 
@@ -199,14 +200,14 @@ class _Mixture:
 
     def _accumulate(self, state: Mapping[str, Tensor], sign: int) -> None:
         for name, total in self._sums.items():
-            if self._dtypes[name].is_floating_point:
+            if has_mean(self._dtypes[name]):
                 total.add_(state[name].to(total.device), alpha=sign)
 
     def _mean(self, count: int, state: Mapping[str, Tensor] | None = None, sign: int = 1) -> State:
         # one tensor at a time, so that no second sum of all is in memory
         mean = {}
         for name, total in self._sums.items():
-            if not self._dtypes[name].is_floating_point:
+            if not has_mean(self._dtypes[name]):
                 mean[name] = total.clone()
                 continue
             changed = total

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_robust.functional.averaging import State
 from lightning_robust.functional.batchnorm import batchnorm_layers, evaluating, refresh_batchnorm
 from lightning_robust.functional.weights import Weights, call_with
+from lightning_robust.number_types import has_mean
 from lightning_robust.suggest import did_you_mean
 
 StateLoss = Callable[[State], Tensor | Iterable[Tensor]]
@@ -67,7 +68,7 @@ def require_finite_weights(state: Mapping[str, Tensor], name: str = "the weights
         ValueError: Expected finite numbers in the start, but 1 of 2 in w are not. Take weights from before that.
     """
     for key, tensor in state.items():
-        wrong = int((~torch.isfinite(tensor)).sum()) if tensor.is_floating_point() else 0
+        wrong = int((~torch.isfinite(tensor)).sum()) if has_mean(tensor) else 0
         if wrong:
             raise ValueError(
                 f"Expected finite numbers in {name}, but {wrong} of {tensor.numel()} in {key} are not. "

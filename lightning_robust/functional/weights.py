@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_robust.functional.averaging import require_same
 from lightning_robust.functional.shards import gathered, is_distributed, own_part, reshard
+from lightning_robust.number_types import has_mean
 from lightning_robust.torch_names import is_compiled
 
 
@@ -28,7 +29,7 @@ class Weights:
         only: Names of the tensors to take; all by default.
 
     Raises:
-        ValueError: If the module has no floating tensor to average.
+        ValueError: If the module has no tensor to average, of real or complex numbers.
 
     Example:
         >>> layer = nn.Linear(1, 1, bias=False)
@@ -49,7 +50,7 @@ class Weights:
         self.names = [*parameters, *buffers]
         self._parameters: list[Tensor] = list(parameters.values())
         self._owners = [_owner(module, name) for name in buffers]
-        if not any(map(torch.is_floating_point, self.live())):
+        if not any(map(has_mean, self.live())):
             raise ValueError(
                 f"Expected floating-point parameters or buffers in {type(module).__name__}, but it has none: there is "
                 "nothing to average. Take weight averaging out of its callbacks."

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_robust.functional.shards import is_distributed, own_part, reshard
+from lightning_robust.number_types import has_mean, real_parts
 
 _moving: WeakKeyDictionary[nn.Module, tuple[set[Hashable], set[str]]] = WeakKeyDictionary()
 """For each module the periods in which its weights were compared, and the names of those that its steps move."""
@@ -62,4 +63,4 @@ def _differs(now: Tensor, data: Tensor, before: Tensor) -> bool:
 
 def _bits(tensor: Tensor) -> Tensor:
     """The tensor with NaN as a number, which is equal to itself."""
-    return tensor.nan_to_num() if tensor.is_floating_point() else tensor
+    return real_parts(tensor).nan_to_num() if has_mean(tensor) else tensor

@@ -37,6 +37,7 @@ from lightning_robust.harness.quiet import quietly
 from lightning_robust.harness.ranks import describe_error
 from lightning_robust.harness.steps import call_step
 from lightning_robust.layers import find_layers
+from lightning_robust.number_types import has_mean
 from lightning_robust.rows import take_rows
 from lightning_robust.structures import Key, get_args, map_tensors, replace_items, tensors_in
 
@@ -75,8 +76,8 @@ class Laziness:
 
 
 def weights_of(module: nn.Module) -> State:
-    """The floating-point parameters, tied ones once, detached."""
-    return {name: tensor.detach() for name, tensor in module.named_parameters() if tensor.is_floating_point()}
+    """The parameters, tied ones once, detached; none of integers."""
+    return {name: tensor.detach() for name, tensor in module.named_parameters() if has_mean(tensor)}
 
 
 def measure_laziness(
