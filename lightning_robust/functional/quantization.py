@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lightning_robust.number_types import real_parts
+from lightning_robust.number_types import has_mean, real_parts
 
 _LARGEST, _SMALLEST_STEP = 127, -126
 """Exponents of fp32: of the largest number, and of the smallest whose inverse is finite too."""
@@ -54,19 +54,24 @@ def quantize_block(
         >>> quantize_block(torch.tensor([1.0, 0.3, -0.6]), 4, rounding="nearest")
         tensor([ 1.0000,  0.2500, -0.5000])
     """
-    if tensor.is_complex():
-        result = torch.empty_like(tensor) if out is None else out
-        block_dim = None if block_dim is None else block_dim % tensor.ndim
-        settings: dict[str, Any] = {"block_dim": block_dim, "rounding": rounding, "generator": generator}
-        quantize_block(real_parts(tensor), word_length, out=real_parts(result), **settings)
-        return result
-    if not tensor.is_floating_point():
+    if not has_mean(tensor):
         raise TypeError(f"Expected a floating-point tensor, but got {tensor.dtype}. Integers need no quantising.")
     if not 2 <= word_length <= 24:
         raise ValueError(f"Expected `word_length` between 2 and 24 bits, but got {word_length}.")
     result = torch.empty_like(tensor) if out is None else out
-    if tensor.numel() == 0:
-        return result
+    if tensor.numel():
+        block_dim = None if block_dim is None else block_dim % tensor.ndim
+        real_parts(result).copy_(_on_the_grid(real_parts(tensor), word_length, block_dim, rounding, generator))
+    return result
+
+
+def _on_the_grid(
+    tensor: Tensor,
+    word_length: int,
+    block_dim: int | None,
+    rounding: Literal["stochastic", "nearest"],
+    generator: torch.Generator | None,
+) -> Tensor:
     scale, inverse = _scales(tensor, word_length, block_dim)
     limit = 2.0 ** (word_length - 1)
     work = torch.mul(tensor, inverse) if tensor.dtype == scale.dtype else tensor.to(scale.dtype) * inverse
@@ -77,9 +82,7 @@ def quantize_block(
         work += 0.5
     work.floor_().clamp_(-limit, limit - 1).mul_(scale)
     finite = torch.isfinite(scale)
-    if not finite.all():
-        work = torch.where(finite, work, tensor.to(work.dtype))
-    return result.copy_(work)
+    return work if finite.all() else torch.where(finite, work, tensor.to(work.dtype))
 
 
 @torch.no_grad()
@@ -109,9 +112,7 @@ def quantize_channels(tensor: Tensor, bits: int, *, dim: int = 0) -> Tensor:
         tensor([[7.0000, 3.0000],
                 [0.0000, 0.7000]])
     """
-    if tensor.is_complex() and tensor.ndim:
-        return torch.view_as_complex(quantize_channels(real_parts(tensor), bits, dim=dim % tensor.ndim))
-    if not tensor.is_floating_point():
+    if not has_mean(tensor):
         raise TypeError(f"Expected a floating-point tensor, but got {tensor.dtype}. Integers need no quantising.")
     if not 2 <= bits <= 16:
         raise ValueError(f"Expected `bits` between 2 and 16, but got {bits}.")
@@ -119,16 +120,16 @@ def quantize_channels(tensor: Tensor, bits: int, *, dim: int = 0) -> Tensor:
         raise ValueError(
             f"Expected weights with channels, but got a tensor of shape {tuple(tensor.shape)}. Leave it out."
         )
-    dims = [other for other in range(tensor.ndim) if other != dim % tensor.ndim]
-    wide = tensor.double()
+    parts = real_parts(tensor)
+    dims = [other for other in range(parts.ndim) if other != dim % tensor.ndim]
+    wide = parts.double()
     scale = (wide.abs().amax(dims, keepdim=True) if dims else wide.abs()) / (2 ** (bits - 1) - 1)
-    rounded = torch.where(scale == 0, wide, (wide / scale).round() * scale)
-    return rounded.to(tensor.dtype)
+    rounded = torch.where(scale == 0, wide, (wide / scale).round() * scale).to(parts.dtype)
+    return torch.view_as_complex(rounded) if tensor.is_complex() else rounded
 
 
 def _scales(tensor: Tensor, word_length: int, block_dim: int | None) -> tuple[Tensor, Tensor]:
     """The step of each block and its inverse, both exact powers of two, shaped to broadcast."""
-    block_dim = None if block_dim is None else block_dim % tensor.ndim
     dims = [dim for dim in range(tensor.ndim) if dim != block_dim]
     work = torch.promote_types(tensor.dtype, torch.float32)
     if dims:

@@ -13,9 +13,9 @@ from lightning_robust.harness.inputs import (
     first_floating_input,
     forward_arguments,
     positional_arguments,
-    signature_of,
     targets_of,
 )
+from lightning_robust.harness.signature import signature_of
 
 
 class Graphs:

@@ -162,18 +162,27 @@ class KeptPixels:
 def _handles(
     images: Tensor, space: PixelSpace | None, entries: Iterable[Perturbation], kept: KeptPixels | None
 ) -> list[PerturbedImages]:
-    bytes_of_pixels = images.dtype == torch.uint8
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or not (images.is_floating_point() or bytes_of_pixels):
-        raise ValueError("the network's first input is no image batch (N, 1 or 3, H, W) in floating point or uint8.")
-    if bytes_of_pixels:
-        space = _BYTES
-    if space is None:
-        raise ValueError("it is not known how pixels are normalised. Give `mean` and `std`.")
+    space = _space_of(images, space)
     wide = images if images.dtype == torch.float64 else images.float()
     space.check(images if images.is_floating_point() else wide)
     pixels = quantise(space.to_pixels(wide))
     batch = _Batch(images, space, pixels, kept, b"" if kept is None else _digest(pixels))
     return [PerturbedImages(entry, batch) for entry in entries if entry.applies_to(images.shape[1])]
+
+
+def _space_of(images: Tensor, space: PixelSpace | None) -> PixelSpace:
+    """How pictures were normalised; bytes are levels, whatever is stated."""
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or not _holds_pixels(images):
+        raise ValueError("the network's first input is no image batch (N, 1 or 3, H, W) in floating point or uint8.")
+    if images.dtype == torch.uint8:
+        return _BYTES
+    if space is None:
+        raise ValueError("it is not known how pixels are normalised. Give `mean` and `std`.")
+    return space
+
+
+def _holds_pixels(images: Tensor) -> bool:
+    return images.is_floating_point() or images.dtype == torch.uint8
 
 
 def _digest(pixels: Tensor) -> bytes:
