@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import functools
 import subprocess
 import sys
 import tomllib
@@ -16,9 +17,15 @@ PACKAGE = ROOT / "lightning_robust"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
+@functools.cache
+def syntax(path):
+    """The tree of a file, which many tests read."""
+    return ast.parse(path.read_text())
+
+
+@functools.cache
 def imported(path, *, top_level=False):
-    tree = ast.parse(path.read_text())
-    nodes = tree.body if top_level else ast.walk(tree)
+    nodes = syntax(path).body if top_level else ast.walk(syntax(path))
     names = set()
     for node in nodes:
         if isinstance(node, ast.Import):
@@ -106,7 +113,7 @@ def test_what_the_user_may_not_have_is_not_imported_at_the_top():
 def test_no_assert_and_no_left_over_marks_in_the_library():
     for path in FILES:
         text = path.read_text()
-        assert not any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(text))), path
+        assert not any(isinstance(node, ast.Assert) for node in ast.walk(syntax(path))), path
         assert "TODO" not in text, path
 
 
@@ -123,7 +130,7 @@ def test_no_run_left_a_file_beside_the_package():
 
 def test_every_file_opens_with_a_sentence():
     for path in FILES:
-        assert ast.get_docstring(ast.parse(path.read_text())), path
+        assert ast.get_docstring(syntax(path)), path
 
 
 def definitions(tree, kind):
@@ -150,7 +157,7 @@ def test_what_is_read_at_once_is_small():
     """Files of at most 300 lines, classes of 250, functions of complexity 10, constructors of 15 arguments."""
     for path in FILES:
         text = path.read_text()
-        tree = ast.parse(text)
+        tree = syntax(path)
         assert len(text.splitlines()) <= 300, path
         for node in definitions(tree, ast.ClassDef):
             assert node.end_lineno - node.lineno < 250, (path, node.name)
@@ -163,7 +170,7 @@ def test_one_name_has_one_meaning():
     """A function or class has one home; a command is the function of its name, and two scripts have a `main`."""
     homes = {}
     for path in FILES:
-        for node in ast.parse(path.read_text()).body:
+        for node in syntax(path).body:
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
                 homes.setdefault(node.name, set()).add(path)
     assert {name for name, places in homes.items() if len(places) > 1} == {"fingerprint", "replay", "main"}
