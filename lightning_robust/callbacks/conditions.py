@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_robust.callbacks.attacked_batches import (
@@ -28,10 +29,11 @@ from lightning_robust.deployment.pixels.corruptions.names import (
     is_corruption,
 )
 from lightning_robust.deployment.pixels.names import FAMILIES, Names
-from lightning_robust.deployment.pixels.perturb import perturb
+from lightning_robust.deployment.pixels.perturb import from_pixels_as, perturb, space_of
 from lightning_robust.extensions import extension_names
 from lightning_robust.functional.attacks import fgsm, pgd
 from lightning_robust.harness.evaluate import Transform
+from lightning_robust.harness.inputs import first_input
 from lightning_robust.harness.steps import call_step
 from lightning_robust.harness.trainers import data_module
 from lightning_robust.structures import Key, get_item, replace_items
@@ -41,7 +43,7 @@ PGD = "pgd"
 Entry = Perturbation | Corruption
 """What a name of a condition on pictures stands for."""
 _WHOLE: dict[str, Names] = {"typical": "typical", "all": "all"}
-_KNOWN = (*CORRUPTION_NAMES, *CORRUPTION_FAMILIES, ALL_CORRUPTIONS, *CATALOGUE, *FAMILIES, *_WHOLE)
+_KNOWN = [*dict.fromkeys((*CORRUPTION_NAMES, *CORRUPTION_FAMILIES, ALL_CORRUPTIONS, *CATALOGUE, *FAMILIES, *_WHOLE))]
 
 
 @dataclass(frozen=True)
@@ -119,9 +121,9 @@ def pictured(trainer: pl.Trainer, pl_module: pl.LightningModule, entry: Entry, i
         if isinstance(entry, Perturbation):
             (sample,) = perturb(images, inputs.pixels, [entry])
             return replace_items(batch, {key: sample.deployed()})
-        (part,) = inputs.at([key]).read(batch)
-        pixels = inputs.to_pixels(part if part.dtype == torch.float64 else part.float())
-        return replace_items(batch, {key: inputs.from_pixels(entry(pixels, frames)).to(images.dtype)})
+        space = space_of(images, inputs.pixels)
+        pixels = space.to_pixels(images if images.dtype == torch.float64 else images.float()).clamp(0, 1)
+        return replace_items(batch, {key: from_pixels_as(images.dtype, entry(pixels, frames), space)})
 
     return Condition(name_of(entry), transform)
 
@@ -136,12 +138,16 @@ def require_pictures(
     """
     inputs.find_normalisation(trainer)
     for entry in entries:
-        key, _ = _pictures(pl_module, batch, entry, inputs)
-        inputs.at([key]).read(batch)
+        key, images = _pictures(pl_module, batch, entry, inputs)
+        if images.dtype != torch.uint8:  # which needs no normalisation
+            inputs.at([key]).read(batch)
 
 
 def _pictures(pl_module: pl.LightningModule, batch: Any, entry: Entry, inputs: AttackInputs) -> tuple[Key, Tensor]:
-    key = inputs.in_batch(pl_module, batch).keys[0]
+    try:
+        key = inputs.in_batch(pl_module, batch).keys[0]
+    except MisconfigurationException:
+        key = first_input(pl_module, batch)  # bytes
     images = get_item(batch, key)
     if not isinstance(images, Tensor) or images.ndim != 4 or not entry.applies_to(images.shape[1]):
         shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
@@ -150,7 +156,7 @@ def _pictures(pl_module: pl.LightningModule, batch: Any, entry: Entry, inputs: A
             f"Expected pictures (N, {'3' if colour else '1 or 3'}, H, W) at input_key={key!r} for "
             f"{name_of(entry)!r}, but got {shape}. Set `input_key`, or take it out of `under`."
         )
-    if inputs.pixels is None:
+    if inputs.pixels is None and images.dtype != torch.uint8:
         raise ValueError(
             f"Expected to know how pictures were normalised for {name_of(entry)!r}, but got bounds='none'. Give "
             "`mean` and `std` instead."

@@ -187,10 +187,10 @@ class RobustValidationCallback(pl.Callback):
     ) -> None:
         """Refuse batches that cannot be perturbed, corrupted or ranked, at the sanity check already."""
         if batch_idx == 0:
-            inputs = self._inputs.in_batch(pl_module, batch)
-            if self._radii and trainer.sanity_checking:
-                inputs.read(batch)
             if self._radii:
+                inputs = self._inputs.in_batch(pl_module, batch)
+                if trainer.sanity_checking:
+                    inputs.read(batch)
                 self._attacks.check(trainer, pl_module, batch)
             if self._corrupted is not None:
                 self._corrupted.check(trainer, pl_module, batch, self._guard)

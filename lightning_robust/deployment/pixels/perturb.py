@@ -34,10 +34,7 @@ class _Batch:
 
     def inputs(self, operation: Pixels) -> Tensor:
         pixels = self.compute(operation) if self.kept is None else self.kept.take(self, operation)
-        inputs = self.space.from_pixels(pixels)
-        if not self.images.is_floating_point():
-            inputs = inputs.round_().clamp_(0, 255)
-        return inputs.to(self.images.dtype)
+        return from_pixels_as(self.images.dtype, pixels, self.space)
 
     def compute(self, operation: Pixels) -> Tensor:
         with share_camera_frames(self.frames):
@@ -162,7 +159,7 @@ class KeptPixels:
 def _handles(
     images: Tensor, space: PixelSpace | None, entries: Iterable[Perturbation], kept: KeptPixels | None
 ) -> list[PerturbedImages]:
-    space = _space_of(images, space)
+    space = space_of(images, space)
     wide = images if images.dtype == torch.float64 else images.float()
     space.check(images if images.is_floating_point() else wide)
     pixels = quantise(space.to_pixels(wide))
@@ -170,8 +167,12 @@ def _handles(
     return [PerturbedImages(entry, batch) for entry in entries if entry.applies_to(images.shape[1])]
 
 
-def _space_of(images: Tensor, space: PixelSpace | None) -> PixelSpace:
-    """How pictures were normalised; bytes are levels, whatever is stated."""
+def space_of(images: Tensor, space: PixelSpace | None) -> PixelSpace:
+    """How pictures were normalised; bytes are levels, whatever is stated.
+
+    Raises:
+        ValueError: If they are no pictures, or nothing is stated.
+    """
     if images.ndim != 4 or images.shape[1] not in (1, 3) or not _holds_pixels(images):
         raise ValueError("the network's first input is no image batch (N, 1 or 3, H, W) in floating point or uint8.")
     if images.dtype == torch.uint8:
@@ -179,6 +180,12 @@ def _space_of(images: Tensor, space: PixelSpace | None) -> PixelSpace:
     if space is None:
         raise ValueError("it is not known how pixels are normalised. Give `mean` and `std`.")
     return space
+
+
+def from_pixels_as(dtype: torch.dtype, pixels: Tensor, space: PixelSpace) -> Tensor:
+    """The network inputs of pixels in [0, 1] in a type; bytes are rounded and clipped."""
+    inputs = space.from_pixels(pixels)
+    return inputs.to(dtype) if dtype.is_floating_point else inputs.round_().clamp_(0, 255).to(dtype)
 
 
 def _holds_pixels(images: Tensor) -> bool:

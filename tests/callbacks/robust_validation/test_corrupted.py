@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
+from torch.utils.data import DataLoader
 
 from lightning_robust import AdversarialCallback, RobustValidationCallback
 from lightning_robust.callbacks.conditions import name_of, named_entries
@@ -246,6 +247,38 @@ def test_batches_that_cut_sequences_are_warned_about(tmp_path, recwarn):
     assert not [each for each in recwarn if "cut sequences" in str(each.message)]
     with pytest.warns(UserWarning, match="batches of 16 pictures cut sequences of 5 frames"):
         validate(tmp_path, [under("frame_loss@3")], Frames())
+
+
+class Levels(Scored):
+    """Pictures on the levels of 8 bits."""
+
+    def val_dataloader(self):
+        batches = [(self.levels(images), labels) for images, labels in super().val_dataloader()]
+        return DataLoader(batches, batch_size=None)
+
+    def levels(self, images):
+        return (images * 255).round() / 255
+
+
+class Bytes(Levels):
+    def levels(self, images):
+        return (images * 255).round().byte()
+
+    def forward(self, images):
+        return super().forward(images / 255)
+
+
+def test_bytes_are_the_same_pictures(tmp_path):
+    """A network that takes bytes and normalises them itself, against its twin that takes floats in [0, 1]."""
+    names = ["fog@3", "motion_blur@2", "bgr", "jpeg_90", "noise_6"]
+    torch.manual_seed(0)
+    floats = Levels()
+    levels = Bytes()
+    levels.load_state_dict(floats.state_dict())
+    expected = validate(tmp_path, [under(*names)], floats)
+    found = validate(tmp_path, [under(*names)], levels)
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert len({round(value, 4) for key, value in expected.items() if "val_loss" in key}) == len(names)
 
 
 def test_a_failure_leaves_the_attack_and_the_training(tmp_path, monkeypatch):
