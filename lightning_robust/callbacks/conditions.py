@@ -29,7 +29,7 @@ from lightning_robust.deployment.pixels.corruptions.names import (
     is_corruption,
 )
 from lightning_robust.deployment.pixels.names import FAMILIES, Names
-from lightning_robust.deployment.pixels.perturb import from_pixels_as, perturb, space_of
+from lightning_robust.deployment.pixels.perturb import from_pixels_as, perturb, pixels_of
 from lightning_robust.extensions import extension_names
 from lightning_robust.functional.attacks import fgsm, pgd
 from lightning_robust.harness.evaluate import Transform
@@ -121,9 +121,9 @@ def pictured(trainer: pl.Trainer, pl_module: pl.LightningModule, entry: Entry, i
         if isinstance(entry, Perturbation):
             (sample,) = perturb(images, inputs.pixels, [entry])
             return replace_items(batch, {key: sample.deployed()})
-        space = space_of(images, inputs.pixels)
-        pixels = space.to_pixels(images if images.dtype == torch.float64 else images.float()).clamp(0, 1)
-        return replace_items(batch, {key: from_pixels_as(images.dtype, entry(pixels, frames), space)})
+        pixels, space = pixels_of(images, inputs.pixels)
+        corrupted = entry(pixels.clamp(0, 1), frames)
+        return replace_items(batch, {key: from_pixels_as(images.dtype, corrupted, space)})
 
     return Condition(name_of(entry), transform)
 

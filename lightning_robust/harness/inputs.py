@@ -195,12 +195,14 @@ def targets_of(module: nn.Module, batch: Any, target_key: Key | None, input_key:
         KeyError: If the batch has no part of the given key.
         MisconfigurationException: If they are not found.
     """
+    if target_key is not None:
+        return get_item(batch, target_key)
     inputs = as_keys(input_key) or [0]
     with suppress(MisconfigurationException):
         taken = [*signature_of(module).keys_in(batch)[0].values()]
         # a `forward` that takes the targets too leaves nothing behind its arguments
         inputs = taken if isinstance(batch, list | tuple) and len(batch) > len(taken) else inputs
-    return get_item(batch, find_target(batch, target_key, inputs))
+    return get_item(batch, find_target(batch, None, inputs))
 
 
 def _joined_path(key: Key, path: str) -> Key:

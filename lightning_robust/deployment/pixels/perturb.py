@@ -159,37 +159,33 @@ class KeptPixels:
 def _handles(
     images: Tensor, space: PixelSpace | None, entries: Iterable[Perturbation], kept: KeptPixels | None
 ) -> list[PerturbedImages]:
-    space = space_of(images, space)
-    wide = images if images.dtype == torch.float64 else images.float()
-    space.check(images if images.is_floating_point() else wide)
-    pixels = quantise(space.to_pixels(wide))
+    pixels, space = pixels_of(images, space)
+    pixels = quantise(pixels)
     batch = _Batch(images, space, pixels, kept, b"" if kept is None else _digest(pixels))
     return [PerturbedImages(entry, batch) for entry in entries if entry.applies_to(images.shape[1])]
 
 
-def space_of(images: Tensor, space: PixelSpace | None) -> PixelSpace:
-    """How pictures were normalised; bytes are levels, whatever is stated.
+def pixels_of(images: Tensor, space: PixelSpace | None) -> tuple[Tensor, PixelSpace]:
+    """The pixels of network inputs, in fp32 at least, and how they were normalised; bytes are levels by themselves.
 
     Raises:
-        ValueError: If they are no pictures, or nothing is stated.
+        ValueError: If they are no pictures, nothing is stated, or they were not normalised as stated.
     """
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or not _holds_pixels(images):
+    in_bytes = images.dtype == torch.uint8
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or not (images.is_floating_point() or in_bytes):
         raise ValueError("the network's first input is no image batch (N, 1 or 3, H, W) in floating point or uint8.")
-    if images.dtype == torch.uint8:
-        return _BYTES
+    if in_bytes:
+        return _BYTES.to_pixels(images.float()), _BYTES
     if space is None:
         raise ValueError("it is not known how pixels are normalised. Give `mean` and `std`.")
-    return space
+    space.check(images)
+    return space.to_pixels(images if images.dtype == torch.float64 else images.float()), space
 
 
 def from_pixels_as(dtype: torch.dtype, pixels: Tensor, space: PixelSpace) -> Tensor:
     """The network inputs of pixels in [0, 1] in a type; bytes are rounded and clipped."""
     inputs = space.from_pixels(pixels)
     return inputs.to(dtype) if dtype.is_floating_point else inputs.round_().clamp_(0, 255).to(dtype)
-
-
-def _holds_pixels(images: Tensor) -> bool:
-    return images.is_floating_point() or images.dtype == torch.uint8
 
 
 def _digest(pixels: Tensor) -> bytes:

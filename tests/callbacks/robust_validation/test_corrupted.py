@@ -281,6 +281,21 @@ def test_bytes_are_the_same_pictures(tmp_path):
     assert len({round(value, 4) for key, value in expected.items() if "val_loss" in key}) == len(names)
 
 
+class OneInBytes(Levels):
+    """The last batch is not scaled as the others are."""
+
+    def val_dataloader(self):
+        *batches, (images, labels) = super().val_dataloader()
+        return DataLoader([*batches, (images * 255, labels)], batch_size=None)
+
+
+@pytest.mark.parametrize("name", ["fog@3", "bgr"])
+def test_every_batch_has_to_be_normalised_as_stated(tmp_path, name):
+    with pytest.warns(UserWarning, match="robust validation failed, training continues"):
+        metrics = validate(tmp_path, [under(name)], OneInBytes())
+    assert not [key for key in metrics if key.startswith("corruption/")]
+
+
 def test_a_failure_leaves_the_attack_and_the_training(tmp_path, monkeypatch):
     """Neither half of the validation takes the other with it."""
 
