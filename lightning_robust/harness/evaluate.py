@@ -22,7 +22,7 @@ from lightning_robust.harness.steps import call_step
 from lightning_robust.progress import track
 
 Transform = Callable[[Any, int, int], Any]
-"""Changes a batch after its transfer; takes it with its index and that of its loader."""
+"""Changes a batch after its transfer, or leaves it out by None; takes it with its index and that of its loader."""
 
 
 class Evaluator:
@@ -203,7 +203,11 @@ class Evaluator:
         for batch, index, loader in track(loaders, "Evaluating", total):
             size = count_samples(batch)
             batch = transferred(self.trainer, self.module, batch, loader)
-            yield size, (batch if transform is None else transform(batch, index, loader)), index, loader
+            if transform is not None:
+                batch = transform(batch, index, loader)
+                if batch is None:
+                    continue
+            yield size, batch, index, loader
 
 
 def pick(metrics: Mapping[str, float], monitor: str) -> float:

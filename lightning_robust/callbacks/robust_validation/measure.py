@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_robust.callbacks.attacked_batches import AttackInputs, BatchPixels, attack_batch, outside_inference
-from lightning_robust.callbacks.module_loss import ModuleLoss, own_step
+from lightning_robust.callbacks.module_loss import ModuleLoss, NoLossError, own_step
 from lightning_robust.callbacks.robust_validation.batch_evaluator import AskedBatch, BatchEvaluator
 from lightning_robust.functional.ascent import AttackRecord
 from lightning_robust.functional.attacks import fgsm
@@ -27,7 +27,8 @@ from lightning_robust.harness.steps import call_step
 class AttackedEvaluation:
     """Runs the validation (or test) step on attacked batches.
 
-    Radii are taken in rising order, and each attack starts where that of the next smaller radius ended.
+    Radii are taken in rising order, and each attack starts where that of the next smaller radius ended. Batches for
+    which the module has no loss are left out.
 
     Args:
         inputs: What of a batch is perturbed.
@@ -47,6 +48,10 @@ class AttackedEvaluation:
     record: AttackRecord = field(default_factory=AttackRecord)
     doubts: dict[str, str] = field(default_factory=dict)
     """Why the metrics may not mean robustness, from the first batch at the largest radius; sentences by kind."""
+    attacked: int = 0
+    """Batches attacked at the last radius."""
+    without_loss: list[NoLossError] = field(default_factory=list)
+    """Why each batch was left out that was left out there."""
 
     def require_rank(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, radii: list[float]) -> None:
         """Refuse a batch whose samples the attack cannot tell apart; see :meth:`.BatchEvaluator.require_rank`."""
@@ -58,12 +63,20 @@ class AttackedEvaluation:
         self._perturbed(trainer, pl_module, batch, 0, radii, look)
 
     def metrics(self, evaluator: Evaluator, radii: list[list[float]]) -> Iterator[dict[str, float]]:
-        """The metrics under attack, for each set of radii (one for each input) in rising order."""
-        self.record = AttackRecord()
+        """The metrics under attack, for each set of radii (one for each input) in rising order.
+
+        Raises:
+            NoLossError: If the module has no loss for any batch.
+        """
+        self.record, self.doubts = AttackRecord(), {}
         starts: dict[tuple[int, int], Tensor] = {}
         for each in sorted(radii):
             self.attack.begin()
-            yield evaluator.metrics(self._attack_at(evaluator, each, starts, last=each == max(radii)), self.batches)
+            self.attacked, self.without_loss = 0, []
+            found = evaluator.metrics(self._attack_at(evaluator, each, starts, last=each == max(radii)), self.batches)
+            if self.without_loss and not self.attacked:
+                raise self.without_loss[0]
+            yield found
 
     def _attack_at(
         self,
@@ -73,7 +86,7 @@ class AttackedEvaluation:
         *,
         last: bool,
     ) -> Callable[[Any, int, int], Any]:
-        """What the evaluation does to each batch."""
+        """What the evaluation does to each batch: None leaves it out."""
         trainer, pl_module = evaluator.trainer, evaluator.module
 
         def transform(batch: Any, index: int, loader: int) -> Any:
@@ -84,9 +97,14 @@ class AttackedEvaluation:
                 return found
 
             start = starts.pop((loader, index), None)
-            attacked, view, loss = self._perturbed(trainer, pl_module, batch, index, radii, perturb, start)
-            if last and (loader, index) == (0, 0):
+            try:
+                attacked, view, loss = self._perturbed(trainer, pl_module, batch, index, radii, perturb, start)
+            except NoLossError as error:
+                self.without_loss.append(error)
+                return None
+            if last and not self.attacked:
                 self.doubts = self._doubts(trainer, view, loss, attacked)
+            self.attacked += 1
             return attacked
 
         return transform
@@ -157,6 +175,11 @@ def masking_warnings(evaluation: AttackedEvaluation) -> dict[str, str]:
             f"`{evaluation.prefix}restarts` help little: the loss of a batch is not the mean of those of its samples "
             "run alone, so the best restart is that of the whole batch. Define `attack_loss(batch)` on the module with "
             "one value for each sample."
+        )
+    if evaluation.without_loss:
+        count, total = len(evaluation.without_loss), len(evaluation.without_loss) + evaluation.attacked
+        told["no loss"] = (
+            f"the module has no loss for {count} of {total} batches, so the metrics under attack leave them out."
         )
     share = evaluation.record.zero_share
     if share > 0.05:

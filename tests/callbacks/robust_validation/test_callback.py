@@ -5,6 +5,7 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
+from torch.utils.data import DataLoader
 
 from lightning_robust import AdversarialCallback, RobustValidationCallback
 from lightning_robust.functional.attacks import pgd
@@ -206,6 +207,30 @@ def test_a_module_that_remembers_is_not_taken_for_a_random_one(tmp_path, recwarn
     validate(tmp_path, [RobustValidationCallback(0.1, steps=2)], module)
     assert not [w for w in recwarn if "mean little" in str(w.message)]
     assert module.seen == 0
+
+
+@pytest.mark.parametrize("skipped", [0, 1])
+def test_batches_without_a_loss_are_left_out(tmp_path, trained, skipped):
+    """The metrics are those of the same attack on the other batches alone."""
+
+    class Skips(Boring):
+        validation_step = Scored.validation_step
+
+        def training_step(self, batch, batch_idx):
+            return None if torch.equal(batch[0], batches[skipped]) else super().training_step(batch, batch_idx)
+
+    batches = Pictures().images.split(16)
+    module, found = Skips(), []
+    module.load_state_dict(trained.state_dict())
+    rest = [pair for index in range(4) if index != skipped for pair in list(Pictures())[16 * index : 16 * index + 16]]
+    callback = RobustValidationCallback([0.1, 0.2], steps=0)
+    with pytest.warns(UserWarning, match="no loss for 1 of 4 batches, so the metrics under attack leave them out"):
+        found.append(validate(tmp_path, [callback], module))
+    trainer = make_trainer(tmp_path, [RobustValidationCallback([0.1, 0.2], steps=0)])
+    found += trainer.validate(module, DataLoader(rest, 16), verbose=False)
+    attacked = [{name: value for name, value in metrics.items() if "@" in name} for metrics in found]
+    assert len(attacked[0]) == 4
+    assert attacked[0] == pytest.approx(attacked[1], abs=1e-6)
 
 
 def test_a_failure_is_a_warning_that_names_the_callback(tmp_path):
