@@ -20,12 +20,13 @@ DEMO_ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/installed-$(EXTRAS)
 
-.PHONY: demo test test-versions test-oldest test-newest bindings lint docs bench headlines clean
+.PHONY: demo test test-versions test-oldest test-newest install-oldest install-newest bindings lint docs bench headlines clean
 
+# most of what is installed is never imported, and is not compiled therefore
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
+	$(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
 	rm -f .venv/installed-* && touch $(STAMP)
 
 demo: $(STAMP)
@@ -37,13 +38,16 @@ test: $(STAMP)
 test-versions: test-oldest test-newest
 
 # uv resolves to the oldest, which pip cannot; pip brings torch, of which it may know a smaller build than the index has
-test-oldest: RESOLUTION := lowest-direct
-test-newest: RESOLUTION := highest
-test-oldest test-newest:
-	$(PYTHON) -m venv --clear .venv/$@
-	.venv/$@/bin/python -m pip install --no-compile --quiet --disable-pip-version-check uv torch==$(TORCH)
-	.venv/$@/bin/uv pip install --quiet --python .venv/$@ --resolution $(RESOLUTION) --only-binary :all: \
-		-e ".[dev]" torch==$(TORCH)
+install-oldest: RESOLUTION := lowest-direct
+install-newest: RESOLUTION := highest
+install-oldest install-newest: install-%:
+	$(PYTHON) -m venv --clear .venv/test-$*
+	.venv/test-$*/bin/python -m pip install --no-compile --quiet --disable-pip-version-check uv torch==$(TORCH)
+	.venv/test-$*/bin/uv pip install --quiet --python .venv/test-$* --resolution $(RESOLUTION) --only-binary :all: \
+		-r pyproject.toml --extra dev torch==$(TORCH)
+
+test-oldest test-newest: test-%: install-%
+	.venv/$@/bin/uv pip install --quiet --python .venv/$@ --no-deps -e .
 	OMP_NUM_THREADS=1 .venv/$@/bin/python -m pytest --fast -n logical --maxprocesses=4 --dist worksteal $(PART)
 
 bindings: $(STAMP)

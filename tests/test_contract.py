@@ -293,10 +293,10 @@ def train(folder, callbacks=(), module=None, ckpt_path=None, **settings):
     return trainer, module
 
 
-def use(technique, folder, extra=(), form="tuple", options=None, **settings):
+def use(technique, folder, extra=(), **settings):
     """Train with a technique; the callback (or None), the Trainer and the module."""
     pl.seed_everything(1)
-    callbacks, module = technique.parts(form, **(options or {}))
+    callbacks, module = technique.parts()
     trainer, module = train(folder, [*callbacks, *extra], module, **settings)
     return (callbacks or [None])[0], trainer, module
 
@@ -535,15 +535,6 @@ def test_early_stopping_and_checkpoint_can_monitor_it(technique, tmp_path):
     assert keeper.best_model_score is not None
 
 
-@each
-@pytest.mark.parametrize("form", BATCH_FORMS)
-def test_batch_forms(technique, tmp_path, form):
-    keys = dict(zip(("input_key", "target_key"), BATCH_FORMS[form], strict=True))
-    options = keys if isinstance(technique, Objective) else {"input_key": keys["input_key"]}
-    _, trainer, _ = use(technique, tmp_path, form=form, options=options, max_epochs=1)
-    assert torch.isfinite(trainer.callback_metrics[technique.logs])
-
-
 class _TakesImage(Boring):
     """Its parameter has the name of a part of the batch."""
 
@@ -553,8 +544,8 @@ class _TakesImage(Boring):
 
 @each
 @pytest.mark.parametrize("form", BATCH_FORMS)
-def test_keys_are_inferred(technique, tmp_path, form):
-    """The same as with keys, to the last bit."""
+def test_batch_forms(technique, tmp_path, form):
+    """Every form works with keys, and without them the same to the last bit."""
     host, found = robust(_TakesImage) if isinstance(technique, Objective) else _TakesImage, []
     keys = dict(zip(("input_key", "target_key"), BATCH_FORMS[form], strict=True))
     for options in ({}, keys if isinstance(technique, Objective) else {"input_key": keys["input_key"]}):
@@ -564,6 +555,7 @@ def test_keys_are_inferred(technique, tmp_path, form):
         found.append((dict(module.state_dict()), trainer.callback_metrics[technique.logs]))
     assert_equal_states(found[0][0], found[1][0])
     assert torch.equal(found[0][1], found[1][1])
+    assert torch.isfinite(found[0][1])
 
 
 @each
