@@ -36,4 +36,4 @@ def real_parts(tensor: Tensor) -> Tensor:
         >>> real_parts(torch.tensor([1 + 2j])), real_parts(torch.tensor([3.0]))
         (tensor([[1., 2.]]), tensor([3.]))
     """
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lightning_robust.functional.averaging import State, require_same
 from lightning_robust.functional.landscape import inner_product
 from lightning_robust.functional.state_loss import StateLoss, batch_losses, require_finite_weights
+from lightning_robust.number_types import has_mean, real_parts, type_of_mean
 
 _Operator = Callable[[State], State]
 
@@ -40,13 +41,15 @@ class Curvature:
 def hessian_product(loss: StateLoss, state: State, direction: State) -> State:
     r"""The Hessian times a vector, by two backward passes: :math:`\nabla_w \big(\nabla_w L(w) \cdot v\big)`.
 
+    Of complex weights the real and the imaginary parts are the variables.
+
     Args:
         loss: Of a state, differentiable twice; the graph of one batch at a time is in memory.
         state: :math:`w`.
         direction: :math:`v`, of the same names and shapes.
 
     Returns:
-        A tensor for each floating-point tensor of the state.
+        A tensor for each tensor of the state that is no integer, of its type.
 
     Raises:
         ValueError: If names or shapes differ, there is no batch, or the loss has no derivative by any weight.
@@ -57,7 +60,7 @@ def hessian_product(loss: StateLoss, state: State, direction: State) -> State:
     """
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in _weights_in(state).items()}
     require_same(leaves, _weights_in(direction), "the direction")
-    weights, vector = list(leaves.values()), [direction[name].detach() for name in leaves]
+    weights, vector = list(leaves.values()), [direction[name].detach().to(leaf) for name, leaf in leaves.items()]
     total, count = [torch.zeros_like(tensor) for tensor in vector], 0
     # the fused kernels of attention have no second derivative
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
@@ -75,7 +78,7 @@ def _product(loss: Tensor, weights: list[Tensor], vector: list[Tensor]) -> tuple
             "of the state it is given, without `detach`, `item` or `torch.no_grad`."
         )
     slopes = torch.autograd.grad(loss, weights, create_graph=True, materialize_grads=True)
-    along = sum((slope * part).sum() for slope, part in zip(slopes, vector, strict=True))
+    along = sum((real_parts(slope) * real_parts(part)).sum() for slope, part in zip(slopes, vector, strict=True))
     if not isinstance(along, Tensor) or not along.requires_grad:
         return tuple(torch.zeros_like(tensor) for tensor in weights)  # linear in the weights
     return torch.autograd.grad(along, weights, materialize_grads=True)
@@ -131,7 +134,10 @@ def largest_curvature(
     factors = weights if scales is None else _weights_in(scales)
     require_same(weights, factors, "the scales")
     require_finite_weights(factors, "the scales")
-    start = {name: torch.randn(tensor.shape, generator=generator).to(tensor) for name, tensor in weights.items()}
+    start = {
+        name: torch.randn(tensor.shape, generator=generator, dtype=type_of_mean(tensor.dtype, torch.float32)).to(tensor)
+        for name, tensor in weights.items()
+    }
     if scales is None:
         product = partial(hessian_product, loss, state)
     else:
@@ -169,7 +175,7 @@ def _scaled_product(loss: StateLoss, state: State, scales: State, vector: State)
 
 
 def _weights_in(state: State) -> State:
-    return {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
+    return {name: tensor for name, tensor in state.items() if has_mean(tensor)}
 
 
 def _stretched(state: State, factors: State) -> State:

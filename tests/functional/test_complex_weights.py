@@ -13,7 +13,8 @@ from lightning_robust.functional import (
     uniform_soup,
 )
 from lightning_robust.functional.basins import cosine
-from lightning_robust.functional.landscape import WeightPlane, random_direction
+from lightning_robust.functional.landscape import WeightPlane, filter_norms, random_direction
+from lightning_robust.functional.sharpness import hessian_product, largest_curvature
 from lightning_robust.functional.weights import Weights
 from lightning_robust.number_types import real_parts
 
@@ -109,3 +110,29 @@ def test_landscape():
     direction = random_direction(states[0], torch.Generator().manual_seed(0))
     assert direction["w"].is_complex()
     torch.testing.assert_close(direction["w"].norm(dim=1), states[0]["w"].norm(dim=1))
+
+
+def _quartic(pairs):
+    """Real and imaginary parts that curve each other."""
+    return (pairs[..., 0] * pairs[..., 1]).square().sum() + (pairs.square().sum(-1) @ torch.arange(3.0)).sum()
+
+
+def test_curvature():
+    """Real and imaginary parts are the variables, also where autograd gives conjugates."""
+    state, direction = complex_states(2)
+    pairs, of_pairs = real(state), real(direction)
+    product = hessian_product(lambda s: _quartic(torch.view_as_real(s["w"])), state, direction)
+    close(product, hessian_product(lambda s: _quartic(s["w"]), pairs, of_pairs))
+    squares = hessian_product(lambda s: (s["w"].conj() * s["w"]).real.sum() / 2, state, direction)
+    close(squares, direction)
+    for scales in (None, filter_norms(state)):
+        of_real = None if scales is None else {"w": scales["w"][..., None].expand(4, 3, 2)}
+        found, same = (
+            largest_curvature(loss, weights, scales=lengths, tolerance=1e-4, steps=2000)
+            for loss, weights, lengths in (
+                (lambda s: _quartic(torch.view_as_real(s["w"])), state, scales),
+                (lambda s: _quartic(s["w"]), pairs, of_real),
+            )
+        )
+        assert found.eigenvalue == pytest.approx(same.eigenvalue, rel=1e-3)
+        assert found.eigenvalue > 1
