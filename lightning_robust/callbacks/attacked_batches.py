@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_robust.callbacks.module_loss import BatchLoss, ModuleLoss
+from lightning_robust.deployment.pixels.layout import channel_dimension
 from lightning_robust.functional.norm_ball import as_radius
 from lightning_robust.functional.pixels import PixelSpace
 from lightning_robust.functional.weights import channels_last
@@ -109,19 +110,19 @@ class AttackInputs:
 
     def to_pixels(self, part: Tensor) -> Tensor:
         """An input in the units of the perturbation."""
-        space = self.space(part)
-        return part if space is None else space.to_pixels(part).clamp(0, 1)
+        space, place = self.space(part), channel_dimension(part.shape)
+        return part if space is None else space.to_pixels(part.movedim(place, 1)).movedim(1, place).clamp(0, 1)
 
     def from_pixels(self, part: Tensor) -> Tensor:
         """An input in the units of the network."""
-        space = self.space(part)
-        return part if space is None else space.from_pixels(part)
+        space, place = self.space(part), channel_dimension(part.shape)
+        return part if space is None else space.from_pixels(part.movedim(place, 1)).movedim(1, place)
 
     def _check(self, part: Tensor) -> None:
         space = self.space(part)
         try:
             if space is not None:
-                space.check(part)
+                space.check(part.movedim(channel_dimension(part.shape), 1))
         except ValueError as error:
             if part.ndim > 2:
                 raise

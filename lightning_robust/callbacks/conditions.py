@@ -28,8 +28,9 @@ from lightning_robust.deployment.pixels.corruptions.names import (
     CORRUPTION_NAMES,
     is_corruption,
 )
+from lightning_robust.deployment.pixels.layout import ARRANGEMENTS, layout_of
 from lightning_robust.deployment.pixels.names import FAMILIES, Names
-from lightning_robust.deployment.pixels.perturb import from_pixels_as, perturb, pixels_of
+from lightning_robust.deployment.pixels.perturb import InputPictures, perturb
 from lightning_robust.extensions import extension_names
 from lightning_robust.functional.attacks import fgsm, pgd
 from lightning_robust.harness.evaluate import Transform
@@ -121,9 +122,9 @@ def pictured(trainer: pl.Trainer, pl_module: pl.LightningModule, entry: Entry, i
         if isinstance(entry, Perturbation):
             (sample,) = perturb(images, inputs.pixels, [entry])
             return replace_items(batch, {key: sample.deployed()})
-        pixels, space = pixels_of(images, inputs.pixels)
-        corrupted = entry(pixels.clamp(0, 1), frames)
-        return replace_items(batch, {key: from_pixels_as(images.dtype, corrupted, space)})
+        pictures = InputPictures.read(images, inputs.pixels)
+        corrupted = entry(pictures.pixels.clamp(0, 1), pictures.layout.frames if pictures.layout.frames > 1 else frames)
+        return replace_items(batch, {key: pictures.as_inputs(corrupted)})
 
     return Condition(name_of(entry), transform)
 
@@ -138,9 +139,8 @@ def require_pictures(
     """
     inputs.find_normalisation(trainer)
     for entry in entries:
-        key, images = _pictures(pl_module, batch, entry, inputs)
-        if images.dtype != torch.uint8:  # which needs no normalisation
-            inputs.at([key]).read(batch)
+        _, images = _pictures(pl_module, batch, entry, inputs)
+        InputPictures.read(images, inputs.pixels)
 
 
 def _pictures(pl_module: pl.LightningModule, batch: Any, entry: Entry, inputs: AttackInputs) -> tuple[Key, Tensor]:
@@ -149,12 +149,14 @@ def _pictures(pl_module: pl.LightningModule, batch: Any, entry: Entry, inputs: A
     except MisconfigurationException:
         key = first_input(pl_module, batch)  # bytes
     images = get_item(batch, key)
-    if not isinstance(images, Tensor) or images.ndim != 4 or not entry.applies_to(images.shape[1]):
+    layout = layout_of(images.shape) if isinstance(images, Tensor) else None
+    if layout is None or not entry.applies_to(layout.channels):
         shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
         colour = isinstance(entry, Perturbation) and entry.colour
         raise ValueError(
             f"Expected pictures (N, {'3' if colour else '1 or 3'}, H, W) at input_key={key!r} for "
-            f"{name_of(entry)!r}, but got {shape}. Set `input_key`, or take it out of `under`."
+            f"{name_of(entry)!r}, but got {shape}; what can be read is {ARRANGEMENTS}. Set `input_key`, or take it out "
+            "of `under`."
         )
     if inputs.pixels is None and images.dtype != torch.uint8:
         raise ValueError(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_robust.decoding.alignment import Decoded
 from lightning_robust.deployment.parity.readout import Readout
+from lightning_robust.deployment.pixels.layout import layout_of
 from lightning_robust.functional.pixels import PixelSpace
 
 _COUNT = 3
@@ -74,9 +75,12 @@ def worst_scenes(
 
 
 def _pictures_in(inputs: Sequence[Any]) -> Tensor | None:
-    """The pictures, grey or in colour, if the first argument holds some."""
+    """The pictures ``(N, C, H, W)``, grey or in colour, if the first argument holds one for each sample."""
     first = inputs[0] if inputs else None
-    return first if isinstance(first, Tensor) and first.ndim == 4 and first.shape[1] in (1, 3) else None
+    if not isinstance(first, Tensor):
+        return None
+    layout = layout_of(first.shape)
+    return None if layout is None or "T" in layout.letters else layout.pictures(first)
 
 
 def _drawn_values(readout: Readout) -> dict[str, Decoded]:
@@ -84,7 +88,9 @@ def _drawn_values(readout: Readout) -> dict[str, Decoded]:
 
 
 def _as_bytes(picture: Tensor, pixels: PixelSpace | None) -> Tensor:
-    if pixels is None:
+    if picture.dtype == torch.uint8:
+        shown = picture / 255
+    elif pixels is None:
         low, high = picture.min(), picture.max()
         shown = (picture - low) / (high - low).clamp(min=1e-12)
     else:

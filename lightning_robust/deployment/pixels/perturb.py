@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_robust.deployment.pixels.catalogue import Perturbation, Pixels
 from lightning_robust.deployment.pixels.geometry import share_camera_frames
+from lightning_robust.deployment.pixels.layout import ARRANGEMENTS, Layout, layout_of
 from lightning_robust.deployment.pixels.operations import quantise, whole_levels
 from lightning_robust.functional.pixels import PixelSpace
 
@@ -21,11 +22,65 @@ _CALLS = 16  # more than the calls of one pass, in which each set of samples is 
 
 
 @dataclass(frozen=True)
-class _Batch:
-    """The pixels of one batch, and what its perturbations share: camera frames and outcomes on training's side."""
+class InputPictures:
+    """The pictures of a network's input, in whatever arrangement, and the way back.
 
-    images: Tensor
+    Args:
+        pixels: ``(N, C, H, W)`` in [0, 1], in fp32 at least; the frames of a clip follow each other.
+        layout: How the input arranges them.
+        space: How it was normalised; bytes are levels by themselves.
+        dtype: Its type.
+
+    Example:
+        >>> pictures = InputPictures.read(torch.full((1, 2, 2, 3), 255, dtype=torch.uint8), None)
+        >>> pictures.pixels.shape, pictures.as_inputs(pictures.pixels / 2)[0, 0, 0].tolist()
+        (torch.Size([1, 3, 2, 2]), [128, 128, 128])
+    """
+
+    pixels: Tensor
+    layout: Layout
     space: PixelSpace
+    dtype: torch.dtype
+
+    @classmethod
+    def read(cls, inputs: Tensor, space: PixelSpace | None) -> InputPictures:
+        """The pictures of an input.
+
+        Args:
+            inputs: In one of the arrangements of :func:`~.layout.layout_of`, floating or uint8.
+            space: How it was normalised; nothing of uint8, which the network itself normalises.
+
+        Raises:
+            ValueError: If it holds no pictures, nothing is stated, or it was not normalised as stated.
+        """
+        in_bytes, layout = inputs.dtype == torch.uint8, layout_of(inputs.shape)
+        if layout is None or not (inputs.is_floating_point() or in_bytes):
+            raise ValueError(
+                f"the network's first input is no image batch {ARRANGEMENTS} in floating point or uint8, but "
+                f"{tuple(inputs.shape)} in {str(inputs.dtype).removeprefix('torch.')}."
+            )
+        images = layout.pictures(inputs)
+        if in_bytes:
+            return cls(_BYTES.to_pixels(images.float()), layout, _BYTES, inputs.dtype)
+        if space is None:
+            raise ValueError("it is not known how pixels are normalised. Give `mean` and `std`.")
+        space.check(images)
+        pixels = space.to_pixels(images if images.dtype == torch.float64 else images.float())
+        return cls(pixels, layout, space, inputs.dtype)
+
+    def as_inputs(self, pixels: Tensor) -> Tensor:
+        """Other pixels as the network takes them; bytes are rounded and clipped."""
+        inputs = self.space.from_pixels(pixels)
+        if not self.dtype.is_floating_point:
+            inputs = inputs.round_().clamp_(0, 255)
+        return self.layout.arrange(inputs.to(self.dtype))
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """The pictures of one batch, and what its perturbations share: camera frames and outcomes on training's side."""
+
+    pictures: InputPictures
     pixels: Tensor
     kept: KeptPixels | None = None
     key: bytes = b""
@@ -34,7 +89,7 @@ class _Batch:
 
     def inputs(self, operation: Pixels) -> Tensor:
         pixels = self.compute(operation) if self.kept is None else self.kept.take(self, operation)
-        return from_pixels_as(self.images.dtype, pixels, self.space)
+        return self.pictures.as_inputs(pixels)
 
     def compute(self, operation: Pixels) -> Tensor:
         with share_camera_frames(self.frames):
@@ -53,11 +108,11 @@ class PerturbedImages:
     _batch: _Batch = field(repr=False)
 
     def deployed(self) -> Tensor:
-        """Network inputs ``(N, C, H, W)`` as the deployed side preprocesses them."""
+        """Network inputs as the deployed side preprocesses them."""
         return self._batch.inputs(self.entry.deployed)
 
     def trained(self) -> Tensor:
-        """Network inputs ``(N, C, H, W)`` as training preprocesses them."""
+        """Network inputs as training preprocesses them."""
         return self._batch.inputs(self.entry.trained)
 
     def through(self, run: Callable[[Tensor], T]) -> tuple[T, T]:
@@ -78,7 +133,8 @@ def perturb(images: Tensor, space: PixelSpace | None, entries: Iterable[Perturba
     Pixels are rounded to 256 levels first, as every entry of the catalogue expects.
 
     Args:
-        images: Network inputs ``(N, C, H, W)`` with one or three channels, floating or uint8.
+        images: Network inputs in one of the arrangements of :func:`~.layout.layout_of`, with one or three channels,
+            floating or uint8. Each frame of a clip is perturbed by itself.
         space: How they were normalised; nothing of uint8, which the network itself normalises.
         entries: From :func:`~.catalogue.perturbations`.
 
@@ -159,33 +215,10 @@ class KeptPixels:
 def _handles(
     images: Tensor, space: PixelSpace | None, entries: Iterable[Perturbation], kept: KeptPixels | None
 ) -> list[PerturbedImages]:
-    pixels, space = pixels_of(images, space)
-    pixels = quantise(pixels)
-    batch = _Batch(images, space, pixels, kept, b"" if kept is None else _digest(pixels))
-    return [PerturbedImages(entry, batch) for entry in entries if entry.applies_to(images.shape[1])]
-
-
-def pixels_of(images: Tensor, space: PixelSpace | None) -> tuple[Tensor, PixelSpace]:
-    """The pixels of network inputs, in fp32 at least, and how they were normalised; bytes are levels by themselves.
-
-    Raises:
-        ValueError: If they are no pictures, nothing is stated, or they were not normalised as stated.
-    """
-    in_bytes = images.dtype == torch.uint8
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or not (images.is_floating_point() or in_bytes):
-        raise ValueError("the network's first input is no image batch (N, 1 or 3, H, W) in floating point or uint8.")
-    if in_bytes:
-        return _BYTES.to_pixels(images.float()), _BYTES
-    if space is None:
-        raise ValueError("it is not known how pixels are normalised. Give `mean` and `std`.")
-    space.check(images)
-    return space.to_pixels(images if images.dtype == torch.float64 else images.float()), space
-
-
-def from_pixels_as(dtype: torch.dtype, pixels: Tensor, space: PixelSpace) -> Tensor:
-    """The network inputs of pixels in [0, 1] in a type; bytes are rounded and clipped."""
-    inputs = space.from_pixels(pixels)
-    return inputs.to(dtype) if dtype.is_floating_point else inputs.round_().clamp_(0, 255).to(dtype)
+    pictures = InputPictures.read(images, space)
+    pixels = quantise(pictures.pixels)
+    batch = _Batch(pictures, pixels, kept, b"" if kept is None else _digest(pixels))
+    return [PerturbedImages(entry, batch) for entry in entries if entry.applies_to(pictures.layout.channels)]
 
 
 def _digest(pixels: Tensor) -> bytes:

@@ -22,6 +22,7 @@ from lightning_robust.callbacks.robust_validation.corruption_error import (
 from lightning_robust.callbacks.robust_validation.corruption_figure import corruption_figures
 from lightning_robust.deployment.pixels.catalogue import CATALOGUE
 from lightning_robust.deployment.pixels.corruptions import Corruption
+from lightning_robust.functional.pixels import PixelSpace
 
 from ...boring import Boring, Pictures, make_trainer
 from .test_callback import Scored, validate
@@ -279,6 +280,69 @@ def test_bytes_are_the_same_pictures(tmp_path):
     found = validate(tmp_path, [under(*names)], levels)
     assert found == pytest.approx(expected, abs=1e-4)
     assert len({round(value, 4) for key, value in expected.items() if "val_loss" in key}) == len(names)
+
+
+class Shifted(Levels):
+    """Normalised channel by channel."""
+
+    mean, std = [0.1, 0.2, 0.3], [0.5, 0.4, 0.3]
+
+    def levels(self, images):
+        return PixelSpace(self.mean, self.std).from_pixels(super().levels(images))
+
+
+class ChannelsLast(Shifted):
+    """Takes pictures as many libraries outside of torch hold them."""
+
+    def levels(self, images):
+        return super().levels(images).movedim(1, 3)
+
+    def forward(self, images):
+        return super().forward(images.movedim(3, 1))
+
+
+def test_channels_may_come_last(tmp_path):
+    """Corrupted, perturbed and attacked like the twin that takes them first, each channel with a mean of its own."""
+    names = ["fog@3", "motion_blur@2", "bgr", "jpeg_90"]
+    torch.manual_seed(0)
+    first, last = Shifted(), ChannelsLast()
+    last.load_state_dict(first.state_dict())
+    settings = {"mean": Shifted.mean, "std": Shifted.std, "under": names, "steps": 0}
+    expected, found = (validate(tmp_path, [RobustValidationCallback(0.1, **settings)], each) for each in (first, last))
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert expected["adversarial/val_loss@0.1"] > 1.1 * expected["val/loss"]
+    assert len({round(value, 4) for key, value in expected.items() if "val_loss" in key}) == len(names) + 1
+
+
+class Clips(Scored):
+    """Two clips of eight frames a batch, of which the mean is classified."""
+
+    def __init__(self, letters):
+        super().__init__()
+        self.letters = letters
+
+    def val_dataloader(self):
+        frames = ((Pictures().images * 255).round() / 255).unflatten(0, (4, 2, 8))
+        order = ["NTCHW".index(letter) for letter in self.letters]
+        clips = [(batch.permute(order), torch.tensor([0, 1])) for batch in frames]
+        return DataLoader(clips, batch_size=None)
+
+    def forward(self, clips):
+        frames = clips.permute([self.letters.index(letter) for letter in "NTCHW"])
+        return super().forward(frames.flatten(0, 1)).unflatten(0, (-1, 8)).mean(1)
+
+
+@pytest.mark.parametrize("letters", ["NTCHW", "NCTHW", "NTHWC"])
+def test_clips_are_sequences(tmp_path, letters):
+    """Each is corrupted as one sequence, whatever the order of its dimensions, and perturbed frame by frame."""
+    module = Clips(letters).eval()
+    metrics = validate(tmp_path, [under("exposure_lag@5", "bgr")], module)
+    frames = (Pictures().images * 255).round() / 255
+    for name, changed in (("exposure_lag", Corruption("exposure_lag", 5)(frames, 8)), ("bgr", frames.flip(1))):
+        with torch.no_grad():
+            logits = Scored.forward(module, changed).unflatten(0, (-1, 8)).mean(1)
+        expected = nn.functional.cross_entropy(logits, torch.tensor([0, 1] * 4)).item()
+        assert metrics[f"corruption/{name}/val_loss"] == pytest.approx(expected, abs=1e-5)
 
 
 class OneInBytes(Levels):

@@ -191,6 +191,40 @@ def test_grey_pictures_skip_colour_and_vectors_skip_all():
     assert "no image batch" in vectors.notes[0]
 
 
+class Arranged(nn.Module):
+    """Takes pictures, or clips of which it takes the mean, in another order of dimensions."""
+
+    def __init__(self, network, order, frames):
+        super().__init__()
+        self.network, self.order, self.frames = network, order, frames
+
+    def forward(self, x):
+        pictures = x.permute(self.order).flatten(0, -4)
+        outputs = self.network(pictures)
+        return outputs.unflatten(0, (-1, self.frames)).mean(1) if self.frames > 1 else outputs
+
+
+@pytest.mark.parametrize(("order", "frames"), [((0, 3, 1, 2), 1), ((0, 1, 2, 3, 4), 2), ((0, 2, 1, 3, 4), 2)])
+def test_other_arrangements_move_as_the_same_pictures_do(order, frames):
+    """Channels last, and clips with frames before or behind the channels: as the network that takes pictures."""
+    torch.manual_seed(0)
+    network, pictures = frozen_copy(SmallCNN()), images(8)
+    alike = Arranged(network, (0, 1, 2, 3), frames)
+    arranged = pictures.unflatten(0, (-1, frames)) if frames > 1 else pictures
+    inputs = arranged.permute(torch.tensor(order).argsort().tolist()).contiguous()
+    entries = perturbations(["bgr", "jpeg_90", "resize_bilinear"])
+    found = measure_parity(
+        Subject(Arranged(network, order, frames), (inputs,)), [], perturbations=entries, pixels=PixelSpace()
+    )
+    assert list(found.sensitivity) == [entry.name for entry in entries]
+    with torch.no_grad():
+        for entry in entries:
+            levels = (pictures * 255).round() / 255
+            before, after = (alike(change(levels)) for change in (entry.trained, entry.deployed))
+            expected = ((after - before).norm() / (before - before.mean()).norm()).item()
+            assert found.sensitivity[entry.name]["rel_l2"] == pytest.approx(expected, rel=1e-3)
+
+
 def test_multiples_of_fp16_are_of_whichever_target_measured_it():
     """Also where fp16 is no link of the chain because it was not emulated."""
     report = measure_parity(

@@ -7,6 +7,7 @@ import torch
 
 from lightning_robust.deployment.pixels import geometry
 from lightning_robust.deployment.pixels.catalogue import CATALOGUE, perturbations
+from lightning_robust.deployment.pixels.layout import Layout
 from lightning_robust.deployment.pixels.perturb import KeptPixels, perturb
 from lightning_robust.functional.pixels import PixelSpace
 
@@ -39,6 +40,24 @@ def test_bytes_are_levels(space, perturbed):
         for given, expected in ((one.trained(), other.trained()), (one.deployed(), other.deployed())):
             assert given.dtype == torch.uint8
             assert torch.equal(given, (expected * 255).round().clamp(0, 255).byte())
+
+
+@pytest.mark.parametrize("letters", ["NHWC", "NTCHW", "NCTHW", "NTHWC"])
+@pytest.mark.parametrize("in_bytes", [False, True])
+@pytest.mark.parametrize("perturbed", [perturb, KeptPixels().perturb])
+def test_other_arrangements_are_the_same_pictures(letters, in_bytes, perturbed):
+    """Each frame by itself, bit for bit, with means that are told apart by channel."""
+    pictures = torch.cat([picture(), picture().flip(2), picture().flip(3), picture() * 0.5])
+    pictures = (pictures * 255).round().byte() if in_bytes else SPACE.from_pixels(pictures)
+    layout = Layout(letters, tuple({"N": 2, "T": len(pictures) // 2, "C": 3, "H": 0, "W": 0}[each] for each in letters))
+    if "T" not in letters:
+        layout = Layout(letters, (len(pictures), 0, 0, 3))
+    inputs = layout.arrange(pictures)
+    expected, found = perturb(pictures, SPACE, CATALOGUE.values()), perturbed(inputs, SPACE, CATALOGUE.values())
+    assert len(expected) == len(found) == len(CATALOGUE)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.deployed(), layout.arrange(other.deployed())), one.entry.name
+        assert torch.equal(one.trained(), layout.arrange(other.trained()))
 
 
 def test_low_precision_is_computed_in_fp32():
