@@ -77,7 +77,8 @@ class DrawnEntry:
 
     Args:
         entry: Of the catalogue.
-        pixels: What it does to pictures ``(N, C, H, W)`` in [0, 1].
+        pixels: What it does to pictures ``(N, C, H, W)`` in [0, 1], or to the frames of as many clips, one clip after
+            the other.
         motion: Where it puts their content, ``(3, 3)`` in fp64 as ``picture_motion`` takes it; None if nothing moves.
     """
 
@@ -91,11 +92,11 @@ def draw(
 ) -> DrawnEntry:
     """Draw the parameters of an entry for a group of pictures.
 
-    Values have a parameter for each picture, geometry one for the group.
+    Values have a parameter for each picture or clip, geometry one for the group.
 
     Args:
         entry: Of the catalogue.
-        size: How many pictures, their height and their width.
+        size: How many pictures or clips, their height and their width.
         ranges: Parameter -> smallest and largest value; what is not given has those of :data:`PARAMETERS`.
         generator: On the CPU; the noise has its own, seeded by it.
 
@@ -122,7 +123,7 @@ def at(entry: Perturbation, values: Tensor, size: Size, seed: int = 0) -> DrawnE
 
     Args:
         entry: Of the catalogue.
-        values: A value for each picture; of a shift the way to the right and the way down; of a crop or a letterbox
+        values: A value for each picture or clip; of a shift the way to the right and down; of a crop or a letterbox
             one; of an entry without parameter none.
         size: How many pictures, their height and their width.
         seed: Of the noise.
@@ -161,11 +162,17 @@ _VALUES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def _with_values(pixels: Tensor, change: Callable[[Tensor, Tensor], Tensor], values: Tensor) -> Tensor:
-    return change(pixels, values.to(pixels.device))
+    return change(pixels, _of_frames(values, pixels))
 
 
 def _with_noise(pixels: Tensor, deviations: Tensor, seed: int) -> Tensor:
-    return batched.add_noise(pixels, deviations, torch.Generator(pixels.device).manual_seed(seed))
+    generator = torch.Generator(pixels.device).manual_seed(seed)
+    return batched.add_noise(pixels, _of_frames(deviations, pixels), generator)
+
+
+def _of_frames(values: Tensor, pixels: Tensor) -> Tensor:
+    """A value for each picture, the same one for all frames of a clip."""
+    return values.to(pixels.device).repeat_interleave(len(pixels) // len(values))
 
 
 def _shift(entry: Perturbation, values: Tensor, height: int, width: int) -> DrawnEntry:

@@ -39,6 +39,11 @@ class Layout:
         return self.shape[self.letters.index("C")]
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.shape[self.letters.index("H")], self.shape[self.letters.index("W")]
+
+    @property
     def frames(self) -> int:
         """Pictures of a sample."""
         return self.shape[self.letters.index("T")] if "T" in self.letters else 1
@@ -56,6 +61,18 @@ class Layout:
     def _order(self) -> list[int]:
         """Where the dimensions of pictures are in the input."""
         return [self.letters.index(letter) for letter in "NTCHW" if letter in self.letters]
+
+
+def read_layout(shape: Sequence[int]) -> Layout:
+    """As :func:`layout_of`.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    layout = layout_of(shape)
+    if layout is None:
+        raise ValueError(f"Expected pictures {ARRANGEMENTS}, but got {tuple(shape)}.")
+    return layout
 
 
 def layout_of(shape: Sequence[int]) -> Layout | None:

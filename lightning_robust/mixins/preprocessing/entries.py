@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_robust.callbacks.deployment_parity import DeploymentParityCallback
 from lightning_robust.deployment.pixels.catalogue import Perturbation, perturbations
 from lightning_robust.deployment.pixels.draws import PARAMETER_OF, Ranges, check_ranges
+from lightning_robust.deployment.pixels.layout import read_layout
 from lightning_robust.harness.compat import is_attached
 from lightning_robust.harness.trainers import find_callbacks
 from lightning_robust.mixins.host_step import HostStep
@@ -71,7 +72,7 @@ class EntryChoice:
         Raises:
             MisconfigurationException: If none does.
         """
-        module, channels = self._module, step.inputs.shape[1]
+        module, channels = self._module, read_layout(step.inputs.shape).channels
         measured = self.sensitivity()
         entries: Sequence[Perturbation] = perturbations(list(measured)) if measured else self._entries
         entries, left = split_entries(entries, lambda entry: entry.applies_to(channels))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_robust.deployment.pixels.draws import DrawnEntry
+from lightning_robust.deployment.pixels.layout import read_layout
 from lightning_robust.deployment.pixels.operations import quantise
 from lightning_robust.functional.pixels import PixelSpace
 from lightning_robust.structures import map_tensors, rebuild, tensors_in
@@ -45,17 +46,22 @@ def perturb_groups(inputs: Tensor, space: PixelSpace, groups: Sequence[Group]) -
     """Network inputs as the deployed side would preprocess them, of the same type; no gradient flows through.
 
     Args:
-        inputs: ``(N, C, H, W)``, normalised.
+        inputs: Pictures or clips in one of the arrangements of :func:`~.layout.layout_of`, normalised. The frames of a
+            clip are perturbed alike.
         space: How.
         groups: All rows in groups.
+
+    Raises:
+        ValueError: If they are no such pictures.
     """
     with torch.no_grad(), torch.autocast(inputs.device.type, enabled=False):
         found = torch.empty_like(inputs)
         for group in groups:
             part = inputs[group.rows]
-            pixels = space.to_pixels(part if part.dtype == torch.float64 else part.float())
+            layout = read_layout(part.shape)
+            pixels = space.to_pixels(layout.pictures(part if part.dtype == torch.float64 else part.float()))
             # black comes back from normalisation as -3e-8, of which there is no power
-            found[group.rows] = space.from_pixels(group.drawn.pixels(quantise(pixels)))
+            found[group.rows] = layout.arrange(space.from_pixels(group.drawn.pixels(quantise(pixels))))
         return found
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_robust.deployment.pixels.catalogue import Perturbation
 from lightning_robust.deployment.pixels.draws import draw
+from lightning_robust.deployment.pixels.layout import ARRANGEMENTS, layout_of, read_layout
 from lightning_robust.functional.pixels import PixelSpace
 from lightning_robust.harness.compat import epochs_at, is_attached
 from lightning_robust.harness.normalisation import pixel_space
@@ -70,8 +71,7 @@ class PerturbedTerm:
             ValueError: If they were not normalised as stated.
             MisconfigurationException: If no entry applies.
         """
-        _require_perturbable(step)
-        self._space.check(step.inputs)
+        self._space.check(_pictures_of(step))
         groups = self._choose(step)
         perturbed = perturb_groups(step.inputs, self._space, groups)
         step.extras.append(perturbed)
@@ -109,11 +109,11 @@ class PerturbedTerm:
 
     def _draw(self, step: HostStep, entries: Sequence[Perturbation], generator: torch.Generator) -> list[Group]:
         """Entries and parameters of each group."""
-        samples, _, height, width = step.inputs.shape
+        samples, size = len(step.inputs), read_layout(step.inputs.shape).size
         rows, ranges = rows_of_groups(samples, self._module.preprocessing_groups), self._module.preprocessing_ranges
         chosen = choose_entries(entries, self.sensitivity, len(rows), generator)
         return [
-            Group(part, draw(entry, (len(range(samples)[part]), height, width), ranges, generator))
+            Group(part, draw(entry, (len(range(samples)[part]), *size), ranges, generator))
             for part, entry in zip(rows, chosen, strict=True)
         ]
 
@@ -136,11 +136,14 @@ class PerturbedTerm:
         return each.mean() if len(each) else each.new_zeros(())
 
 
-def _require_perturbable(step: HostStep) -> None:
-    inputs = step.inputs
-    if inputs.ndim != 4 or inputs.shape[1] not in (1, 3) or not inputs.is_floating_point():
+def _pictures_of(step: HostStep) -> Tensor:
+    """The pictures of a step, of clips each frame."""
+    inputs, layout = step.inputs, layout_of(step.inputs.shape)
+    if layout is None or not inputs.is_floating_point():
         key = find_inputs(step.module, step.batch)
         raise TypeError(
             f"Expected pictures (N, 1 or 3, H, W) in floating point at input_key={key!r}, whose preprocessing can "
-            f"differ, but got {inputs.dtype} of shape {tuple(inputs.shape)}. Set preprocessing_weight=0 for others."
+            f"differ, but got {inputs.dtype} of shape {tuple(inputs.shape)}; what can be read is {ARRANGEMENTS}. Set "
+            "preprocessing_weight=0 for others."
         )
+    return layout.pictures(inputs)

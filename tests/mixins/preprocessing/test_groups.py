@@ -5,6 +5,7 @@ import torch
 
 from lightning_robust.deployment.pixels.catalogue import CATALOGUE
 from lightning_robust.deployment.pixels.draws import at, draw
+from lightning_robust.deployment.pixels.layout import Layout
 from lightning_robust.functional.picture_motion import move_boxes, move_masks, move_points
 from lightning_robust.functional.pixels import PixelSpace
 from lightning_robust.mixins.preprocessing.groups import Group, move_groups, perturb_groups, rows_of_groups
@@ -32,6 +33,37 @@ def test_each_group_is_perturbed_in_pixels_and_normalised_again(dtype):
     # half a level of rounding, and what a half-precision input has lost
     slack = 0.6 / 255 + 4 * torch.finfo(dtype).eps
     assert (space.to_pixels(found.double()) - expected).abs().max() < slack
+
+
+@pytest.mark.parametrize("letters", ["NHWC", "NTCHW", "NCTHW", "NTHWC"])
+@pytest.mark.parametrize(
+    "name", ["shift_one_pixel", "crop", "brightness", "gamma_09", "jpeg_90", "levels_6_bit", "bgr"]
+)
+def test_the_frames_of_a_clip_are_perturbed_alike(letters, name):
+    """Each frame as if it were the picture that the parameters were drawn for."""
+    space, frames = PixelSpace((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)), 3 if "T" in letters else 1
+    generator = torch.Generator().manual_seed(1)
+    pictures = space.from_pixels((torch.rand(5, frames, 3, 8, 10) * 255).round() / 255)
+    sizes = {"N": 5, "T": frames, "C": 3, "H": 8, "W": 10}
+    layout = Layout(letters, tuple(sizes[letter] for letter in letters))
+    chosen = [
+        Group(rows, draw(CATALOGUE[name], (len(range(5)[rows]), 8, 10), None, generator))
+        for rows in rows_of_groups(5, 2)
+    ]
+    found = layout.pictures(perturb_groups(layout.arrange(pictures.flatten(0, 1)), space, chosen))
+    expected = [perturb_groups(pictures[:, frame], space, chosen) for frame in range(frames)]
+    assert torch.equal(found.unflatten(0, (5, frames)), torch.stack(expected, 1))
+    assert (found - pictures.flatten(0, 1)).abs().mean() > 1e-3
+
+
+def test_frames_have_noise_of_their_own():
+    grey = torch.full((2, 2, 3, 64, 64), 0.5)
+    drawn = at(CATALOGUE["noise_6"], torch.tensor([2.0, 6.0]), (2, 64, 64), seed=3)
+    noise = perturb_groups(grey.flatten(0, 1)[:, None], PixelSpace(), [Group(slice(None), drawn)])[:, 0] - 0.5
+    assert torch.equal(noise, drawn.pixels(grey.flatten(0, 1)) - 0.5)
+    deviations = (noise * 255).std((1, 2, 3))
+    assert deviations.tolist() == pytest.approx([2, 2, 6, 6], rel=0.05)
+    assert (noise[0] - noise[1]).std() > noise[0].std()
 
 
 def test_autocast_does_not_reach_the_pixels():

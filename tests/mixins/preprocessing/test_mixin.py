@@ -136,6 +136,41 @@ def test_targets_move_with_the_pictures_and_answers_are_held_to_moved_answers():
     assert logged["preprocessing/consistency"] > 0
 
 
+class LastHost(PointHost):
+    def forward(self, images):
+        return super().forward(images.movedim(3, 1))
+
+
+class PointsLast(PreprocessingMixin, LastHost):
+    __init__ = Points.__init__
+
+
+class ClipHost(PointHost):
+    def forward(self, clips):
+        return super().forward(clips.flatten(0, 1)).unflatten(0, clips.shape[:2]).mean(1)
+
+
+class PointsOfClips(PreprocessingMixin, ClipHost):
+    __init__ = Points.__init__
+
+
+@pytest.mark.parametrize(
+    ("kind", "arrange"),
+    [(PointsLast, lambda x: x.movedim(1, 3)), (PointsOfClips, lambda x: x[:, None].repeat(1, 2, 1, 1, 1))],
+)
+def test_other_arrangements_train_as_pictures_do(kind, arrange):
+    """Channels last, and clips whose frames are one picture: the same losses, with targets that move."""
+    x, y = torch.rand(8, 3, 16, 16), torch.rand(8, 1, 2) * 8 + 4
+    found = []
+    for each, inputs in ((Points, x), (kind, arrange(x).contiguous())):
+        seed_everything(0)
+        module = each(preprocessing_groups=4, preprocessing_entries=["shift", "crop", "gain_offset"])
+        loss, logged = step(module, (inputs, y))
+        found.append([loss.item(), *(value.item() for value in logged.values())])
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+    assert min(found[0]) > 0
+
+
 def test_without_move_targets_what_moves_is_left_out_once():
     class MaskHost(Boring):
         def forward(self, images):
