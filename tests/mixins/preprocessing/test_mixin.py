@@ -141,8 +141,7 @@ class LastHost(PointHost):
         return super().forward(images.movedim(3, 1))
 
 
-class PointsLast(PreprocessingMixin, LastHost):
-    __init__ = Points.__init__
+class PointsLast(PreprocessingMixin, LastHost): ...
 
 
 class ClipHost(PointHost):
@@ -150,8 +149,7 @@ class ClipHost(PointHost):
         return super().forward(clips.flatten(0, 1)).unflatten(0, clips.shape[:2]).mean(1)
 
 
-class PointsOfClips(PreprocessingMixin, ClipHost):
-    __init__ = Points.__init__
+class PointsOfClips(PreprocessingMixin, ClipHost): ...
 
 
 @pytest.mark.parametrize(
@@ -164,7 +162,8 @@ def test_other_arrangements_train_as_pictures_do(kind, arrange):
     found = []
     for each, inputs in ((Points, x), (kind, arrange(x).contiguous())):
         seed_everything(0)
-        module = each(preprocessing_groups=4, preprocessing_entries=["shift", "crop", "gain_offset"])
+        settings = {"preprocessing_weight": 1.0, "preprocessing_entries": ["shift", "crop", "gain_offset"]}
+        module = each(**settings, preprocessing_groups=4)
         loss, logged = step(module, (inputs, y))
         found.append([loss.item(), *(value.item() for value in logged.values())])
     assert found[1] == pytest.approx(found[0], rel=1e-4)
