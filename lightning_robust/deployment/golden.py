@@ -29,6 +29,7 @@ from lightning_robust.deployment.graph.frozen import to_args
 from lightning_robust.deployment.parity.distance import compare_outputs
 from lightning_robust.deployment.parity.readout import Readout
 from lightning_robust.deployment.parity.scale import Decode, Scale
+from lightning_robust.deployment.pixels.layout import layout_of
 from lightning_robust.rows import count_rows, take_rows
 from lightning_robust.structures import flatten, map_tensors
 
@@ -254,18 +255,16 @@ def _distance_between(reference: Readout | None, deployed: Readout | None) -> di
     return {} if reference is None or deployed is None else reference.distance(deployed)
 
 
-def _is_picture(array: NDArray[Any]) -> bool:
-    return array.ndim == 4 and array.shape[1] in (1, 3)
-
-
 def _fingerprints(golden: Golden, inputs: Arrays, notes: list[str]) -> dict[str, Fingerprint]:
     """How the deployed pictures differ; those that no fingerprint can be taken of are left out, with a note."""
     mean, std = golden.metadata.get("mean"), golden.metadata.get("std")
     found = {}
     for name, deployed in inputs.items():
-        if _is_picture(deployed):
+        layout = layout_of(deployed.shape)
+        if layout is not None:
+            trained, other = (layout.pictures(to_tensor(array)) for array in (golden.inputs[name], deployed))
             try:
-                found[name] = fingerprint(golden.inputs[name], deployed, mean=mean, std=std)
+                found[name] = fingerprint(trained, other, mean=mean, std=std)
             except (ValueError, TypeError) as error:
                 notes.append(f"What differs in the pictures of input {name!r} is not named: {error}")
     return found

@@ -113,6 +113,24 @@ def test_the_cause_in_deployed_pictures_is_named(golden):
     assert report.pictures["input"].causes[0].name == "channel_order"
 
 
+@pytest.mark.parametrize(
+    "arrange",
+    [lambda x: x.movedim(1, 3), lambda x: x.unflatten(0, (2, 2)), lambda x: x.unflatten(0, (2, 2)).movedim(2, 1)],
+)
+def test_channels_last_and_clips_have_causes_too(arrange):
+    """As the network takes them, on both sides."""
+
+    class Mean(nn.Module):
+        def forward(self, inputs):
+            return inputs.flatten(1).mean(1)
+
+    exact = make_golden(Mean(), (arrange(PIXELS.from_pixels(roads())),), {"mean": PIXELS.mean, "std": PIXELS.std})
+    deployed = arrange(PIXELS.from_pixels(CATALOGUE["bgr"].deployed(roads()))).numpy()
+    report = check_golden(exact, dump(exact, deployed))
+    assert report.pictures["input"].causes[0].name == "channel_order"
+    assert report.notes == ()
+
+
 def test_half_precision_dumps_are_compared_and_told(golden):
     report = check(golden, dump(golden, golden.inputs["input"].astype(np.float16)))
     assert report.notes == ("The deployed side dumped input 'input' as float16; it was compared as float32.",)

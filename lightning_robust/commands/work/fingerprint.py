@@ -14,6 +14,7 @@ from lightning_robust.checks import check_file
 from lightning_robust.deployment.fingerprint.code import write_transform
 from lightning_robust.deployment.fingerprint.switch import refusal, write_switch
 from lightning_robust.deployment.fingerprint.words import Fingerprint
+from lightning_robust.deployment.pixels.layout import layout_of
 from lightning_robust.deployment.replay.frames import PICTURES, Pictures, read_picture
 
 Space = tuple[float | list[float] | None, float | list[float] | None]
@@ -28,7 +29,8 @@ def read_both(trained: str, deployed: str, key: str | None = None) -> tuple[tupl
 
 
 def _channels_last(images: NDArray[Any]) -> bool:
-    return images.ndim == 4 and images.shape[3] in (1, 3) and images.shape[1] not in (1, 3)
+    layout = layout_of(images.shape)
+    return layout is not None and layout.letters == "NHWC"
 
 
 def read_pictures(path: str, key: str | None = None) -> NDArray[Any]:
