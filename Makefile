@@ -22,11 +22,10 @@ STAMP := .venv/installed-$(EXTRAS)
 
 .PHONY: demo test test-versions test-oldest test-newest install-oldest install-newest bindings lint docs bench headlines clean
 
-# most of what is installed is never imported, and is not compiled therefore
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
 	rm -f .venv/installed-* && touch $(STAMP)
 
 demo: $(STAMP)
@@ -44,7 +43,7 @@ install-oldest install-newest: install-%:
 	$(PYTHON) -m venv --clear .venv/test-$*
 	.venv/test-$*/bin/python -m pip install --no-compile --quiet --disable-pip-version-check uv torch==$(TORCH)
 	.venv/test-$*/bin/uv pip install --quiet --python .venv/test-$* --resolution $(RESOLUTION) --only-binary :all: \
-		-r pyproject.toml --extra dev torch==$(TORCH)
+		--compile-bytecode -r pyproject.toml --extra dev torch==$(TORCH)
 
 test-oldest test-newest: test-%: install-%
 	.venv/$@/bin/uv pip install --quiet --python .venv/$@ --no-deps -e .
