@@ -41,7 +41,7 @@ install-oldest: RESOLUTION := lowest-direct
 install-newest: RESOLUTION := highest
 install-oldest install-newest: install-%:
 	$(PYTHON) -m venv --clear .venv/test-$*
-	.venv/test-$*/bin/python -m pip install --no-compile --quiet --disable-pip-version-check uv torch==$(TORCH)
+	.venv/test-$*/bin/python -m pip install --quiet --disable-pip-version-check uv torch==$(TORCH)
 	.venv/test-$*/bin/uv pip install --quiet --python .venv/test-$* --resolution $(RESOLUTION) --only-binary :all: \
 		--compile-bytecode -r pyproject.toml --extra dev torch==$(TORCH)
 
