@@ -138,9 +138,9 @@ def require_pictures(
         ValueError: If it has no pictures, grey ones for what needs colours, or they were not normalised as stated.
     """
     inputs.find_normalisation(trainer)
-    for entry in entries:
-        _, images = _pictures(pl_module, batch, entry, inputs)
-        InputPictures.read(images, inputs.pixels)
+    found = [_pictures(pl_module, batch, entry, inputs)[1] for entry in entries]
+    if found:  # the same pictures for every entry
+        InputPictures.read(found[0], inputs.pixels)
 
 
 def _pictures(pl_module: pl.LightningModule, batch: Any, entry: Entry, inputs: AttackInputs) -> tuple[Key, Tensor]:
